@@ -1,0 +1,12 @@
+//! Pinhole lets FTP through a stateful Linux firewall from userspace.
+//!
+//! It reads FTP control connections, understands what the two ends announce, and has a firewall admit exactly the
+//! one data connection that was announced. The middle is pure: packets and the time come in, decisions go out, and
+//! no module below knows a socket, a clock or a file unless its own comment says so.
+
+pub mod capture;
+pub mod ftp;
+pub mod net;
+pub mod packet;
+pub mod policy;
+pub mod time;

@@ -1,0 +1,2 @@
+//! The program: everything it does lives in the library.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Bytes as IP and TCP. Knows nothing of FTP.
