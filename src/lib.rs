@@ -9,4 +9,5 @@ pub mod ftp;
 pub mod net;
 pub mod packet;
 pub mod policy;
+pub mod stream;
 pub mod time;

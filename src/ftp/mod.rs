@@ -2,6 +2,11 @@
 //!
 //! Everything here works on bytes that arrived in order. It knows nothing of packets, sessions or the kernel.
 
+pub mod command;
+pub mod line;
 pub mod mode;
+pub mod notation;
+pub mod reply;
 
+pub use line::{Line, LineReader};
 pub use mode::{Mode, Modes};

@@ -1,1 +1,9 @@
-//! Bytes as IP and TCP. Knows nothing of FTP.
+//! Bytes as IP and TCP, and TCP's own numbers as types. Knows nothing of FTP.
+
+mod flow;
+mod segment;
+mod seq;
+
+pub use flow::{Connection, Direction, Endpoint, Flow};
+pub use segment::{Flags, NotSegment, Segment};
+pub use seq::Seq;

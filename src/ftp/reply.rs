@@ -1,0 +1,169 @@
+//! What a server says: three digits, then text; the table of replies.
+//!
+//! Knows nothing of which command a reply answers.
+
+use super::Mode;
+
+/// A reply that matters to us, or a class of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Meaning {
+    /// 1xx: it goes on; the command is not answered yet.
+    Preliminary,
+    /// 227, 228, 229: the server announces where it listens.
+    Announce(Mode),
+    /// 220: ready for a new user.
+    Ready,
+    /// 230, 232: logged in.
+    LoggedIn,
+    /// 331, 332: a secret is still missing.
+    NeedSecret,
+    /// 234: from now on the other way of speaking.
+    Secured,
+    /// 530: nobody is logged in.
+    NotLoggedIn,
+    /// Any other 2xx or 3xx.
+    Done,
+    /// Any other 4xx or 5xx.
+    Failed,
+}
+
+/// The codes that mean more than their first digit says.
+const REPLIES: [(u16, Meaning); 10] = [
+    (220, Meaning::Ready),
+    (227, Meaning::Announce(Mode::Pasv)),
+    (228, Meaning::Announce(Mode::Lpsv)),
+    (229, Meaning::Announce(Mode::Epsv)),
+    (230, Meaning::LoggedIn),
+    (232, Meaning::LoggedIn),
+    (234, Meaning::Secured),
+    (331, Meaning::NeedSecret),
+    (332, Meaning::NeedSecret),
+    (530, Meaning::NotLoggedIn),
+];
+
+/// The last line of a reply; its only one, mostly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reply<'a> {
+    /// The three digits as a number, from 100 to 599.
+    pub code: u16,
+    /// What they mean.
+    pub meaning: Meaning,
+    /// The text behind them.
+    pub text: &'a [u8],
+}
+
+/// What a line of the server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard<'a> {
+    /// It ends a reply.
+    Reply(Reply<'a>),
+    /// It is inside a reply of several lines, or begins one.
+    Part,
+    /// It is outside of any reply and begins none.
+    Noise,
+}
+
+/// Tells replies from the text inside of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReplyReader {
+    /// The code that will end the reply of several lines in which we are.
+    inside: Option<Code>,
+}
+
+/// Three digits of which the first is from 1 to 5.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Code([u8; 3]);
+
+impl Code {
+    fn of(line: &[u8]) -> Option<Self> {
+        let code = *line.first_chunk::<3>()?;
+        (matches!(code[0], b'1'..=b'5') && code.iter().all(u8::is_ascii_digit)).then_some(Self(code))
+    }
+
+    fn number(self) -> u16 {
+        self.0.iter().fold(0, |number, digit| number * 10 + u16::from(digit - b'0'))
+    }
+
+    fn meaning(self) -> Meaning {
+        let number = self.number();
+        match self.0[0] {
+            b'1' => Meaning::Preliminary,
+            _ => match REPLIES.iter().find(|(code, _)| *code == number) {
+                Some(&(_, meaning)) => meaning,
+                None if matches!(self.0[0], b'2' | b'3') => Meaning::Done,
+                None => Meaning::Failed,
+            },
+        }
+    }
+}
+
+impl ReplyReader {
+    /// Takes the server's next line.
+    pub fn line<'a>(&mut self, text: &'a [u8]) -> Heard<'a> {
+        let code = Code::of(text);
+        if let Some(inside) = self.inside {
+            // Only the same code followed by a space ends it, whatever the other lines look like.
+            return match code {
+                Some(code) if code == inside && text.get(3) == Some(&b' ') => {
+                    self.inside = None;
+                    Heard::Reply(reply(code, text))
+                }
+                _ => Heard::Part,
+            };
+        }
+        match (code, text.get(3)) {
+            (Some(code), None | Some(b' ')) => Heard::Reply(reply(code, text)),
+            (Some(code), Some(b'-')) => {
+                self.inside = Some(code);
+                Heard::Part
+            }
+            _ => Heard::Noise,
+        }
+    }
+
+    /// Whether a reply of several lines has begun and not ended.
+    pub fn is_inside(&self) -> bool {
+        self.inside.is_some()
+    }
+}
+
+fn reply(code: Code, text: &[u8]) -> Reply<'_> {
+    Reply { code: code.number(), meaning: code.meaning(), text: text.get(4..).unwrap_or_default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn meanings(lines: &[&str]) -> Vec<Option<(u16, Meaning)>> {
+        let mut reader = ReplyReader::default();
+        let heard = lines.iter().map(|line| match reader.line(line.as_bytes()) {
+            Heard::Reply(reply) => Some((reply.code, reply.meaning)),
+            Heard::Part | Heard::Noise => None,
+        });
+        heard.collect()
+    }
+
+    #[test]
+    fn three_digits_and_a_space_are_a_reply() {
+        assert_eq!(meanings(&["220 hello"]), [Some((220, Meaning::Ready))]);
+        assert_eq!(meanings(&["220"]), [Some((220, Meaning::Ready))]);
+        assert_eq!(meanings(&["150 wait"]), [Some((150, Meaning::Preliminary))]);
+        assert_eq!(meanings(&["229 there"]), [Some((229, Meaning::Announce(Mode::Epsv)))]);
+        assert_eq!(meanings(&["421 bye"]), [Some((421, Meaning::Failed))]);
+    }
+
+    #[test]
+    fn what_is_no_code_is_no_reply() {
+        for line in ["", "22", "2x0 a", "020 a", "620 a", "2200 a", " 220 a", "227(10,0,0,1,4,5)", "HTTP/1.1 200 OK"] {
+            assert_eq!(meanings(&[line]), [None], "{line}");
+        }
+    }
+
+    #[test]
+    fn inside_a_reply_of_several_lines_only_its_own_code_ends_it() {
+        let lines = ["230-Welcome", "227 Entering Passive Mode (10,0,0,1,4,5)", "230-more", "", "230 done", "226 next"];
+        let expected = [None, None, None, None, Some((230, Meaning::LoggedIn)), Some((226, Meaning::Done))];
+        assert_eq!(meanings(&lines), expected);
+    }
+}

@@ -1,0 +1,201 @@
+//! One direction of a TCP connection as bytes in order. Knows nothing of lines.
+//!
+//! The first copy of a byte wins, because it is the one that was judged and let through. What is out of order waits,
+//! within bounds, until the missing part comes, or until the receiver's acknowledgement proves that it has what we
+//! never saw: a capture may lose packets, and a queue that overflows lets them pass unread.
+
+mod history;
+mod waiting;
+
+use history::History;
+use waiting::Waiting;
+
+use crate::packet::{Flags, Segment, Seq};
+
+/// How far ahead of the stream a segment may lie and still be believed. A control connection's window is far smaller.
+const FARTHEST_AHEAD: i32 = 1 << 20;
+
+/// What a [`Stream`] has to say about a segment, in the order of the stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery<'a> {
+    /// The next bytes, and the place of the first of them.
+    Bytes(Seq, &'a [u8]),
+    /// Bytes are missing here and will not come any more. What follows continues behind the gap.
+    Gap,
+}
+
+/// Something about a segment that does not happen in a healthy connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Oddity {
+    /// A byte that came before came again with another value.
+    DifferingCopy,
+    /// The segment lies too far from where the stream is.
+    FarAway,
+    /// More waits out of order than the limit allows.
+    TooMuchWaiting,
+    /// Bytes never came, yet the receiver acknowledged them.
+    Lost,
+}
+
+/// One direction's bytes, put in order.
+#[derive(Debug, Default)]
+pub struct Stream {
+    /// The place of the next byte to deliver; none before the first segment.
+    next: Option<Seq>,
+    /// Up to where the other side has acknowledged.
+    acked: Option<Seq>,
+    /// Where the sender said that its data ends.
+    fin: Option<Seq>,
+    history: History,
+    /// Allocated only while something is out of order, which is rare.
+    waiting: Option<Box<Waiting>>,
+}
+
+impl Stream {
+    /// Whether a segment of this direction has been seen.
+    pub fn has_begun(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// The place of the next byte to deliver.
+    pub fn next(&self) -> Option<Seq> {
+        self.next
+    }
+
+    /// Whether everything up to the sender's FIN has been delivered.
+    pub fn has_ended(&self) -> bool {
+        self.fin.is_some() && self.fin == self.next
+    }
+
+    /// Whether a reset with this sequence number is one that the receiver would believe.
+    pub fn believes_reset_at(&self, seq: Seq) -> bool {
+        self.next.is_none_or(|next| (-1..=i32::from(u16::MAX)).contains(&(seq - next)))
+    }
+
+    /// Begins where the other side's acknowledgement of a SYN says that this side stands.
+    pub fn begin_at(&mut self, seq: Seq) {
+        self.next.get_or_insert(seq);
+    }
+
+    /// Takes a segment of this direction and hands on, in order, all bytes that it completes.
+    ///
+    /// `limit` bounds the bytes that may wait out of order.
+    pub fn segment(
+        &mut self,
+        segment: &Segment<'_>,
+        limit: usize,
+        mut deliver: impl FnMut(Delivery<'_>),
+    ) -> Option<Oddity> {
+        // A SYN takes a place in the stream of its own; its data, if any, follows.
+        let seq = if segment.flags.has(Flags::SYN) { segment.seq + 1 } else { segment.seq };
+        let next = *self.next.get_or_insert(seq);
+        let end = seq + segment.payload.len();
+        if segment.flags.has(Flags::FIN) && !segment.cut && (end - next).abs() <= FARTHEST_AHEAD {
+            self.fin.get_or_insert(end);
+        }
+        if segment.payload.is_empty() {
+            return None;
+        }
+        if seq == next && self.waiting.is_none() {
+            self.deliver(segment.payload, &mut deliver);
+            return None;
+        }
+        self.unusual_segment(seq, segment.payload, limit, &mut deliver)
+    }
+
+    /// Takes the other side's acknowledgement, which may tell that missing bytes will never come.
+    pub fn acknowledged(&mut self, ack: Seq, mut deliver: impl FnMut(Delivery<'_>)) -> Option<Oddity> {
+        self.acked = Some(self.acked.map_or(ack, |acked| acked.later(ack)));
+        let waits_at = self.waiting.as_ref()?.first();
+        if waits_at.is_after(ack) {
+            return None;
+        }
+        self.skip_to(waits_at, &mut deliver);
+        Some(Oddity::Lost)
+    }
+
+    fn deliver(&mut self, bytes: &[u8], deliver: &mut impl FnMut(Delivery<'_>)) {
+        let Some(next) = self.next else { return };
+        self.history.remember(next, bytes);
+        self.next = Some(next + bytes.len());
+        deliver(Delivery::Bytes(next, bytes));
+    }
+
+    /// Everything but the plain next segment: copies, overlaps, gaps. Kept out of line for the plain one's sake.
+    #[cold]
+    fn unusual_segment(
+        &mut self,
+        seq: Seq,
+        payload: &[u8],
+        limit: usize,
+        deliver: &mut impl FnMut(Delivery<'_>),
+    ) -> Option<Oddity> {
+        let next = self.next?;
+        let ahead = seq - next;
+        if ahead > 0 {
+            if self.acked.is_some_and(|acked| !acked.is_before(seq)) {
+                // The receiver has everything before this segment: what we miss was lost on the way to us alone.
+                let waits_at = self.waiting.as_ref().map(|waiting| waiting.first());
+                self.skip_to(waits_at.filter(|first| first.is_before(seq)).unwrap_or(seq), deliver);
+                // What waited has brought the stream nearer to this segment, up to it, or beyond it.
+                self.unusual_segment(seq, payload, limit, deliver);
+                return Some(Oddity::Lost);
+            }
+            if ahead > FARTHEST_AHEAD {
+                return Some(Oddity::FarAway);
+            }
+            let waiting = self.waiting.get_or_insert_default();
+            let differs = waiting.insert(seq, payload);
+            if waiting.is_over(limit) {
+                let first = waiting.first();
+                self.skip_to(first, deliver);
+                return Some(Oddity::TooMuchWaiting);
+            }
+            return differs.then_some(Oddity::DifferingCopy);
+        }
+        if ahead < -FARTHEST_AHEAD {
+            return Some(Oddity::FarAway);
+        }
+        let known = payload.len().min(usize::try_from(-ahead).unwrap_or(0));
+        // A keep-alive repeats the last place with a byte of no meaning, or none.
+        let keep_alive = payload.len() == 1 && ahead == -1;
+        let differs = !keep_alive && self.history.differs(next, seq, &payload[..known]);
+        if known < payload.len() {
+            // What waits arrived before this segment, so where they overlap, what waits is the first copy.
+            let rest = &payload[known..];
+            match &mut self.waiting {
+                None => self.deliver(rest, deliver),
+                Some(waiting) => {
+                    let waiting_differs = waiting.insert(next, rest);
+                    self.drain(deliver);
+                    return (differs || waiting_differs).then_some(Oddity::DifferingCopy);
+                }
+            }
+        }
+        differs.then_some(Oddity::DifferingCopy)
+    }
+
+    /// Gives up what is missing before `place`, which is not behind the stream.
+    fn skip_to(&mut self, place: Seq, deliver: &mut impl FnMut(Delivery<'_>)) {
+        self.next = Some(place);
+        self.history = History::default();
+        deliver(Delivery::Gap);
+        self.drain(deliver);
+    }
+
+    /// Delivers what waits and has become next.
+    fn drain(&mut self, deliver: &mut impl FnMut(Delivery<'_>)) {
+        while let Some(next) = self.next
+            && let Some(waiting) = &mut self.waiting
+            && let Some(bytes) = waiting.take(next)
+        {
+            self.deliver(&bytes, deliver);
+        }
+        if self.waiting.as_ref().is_some_and(|waiting| waiting.is_empty()) {
+            self.waiting = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

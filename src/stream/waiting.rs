@@ -1,0 +1,78 @@
+//! Bytes that arrived before those that stand in front of them.
+
+use std::collections::VecDeque;
+
+use crate::packet::Seq;
+
+/// How many separate pieces may wait: each costs more than its bytes.
+const MOST_PIECES: usize = 64;
+
+/// Pieces in the order of the stream, none overlapping another.
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    pieces: VecDeque<(Seq, Vec<u8>)>,
+    bytes: usize,
+}
+
+impl Waiting {
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    pub(super) fn is_over(&self, limit: usize) -> bool {
+        self.bytes > limit || self.pieces.len() > MOST_PIECES
+    }
+
+    /// Where the first piece stands. Only an empty one, which nobody keeps, has none: then the beginning of all.
+    pub(super) fn first(&self) -> Seq {
+        self.pieces.front().map_or(Seq::default(), |(at, _)| *at)
+    }
+
+    /// Takes the piece that stands at `next` or begins before it.
+    pub(super) fn take(&mut self, next: Seq) -> Option<Vec<u8>> {
+        let (at, _) = self.pieces.front()?;
+        if at.is_after(next) {
+            return None;
+        }
+        let (at, mut piece) = self.pieces.pop_front()?;
+        self.bytes -= piece.len();
+        let known = usize::try_from(next - at).unwrap_or(0).min(piece.len());
+        piece.drain(..known);
+        Some(piece)
+    }
+
+    /// Adds what is new of `bytes`. Whether it differs from what was there where they overlap.
+    pub(super) fn insert(&mut self, at: Seq, bytes: &[u8]) -> bool {
+        let mut differs = false;
+        let mut at = at;
+        let mut rest = bytes;
+        let mut index = 0;
+        while !rest.is_empty() {
+            let Some((piece_at, piece)) = self.pieces.get(index) else {
+                self.add(index, at, rest);
+                break;
+            };
+            let before = usize::try_from(*piece_at - at).unwrap_or(0).min(rest.len());
+            if before > 0 {
+                self.add(index, at, &rest[..before]);
+                at += before;
+                rest = &rest[before..];
+                index += 1;
+                continue;
+            }
+            // `at` lies in this piece or behind it.
+            let offset = usize::try_from(at - *piece_at).unwrap_or(0).min(piece.len());
+            let shared = rest.len().min(piece.len() - offset);
+            differs |= piece[offset..offset + shared] != rest[..shared];
+            at += shared;
+            rest = &rest[shared..];
+            index += 1;
+        }
+        differs
+    }
+
+    fn add(&mut self, index: usize, at: Seq, bytes: &[u8]) {
+        self.bytes += bytes.len();
+        self.pieces.insert(index, (at, bytes.to_vec()));
+    }
+}
