@@ -118,6 +118,20 @@ impl Network {
         Some(Self { address, prefix })
     }
 
+    /// The lowest address in it.
+    pub const fn first(self) -> IpAddr {
+        self.address
+    }
+
+    /// The highest address in it.
+    pub fn last(self) -> IpAddr {
+        let prefix = u32::from(self.prefix);
+        match self.address {
+            IpAddr::V4(a) => IpAddr::V4((a.to_bits() | u32::MAX.checked_shr(prefix).unwrap_or(0)).into()),
+            IpAddr::V6(a) => IpAddr::V6((a.to_bits() | u128::MAX.checked_shr(prefix).unwrap_or(0)).into()),
+        }
+    }
+
     /// Whether `address` lies in it. An address of the other family never does.
     pub fn contains(self, address: IpAddr) -> bool {
         address.is_ipv4() == self.address.is_ipv4() && Self::containing(address, self.prefix) == Some(self)
@@ -184,6 +198,16 @@ mod tests {
         assert!(network("10.0.0.0/8").covers(network("10.1.0.0/16")));
         assert!(!network("10.1.0.0/16").covers(network("10.0.0.0/8")));
         assert!(network("2001:db8::/32").covers(network("2001:db8::1")));
+    }
+
+    #[test]
+    fn a_network_has_a_first_and_a_last_address() {
+        let ends = |text| (network(text).first().to_string(), network(text).last().to_string());
+        assert_eq!(ends("10.0.0.0/8"), ("10.0.0.0".into(), "10.255.255.255".into()));
+        assert_eq!(ends("10.0.0.5"), ("10.0.0.5".into(), "10.0.0.5".into()));
+        assert_eq!(ends("0.0.0.0/0"), ("0.0.0.0".into(), "255.255.255.255".into()));
+        assert_eq!(ends("fd00::/127"), ("fd00::".into(), "fd00::1".into()));
+        assert_eq!(ends("::/0").1, "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff");
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub enum Oddity {
 /// One direction's bytes, put in order.
 #[derive(Debug, Default)]
 pub struct Stream {
+    /// The place of the first byte that was seen, or that a SYN promised.
+    start: Option<Seq>,
     /// The place of the next byte to deliver; none before the first segment.
     next: Option<Seq>,
     /// Up to where the other side has acknowledged.
@@ -52,9 +54,9 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// Whether a segment of this direction has been seen.
-    pub fn has_begun(&self) -> bool {
-        self.next.is_some()
+    /// The place of the first byte that was seen, or that a SYN promised.
+    pub fn start(&self) -> Option<Seq> {
+        self.start
     }
 
     /// The place of the next byte to deliver.
@@ -72,8 +74,9 @@ impl Stream {
         self.next.is_none_or(|next| (-1..=i32::from(u16::MAX)).contains(&(seq - next)))
     }
 
-    /// Begins where the other side's acknowledgement of a SYN says that this side stands.
+    /// Begins at this place, unless it has begun: the other side's acknowledgement of a SYN tells it.
     pub fn begin_at(&mut self, seq: Seq) {
+        self.start.get_or_insert(seq);
         self.next.get_or_insert(seq);
     }
 
@@ -88,7 +91,13 @@ impl Stream {
     ) -> Option<Oddity> {
         // A SYN takes a place in the stream of its own; its data, if any, follows.
         let seq = if segment.flags.has(Flags::SYN) { segment.seq + 1 } else { segment.seq };
-        let next = *self.next.get_or_insert(seq);
+        let next = match self.next {
+            Some(next) => next,
+            None => {
+                self.begin_at(seq);
+                seq
+            }
+        };
         let end = seq + segment.payload.len();
         if segment.flags.has(Flags::FIN) && !segment.cut && (end - next).abs() <= FARTHEST_AHEAD {
             self.fin.get_or_insert(end);

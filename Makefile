@@ -1,0 +1,69 @@
+# `make` lists what there is. Everything it needs is installed on the way, by tests/setup.
+
+CAPTURE ?= $(firstword $(wildcard pcaps/vsftpd-curl-ipv4.pcap pcaps/*.pcap pcaps/*.pcapng))
+FUZZ_SECONDS ?= 5
+FUZZ_TARGETS := $(basename $(notdir $(wildcard fuzz/fuzz_targets/*.rs)))
+
+export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
+
+# Where nobody is there to look, Cargo.lock must be as committed.
+LOCKED := $(if $(CI),--locked)
+
+# Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
+fuzz = mkdir -p fuzz/found/$(1) && cargo fuzz run --sanitizer none $(1) fuzz/found/$(1) fuzz/corpus/$(1) -- -timeout=10
+
+# Through sudo, root would own what is built in someone else's tree.
+ifneq ($(filter-out root,$(SUDO_USER)),)
+ifeq ($(shell id -u)$(shell stat -c %U .),0$(SUDO_USER))
+$(error run make as $(SUDO_USER), not through sudo: it uses sudo itself where it has to)
+endif
+endif
+
+.NOTPARALLEL:
+.PHONY: help run test fuzz-all fuzz bench lint clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+run: ## build, and replay a capture: which data connections would have been let through (CAPTURE=file)
+	@tests/setup
+	cargo build --release $(LOCKED)
+	target/release/pinhole replay $(CAPTURE)
+
+test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
+	@tests/setup test
+	cargo test $(LOCKED) --benches --no-run
+	cargo test $(LOCKED)
+	@$(MAKE) --no-print-directory fuzz-all
+
+fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
+	@cargo fuzz --version >/dev/null 2>&1 && command -v c++ >/dev/null || { \
+		echo "fuzz: left out, there is no cargo-fuzz; the same targets ran above, in tests/fuzz_targets.rs"; exit 0; }; \
+	echo cargo fuzz build --sanitizer none; cargo fuzz build --sanitizer none || exit 1; \
+	for target in $(FUZZ_TARGETS); do \
+		log=fuzz/target/$$target.log; \
+		($(call fuzz,$$target) -max_total_time=$(FUZZ_SECONDS)) >$$log 2>&1 </dev/null || \
+			{ cat $$log; echo "fuzz $$target: FAILED"; exit 1; }; \
+		echo "fuzz $$target: $$(grep '^Done ' $$log), nothing found"; \
+	done
+
+fuzz: ## fuzz one target until it finds something or you stop it (TARGET=lines)
+	@tests/setup test
+	@test -d fuzz/corpus/$(or $(TARGET),?) || { echo "TARGET is one of: $(FUZZ_TARGETS)"; exit 2; }
+	$(call fuzz,$(TARGET))
+
+bench: ## measure
+	@tests/setup
+	cargo bench $(LOCKED) --benches
+
+lint: ## what is checked without running anything: format, clippy, documentation, licences
+	@tests/setup ci
+	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
+	cargo tree $(LOCKED) --manifest-path fuzz/Cargo.toml >/dev/null
+	cargo clippy $(LOCKED) --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --no-deps
+	cargo deny $(LOCKED) check licenses bans sources
+
+clean: ## remove what was built (what the fuzzer found stays)
+	rm -rf target fuzz/target

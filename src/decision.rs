@@ -1,0 +1,87 @@
+//! May this be announced? An expectation, or the reason why not.
+//!
+//! Puts together what the dialogue says about an announcement, who the two ends are, and the policy's terms. How many
+//! expectations there are already is for the tracker to count.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::expectation::{Expectation, Refusal};
+use crate::ftp::Mode;
+use crate::ftp::notation::Announced;
+use crate::net::Port;
+use crate::packet::{Connection, Endpoint};
+use crate::policy::{Login, Terms, ThirdParty};
+use crate::session::Announcement;
+use crate::time::Timestamp;
+
+/// Decides about an announcement.
+pub fn decide(
+    announcement: &Announcement,
+    connection: &Connection,
+    terms: &Terms,
+    now: Timestamp,
+) -> Result<Expectation, Refusal> {
+    let Announcement { mode, standing, .. } = *announcement;
+    if !standing.is_ftp {
+        return Err(Refusal::NotFtp);
+    }
+    if terms.denies_all() || terms.denies(mode.command()) {
+        return Err(Refusal::ByRule);
+    }
+    if !terms.modes.contains(mode) {
+        return Err(Refusal::ModeDenied);
+    }
+    if !standing.asked_for {
+        return Err(Refusal::NotAskedFor);
+    }
+    if standing.extended_only && mode != Mode::Epsv {
+        return Err(Refusal::AfterEpsvAll);
+    }
+    if terms.login == Login::Required && !standing.logged_in {
+        return Err(Refusal::NotLoggedIn);
+    }
+    let named = announcement.named.ok_or(Refusal::BadSyntax)?;
+    let address = address(mode, &named, connection);
+    if address.is_ipv4() != connection.client().address.is_ipv4() {
+        return Err(Refusal::WrongFamily);
+    }
+    let port = Port::new(named.port).ok_or(Refusal::PortZero)?;
+    let is_allowed_elsewhere = terms.third_party == ThirdParty::Allow && is_host(address);
+    if !is_own(mode, address, connection) && !is_allowed_elsewhere {
+        return Err(Refusal::ThirdParty);
+    }
+    if !terms.may_use(port) {
+        return Err(if port.is_low() { Refusal::LowPort } else { Refusal::PortNotAllowed });
+    }
+    let from = if mode.is_active() { connection.reply.source } else { connection.original.source };
+    let to = Endpoint::new(address, port);
+    Ok(Expectation { from: from.address, to, since: now, lifetime: terms.timeout })
+}
+
+/// What an announcement names, for people: also when it is refused.
+pub fn named(announcement: &Announcement, connection: &Connection) -> Option<SocketAddr> {
+    let named = announcement.named?;
+    Some(SocketAddr::new(address(announcement.mode, &named, connection), named.port))
+}
+
+/// A server that names no address, or the one that stands for all of its own, means the one that the client called.
+fn address(mode: Mode, named: &Announced, connection: &Connection) -> IpAddr {
+    match named.address {
+        Some(address) if mode.is_active() || !address.is_unspecified() => address,
+        _ => connection.server().address,
+    }
+}
+
+fn is_own(mode: Mode, address: IpAddr, connection: &Connection) -> bool {
+    if mode.is_active() { connection.is_clients(address) } else { connection.is_servers(address) }
+}
+
+/// Whether it can be the address of some host out there. Not even a policy that allows third parties means others.
+fn is_host(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast)
+}
+
+#[cfg(test)]
+#[path = "decision_tests.rs"]
+mod tests;

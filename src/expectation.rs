@@ -1,0 +1,195 @@
+//! One data connection that may come, and why another one may not.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::net::PortRange;
+use crate::packet::{Endpoint, Flow};
+use crate::time::Timestamp;
+
+/// A data connection that the kernel is told to admit: once, from exactly there to exactly here, for so long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expectation {
+    /// Who will connect, from whichever port.
+    pub from: IpAddr,
+    /// Where to.
+    pub to: Endpoint,
+    /// When it was announced.
+    pub since: Timestamp,
+    /// How long it is admitted.
+    pub lifetime: Duration,
+}
+
+impl Expectation {
+    /// The moment from which it is not admitted any more.
+    pub fn expires(&self) -> Timestamp {
+        self.since + self.lifetime
+    }
+
+    /// Whether a connection with these addresses is the expected one.
+    pub fn matches(&self, flow: &Flow) -> bool {
+        flow.source.address == self.from && flow.destination == self.to
+    }
+}
+
+impl fmt::Display for Expectation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.from, self.to)
+    }
+}
+
+/// Where an encrypted session's data connections may go, as they cannot be read: any number of them, while the
+/// session lasts. Only a policy opens one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Corridor {
+    /// Who may connect.
+    pub from: IpAddr,
+    /// Where to.
+    pub to: IpAddr,
+    /// On which ports.
+    pub ports: PortRange,
+}
+
+impl Corridor {
+    /// Whether a connection with these addresses goes through it.
+    pub fn matches(&self, flow: &Flow) -> bool {
+        flow.source.address == self.from
+            && flow.destination.address == self.to
+            && self.ports.contains(flow.destination.port)
+    }
+}
+
+impl fmt::Display for Corridor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {} ports {}", self.from, self.to, self.ports)
+    }
+}
+
+/// Why an announced data connection will not be admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Refusal {
+    /// The address cannot be read.
+    BadSyntax,
+    /// It names a host that is neither end of the session.
+    ThirdParty,
+    /// It names an address of the other family than the session's.
+    WrongFamily,
+    /// It names port zero.
+    PortZero,
+    /// It names a port below 1024 that the policy does not name.
+    LowPort,
+    /// It names a port that the policy does not name.
+    PortNotAllowed,
+    /// The policy does not allow this way of announcing.
+    ModeDenied,
+    /// The server announced something that the client did not ask for.
+    NotAskedFor,
+    /// Nobody is logged in.
+    NotLoggedIn,
+    /// The client said `EPSV ALL` before.
+    AfterEpsvAll,
+    /// The session, or all of them together, have as many expectations as allowed.
+    TooMany,
+    /// The two ends do not talk FTP.
+    NotFtp,
+    /// A rule of the policy denies it by name.
+    ByRule,
+    /// The firewall could not open it.
+    NotOpened,
+}
+
+impl Refusal {
+    /// All of them.
+    pub const ALL: [Self; 14] = [
+        Self::BadSyntax,
+        Self::ThirdParty,
+        Self::WrongFamily,
+        Self::PortZero,
+        Self::LowPort,
+        Self::PortNotAllowed,
+        Self::ModeDenied,
+        Self::NotAskedFor,
+        Self::NotLoggedIn,
+        Self::AfterEpsvAll,
+        Self::TooMany,
+        Self::NotFtp,
+        Self::ByRule,
+        Self::NotOpened,
+    ];
+
+    /// Its name, as logs, counters and JSON have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::BadSyntax => "bad-syntax",
+            Self::ThirdParty => "third-party",
+            Self::WrongFamily => "wrong-family",
+            Self::PortZero => "port-zero",
+            Self::LowPort => "low-port",
+            Self::PortNotAllowed => "port-not-allowed",
+            Self::ModeDenied => "mode-denied",
+            Self::NotAskedFor => "not-asked-for",
+            Self::NotLoggedIn => "not-logged-in",
+            Self::AfterEpsvAll => "after-epsv-all",
+            Self::TooMany => "too-many",
+            Self::NotFtp => "not-ftp",
+            Self::ByRule => "by-rule",
+            Self::NotOpened => "not-opened",
+        }
+    }
+
+    /// What happened and what to do about it, for a person.
+    pub const fn explanation(self) -> &'static str {
+        match self {
+            Self::BadSyntax => "the address in it cannot be read",
+            Self::ThirdParty => {
+                "it names a host that is neither end of the session (set `third_party: allow` if that is meant to work)"
+            }
+            Self::WrongFamily => "it names an address of the other IP version than the session's",
+            Self::PortZero => "it names port 0",
+            Self::LowPort => "it names a port below 1024 (`data_ports` would have to name it)",
+            Self::PortNotAllowed => "it names a port outside of the policy's `data_ports`",
+            Self::ModeDenied => "the policy's `modes` do not have this way of announcing",
+            Self::NotAskedFor => "the client did not ask for it",
+            Self::NotLoggedIn => "nobody is logged in (set `login: optional` if the server needs no login)",
+            Self::AfterEpsvAll => "the client said EPSV ALL before",
+            Self::TooMany => "there are as many pinholes as `pinholes_per_session` or `limits: pinholes` allow",
+            Self::NotFtp => "the two ends do not talk FTP",
+            Self::ByRule => "a rule of the policy denies it",
+            Self::NotOpened => "the firewall did not take it",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why a pinhole that nobody used does not stand any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Closed {
+    /// The server refused the command that announced it.
+    RefusedByServer,
+    /// Its session ended.
+    SessionEnded,
+}
+
+impl Closed {
+    /// Its name, as logs and JSON have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RefusedByServer => "refused-by-server",
+            Self::SessionEnded => "session-ended",
+        }
+    }
+
+    /// What happened, for a person.
+    pub const fn explanation(self) -> &'static str {
+        match self {
+            Self::RefusedByServer => "the server refused the command",
+            Self::SessionEnded => "its session ended",
+        }
+    }
+}

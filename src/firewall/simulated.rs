@@ -1,0 +1,85 @@
+//! A firewall in memory, for replay, tests and benchmarks. It admits what the kernel would.
+
+use std::collections::BTreeSet;
+use std::hash::RandomState;
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+use super::{Firewall, NotOpened};
+use crate::expectation::{Corridor, Expectation};
+use crate::net::Port;
+use crate::packet::{Connection, Endpoint, Flow};
+use crate::time::Timestamp;
+
+/// Through what a data connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admitted {
+    /// Through a pinhole, which is closed by it.
+    Pinhole(Expectation),
+    /// Through the corridor of an encrypted session.
+    Corridor(Corridor),
+}
+
+/// Pinholes in memory, without NAT.
+#[derive(Debug)]
+pub struct Simulated {
+    control_ports: BTreeSet<Port>,
+    pinholes: HashMap<(IpAddr, Endpoint), Expectation, RandomState>,
+    corridors: Vec<Corridor>,
+}
+
+impl Simulated {
+    /// A firewall for servers that listen on these ports.
+    pub fn new(control_ports: impl IntoIterator<Item = Port>) -> Self {
+        Self { control_ports: control_ports.into_iter().collect(), pinholes: HashMap::default(), corridors: Vec::new() }
+    }
+
+    /// A new connection arrives. If it was expected it is admitted, and its pinhole is used up.
+    pub fn admit(&mut self, now: Timestamp, flow: &Flow) -> Option<Admitted> {
+        let key = (flow.source.address, flow.destination);
+        match self.pinholes.remove(&key) {
+            Some(pinhole) if now < pinhole.expires() => Some(Admitted::Pinhole(pinhole)),
+            _ => self.corridors.iter().find(|corridor| corridor.matches(flow)).copied().map(Admitted::Corridor),
+        }
+    }
+
+    /// How many pinholes stand, expired ones that nobody closed included.
+    pub fn pinholes(&self) -> usize {
+        self.pinholes.len()
+    }
+}
+
+impl Firewall for Simulated {
+    fn control_connection(&mut self, flow: &Flow) -> Option<Connection> {
+        if self.control_ports.contains(&flow.destination.port) {
+            Some(Connection::direct(*flow))
+        } else if self.control_ports.contains(&flow.source.port) {
+            Some(Connection::direct(flow.reversed()))
+        } else {
+            None
+        }
+    }
+
+    fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+        self.pinholes.insert((expectation.from, expectation.to), *expectation);
+        Ok(())
+    }
+
+    fn close(&mut self, expectation: &Expectation) {
+        self.pinholes.remove(&(expectation.from, expectation.to));
+    }
+
+    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
+        self.corridors.push(*corridor);
+        Ok(())
+    }
+
+    fn close_corridor(&mut self, corridor: &Corridor) {
+        if let Some(index) = self.corridors.iter().position(|open| open == corridor) {
+            self.corridors.swap_remove(index);
+        }
+    }
+
+    fn stop_reading(&mut self, _: &Connection) {}
+}

@@ -1,0 +1,328 @@
+//! What a policy says about the machine, whoever talks: which ports to read, how packets reach us, where the holes
+//! are kept, and how much memory may go into it.
+//!
+//! Knows neither the YAML nor the kernel: these are the values, and no value of them is nonsense.
+
+use std::fmt;
+use std::num::{NonZeroU16, NonZeroU32};
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::word::{Word, words};
+use crate::net::Port;
+
+words! {
+    /// How the kernel holds what it was told to admit.
+    Mechanism {
+        /// `Native` where the kernel has it, otherwise `Sets`.
+        Auto = "auto",
+        /// Real expectations of conntrack.
+        Native = "native",
+        /// Elements of nftables sets.
+        Sets = "sets",
+    }
+}
+
+words! {
+    /// Which packets of a control connection leave the kernel to be read.
+    Inspect {
+        /// All that carry payload, so that the whole dialogue is known.
+        Dialogue = "dialogue",
+        /// Only those that begin with a line that announces an address.
+        Announcements = "announcements",
+    }
+}
+
+words! {
+    /// What becomes of control connections while nobody reads the queue.
+    WhenDown {
+        /// They pass unread; no new hole opens.
+        Open = "open",
+        /// They are held back too.
+        Closed = "closed",
+    }
+}
+
+words! {
+    /// The families of nftables tables that can see an FTP connection.
+    ChainFamily {
+        /// IPv4.
+        Ip = "ip",
+        /// IPv6.
+        Ip6 = "ip6",
+        /// Both.
+        Inet = "inet",
+    }
+}
+
+/// `Auto`.
+#[allow(clippy::derivable_impls, reason = "the variants are declared by a macro")]
+impl Default for Mechanism {
+    fn default() -> Self {
+        Self::Auto
+    }
+}
+
+/// How packets reach us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capture {
+    /// The queues that the kernel hands packets to.
+    pub queues: Queues,
+    /// Which packets those are.
+    pub inspect: Inspect,
+    /// What happens to them while nobody reads.
+    pub when_down: WhenDown,
+}
+
+impl Default for Capture {
+    fn default() -> Self {
+        Self { queues: Queues::default(), inspect: Inspect::Dialogue, when_down: WhenDown::Open }
+    }
+}
+
+/// A run of NFQUEUE numbers, at least one, none above 65535.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    first: u16,
+    count: NonZeroU16,
+}
+
+impl Queues {
+    /// `count` queues from number `first`, unless that leads past 65535.
+    pub fn new(first: u16, count: NonZeroU16) -> Option<Self> {
+        first.checked_add(count.get() - 1).map(|_| Self { first, count })
+    }
+
+    /// The lowest number.
+    pub const fn first(self) -> u16 {
+        self.first
+    }
+
+    /// How many there are.
+    pub const fn count(self) -> NonZeroU16 {
+        self.count
+    }
+
+    /// Their numbers, in order.
+    pub fn numbers(self) -> impl Iterator<Item = u16> {
+        (0..self.count.get()).map(move |offset| self.first + offset)
+    }
+}
+
+/// Queue 0 alone.
+impl Default for Queues {
+    fn default() -> Self {
+        Self { first: 0, count: NonZeroU16::MIN }
+    }
+}
+
+/// The ports on which control connections arrive: at least one, each there once, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPorts(Box<[Port]>);
+
+impl ControlPorts {
+    /// Those ports, unless there is none.
+    pub fn new(ports: impl IntoIterator<Item = Port>) -> Option<Self> {
+        let mut ports: Vec<Port> = ports.into_iter().collect();
+        ports.sort_unstable();
+        ports.dedup();
+        (!ports.is_empty()).then(|| Self(ports.into()))
+    }
+
+    /// Whether `port` is one of them.
+    pub fn contains(&self, port: Port) -> bool {
+        self.0.contains(&port)
+    }
+
+    /// All of them, the lowest first.
+    pub fn as_slice(&self) -> &[Port] {
+        &self.0
+    }
+}
+
+/// Port 21 alone.
+impl Default for ControlPorts {
+    fn default() -> Self {
+        Self(Box::new([Port::FTP]))
+    }
+}
+
+/// The bits that Pinhole sets in the mark of a connection that it admits; at least one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(NonZeroU32);
+
+impl Mark {
+    /// Those bits, unless there is none.
+    pub const fn new(bits: u32) -> Option<Self> {
+        match NonZeroU32::new(bits) {
+            Some(bits) => Some(Self(bits)),
+            None => None,
+        }
+    }
+
+    /// The bits as a number.
+    pub const fn bits(self) -> u32 {
+        self.0.get()
+    }
+}
+
+/// A bit that few others use.
+impl Default for Mark {
+    fn default() -> Self {
+        Self(NonZeroU32::new(0x1000_0000).expect("the default mark has a bit"))
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.bits())
+    }
+}
+
+/// A chain of somebody else's nftables table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Chain {
+    family: ChainFamily,
+    table: Box<str>,
+    chain: Box<str>,
+}
+
+/// Why a text does not name a [`Chain`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChainError {
+    /// There are not exactly three words.
+    #[error("it takes three words, not {0}")]
+    NotThreeWords(usize),
+    /// The first word is no family that carries TCP.
+    #[error("the family is not one that carries TCP")]
+    Family,
+    /// A name has characters that nftables does not allow in a name without quotes.
+    #[error("the name of the {0} has characters that nftables does not allow there")]
+    Name(&'static str),
+    /// A name is longer than nftables allows.
+    #[error("the name of the {0} is longer than nftables allows (255 characters)")]
+    NameTooLong(&'static str),
+    /// The table is the one that Pinhole makes and removes itself.
+    #[error("the table inet pinhole is Pinhole's own")]
+    OwnTable,
+}
+
+impl Chain {
+    /// The family of its table.
+    pub const fn family(&self) -> ChainFamily {
+        self.family
+    }
+
+    /// The name of its table.
+    pub fn table(&self) -> &str {
+        &self.table
+    }
+
+    /// Its own name.
+    pub fn chain(&self) -> &str {
+        &self.chain
+    }
+}
+
+impl FromStr for Chain {
+    type Err = ChainError;
+
+    fn from_str(text: &str) -> Result<Self, ChainError> {
+        let words: Vec<&str> = text.split_ascii_whitespace().collect();
+        let &[family, table, chain] = words.as_slice() else { return Err(ChainError::NotThreeWords(words.len())) };
+        let family = ChainFamily::ALL.iter().copied().find(|f| f.word() == family).ok_or(ChainError::Family)?;
+        for (name, what) in [(table, "table"), (chain, "chain")] {
+            if name.len() > 255 {
+                return Err(ChainError::NameTooLong(what));
+            }
+            let first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'.');
+            let rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b'/');
+            if !(name.bytes().next().is_some_and(first) && name.bytes().all(rest)) {
+                return Err(ChainError::Name(what));
+            }
+        }
+        if (family, table) == (ChainFamily::Inet, "pinhole") {
+            return Err(ChainError::OwnTable);
+        }
+        Ok(Self { family, table: table.into(), chain: chain.into() })
+    }
+}
+
+impl fmt::Display for Chain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} {}", self.family, self.table, self.chain)
+    }
+}
+
+/// How much may be kept in memory, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Sessions at one time; when one more comes, the one that was idle longest is forgotten.
+    pub sessions: NonZeroU32,
+    /// Pinholes at one time, all sessions together; when there are that many, an announcement is refused.
+    pub pinholes: NonZeroU32,
+    /// Bytes of one line of the dialogue; a longer one passes unread.
+    pub line_bytes: NonZeroU32,
+    /// Bytes kept of each direction while an earlier segment is missing.
+    pub reorder_bytes: NonZeroU32,
+    /// How long a session may be silent before it is forgotten.
+    pub idle: Duration,
+}
+
+const fn at_least_one(number: u32) -> NonZeroU32 {
+    NonZeroU32::new(number).expect("a default limit is not zero")
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            sessions: const { at_least_one(65_536) },
+            pinholes: const { at_least_one(16_384) },
+            line_bytes: const { at_least_one(1024) },
+            reorder_bytes: const { at_least_one(16_384) },
+            idle: Duration::from_secs(3600),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_queue_is_65535() {
+        let queues = |first, count| Queues::new(first, NonZeroU16::new(count).expect("not zero"));
+        assert!(queues(65_535, 1).is_some());
+        assert!(queues(0, u16::MAX).is_some());
+        assert!(queues(65_535, 2).is_none());
+        assert_eq!(queues(7, 2).map(|q| q.numbers().collect::<Vec<_>>()), Some(vec![7, 8]));
+    }
+
+    #[test]
+    fn a_chain_is_a_family_a_table_and_a_name() {
+        let chain: Chain = "inet filter  input".parse().expect("a chain");
+        assert_eq!((chain.family(), chain.table(), chain.chain()), (ChainFamily::Inet, "filter", "input"));
+        assert_eq!(chain.to_string(), "inet filter input");
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_chain() {
+        let error = |text: &str| text.parse::<Chain>().err();
+        assert_eq!(error("filter input"), Some(ChainError::NotThreeWords(2)));
+        assert_eq!(error("arp filter input"), Some(ChainError::Family));
+        assert_eq!(error("ip fil;ter input"), Some(ChainError::Name("table")));
+        assert_eq!(error("ip filter 1st"), Some(ChainError::Name("chain")));
+        assert_eq!(error(&format!("ip filter {}", "x".repeat(256))), Some(ChainError::NameTooLong("chain")));
+        assert_eq!(error("inet pinhole input"), Some(ChainError::OwnTable));
+        assert_eq!(error("ip pinhole input"), None);
+    }
+
+    #[test]
+    fn control_ports_are_sorted_and_each_there_once() {
+        let port = |n| Port::new(n).expect("not zero");
+        let ports = ControlPorts::new([port(2121), port(21), port(2121)]).expect("not empty");
+        assert_eq!(ports.as_slice(), [port(21), port(2121)]);
+        assert!(ports.contains(port(21)) && !ports.contains(port(22)));
+        assert!(ControlPorts::new([]).is_none());
+    }
+}

@@ -1,0 +1,220 @@
+//! On what terms two hosts may announce data connections.
+//!
+//! Knows nothing of whom they hold for.
+
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use super::word::words;
+use crate::ftp::mode::{Mode, Modes};
+use crate::net::{Port, PortRange};
+
+words! {
+    /// Whether announcements are considered at all.
+    Action {
+        /// They are, and the other terms decide.
+        Allow = "allow",
+        /// Every one is refused.
+        Deny = "deny",
+    }
+}
+
+words! {
+    /// Whether an announcement may name a host other than the one that makes it (FXP).
+    ThirdParty {
+        /// It may not.
+        Deny = "deny",
+        /// It may.
+        Allow = "allow",
+    }
+}
+
+words! {
+    /// Whether somebody must have logged in before an announcement counts.
+    Login {
+        /// A server's 230 must have come first.
+        Required = "required",
+        /// An announcement before that opens as well.
+        Optional = "optional",
+    }
+}
+
+/// What happens to a session once it is encrypted and can no longer be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tls {
+    /// It goes on; no hole opens for it.
+    Pass,
+    /// It is not let through.
+    Deny,
+    /// It goes on, and the client may connect to those ports of the server.
+    Range(PortRange),
+}
+
+/// A set of ports; never empty.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortRanges(Box<[PortRange]>);
+
+impl PortRanges {
+    /// The ports of all those ranges, unless there is none. Ranges that meet are joined.
+    pub fn new(ranges: impl IntoIterator<Item = PortRange>) -> Option<Self> {
+        let mut ranges: Vec<PortRange> = ranges.into_iter().collect();
+        ranges.sort_unstable_by_key(|range| (range.first(), range.last()));
+        ranges.dedup_by(|next, kept| {
+            let meet = u32::from(next.first().number()) <= u32::from(kept.last().number()) + 1;
+            match PortRange::new(kept.first(), kept.last().max(next.last())) {
+                Some(joined) if meet => *kept = joined,
+                _ => {}
+            }
+            meet
+        });
+        (!ranges.is_empty()).then(|| Self(ranges.into()))
+    }
+
+    /// Whether `port` is one of them.
+    pub fn contains(&self, port: Port) -> bool {
+        self.0.iter().any(|range| range.contains(port))
+    }
+
+    /// The ranges, the lowest first; no two meet.
+    pub fn as_slice(&self) -> &[PortRange] {
+        &self.0
+    }
+}
+
+impl From<PortRange> for PortRanges {
+    fn from(range: PortRange) -> Self {
+        Self(Box::new([range]))
+    }
+}
+
+/// A set of command verbs, such as `DELE`; each one to eight letters or digits, in upper case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Verbs(Box<[Box<str>]>);
+
+impl Verbs {
+    /// Those verbs, unless one of them cannot be a verb.
+    pub fn new<'a>(verbs: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut verbs = verbs.into_iter().map(|v| Self::is_verb(v).then(|| v.into())).collect::<Option<Vec<_>>>()?;
+        verbs.sort_unstable();
+        verbs.dedup();
+        Some(Self(verbs.into()))
+    }
+
+    /// Whether a text can be a verb.
+    pub fn is_verb(text: &str) -> bool {
+        text.len() <= 8
+            && text.starts_with(|c: char| c.is_ascii_uppercase())
+            && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+    }
+
+    /// Whether `verb` is one of them, in upper or lower case.
+    pub fn contains(&self, verb: &str) -> bool {
+        self.0.iter().any(|v| v.eq_ignore_ascii_case(verb))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+}
+
+/// The terms on which two hosts may announce data connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Whether announcements are considered at all; the defaults always do.
+    pub action: Action,
+    /// How one may announce.
+    pub modes: Modes,
+    /// Which ports may be announced.
+    pub data_ports: PortRanges,
+    /// How long an expectation waits for its connection.
+    pub timeout: Duration,
+    /// How many pinholes one session may have at a time.
+    pub pinholes_per_session: NonZeroU16,
+    /// Whether another host may be announced.
+    pub third_party: ThirdParty,
+    /// Whether somebody must have logged in.
+    pub login: Login,
+    /// What happens once the session is encrypted.
+    pub tls: Tls,
+    /// Commands that are not let through to the server.
+    pub denied_commands: Verbs,
+}
+
+impl Terms {
+    /// Whether every announcement is refused, whatever the other terms say.
+    pub const fn denies_all(&self) -> bool {
+        matches!(self.action, Action::Deny)
+    }
+
+    /// Whether the command of that verb is refused.
+    pub fn denies(&self, verb: &str) -> bool {
+        self.denied_commands.contains(verb)
+    }
+
+    /// Whether `port` may be announced. A port below 1024 may be only if [`data_ports`](Self::data_ports) names it.
+    pub fn may_use(&self, port: Port) -> bool {
+        self.data_ports.contains(port)
+    }
+}
+
+/// The terms of a policy that says nothing about them.
+impl Default for Terms {
+    fn default() -> Self {
+        let unprivileged = const {
+            match (Port::new(1024), Port::new(65_535)) {
+                (Some(first), Some(last)) => (first, last),
+                _ => panic!("neither is zero"),
+            }
+        };
+        Self {
+            action: Action::Allow,
+            modes: [Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv].into_iter().collect(),
+            data_ports: PortRange::new(unprivileged.0, unprivileged.1).expect("1024 is below 65535").into(),
+            timeout: Duration::from_secs(60),
+            pinholes_per_session: const { NonZeroU16::new(8).expect("8 is not zero") },
+            third_party: ThirdParty::Deny,
+            login: Login::Required,
+            tls: Tls::Pass,
+            denied_commands: Verbs::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u16, last: u16) -> PortRange {
+        let port = |n| Port::new(n).expect("not zero");
+        PortRange::new(port(first), port(last)).expect("not empty")
+    }
+
+    #[test]
+    fn ranges_that_meet_are_one() {
+        let ports = PortRanges::new([range(5, 9), range(1, 4), range(20, 65_535), range(21, 30)]).expect("not empty");
+        assert_eq!(ports.as_slice(), [range(1, 9), range(20, 65_535)]);
+        assert!(PortRanges::new([]).is_none());
+    }
+
+    #[test]
+    fn a_low_port_must_be_named() {
+        let port = |n| Port::new(n).expect("not zero");
+        let mut terms = Terms::default();
+        assert!(terms.may_use(port(1024)) && terms.may_use(port(65_535)) && !terms.may_use(port(1023)));
+        terms.data_ports = PortRanges::new([range(20, 20), range(1024, 65_535)]).expect("not empty");
+        assert!(terms.may_use(port(20)) && !terms.may_use(port(21)));
+    }
+
+    #[test]
+    fn a_denied_command_is_denied_in_any_case() {
+        let terms = Terms { denied_commands: Verbs::new(["DELE", "RMD"]).expect("verbs"), ..Terms::default() };
+        assert!(terms.denies("DELE") && terms.denies("dele") && !terms.denies("DEL") && !terms.denies("RETR"));
+        assert!(Verbs::new(["dele"]).is_none() && Verbs::new([""]).is_none() && Verbs::new(["DELETEIT9"]).is_none());
+    }
+}

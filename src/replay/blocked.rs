@@ -1,0 +1,94 @@
+//! Which connections of a capture a firewall with nothing but the control ports and our pinholes would not have let
+//! through.
+//!
+//! A capture holds other traffic as well. What is looked at is what could be FTP's: new connections between the two
+//! hosts of a session that lives.
+
+use std::collections::VecDeque;
+use std::hash::RandomState;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+
+use crate::packet::{Connection, Flow};
+use crate::time::Timestamp;
+use crate::tracker::SessionNumber;
+
+/// How long a connection is known by its first packet: for that long the packet may come again.
+const KNOWN_FOR: Duration = Duration::from_secs(120);
+/// How many connections are known at a time; a bound, not a tuning.
+const MOST_KNOWN: usize = 1 << 16;
+
+/// A connection that would have been blocked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocked {
+    /// Who opened it.
+    pub from: SocketAddr,
+    /// To where.
+    pub to: SocketAddr,
+}
+
+/// Two hosts; which of them is which does not matter.
+type Hosts = (IpAddr, IpAddr);
+
+fn hosts(one: IpAddr, other: IpAddr) -> Hosts {
+    if one <= other { (one, other) } else { (other, one) }
+}
+
+/// The connections that have been judged, and the hosts whose connections are.
+#[derive(Debug, Default)]
+pub(super) struct DataConnections {
+    known: HashSet<Flow, RandomState>,
+    in_order: VecDeque<(Timestamp, Flow)>,
+    live: HashMap<SessionNumber, Hosts, RandomState>,
+    between: HashMap<Hosts, (SessionNumber, usize), RandomState>,
+}
+
+impl DataConnections {
+    pub(super) fn session_begins(&mut self, session: SessionNumber, connection: &Connection) {
+        let hosts = hosts(connection.client().address, connection.server().address);
+        self.live.insert(session, hosts);
+        let (latest, count) = self.between.entry(hosts).or_insert((session, 0));
+        *latest = session;
+        *count += 1;
+    }
+
+    pub(super) fn session_ends(&mut self, session: SessionNumber) {
+        let Some(hosts) = self.live.remove(&session) else { return };
+        if let Some((_, count)) = self.between.get_mut(&hosts) {
+            *count -= 1;
+            if *count == 0 {
+                self.between.remove(&hosts);
+            }
+        }
+    }
+
+    /// The latest session between these two hosts, if one lives.
+    pub(super) fn session_between(&self, flow: &Flow) -> Option<SessionNumber> {
+        let hosts = hosts(flow.source.address, flow.destination.address);
+        self.between.get(&hosts).map(|(session, _)| *session)
+    }
+
+    /// Whether this connection has been judged: its first packet comes again when its answer is late.
+    pub(super) fn is_known(&mut self, now: Timestamp, flow: &Flow) -> bool {
+        while let Some((since, old)) = self.in_order.front()
+            && now.since(*since) >= KNOWN_FOR
+        {
+            self.known.remove(old);
+            self.in_order.pop_front();
+        }
+        self.known.contains(flow)
+    }
+
+    pub(super) fn remember(&mut self, now: Timestamp, flow: &Flow) {
+        if self.in_order.len() == MOST_KNOWN
+            && let Some((_, oldest)) = self.in_order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+        if self.known.insert(*flow) {
+            self.in_order.push_back((now, *flow));
+        }
+    }
+}

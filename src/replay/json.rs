@@ -1,0 +1,188 @@
+//! A replay for programs: one JSON object a line, as `docs/replay.md` describes.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::{Blocked, Report, Tally};
+use crate::time::Timestamp;
+use crate::tracker::{News, SessionNumber};
+
+/// Writes each event as a line.
+#[derive(Debug)]
+pub struct Json<W> {
+    sink: W,
+    failed: io::Result<()>,
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    event: &'static str,
+    time: Box<RawValue>,
+    session: Option<u64>,
+    #[serde(flatten)]
+    fields: Fields<'a>,
+}
+
+/// The fields of one kind of event.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Fields<'a> {
+    None {},
+    Session {
+        client: String,
+        server: String,
+        picked_up: bool,
+    },
+    Login {
+        user: Option<&'a str>,
+    },
+    Denied {
+        command: &'static str,
+    },
+    Expectation {
+        announced_by: &'static str,
+        from: String,
+        to: String,
+        expires: Box<RawValue>,
+    },
+    Refusal {
+        announced_by: &'static str,
+        to: Option<String>,
+        reason: &'static str,
+    },
+    Related {
+        from: String,
+        to: String,
+        announced_by: &'static str,
+    },
+    Hole {
+        from: String,
+        to: String,
+    },
+    HoleAndReason {
+        from: String,
+        to: String,
+        reason: &'static str,
+    },
+    Corridor {
+        from: String,
+        to: String,
+        ports: String,
+    },
+    Reason {
+        reason: &'static str,
+    },
+    Summary {
+        packets: u64,
+        sessions: u64,
+        expectations: u64,
+        refusals: u64,
+        related: u64,
+        blocked: u64,
+        anomalies: u64,
+    },
+}
+
+impl<W: Write> Json<W> {
+    /// Writes to `sink`.
+    pub fn new(sink: W) -> Self {
+        Self { sink, failed: Ok(()) }
+    }
+
+    fn line(&mut self, event: &'static str, at: Timestamp, session: Option<SessionNumber>, fields: Fields<'_>) {
+        if self.failed.is_err() {
+            return;
+        }
+        let line = Line { event, time: number(at.to_string()), session: session.map(SessionNumber::get), fields };
+        self.failed = serde_json::to_writer(&mut self.sink, &line)
+            .map_err(io::Error::from)
+            .and_then(|()| self.sink.write_all(b"\n"));
+    }
+}
+
+impl<W: Write> super::Sink for Json<W> {
+    fn finish(mut self) -> io::Result<()> {
+        self.failed?;
+        self.sink.flush()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.is_err()
+    }
+}
+
+/// A decimal number as it is, with all of its digits; a floating point one could not hold nanoseconds of today.
+fn number(decimal: String) -> Box<RawValue> {
+    RawValue::from_string(decimal).expect("digits and a point are a JSON number")
+}
+
+impl<W: Write> Report for Json<W> {
+    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+        let (event, fields) = match *news {
+            News::Began { connection, picked_up } => {
+                let client = connection.client().to_string();
+                ("session", Fields::Session { client, server: connection.server().to_string(), picked_up })
+            }
+            News::LoggedIn { user } => ("login", Fields::Login { user }),
+            News::Denied { command } => ("denied", Fields::Denied { command }),
+            News::Expected { mode, expectation } => {
+                let lifetime = expectation.lifetime;
+                let expires = match lifetime.subsec_nanos() {
+                    0 => lifetime.as_secs().to_string(),
+                    nanos => format!("{}.{nanos:09}", lifetime.as_secs()),
+                };
+                let fields = Fields::Expectation {
+                    announced_by: mode.announced_by(),
+                    from: expectation.from.to_string(),
+                    to: expectation.to.to_string(),
+                    expires: number(expires),
+                };
+                ("expectation", fields)
+            }
+            News::Refused { mode, to, why } => {
+                let to = to.map(|to| to.to_string());
+                ("refusal", Fields::Refusal { announced_by: mode.announced_by(), to, reason: why.name() })
+            }
+            News::Used { mode, flow } => {
+                // What came through a corridor was announced where nobody could read it.
+                let announced_by = mode.map_or("AUTH", |mode| mode.announced_by());
+                let (from, to) = (flow.source.to_string(), flow.destination.to_string());
+                ("related", Fields::Related { from, to, announced_by })
+            }
+            News::Expired(expectation) => {
+                let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
+                ("expired", Fields::Hole { from, to })
+            }
+            News::Closed { expectation, why } => {
+                let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
+                ("closed", Fields::HoleAndReason { from, to, reason: why.name() })
+            }
+            News::Encrypted { corridor } => {
+                let fields = corridor.map_or(Fields::None {}, |corridor| Fields::Corridor {
+                    from: corridor.from.to_string(),
+                    to: corridor.to.to_string(),
+                    ports: corridor.ports.to_string(),
+                });
+                ("encrypted", fields)
+            }
+            News::NotFtp => ("not-ftp", Fields::None {}),
+            News::Ended(how) => ("end", Fields::Reason { reason: how.name() }),
+            News::Said { .. } | News::Odd(_) => return,
+        };
+        self.line(event, at, Some(session), fields);
+    }
+
+    fn blocked(&mut self, at: Timestamp, session: SessionNumber, blocked: &Blocked) {
+        let fields = Fields::Hole { from: blocked.from.to_string(), to: blocked.to.to_string() };
+        self.line("blocked", at, Some(session), fields);
+    }
+
+    fn summary(&mut self, at: Timestamp, tally: &Tally) {
+        let Tally { packets, sessions, expectations, refusals, related, blocked, .. } = *tally;
+        let anomalies = tally.anomalies();
+        let fields = Fields::Summary { packets, sessions, expectations, refusals, related, blocked, anomalies };
+        self.line("summary", at, None, fields);
+    }
+}

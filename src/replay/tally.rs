@@ -1,0 +1,55 @@
+//! What a replay counted.
+
+use crate::tracker::News;
+
+/// Counts of everything that a summary tells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Packets of all kinds.
+    pub packets: u64,
+    /// Control connections, picked-up ones included.
+    pub sessions: u64,
+    /// Announcements that were admitted.
+    pub expectations: u64,
+    /// Announcements that were not.
+    pub refusals: u64,
+    /// Data connections that were expected.
+    pub related: u64,
+    /// Expectations whose connection did not come in time.
+    pub expired: u64,
+    /// Connections between the two hosts of a session that were not expected.
+    pub blocked: u64,
+    /// IP fragments, which are passed unread.
+    pub fragments: u64,
+    /// Packets that the capture holds only in part.
+    pub cut: u64,
+    /// Packets with headers that make no sense.
+    pub damaged: u64,
+    /// Copies that differ, segments out of reach, losses.
+    pub oddities: u64,
+}
+
+impl Tally {
+    /// Everything that a healthy capture of healthy connections does not hold.
+    pub const fn anomalies(&self) -> u64 {
+        self.fragments + self.cut + self.damaged + self.oddities
+    }
+
+    pub(super) fn count(&mut self, news: &News<'_>) {
+        match news {
+            News::Began { .. } => self.sessions += 1,
+            News::Expected { .. } => self.expectations += 1,
+            News::Refused { .. } => self.refusals += 1,
+            News::Used { .. } => self.related += 1,
+            News::Expired(_) => self.expired += 1,
+            News::Odd(_) => self.oddities += 1,
+            News::Said { .. }
+            | News::Denied { .. }
+            | News::LoggedIn { .. }
+            | News::Closed { .. }
+            | News::Encrypted { .. }
+            | News::NotFtp
+            | News::Ended(_) => {}
+        }
+    }
+}

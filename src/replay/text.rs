@@ -1,0 +1,154 @@
+//! A replay for people: one line for each thing that happened, in the order of the capture.
+
+use std::fmt::{self, Write as _};
+use std::io::{self, Write};
+
+use super::{Blocked, Report, Tally};
+use crate::stream::Oddity;
+use crate::time::Timestamp;
+use crate::tracker::{News, SessionNumber};
+
+/// How much of an argument is shown.
+const LONGEST_ARGUMENT: usize = 80;
+/// How many blocked connections the summary lists.
+const MOST_BLOCKED: usize = 20;
+
+/// Writes each event as a line that a person reads.
+#[derive(Debug)]
+pub struct Text<W> {
+    sink: W,
+    failed: io::Result<()>,
+    began: Option<Timestamp>,
+    blocked: Vec<(SessionNumber, Blocked)>,
+}
+
+impl<W: Write> Text<W> {
+    /// Writes to `sink`.
+    pub fn new(sink: W) -> Self {
+        Self { sink, failed: Ok(()), began: None, blocked: Vec::new() }
+    }
+
+    fn line(&mut self, at: Timestamp, session: SessionNumber, text: fmt::Arguments<'_>) {
+        let since = at.since(*self.began.get_or_insert(at));
+        let (seconds, millis) = (since.as_secs(), since.subsec_millis());
+        self.write(format_args!("{seconds:>6}.{millis:03} #{session:<4} {text}\n"));
+    }
+
+    fn write(&mut self, text: fmt::Arguments<'_>) {
+        if self.failed.is_ok() {
+            self.failed = self.sink.write_fmt(text);
+        }
+    }
+}
+
+impl<W: Write> super::Sink for Text<W> {
+    fn finish(mut self) -> io::Result<()> {
+        self.failed?;
+        self.sink.flush()
+    }
+
+    fn has_failed(&self) -> bool {
+        self.failed.is_err()
+    }
+}
+
+impl<W: Write> Report for Text<W> {
+    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+        let mut say = |text: fmt::Arguments<'_>| self.line(at, session, text);
+        match *news {
+            News::Began { connection, picked_up } => {
+                let picked_up = if picked_up { " (picked up in the middle)" } else { "" };
+                say(format_args!("session {} -> {}{picked_up}", connection.client(), connection.server()));
+            }
+            News::Said { command, argument: None } => say(format_args!("{command} ...")),
+            News::Said { command, argument: Some(b"") } => say(format_args!("{command}")),
+            News::Said { command, argument: Some(argument) } => say(format_args!("{command} {}", Shown(argument))),
+            News::Denied { command } => say(format_args!("{command} is denied by the policy")),
+            News::LoggedIn { user: Some(user) } => say(format_args!("logged in as {user}")),
+            News::LoggedIn { user: None } => say(format_args!("logged in")),
+            News::Expected { mode, expectation } => {
+                let lifetime = expectation.lifetime;
+                say(format_args!("{} opens {expectation} for {lifetime:?}", mode.announced_by()));
+            }
+            News::Refused { mode, to, why } => {
+                let by = mode.announced_by();
+                let explanation = why.explanation();
+                match to {
+                    Some(to) => say(format_args!("{by} of {to} refused, {why}: {explanation}")),
+                    None => say(format_args!("{by} refused, {why}: {explanation}")),
+                }
+            }
+            News::Used { mode: Some(_), flow } => say(format_args!("used by {flow}")),
+            News::Used { mode: None, flow } => say(format_args!("used by {flow} (of an encrypted session)")),
+            News::Expired(expectation) => say(format_args!("{expectation} expired unused")),
+            News::Closed { expectation, why } => {
+                say(format_args!("{expectation} closed unused, {}", why.explanation()));
+            }
+            News::Encrypted { corridor: None } => {
+                say(format_args!("encrypted from here on: nothing more can be read, nothing opens"));
+            }
+            News::Encrypted { corridor: Some(corridor) } => {
+                say(format_args!("encrypted from here on: the policy admits {corridor}"));
+            }
+            News::NotFtp => say(format_args!("this is not FTP: nothing opens")),
+            News::Ended(how) => say(format_args!("end, {}", how.name())),
+            News::Odd(oddity) => say(format_args!("odd: {}", explain(oddity))),
+        }
+    }
+
+    fn blocked(&mut self, at: Timestamp, session: SessionNumber, blocked: &Blocked) {
+        self.line(at, session, format_args!("BLOCKED {} -> {}: not expected", blocked.from, blocked.to));
+        if self.blocked.len() < MOST_BLOCKED {
+            self.blocked.push((session, *blocked));
+        }
+    }
+
+    fn summary(&mut self, _: Timestamp, tally: &Tally) {
+        let Tally { packets, sessions, expectations, refusals, related, expired, blocked, .. } = *tally;
+        self.write(format_args!(
+            "\n{packets} packets, {sessions} sessions: {expectations} announcements admitted, {refusals} refused; \
+             {related} data connections expected, {blocked} would be blocked, {expired} never came.\n"
+        ));
+        let Tally { fragments, cut, damaged, oddities, .. } = *tally;
+        if tally.anomalies() > 0 {
+            self.write(format_args!(
+                "{} anomalies: {fragments} fragments, {cut} packets cut short, {damaged} damaged, {oddities} oddities \
+                 in the streams.\n",
+                tally.anomalies()
+            ));
+        }
+        if blocked > 0 {
+            self.write(format_args!("Would be blocked:\n"));
+            for (session, one) in std::mem::take(&mut self.blocked) {
+                self.write(format_args!("  {} -> {} (session #{session})\n", one.from, one.to));
+            }
+            let more = blocked.saturating_sub(MOST_BLOCKED as u64);
+            if more > 0 {
+                self.write(format_args!("  and {more} more\n"));
+            }
+        }
+    }
+}
+
+const fn explain(oddity: Oddity) -> &'static str {
+    match oddity {
+        Oddity::DifferingCopy => "bytes came a second time with other values; the first ones count",
+        Oddity::FarAway => "a segment far away from where the stream is; ignored",
+        Oddity::TooMuchWaiting => "too much came out of order; what is missing is given up",
+        Oddity::Lost => "bytes are missing in the capture that the receiver had",
+    }
+}
+
+/// Bytes from the network as text that no terminal takes for more than text.
+struct Shown<'a>(&'a [u8]);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (shown, dots) =
+            if self.0.len() > LONGEST_ARGUMENT { (&self.0[..LONGEST_ARGUMENT], "...") } else { (self.0, "") };
+        for letter in String::from_utf8_lossy(shown).chars() {
+            if letter.is_control() { write!(f, "{}", letter.escape_default())? } else { f.write_char(letter)? }
+        }
+        f.write_str(dots)
+    }
+}

@@ -1,0 +1,312 @@
+//! What the two ends have said, as far as it decides whether an announcement counts.
+//!
+//! Lines in, meanings out. Knows nothing of packets, addresses, policy or time.
+
+use std::fmt::Write as _;
+
+use super::asked::{Asked, CommandNumber, Unanswered};
+use crate::ftp::command::{Command, Said, Verb};
+use crate::ftp::notation::{Announced, Found, Notation};
+use crate::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
+use crate::ftp::{Line, Mode};
+
+/// How much of a user's name is kept.
+const LONGEST_NAME: usize = 64;
+
+/// A line that names where a data connection will go, and how it stands in the dialogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// How it was announced.
+    pub mode: Mode,
+    /// What it names; none if that cannot be read.
+    pub named: Option<Announced>,
+    /// Which command it was, where the server's answer will be known as its answer.
+    pub number: Option<CommandNumber>,
+    /// How it stands.
+    pub standing: Standing,
+}
+
+/// What the dialogue says about an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Both ends have spoken FTP so far.
+    pub is_ftp: bool,
+    /// The client asked for it; always so where the client itself announces.
+    pub asked_for: bool,
+    /// Somebody is logged in, as far as we know.
+    pub logged_in: bool,
+    /// The client said before that it would use nothing but EPSV.
+    pub extended_only: bool,
+}
+
+/// What a line means to those outside.
+#[derive(Debug, PartialEq)]
+pub enum Event<'a> {
+    /// Nothing that matters here.
+    Nothing,
+    /// The client gave a command; the argument only where no secret can be in it.
+    Said(&'static str, Option<&'a [u8]>),
+    /// One end announced where it listens.
+    Announced(Announcement),
+    /// The server refused the announcement that was the command of this number.
+    AnnouncementRefused(CommandNumber),
+    /// The server let the user in.
+    LoggedIn,
+    /// What follows is not text any more.
+    Encrypted,
+    /// This is some other protocol.
+    NotFtp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Login {
+    Out,
+    In,
+    /// The session was picked up in the middle: it had its chance to log in before.
+    Unknown,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    /// Nothing has been said that would tell.
+    Undecided,
+    Ftp,
+    Other,
+    /// TLS, mostly: nothing can be read.
+    Secret,
+}
+
+/// One session's dialogue.
+#[derive(Debug)]
+pub struct Dialogue {
+    unanswered: Unanswered,
+    replies: ReplyReader,
+    login: Login,
+    language: Language,
+    greeted: bool,
+    picked_up: bool,
+    extended_only: bool,
+    user: Option<Box<str>>,
+}
+
+impl Dialogue {
+    /// A dialogue that is heard from its first line on.
+    pub fn from_the_start() -> Self {
+        Self {
+            unanswered: Unanswered::default(),
+            replies: ReplyReader::default(),
+            login: Login::Out,
+            language: Language::Undecided,
+            greeted: false,
+            picked_up: false,
+            extended_only: false,
+            user: None,
+        }
+    }
+
+    /// A dialogue that was going on before it was heard: it may have been greeted, and somebody may be logged in.
+    pub fn from_the_middle() -> Self {
+        Self { login: Login::Unknown, greeted: true, picked_up: true, ..Self::from_the_start() }
+    }
+
+    /// Whether its beginning was not heard.
+    pub fn is_picked_up(&self) -> bool {
+        self.picked_up
+    }
+
+    /// Whether nothing in it can be read any more.
+    pub fn is_encrypted(&self) -> bool {
+        self.language == Language::Secret
+    }
+
+    /// Who the client said it is.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// Takes the client's next line.
+    pub fn client_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+        if self.language == Language::Secret {
+            return Event::Nothing;
+        }
+        let command = match Command::parse(line) {
+            Said::Command(command) => command,
+            Said::Nothing => {
+                self.unanswered.push(Asked::Nothing);
+                return Event::Nothing;
+            }
+            Said::Unknown => {
+                self.unanswered.push(Asked::Other);
+                return self.client_says_something_else(line);
+            }
+        };
+        if self.language == Language::Undecided {
+            self.language = Language::Ftp;
+        }
+        self.client_commands(line, &command)
+    }
+
+    /// A client of FTP begins with a command of FTP. What begins otherwise is not believed later either: the body
+    /// of an HTTP request can hold any line.
+    fn client_says_something_else<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+        // Where the session was picked up, this may be the end of a line; unless no line of FTP holds such bytes.
+        let decided = !self.picked_up || line.text.iter().any(u8::is_ascii_control);
+        if self.language == Language::Undecided && decided {
+            return self.is_not_ftp();
+        }
+        Event::Nothing
+    }
+
+    fn client_commands<'a>(&mut self, line: &Line<'_>, command: &Command<'a>) -> Event<'a> {
+        let asked = match command.verb {
+            Verb::Announce(mode) => {
+                let number = self.unanswered.push(Asked::Announce(mode));
+                let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
+                return Event::Announced(self.announcement(mode, found, number, true));
+            }
+            Verb::Ask(mode) => Asked::Ask(mode),
+            Verb::AskExtendedOnly => {
+                self.extended_only = true;
+                Asked::ExtendedOnly
+            }
+            Verb::User => {
+                self.user = name(command.argument);
+                Asked::User
+            }
+            Verb::Secret => Asked::Secret,
+            Verb::Reinitialize => Asked::Reinitialize,
+            Verb::Secure => Asked::Secure,
+            Verb::Other => Asked::Other,
+        };
+        self.unanswered.push(asked);
+        Event::Said(command.name, command.is_public.then_some(command.argument))
+    }
+
+    /// Takes the server's next line.
+    pub fn server_says(&mut self, line: &Line<'_>) -> Event<'static> {
+        if self.language == Language::Secret {
+            return Event::Nothing;
+        }
+        match self.replies.line(line.text) {
+            Heard::Reply(reply) => self.server_replies(line, &reply),
+            Heard::Part => Event::Nothing,
+            Heard::Noise if self.greeted => Event::Nothing,
+            Heard::Noise => self.is_not_ftp(),
+        }
+    }
+
+    fn server_replies(&mut self, line: &Line<'_>, reply: &Reply<'_>) -> Event<'static> {
+        match reply.meaning {
+            Meaning::Preliminary => Event::Nothing,
+            _ if !self.greeted => {
+                // Nothing else than 220 invites to talk; a server that is full says 421 and hangs up.
+                self.greeted = reply.meaning == Meaning::Ready;
+                Event::Nothing
+            }
+            Meaning::Announce(mode) => {
+                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode));
+                if !asked_for {
+                    self.unanswered.pop(reply.code);
+                }
+                let found = Notation::of(mode).find(reply.text).filter(|_| line.whole);
+                Event::Announced(self.announcement(mode, found, None, asked_for))
+            }
+            Meaning::LoggedIn => {
+                if !self.unanswered.pop_through(|kind| matches!(kind, Asked::User | Asked::Secret)) {
+                    self.unanswered.pop(reply.code);
+                    return Event::Nothing;
+                }
+                self.login = Login::In;
+                if self.language == Language::Other { Event::Nothing } else { Event::LoggedIn }
+            }
+            Meaning::Secured => {
+                if !self.unanswered.pop_through(|kind| kind == Asked::Secure) {
+                    self.unanswered.pop(reply.code);
+                    return Event::Nothing;
+                }
+                self.language = Language::Secret;
+                Event::Encrypted
+            }
+            Meaning::Ready | Meaning::NeedSecret | Meaning::NotLoggedIn | Meaning::Done | Meaning::Failed => {
+                self.server_answers(reply)
+            }
+        }
+    }
+
+    /// A reply that answers the first command that has no answer, whatever that was.
+    fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
+        let answered = self.unanswered.pop(reply.code);
+        let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
+        match (answered, reply.meaning) {
+            (Some((Asked::User, _)), Meaning::NeedSecret) => self.login = Login::Out,
+            // Asking for another user, while logged in, may be refused and change nothing.
+            (Some((Asked::User, _)), Meaning::NotLoggedIn) => {}
+            (_, Meaning::NotLoggedIn) => self.login = Login::Out,
+            (Some((Asked::Reinitialize, _)), Meaning::Ready) => {
+                self.login = Login::Out;
+                self.extended_only = false;
+                self.user = None;
+            }
+            (Some((Asked::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
+            _ => {}
+        }
+        match answered {
+            Some((Asked::Announce(_), number)) if refused => Event::AnnouncementRefused(number),
+            _ => Event::Nothing,
+        }
+    }
+
+    /// Some of the client's lines were lost. The server's answers will show what they were, or not.
+    pub fn client_was_not_heard(&mut self) {
+        self.unanswered.clear();
+    }
+
+    /// Some of the server's lines were lost: which commands they answered is unknown, and so is whether a reply of
+    /// several lines began. A passive announcement counts again when it is asked for again.
+    pub fn server_was_not_heard(&mut self) {
+        self.unanswered.clear();
+        self.replies = ReplyReader::default();
+        self.greeted = true;
+    }
+
+    fn is_not_ftp(&mut self) -> Event<'static> {
+        if std::mem::replace(&mut self.language, Language::Other) == Language::Other {
+            return Event::Nothing;
+        }
+        Event::NotFtp
+    }
+
+    fn announcement(
+        &self,
+        mode: Mode,
+        found: Option<Found>,
+        number: Option<CommandNumber>,
+        asked_for: bool,
+    ) -> Announcement {
+        let standing = Standing {
+            is_ftp: self.greeted && self.language != Language::Other,
+            asked_for,
+            logged_in: self.login != Login::Out,
+            extended_only: self.extended_only,
+        };
+        Announcement { mode, named: found.map(|found| found.announced), number, standing }
+    }
+}
+
+/// A name as it may be printed: nothing in it that a terminal or a log would take for more than text.
+fn name(argument: &[u8]) -> Option<Box<str>> {
+    let argument = argument.trim_ascii();
+    let mut name = String::new();
+    for letter in String::from_utf8_lossy(&argument[..argument.len().min(LONGEST_NAME)]).chars() {
+        if letter.is_control() {
+            let _ = write!(name, "{}", letter.escape_default());
+        } else {
+            name.push(letter);
+        }
+    }
+    (!name.is_empty()).then(|| name.into_boxed_str())
+}
+
+#[cfg(test)]
+#[path = "dialogue_tests.rs"]
+mod tests;

@@ -1,0 +1,224 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::packet::Seq;
+
+fn line(text: &[u8]) -> Line<'_> {
+    Line { text, start: Seq::new(0), end: Seq::new(0) + text.len() + 2, whole: true, verbatim: true }
+}
+
+/// Plays a dialogue; each line begins with `>` for the client and `<` for the server. What was announced, and how it
+/// stands, and the other events that matter.
+fn play(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
+    let mut told = Vec::new();
+    for said in lines.lines().map(str::trim).filter(|said| !said.is_empty()) {
+        let event = match said.split_at(1) {
+            (">", text) => dialogue.client_says(&line(text.trim_start().as_bytes())),
+            ("<", text) => dialogue.server_says(&line(text.trim_start().as_bytes())),
+            _ => panic!("who says {said:?}?"),
+        };
+        told.extend(describe(&event));
+    }
+    told
+}
+
+fn describe(event: &Event<'_>) -> Option<String> {
+    match event {
+        Event::Nothing | Event::Said(..) => None,
+        Event::Announced(Announcement { mode, standing, .. }) => {
+            let Standing { is_ftp, asked_for, logged_in, extended_only } = *standing;
+            let doubts = [
+                (!is_ftp, " not FTP"),
+                (!asked_for, " not asked for"),
+                (!logged_in, " not logged in"),
+                (extended_only, " extended only"),
+            ];
+            let doubts: String = doubts.into_iter().filter_map(|(holds, doubt)| holds.then_some(doubt)).collect();
+            Some(format!("{}{doubts}", mode.announced_by()))
+        }
+        Event::AnnouncementRefused(_) => Some("refused".to_owned()),
+        Event::LoggedIn => Some("in".to_owned()),
+        Event::Encrypted => Some("encrypted".to_owned()),
+        Event::NotFtp => Some("not FTP".to_owned()),
+    }
+}
+
+fn told(lines: &str) -> Vec<String> {
+    play(&mut Dialogue::from_the_start(), lines)
+}
+
+/// The same after somebody has logged in.
+fn told_inside(lines: &str) -> Vec<String> {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER anna\n< 331 and?\n> PASS x\n< 230 in");
+    play(&mut dialogue, lines)
+}
+
+const PASSIVE: &str = "< 227 Entering Passive Mode (10,0,0,1,4,5)";
+
+#[test]
+fn a_passive_announcement_counts_once_for_each_time_it_was_asked_for() {
+    assert_eq!(told_inside(&format!("> PASV\n{PASSIVE}\n{PASSIVE}")), ["227", "227 not asked for"]);
+    assert_eq!(told_inside(&format!("> EPSV\n{PASSIVE}")), ["227 not asked for"]);
+    assert_eq!(told_inside("> EPSV\n< 229 Extended (|||5000|)"), ["229"]);
+    assert_eq!(told_inside("> LPSV\n< 228 Long (4,4,10,0,0,1,2,4,5)"), ["228"]);
+}
+
+#[test]
+fn pipelined_commands_are_answered_in_order() {
+    let lines = format!(
+        "> TYPE I\n> PASV\n> RETR a\n> PORT 10,0,0,2,4,5\n< 200 ok\n{PASSIVE}\n< 150 wait\n< 226 done\n< 500 no"
+    );
+    assert_eq!(told_inside(&lines), ["PORT", "227", "refused"]);
+}
+
+#[test]
+fn a_preliminary_reply_answers_nothing() {
+    assert_eq!(told_inside("> RETR a\n> PORT 10,0,0,2,4,5\n< 150 wait\n< 226 done\n< 500 no"), ["PORT", "refused"]);
+}
+
+#[test]
+fn an_announcement_inside_a_reply_of_several_lines_is_text() {
+    let lines = format!("> PASV\n< 230-Welcome\n{PASSIVE}\n< 230 done\n{PASSIVE}");
+    assert_eq!(told_inside(&lines), ["227"]);
+    let greeting = format!("< 220-Hello\n{PASSIVE}\n< 220 go on\n> USER a\n< 230 in\n> PASV\n{PASSIVE}");
+    assert_eq!(told(&greeting), ["in", "227"]);
+}
+
+#[test]
+fn before_a_login_an_announcement_says_so() {
+    assert_eq!(told("< 220 hello\n> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
+    assert_eq!(told("< 220 hello\n> USER a\n< 331 and?\n> PASS b\n< 530 no\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told("< 220 hello\n> USER a\n< 331 b\n> PASS c\n< 332 d\n> ACCT e\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+}
+
+#[test]
+fn asking_for_another_user_logs_out_unless_it_is_refused() {
+    assert_eq!(told_inside("> USER b\n< 331 and?\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told_inside("> USER b\n< 530 Can't change to another user.\n> PORT 1"), ["PORT"]);
+}
+
+#[test]
+fn a_server_that_says_530_has_nobody_logged_in() {
+    assert_eq!(told_inside("> LIST\n< 530 Please login\n> PORT 1"), ["PORT not logged in"]);
+}
+
+#[test]
+fn reinitializing_starts_over() {
+    assert_eq!(told_inside("> EPSV ALL\n< 200 ok\n> REIN\n< 220 again\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told_inside("> REIN\n< 502 no\n> PORT 1"), ["PORT"]);
+    assert_eq!(told_inside("> REIN\n< 120 wait\n< 220 again\n> USER b\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+}
+
+#[test]
+fn after_epsv_all_everything_else_says_so() {
+    let lines = format!("> EPSV ALL\n< 200 ok\n> PORT 1\n< 500 no\n> PASV\n{PASSIVE}");
+    assert_eq!(told_inside(&lines), ["PORT extended only", "refused", "227 extended only"]);
+    assert_eq!(told_inside("> EPSV ALL\n> PORT 1"), ["PORT extended only"], "even before it is answered");
+    assert_eq!(told_inside("> EPSV ALL\n< 504 no\n> PORT 1"), ["PORT"]);
+}
+
+#[test]
+fn after_auth_and_234_nothing_is_text() {
+    for mechanism in ["TLS", "SSL", "TLS-P"] {
+        assert_eq!(told(&format!("< 220 hello\n> AUTH {mechanism}\n< 234 go\n> PORT 1\n{PASSIVE}")), ["encrypted"]);
+    }
+    assert_eq!(told_inside("> AUTH TLS\n< 502 no\n> PORT 1"), ["PORT"]);
+    assert_eq!(told_inside("< 234 go\n> PORT 1"), ["PORT"], "nobody asked for it");
+}
+
+#[test]
+fn what_begins_like_http_is_never_ftp() {
+    let lines = "> POST / HTTP/1.1\n> Host: a\n>\n> USER a\n< 220 hello\n< 230 in\n> PORT 10,0,0,2,4,5";
+    assert_eq!(told(lines), ["not FTP", "PORT not FTP"]);
+    let clever = "< 220 hello\n> POST / HTTP/1.1\n< 500 what?\n> USER a\n< 230 in\n> PORT 10,0,0,2,4,5";
+    assert_eq!(told(clever), ["not FTP", "PORT not FTP"]);
+}
+
+#[test]
+fn a_server_that_does_not_greet_with_220_does_not_talk_ftp() {
+    assert_eq!(told("< SSH-2.0-x\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
+    assert_eq!(told("> USER a\n> PORT 1"), ["PORT not FTP not logged in"]);
+    assert_eq!(told("< 421 too many users\n> USER a\n> PORT 1"), ["PORT not FTP not logged in"]);
+    assert_eq!(told("< 120 in a minute\n< 220 now\n> USER a\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+}
+
+#[test]
+fn empty_lines_do_not_bring_out_of_step() {
+    assert_eq!(told_inside("> \n> PORT 1\n< 200 ok\n> RETR a\n< 550 no such file"), ["PORT"]);
+    assert_eq!(told_inside("> \n> PORT 1\n< 500 what?\n< 200 ok"), ["PORT"]);
+}
+
+#[test]
+fn picked_up_in_the_middle_a_session_had_its_chance_to_log_in() {
+    let mut dialogue = Dialogue::from_the_middle();
+    assert_eq!(play(&mut dialogue, "> T 1,2,3\n> PORT 10,0,0,2,4,5\n< 200 ok"), ["PORT"]);
+    let mut encrypted = Dialogue::from_the_middle();
+    assert_eq!(describe(&encrypted.client_says(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
+}
+
+#[test]
+fn a_loss_makes_an_outstanding_question_void() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    dialogue.server_was_not_heard();
+    assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
+}
+
+#[test]
+fn a_name_is_printable_and_short() {
+    let mut dialogue = Dialogue::from_the_start();
+    dialogue.client_says(&line(b"USER a\x1b[31mb\xff"));
+    assert_eq!(dialogue.user(), Some("a\\u{1b}[31mb\u{fffd}"));
+    dialogue.client_says(&line(format!("USER {}", "x".repeat(1000)).as_bytes()));
+    assert_eq!(dialogue.user().map(str::len), Some(LONGEST_NAME));
+}
+
+#[test]
+fn no_password_leaves_the_dialogue() {
+    let mut dialogue = Dialogue::from_the_start();
+    for said in ["PASS hunter2", "pass hunter2", "ACCT hunter2", "SITE PSWD hunter2", "hunter2", "ADAT hunter2"] {
+        let event = format!("{:?}", dialogue.client_says(&line(said.as_bytes())));
+        assert!(!event.contains("hunter2"), "{event}");
+    }
+    assert!(!format!("{dialogue:?}").contains("hunter2"));
+}
+
+/// A line that might matter, or any other.
+fn any_line() -> impl Strategy<Value = Vec<u8>> {
+    let words = proptest::sample::select(vec![
+        "USER a",
+        "PASS b",
+        "PORT 10,0,0,1,4,5",
+        "EPRT |1|10.0.0.1|99|",
+        "PASV",
+        "EPSV",
+        "EPSV ALL",
+        "REIN",
+        "AUTH TLS",
+        "220 a",
+        "230-a",
+        "230 a",
+        "227 (10,0,0,1,4,5)",
+        "229 (|||5|)",
+        "234 a",
+        "331 a",
+        "500 a",
+        "",
+        "GET / HTTP/1.1",
+    ]);
+    prop_oneof![words.prop_map(|text| text.as_bytes().to_vec()), proptest::collection::vec(any::<u8>(), 0..30),]
+}
+
+proptest! {
+    #[test]
+    fn any_dialogue_is_heard_without_panic(
+        lines in proptest::collection::vec((any::<bool>(), any_line()), 0..60),
+        picked_up: bool,
+    ) {
+        let mut dialogue = if picked_up { Dialogue::from_the_middle() } else { Dialogue::from_the_start() };
+        for (client, text) in &lines {
+            let _ = if *client { dialogue.client_says(&line(text)) } else { dialogue.server_says(&line(text)) };
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! One control connection and what its two ends have said.
+//!
+//! Segments in, meanings out. Knows nothing of policy, the kernel, or other sessions.
+
+mod asked;
+mod dialogue;
+
+pub use asked::CommandNumber;
+pub use dialogue::{Announcement, Dialogue, Event, Standing};
+
+use crate::ftp::{Line, LineReader};
+use crate::packet::{Direction, Flags, Segment};
+use crate::policy::Limits;
+use crate::stream::{Delivery, Oddity, Stream};
+
+/// One direction: its bytes, and the lines that they make.
+#[derive(Debug, Default)]
+struct Voice {
+    stream: Stream,
+    lines: LineReader,
+}
+
+/// Both directions of a control connection, and the dialogue that they make.
+#[derive(Debug)]
+pub struct Session {
+    client: Voice,
+    server: Voice,
+    dialogue: Dialogue,
+}
+
+/// How a connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// One end has nothing more to say.
+    Finished,
+    /// One end aborted it.
+    Reset,
+}
+
+impl Session {
+    /// A session that begins with this segment, or is picked up at it.
+    pub fn new(first: &Segment<'_>) -> Self {
+        let dialogue =
+            if first.flags.has(Flags::SYN) { Dialogue::from_the_start() } else { Dialogue::from_the_middle() };
+        Self { client: Voice::default(), server: Voice::default(), dialogue }
+    }
+
+    /// What has been said.
+    pub fn dialogue(&self) -> &Dialogue {
+        &self.dialogue
+    }
+
+    /// Whether this segment can only belong to a new connection with the same addresses.
+    pub fn is_superseded_by(&self, segment: &Segment<'_>, direction: Direction) -> bool {
+        // A stray SYN proves nothing, and the server would ignore it; only the server's own SYN does.
+        direction == Direction::FromServer
+            && segment.flags.has(Flags::SYN)
+            && self.server.stream.start().is_some_and(|start| start != segment.seq + 1)
+    }
+
+    /// Takes a segment and tells, in order, what the lines mean that it completes.
+    ///
+    /// Returns how the connection ended, if it did.
+    pub fn segment(
+        &mut self,
+        segment: &Segment<'_>,
+        direction: Direction,
+        limits: &Limits,
+        mut tell: impl FnMut(Told<'_>),
+    ) -> Option<Ending> {
+        let Self { client, server, dialogue } = self;
+        let (speaker, listener) = match direction {
+            Direction::FromClient => (client, server),
+            Direction::FromServer => (server, client),
+        };
+        if segment.flags.has(Flags::RST) {
+            return speaker.stream.believes_reset_at(segment.seq).then_some(Ending::Reset);
+        }
+        let line_limit = limits.line_bytes.get() as usize;
+        if segment.flags.has(Flags::ACK) {
+            if segment.flags.has(Flags::SYN) {
+                listener.stream.begin_at(segment.ack);
+            }
+            let Voice { stream, lines } = listener;
+            let hear = |delivery: Delivery<'_>| {
+                hear(direction.opposite(), delivery, lines, dialogue, line_limit, &mut tell);
+            };
+            if let Some(oddity) = stream.acknowledged(segment.ack, hear) {
+                tell(Told::Odd(oddity));
+            }
+        }
+        let Voice { stream, lines } = speaker;
+        let hear = |delivery: Delivery<'_>| hear(direction, delivery, lines, dialogue, line_limit, &mut tell);
+        if let Some(oddity) = stream.segment(segment, limits.reorder_bytes.get() as usize, hear) {
+            tell(Told::Odd(oddity));
+        }
+        stream.has_ended().then_some(Ending::Finished)
+    }
+}
+
+/// What a [`Session`] tells while it takes a segment.
+#[derive(Debug)]
+pub enum Told<'a> {
+    /// A line, and what it means.
+    Event(Event<'a>, &'a Dialogue),
+    /// Something about the segments.
+    Odd(Oddity),
+}
+
+/// Takes what one direction delivers.
+fn hear(
+    direction: Direction,
+    delivery: Delivery<'_>,
+    lines: &mut LineReader,
+    dialogue: &mut Dialogue,
+    limit: usize,
+    tell: &mut impl FnMut(Told<'_>),
+) {
+    match (delivery, direction) {
+        (_, _) if dialogue.is_encrypted() => {}
+        (Delivery::Bytes(at, bytes), Direction::FromClient) => lines.feed(at, bytes, limit, |line: Line<'_>| {
+            let event = dialogue.client_says(&line);
+            tell(Told::Event(event, dialogue));
+            !dialogue.is_encrypted()
+        }),
+        (Delivery::Bytes(at, bytes), Direction::FromServer) => lines.feed(at, bytes, limit, |line: Line<'_>| {
+            let event = dialogue.server_says(&line);
+            tell(Told::Event(event, dialogue));
+            !dialogue.is_encrypted()
+        }),
+        (Delivery::Gap, Direction::FromClient) => {
+            lines.gap();
+            dialogue.client_was_not_heard();
+        }
+        (Delivery::Gap, Direction::FromServer) => {
+            lines.gap();
+            dialogue.server_was_not_heard();
+        }
+    }
+}

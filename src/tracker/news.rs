@@ -1,0 +1,144 @@
+//! What the tracker has to tell, to whoever prints, counts or logs it.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use crate::expectation::{Closed, Corridor, Expectation, Refusal};
+use crate::ftp::Mode;
+use crate::packet::{Connection, Flow};
+use crate::stream::Oddity;
+use crate::time::Timestamp;
+
+/// The number of a session, in the order in which they began; the first one is 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionNumber(pub(super) u64);
+
+impl SessionNumber {
+    /// The number.
+    pub const fn get(self) -> u64 {
+        self.0
+    }
+}
+
+impl fmt::Display for SessionNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Something that happened in a session.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum News<'a> {
+    /// It began, or was picked up in the middle.
+    Began {
+        /// Between whom.
+        connection: &'a Connection,
+        /// Whether its beginning was not seen.
+        picked_up: bool,
+    },
+    /// The client gave a command.
+    Said {
+        /// Its name.
+        command: &'static str,
+        /// What stood behind it, where no secret can stand there.
+        argument: Option<&'a [u8]>,
+    },
+    /// The client gave a command that the policy denies.
+    Denied {
+        /// Its name.
+        command: &'static str,
+    },
+    /// The server let a user in.
+    LoggedIn {
+        /// Who that is, if that was heard.
+        user: Option<&'a str>,
+    },
+    /// An announced data connection is admitted from now on.
+    Expected {
+        /// How it was announced.
+        mode: Mode,
+        /// What is admitted.
+        expectation: Expectation,
+    },
+    /// An announced data connection will not be admitted.
+    Refused {
+        /// How it was announced.
+        mode: Mode,
+        /// What was announced, where that can be read.
+        to: Option<SocketAddr>,
+        /// Why not.
+        why: Refusal,
+    },
+    /// The expected data connection came.
+    Used {
+        /// How it was announced; none where it came through the corridor of an encrypted session.
+        mode: Option<Mode>,
+        /// Its addresses.
+        flow: Flow,
+    },
+    /// The expected data connection did not come in time.
+    Expired(Expectation),
+    /// The data connection is not expected any more, and did not come.
+    Closed {
+        /// What was admitted.
+        expectation: Expectation,
+        /// Why it is no longer.
+        why: Closed,
+    },
+    /// The session cannot be read from here on.
+    Encrypted {
+        /// Where the policy lets its data connections go.
+        corridor: Option<Corridor>,
+    },
+    /// What the two ends talk is not FTP.
+    NotFtp,
+    /// The session is over.
+    Ended(Ended),
+    /// Something about its segments that does not happen in a healthy connection.
+    Odd(Oddity),
+}
+
+/// How a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Ended {
+    /// One end had nothing more to say.
+    Finished,
+    /// One end aborted it.
+    Reset,
+    /// A new connection took its addresses.
+    Replaced,
+    /// Nothing was heard of it for so long that it was forgotten.
+    Idle,
+    /// It was idle longest when room was needed.
+    Evicted,
+}
+
+impl Ended {
+    /// Its name, as logs and JSON have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Finished => "finished",
+            Self::Reset => "reset",
+            Self::Replaced => "replaced",
+            Self::Idle => "idle",
+            Self::Evicted => "evicted",
+        }
+    }
+}
+
+/// Whoever wants to know what happens.
+pub trait Observer {
+    /// Something happened in a session.
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>);
+}
+
+/// Nobody wants to know.
+impl Observer for () {
+    fn observe(&mut self, _: Timestamp, _: SessionNumber, _: &News<'_>) {}
+}
+
+impl<F: FnMut(Timestamp, SessionNumber, &News<'_>)> Observer for F {
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+        self(at, session, news);
+    }
+}

@@ -1,0 +1,389 @@
+//! The tracker with a simulated firewall, driven by packets.
+
+use super::*;
+use crate::firewall::Simulated;
+use crate::net::Port;
+use crate::policy;
+use crate::script::{Conversation, endpoint};
+use Direction::{FromClient, FromServer};
+
+/// A tracker, its firewall, and everything that it told, a line each.
+struct Stage {
+    tracker: Tracker,
+    firewall: Simulated,
+    policy: Policy,
+    now: Timestamp,
+    told: Vec<String>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self::with_policy("")
+    }
+
+    fn with_policy(text: &str) -> Self {
+        let policy = if text.is_empty() {
+            Policy::embedded()
+        } else {
+            policy::parse("policy.yaml", text).expect("a good policy").policy
+        };
+        Self {
+            tracker: Tracker::default(),
+            firewall: Simulated::new([Port::FTP]),
+            policy,
+            now: Timestamp::from_secs(1000),
+            told: Vec::new(),
+        }
+    }
+
+    fn world<R>(
+        &mut self,
+        act: impl FnOnce(&mut Tracker, &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>)>) -> R,
+    ) -> R {
+        let told = &mut self.told;
+        let mut write_down = |_: Timestamp, session: SessionNumber, news: &News<'_>| {
+            told.extend(describe(news).map(|news| format!("{session} {news}")));
+        };
+        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>) = &mut write_down;
+        let mut world =
+            World { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
+        act(&mut self.tracker, &mut world)
+    }
+
+    fn sees(&mut self, packet: &[u8]) {
+        let segment = Segment::parse(packet).expect("a segment");
+        self.world(|tracker, world| {
+            tracker.advance(world);
+            tracker.handle(&segment, world)
+        });
+    }
+
+    fn sees_all<P: AsRef<[u8]>>(&mut self, packets: impl IntoIterator<Item = P>) {
+        for packet in packets {
+            self.sees(packet.as_ref());
+        }
+    }
+
+    fn waits(&mut self, time: Duration) {
+        self.now = self.now + time;
+        self.world(Tracker::advance);
+    }
+
+    fn connects(&mut self, from: &str, to: &str) -> bool {
+        let flow = Flow { source: endpoint(from), destination: endpoint(to) };
+        let now = self.now;
+        let admitted = self.firewall.admit(now, &flow).is_some();
+        self.world(|tracker, world| assert_eq!(tracker.admitted(&flow, world).is_some(), admitted));
+        admitted
+    }
+
+    fn take_told(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.told)
+    }
+}
+
+fn describe(news: &News<'_>) -> Option<String> {
+    Some(match news {
+        News::Began { connection, picked_up: false } => format!("began {}", connection.original),
+        News::Began { connection, picked_up: true } => format!("picked up {}", connection.original),
+        News::Said { .. } => return None,
+        News::Denied { command } => format!("denied {command}"),
+        News::LoggedIn { user } => format!("login {}", user.unwrap_or("?")),
+        News::Expected { mode, expectation } => format!("{} {expectation}", mode.announced_by()),
+        News::Refused { mode, to, why } => match to {
+            Some(to) => format!("{} {to} refused: {why}", mode.announced_by()),
+            None => format!("{} refused: {why}", mode.announced_by()),
+        },
+        News::Used { flow, .. } => format!("used {flow}"),
+        News::Expired(expectation) => format!("expired {expectation}"),
+        News::Closed { expectation, why } => format!("closed {expectation}: {}", why.name()),
+        News::Encrypted { corridor: None } => "encrypted".to_owned(),
+        News::Encrypted { corridor: Some(corridor) } => format!("encrypted, {corridor}"),
+        News::NotFtp => "not FTP".to_owned(),
+        News::Ended(how) => format!("ended: {}", how.name()),
+        News::Odd(oddity) => format!("odd: {oddity:?}"),
+    })
+}
+
+const CLIENT: &str = "10.0.0.1:4000";
+const SERVER: &str = "10.0.0.2:21";
+
+fn conversation() -> Conversation {
+    Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1000, u32::MAX - 20)
+}
+
+/// A session in which somebody has logged in, and which has told nothing yet.
+fn logged_in(stage: &mut Stage) -> Conversation {
+    let mut talk = conversation();
+    stage.sees_all(talk.handshake());
+    stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+    stage.sees(&talk.says(FromClient, "USER anna\r\n"));
+    stage.sees(&talk.says(FromServer, "331 and?\r\n"));
+    stage.sees(&talk.says(FromClient, "PASS secret\r\n"));
+    stage.sees(&talk.says(FromServer, "230 in\r\n"));
+    assert_eq!(stage.take_told(), ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna"]);
+    talk
+}
+
+#[test]
+fn a_passive_transfer_opens_one_hole_for_one_connection() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "PASV\r\n"));
+    assert!(!stage.connects("10.0.0.1:5000", "10.0.0.2:1025"));
+    stage.sees(&talk.says(FromServer, "227 Entering Passive Mode (10,0,0,2,4,1).\r\n"));
+    assert!(!stage.connects("10.0.0.3:5000", "10.0.0.2:1025"), "another client");
+    assert!(!stage.connects("10.0.0.1:5000", "10.0.0.2:1026"), "another port");
+    assert!(stage.connects("10.0.0.1:5000", "10.0.0.2:1025"));
+    assert!(!stage.connects("10.0.0.1:5001", "10.0.0.2:1025"), "a second time");
+    assert_eq!(stage.take_told(), ["1 227 10.0.0.1 -> 10.0.0.2:1025", "1 used 10.0.0.1:5000 -> 10.0.0.2:1025"]);
+}
+
+#[test]
+fn an_active_transfer_lets_the_server_come() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
+    assert_eq!(stage.take_told(), ["1 PORT 10.0.0.2 -> 10.0.0.1:1025", "1 used 10.0.0.2:20 -> 10.0.0.1:1025"]);
+}
+
+#[test]
+fn a_port_command_that_the_server_refuses_closes_its_hole() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "NOOP\r\nPORT 10,0,0,1,4,1\r\n"));
+    stage.sees(&talk.says(FromServer, "500 no NOOP here\r\n"));
+    assert_eq!(stage.tracker.expectations(), 1);
+    stage.sees(&talk.says(FromServer, "500 Illegal PORT command\r\n"));
+    assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
+    let told = ["1 PORT 10.0.0.2 -> 10.0.0.1:1025", "1 closed 10.0.0.2 -> 10.0.0.1:1025: refused-by-server"];
+    assert_eq!(stage.take_told(), told);
+}
+
+#[test]
+fn an_expectation_lives_as_long_as_the_policy_says() {
+    let mut stage = Stage::with_policy("defaults: { timeout: 10s }");
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    stage.waits(Duration::from_millis(9_999));
+    assert_eq!(stage.tracker.expectations(), 1);
+    stage.waits(Duration::from_millis(1));
+    assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
+    assert_eq!(stage.take_told()[1..], ["1 expired 10.0.0.2 -> 10.0.0.1:1025"]);
+    assert_eq!(stage.firewall.pinholes(), 0);
+}
+
+#[test]
+fn an_expectation_ends_with_its_session() {
+    for who in [FromClient, FromServer] {
+        for resets in [false, true] {
+            let mut stage = Stage::new();
+            let mut talk = logged_in(&mut stage);
+            stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+            let last = if resets { talk.resets(who) } else { talk.closes(who) };
+            stage.sees(&last);
+            let how = if resets { "reset" } else { "finished" };
+            let told = ["1 closed 10.0.0.2 -> 10.0.0.1:1025: session-ended".to_owned(), format!("1 ended: {how}")];
+            assert_eq!(stage.take_told()[1..], told);
+            assert_eq!((stage.firewall.pinholes(), stage.tracker.expectations()), (0, 0));
+        }
+    }
+}
+
+#[test]
+fn the_last_packets_of_a_session_do_not_begin_another() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.closes(FromClient));
+    stage.sees(&talk.says(FromServer, "221 bye\r\n"));
+    stage.sees(&talk.closes(FromServer));
+    stage.sees(&talk.ack(FromClient));
+    assert_eq!(stage.take_told(), ["1 ended: finished"]);
+    stage.waits(LINGER);
+    assert_eq!(stage.tracker.sessions(), 0);
+    stage.sees(&talk.ack(FromClient));
+    assert_eq!(stage.tracker.sessions(), 0);
+}
+
+#[test]
+fn a_new_connection_may_use_the_addresses_of_an_old_one() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.closes(FromClient));
+    let mut again = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 77_000, 88_000);
+    stage.sees_all(again.handshake());
+    stage.sees(&again.says(FromServer, "220 ready\r\n"));
+    stage.sees(&again.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    let told =
+        ["1 ended: finished", "2 began 10.0.0.1:4000 -> 10.0.0.2:21", "2 PORT 10.0.0.1:1025 refused: not-logged-in"];
+    assert_eq!(stage.take_told(), told);
+}
+
+#[test]
+fn a_new_connection_replaces_one_whose_end_was_not_seen() {
+    let mut stage = Stage::new();
+    logged_in(&mut stage);
+    let mut again = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 77_000, 88_000);
+    let [syn, syn_ack, ack] = again.handshake();
+    stage.sees(&syn);
+    assert_eq!(stage.take_told(), Vec::<String>::new(), "a SYN alone proves nothing");
+    stage.sees_all([syn_ack, ack]);
+    stage.sees(&again.says(FromServer, "220 ready\r\n"));
+    assert_eq!(stage.take_told(), ["1 ended: replaced", "2 began 10.0.0.1:4000 -> 10.0.0.2:21"]);
+}
+
+#[test]
+fn a_handshake_seen_twice_is_one_session() {
+    let mut stage = Stage::new();
+    let mut talk = conversation();
+    let handshake = talk.handshake();
+    stage.sees_all(&handshake);
+    stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+    stage.sees_all(&handshake);
+    stage.sees(&talk.says(FromClient, "USER anna\r\n"));
+    stage.sees(&talk.says(FromServer, "230 in\r\n"));
+    assert_eq!(stage.take_told(), ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna"]);
+}
+
+#[test]
+fn a_session_picked_up_in_the_middle_may_announce() {
+    let mut stage = Stage::new();
+    let mut talk = conversation();
+    talk.loses(FromClient, 50);
+    talk.loses(FromServer, 150);
+    stage.sees(&talk.says(FromClient, "PASV\r\n"));
+    stage.sees(&talk.says(FromServer, "226 the last one\r\n227 Entering Passive Mode (10,0,0,2,4,1)\r\n"));
+    assert_eq!(stage.take_told(), ["1 picked up 10.0.0.1:4000 -> 10.0.0.2:21", "1 227 10.0.0.1 -> 10.0.0.2:1025"]);
+}
+
+#[test]
+fn the_limit_of_a_session_holds_and_announcing_again_takes_no_more_room() {
+    let mut stage = Stage::with_policy("defaults: { pinholes_per_session: 2 }");
+    let mut talk = logged_in(&mut stage);
+    for port in [1, 2, 2, 1, 3] {
+        stage.sees(&talk.says(FromClient, format!("PORT 10,0,0,1,4,{port}\r\n")));
+        stage.sees(&talk.says(FromServer, "200 ok\r\n"));
+    }
+    let told = stage.take_told();
+    assert_eq!(told.last().map(String::as_str), Some("1 PORT 10.0.0.1:1027 refused: too-many"));
+    assert_eq!(told.iter().filter(|line| line.contains("refused")).count(), 1);
+    assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,3\r\n"));
+    assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1027"), "one that was used makes room");
+}
+
+#[test]
+fn the_limit_of_all_sessions_together_holds() {
+    let mut stage = Stage::with_policy("limits: { pinholes: 3 }\ndefaults: { login: optional }");
+    for client in 1..=5 {
+        let address = format!("10.0.1.{client}:4000");
+        let mut talk = Conversation::new(endpoint(&address), endpoint(SERVER), 1, 1);
+        stage.sees_all(talk.handshake());
+        stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+        stage.sees(&talk.says(FromClient, format!("PORT 10,0,1,{client},4,1\r\n")));
+    }
+    assert_eq!(stage.tracker.expectations(), 3);
+    assert_eq!(stage.take_told().iter().filter(|line| line.ends_with("too-many")).count(), 2);
+}
+
+#[test]
+fn two_sessions_that_announce_the_same_share_one_hole_and_the_later_one_owns_it() {
+    let mut stage = Stage::with_policy("defaults: { login: optional }");
+    let mut talks = [4000, 4001].map(|port| {
+        let mut talk = Conversation::new(endpoint(&format!("10.0.0.1:{port}")), endpoint(SERVER), 1, 1);
+        stage.sees_all(talk.handshake());
+        stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+        stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+        talk
+    });
+    stage.sees(&talks[0].closes(FromClient));
+    assert_eq!(stage.firewall.pinholes(), 1);
+    stage.sees(&talks[1].closes(FromClient));
+    assert_eq!(stage.firewall.pinholes(), 0);
+}
+
+#[test]
+fn when_the_table_is_full_the_one_that_was_silent_longest_is_forgotten() {
+    let mut stage = Stage::with_policy("limits: { sessions: 3 }\ndefaults: { login: optional }");
+    let mut talks: Vec<_> = (1..=4)
+        .map(|client| Conversation::new(endpoint(&format!("10.0.1.{client}:4000")), endpoint(SERVER), 1, 1))
+        .collect();
+    for talk in &mut talks[..3] {
+        stage.sees_all(talk.handshake());
+        stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+        stage.waits(Duration::from_secs(1));
+    }
+    stage.sees(&talks[1].says(FromClient, "PORT 10,0,1,2,4,1\r\n"));
+    stage.waits(Duration::from_secs(1));
+    stage.sees(&talks[0].says(FromClient, "NOOP\r\n"));
+    stage.waits(Duration::from_secs(1));
+    stage.sees(&talks[2].says(FromClient, "NOOP\r\n"));
+    stage.take_told();
+    stage.sees_all(talks[3].handshake());
+    let told = [
+        "2 closed 10.0.0.2 -> 10.0.1.2:1025: session-ended",
+        "2 ended: evicted",
+        "4 began 10.0.1.4:4000 -> 10.0.0.2:21",
+    ];
+    assert_eq!(stage.take_told(), told);
+    assert_eq!((stage.tracker.sessions(), stage.firewall.pinholes()), (3, 0));
+}
+
+#[test]
+fn a_silent_session_is_forgotten_and_a_talking_one_is_not() {
+    let mut stage = Stage::with_policy("limits: { idle: 10m }");
+    let mut talk = logged_in(&mut stage);
+    for _ in 0..5 {
+        stage.waits(Duration::from_secs(599));
+        stage.sees(&talk.says(FromClient, "NOOP\r\n"));
+    }
+    assert_eq!(stage.take_told(), Vec::<String>::new());
+    stage.waits(Duration::from_secs(600));
+    assert_eq!(stage.take_told(), ["1 ended: idle"]);
+    assert_eq!(stage.tracker.sessions(), 0);
+}
+
+#[test]
+fn after_auth_tls_nothing_is_read() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
+    stage.sees(&talk.says(FromServer, "234 go\r\n227 Entering Passive Mode (10,0,0,2,4,1)\r\n"));
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    stage.sees(&talk.closes(FromClient));
+    assert_eq!(stage.take_told(), ["1 encrypted", "1 ended: finished"]);
+}
+
+#[test]
+fn the_policy_may_give_an_encrypted_session_a_corridor() {
+    let mut stage = Stage::with_policy("defaults: { tls: range 50000-50100 }");
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
+    assert!(!stage.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+    stage.sees(&talk.says(FromServer, "234 go\r\n"));
+    assert!(stage.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+    assert!(stage.connects("10.0.0.1:5001", "10.0.0.2:50001"));
+    assert!(!stage.connects("10.0.0.3:5000", "10.0.0.2:50001"));
+    assert!(!stage.connects("10.0.0.1:5000", "10.0.0.2:50101"));
+    stage.sees(&talk.closes(FromServer));
+    assert!(!stage.connects("10.0.0.1:5002", "10.0.0.2:50001"));
+}
+
+#[test]
+fn a_denied_command_is_told_of() {
+    let mut stage = Stage::with_policy("defaults: { tls: deny, commands: { deny: [DELE] } }");
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "dele a\r\nAUTH TLS\r\nSTAT\r\n"));
+    assert_eq!(stage.take_told(), ["1 denied DELE", "1 denied AUTH"]);
+}
+
+#[test]
+fn what_belongs_to_no_control_connection_is_not_ours() {
+    let mut stage = Stage::new();
+    let mut talk = Conversation::new(endpoint(CLIENT), endpoint("10.0.0.2:80"), 1, 1);
+    stage.sees_all(talk.handshake());
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    assert_eq!(stage.take_told(), Vec::<String>::new());
+    assert_eq!(stage.tracker.sessions(), 0);
+}
