@@ -1,22 +1,138 @@
 //! What each fuzz target does with its input. The fuzzer calls these functions, and so do the ordinary tests
 //! (`tests/fuzz_targets.rs`), which include this file.
+//!
+//! Beyond not crashing, each holds the result against something that must be so whatever the input was.
 
-/// A capture's worth of packets, through the whole middle.
+use std::time::Duration;
+
+use pinhole::firewall::Simulated;
+use pinhole::ftp::command::Command;
+use pinhole::ftp::notation::Notation;
+use pinhole::ftp::reply::ReplyReader;
+use pinhole::ftp::{Line, LineReader, Mode};
+use pinhole::packet::{Direction, Segment, Seq};
+use pinhole::policy::Policy;
+use pinhole::script::{Conversation, endpoint};
+use pinhole::time::Timestamp;
+use pinhole::tracker::{News, SessionNumber, Tracker, World};
+
+/// How long a line may be here: short, so that the limit is reached often.
+const LIMIT: usize = 128;
+
+/// A tracker with a simulated firewall whose books must agree, and to which nothing foreign may be opened.
+struct Middle {
+    tracker: Tracker,
+    firewall: Simulated,
+    policy: Policy,
+    now: Timestamp,
+}
+
+impl Middle {
+    fn new() -> Self {
+        let policy = Policy::embedded();
+        let firewall = Simulated::new(policy.control_ports.as_slice().iter().copied());
+        Self { tracker: Tracker::default(), firewall, policy, now: Timestamp::from_secs(1) }
+    }
+
+    fn takes(&mut self, packet: &[u8]) {
+        self.now = self.now + Duration::from_millis(100);
+        let Ok(segment) = Segment::parse(packet) else { return };
+        let flow = segment.flow;
+        let mut judge = |_: Timestamp, _: SessionNumber, news: &News<'_>| {
+            if let News::Expected { expectation, .. } = news {
+                let hosts = [flow.source.address, flow.destination.address];
+                assert!(hosts.contains(&expectation.from) && hosts.contains(&expectation.to.address));
+                assert!(expectation.to.port.number() >= 1024);
+            }
+        };
+        let Self { tracker, firewall, policy, now } = self;
+        let mut world = World { now: *now, policy, firewall, observer: &mut judge };
+        tracker.advance(&mut world);
+        let _ = tracker.handle(&segment, &mut world);
+        assert_eq!(self.tracker.expectations(), self.firewall.pinholes());
+        assert!(self.tracker.standing().all(|(.., expectation)| expectation.expires() > self.now));
+    }
+}
+
+/// A capture's worth of packets, through the whole middle: each is preceded by its length in one byte.
 pub fn packets(data: &[u8]) {
-    let _ = std::str::from_utf8(data);
+    let mut middle = Middle::new();
+    let mut rest = data;
+    while let Some((&length, behind)) = rest.split_first() {
+        let (packet, behind) = behind.split_at(usize::from(length).min(behind.len()));
+        middle.takes(packet);
+        rest = behind;
+    }
 }
 
-/// What a client sends: lines and commands.
+/// What a client sends: lines and commands, and the same as a dialogue with a server that agrees to all of it.
 pub fn lines(data: &[u8]) {
-    let _ = std::str::from_utf8(data);
+    let at = Seq::new(u32::MAX - 10);
+    let mut whole = Vec::new();
+    LineReader::default().feed(at, data, LIMIT, |line| {
+        let _ = Command::parse(&line);
+        for notation in Mode::ALL.map(Notation::of) {
+            let _ = notation.read(line.text);
+        }
+        whole.push((line.text.to_vec(), line.start, line.end, line.whole));
+        true
+    });
+    // Byte by byte the lines are the same.
+    let mut piecewise = Vec::new();
+    let mut reader = LineReader::default();
+    for (index, byte) in data.iter().enumerate() {
+        reader.feed(at + index, std::slice::from_ref(byte), LIMIT, |line| {
+            piecewise.push((line.text.to_vec(), line.start, line.end, line.whole));
+            true
+        });
+    }
+    assert_eq!(whole, piecewise);
+    dialogue(Direction::FromClient, data, &["230 in\r\n", "200 ok\r\n", "227 (10,0,0,2,4,1)\r\n"]);
 }
 
-/// What a server sends: replies of one line and of several.
+/// What a server sends: replies of one line and of several, and the same as a dialogue with a curious client.
 pub fn replies(data: &[u8]) {
-    let _ = std::str::from_utf8(data);
+    let mut reader = ReplyReader::default();
+    LineReader::default().feed(Seq::new(0), data, LIMIT, |line: Line<'_>| {
+        let _ = reader.line(line.text);
+        for notation in Mode::ALL.map(Notation::of) {
+            if let Some(found) = notation.find(line.text) {
+                let said = &line.text[found.span];
+                assert_eq!(notation.read(said).map(|again| again.announced), Some(found.announced));
+            }
+        }
+        true
+    });
+    dialogue(Direction::FromServer, data, &["USER a\r\n", "PASV\r\n", "EPSV\r\n", "PORT 10,0,0,1,4,1\r\n"]);
 }
 
-/// A policy file.
+/// One end says `data`, in pieces, and the other one says `answers` over and over in between.
+fn dialogue(who: Direction, data: &[u8], answers: &[&str]) {
+    let mut middle = Middle::new();
+    let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), 7, 9);
+    for packet in talk.handshake() {
+        middle.takes(&packet);
+    }
+    middle.takes(&talk.says(Direction::FromServer, "220 ready\r\n"));
+    let mut answers = answers.iter().cycle();
+    for piece in data.chunks(40) {
+        middle.takes(&talk.says(who, piece));
+        if let Some(answer) = answers.next() {
+            middle.takes(&talk.says(who.opposite(), answer));
+        }
+    }
+    middle.takes(&talk.closes(who));
+    assert_eq!(middle.tracker.expectations(), 0, "what was open ends with its session");
+}
+
+/// A policy file: whatever is accepted prints as a policy that means the same.
 pub fn policy(data: &[u8]) {
-    let _ = std::str::from_utf8(data);
+    match pinhole::policy::parse_bytes("policy.yaml", data) {
+        Ok(parsed) => {
+            let printed = parsed.policy.to_string();
+            let again = pinhole::policy::parse("printed.yaml", &printed).expect("what is printed is a policy");
+            assert_eq!(again.policy, parsed.policy);
+        }
+        Err(problems) => assert!(problems.errors() > 0 && !problems.to_string().is_empty()),
+    }
 }

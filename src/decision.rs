@@ -31,9 +31,6 @@ pub fn decide(
     if !terms.modes.contains(mode) {
         return Err(Refusal::ModeDenied);
     }
-    if !standing.asked_for {
-        return Err(Refusal::NotAskedFor);
-    }
     if standing.extended_only && mode != Mode::Epsv {
         return Err(Refusal::AfterEpsvAll);
     }
@@ -52,6 +49,10 @@ pub fn decide(
     }
     if !terms.may_use(port) {
         return Err(if port.is_low() { Refusal::LowPort } else { Refusal::PortNotAllowed });
+    }
+    // Last, because what it names tells more: an answer that nobody asked for may be one whose question was lost.
+    if !standing.asked_for {
+        return Err(Refusal::NotAskedFor);
     }
     let from = if mode.is_active() { connection.reply.source } else { connection.original.source };
     let to = Endpoint::new(address, port);

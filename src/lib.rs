@@ -12,6 +12,7 @@
 //! ```
 
 pub mod capture;
+pub mod cli;
 pub mod decision;
 pub mod expectation;
 pub mod firewall;

@@ -93,9 +93,13 @@ impl LineReader {
         }
     }
 
-    /// Bytes are missing here: what was begun will never be whole.
-    pub fn gap(&mut self) {
-        *self = Self::default();
+    /// Bytes are missing here: what was begun will never be whole. Hands on its beginning, if there is one.
+    pub fn gap(&mut self, take: impl FnOnce(Line<'_>)) {
+        let Self { unfinished, .. } = std::mem::take(self);
+        if let Some(unfinished) = unfinished {
+            let Unfinished { text, start, had_telnet, .. } = *unfinished;
+            take(Line { text: &text, start, end: start + text.len(), whole: false, verbatim: !had_telnet });
+        }
     }
 
     /// Whether a line has begun and not ended.
@@ -111,7 +115,8 @@ impl LineReader {
             return true;
         }
         let unfinished = self.unfinished.take().unwrap_or_default();
-        let text = without_ending(&unfinished.text);
+        // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
+        let text = if unfinished.too_long { &unfinished.text } else { without_ending(&unfinished.text) };
         take(Line {
             text,
             start: unfinished.start,
@@ -250,6 +255,14 @@ mod tests {
     }
 
     #[test]
+    fn a_carriage_return_at_the_limit_is_not_the_lines_end() {
+        let line = [[b'x'; LIMIT - 1].as_slice(), b"\rmore\r\n"].concat();
+        for size in [1, LIMIT, 1000] {
+            assert_eq!(lines(line.chunks(size))[0].0.len(), LIMIT, "in pieces of {size}");
+        }
+    }
+
+    #[test]
     fn nothing_is_kept_between_lines() {
         let mut reader = LineReader::default();
         reader.feed(Seq::new(0), b"NO", LIMIT, |_| true);
@@ -269,10 +282,11 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_forgets_what_was_begun() {
+    fn after_a_gap_a_line_is_known_by_its_beginning_only() {
         let mut reader = LineReader::default();
         reader.feed(Seq::new(0), b"STOR a", LIMIT, |_| true);
-        reader.gap();
+        reader.gap(|line| assert_eq!((line.text, line.whole), (b"STOR a".as_slice(), false)));
+        reader.gap(|_| panic!("nothing was begun"));
         reader.feed(Seq::new(9), b"NOOP\r\n", LIMIT, |line| {
             assert_eq!(line.text, b"NOOP");
             true

@@ -121,9 +121,9 @@ impl ReplyReader {
         }
     }
 
-    /// Whether a reply of several lines has begun and not ended.
-    pub fn is_inside(&self) -> bool {
-        self.inside.is_some()
+    /// The end of the reply in which we are was lost. What is left of it: its code.
+    pub fn interrupt(&mut self) -> Option<Reply<'static>> {
+        self.inside.take().map(|code| reply(code, b""))
     }
 }
 

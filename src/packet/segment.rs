@@ -51,8 +51,8 @@ pub struct Segment<'a> {
     pub flags: Flags,
     /// The bytes; fewer than were sent if the capture cut the packet.
     pub payload: &'a [u8],
-    /// Whether the packet was longer than what was captured of it.
-    pub cut: bool,
+    /// How many bytes of payload follow that the capture did not keep.
+    pub missing: usize,
 }
 
 /// Why a packet is not a segment that we can read.
@@ -87,6 +87,7 @@ impl<'a> Segment<'a> {
             }
         };
         let content = ip.payload();
+        let missing = if content.incomplete { packet_length(&ip).saturating_sub(packet.len()) } else { 0 };
         if content.fragmented {
             return Err(NotSegment::Fragment);
         }
@@ -105,8 +106,16 @@ impl<'a> Segment<'a> {
             ack: Seq::new(tcp.acknowledgment_number()),
             flags,
             payload: tcp.payload(),
-            cut: content.incomplete,
+            missing,
         })
+    }
+}
+
+/// How long the packet says that it is.
+fn packet_length(ip: &LaxIpSlice<'_>) -> usize {
+    match ip {
+        LaxIpSlice::Ipv4(ip) => usize::from(ip.header().total_len()),
+        LaxIpSlice::Ipv6(ip) => ip.header().slice().len() + usize::from(ip.header().payload_length()),
     }
 }
 
@@ -175,7 +184,14 @@ mod tests {
         let packet = ipv4(b"PORT 10,0,0,1,4,5\r\n");
         let segment = Segment::parse(&packet[..packet.len() - 7]).expect("a segment");
         assert_eq!(segment.payload, b"PORT 10,0,0,");
-        assert!(segment.cut);
+        assert_eq!(segment.missing, 7);
+    }
+
+    #[test]
+    fn a_cut_ipv6_packet_knows_what_is_missing() {
+        let packet = ipv6_with_extensions(b"EPSV\r\n");
+        assert_eq!(Segment::parse(&packet[..packet.len() - 2]).expect("a segment").missing, 2);
+        assert_eq!(Segment::parse(&packet).expect("a segment").missing, 0);
     }
 
     #[test]

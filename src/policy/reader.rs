@@ -379,7 +379,8 @@ pub(super) fn show_duration(duration: Duration) -> String {
     match millis {
         0 => "0s".into(),
         m if m % 3_600_000 == 0 => format!("{}h", m / 3_600_000),
-        m if m % 60_000 == 0 => format!("{}m", m / 60_000),
+        // A minute is better known as 60 seconds where others count in seconds.
+        m if m % 60_000 == 0 && m > 60_000 => format!("{}m", m / 60_000),
         m if m % 1000 == 0 => format!("{}s", m / 1000),
         m => format!("{m}ms"),
     }

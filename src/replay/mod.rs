@@ -92,6 +92,12 @@ impl<R: Report> Replay<R> {
         }
     }
 
+    /// So many packets of a capture came from interfaces of a kind that cannot be read.
+    pub fn skipped(&mut self, packets: u64) {
+        self.tally.packets += packets;
+        self.tally.damaged += packets;
+    }
+
     /// Takes a frame.
     #[inline]
     pub fn frame(&mut self, frame: &Frame<'_>) {
@@ -119,7 +125,7 @@ impl<R: Report> Replay<R> {
     }
 
     fn segment(&mut self, segment: &Segment<'_>) {
-        if segment.cut {
+        if segment.missing > 0 {
             self.tally.cut += 1;
         }
         let Self { policy, tracker, firewall, connections, tally, now, report } = self;

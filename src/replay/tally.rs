@@ -1,6 +1,6 @@
 //! What a replay counted.
 
-use crate::tracker::News;
+use crate::tracker::{Ended, News};
 
 /// Counts of everything that a summary tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -9,6 +9,8 @@ pub struct Tally {
     pub packets: u64,
     /// Control connections, picked-up ones included.
     pub sessions: u64,
+    /// Sessions that were forgotten because room was needed.
+    pub evicted: u64,
     /// Announcements that were admitted.
     pub expectations: u64,
     /// Announcements that were not.
@@ -43,6 +45,7 @@ impl Tally {
             News::Used { .. } => self.related += 1,
             News::Expired(_) => self.expired += 1,
             News::Odd(_) => self.oddities += 1,
+            News::Ended(Ended::Evicted) => self.evicted += 1,
             News::Said { .. }
             | News::Denied { .. }
             | News::LoggedIn { .. }

@@ -107,8 +107,14 @@ impl<W: Write> Report for Text<W> {
         let Tally { packets, sessions, expectations, refusals, related, expired, blocked, .. } = *tally;
         self.write(format_args!(
             "\n{packets} packets, {sessions} sessions: {expectations} announcements admitted, {refusals} refused; \
-             {related} data connections expected, {blocked} would be blocked, {expired} never came.\n"
+             {related} data connections came as expected, {blocked} would be blocked, {expired} never came.\n"
         ));
+        if tally.evicted > 0 {
+            self.write(format_args!(
+                "{} sessions were forgotten because the policy's `limits: sessions` was reached.\n",
+                tally.evicted
+            ));
+        }
         let Tally { fragments, cut, damaged, oddities, .. } = *tally;
         if tally.anomalies() > 0 {
             self.write(format_args!(

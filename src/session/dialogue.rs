@@ -188,14 +188,15 @@ impl Dialogue {
             return Event::Nothing;
         }
         match self.replies.line(line.text) {
-            Heard::Reply(reply) => self.server_replies(line, &reply),
+            Heard::Reply(reply) => self.server_replies(Some(line), &reply),
             Heard::Part => Event::Nothing,
             Heard::Noise if self.greeted => Event::Nothing,
             Heard::Noise => self.is_not_ftp(),
         }
     }
 
-    fn server_replies(&mut self, line: &Line<'_>, reply: &Reply<'_>) -> Event<'static> {
+    /// A reply ended with this line, or was interrupted.
+    fn server_replies(&mut self, line: Option<&Line<'_>>, reply: &Reply<'_>) -> Event<'static> {
         match reply.meaning {
             Meaning::Preliminary => Event::Nothing,
             _ if !self.greeted => {
@@ -208,13 +209,13 @@ impl Dialogue {
                 if !asked_for {
                     self.unanswered.pop(reply.code);
                 }
-                let found = Notation::of(mode).find(reply.text).filter(|_| line.whole);
+                let is_whole = line.is_some_and(|line| line.whole);
+                let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
                 Event::Announced(self.announcement(mode, found, None, asked_for))
             }
             Meaning::LoggedIn => {
                 if !self.unanswered.pop_through(|kind| matches!(kind, Asked::User | Asked::Secret)) {
-                    self.unanswered.pop(reply.code);
-                    return Event::Nothing;
+                    return self.server_answers(reply);
                 }
                 self.login = Login::In;
                 if self.language == Language::Other { Event::Nothing } else { Event::LoggedIn }
@@ -242,7 +243,8 @@ impl Dialogue {
             // Asking for another user, while logged in, may be refused and change nothing.
             (Some((Asked::User, _)), Meaning::NotLoggedIn) => {}
             (_, Meaning::NotLoggedIn) => self.login = Login::Out,
-            (Some((Asked::Reinitialize, _)), Meaning::Ready) => {
+            // It should be 220, but there are servers that say 230.
+            (Some((Asked::Reinitialize, _)), Meaning::Ready | Meaning::Done | Meaning::LoggedIn) => {
                 self.login = Login::Out;
                 self.extended_only = false;
                 self.user = None;
@@ -261,12 +263,16 @@ impl Dialogue {
         self.unanswered.clear();
     }
 
-    /// Some of the server's lines were lost: which commands they answered is unknown, and so is whether a reply of
-    /// several lines began. A passive announcement counts again when it is asked for again.
-    pub fn server_was_not_heard(&mut self) {
+    /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts
+    /// again when it is asked for again. A reply of several lines that had begun ends here, with what its code says.
+    pub fn server_was_not_heard(&mut self) -> Event<'static> {
+        let event = match self.replies.interrupt() {
+            Some(reply) => self.server_replies(None, &reply),
+            None => Event::Nothing,
+        };
         self.unanswered.clear();
-        self.replies = ReplyReader::default();
         self.greeted = true;
+        event
     }
 
     fn is_not_ftp(&mut self) -> Event<'static> {

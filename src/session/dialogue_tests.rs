@@ -106,6 +106,7 @@ fn a_server_that_says_530_has_nobody_logged_in() {
 #[test]
 fn reinitializing_starts_over() {
     assert_eq!(told_inside("> EPSV ALL\n< 200 ok\n> REIN\n< 220 again\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told_inside("> REIN\n< 230 Ready for new user.\n> PORT 1"), ["PORT not logged in"]);
     assert_eq!(told_inside("> REIN\n< 502 no\n> PORT 1"), ["PORT"]);
     assert_eq!(told_inside("> REIN\n< 120 wait\n< 220 again\n> USER b\n< 230 in\n> PORT 1"), ["in", "PORT"]);
 }
@@ -163,6 +164,20 @@ fn a_loss_makes_an_outstanding_question_void() {
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     dialogue.server_was_not_heard();
     assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
+}
+
+#[test]
+fn a_reply_that_is_cut_short_counts_by_its_code_but_announces_nothing() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER a\n< 230-Welcome");
+    assert_eq!(dialogue.server_was_not_heard(), Event::LoggedIn);
+    play(&mut dialogue, "> PASV");
+    let Event::Announced(announcement) =
+        dialogue.server_says(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })
+    else {
+        panic!("a 227 announces, readable or not");
+    };
+    assert_eq!(announcement.named, None);
 }
 
 #[test]

@@ -129,12 +129,13 @@ fn hear(
             !dialogue.is_encrypted()
         }),
         (Delivery::Gap, Direction::FromClient) => {
-            lines.gap();
+            lines.gap(|line| tell(Told::Event(dialogue.client_says(&line), dialogue)));
             dialogue.client_was_not_heard();
         }
         (Delivery::Gap, Direction::FromServer) => {
-            lines.gap();
-            dialogue.server_was_not_heard();
+            lines.gap(|line| tell(Told::Event(dialogue.server_says(&line), dialogue)));
+            let event = dialogue.server_was_not_heard();
+            tell(Told::Event(event, dialogue));
         }
     }
 }

@@ -98,18 +98,23 @@ impl Stream {
                 seq
             }
         };
-        let end = seq + segment.payload.len();
-        if segment.flags.has(Flags::FIN) && !segment.cut && (end - next).abs() <= FARTHEST_AHEAD {
+        let end = seq + (segment.payload.len() + segment.missing);
+        if segment.flags.has(Flags::FIN) && (end - next).abs() <= FARTHEST_AHEAD {
             self.fin.get_or_insert(end);
         }
-        if segment.payload.is_empty() {
-            return None;
-        }
+        let mut oddity = None;
         if seq == next && self.waiting.is_none() {
-            self.deliver(segment.payload, &mut deliver);
-            return None;
+            if !segment.payload.is_empty() {
+                self.deliver(segment.payload, &mut deliver);
+            }
+        } else if !segment.payload.is_empty() {
+            oddity = self.unusual_segment(seq, segment.payload, limit, &mut deliver);
         }
-        self.unusual_segment(seq, segment.payload, limit, &mut deliver)
+        if segment.missing > 0 && self.next == Some(seq + segment.payload.len()) {
+            // What the capture did not keep was sent nevertheless.
+            self.skip_to(end, &mut deliver);
+        }
+        oddity
     }
 
     /// Takes the other side's acknowledgement, which may tell that missing bytes will never come.

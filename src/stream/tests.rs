@@ -11,7 +11,7 @@ const LIMIT: usize = 16 * 1024;
 fn segment(seq: u32, flags: Flags, payload: &[u8]) -> Segment<'_> {
     let end = Endpoint::new(IpAddr::V4(Ipv4Addr::LOCALHOST), Port::FTP);
     let flow = Flow { source: end, destination: end };
-    Segment { flow, seq: Seq::new(seq), ack: Seq::default(), flags, payload, cut: false }
+    Segment { flow, seq: Seq::new(seq), ack: Seq::default(), flags, payload, missing: 0 }
 }
 
 /// A stream and what it delivered; `|` stands for a gap.
@@ -127,6 +127,17 @@ fn a_loss_that_was_acknowledged_before_is_given_up_at_once() {
     listener.learns_of_ack(110);
     assert_eq!(listener.hears(110, b"LIST"), Some(Oddity::Lost));
     assert_eq!(listener.heard, b"PASV|LIST");
+}
+
+#[test]
+fn what_the_capture_cut_off_is_a_gap_at_once() {
+    let mut listener = Listener::default();
+    listener.takes(&Segment { missing: 20, ..segment(100, Flags::ACK, b"227 Ent") });
+    assert_eq!(listener.heard, b"227 Ent|");
+    assert_eq!(listener.hears(127, b"150 go"), None);
+    assert_eq!(listener.heard, b"227 Ent|150 go");
+    listener.takes(&Segment { missing: 3, ..segment(133, Flags::FIN, b"") });
+    assert!(listener.stream.has_ended());
 }
 
 #[test]

@@ -66,7 +66,9 @@ impl Stage {
 
     fn waits(&mut self, time: Duration) {
         self.now = self.now + time;
-        self.world(Tracker::advance);
+        self.world(|tracker, world| {
+            tracker.advance(world);
+        });
     }
 
     fn connects(&mut self, from: &str, to: &str) -> bool {

@@ -1,0 +1,58 @@
+//! Files of the command line, `-` for standard input.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use super::Outcome;
+use crate::policy::{self, Parsed, Policy};
+
+/// A file that is open, and how long it is if that is known.
+pub(super) struct Input {
+    pub(super) source: Box<dyn Read>,
+    pub(super) length: Option<u64>,
+}
+
+/// Opens a file, or standard input for `-`.
+pub(super) fn open(path: &Path) -> io::Result<Input> {
+    if path.as_os_str() == "-" {
+        return Ok(Input { source: Box::new(io::stdin().lock()), length: None });
+    }
+    let file = File::open(path)?;
+    let about = file.metadata()?;
+    if about.is_dir() {
+        return Err(io::ErrorKind::IsADirectory.into());
+    }
+    Ok(Input { source: Box::new(file), length: about.is_file().then_some(about.len()) })
+}
+
+/// Reads a policy file and tells every problem of it; the embedded policy where no file is named.
+pub(super) fn policy(path: Option<&Path>) -> Result<Policy, Outcome> {
+    let Some(path) = path else { return Ok(Policy::embedded()) };
+    let Parsed { policy, warnings } = parse(path)?;
+    if !warnings.is_empty() {
+        complain_lines(&warnings.to_string());
+    }
+    Ok(policy)
+}
+
+/// The same with the warnings handed on.
+pub(super) fn parse(path: &Path) -> Result<Parsed, Outcome> {
+    let name = super::name(path);
+    let mut bytes = Vec::new();
+    let limit = policy::MAX_BYTES as u64 + 1;
+    let read = open(path).and_then(|input| input.source.take(limit).read_to_end(&mut bytes));
+    if let Err(error) = read {
+        super::complain(format_args!("cannot read the policy {name}: {error}"));
+        return Err(Outcome::BadUsage);
+    }
+    policy::parse_bytes(&name, &bytes).map_err(|problems| {
+        complain_lines(&problems.to_string());
+        Outcome::BadUsage
+    })
+}
+
+fn complain_lines(text: &str) {
+    use std::io::Write;
+    let _ = writeln!(io::stderr(), "{}", text.trim_end());
+}

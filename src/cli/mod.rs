@@ -1,0 +1,92 @@
+//! The command line: what the program is asked, and how it answers.
+//!
+//! Exit status: 0 it is done; 1 an input cannot be read or is damaged; 2 the command line or the policy is wrong.
+
+mod check;
+mod input;
+mod progress;
+mod replay;
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Lets FTP through a stateful Linux firewall, one announced data connection at a time.
+#[derive(Debug, Parser)]
+#[command(version, about, max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Shows what would have been opened, refused and blocked in captures
+    ///
+    /// Reads pcap and pcapng files, runs them through the same code that watches live connections, with the capture's
+    /// own clock and a simulated firewall. Several files that follow one another in time are one capture.
+    Replay(replay::Args),
+    /// Says that a policy is good and prints it as understood, or explains what is wrong with it
+    Check(check::Args),
+    /// Prints the JSON Schema of the policy
+    Schema,
+}
+
+/// How a command went, short of a reason to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    Good,
+    /// An input could not be read, or not to its end.
+    BadInput,
+    /// The command line or the policy is wrong.
+    BadUsage,
+}
+
+impl From<Outcome> for ExitCode {
+    fn from(outcome: Outcome) -> Self {
+        Self::from(match outcome {
+            Outcome::Good => 0,
+            Outcome::BadInput => 1,
+            Outcome::BadUsage => 2,
+        })
+    }
+}
+
+/// Runs the program with the arguments of its process.
+pub fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Replay(args) => replay::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Schema => print(crate::policy::schema()),
+    };
+    match result {
+        Ok(outcome) => outcome.into(),
+        // Whoever read our output has seen enough of it.
+        Err(error) if is_broken_pipe(&error) => Outcome::Good.into(),
+        Err(error) => {
+            complain(format_args!("{error:#}"));
+            Outcome::BadInput.into()
+        }
+    }
+}
+
+fn print(text: &str) -> anyhow::Result<Outcome> {
+    io::stdout().write_all(text.as_bytes())?;
+    Ok(Outcome::Good)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// Says on standard error what went wrong. If even that fails there is nobody to tell.
+fn complain(what: std::fmt::Arguments<'_>) {
+    let _ = writeln!(io::stderr(), "pinhole: {what}");
+}
+
+/// How a file is called in messages.
+fn name(path: &Path) -> String {
+    if path.as_os_str() == "-" { "standard input".to_owned() } else { path.display().to_string() }
+}

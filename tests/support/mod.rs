@@ -1,0 +1,78 @@
+//! What several tests need: a replay whose report is kept, packets in memory.
+#![allow(dead_code, reason = "each test takes what it needs")]
+
+use std::path::{Path, PathBuf};
+
+use pinhole::capture::file::FileReader;
+use pinhole::policy::{self, Policy};
+use pinhole::replay::{Blocked, Json, Replay, Report, Sink as _, Tally};
+use pinhole::time::Timestamp;
+use pinhole::tracker::{News, SessionNumber};
+use serde_json::Value;
+
+/// A policy that stands in a test.
+pub(crate) fn policy(text: &str) -> Policy {
+    policy::parse("policy.yaml", text).expect("the test's policy is good").policy
+}
+
+/// The captures of the project.
+pub(crate) fn captures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("pcaps")
+}
+
+/// What `pinhole replay --json` prints for a capture.
+pub(crate) fn replay_json(path: &Path, policy: Policy) -> String {
+    let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
+    let mut printed = Vec::new();
+    let mut replay = Replay::new(policy, Json::new(&mut printed));
+    let mut reader = FileReader::new(file).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    while let Some(frame) = reader.next_frame().unwrap_or_else(|error| panic!("{}: {error}", path.display())) {
+        replay.frame(&frame);
+    }
+    let (_, sink) = replay.finish();
+    sink.finish().expect("a vector takes everything");
+    String::from_utf8(printed).expect("JSON is UTF-8")
+}
+
+/// What a replay of these packets tells, and what it counts. A packet a millisecond.
+pub(crate) fn replay_packets<P: AsRef<[u8]>>(
+    packets: impl IntoIterator<Item = P>,
+    policy: Policy,
+) -> (Vec<Value>, Tally) {
+    let mut printed = Vec::new();
+    let (tally, sink) = feed(packets, Replay::new(policy, Json::new(&mut printed)));
+    sink.finish().expect("a vector takes everything");
+    (events(&String::from_utf8(printed).expect("JSON is UTF-8")), tally)
+}
+
+/// What a replay of these packets counts, for when they are many.
+pub(crate) fn count_packets<P: AsRef<[u8]>>(packets: impl IntoIterator<Item = P>, policy: Policy) -> Tally {
+    feed(packets, Replay::new(policy, Silent)).0
+}
+
+fn feed<P: AsRef<[u8]>, R: Report>(packets: impl IntoIterator<Item = P>, mut replay: Replay<R>) -> (Tally, R) {
+    for (index, packet) in packets.into_iter().enumerate() {
+        let time = Timestamp::from_nanos(1_000_000 * (index as u64 + 1));
+        replay.packet(time, packet.as_ref());
+    }
+    replay.finish()
+}
+
+/// Nobody is told anything.
+struct Silent;
+
+impl Report for Silent {
+    fn news(&mut self, _: Timestamp, _: SessionNumber, _: &News<'_>) {}
+    fn blocked(&mut self, _: Timestamp, _: SessionNumber, _: &Blocked) {}
+    fn summary(&mut self, _: Timestamp, _: &Tally) {}
+}
+
+/// The lines of a report.
+pub(crate) fn events(json: &str) -> Vec<Value> {
+    json.lines().map(|line| serde_json::from_str(line).expect("each line is a JSON object")).collect()
+}
+
+/// A field of an event as text; "-" where it is not there.
+pub(crate) fn text<'a>(event: &'a Value, field: &str) -> &'a str {
+    event[field].as_str().unwrap_or("-")
+}
