@@ -1,9 +1,9 @@
 //! A firewall in memory, for replay, tests and benchmarks. It admits what the kernel would.
 
 use std::collections::BTreeSet;
-use std::hash::RandomState;
 use std::net::IpAddr;
 
+use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use super::{Firewall, NotOpened};

@@ -35,29 +35,42 @@ impl fmt::Debug for Endpoint {
     }
 }
 
-impl Hash for Endpoint {
-    /// One write of twenty bytes: the derived one makes four, and this is on every packet's way.
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        let mut bytes = [0; 20];
+impl Endpoint {
+    /// All of it in two numbers, which hash faster than the derived way: that is on every packet's way.
+    fn bits(&self) -> (u128, u32) {
+        let port = u32::from(self.port.number());
         match self.address {
-            IpAddr::V4(address) => bytes[..4].copy_from_slice(&address.octets()),
-            IpAddr::V6(address) => {
-                bytes[..16].copy_from_slice(&address.octets());
-                bytes[18] = 6;
-            }
+            IpAddr::V4(address) => (u128::from(address.to_bits()), port | 4 << 16),
+            IpAddr::V6(address) => (address.to_bits(), port | 6 << 16),
         }
-        bytes[16..18].copy_from_slice(&self.port.number().to_ne_bytes());
-        state.write(&bytes);
+    }
+}
+
+impl Hash for Endpoint {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (address, rest) = self.bits();
+        state.write_u128(address);
+        state.write_u32(rest);
     }
 }
 
 /// The addresses of a packet, as it was seen.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Flow {
     /// Where it comes from.
     pub source: Endpoint,
     /// Where it goes.
     pub destination: Endpoint,
+}
+
+impl Hash for Flow {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (source, more_source) = self.source.bits();
+        let (destination, more_destination) = self.destination.bits();
+        state.write_u128(source);
+        state.write_u128(destination);
+        state.write_u64(u64::from(more_source) << 32 | u64::from(more_destination));
+    }
 }
 
 impl Flow {

@@ -5,10 +5,10 @@
 //! hosts of a session that lives.
 
 use std::collections::VecDeque;
-use std::hash::RandomState;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 
 use crate::packet::{Connection, Flow};

@@ -45,6 +45,11 @@ impl Session {
         Self { client: Voice::default(), server: Voice::default(), dialogue }
     }
 
+    /// Reads a little of every part, so that all of it is near when it is needed.
+    pub(crate) fn touch(&self) -> u32 {
+        self.client.stream.touch() ^ self.server.stream.touch() ^ u32::from(self.dialogue.is_encrypted())
+    }
+
     /// What has been said.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue

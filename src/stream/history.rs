@@ -30,6 +30,11 @@ impl History {
         self.filled = (usize::from(self.filled) + tail).min(REACH) as u8;
     }
 
+    /// Reads a little of it: its first and last byte, which may lie in two cache lines.
+    pub(super) fn touch(&self) -> u8 {
+        self.bytes[0] ^ self.filled
+    }
+
     /// Whether `copy`, which stands at `at` and ends at or before `next`, differs from what was delivered there.
     pub(super) fn differs(&self, next: Seq, at: Seq, copy: &[u8]) -> bool {
         copy.iter().enumerate().any(|(offset, &byte)| {

@@ -13,7 +13,7 @@ use waiting::Waiting;
 use crate::packet::{Flags, Segment, Seq};
 
 /// How far ahead of the stream a segment may lie and still be believed. A control connection's window is far smaller.
-const FARTHEST_AHEAD: i32 = 1 << 20;
+const FARTHEST_AHEAD: u32 = 1 << 20;
 
 /// What a [`Stream`] has to say about a segment, in the order of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,16 +38,21 @@ pub enum Oddity {
 }
 
 /// One direction's bytes, put in order.
+///
+/// Kept small, because there is one for each direction of every session: hence flags instead of options.
 #[derive(Debug, Default)]
 pub struct Stream {
-    /// The place of the first byte that was seen, or that a SYN promised.
-    start: Option<Seq>,
-    /// The place of the next byte to deliver; none before the first segment.
-    next: Option<Seq>,
-    /// Up to where the other side has acknowledged.
-    acked: Option<Seq>,
-    /// Where the sender said that its data ends.
-    fin: Option<Seq>,
+    begun: bool,
+    ack_heard: bool,
+    fin_heard: bool,
+    /// The place of the first byte that was seen, or that a SYN promised; once it has begun.
+    start: Seq,
+    /// The place of the next byte to deliver; once it has begun.
+    next: Seq,
+    /// Up to where the other side has acknowledged; once it has.
+    acked: Seq,
+    /// Where the sender said that its data ends; once it has.
+    fin: Seq,
     history: History,
     /// Allocated only while something is out of order, which is rare.
     waiting: Option<Box<Waiting>>,
@@ -56,28 +61,36 @@ pub struct Stream {
 impl Stream {
     /// The place of the first byte that was seen, or that a SYN promised.
     pub fn start(&self) -> Option<Seq> {
-        self.start
+        self.begun.then_some(self.start)
     }
 
-    /// The place of the next byte to deliver.
+    /// The place of the next byte to deliver; none before the first segment.
     pub fn next(&self) -> Option<Seq> {
-        self.next
+        self.begun.then_some(self.next)
+    }
+
+    /// Reads a little of it, so that all of it is near when it is needed.
+    pub(crate) fn touch(&self) -> u32 {
+        self.next.number() ^ u32::from(self.history.touch()) ^ u32::from(self.waiting.is_some())
     }
 
     /// Whether everything up to the sender's FIN has been delivered.
     pub fn has_ended(&self) -> bool {
-        self.fin.is_some() && self.fin == self.next
+        self.begun && self.fin_heard && self.fin == self.next
     }
 
     /// Whether a reset with this sequence number is one that the receiver would believe.
     pub fn believes_reset_at(&self, seq: Seq) -> bool {
-        self.next.is_none_or(|next| (-1..=i32::from(u16::MAX)).contains(&(seq - next)))
+        !self.begun || (-1..=i32::from(u16::MAX)).contains(&(seq - self.next))
     }
 
     /// Begins at this place, unless it has begun: the other side's acknowledgement of a SYN tells it.
     pub fn begin_at(&mut self, seq: Seq) {
-        self.start.get_or_insert(seq);
-        self.next.get_or_insert(seq);
+        if !self.begun {
+            self.begun = true;
+            self.start = seq;
+            self.next = seq;
+        }
     }
 
     /// Takes a segment of this direction and hands on, in order, all bytes that it completes.
@@ -91,16 +104,12 @@ impl Stream {
     ) -> Option<Oddity> {
         // A SYN takes a place in the stream of its own; its data, if any, follows.
         let seq = if segment.flags.has(Flags::SYN) { segment.seq + 1 } else { segment.seq };
-        let next = match self.next {
-            Some(next) => next,
-            None => {
-                self.begin_at(seq);
-                seq
-            }
-        };
+        self.begin_at(seq);
+        let next = self.next;
         let end = seq + (segment.payload.len() + segment.missing);
-        if segment.flags.has(Flags::FIN) && (end - next).abs() <= FARTHEST_AHEAD {
-            self.fin.get_or_insert(end);
+        if segment.flags.has(Flags::FIN) && !self.fin_heard && (end - next).unsigned_abs() <= FARTHEST_AHEAD {
+            self.fin_heard = true;
+            self.fin = end;
         }
         let mut oddity = None;
         if seq == next && self.waiting.is_none() {
@@ -110,7 +119,7 @@ impl Stream {
         } else if !segment.payload.is_empty() {
             oddity = self.unusual_segment(seq, segment.payload, limit, &mut deliver);
         }
-        if segment.missing > 0 && self.next == Some(seq + segment.payload.len()) {
+        if segment.missing > 0 && self.next == seq + segment.payload.len() {
             // What the capture did not keep was sent nevertheless.
             self.skip_to(end, &mut deliver);
         }
@@ -119,7 +128,8 @@ impl Stream {
 
     /// Takes the other side's acknowledgement, which may tell that missing bytes will never come.
     pub fn acknowledged(&mut self, ack: Seq, mut deliver: impl FnMut(Delivery<'_>)) -> Option<Oddity> {
-        self.acked = Some(self.acked.map_or(ack, |acked| acked.later(ack)));
+        self.acked = if self.ack_heard { self.acked.later(ack) } else { ack };
+        self.ack_heard = true;
         let waits_at = self.waiting.as_ref()?.first();
         if waits_at.is_after(ack) {
             return None;
@@ -129,9 +139,9 @@ impl Stream {
     }
 
     fn deliver(&mut self, bytes: &[u8], deliver: &mut impl FnMut(Delivery<'_>)) {
-        let Some(next) = self.next else { return };
+        let next = self.next;
         self.history.remember(next, bytes);
-        self.next = Some(next + bytes.len());
+        self.next = next + bytes.len();
         deliver(Delivery::Bytes(next, bytes));
     }
 
@@ -144,10 +154,10 @@ impl Stream {
         limit: usize,
         deliver: &mut impl FnMut(Delivery<'_>),
     ) -> Option<Oddity> {
-        let next = self.next?;
+        let next = self.next;
         let ahead = seq - next;
         if ahead > 0 {
-            if self.acked.is_some_and(|acked| !acked.is_before(seq)) {
+            if self.ack_heard && !self.acked.is_before(seq) {
                 // The receiver has everything before this segment: what we miss was lost on the way to us alone.
                 let waits_at = self.waiting.as_ref().map(|waiting| waiting.first());
                 self.skip_to(waits_at.filter(|first| first.is_before(seq)).unwrap_or(seq), deliver);
@@ -155,7 +165,7 @@ impl Stream {
                 self.unusual_segment(seq, payload, limit, deliver);
                 return Some(Oddity::Lost);
             }
-            if ahead > FARTHEST_AHEAD {
+            if ahead.unsigned_abs() > FARTHEST_AHEAD {
                 return Some(Oddity::FarAway);
             }
             let waiting = self.waiting.get_or_insert_default();
@@ -167,7 +177,7 @@ impl Stream {
             }
             return differs.then_some(Oddity::DifferingCopy);
         }
-        if ahead < -FARTHEST_AHEAD {
+        if ahead.unsigned_abs() > FARTHEST_AHEAD {
             return Some(Oddity::FarAway);
         }
         let known = payload.len().min(usize::try_from(-ahead).unwrap_or(0));
@@ -191,7 +201,7 @@ impl Stream {
 
     /// Gives up what is missing before `place`, which is not behind the stream.
     fn skip_to(&mut self, place: Seq, deliver: &mut impl FnMut(Delivery<'_>)) {
-        self.next = Some(place);
+        self.next = place;
         self.history = History::default();
         deliver(Delivery::Gap);
         self.drain(deliver);
@@ -199,9 +209,8 @@ impl Stream {
 
     /// Delivers what waits and has become next.
     fn drain(&mut self, deliver: &mut impl FnMut(Delivery<'_>)) {
-        while let Some(next) = self.next
-            && let Some(waiting) = &mut self.waiting
-            && let Some(bytes) = waiting.take(next)
+        while let Some(waiting) = &mut self.waiting
+            && let Some(bytes) = waiting.take(self.next)
         {
             self.deliver(&bytes, deliver);
         }

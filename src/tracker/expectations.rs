@@ -1,13 +1,16 @@
 //! The expectations that stand, of all sessions.
+//!
+//! Found by address in a hash table, by session and by age in lists that run through the entries themselves: adding,
+//! using and closing one costs the same however many stand.
 
-use std::collections::BTreeSet;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::time::Duration;
 
-use hashbrown::HashTable;
+use foldhash::fast::RandomState;
+use hashbrown::{HashMap, HashTable};
 
 use super::SessionNumber;
-use super::deadlines::Deadlines;
 use super::slab::Slab;
 use crate::expectation::Expectation;
 use crate::ftp::Mode;
@@ -27,40 +30,77 @@ pub(super) struct Standing {
     pub(super) command: Option<CommandNumber>,
 }
 
+/// A standing expectation and its neighbours in both lists.
+#[derive(Debug)]
+struct Entry {
+    standing: Standing,
+    of_owner: Links,
+    by_age: Links,
+}
+
+/// The slots of the entries before and behind one in a list.
+#[derive(Clone, Copy, Debug, Default)]
+struct Links {
+    before: Option<u32>,
+    behind: Option<u32>,
+}
+
+/// The ends of a list.
+#[derive(Clone, Copy, Debug, Default)]
+struct List {
+    first: Option<u32>,
+    last: Option<u32>,
+    length: usize,
+}
+
+/// Which of its two links an entry is to use.
+type Which = fn(&mut Entry) -> &mut Links;
+
 /// Expectations by address, by session and by the time when they expire.
 #[derive(Debug, Default)]
 pub(super) struct Expectations {
-    standing: Slab<Standing>,
+    entries: Slab<Entry>,
     by_address: HashTable<u32>,
-    by_owner: BTreeSet<(u32, u32)>,
-    expiry: Deadlines,
+    /// Only sessions that have any are here.
+    by_owner: HashMap<u32, List, RandomState>,
+    /// Those of the same lifetime expire in the order in which they came. There are few lifetimes: one a rule.
+    by_lifetime: Vec<(Duration, List)>,
+    next_expiry: Option<Timestamp>,
     hasher: RandomState,
 }
 
 impl Expectations {
     pub(super) fn len(&self) -> usize {
-        self.standing.len()
+        self.entries.len()
     }
 
     pub(super) fn count_of(&self, owner: u32) -> usize {
-        self.slots_of(owner).count()
+        self.by_owner.get(&owner).map_or(0, |list| list.length)
     }
 
-    /// Whether one with the same addresses stands already, in that session or in another one.
-    pub(super) fn has(&self, expectation: &Expectation) -> Option<u32> {
-        self.slot(expectation.from, expectation.to).and_then(|slot| Some(self.standing.get(slot)?.owner))
+    /// The session to which one with the same addresses belongs, if it stands.
+    pub(super) fn owner_of(&self, expectation: &Expectation) -> Option<u32> {
+        let slot = self.slot(expectation.from, expectation.to)?;
+        Some(self.entries.get(slot)?.standing.owner)
     }
 
     /// Adds one. One with the same addresses is replaced: there is only one such hole in the firewall.
     pub(super) fn insert(&mut self, standing: Standing) {
-        let Standing { expectation, owner, .. } = standing;
-        self.remove(expectation.from, expectation.to);
-        let slot = self.standing.insert(standing);
-        let hash = self.hash(expectation.from, expectation.to);
-        let Self { standing, by_address, hasher, .. } = self;
-        by_address.insert_unique(hash, slot, |&slot| rehash(standing, hasher, slot));
-        self.by_owner.insert((owner, slot));
-        self.expiry.set(slot, expectation.expires());
+        let Expectation { from, to, lifetime, .. } = standing.expectation;
+        self.remove(from, to);
+        let links = Links::default();
+        let slot = self.entries.insert(Entry { standing, of_owner: links, by_age: links });
+        let hash = self.hash(from, to);
+        let Self { entries, by_address, by_owner, by_lifetime, hasher, .. } = self;
+        by_address.insert_unique(hash, slot, |&slot| rehash(entries, hasher, slot));
+        append(entries, by_owner.entry(standing.owner).or_default(), slot, |entry| &mut entry.of_owner);
+        let place = by_lifetime.iter().position(|(of, _)| *of == lifetime).unwrap_or_else(|| {
+            by_lifetime.push((lifetime, List::default()));
+            by_lifetime.len() - 1
+        });
+        append(entries, &mut by_lifetime[place].1, slot, |entry| &mut entry.by_age);
+        let expires = standing.expectation.expires();
+        self.next_expiry = Some(self.next_expiry.map_or(expires, |next| next.min(expires)));
     }
 
     /// Removes the one with these addresses.
@@ -68,56 +108,78 @@ impl Expectations {
         self.remove_slot(self.slot(from, to)?)
     }
 
-    /// Removes one that has expired by `now`.
+    /// Removes one that has expired by `now`, the oldest first.
     pub(super) fn pop_expired(&mut self, now: Timestamp) -> Option<Standing> {
-        if self.expiry.next()? > now {
+        if self.next_expiry? > now {
             return None;
         }
-        self.remove_slot(self.expiry.first()?)
+        let (_, slot) = self.first_to_expire()?;
+        self.remove_slot(slot)
     }
 
     /// When the next one expires.
     pub(super) fn next_expiry(&self) -> Option<Timestamp> {
-        self.expiry.next()
+        self.next_expiry
     }
 
-    /// Removes one of that session's.
+    /// Removes one of that session's, the oldest first.
     pub(super) fn pop_of(&mut self, owner: u32) -> Option<Standing> {
-        let slot = self.slots_of(owner).next()?;
+        let slot = self.by_owner.get(&owner)?.first?;
         self.remove_slot(slot)
     }
 
     /// Removes the one that this command of the session announced.
     pub(super) fn remove_of_command(&mut self, owner: u32, command: CommandNumber) -> Option<Standing> {
-        let announced = |slot: &u32| self.standing.get(*slot).is_some_and(|one| one.command == Some(command));
-        let slot = self.slots_of(owner).find(announced)?;
-        self.remove_slot(slot)
+        let mut place = self.by_owner.get(&owner)?.first;
+        while let Some(slot) = place {
+            let entry = self.entries.get(slot)?;
+            if entry.standing.command == Some(command) {
+                return self.remove_slot(slot);
+            }
+            place = entry.of_owner.behind;
+        }
+        None
     }
 
     /// All that stand, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Standing> {
-        self.by_address.iter().filter_map(|&slot| self.standing.get(slot))
-    }
-
-    fn slots_of(&self, owner: u32) -> impl Iterator<Item = u32> {
-        self.by_owner.range((owner, 0)..=(owner, u32::MAX)).map(|&(_, slot)| slot)
+        self.entries.iter().map(|entry| &entry.standing)
     }
 
     fn remove_slot(&mut self, slot: u32) -> Option<Standing> {
-        let standing = self.standing.get(slot)?;
-        let Expectation { from, to, .. } = standing.expectation;
-        let hash = self.hash(from, to);
-        if let Ok(entry) = self.by_address.find_entry(hash, |&other| other == slot) {
-            entry.remove();
+        let Standing { expectation, owner, .. } = self.entries.get(slot)?.standing;
+        let hash = self.hash(expectation.from, expectation.to);
+        if let Ok(found) = self.by_address.find_entry(hash, |&other| other == slot) {
+            found.remove();
         }
-        self.by_owner.remove(&(standing.owner, slot));
-        self.expiry.clear(slot, standing.expectation.expires());
-        self.standing.remove(slot)
+        if let Some(list) = self.by_owner.get_mut(&owner) {
+            unlink(&mut self.entries, list, slot, |entry| &mut entry.of_owner);
+            if list.length == 0 {
+                self.by_owner.remove(&owner);
+            }
+        }
+        if let Some(place) = self.by_lifetime.iter().position(|(of, _)| *of == expectation.lifetime) {
+            let list = &mut self.by_lifetime[place].1;
+            unlink(&mut self.entries, list, slot, |entry| &mut entry.by_age);
+            if list.length == 0 {
+                self.by_lifetime.swap_remove(place);
+            }
+        }
+        if self.next_expiry == Some(expectation.expires()) {
+            self.next_expiry = self.first_to_expire().map(|(expires, _)| expires);
+        }
+        Some(self.entries.remove(slot)?.standing)
+    }
+
+    fn first_to_expire(&self) -> Option<(Timestamp, u32)> {
+        let firsts = self.by_lifetime.iter().filter_map(|(_, list)| list.first);
+        firsts.filter_map(|slot| Some((self.entries.get(slot)?.standing.expectation.expires(), slot))).min()
     }
 
     fn slot(&self, from: IpAddr, to: Endpoint) -> Option<u32> {
         let is_it = |&slot: &u32| {
-            self.standing.get(slot).is_some_and(|one| one.expectation.from == from && one.expectation.to == to)
+            let standing = self.entries.get(slot).map(|entry| &entry.standing.expectation);
+            standing.is_some_and(|expectation| expectation.from == from && expectation.to == to)
         };
         self.by_address.find(self.hash(from, to), is_it).copied()
     }
@@ -127,6 +189,120 @@ impl Expectations {
     }
 }
 
-fn rehash(standing: &Slab<Standing>, hasher: &RandomState, slot: u32) -> u64 {
-    standing.get(slot).map_or(0, |one| hasher.hash_one((one.expectation.from, one.expectation.to)))
+fn rehash(entries: &Slab<Entry>, hasher: &RandomState, slot: u32) -> u64 {
+    entries.get(slot).map_or(0, |entry| {
+        let Expectation { from, to, .. } = entry.standing.expectation;
+        hasher.hash_one((from, to))
+    })
+}
+
+fn append(entries: &mut Slab<Entry>, list: &mut List, slot: u32, which: Which) {
+    let last = list.last.replace(slot);
+    match last.and_then(|last| entries.get_mut(last)) {
+        Some(last) => which(last).behind = Some(slot),
+        None => list.first = Some(slot),
+    }
+    if let Some(entry) = entries.get_mut(slot) {
+        *which(entry) = Links { before: last, behind: None };
+    }
+    list.length += 1;
+}
+
+fn unlink(entries: &mut Slab<Entry>, list: &mut List, slot: u32, which: Which) {
+    let Some(entry) = entries.get_mut(slot) else { return };
+    let Links { before, behind } = std::mem::take(which(entry));
+    match before.and_then(|before| entries.get_mut(before)) {
+        Some(before) => which(before).behind = behind,
+        None => list.first = behind,
+    }
+    match behind.and_then(|behind| entries.get_mut(behind)) {
+        Some(behind) => which(behind).before = before,
+        None => list.last = before,
+    }
+    list.length -= 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::script::endpoint;
+
+    fn standing(owner: u32, port: u16, since: u64, lifetime: u64) -> Standing {
+        let expectation = Expectation {
+            from: endpoint("10.0.0.1:1").address,
+            to: endpoint(&format!("10.0.0.2:{port}")),
+            since: Timestamp::from_secs(since),
+            lifetime: Duration::from_secs(lifetime),
+        };
+        Standing { expectation, mode: Mode::Pasv, owner, session: SessionNumber(1), command: None }
+    }
+
+    #[derive(Clone, Debug)]
+    enum Act {
+        Insert { owner: u32, port: u16, lifetime: u64 },
+        Remove { port: u16 },
+        PopOf { owner: u32 },
+        Wait { seconds: u64 },
+    }
+
+    fn act() -> impl Strategy<Value = Act> {
+        prop_oneof![
+            4 => (0u32..4, 1u16..20, 1u64..4).prop_map(|(owner, port, lifetime)| Act::Insert { owner, port, lifetime }),
+            2 => (1u16..20).prop_map(|port| Act::Remove { port }),
+            1 => (0u32..4).prop_map(|owner| Act::PopOf { owner }),
+            2 => (0u64..3).prop_map(|seconds| Act::Wait { seconds }),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is done, the tables agree with a plain list.
+        #[test]
+        fn the_lists_agree_with_a_plain_one(acts in proptest::collection::vec(act(), 0..200)) {
+            let mut all = Expectations::default();
+            let mut plain: Vec<Standing> = Vec::new();
+            let mut now = 0;
+            for act in acts {
+                match act {
+                    Act::Insert { owner, port, lifetime } => {
+                        let new = standing(owner, port, now, lifetime);
+                        plain.retain(|one| one.expectation.to != new.expectation.to);
+                        plain.push(new);
+                        all.insert(new);
+                    }
+                    Act::Remove { port } => {
+                        let one = standing(0, port, 0, 0).expectation;
+                        let was = plain.iter().any(|other| other.expectation.to == one.to);
+                        plain.retain(|other| other.expectation.to != one.to);
+                        prop_assert_eq!(all.remove(one.from, one.to).is_some(), was);
+                    }
+                    Act::PopOf { owner } => {
+                        let first = plain.iter().position(|one| one.owner == owner).map(|index| plain.remove(index));
+                        let popped = all.pop_of(owner).map(|one| one.expectation);
+                        prop_assert_eq!(popped, first.map(|one| one.expectation));
+                    }
+                    Act::Wait { seconds } => {
+                        now += seconds;
+                        let now = Timestamp::from_secs(now);
+                        let count = plain.iter().filter(|one| one.expectation.expires() <= now).count();
+                        plain.retain(|one| one.expectation.expires() > now);
+                        let mut times = Vec::new();
+                        while let Some(expired) = all.pop_expired(now) {
+                            times.push(expired.expectation.expires());
+                        }
+                        prop_assert_eq!(times.len(), count);
+                        prop_assert!(times.is_sorted());
+                    }
+                }
+                prop_assert_eq!(all.len(), plain.len());
+                prop_assert_eq!(all.iter().count(), plain.len());
+                prop_assert_eq!(all.next_expiry(), plain.iter().map(|one| one.expectation.expires()).min());
+                for owner in 0..4 {
+                    let count = plain.iter().filter(|one| one.owner == owner).count();
+                    prop_assert_eq!(all.count_of(owner), count);
+                }
+            }
+        }
+    }
 }

@@ -122,6 +122,12 @@ impl Tracker {
         Handled::Session
     }
 
+    /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
+    /// nothing but how long that will take.
+    pub fn anticipate(&self, flows: &[Flow]) {
+        self.sessions.anticipate(flows);
+    }
+
     /// Lets time pass: what is due expires.
     pub fn advance<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
         let now = world.now;
@@ -314,7 +320,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
 
     fn expect(&mut self, announcement: &Announcement) -> Result<Expectation, Refusal> {
         let expectation = decision::decide(announcement, self.connection, self.terms, self.world.now)?;
-        let owner = self.expectations.has(&expectation);
+        let owner = self.expectations.owner_of(&expectation);
         let per_session = usize::from(self.terms.pinholes_per_session.get());
         let in_all = self.world.policy.limits.pinholes.get() as usize;
         // One that replaces another takes no more room than that had.
