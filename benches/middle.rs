@@ -7,29 +7,22 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
-use std::net::Ipv4Addr;
+mod support;
+
 use std::time::Duration;
 
 use pinhole::firewall::Simulated;
 use pinhole::net::Port;
-use pinhole::packet::Direction::{FromClient, FromServer};
-use pinhole::packet::{Endpoint, Flags, Flow, Segment, Seq};
+use pinhole::packet::{Flow, Segment};
 use pinhole::policy::{self, Policy};
-use pinhole::script::{self, Conversation};
+use pinhole::script::Conversation;
 use pinhole::time::Timestamp;
 use pinhole::tracker::{Handled, Tracker, World};
 
 const PACKETS: usize = 6_000_000;
 const ROUNDS: usize = 5;
-/// How many transfers are under way at a time.
-const UNDER_WAY: usize = 1000;
 /// How many packets come at once.
 const AT_ONCE: usize = 32;
-/// What one transfer is on the control connection.
-const TURNS: usize = 6;
-/// Packets taken in between, so that what they cost is counted in: the data connections.
-const DATA_PORT: u16 = 51_200;
-
 /// Packets one behind the other.
 #[derive(Default)]
 struct Packets {
@@ -94,76 +87,24 @@ impl Stage {
     }
 }
 
-fn client(index: usize) -> Endpoint {
-    let address = Ipv4Addr::from(0x0a00_0000 + index as u32 / 50_000);
-    let port = Port::new(10_000 + (index % 50_000) as u16).expect("from 10000 on");
-    Endpoint::new(address.into(), port)
-}
-
 /// Sessions that are logged in, with the packets that made them so taken.
 fn sessions(stage: &mut Stage, count: usize) -> Vec<Conversation> {
-    let server = script::endpoint("192.0.2.1:21");
-    let mut talks = Vec::with_capacity(count);
-    for index in 0..count {
-        let mut talk = Conversation::new(client(index), server, index as u32, !(index as u32));
-        for packet in talk.handshake() {
-            stage.take_packet(&packet);
-        }
-        for (who, line) in [
-            (FromServer, "220 ready\r\n"),
-            (FromClient, "USER anonymous\r\n"),
-            (FromServer, "331 password please\r\n"),
-            (FromClient, "PASS a@example.org\r\n"),
-            (FromServer, "230 welcome\r\n"),
-        ] {
-            stage.take_packet(&talk.says(who, line));
-        }
-        talks.push(talk);
-    }
-    talks
+    let begin = |index| {
+        let mut talk = support::conversation(index);
+        support::login(&mut talk, |packet| stage.take_packet(packet));
+        talk
+    };
+    (0..count).map(begin).collect()
 }
 
-/// Transfers of all sessions, in an order that no cache foresees, until there are enough packets.
+/// Transfers of all sessions until there are enough packets.
 fn transfers(talks: &mut [Conversation]) -> Packets {
     let mut packets = Packets::default();
     let mut order: Vec<usize> = (0..talks.len()).collect();
-    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     while packets.ends.len() < PACKETS {
-        for place in (1..order.len()).rev() {
-            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            order.swap(place, (random >> 33) as usize % (place + 1));
-        }
-        for under_way in order.chunks(UNDER_WAY) {
-            for turn in 0..TURNS {
-                for (place, &index) in under_way.iter().enumerate() {
-                    transfer(&mut talks[index], turn, place as u16, &mut packets);
-                }
-            }
-        }
+        support::transfers(talks, &mut order, |packet| packets.push(packet));
     }
     packets
-}
-
-/// What a transfer does in its turn.
-fn transfer(talk: &mut Conversation, turn: usize, place: u16, packets: &mut Packets) {
-    let port = DATA_PORT + place;
-    let packet = match turn {
-        0 => talk.says(FromClient, "PASV\r\n"),
-        1 => {
-            let line = format!("227 Entering Passive Mode (192,0,2,1,{},{}).\r\n", port / 256, port % 256);
-            talk.says(FromServer, line)
-        }
-        2 => {
-            let Flow { source, destination } = talk.flow();
-            let to = Endpoint::new(destination.address, Port::new(port).expect("from 51200 on"));
-            packets.push(&script::packet(&Flow { source, destination: to }, Seq::new(1), Seq::new(0), Flags::SYN, b""));
-            talk.says(FromClient, "RETR some/file/of/the/server.txt\r\n")
-        }
-        3 => talk.says(FromServer, "150 Opening BINARY mode data connection.\r\n"),
-        4 => talk.says(FromServer, "226 Transfer complete.\r\n"),
-        _ => talk.ack(FromClient),
-    };
-    packets.push(&packet);
 }
 
 /// Resident memory of this process.
@@ -208,15 +149,8 @@ fn memory() -> f64 {
     const COUNT: usize = 1_000_000;
     let mut stage = Stage::new();
     let before = resident();
-    let server = script::endpoint("192.0.2.1:21");
     for index in 0..COUNT {
-        let mut talk = Conversation::new(client(index), server, index as u32, 1);
-        for packet in talk.handshake() {
-            stage.take_packet(&packet);
-        }
-        stage.take_packet(&talk.says(FromServer, "220 ready\r\n"));
-        stage.take_packet(&talk.says(FromClient, "USER anonymous\r\n"));
-        stage.take_packet(&talk.says(FromServer, "230 welcome\r\n"));
+        support::login(&mut support::conversation(index), |packet| stage.take_packet(packet));
     }
     assert_eq!(stage.tracker.sessions(), COUNT);
     (resident() - before) as f64 / COUNT as f64
