@@ -143,7 +143,7 @@ impl Refusal {
         match self {
             Self::BadSyntax => "the address in it cannot be read",
             Self::ThirdParty => {
-                "it names a host that is neither end of the session (set `third_party: allow` if that is meant to work)"
+                "it names an address that is not its own end's (set `third_party: allow` if that is meant to work)"
             }
             Self::WrongFamily => "it names an address of the other IP version than the session's",
             Self::PortZero => "it names port 0",
@@ -153,7 +153,10 @@ impl Refusal {
             Self::NotAskedFor => "the client did not ask for it",
             Self::NotLoggedIn => "nobody is logged in (set `login: optional` if the server needs no login)",
             Self::AfterEpsvAll => "the client said EPSV ALL before",
-            Self::TooMany => "there are as many pinholes as `pinholes_per_session` or `limits: pinholes` allow",
+            Self::TooMany => {
+                "there are as many pinholes as `pinholes_per_session` or `limits: pinholes` allow, or the client is far \
+                 ahead of the server's answers"
+            }
             Self::NotFtp => "the two ends do not talk FTP",
             Self::ByRule => "a rule of the policy denies it",
             Self::NotOpened => "the firewall did not take it",

@@ -13,11 +13,14 @@
 
 pub mod capture;
 pub mod cli;
+pub mod daemon;
 pub mod decision;
 pub mod expectation;
 pub mod firewall;
 pub mod ftp;
+pub mod lab;
 pub mod net;
+pub mod netlink;
 pub mod packet;
 pub mod policy;
 pub mod replay;

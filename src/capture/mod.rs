@@ -11,6 +11,7 @@ pub mod error;
 pub mod file;
 pub mod link;
 mod pcapng;
+pub mod queue;
 pub mod write;
 
 #[cfg(test)]

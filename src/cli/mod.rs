@@ -6,6 +6,7 @@ mod check;
 mod input;
 mod progress;
 mod replay;
+mod service;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -32,6 +33,16 @@ enum Command {
     Check(check::Args),
     /// Prints the JSON Schema of the policy
     Schema,
+    /// Runs the service: reads control connections from the kernel and opens what they announce
+    ///
+    /// Needs root. Ends with SIGTERM or Ctrl-C and removes what it installed; SIGHUP loads the policy anew.
+    Run(service::RunArgs),
+    /// Prints the ruleset that would be installed for a policy
+    Rules(service::RulesArgs),
+    /// Shows how the service that runs here stands
+    Status(service::StatusArgs),
+    /// Has the service that runs here load its policy anew
+    Reload,
 }
 
 /// How a command went, short of a reason to stop.
@@ -60,6 +71,10 @@ pub fn main() -> ExitCode {
         Command::Replay(args) => replay::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Schema => print(crate::policy::schema()),
+        Command::Run(args) => service::run(&args),
+        Command::Rules(args) => service::rules(&args),
+        Command::Status(args) => service::status(&args),
+        Command::Reload => service::reload(),
     };
     match result {
         Ok(outcome) => outcome.into(),

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of FTP's lines. What is asked of it is done when it returns: an announcement goes on only then.
 
+pub mod sets;
 mod simulated;
 
 pub use simulated::{Admitted, Simulated};
@@ -14,12 +15,22 @@ use crate::packet::{Connection, Flow};
 #[error("the firewall did not open the pinhole")]
 pub struct NotOpened;
 
+/// What a firewall knows of a control connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Control {
+    /// Its addresses.
+    pub connection: Connection,
+    /// Whether [`Firewall::stop_reading`] was said of it. That outlives whoever said it: a connection that turned out
+    /// not to be FTP must not look like a session in the middle after it was forgotten here.
+    pub is_unread: bool,
+}
+
 /// A firewall that holds expectations.
 pub trait Firewall {
     /// The control connection to which packets with these addresses belong; none if they belong to no such.
     ///
     /// Which end is the client is the firewall's to know: with NAT, a port number does not tell.
-    fn control_connection(&mut self, flow: &Flow) -> Option<Connection>;
+    fn control_connection(&mut self, flow: &Flow) -> Option<Control>;
 
     /// Admits an expectation. One with the same addresses that stands already is admitted anew, from its own moment.
     fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened>;
@@ -32,6 +43,10 @@ pub trait Firewall {
 
     /// Does not admit a corridor any more.
     fn close_corridor(&mut self, corridor: &Corridor);
+
+    /// The start of this control connection has been read: both ends talk FTP, and whoever has to be is logged in. From
+    /// now on only announcements, and what changes how they stand, need be brought.
+    fn settled(&mut self, connection: &Connection);
 
     /// Nothing in this control connection can be read any more; its packets need not be brought.
     fn stop_reading(&mut self, connection: &Connection);

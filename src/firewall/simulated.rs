@@ -1,12 +1,12 @@
 //! A firewall in memory, for replay, tests and benchmarks. It admits what the kernel would.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
-use super::{Firewall, NotOpened};
+use super::{Control, Firewall, NotOpened};
 use crate::expectation::{Corridor, Expectation};
 use crate::net::Port;
 use crate::packet::{Connection, Endpoint, Flow};
@@ -27,12 +27,24 @@ pub struct Simulated {
     control_ports: BTreeSet<Port>,
     pinholes: HashMap<(IpAddr, Endpoint), Expectation, RandomState>,
     corridors: Vec<Corridor>,
+    unread: HashSet<Flow, RandomState>,
+    /// The same in the order in which they came, to forget the oldest.
+    unread_in_order: VecDeque<Flow>,
 }
+
+/// How many connections that are not to be read are remembered. The kernel remembers all that it has.
+const MOST_UNREAD: usize = 1 << 16;
 
 impl Simulated {
     /// A firewall for servers that listen on these ports.
     pub fn new(control_ports: impl IntoIterator<Item = Port>) -> Self {
-        Self { control_ports: control_ports.into_iter().collect(), pinholes: HashMap::default(), corridors: Vec::new() }
+        Self {
+            control_ports: control_ports.into_iter().collect(),
+            pinholes: HashMap::default(),
+            corridors: Vec::new(),
+            unread: HashSet::default(),
+            unread_in_order: VecDeque::new(),
+        }
     }
 
     /// A new connection arrives. If it was expected it is admitted, and its pinhole is used up.
@@ -51,14 +63,15 @@ impl Simulated {
 }
 
 impl Firewall for Simulated {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Connection> {
-        if self.control_ports.contains(&flow.destination.port) {
-            Some(Connection::direct(*flow))
+    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+        let original = if self.control_ports.contains(&flow.destination.port) {
+            *flow
         } else if self.control_ports.contains(&flow.source.port) {
-            Some(Connection::direct(flow.reversed()))
+            flow.reversed()
         } else {
-            None
-        }
+            return None;
+        };
+        Some(Control { connection: Connection::direct(original), is_unread: self.unread.contains(&original) })
     }
 
     fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
@@ -81,5 +94,17 @@ impl Firewall for Simulated {
         }
     }
 
-    fn stop_reading(&mut self, _: &Connection) {}
+    fn settled(&mut self, _: &Connection) {}
+
+    fn stop_reading(&mut self, connection: &Connection) {
+        if !self.unread.insert(connection.original) {
+            return;
+        }
+        self.unread_in_order.push_back(connection.original);
+        if self.unread_in_order.len() > MOST_UNREAD
+            && let Some(oldest) = self.unread_in_order.pop_front()
+        {
+            self.unread.remove(&oldest);
+        }
+    }
 }

@@ -45,8 +45,8 @@ pub enum Said<'a> {
     Command(Command<'a>),
     /// Nothing at all.
     Nothing,
-    /// A word that FTP does not know. It may be anything, a mistyped password too.
-    Unknown,
+    /// A word that FTP does not know. It may be anything, a mistyped password too: not for showing.
+    Unknown(&'a [u8]),
 }
 
 struct Entry {
@@ -64,7 +64,7 @@ const fn secret(name: &'static str, verb: Verb) -> Entry {
 }
 
 /// The commands of RFC 959, 1639, 2228, 2389, 2428, 2640, 3659, 7151 and some that servers added, in order of use.
-const COMMANDS: [Entry; 61] = [
+const COMMANDS: [Entry; 65] = [
     public("PASV", Verb::Ask(Mode::Pasv)),
     public("EPSV", Verb::Ask(Mode::Epsv)),
     public("PORT", Verb::Announce(Mode::Port)),
@@ -126,7 +126,11 @@ const COMMANDS: [Entry; 61] = [
     public("STOU", Verb::Other),
     public("STRU", Verb::Other),
     public("SYST", Verb::Other),
+    public("XCUP", Verb::Other),
+    public("XCWD", Verb::Other),
+    public("XMKD", Verb::Other),
     public("XPWD", Verb::Other),
+    public("XRMD", Verb::Other),
 ];
 
 impl<'a> Command<'a> {
@@ -135,9 +139,10 @@ impl<'a> Command<'a> {
         let text = line.text;
         let length = text.iter().take_while(|byte| !byte.is_ascii_whitespace()).count();
         if length == 0 {
-            return if text.is_empty() && line.whole { Said::Nothing } else { Said::Unknown };
+            return if text.is_empty() && line.whole { Said::Nothing } else { Said::Unknown(b"") };
         }
-        let Some(entry) = word(&text[..length]).and_then(lookup) else { return Said::Unknown };
+        let (name, _) = text.split_at(length);
+        let Some(entry) = word(name).and_then(lookup) else { return Said::Unknown(name) };
         let argument = text.get(length + 1..).unwrap_or_default();
         let verb = match entry.verb {
             Verb::Ask(Mode::Epsv) if argument.trim_ascii().eq_ignore_ascii_case(b"ALL") => Verb::AskExtendedOnly,
@@ -197,7 +202,7 @@ mod tests {
     fn verb(text: &str) -> Option<Verb> {
         match said(text) {
             Said::Command(command) => Some(command.verb),
-            Said::Nothing | Said::Unknown => None,
+            Said::Nothing | Said::Unknown(_) => None,
         }
     }
 
@@ -219,7 +224,7 @@ mod tests {
     #[test]
     fn a_word_that_only_begins_like_a_command_is_none() {
         for text in ["PORTS 1,2,3,4,5,6", "POR 1", " PORT 1,2,3,4,5,6", "\0PAS", "POST / HTTP/1.1", "\u{ff}PORT"] {
-            assert_eq!(said(text), Said::Unknown, "{text:?}");
+            assert!(matches!(said(text), Said::Unknown(_)), "{text:?}");
         }
         assert_eq!(said(""), Said::Nothing);
     }

@@ -157,6 +157,11 @@ impl Terms {
         self.denied_commands.contains(verb)
     }
 
+    /// The command of that verb, in upper or lower case, if it is refused: as the policy writes it.
+    pub fn denied(&self, verb: &str) -> Option<&str> {
+        self.denied_commands.iter().find(|denied| denied.eq_ignore_ascii_case(verb))
+    }
+
     /// Whether `port` may be announced. A port below 1024 may be only if [`data_ports`](Self::data_ports) names it.
     pub fn may_use(&self, port: Port) -> bool {
         self.data_ports.contains(port)

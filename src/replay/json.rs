@@ -39,7 +39,7 @@ enum Fields<'a> {
         user: Option<&'a str>,
     },
     Denied {
-        command: &'static str,
+        command: &'a str,
     },
     Expectation {
         announced_by: &'static str,
@@ -120,7 +120,7 @@ fn number(decimal: String) -> Box<RawValue> {
 
 impl<W: Write> Report for Json<W> {
     fn news(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
-        let (event, fields) = match *news {
+        let (event, fields): (&'static str, Fields<'_>) = match *news {
             News::Began { connection, picked_up } => {
                 let client = connection.client().to_string();
                 ("session", Fields::Session { client, server: connection.server().to_string(), picked_up })

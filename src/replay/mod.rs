@@ -142,9 +142,10 @@ impl<R: Report> Replay<R> {
     /// A connection is being opened that is no control connection.
     fn connection(&mut self, flow: &Flow) {
         let Self { policy, tracker, firewall, connections, tally, now, report } = self;
-        if policy.control_ports.contains(flow.destination.port) || connections.is_known(*now, flow) {
+        if policy.control_ports.contains(flow.destination.port) {
             return;
         }
+        // A pinhole first: the addresses of a connection may come again soon, and then were announced again.
         match firewall.admit(*now, flow) {
             Some(Admitted::Pinhole(_) | Admitted::Corridor(_)) => {
                 connections.remember(*now, flow);
@@ -152,6 +153,7 @@ impl<R: Report> Replay<R> {
                 let mut world = World { now: *now, policy, firewall, observer: &mut observer };
                 tracker.admitted(flow, &mut world);
             }
+            None if connections.is_known(*now, flow) => {}
             None => {
                 let Some(session) = connections.session_between(flow) else { return };
                 connections.remember(*now, flow);

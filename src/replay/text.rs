@@ -29,7 +29,10 @@ impl<W: Write> Text<W> {
     }
 
     fn line(&mut self, at: Timestamp, session: SessionNumber, text: fmt::Arguments<'_>) {
-        let since = at.since(*self.began.get_or_insert(at));
+        // A file that is older than the one before it starts over.
+        let began = self.began.map_or(at, |began| began.min(at));
+        self.began = Some(began);
+        let since = at.since(began);
         let (seconds, millis) = (since.as_secs(), since.subsec_millis());
         self.write(format_args!("{seconds:>6}.{millis:03} #{session:<4} {text}\n"));
     }
@@ -106,8 +109,13 @@ impl<W: Write> Report for Text<W> {
     fn summary(&mut self, _: Timestamp, tally: &Tally) {
         let Tally { packets, sessions, expectations, refusals, related, expired, blocked, .. } = *tally;
         self.write(format_args!(
-            "\n{packets} packets, {sessions} sessions: {expectations} announcements admitted, {refusals} refused; \
-             {related} data connections came as expected, {blocked} would be blocked, {expired} never came.\n"
+            "\n{}, {}: {} admitted, {refusals} refused; {} came as expected, {blocked} would be blocked; \
+             {} expired unused.\n",
+            Many(packets, "packet"),
+            Many(sessions, "session"),
+            Many(expectations, "announcement"),
+            Many(related, "data connection"),
+            Many(expired, "pinhole"),
         ));
         if tally.evicted > 0 {
             self.write(format_args!(
@@ -142,6 +150,16 @@ const fn explain(oddity: Oddity) -> &'static str {
         Oddity::FarAway => "a segment far away from where the stream is; ignored",
         Oddity::TooMuchWaiting => "too much came out of order; what is missing is given up",
         Oddity::Lost => "bytes are missing in the capture that the receiver had",
+    }
+}
+
+/// So many of something.
+struct Many(u64, &'static str);
+
+impl fmt::Display for Many {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let plural = if self.0 == 1 { "" } else { "s" };
+        write!(f, "{} {}{plural}", self.0, self.1)
     }
 }
 

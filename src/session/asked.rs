@@ -59,11 +59,11 @@ impl Unanswered {
 
     /// Removes the command that a final reply answers: the first, except that an empty line may go unanswered.
     ///
-    /// No other success than its own can answer a question for an address: such a reply belongs to a command that was
-    /// given before we listened, and the question still waits.
-    pub(super) fn pop(&mut self, code: u16) -> Option<(Asked, CommandNumber)> {
+    /// Where not everything was heard, a success may belong to a command that was given before: then no other one than
+    /// its own answers a question for an address, and the question still waits.
+    pub(super) fn pop(&mut self, code: u16, in_step: bool) -> Option<(Asked, CommandNumber)> {
         while let Some(front) = self.front() {
-            if matches!(front, Asked::Ask(_)) && code < 400 {
+            if !in_step && matches!(front, Asked::Ask(_)) && code < 400 {
                 return None;
             }
             let number = self.advance();
@@ -75,16 +75,23 @@ impl Unanswered {
         None
     }
 
-    /// Removes everything up to and including the first command that `is_meant` picks. Whether there was one.
+    /// Whether commands of unknown kind wait for an answer.
+    pub(super) fn is_beyond(&self) -> bool {
+        self.beyond > 0
+    }
+
+    /// Removes everything up to and including the first command that `is_meant` picks, if there is one, and says what
+    /// that was.
     ///
     /// A reply that can only answer one kind of command brings us back in step with a server that answered something
     /// else twice or never.
-    pub(super) fn pop_through(&mut self, is_meant: impl Fn(Asked) -> bool) -> bool {
-        let found = (0..usize::from(self.count)).find(|index| is_meant(self.kind_at(*index)));
-        for _ in 0..found.map_or(0, |index| index + 1) {
+    pub(super) fn pop_through(&mut self, is_meant: impl Fn(Asked) -> bool) -> Option<Asked> {
+        let found = (0..usize::from(self.count)).find(|index| is_meant(self.kind_at(*index)))?;
+        let kind = self.kind_at(found);
+        for _ in 0..=found {
             self.advance();
         }
-        found.is_some()
+        Some(kind)
     }
 
     /// Forgets all: nobody knows any more what was answered.
@@ -121,10 +128,10 @@ mod tests {
         let mut queue = Unanswered::default();
         let numbers: Vec<_> =
             [Asked::User, Asked::Secret, Asked::Other].into_iter().filter_map(|kind| queue.push(kind)).collect();
-        assert_eq!(queue.pop(331), Some((Asked::User, numbers[0])));
-        assert_eq!(queue.pop(230), Some((Asked::Secret, numbers[1])));
-        assert_eq!(queue.pop(200), Some((Asked::Other, numbers[2])));
-        assert_eq!(queue.pop(200), None);
+        assert_eq!(queue.pop(331, true), Some((Asked::User, numbers[0])));
+        assert_eq!(queue.pop(230, true), Some((Asked::Secret, numbers[1])));
+        assert_eq!(queue.pop(200, true), Some((Asked::Other, numbers[2])));
+        assert_eq!(queue.pop(200, true), None);
     }
 
     #[test]
@@ -132,11 +139,11 @@ mod tests {
         let mut queue = Unanswered::default();
         queue.push(Asked::Nothing);
         queue.push(Asked::User);
-        assert_eq!(queue.pop(500).map(|(kind, _)| kind), Some(Asked::Nothing));
-        assert_eq!(queue.pop(331).map(|(kind, _)| kind), Some(Asked::User));
+        assert_eq!(queue.pop(500, true).map(|(kind, _)| kind), Some(Asked::Nothing));
+        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(Asked::User));
         queue.push(Asked::Nothing);
         queue.push(Asked::User);
-        assert_eq!(queue.pop(331).map(|(kind, _)| kind), Some(Asked::User));
+        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(Asked::User));
     }
 
     #[test]
@@ -145,19 +152,19 @@ mod tests {
         queue.push(Asked::Other);
         queue.push(Asked::Ask(Mode::Pasv));
         queue.push(Asked::Other);
-        assert!(!queue.pop_through(|kind| kind == Asked::Ask(Mode::Epsv)));
-        assert!(queue.pop_through(|kind| kind == Asked::Ask(Mode::Pasv)));
-        assert_eq!(queue.pop(200).map(|(kind, _)| kind), Some(Asked::Other));
-        assert_eq!(queue.pop(200), None);
+        assert_eq!(queue.pop_through(|kind| kind == Asked::Ask(Mode::Epsv)), None);
+        assert!(queue.pop_through(|kind| kind == Asked::Ask(Mode::Pasv)).is_some());
+        assert_eq!(queue.pop(200, true).map(|(kind, _)| kind), Some(Asked::Other));
+        assert_eq!(queue.pop(200, true), None);
     }
 
     #[test]
-    fn a_question_waits_for_its_own_answer_or_a_failure() {
+    fn out_of_step_a_question_waits_for_its_own_answer_or_a_failure() {
         let mut queue = Unanswered::default();
         queue.push(Asked::Ask(Mode::Pasv));
-        assert_eq!(queue.pop(226), None);
-        assert_eq!(queue.pop(502).map(|(kind, _)| kind), Some(Asked::Ask(Mode::Pasv)));
-        assert_eq!(queue.pop(502), None);
+        assert_eq!(queue.pop(226, false), None);
+        assert_eq!(queue.pop(502, false).map(|(kind, _)| kind), Some(Asked::Ask(Mode::Pasv)));
+        assert_eq!(queue.pop(502, true), None);
     }
 
     #[test]
@@ -168,10 +175,10 @@ mod tests {
         }
         assert_eq!(queue.push(Asked::Announce(Mode::Port)), None);
         for _ in 0..MOST {
-            assert!(queue.pop(200).is_some());
+            assert!(queue.pop(200, true).is_some());
         }
         assert_eq!(queue.push(Asked::Announce(Mode::Port)), None, "it comes behind one that is unknown");
-        assert_eq!((queue.pop(200), queue.pop(200)), (None, None));
+        assert_eq!((queue.pop(200, true), queue.pop(200, true)), (None, None));
         assert!(queue.push(Asked::Announce(Mode::Port)).is_some());
     }
 }

@@ -46,6 +46,8 @@ pub enum Event<'a> {
     Nothing,
     /// The client gave a command; the argument only where no secret can be in it.
     Said(&'static str, Option<&'a [u8]>),
+    /// The client gave a command that FTP does not know: its first word.
+    SaidUnknown(&'a [u8]),
     /// One end announced where it listens.
     Announced(Announcement),
     /// The server refused the announcement that was the command of this number.
@@ -86,6 +88,8 @@ pub struct Dialogue {
     greeted: bool,
     picked_up: bool,
     extended_only: bool,
+    /// Whether all commands and replies were heard, so that it is known which answers which.
+    in_step: bool,
     user: Option<Box<str>>,
 }
 
@@ -100,13 +104,14 @@ impl Dialogue {
             greeted: false,
             picked_up: false,
             extended_only: false,
+            in_step: true,
             user: None,
         }
     }
 
     /// A dialogue that was going on before it was heard: it may have been greeted, and somebody may be logged in.
     pub fn from_the_middle() -> Self {
-        Self { login: Login::Unknown, greeted: true, picked_up: true, ..Self::from_the_start() }
+        Self { login: Login::Unknown, greeted: true, picked_up: true, in_step: false, ..Self::from_the_start() }
     }
 
     /// Whether its beginning was not heard.
@@ -135,9 +140,9 @@ impl Dialogue {
                 self.unanswered.push(Asked::Nothing);
                 return Event::Nothing;
             }
-            Said::Unknown => {
+            Said::Unknown(word) => {
                 self.unanswered.push(Asked::Other);
-                return self.client_says_something_else(line);
+                return self.client_says_something_else(line, word);
             }
         };
         if self.language == Language::Undecided {
@@ -148,13 +153,13 @@ impl Dialogue {
 
     /// A client of FTP begins with a command of FTP. What begins otherwise is not believed later either: the body
     /// of an HTTP request can hold any line.
-    fn client_says_something_else<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+    fn client_says_something_else<'a>(&mut self, line: &Line<'a>, word: &'a [u8]) -> Event<'a> {
         // Where the session was picked up, this may be the end of a line; unless no line of FTP holds such bytes.
         let decided = !self.picked_up || line.text.iter().any(u8::is_ascii_control);
         if self.language == Language::Undecided && decided {
             return self.is_not_ftp();
         }
-        Event::Nothing
+        Event::SaidUnknown(word)
     }
 
     fn client_commands<'a>(&mut self, line: &Line<'_>, command: &Command<'a>) -> Event<'a> {
@@ -178,7 +183,11 @@ impl Dialogue {
             Verb::Secure => Asked::Secure,
             Verb::Other => Asked::Other,
         };
-        self.unanswered.push(asked);
+        let is_known_later = self.unanswered.push(asked).is_some();
+        if !is_known_later && matches!(asked, Asked::User | Asked::Reinitialize) {
+            // Its answer will not be recognised as such. In doubt nobody is logged in.
+            self.login = Login::Out;
+        }
         Event::Said(command.name, command.is_public.then_some(command.argument))
     }
 
@@ -205,25 +214,32 @@ impl Dialogue {
                 Event::Nothing
             }
             Meaning::Announce(mode) => {
-                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode));
+                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
                 if !asked_for {
-                    self.unanswered.pop(reply.code);
+                    self.unanswered.pop(reply.code, self.in_step);
                 }
                 let is_whole = line.is_some_and(|line| line.whole);
                 let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
                 Event::Announced(self.announcement(mode, found, None, asked_for))
             }
             Meaning::LoggedIn => {
-                if !self.unanswered.pop_through(|kind| matches!(kind, Asked::User | Asked::Secret)) {
-                    return self.server_answers(reply);
+                let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);
+                match self.unanswered.pop_through(is_login) {
+                    Some(Asked::User | Asked::Secret) => {}
+                    // It should be 220, but there are servers that say 230.
+                    Some(_) => {
+                        self.start_over();
+                        return Event::Nothing;
+                    }
+                    None => return self.server_answers(reply),
                 }
                 self.login = Login::In;
                 if self.language == Language::Other { Event::Nothing } else { Event::LoggedIn }
             }
             Meaning::Secured => {
-                if !self.unanswered.pop_through(|kind| kind == Asked::Secure) {
-                    self.unanswered.pop(reply.code);
-                    return Event::Nothing;
+                let was_asked = self.unanswered.pop_through(|kind| kind == Asked::Secure).is_some();
+                if !was_asked && !self.unanswered.is_beyond() {
+                    return self.server_answers(reply);
                 }
                 self.language = Language::Secret;
                 Event::Encrypted
@@ -236,19 +252,14 @@ impl Dialogue {
 
     /// A reply that answers the first command that has no answer, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
-        let answered = self.unanswered.pop(reply.code);
+        let answered = self.unanswered.pop(reply.code, self.in_step);
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
             (Some((Asked::User, _)), Meaning::NeedSecret) => self.login = Login::Out,
             // Asking for another user, while logged in, may be refused and change nothing.
             (Some((Asked::User, _)), Meaning::NotLoggedIn) => {}
             (_, Meaning::NotLoggedIn) => self.login = Login::Out,
-            // It should be 220, but there are servers that say 230.
-            (Some((Asked::Reinitialize, _)), Meaning::Ready | Meaning::Done | Meaning::LoggedIn) => {
-                self.login = Login::Out;
-                self.extended_only = false;
-                self.user = None;
-            }
+            (Some((Asked::Reinitialize, _)), Meaning::Ready | Meaning::Done) => self.start_over(),
             (Some((Asked::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
             _ => {}
         }
@@ -258,9 +269,17 @@ impl Dialogue {
         }
     }
 
+    /// The server took a REIN.
+    fn start_over(&mut self) {
+        self.login = Login::Out;
+        self.extended_only = false;
+        self.user = None;
+    }
+
     /// Some of the client's lines were lost. The server's answers will show what they were, or not.
     pub fn client_was_not_heard(&mut self) {
         self.unanswered.clear();
+        self.in_step = false;
     }
 
     /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts
@@ -271,6 +290,7 @@ impl Dialogue {
             None => Event::Nothing,
         };
         self.unanswered.clear();
+        self.in_step = false;
         self.greeted = true;
         event
     }

@@ -107,7 +107,8 @@ impl Stream {
         self.begin_at(seq);
         let next = self.next;
         let end = seq + (segment.payload.len() + segment.missing);
-        if segment.flags.has(Flags::FIN) && !self.fin_heard && (end - next).unsigned_abs() <= FARTHEST_AHEAD {
+        // The last one counts: one that lies too far ahead cannot hide the real one.
+        if segment.flags.has(Flags::FIN) && !end.is_before(next) && (end - next).unsigned_abs() <= FARTHEST_AHEAD {
             self.fin_heard = true;
             self.fin = end;
         }

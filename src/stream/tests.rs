@@ -173,6 +173,16 @@ fn ends_when_everything_before_the_fin_has_come() {
 }
 
 #[test]
+fn a_forged_fin_does_not_hide_the_real_one() {
+    let mut listener = Listener::default();
+    listener.hears(100, b"QUIT");
+    listener.takes(&segment(5000, Flags::FIN, b""));
+    assert!(!listener.stream.has_ended());
+    listener.takes(&segment(104, Flags::FIN, b""));
+    assert!(listener.stream.has_ended());
+}
+
+#[test]
 fn believes_a_reset_in_the_window_only() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");

@@ -17,7 +17,7 @@ pub use news::{Ended, News, Observer, SessionNumber};
 
 use crate::decision;
 use crate::expectation::{Closed, Corridor, Expectation, Refusal};
-use crate::firewall::Firewall;
+use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment};
 use crate::policy::{Policy, Terms, Tls};
@@ -28,6 +28,9 @@ use table::{Table, Tracked};
 
 /// How long the addresses of a session that ended are remembered: its last packets may still be under way.
 const LINGER: Duration = Duration::from_secs(60);
+
+/// How long a session may be silent for which a corridor is open: as long as the kernel remembers a silent connection.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
 
 /// What a [`Tracker`] is handed with every packet.
 #[derive(Debug)]
@@ -109,7 +112,8 @@ impl Tracker {
             },
         };
         let Some(tracked) = self.sessions.get(slot) else { return Handled::NotOurs };
-        let reopens = segment.flags.has(Flags::SYN) && tracked.ended.is_some();
+        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
+        let reopens = is_opened && tracked.ended.is_some();
         if reopens || tracked.session.is_superseded_by(segment, direction) {
             self.end(slot, Ended::Replaced, world);
             self.sessions.remove(slot);
@@ -162,18 +166,38 @@ impl Tracker {
         Some(session)
     }
 
+    /// The policy is another one now: each session's rule is looked up anew. What stands goes on standing.
+    pub fn follow(&mut self, policy: &Policy) {
+        for tracked in self.sessions.iter_mut() {
+            let Connection { original, .. } = tracked.connection;
+            tracked.rule = policy.match_rule(original.source.address, original.destination.address);
+        }
+    }
+
+    /// The kernel has forgotten the connection with these addresses: if it was a session, that is over.
+    pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
+        if let Some((slot, _)) = self.sessions.find(flow) {
+            self.end(slot, Ended::Finished, world);
+            self.sessions.remove(slot);
+        }
+    }
+
     /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
     fn begin<F: Firewall, O: Observer>(
         &mut self,
         segment: &Segment<'_>,
         world: &mut World<'_, F, O>,
     ) -> Option<(u32, Direction)> {
-        // The acknowledgements and resets that end a connection say nothing of one that would be worth following.
-        let says_something = segment.flags.has(Flags::SYN) || !segment.payload.is_empty();
-        if segment.flags.has(Flags::RST) || !says_something {
+        // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
+        // a SYN alone costs its sender nothing: the server's answer to it begins a session.
+        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
+        if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let connection = world.firewall.control_connection(&segment.flow)?;
+        let Control { connection, is_unread } = world.firewall.control_connection(&segment.flow)?;
+        if is_unread && !segment.flags.has(Flags::SYN) {
+            return None;
+        }
         let direction = connection.direction_of(&segment.flow)?;
         while self.sessions.len() >= world.policy.limits.sessions.get() as usize {
             let oldest = self.oldest(world.policy)?;
@@ -256,7 +280,13 @@ impl Tracker {
     fn oldest(&mut self, policy: &Policy) -> Option<u32> {
         loop {
             let (slot, tracked) = self.sessions.first_due()?;
-            let due = tracked.last_heard + if tracked.ended.is_some() { LINGER } else { policy.limits.idle };
+            let patience = match tracked.ended {
+                Some(_) => LINGER,
+                // An encrypted session is silent here however busy it is; its end is told from elsewhere.
+                None if self.corridors.contains_key(&slot) => policy.limits.idle.max(LONGEST_SILENCE),
+                None => policy.limits.idle,
+            };
+            let due = tracked.last_heard + patience;
             if due <= tracked.due {
                 return Some(slot);
             }
@@ -291,6 +321,11 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
                     self.tell(&News::Denied { command });
                 }
             }
+            Event::SaidUnknown(word) => {
+                if let Some(command) = std::str::from_utf8(word).ok().and_then(|word| self.terms.denied(word)) {
+                    self.tell(&News::Denied { command });
+                }
+            }
             Event::Announced(announcement) => self.announced(&announcement),
             Event::AnnouncementRefused(command) => {
                 if let Some(Standing { expectation, .. }) = self.expectations.remove_of_command(self.slot, command) {
@@ -298,7 +333,10 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
                     self.tell(&News::Closed { expectation, why: Closed::RefusedByServer });
                 }
             }
-            Event::LoggedIn => self.tell(&News::LoggedIn { user: dialogue.user() }),
+            Event::LoggedIn => {
+                self.world.firewall.settled(self.connection);
+                self.tell(&News::LoggedIn { user: dialogue.user() });
+            }
             Event::Encrypted => self.encrypted(),
             Event::NotFtp => {
                 self.world.firewall.stop_reading(self.connection);

@@ -46,7 +46,7 @@ pub enum News<'a> {
     /// The client gave a command that the policy denies.
     Denied {
         /// Its name.
-        command: &'static str,
+        command: &'a str,
     },
     /// The server let a user in.
     LoggedIn {

@@ -145,6 +145,10 @@ impl Table {
         self.deadlines.next()
     }
 
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tracked> {
+        self.sessions.iter_mut()
+    }
+
     pub(super) fn iter(&self) -> impl Iterator<Item = &Tracked> {
         self.sessions.iter()
     }

@@ -1,0 +1,20 @@
+//! The one clock of the live program.
+
+use std::time::Instant;
+
+use crate::time::Timestamp;
+
+/// Time since the program began; it never runs backwards.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub(super) fn start() -> Self {
+        Self(Instant::now())
+    }
+
+    pub(super) fn now(self) -> Timestamp {
+        // Not zero, so that nothing is older than the beginning of time.
+        Timestamp::from_secs(1) + self.0.elapsed()
+    }
+}

@@ -1,0 +1,205 @@
+//! The middle with the kernel's firewall: what each piece of news from outside leads to.
+
+use std::io;
+
+use tracing::{debug, error, info, warn};
+
+use super::clock::Clock;
+use super::journal::{Journal, Seldom};
+use super::status::{Standing, Status};
+use crate::firewall::sets::{Queueing, Sets, SetupError};
+use crate::netlink::{Entry, TableChange};
+use crate::packet::{NotSegment, Segment};
+use crate::policy::{Inspect, Policy, WhenDown};
+use crate::tracker::{Tracker, World};
+
+/// Sessions, the firewall, the policy and the counts.
+#[derive(Debug)]
+pub struct Engine {
+    policy: Policy,
+    tracker: Tracker,
+    firewall: Sets,
+    journal: Journal,
+    clock: Clock,
+    queue_troubles: Seldom,
+    firewall_troubles: Seldom,
+}
+
+impl Engine {
+    /// Installs the table and is ready for packets.
+    pub(super) fn start(policy: Policy) -> Result<Self, SetupError> {
+        let firewall = Sets::install(&policy)?;
+        Ok(Self {
+            policy,
+            tracker: Tracker::default(),
+            firewall,
+            journal: Journal::default(),
+            clock: Clock::start(),
+            queue_troubles: Seldom::default(),
+            firewall_troubles: Seldom::default(),
+        })
+    }
+
+    /// What was found on this kernel and chosen, a line each.
+    pub(super) fn introduction(&self) -> Vec<String> {
+        let ports: Vec<_> = self.policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
+        let queueing = self.firewall.queueing();
+        let inspect = match self.policy.capture.inspect {
+            Inspect::Dialogue => "all that is said",
+            Inspect::Announcements => "announcements only",
+        };
+        let when_down = match self.policy.capture.when_down {
+            WhenDown::Open => "control connections go on unread",
+            WhenDown::Closed => "control connections stand still",
+        };
+        let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
+        let admit = match admit.as_slice() {
+            [] => format!("by your own rule: `ct mark & {0} == {0} accept`", self.policy.mark),
+            chains => format!("by a rule at the top of {}", chains.join(", ")),
+        };
+        vec![
+            format!("control ports {}, {inspect} is read; without this program {when_down}", ports.join(", ")),
+            format!("mechanism sets: the table inet pinhole stands; packets are queued by {queueing}"),
+            format!("announced data connections carry the mark {} and are let in {admit}", self.policy.mark),
+        ]
+    }
+
+    /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
+    pub(super) fn packet(&mut self, packet: &[u8]) {
+        self.journal.counters.packets += 1;
+        match Segment::parse(packet) {
+            Ok(segment) => self.act(|tracker, world| {
+                if tracker.next_deadline().is_some_and(|due| due <= world.now) {
+                    tracker.advance(world);
+                }
+                tracker.handle(&segment, world);
+            }),
+            Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
+            Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
+        }
+        self.tell_troubles();
+    }
+
+    /// Some time has gone by without anything else to do.
+    pub(super) fn pass_time(&mut self) {
+        self.act(|tracker, world| tracker.advance(world));
+        self.tell_troubles();
+    }
+
+    /// A connection began that was not seen in the queue: a data connection, if it carries our mark.
+    pub(super) fn connection_began(&mut self, entry: &Entry) {
+        let flow = entry.connection.original;
+        self.act(|tracker, world| {
+            let _ = tracker.admitted(&flow, world);
+        });
+    }
+
+    /// The kernel has forgotten a connection.
+    pub(super) fn connection_ended(&mut self, entry: &Entry) {
+        let flow = entry.connection.original;
+        self.act(|tracker, world| tracker.forgotten(&flow, world));
+    }
+
+    /// Somebody changed the ruleset.
+    pub(super) fn ruleset_changed(&mut self, change: &TableChange) {
+        if self.firewall.concerns(change) {
+            self.restore();
+        }
+    }
+
+    /// Puts back whatever is missing of what was installed.
+    pub(super) fn restore(&mut self) {
+        let now = self.clock.now();
+        let standing = self.tracker.standing().map(|(.., expectation)| expectation);
+        match self.firewall.restore(now, standing) {
+            Ok(restored) if restored.is_nothing() => {}
+            Ok(restored) => {
+                self.journal.counters.restored += 1;
+                info!(
+                    "the ruleset was changed by somebody: put back {}, {} pinholes, {} accept rules",
+                    if restored.table { "the table inet pinhole" } else { "no table" },
+                    restored.elements,
+                    restored.admitted.len()
+                );
+                for chain in restored.without_chain {
+                    warn!(
+                        "the chain {chain}, which the policy names in `admit`, is gone: nothing lets pinholes in there"
+                    );
+                }
+            }
+            Err(error) => error!("the ruleset was changed by somebody and cannot be mended: {error}"),
+        }
+    }
+
+    /// Follows another policy from now on. After an error the old one holds.
+    pub(super) fn reload(&mut self, policy: Policy) -> Result<(), SetupError> {
+        self.firewall.reload(&policy)?;
+        self.tracker.follow(&policy);
+        self.policy = policy;
+        Ok(())
+    }
+
+    /// Removes what was installed.
+    pub(super) fn stop(&mut self) -> Result<(), SetupError> {
+        self.firewall.remove()
+    }
+
+    /// The queue did not take or give a packet.
+    pub(super) fn queue_trouble(&mut self, error: &io::Error) {
+        self.journal.counters.queue_troubles += 1;
+        if let Some(times) = self.queue_troubles.worth_telling(self.clock.now()) {
+            warn!(
+                "the queue of packets: {error} ({times} times since the last such line); nothing opens for what passed"
+            );
+        }
+    }
+
+    /// How things stand.
+    pub(super) fn status(&mut self) -> Status {
+        let now = self.clock.now();
+        let pinholes = self.tracker.standing().map(|(session, mode, expectation)| Standing {
+            session: session.get(),
+            announced_by: mode.announced_by(),
+            from: expectation.from.to_string(),
+            to: expectation.to.to_string(),
+            age: now.since(expectation.since).as_secs_f64(),
+            remaining: expectation.expires().since(now).as_secs_f64(),
+        });
+        let pinholes = pinholes.collect();
+        let in_kernel = match self.firewall.pinholes() {
+            Ok(pinholes) => Some(pinholes.len()),
+            Err(error) => {
+                warn!("cannot list the pinholes of the kernel: {error}");
+                None
+            }
+        };
+        Status {
+            sessions: self.tracker.live().count(),
+            pinholes,
+            in_kernel,
+            mechanism: "sets",
+            queueing: match self.firewall.queueing() {
+                Queueing::Statement => "nft_queue",
+                Queueing::CompatTarget => "nft_compat",
+            },
+            counters: self.journal.counters.clone(),
+        }
+    }
+
+    fn act(&mut self, act: impl FnOnce(&mut Tracker, &mut World<'_, Sets, Journal>)) {
+        let Self { policy, tracker, firewall, journal, clock, .. } = self;
+        let mut world = World { now: clock.now(), policy, firewall, observer: journal };
+        act(tracker, &mut world);
+    }
+
+    /// Says at most once a second that the kernel refused something.
+    fn tell_troubles(&mut self) {
+        let troubles = self.firewall.take_troubles();
+        let Some(latest) = troubles.latest else { return };
+        self.journal.counters.kernel_troubles += troubles.count;
+        match self.firewall_troubles.worth_telling(self.clock.now()) {
+            Some(times) => warn!("the kernel: {latest} ({times} times since the last such line)"),
+            None => debug!("the kernel: {latest}"),
+        }
+    }
+}

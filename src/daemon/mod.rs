@@ -1,0 +1,140 @@
+//! The root service: packets from the queue through the middle, pinholes into the kernel, until somebody ends it.
+//!
+//! One plain thread a queue takes packets; one each watches the ruleset and the connections of the kernel. They share
+//! the [`Engine`] behind a lock. Signals, the control socket and the watchdog are the business of a small runtime on
+//! the first thread, which no packet waits for.
+
+mod clock;
+pub mod control;
+mod engine;
+mod journal;
+pub mod status;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+pub use engine::Engine;
+pub use status::Status;
+use tracing::{error, info, warn};
+
+use crate::capture::queue::{Queue, QueueError};
+use crate::firewall::sets::SetupError;
+use crate::netlink::{ConnectionChange, ConnectionWatch, Error, Heard, TableWatch};
+use crate::policy::Policy;
+
+/// How long a watcher waits before it looks whether anything is to be done without being told.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// Why the daemon does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The table cannot be installed.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
+    /// The queue cannot be read.
+    #[error(transparent)]
+    Queue(#[from] QueueError),
+    /// The kernel does not tell of changes.
+    #[error(transparent)]
+    Watch(#[from] Error),
+    /// The control socket cannot be made.
+    #[error(transparent)]
+    Control(#[from] control::ControlError),
+    /// The runtime of the control plane cannot be started.
+    #[error("cannot start the control plane: {0}")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// The engine as the threads share it.
+#[derive(Clone, Debug)]
+pub struct Shared(Arc<Mutex<Engine>>);
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Engine> {
+        // A thread that panicked in the middle left whole sessions behind: each step of the engine is one packet.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Runs until SIGTERM or SIGINT, then removes what was installed.
+///
+/// `source` is where the policy came from, to read it anew.
+pub fn run(policy: Policy, source: Option<PathBuf>) -> Result<(), StartError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
+    // A second instance must find out before it changes anything.
+    let listener = runtime.block_on(async { control::listen() })?;
+    let queues = policy.capture.queues.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    // From before the table is made, so that no change to it goes unnoticed.
+    let tables = TableWatch::open()?;
+    let connections = ConnectionWatch::begins_and_ends()?;
+    let engine = Engine::start(policy)?;
+    for line in engine.introduction() {
+        info!("{line}");
+    }
+    let shared = Shared(Arc::new(Mutex::new(engine)));
+    for queue in queues {
+        let shared = shared.clone();
+        thread::spawn(move || take_packets(queue, &shared));
+    }
+    thread::spawn({
+        let shared = shared.clone();
+        move || watch_tables(tables, &shared)
+    });
+    thread::spawn({
+        let shared = shared.clone();
+        move || watch_connections(connections, &shared)
+    });
+    let ended_by = runtime.block_on(control::serve(&listener, &shared, source.as_deref()));
+    info!("{ended_by}: removing the table inet pinhole");
+    shared.lock().stop()?;
+    Ok(())
+}
+
+/// Takes packets until the program ends.
+fn take_packets(mut queue: Queue, shared: &Shared) {
+    loop {
+        match queue.next_packet() {
+            Ok(waiting) => {
+                shared.lock().packet(waiting.packet());
+                // The packet goes on only now, when what it announced stands in the kernel.
+                if let Err(error) = queue.accept(waiting) {
+                    shared.lock().queue_trouble(&error);
+                }
+            }
+            Err(error) => shared.lock().queue_trouble(&error),
+        }
+    }
+}
+
+/// Puts back what others remove, as soon as the kernel tells of it.
+fn watch_tables(mut watch: TableWatch, shared: &Shared) {
+    loop {
+        match watch.next(WATCH) {
+            Ok(Heard::Change(change)) => shared.lock().ruleset_changed(&change),
+            Ok(Heard::Missed) => shared.lock().restore(),
+            Ok(Heard::Nothing) => shared.lock().pass_time(),
+            Err(error) => {
+                error!("the kernel does not tell of changes to the ruleset any more: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Learns which pinholes were used and which sessions ended.
+fn watch_connections(mut watch: ConnectionWatch, shared: &Shared) {
+    loop {
+        match watch.next(WATCH) {
+            Ok(Heard::Change(ConnectionChange::Began(entry))) => shared.lock().connection_began(&entry),
+            Ok(Heard::Change(ConnectionChange::Ended(entry))) => shared.lock().connection_ended(&entry),
+            Ok(Heard::Missed) => warn!("missed some news of connections: counts of used pinholes may be too low"),
+            Ok(Heard::Nothing) => {}
+            Err(error) => {
+                error!("the kernel does not tell of connections any more: {error}");
+                return;
+            }
+        }
+    }
+}

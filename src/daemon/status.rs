@@ -1,0 +1,118 @@
+//! How things stand, as `pinhole status` shows it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// What was counted since the start.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Counters {
+    /// Packets taken out of the queue.
+    pub packets: u64,
+    /// Sessions that began or were picked up.
+    pub sessions: u64,
+    /// Pinholes opened.
+    pub opened: u64,
+    /// Pinholes used.
+    pub used: u64,
+    /// Pinholes that nobody used in time.
+    pub expired: u64,
+    /// Pinholes closed before they were used.
+    pub closed: u64,
+    /// Announcements refused, by reason.
+    pub refused: BTreeMap<&'static str, u64>,
+    /// Sessions that became encrypted.
+    pub encrypted: u64,
+    /// Connections to a control port that do not talk FTP.
+    pub not_ftp: u64,
+    /// Fragments, passed unread.
+    pub fragments: u64,
+    /// Packets with headers that make no sense, passed unread.
+    pub damaged: u64,
+    /// Copies that differ, segments out of reach, losses.
+    pub oddities: u64,
+    /// How often the ruleset was put back.
+    pub restored: u64,
+    /// Errors of the queue.
+    pub queue_troubles: u64,
+    /// Things that the kernel refused.
+    pub kernel_troubles: u64,
+}
+
+/// A pinhole that stands.
+#[derive(Clone, Debug, Serialize)]
+pub struct Standing {
+    /// The session that announced it.
+    pub session: u64,
+    /// How.
+    pub announced_by: &'static str,
+    /// Who may connect.
+    pub from: String,
+    /// Where to.
+    pub to: String,
+    /// Seconds since it was opened.
+    pub age: f64,
+    /// Seconds until it expires.
+    pub remaining: f64,
+}
+
+/// How things stand.
+#[derive(Clone, Debug, Serialize)]
+pub struct Status {
+    /// Sessions that live.
+    pub sessions: usize,
+    /// Pinholes that stand, as far as this program knows.
+    pub pinholes: Vec<Standing>,
+    /// Pinholes in the kernel; earlier runs may have left some.
+    pub in_kernel: Option<usize>,
+    /// The mechanism.
+    pub mechanism: &'static str,
+    /// What hands packets to this program.
+    pub queueing: &'static str,
+    /// What was counted.
+    pub counters: Counters,
+}
+
+/// What a client of the control socket may ask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Request {
+    /// How do things stand?
+    Status,
+    /// As JSON.
+    Json,
+    /// Read the policy anew.
+    Reload,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sessions, pinholes, in_kernel, mechanism, queueing, counters } = self;
+        writeln!(f, "{sessions} sessions, {} pinholes; mechanism {mechanism}, queued by {queueing}", pinholes.len())?;
+        if let Some(in_kernel) = in_kernel
+            && *in_kernel != pinholes.len()
+        {
+            writeln!(
+                f,
+                "in the kernel stand {in_kernel} pinholes: used ones are told of late, and an earlier run may have left some"
+            )?;
+        }
+        for Standing { session, announced_by, from, to, age, remaining } in pinholes {
+            writeln!(f, "  {from} -> {to}  {announced_by}, session {session}, {age:.1} s old, {remaining:.1} s left")?;
+        }
+        let Counters { packets, sessions, opened, used, expired, closed, refused, encrypted, .. } = counters;
+        writeln!(f, "since the start: {packets} packets, {sessions} sessions, {encrypted} of them encrypted")?;
+        write!(f, "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed")?;
+        for (reason, count) in refused {
+            write!(f, "\n  refused, {reason}: {count}")?;
+        }
+        let Counters { not_ftp, fragments, damaged, oddities, restored, queue_troubles, kernel_troubles, .. } =
+            counters;
+        writeln!(
+            f,
+            "\n  not FTP: {not_ftp}, fragments: {fragments}, damaged: {damaged}, oddities: {oddities}, \
+             ruleset put back: {restored}, trouble with the queue: {queue_troubles}, with the kernel: {kernel_troubles}"
+        )
+    }
+}

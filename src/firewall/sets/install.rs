@@ -1,0 +1,247 @@
+//! Putting the table into the kernel, seeing that it stands, putting it back, and taking it away.
+
+use super::admit::{self, Place};
+use super::nft::{self, NftError};
+use super::ruleset::{self, PRIORITY, Queueing, TABLE};
+use super::{BySet, HashMap, PATIENCE, Sets, Troubles, place, range};
+use crate::expectation::Expectation;
+use crate::netlink::{Conntrack, Element, Error, TableChange, Tables};
+use crate::policy::{Chain, Policy};
+use crate::time::Timestamp;
+
+/// Why the firewall does not stand.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetupError {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+    /// The program nft refused something.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// No rule of this kernel can hand a packet to a program.
+    #[error(
+        "this kernel cannot queue packets from nftables: it has neither nft_queue (CONFIG_NFT_QUEUE) nor the target \
+         NFQUEUE for nft_compat (CONFIG_NETFILTER_XT_TARGET_NFQUEUE and CONFIG_NFT_COMPAT); load one of these modules"
+    )]
+    NoQueue,
+    /// There is a table of our name that is not ours.
+    #[error(
+        "the table inet pinhole is somebody else's: it has a chain `{chain}`; rename it, or remove it with \
+         `nft delete table inet pinhole`"
+    )]
+    ForeignTable {
+        /// A chain in it that we do not have.
+        chain: Box<str>,
+    },
+    /// The policy wants a rule in a chain that does not exist.
+    #[error("there is no chain `{0}`, which the policy names in `admit`; see `nft list chains`")]
+    NoSuchChain(Chain),
+    /// It was installed, and then it was not there.
+    #[error("the table inet pinhole was installed, but {0} missing; does another program change the ruleset?")]
+    NotStanding(&'static str),
+}
+
+/// What was put back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The table, or rules of it.
+    pub table: bool,
+    /// Pinholes and corridors.
+    pub elements: usize,
+    /// Accept rules in chains of others.
+    pub admitted: Vec<Chain>,
+    /// Chains that the policy names and that do not exist. When they come, that is a change to look at.
+    pub without_chain: Vec<Chain>,
+}
+
+impl Restored {
+    /// Whether everything stood as it should.
+    pub fn is_nothing(&self) -> bool {
+        !self.table && self.elements == 0 && self.admitted.is_empty()
+    }
+}
+
+impl Sets {
+    /// Installs what a policy asks for. Pinholes that an earlier program left behind stay open.
+    pub fn install(policy: &Policy) -> Result<Self, SetupError> {
+        let mut tables = Tables::open(PATIENCE)?;
+        let conntrack = Conntrack::open(PATIENCE)?;
+        let queueing = queueing(&mut tables, policy)?;
+        let foreign = tables.chains(TABLE)?.into_iter().find(|chain| !ruleset::is_own_chain(&chain.name));
+        if let Some(chain) = foreign {
+            return Err(SetupError::ForeignTable { chain: chain.name });
+        }
+        let mut sets = Self {
+            tables,
+            conntrack,
+            policy: policy.clone(),
+            queueing,
+            installed: Vec::new(),
+            corridors: HashMap::default(),
+            troubles: Troubles::default(),
+        };
+        // Before anything is changed: a chain that is not there is a mistake in the policy.
+        for chain in &policy.admit {
+            if admit::look(&mut sets.tables, chain, policy.mark)? == Place::NoChain {
+                return Err(SetupError::NoSuchChain(chain.clone()));
+            }
+        }
+        sets.put_table()?;
+        sets.put_admit(&mut Restored::default())?;
+        Ok(sets)
+    }
+
+    /// Installs what another policy asks for, in place of this one. After an error, the old one stands.
+    pub fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
+        for chain in &policy.admit {
+            if admit::look(&mut self.tables, chain, policy.mark)? == Place::NoChain {
+                return Err(SetupError::NoSuchChain(chain.clone()));
+            }
+        }
+        let old = std::mem::replace(&mut self.policy, policy.clone());
+        if let Err(error) = self.put_table() {
+            self.policy = old;
+            self.put_table()?;
+            return Err(error);
+        }
+        for chain in old.admit.iter().filter(|chain| !policy.admit.contains(chain)) {
+            admit::remove(&mut self.tables, chain)?;
+        }
+        self.put_admit(&mut Restored::default())
+    }
+
+    /// Whether a change that somebody made may have been to what we installed.
+    pub fn concerns(&self, change: &TableChange) -> bool {
+        let in_table = |table: crate::netlink::Table<'_>| (table.family, table.name) == (change.family, &*change.table);
+        let is_of = |chain: &Chain| {
+            in_table(admit::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
+        };
+        in_table(TABLE) || self.policy.admit.iter().any(is_of)
+    }
+
+    /// Whether all that was installed is there and untouched.
+    pub fn stands(&mut self) -> Result<bool, Error> {
+        if self.handles()? != self.installed {
+            return Ok(false);
+        }
+        for chain in &self.policy.admit {
+            if admit::look(&mut self.tables, chain, self.policy.mark)? != Place::OnTop {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Puts back what is missing: the table with the pinholes that should stand in it, and the accept rules.
+    pub fn restore<'a>(
+        &mut self,
+        now: Timestamp,
+        standing: impl Iterator<Item = &'a Expectation>,
+    ) -> Result<Restored, SetupError> {
+        let mut restored = Restored::default();
+        if self.handles()? != self.installed {
+            // Rules alone may be gone. Then the sets are as they should be, and what was used up stays so.
+            let sets_are_lost = !self.tables.has_table(TABLE)?;
+            self.put_table()?;
+            restored.table = true;
+            if sets_are_lost {
+                restored.elements = self.put_elements(now, standing)?;
+            }
+        }
+        self.put_admit(&mut restored)?;
+        Ok(restored)
+    }
+
+    /// Removes all that was installed. What is gone already is fine.
+    pub fn remove(&mut self) -> Result<(), SetupError> {
+        let mut result = Ok(());
+        for chain in &self.policy.admit {
+            result = result.and(admit::remove(&mut self.tables, chain));
+        }
+        self.installed.clear();
+        result.and(self.tables.remove_table(TABLE).map(drop)).map_err(SetupError::from)
+    }
+
+    fn put_table(&mut self) -> Result<(), SetupError> {
+        let Self { tables, policy, queueing, .. } = self;
+        if *queueing == Queueing::CompatTarget {
+            // First what the rest jumps to, so that there is no moment in which packets find an empty chain.
+            for number in policy.capture.queues.numbers() {
+                let rule = queueing.rule(number, policy.capture.when_down);
+                tables.fill_chain(TABLE, &ruleset::queue_chain(number), "", &[rule])?;
+            }
+        }
+        nft::apply(&ruleset::text(policy, *queueing))?;
+        self.verify()
+    }
+
+    /// Sees that it is all there, and remembers it.
+    fn verify(&mut self) -> Result<(), SetupError> {
+        let chains = self.tables.chains(TABLE)?;
+        for (name, hook) in [("prerouting", 0), ("output", 3)] {
+            let stands = |chain: &crate::netlink::Chain| {
+                &*chain.name == name && chain.hook.is_some_and(|at| (at.number, at.priority) == (hook, PRIORITY))
+            };
+            if !chains.iter().any(stands) {
+                return Err(SetupError::NotStanding("a chain that captures is"));
+            }
+        }
+        let rules = self.tables.rules(TABLE)?;
+        let has_rule = |name: &str| rules.iter().any(|rule| &*rule.chain == name);
+        let queues = self.policy.capture.queues.numbers().map(ruleset::queue_chain);
+        if !(ruleset::CHAINS.into_iter().all(has_rule) && queues.into_iter().all(|name| has_rule(&name))) {
+            return Err(SetupError::NotStanding("a rule is"));
+        }
+        self.installed = rules.iter().map(|rule| rule.handle).collect();
+        Ok(())
+    }
+
+    fn handles(&mut self) -> Result<Vec<u64>, Error> {
+        Ok(self.tables.rules(TABLE)?.iter().map(|rule| rule.handle).collect())
+    }
+
+    fn put_admit(&mut self, restored: &mut Restored) -> Result<(), SetupError> {
+        for chain in &self.policy.admit {
+            match admit::put(&mut self.tables, chain, self.policy.mark)? {
+                Place::OnTop => {}
+                Place::Elsewhere => restored.admitted.push(chain.clone()),
+                Place::NoChain => restored.without_chain.push(chain.clone()),
+            }
+        }
+        Ok(())
+    }
+
+    fn put_elements<'a>(
+        &mut self,
+        now: Timestamp,
+        standing: impl Iterator<Item = &'a Expectation>,
+    ) -> Result<usize, SetupError> {
+        let mut elements = BySet::new();
+        for expectation in standing.filter(|expectation| now < expectation.expires()) {
+            if let Some((set, key)) = place(expectation) {
+                let element = Element::new(key, expectation.expires().since(now));
+                elements.entry(set).or_default().push(element);
+            }
+        }
+        for (set, element) in
+            self.corridors.values().filter_map(|(corridor, _)| range(corridor, self.policy.limits.idle))
+        {
+            elements.entry(set).or_default().push(element);
+        }
+        for (set, elements) in &elements {
+            self.tables.insert_all(TABLE, set, elements)?;
+        }
+        Ok(elements.values().map(Vec::len).sum())
+    }
+}
+
+/// Finds out what queues, by trying.
+fn queueing(tables: &mut Tables, policy: &Policy) -> Result<Queueing, SetupError> {
+    for queueing in [Queueing::Statement, Queueing::CompatTarget] {
+        let rule = queueing.rule(policy.capture.queues.first(), policy.capture.when_down);
+        if tables.could(&[rule])? {
+            return Ok(queueing);
+        }
+    }
+    Err(SetupError::NoQueue)
+}

@@ -1,0 +1,163 @@
+//! The table `inet pinhole` as text, for a policy and a kernel.
+//!
+//! The files in `rules/` are the ruleset; here they get what depends on the policy. Knows nothing of how it is
+//! installed.
+
+use std::fmt::{self, Write as _};
+
+use crate::netlink::{Expression, Family, Table};
+use crate::policy::{Capture, Inspect, Policy, WhenDown};
+
+/// The table that is Pinhole's own.
+pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
+
+/// Where the capture begins, and behind what it must be: connection tracking is at -200.
+pub(super) const PRIORITY: i32 = -150;
+
+/// The chains of the table, without those that queue. The first two are called by the kernel.
+pub(super) const CHAINS: [&str; 6] = ["prerouting", "output", "inspect", "data", "admit", "deliver"];
+
+const BEGIN: &str = include_str!("../../../rules/begin.nft");
+const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
+const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
+const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
+
+/// How this kernel can be told to queue a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Queueing {
+    /// With nf_tables' own statement.
+    Statement,
+    /// With the target of iptables, through nf_tables.
+    CompatTarget,
+}
+
+impl Queueing {
+    /// The rule that sends packets to a queue.
+    pub(super) const fn rule(self, number: u16, when_down: WhenDown) -> Expression {
+        let bypass = matches!(when_down, WhenDown::Open);
+        match self {
+            Self::Statement => Expression::Queue { number, bypass },
+            Self::CompatTarget => Expression::CompatQueue { number, bypass },
+        }
+    }
+}
+
+impl fmt::Display for Queueing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Statement => "the statement `queue` of nf_tables",
+            Self::CompatTarget => "the target NFQUEUE of iptables, as the kernel has no statement `queue`",
+        })
+    }
+}
+
+/// The name of the chain whose one rule sends packets to that queue.
+pub(super) fn queue_chain(number: u16) -> String {
+    format!("queue{number}")
+}
+
+/// Whether a chain of that name is one of ours.
+pub(super) fn is_own_chain(name: &str) -> bool {
+    let number = name.strip_prefix("queue").unwrap_or_default();
+    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|n| queue_chain(n) == name)
+}
+
+/// The ruleset for a policy, as `nft -f` reads it.
+///
+/// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
+pub fn text(policy: &Policy, queueing: Queueing) -> String {
+    let inspect = match policy.capture.inspect {
+        Inspect::Dialogue => DIALOGUE,
+        Inspect::Announcements => ANNOUNCEMENTS,
+    };
+    let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
+    let mut text = format!("define mark_bits = {}\ndefine control_ports = {{ {} }}\n\n", policy.mark, ports.join(", "));
+    let rest = [BEGIN, &queue(&policy.capture, queueing), inspect, TABLE_TEXT];
+    text.push_str(&rest.join("\n"));
+    text
+}
+
+/// The chain `deliver`, which chooses among the queues, and the chains of the queues.
+fn queue(capture: &Capture, queueing: Queueing) -> String {
+    let flags = match capture.when_down {
+        WhenDown::Open => "queue flags bypass",
+        WhenDown::Closed => "queue",
+    };
+    let mut begin = String::from("add chain inet pinhole deliver\nflush chain inet pinhole deliver\n");
+    let mut chains = String::from("table inet pinhole {\n");
+    for number in capture.queues.numbers() {
+        let name = queue_chain(number);
+        let result = match queueing {
+            Queueing::Statement => write!(begin, "add chain inet pinhole {name}\nflush chain inet pinhole {name}\n")
+                .and_then(|()| write!(chains, "\tchain {name} {{\n\t\t{flags} to {number}\n\t}}\n")),
+            Queueing::CompatTarget => writeln!(
+                chains,
+                "\t# This kernel has no `{flags}`. The chain {name} is there already; its one rule does the same, with the\n\
+                 \t# target NFQUEUE of iptables, which nft shows but cannot write."
+            ),
+        };
+        result.expect("a string takes whatever is written");
+    }
+    let choice = match capture.queues.count().get() {
+        1 => format!("goto {}", queue_chain(capture.queues.first())),
+        count => {
+            let numbers = capture.queues.numbers().enumerate();
+            let choices: Vec<String> =
+                numbers.map(|(index, number)| format!("{index} : goto {}", queue_chain(number))).collect();
+            // Both directions of a connection have to meet in one queue, whatever NAT makes of their addresses.
+            format!("jhash ct id mod {count} vmap {{ {} }}", choices.join(", "))
+        }
+    };
+    write!(chains, "\tchain deliver {{\n\t\t{choice}\n\t}}\n}}\n").expect("a string takes whatever is written");
+    begin + "\n" + &chains
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::policy::Queues;
+
+    fn policy() -> Policy {
+        Policy::embedded()
+    }
+
+    #[test]
+    fn the_statement_bypasses_unless_the_policy_closes() {
+        let mut policy = policy();
+        assert!(text(&policy, Queueing::Statement).contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n"));
+        policy.capture.when_down = WhenDown::Closed;
+        assert!(text(&policy, Queueing::Statement).contains("\t\tqueue to 0\n"));
+    }
+
+    #[test]
+    fn the_compat_target_is_not_written_as_text() {
+        let text = text(&policy(), Queueing::CompatTarget);
+        assert!(!text.contains("chain queue0 {") && text.contains("goto queue0"));
+        assert!(!text.contains("flush chain inet pinhole queue0"));
+    }
+
+    #[test]
+    fn several_queues_share_by_connection() {
+        let mut policy = policy();
+        policy.capture.queues = Queues::new(7, NonZeroU16::new(2).expect("two")).expect("queues");
+        let text = text(&policy, Queueing::Statement);
+        assert!(text.contains("jhash ct id mod 2 vmap { 0 : goto queue7, 1 : goto queue8 }"));
+    }
+
+    #[test]
+    fn every_chain_is_emptied_before_it_is_filled() {
+        let text = text(&policy(), Queueing::Statement);
+        for chain in CHAINS {
+            assert!(text.contains(&format!("flush chain inet pinhole {chain}\n")), "{chain}");
+            assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
+        }
+    }
+
+    #[test]
+    fn knows_its_own_chains() {
+        assert!(is_own_chain("deliver") && is_own_chain("queue12") && is_own_chain("inspect"));
+        assert!(!is_own_chain("queue012") && !is_own_chain("queue70000") && !is_own_chain("input"));
+    }
+}

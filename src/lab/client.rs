@@ -1,0 +1,246 @@
+//! Real FTP clients, each told in its own way to use one mode, and to do some transfers in one session.
+
+use super::error::{Error, Result, quoted};
+use super::namespace::Namespace;
+use super::process::Command;
+use super::room::{INSIDE, PASSWORD, Room, USER};
+use super::tools::{self, Tool};
+use super::topology::Family;
+use crate::ftp::Mode;
+use std::fmt;
+use std::fs;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// A real FTP client program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClientKind {
+    /// curl.
+    Curl,
+    /// lftp.
+    Lftp,
+    /// `NetBSD`'s ftp.
+    Tnftp,
+    /// Python's ftplib.
+    Ftplib,
+}
+
+/// One session of a client with a server.
+#[derive(Clone, Debug)]
+pub struct Visit<'a> {
+    /// Where the client runs.
+    pub namespace: &'a Namespace,
+    /// Where the server is.
+    pub server: SocketAddr,
+    /// How data connections are announced.
+    pub mode: Mode,
+    /// How long the client bears that nothing happens before it gives up. In whole seconds for some.
+    pub patience: Duration,
+}
+
+/// What a client does in a session, by one data connection.
+#[derive(Clone, Copy, Debug)]
+pub enum Task<'a> {
+    /// Lists the home folder.
+    List,
+    /// Fetches a file.
+    Download(&'a str),
+    /// Stores this content under that name.
+    Upload(&'a str, &'a [u8]),
+}
+
+impl ClientKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Curl, Self::Lftp, Self::Tnftp, Self::Ftplib];
+
+    /// The modes that it can be told to use.
+    pub const fn modes(self, family: Family) -> &'static [Mode] {
+        match (family, self) {
+            // It sends PORT, whatever ftp:prefer-epsv says.
+            (Family::V4, Self::Lftp) => &[Mode::Port, Mode::Pasv, Mode::Epsv],
+            (Family::V4, _) => &[Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv],
+            // The classic commands have no notation for it.
+            (Family::V6, _) => &[Mode::Eprt, Mode::Epsv],
+        }
+    }
+
+    /// Does these tasks in one session, and returns what each brought (nothing for an upload).
+    ///
+    /// When one fails, so does the whole; the error tells what the client printed, the dialogue included.
+    pub fn visit(self, visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Vec<Vec<u8>>> {
+        let room = Room::new()?;
+        for (number, task) in tasks.iter().enumerate() {
+            if let Task::Upload(_, content) = task {
+                room.write(&format!("{number}.in"), content)?;
+            }
+        }
+        let mut command = match self {
+            Self::Curl => curl(visit, tasks)?,
+            Self::Lftp => lftp(visit, tasks)?,
+            Self::Tnftp => tnftp(visit, tasks)?,
+            Self::Ftplib => ftplib(visit, tasks, &room)?,
+        };
+        command.env("HOME", INSIDE).env("LC_ALL", "C.UTF-8").room(&room).current_dir(INSIDE);
+        // Its own patience should do, and lets it say why; this is for one that hangs all the same.
+        let within = visit.patience * u32::try_from(tasks.len() + 2).unwrap_or(u32::MAX) + Duration::from_secs(5);
+        let done = command.output(within)?;
+        let said = done.said();
+        let brought = tasks.iter().enumerate().map(|(number, task)| match task {
+            Task::Upload(..) => Some(Vec::new()),
+            Task::List | Task::Download(_) => fs::read(room.folder().join(format!("{number}.out"))).ok(),
+        });
+        let brought: Option<Vec<_>> = brought.collect();
+        // tnftp's exit status says nothing: the replies do.
+        let complete = self != Self::Tnftp || said.lines().filter(|l| l.starts_with("226 ")).count() >= tasks.len();
+        brought.filter(|_| complete).ok_or_else(|| Error::Ended {
+            program: self.to_string(),
+            status: format!("{} and without all of the transfers", done.status),
+            said: quoted(said.as_bytes()),
+        })
+    }
+
+    /// The listing of the home folder.
+    pub fn list(self, visit: &Visit<'_>) -> Result<String> {
+        let listing = self.visit(visit, &[Task::List])?.concat();
+        Ok(String::from_utf8_lossy(&listing).into_owned())
+    }
+
+    /// The content of a file.
+    pub fn download(self, visit: &Visit<'_>, name: &str) -> Result<Vec<u8>> {
+        Ok(self.visit(visit, &[Task::Download(name)])?.concat())
+    }
+
+    /// Stores a file.
+    pub fn upload(self, visit: &Visit<'_>, name: &str, content: &[u8]) -> Result<()> {
+        self.visit(visit, &[Task::Upload(name, content)]).map(drop)
+    }
+}
+
+impl fmt::Display for ClientKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Curl => "curl",
+            Self::Lftp => "lftp",
+            Self::Tnftp => "tnftp",
+            Self::Ftplib => "ftplib",
+        })
+    }
+}
+
+impl Visit<'_> {
+    const fn is_extended(&self) -> bool {
+        matches!(self.mode, Mode::Eprt | Mode::Epsv)
+    }
+
+    fn whole_seconds(&self) -> String {
+        self.patience.as_secs_f64().ceil().to_string()
+    }
+
+    fn url(&self) -> String {
+        format!("ftp://{}/", self.server)
+    }
+}
+
+fn command(visit: &Visit<'_>, tool: &Tool) -> Command {
+    let mut command = visit.namespace.command(&tool.program);
+    if let Some(libraries) = &tool.libraries {
+        command.env("LD_LIBRARY_PATH", libraries);
+    }
+    command
+}
+
+fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
+    let mut command = command(visit, &tools::find("curl", "usr/bin/curl")?);
+    // Only as the first argument it means: no .curlrc.
+    command.arg("--disable");
+    // One curl with several transfers keeps its control connection from one to the next.
+    for (number, task) in tasks.iter().enumerate() {
+        command.args(if number == 0 { ["--fail-early"] } else { ["--next"] });
+        command.args(["--verbose", "--silent", "--show-error", "--user", &format!("{USER}:{PASSWORD}")]);
+        command.args(["--max-time", &visit.patience.as_secs_f64().to_string()]);
+        command.args(match visit.mode {
+            Mode::Port => &["--ftp-port", "-", "--disable-eprt"][..],
+            Mode::Pasv => &["--disable-epsv"],
+            Mode::Epsv => &[],
+            _ => &["--ftp-port", "-"],
+        });
+        match task {
+            Task::List => command.args(["--output", &format!("{number}.out"), &visit.url()]),
+            Task::Download(name) => {
+                command.args(["--output", &format!("{number}.out"), &format!("{}{name}", visit.url())])
+            }
+            Task::Upload(name, _) => {
+                command.args(["--upload-file", &format!("{number}.in"), &format!("{}{name}", visit.url())])
+            }
+        };
+    }
+    Ok(command)
+}
+
+fn lftp(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
+    let yes = |is: bool| if is { "yes" } else { "no" };
+    let mut script = vec![
+        "debug 5".to_owned(),
+        "set cmd:fail-exit yes".to_owned(),
+        // Otherwise it would wait half a minute and try once more, and only then say that it failed.
+        "set net:max-retries 1".to_owned(),
+        "set net:reconnect-interval-base 0".to_owned(),
+        format!("set net:timeout {}", visit.whole_seconds()),
+        "set ftp:ssl-allow no".to_owned(),
+        format!("set ftp:passive-mode {}", yes(!visit.mode.is_active())),
+        format!("set ftp:prefer-epsv {}", yes(visit.is_extended())),
+        format!("open -u {USER},{PASSWORD} {}", visit.url()),
+    ];
+    script.extend(tasks.iter().enumerate().map(|(number, task)| match task {
+        Task::List => format!("ls > {number}.out"),
+        Task::Download(name) => format!("get {name} -o {number}.out"),
+        Task::Upload(name, _) => format!("put {number}.in -o {name}"),
+    }));
+    script.push("quit".to_owned());
+    let mut command = command(visit, &tools::find("lftp", "usr/bin/lftp")?);
+    command.args(["--norc", "-c", &script.join("; ")]);
+    Ok(command)
+}
+
+fn tnftp(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
+    let mut script = Vec::new();
+    if !visit.is_extended() {
+        // Extended commands are on until they are toggled.
+        script.push(if visit.server.is_ipv4() { "epsv4" } else { "epsv6" }.to_owned());
+    }
+    script.push(format!("open {} {}", visit.server.ip(), visit.server.port()));
+    script.push(format!("user {USER} {PASSWORD}"));
+    script.push("binary".to_owned());
+    script.extend(tasks.iter().enumerate().map(|(number, task)| match task {
+        Task::List => format!("ls . {number}.out"),
+        Task::Download(name) => format!("get {name} {number}.out"),
+        Task::Upload(name, _) => format!("put {number}.in {name}"),
+    }));
+    script.push("quit\n".to_owned());
+    let mut command = command(visit, &tools::find("tnftp", "usr/bin/tnftp")?);
+    command
+        .args(["-n", "-i", "-v", if visit.mode.is_active() { "-A" } else { "-p" }])
+        .args(["-q", &visit.whole_seconds()])
+        .input(script.join("\n").as_bytes());
+    Ok(command)
+}
+
+fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], room: &Room) -> Result<Command> {
+    let script = room.write("client.py", include_bytes!("config/ftplib_client.py"))?;
+    let mut command = visit.namespace.command(tools::python()?);
+    command.args(["-u", &script, &visit.server.ip().to_string(), &visit.server.port().to_string()]).args([
+        visit.mode.command(),
+        &visit.patience.as_secs_f64().to_string(),
+        USER,
+        PASSWORD,
+    ]);
+    for (number, task) in tasks.iter().enumerate() {
+        let number = number.to_string();
+        match task {
+            Task::List => command.args(["list", &number]),
+            Task::Download(name) => command.args(["get", &number, name]),
+            Task::Upload(name, _) => command.args(["put", &number, name]),
+        };
+    }
+    Ok(command)
+}

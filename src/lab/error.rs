@@ -1,0 +1,103 @@
+//! What can go wrong in the lab, told so that a reader knows what to do.
+
+use std::io;
+use std::time::Duration;
+
+/// Why the lab could not do what a test or the demo asked of it.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Network namespaces are for root.
+    #[error(
+        "cannot {doing}: {source}. The lab builds networks of its own and needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN)"
+    )]
+    Privileges {
+        /// What was being done, and on what.
+        doing: String,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// The system refused something.
+    #[error("cannot {doing}: {source}")]
+    System {
+        /// What was being done, and on what.
+        doing: String,
+        /// What the system answered.
+        source: io::Error,
+    },
+    /// A program that the lab runs is neither in the lab's cache nor on the machine.
+    #[error("there is no {program}, neither in {cache} nor in PATH: {remedy}")]
+    Missing {
+        /// Its name.
+        program: String,
+        /// The cache that was looked into.
+        cache: String,
+        /// What to run to have it.
+        remedy: String,
+    },
+    /// A condition did not come true in time.
+    #[error("waited {within:?} in vain for {what}{said}")]
+    TooLate {
+        /// The condition.
+        what: String,
+        /// How long it was waited for.
+        within: Duration,
+        /// What the program in question has printed, on lines of its own; empty if there is none.
+        said: String,
+    },
+    /// A program ended as it should not.
+    #[error("{program} ended with {status}{said}")]
+    Ended {
+        /// Its name.
+        program: String,
+        /// Its exit status.
+        status: String,
+        /// What it has printed, on lines of its own.
+        said: String,
+    },
+    /// The other end of a dialogue said what was not expected.
+    #[error("expected {expected}, got {got:?}")]
+    Dialogue {
+        /// What would have been right.
+        expected: String,
+        /// What came.
+        got: String,
+    },
+}
+
+/// What the lab's operations return.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// What a program printed until then, where one was involved; for a test that asks how far a client came.
+    pub fn said(&self) -> &str {
+        match self {
+            Self::TooLate { said, .. } | Self::Ended { said, .. } => said,
+            _ => "",
+        }
+    }
+}
+
+/// Adds to an error of the system what was being done when it came.
+pub(super) trait Doing<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|error| {
+            let (doing, source) = (what(), error.into());
+            if source.kind() == io::ErrorKind::PermissionDenied {
+                Error::Privileges { doing, source }
+            } else {
+                Error::System { doing, source }
+            }
+        })
+    }
+}
+
+/// A program's output as the end of a message: on lines of its own, and not without end.
+pub(super) fn quoted(output: &[u8]) -> String {
+    const KEPT: usize = 8000;
+    let text = String::from_utf8_lossy(&output[output.len().saturating_sub(KEPT)..]).trim().to_owned();
+    if text.is_empty() { text } else { format!(":\n{text}") }
+}

@@ -1,0 +1,173 @@
+//! Every server with every client, in every mode, family and topology.
+//!
+//! A [`Scene`] is what cells share: a topology with a server. What stands in the firewall is the caller's: nothing, a
+//! firewall, a firewall and its helper. So the same table serves as the baseline, the reference and the test.
+
+use super::client::{ClientKind, Task, Visit};
+use super::error::{Error, Result};
+use super::server::{Server, ServerKind, ServerOptions};
+use super::topology::{Family, Shape, Topology};
+use crate::ftp::Mode;
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// The file that clients fetch. The content of a file is nobody's announcement, however much it looks like one.
+const FILE: (&str, &[u8]) = ("readme.txt", b"Files are data.\r\n227 Entering Passive Mode (10,21,1,1,0,22)\r\n");
+/// What clients store.
+const UPLOAD: &[u8] = b"Upward.\r\nPORT 10,21,1,10,0,22\r\n229 Entering Extended Passive Mode (|||22|)\r\n";
+
+/// What a group of cells shares: where the firewall is, and a server on an address of one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Scene {
+    /// Where the firewall is.
+    pub shape: Shape,
+    /// Which server.
+    pub server: ServerKind,
+    /// The family of the addresses that clients connect to.
+    pub family: Family,
+}
+
+/// One client in one mode, in a scene.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cell {
+    /// Where.
+    pub scene: Scene,
+    /// Which client.
+    pub client: ClientKind,
+    /// How data connections are announced.
+    pub mode: Mode,
+}
+
+impl Scene {
+    /// All scenes of these shapes.
+    pub fn all(shapes: &[Shape]) -> Vec<Self> {
+        let mut scenes = Vec::new();
+        for &shape in shapes {
+            for server in ServerKind::ALL {
+                scenes.extend(Family::ALL.map(|family| Self { shape, server, family }));
+            }
+        }
+        scenes
+    }
+
+    /// Its cells: each client in each mode that it can be told to use.
+    pub fn cells(self) -> Vec<Cell> {
+        let each =
+            |client: ClientKind| client.modes(self.family).iter().map(move |&mode| Cell { scene: self, client, mode });
+        ClientKind::ALL.into_iter().flat_map(each).collect()
+    }
+
+    /// Builds the topology and starts the server. Nothing is filtered yet.
+    pub fn set_up(self) -> Result<Stage> {
+        let topology = Topology::new(self.shape)?;
+        let address = topology.server.addresses.of(self.family);
+        let server = self.server.start(&topology.server.namespace, &ServerOptions::on(address))?;
+        server.place(FILE.0, FILE.1)?;
+        Ok(Stage { scene: self, topology, server })
+    }
+}
+
+impl fmt::Display for Scene {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:11}  {}  {:9}", self.shape, self.family, self.server)
+    }
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}  {:6}  {}", self.scene, self.client, self.mode)
+    }
+}
+
+/// A scene that stands.
+#[derive(Debug)]
+pub struct Stage {
+    /// Which.
+    pub scene: Scene,
+    /// Its namespaces and addresses.
+    pub topology: Topology,
+    /// The server, ready.
+    pub server: Server,
+}
+
+impl Stage {
+    /// A client's visit, in this mode.
+    pub fn visit(&self, mode: Mode, patience: Duration) -> Visit<'_> {
+        Visit {
+            namespace: &self.topology.client.namespace,
+            server: SocketAddr::new(self.topology.target.of(self.scene.family), 21),
+            mode,
+            patience,
+        }
+    }
+
+    /// A listing, a download and an upload in one session, each compared with what it should bring.
+    pub fn transfer(&self, client: ClientKind, mode: Mode, patience: Duration) -> Result<()> {
+        let stored = format!("upload-{client}-{mode}.txt");
+        let tasks = [Task::List, Task::Download(FILE.0), Task::Upload(&stored, UPLOAD)];
+        let brought = client.visit(&self.visit(mode, patience), &tasks)?;
+        let listing = String::from_utf8_lossy(&brought[0]);
+        if !listing.contains(FILE.0) {
+            return Err(Error::Dialogue { expected: format!("a listing with {}", FILE.0), got: listing.into_owned() });
+        }
+        if brought[1] != FILE.1 {
+            return Err(Error::Dialogue {
+                expected: format!("{} as it is", FILE.0),
+                got: String::from_utf8_lossy(&brought[1]).into_owned(),
+            });
+        }
+        self.server.wait_for_content(&stored, UPLOAD, Duration::from_secs(5))
+    }
+}
+
+/// What became of a cell.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Which.
+    pub cell: Cell,
+    /// How it went.
+    pub result: Result<()>,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order.
+///
+/// `prepare` puts what it likes into the topology's firewall once the server runs, and what it returns is kept until
+/// the scene's last cell has been played. A scene that cannot be set up or prepared is an error of the whole.
+pub fn play<G>(
+    scenes: &[Scene],
+    at_once: usize,
+    prepare: impl Fn(&Stage) -> Result<G> + Sync,
+    each: impl Fn(&Stage, Cell) -> Result<()> + Sync,
+) -> Result<Vec<Outcome>> {
+    let left = Mutex::new(scenes.iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next().copied();
+    let worker = || {
+        let mut outcomes = Vec::new();
+        while let Some(scene) = next() {
+            let stage = scene.set_up()?;
+            let _kept = prepare(&stage)?;
+            for cell in scene.cells() {
+                let begun = Instant::now();
+                let result = each(&stage, cell);
+                outcomes.push(Outcome { cell, result, took: begun.elapsed() });
+            }
+        }
+        Ok(outcomes)
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..at_once.max(1)).map(|_| scope.spawn(worker)).collect();
+        let mut outcomes = Vec::new();
+        for worker in workers {
+            match worker.join() {
+                Ok(played) => outcomes.extend(played?),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        Ok(outcomes)
+    })
+}

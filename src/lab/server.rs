@@ -1,0 +1,183 @@
+//! Real FTP servers: how each is configured, started, and known to be ready.
+
+use super::error::{Error, Result};
+use super::namespace::Namespace;
+use super::process::Child;
+use super::room::{HOME_INSIDE, INSIDE, PASSWORD, Room, USER};
+use super::tools::{self, Tool};
+use super::wait::wait_until;
+use std::fmt;
+use std::fs;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
+/// How long a server may take until it listens. Generous: it is only ever waited for when something is wrong.
+const START: Duration = Duration::from_secs(20);
+
+/// A real FTP server program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ServerKind {
+    /// vsftpd.
+    Vsftpd,
+    /// `ProFTPD`.
+    Proftpd,
+    /// Pure-FTPd.
+    PureFtpd,
+    /// Python's pyftpdlib.
+    Pyftpdlib,
+}
+
+impl ServerKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Vsftpd, Self::Proftpd, Self::PureFtpd, Self::Pyftpdlib];
+
+    /// Starts it, with the account [`USER`] and an empty home folder, and returns once it listens.
+    pub fn start(self, namespace: &Namespace, options: &ServerOptions) -> Result<Server> {
+        let room = Room::new()?;
+        let mut command = match self {
+            Self::Vsftpd => {
+                let tool = tools::find("vsftpd", "usr/sbin/vsftpd")?;
+                let listen = match options.address {
+                    IpAddr::V4(_) => "listen=YES\nlisten_ipv6=NO\nlisten_address",
+                    IpAddr::V6(_) => "listen=NO\nlisten_ipv6=YES\nlisten_address6",
+                };
+                let text = options.fill(include_str!("config/vsftpd.conf")).replace("{listen}", listen);
+                let mut command = tool.command(namespace);
+                command.arg(room.write("vsftpd.conf", text.as_bytes())?);
+                command
+            }
+            Self::Proftpd => {
+                let tool = tools::find("proftpd", "usr/sbin/proftpd")?;
+                let modules = tool
+                    .root
+                    .as_ref()
+                    .map_or_else(String::new, |root| format!("ModulePath {}", root.join("usr/lib/proftpd").display()));
+                let text = options.fill(include_str!("config/proftpd.conf")).replace("{modules}", &modules);
+                let mut command = tool.command(namespace);
+                command.args(["--nodaemon", "--config", &room.write("proftpd.conf", text.as_bytes())?]);
+                command
+            }
+            Self::PureFtpd => {
+                let mut command = tools::find("pure-ftpd", "usr/sbin/pure-ftpd")?.command(namespace);
+                command
+                    .args(["--bind", &options.fill("{address},{port}")])
+                    .args(["--passiveportrange", &options.fill("{first}:{last}")])
+                    .args(["--pidfile", &format!("{INSIDE}/pure-ftpd.pid")])
+                    .args(["--login", "unix", "--minuid", "1", "--noanonymous", "--dontresolve"]);
+                command
+            }
+            Self::Pyftpdlib => {
+                let script = room.write("server.py", include_bytes!("config/pyftpdlib_server.py"))?;
+                let mut command = namespace.command(tools::python_with_pyftpdlib()?);
+                command
+                    .args(["-u", &script])
+                    .args(["{address}", "{port}", "{first}", "{last}"].map(|word| options.fill(word)))
+                    .args([USER, PASSWORD, HOME_INSIDE]);
+                command
+            }
+        };
+        let child = command.room(&room).current_dir(INSIDE).spawn()?;
+        let mut server = Server { child, room, kind: self };
+        server.wait_until_it_listens(namespace, options.port)?;
+        Ok(server)
+    }
+}
+
+impl fmt::Display for ServerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Vsftpd => "vsftpd",
+            Self::Proftpd => "proftpd",
+            Self::PureFtpd => "pure-ftpd",
+            Self::Pyftpdlib => "pyftpdlib",
+        })
+    }
+}
+
+impl Tool {
+    fn command(&self, namespace: &Namespace) -> super::process::Command {
+        let mut command = namespace.command(&self.program);
+        if let Some(libraries) = &self.libraries {
+            command.env("LD_LIBRARY_PATH", libraries);
+        }
+        command
+    }
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// Its address.
+    pub address: IpAddr,
+    /// Its control port.
+    pub port: u16,
+    /// The ports of its passive data connections.
+    pub passive_ports: RangeInclusive<u16>,
+}
+
+impl ServerOptions {
+    /// Port 21 of that address, passive ports 50000 to 50100.
+    pub const fn on(address: IpAddr) -> Self {
+        Self { address, port: 21, passive_ports: 50000..=50100 }
+    }
+
+    fn fill(&self, text: &str) -> String {
+        text.replace("{address}", &self.address.to_string())
+            .replace("{port}", &self.port.to_string())
+            .replace("{first}", &self.passive_ports.start().to_string())
+            .replace("{last}", &self.passive_ports.end().to_string())
+            .replace("{inside}", INSIDE)
+    }
+}
+
+/// A server that runs. Dropping it ends it, its sessions and its files.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    room: Room,
+    kind: ServerKind,
+}
+
+impl Server {
+    /// Which program it is.
+    pub const fn kind(&self) -> ServerKind {
+        self.kind
+    }
+
+    /// Puts a file where clients find it.
+    pub fn place(&self, name: &str, content: &[u8]) -> Result<()> {
+        self.room.place(name, content)
+    }
+
+    /// The content of a file of the user's, if it is there.
+    pub fn content(&self, name: &str) -> Option<Vec<u8>> {
+        fs::read(self.room.home().join(name)).ok()
+    }
+
+    /// Returns once a file has this content. A client may be gone before the server has closed what it sent.
+    pub fn wait_for_content(&self, name: &str, content: &[u8], within: Duration) -> Result<()> {
+        wait_until(&format!("{name} to hold what was sent to {}", self.kind), within, || {
+            Ok(self.content(name).as_deref() == Some(content))
+        })
+    }
+
+    /// What it has printed so far.
+    pub fn said(&self) -> String {
+        self.child.said()
+    }
+
+    fn wait_until_it_listens(&mut self, namespace: &Namespace, port: u16) -> Result<()> {
+        let what = format!("{} to listen on port {port} in {namespace}", self.kind);
+        let waited = wait_until(&what, START, || match self.child.status()? {
+            Some(status) => Err(self.child.ended_too_early(status)),
+            None => namespace.is_listening(port),
+        });
+        waited.map_err(|error| match error {
+            Error::TooLate { what, within, .. } => {
+                Error::TooLate { what, within, said: super::error::quoted(self.said().as_bytes()) }
+            }
+            other => other,
+        })
+    }
+}

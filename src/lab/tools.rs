@@ -1,0 +1,82 @@
+//! Where the programs of the lab come from.
+//!
+//! Debian's FTP servers exclude each other as packages, so they are unpacked into a cache folder and run from there,
+//! each below `CACHE/NAME/`; Python packages are in the environment `CACHE/venv`. The cache is the one that
+//! `pcaps/record` fills and uses. A program that is not in it is taken from the machine.
+
+use super::error::{Error, Result};
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// The variable that names the cache.
+const CACHE_VARIABLE: &str = "PINHOLE_LAB_CACHE";
+/// Where it is if the variable is not set, in the project's folder.
+const CACHE_FOLDER: &str = "target/pcaps-cache";
+/// What to do when something is missing from it.
+const REMEDY: &str = "run `tests/setup lab` in Pinhole's source folder, or install it";
+
+/// The cache folder, whether or not it exists.
+pub fn cache() -> PathBuf {
+    let cache = env::var_os(CACHE_VARIABLE).map_or_else(
+        // Cargo names the project's folder to the tests it runs. Others are taken to be in it.
+        || PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join(CACHE_FOLDER),
+        PathBuf::from,
+    );
+    // Programs are started in other folders than ours. Without a folder of our own the path stays as it is.
+    std::path::absolute(&cache).unwrap_or(cache)
+}
+
+/// A program that is installed, or unpacked in the cache with libraries of its own.
+#[derive(Clone, Debug)]
+pub struct Tool {
+    /// The program.
+    pub program: PathBuf,
+    /// The value of `LD_LIBRARY_PATH` with which it runs; none if it is installed.
+    pub libraries: Option<String>,
+    /// The folder that it was unpacked to; none if it is installed.
+    pub root: Option<PathBuf>,
+}
+
+/// Finds a program, in the cache first. `path` is where its package has it, for example `usr/sbin/vsftpd`.
+pub fn find(package: &str, path: &str) -> Result<Tool> {
+    let root = cache().join(package);
+    if let Ok(program) = root.join(path).canonicalize() {
+        let folders = ["lib", "usr/lib"].iter().filter_map(|lib| fs::read_dir(root.join(lib)).ok()).flatten().flatten();
+        let libraries: Vec<String> = folders
+            .map(|entry| entry.path())
+            .filter(|path| path.to_string_lossy().ends_with("-linux-gnu"))
+            .filter_map(|path| Some(path.canonicalize().ok()?.to_string_lossy().into_owned()))
+            .collect();
+        return Ok(Tool { program, libraries: Some(libraries.join(":")), root: Some(root) });
+    }
+    let name = Path::new(path).file_name().unwrap_or_default();
+    Ok(Tool { program: on_path(Path::new(name))?, libraries: None, root: None })
+}
+
+/// Finds an installed program by its name. Looks where root's tools are, too, whoever set the search path.
+pub(super) fn on_path(name: &Path) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|folder| folder.join(name))
+        .find(|program| program.is_file())
+        .ok_or_else(|| missing(&name.to_string_lossy()))
+}
+
+/// Python with pyftpdlib.
+pub(super) fn python_with_pyftpdlib() -> Result<PathBuf> {
+    let venv = cache().join("venv");
+    // Not made canonical: by the name it was called with, Python knows which packages are its own.
+    let python = venv.join("bin/python");
+    if venv.join("complete").exists() && python.exists() { Ok(python) } else { Err(missing("pyftpdlib")) }
+}
+
+/// Python: the one of the cache, which starts faster than a version manager's, or the machine's.
+pub(super) fn python() -> Result<PathBuf> {
+    python_with_pyftpdlib().or_else(|_| on_path(Path::new("python3")))
+}
+
+fn missing(program: &str) -> Error {
+    Error::Missing { program: program.to_owned(), cache: cache().display().to_string(), remedy: REMEDY.to_owned() }
+}

@@ -1,0 +1,52 @@
+//! Waiting for a condition, never for a time.
+
+use super::error::{Error, Result};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Between two looks at a condition. Short, because most conditions of the lab come true within milliseconds.
+const PAUSE: Duration = Duration::from_millis(2);
+
+/// Returns as soon as `condition` gives something, and fails when it has not within `within`.
+///
+/// `what` completes "waited in vain for …".
+pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        // Asked once more after the deadline: the machine may have been too busy to let us ask in time.
+        let late = Instant::now() >= deadline;
+        if let Some(answer) = condition()? {
+            return Ok(answer);
+        }
+        if late {
+            return Err(Error::TooLate { what: what.to_owned(), within, said: String::new() });
+        }
+        thread::sleep(PAUSE);
+    }
+}
+
+/// Returns as soon as `condition` holds, and fails when it has not within `within`.
+pub fn wait_until(what: &str, within: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_for(what, within, || Ok(condition()?.then_some(())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gives_what_the_condition_gave() {
+        let mut looks = 0;
+        let answer = wait_for("the third look", Duration::from_secs(5), || {
+            looks += 1;
+            Ok((looks == 3).then_some(looks))
+        });
+        assert_eq!(answer.ok(), Some(3));
+    }
+
+    #[test]
+    fn says_what_was_waited_for() {
+        let error = wait_until("better days", Duration::ZERO, || Ok(false)).expect_err("it never comes true");
+        assert_eq!(error.to_string(), "waited 0ns in vain for better days");
+    }
+}

@@ -1,0 +1,242 @@
+//! Connection tracking: which connection a packet belongs to, and the mark on it.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+
+use super::bytes::{Attribute, Attributes, Message, Writer};
+use super::error::{Cause, Error, Operation};
+use super::socket::Socket;
+use crate::net::Port;
+use crate::packet::{Connection, Endpoint, Flow};
+
+/// Messages, with the subsystem in the high byte.
+pub(super) mod kind {
+    pub(crate) const NEW: u16 = 0x0100;
+    pub(crate) const GET: u16 = 0x0101;
+    pub(crate) const DELETE: u16 = 0x0102;
+}
+
+const ORIGINAL: u16 = 1;
+const REPLY: u16 = 2;
+const STATUS: u16 = 3;
+const MARK: u16 = 8;
+const ID: u16 = 12;
+const MARK_MASK: u16 = 21;
+
+const TUPLE_ADDRESSES: u16 = 1;
+const TUPLE_PROTOCOL: u16 = 2;
+const V4_SOURCE: u16 = 1;
+const V4_DESTINATION: u16 = 2;
+const V6_SOURCE: u16 = 3;
+const V6_DESTINATION: u16 = 4;
+const PROTOCOL: u16 = 1;
+const SOURCE_PORT: u16 = 2;
+const DESTINATION_PORT: u16 = 3;
+
+const TCP: u8 = 6;
+const FAMILY_V4: u8 = 2;
+const FAMILY_V6: u8 = 10;
+
+/// What the kernel knows about a TCP connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The addresses of its packets, in either direction, as they arrive.
+    pub connection: Connection,
+    /// Bits that the kernel keeps about it, as linux/netfilter/nf_conntrack_common.h names them.
+    pub status: u32,
+    /// Its mark.
+    pub mark: u32,
+    /// A number that no other connection has while this one lasts.
+    pub id: Option<u32>,
+}
+
+/// A connection to the kernel's connection tracking. Each call returns when the kernel has done it.
+#[derive(Debug)]
+pub struct Conntrack {
+    socket: Socket,
+}
+
+impl Conntrack {
+    /// Opens it; an answer may take so long.
+    pub fn open(patience: Duration) -> Result<Self, Error> {
+        let socket = Socket::open(0, patience);
+        socket
+            .map(|socket| Self { socket })
+            .map_err(|cause| Error::new(Operation::Connect, "connection tracking", cause))
+    }
+
+    /// The TCP connection to which packets with these addresses belong, whichever way they go; none if the kernel
+    /// tracks no such.
+    pub fn find(&mut self, flow: &Flow) -> Result<Option<Entry>, Error> {
+        match self.socket.look_up(kind::GET, family(flow), |w| write_tuple(w, ORIGINAL, flow), Entry::read) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(cause) if cause.is_missing() => Ok(None),
+            Err(cause) => Err(error(Operation::Read, flow, cause)),
+        }
+    }
+
+    /// Sets the bits of `mask` in a connection's mark to those of `bits`. Whether there is such a connection.
+    pub fn mark(&mut self, flow: &Flow, bits: u32, mask: u32) -> Result<bool, Error> {
+        let changed = self.socket.request(kind::NEW, 0, family(flow), |w| {
+            write_tuple(w, ORIGINAL, flow);
+            w.number(MARK, bits);
+            w.number(MARK_MASK, mask);
+        });
+        match changed {
+            Ok(()) => Ok(true),
+            Err(cause) if cause.is_missing() => Ok(false),
+            Err(cause) => Err(error(Operation::Change, flow, cause)),
+        }
+    }
+
+    /// All TCP connections of which `is_wanted` says so.
+    pub fn list(&mut self, is_wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>, Error> {
+        let mut entries = Vec::new();
+        for family in [FAMILY_V4, FAMILY_V6] {
+            self.socket
+                .dump(kind::GET, family, |_| {}, |message| entries.extend(Entry::read(message).filter(&is_wanted)))
+                .map_err(|cause| Error::new(Operation::Read, "the connections", cause))?;
+        }
+        Ok(entries)
+    }
+}
+
+fn error(operation: Operation, flow: &Flow, cause: Cause) -> Error {
+    Error::new(operation, format_args!("connection {flow}"), cause)
+}
+
+const fn family(flow: &Flow) -> u8 {
+    if flow.source.address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 }
+}
+
+fn write_tuple(w: &mut Writer, kind: u16, flow: &Flow) {
+    w.nested(kind, |tuple| {
+        tuple.nested(TUPLE_ADDRESSES, |addresses| {
+            write_address(addresses, V4_SOURCE, V6_SOURCE, flow.source.address);
+            write_address(addresses, V4_DESTINATION, V6_DESTINATION, flow.destination.address);
+        });
+        tuple.nested(TUPLE_PROTOCOL, |protocol| {
+            protocol.attribute(PROTOCOL, &[TCP]);
+            protocol.attribute(SOURCE_PORT, &flow.source.port.number().to_be_bytes());
+            protocol.attribute(DESTINATION_PORT, &flow.destination.port.number().to_be_bytes());
+        });
+    });
+}
+
+fn write_address(w: &mut Writer, v4: u16, v6: u16, address: IpAddr) {
+    match address {
+        IpAddr::V4(address) => w.attribute(v4, &address.octets()),
+        IpAddr::V6(address) => w.attribute(v6, &address.octets()),
+    }
+}
+
+impl fmt::Display for Entry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} / {}", self.connection.original, self.connection.reply)
+    }
+}
+
+impl Entry {
+    /// The entry in a message, if it is a TCP connection.
+    pub(super) fn read(message: Message<'_>) -> Option<Self> {
+        let attributes = message.attributes();
+        let flow = |kind| read_tuple(attributes.find(kind)?.nested());
+        let number = |kind| attributes.find(kind).and_then(Attribute::u32);
+        Some(Self {
+            connection: Connection { original: flow(ORIGINAL)?, reply: flow(REPLY)? },
+            status: number(STATUS).unwrap_or(0),
+            mark: number(MARK).unwrap_or(0),
+            id: number(ID),
+        })
+    }
+}
+
+fn read_tuple(tuple: Attributes<'_>) -> Option<Flow> {
+    let addresses = tuple.find(TUPLE_ADDRESSES)?.nested();
+    let protocol = tuple.find(TUPLE_PROTOCOL)?.nested();
+    if protocol.find(PROTOCOL)?.u8()? != TCP {
+        return None;
+    }
+    let end = |v4, v6, port| {
+        let port = Port::new(protocol.find(port)?.u16()?)?;
+        let address: IpAddr = match addresses.find(v4) {
+            Some(address) => Ipv4Addr::from(<[u8; 4]>::try_from(address.bytes()).ok()?).into(),
+            None => Ipv6Addr::from(<[u8; 16]>::try_from(addresses.find(v6)?.bytes()).ok()?).into(),
+        };
+        Some(Endpoint::new(address, port))
+    };
+    let source = end(V4_SOURCE, V6_SOURCE, SOURCE_PORT)?;
+    let destination = end(V4_DESTINATION, V6_DESTINATION, DESTINATION_PORT)?;
+    Some(Flow { source, destination })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::bytes::{Head, Messages};
+    use super::*;
+
+    const HEAD: Head = Head { kind: kind::NEW, flags: 0, sequence: 0, family: FAMILY_V4, resource: 0 };
+
+    fn flow(from: &str, to: &str) -> Flow {
+        let end = |text: &str| {
+            let address: std::net::SocketAddr = text.parse().expect("an address");
+            Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"))
+        };
+        Flow { source: end(from), destination: end(to) }
+    }
+
+    #[test]
+    fn a_tuple_is_addresses_protocol_and_ports() {
+        let mut writer = Writer::default();
+        writer.message(HEAD, |w| write_tuple(w, ORIGINAL, &flow("10.0.0.1:4000", "10.0.0.2:21")));
+        let expected: &[&[u8]] = &[
+            &[52, 0, 1, 0x80],
+            &[20, 0, 1, 0x80, 8, 0, 1, 0, 10, 0, 0, 1, 8, 0, 2, 0, 10, 0, 0, 2],
+            &[28, 0, 2, 0x80, 5, 0, 1, 0, 6, 0, 0, 0, 6, 0, 2, 0, 0x0f, 0xa0, 0, 0, 6, 0, 3, 0, 0, 21, 0, 0],
+        ];
+        if cfg!(target_endian = "little") {
+            assert_eq!(writer.as_bytes()[20..], expected.concat());
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        for (from, to, back) in
+            [("10.0.0.1:4000", "10.0.0.2:21", "192.0.2.1:61000"), ("[fd00::1]:1", "[fd00::2]:21", "[fd00::3]:9")]
+        {
+            let connection = Connection { original: flow(from, to), reply: flow(to, back) };
+            let mut writer = Writer::default();
+            writer.message(HEAD, |w| {
+                write_tuple(w, ORIGINAL, &connection.original);
+                write_tuple(w, REPLY, &connection.reply);
+                w.number(MARK, 7);
+            });
+            let entry = Messages::of(writer.as_bytes()).next().and_then(Entry::read);
+            assert_eq!(entry, Some(Entry { connection, status: 0, mark: 7, id: None }));
+        }
+    }
+
+    #[test]
+    fn other_protocols_have_no_ports() {
+        let mut writer = Writer::default();
+        writer.message(HEAD, |w| w.nested(ORIGINAL, |tuple| tuple.nested(TUPLE_ADDRESSES, |_| {})));
+        assert_eq!(Messages::of(writer.as_bytes()).next().and_then(Entry::read), None);
+    }
+
+    proptest! {
+        #[test]
+        fn any_attributes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let mut writer = Writer::default();
+            writer.message(HEAD, |w| {
+                w.attribute(ORIGINAL, &bytes);
+                w.nested(REPLY, |w| w.attribute(TUPLE_ADDRESSES, &bytes));
+            });
+            for message in Messages::of(writer.as_bytes()) {
+                let _ = Entry::read(message);
+            }
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Talking to the kernel's netfilter: messages, and the sockets that carry them.
+//!
+//! Every system call of that kind is here. What is asked has been done when a call returns, or the error says whether
+//! it may have been. Encoding and decoding are apart from the sockets, so that they can be tested without a kernel.
+//! Knows what the kernel's tables, sets and connections are, and not what anybody wants with them.
+
+mod bytes;
+mod conntrack;
+mod element;
+mod error;
+mod expression;
+mod socket;
+mod tables;
+mod watch;
+
+pub use conntrack::{Conntrack, Entry};
+pub use element::{Element, Key};
+pub use error::{Cause, Error, Operation};
+pub use expression::{About, Expression};
+pub use tables::{Chain, Family, Hook, Rule, Table, Tables};
+pub use watch::{ConnectionChange, ConnectionWatch, Deed, Heard, TableChange, TableWatch};

@@ -1,0 +1,97 @@
+//! The lab, tried on itself: what it builds works, a firewall without help blocks FTP, the kernel's own helper lets
+//! it through, and nothing remains.
+//!
+//! Needs root, and the programs that `tests/setup lab` fetches. Without them it fails, and says so.
+
+#![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
+
+use pinhole::lab::matrix::{self, Outcome, Scene, Stage};
+use pinhole::lab::{Error, KERNEL_HELPER, Result, Shape, Task};
+use std::time::{Duration, Instant};
+
+/// How long a client waits for what should come.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// And for what should not, at first: long enough to log in.
+const BRIEF: Duration = Duration::from_secs(2);
+
+fn play<G>(
+    title: &str,
+    shapes: &[Shape],
+    at_once: usize,
+    prepare: impl Fn(&Stage) -> Result<G> + Sync,
+    each: impl Fn(&Stage, matrix::Cell) -> Result<()> + Sync,
+) -> Vec<Outcome> {
+    let begun = Instant::now();
+    let outcomes = matrix::play(&Scene::all(shapes), at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    for Outcome { cell, result, took } in &outcomes {
+        let how = if result.is_ok() { "works" } else { "fails" };
+        println!("{title:13}  {cell}  {how}  {:4} ms", took.as_millis());
+    }
+    println!("{title}: {} cells in {:.1} s", outcomes.len(), begun.elapsed().as_secs_f64());
+    outcomes
+}
+
+/// Whether a client came that far before it failed.
+fn is_logged_in(error: &Error) -> bool {
+    error.said().contains("230")
+}
+
+fn assert_all_work(outcomes: &[Outcome]) {
+    let failed: Vec<String> = outcomes
+        .iter()
+        .filter_map(|Outcome { cell, result, .. }| Some(format!("{cell}: {}", result.as_ref().err()?)))
+        .collect();
+    assert!(failed.is_empty(), "{} cells failed:\n{}", failed.len(), failed.join("\n\n"));
+}
+
+#[test]
+fn every_server_serves_every_client_in_every_mode_when_nothing_is_filtered() {
+    let outcomes = play(
+        "open",
+        &[Shape::ServerHost, Shape::Gateway],
+        4,
+        |_| Ok(()),
+        |stage, cell| stage.transfer(cell.client, cell.mode, PATIENCE),
+    );
+    assert_all_work(&outcomes);
+}
+
+#[test]
+fn the_kernels_helper_lets_every_mode_through_a_firewall_that_drops_by_default() {
+    let outcomes = play(
+        "kernel helper",
+        &Shape::ALL,
+        4,
+        |stage| {
+            stage.topology.firewall.nft(stage.scene.shape.default_drop())?;
+            stage.topology.firewall.nft(KERNEL_HELPER)
+        },
+        |stage, cell| stage.transfer(cell.client, cell.mode, PATIENCE),
+    );
+    assert_all_work(&outcomes);
+}
+
+#[test]
+fn a_firewall_that_drops_by_default_lets_logins_through_and_no_data() {
+    let outcomes = play(
+        "no helper",
+        &[Shape::ServerHost, Shape::Gateway],
+        16,
+        |stage| stage.topology.firewall.nft(stage.scene.shape.default_drop()),
+        |stage, cell| {
+            let mut patience = BRIEF;
+            loop {
+                let result = cell.client.visit(&stage.visit(cell.mode, patience), &[Task::List]).map(drop);
+                // On a busy machine the login itself may take longer: that is no answer yet.
+                match &result {
+                    Err(error) if !is_logged_in(error) && patience < PATIENCE => patience *= 2,
+                    _ => return result,
+                }
+            }
+        },
+    );
+    for Outcome { cell, result, .. } in &outcomes {
+        let error = result.as_ref().expect_err(&format!("{cell}: the listing came through"));
+        assert!(is_logged_in(error), "{cell}: failed before it was logged in: {error}");
+    }
+}

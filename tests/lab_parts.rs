@@ -1,0 +1,134 @@
+//! The parts of the lab one by one: namespaces, links, programs, and what they say when something is wrong.
+//! Needs root.
+
+use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
+use pinhole::lab::{Error, Family, Namespace, Result, Shape, Topology, tools, wait_until};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn namespace(role: &str) -> Namespace {
+    Namespace::new(role).unwrap_or_else(|error| panic!("{error}"))
+}
+
+#[test]
+fn namespaces_share_nothing_but_the_beginning_of_their_names() {
+    let (one, other) = (namespace("one"), namespace("other"));
+    assert!(one.name().starts_with(&format!("ph-{}-", std::process::id())) && one.name().ends_with("-one"));
+    let port = |namespace: &Namespace| namespace.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 21)));
+    let _first = port(&one).expect("inside").expect("the port is free");
+    let _second = port(&other).expect("inside").expect("the port is free here, too");
+    assert!(port(&one).expect("inside").is_err());
+    assert!(one.is_listening(21).expect("root sees it"));
+    // Inside a process only the thread that enters is there.
+    assert!(TcpStream::connect_timeout(&SocketAddr::from((Ipv4Addr::LOCALHOST, 21)), SOON).is_err());
+}
+
+#[test]
+fn a_panic_inside_passes_on() {
+    let inside = namespace("panic");
+    let caught = std::panic::catch_unwind(|| inside.run(|| panic!("as it should")));
+    let panic = caught.expect_err("it panicked");
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"as it should"));
+}
+
+#[test]
+fn every_host_reaches_every_other_in_every_topology() {
+    for shape in Shape::ALL {
+        let topology = Topology::new(shape).unwrap_or_else(|error| panic!("{error}"));
+        for (from, to) in [(&topology.client, &topology.server), (&topology.server, &topology.client)] {
+            for family in Family::ALL {
+                let address = to.addresses.of(family);
+                let listener = to.namespace.run(|| TcpListener::bind((address, 7))).expect("inside").expect("listens");
+                // The first packet must arrive: a second is sent after a second only.
+                let at_once = Duration::from_millis(900);
+                let stream = from.namespace.run(|| TcpStream::connect_timeout(&(address, 7).into(), at_once));
+                let stream = stream.expect("inside").unwrap_or_else(|error| panic!("{shape}, {address}: {error}"));
+                assert_eq!(stream.local_addr().expect("connected").ip(), from.addresses.of(family));
+                drop(listener);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_program_ends_with_its_guard_and_takes_its_children_along() {
+    let inside = namespace("guard");
+    let script = "sleep 600 & setsid sleep 600 & echo started; wait";
+    let child = inside.command("sh").args(["-c", script]).spawn().unwrap_or_else(|error| panic!("{error}"));
+    wait_until("the script to start", SOON, || Ok(child.said() == "started\n")).expect("it prints");
+    let id = child.id();
+    let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
+    assert_eq!(children.split_whitespace().count(), 2);
+    drop(child);
+    for id in children.split_whitespace().chain([id.to_string().as_str()]) {
+        assert!(std::fs::read_link(format!("/proc/{id}/exe")).is_err(), "process {id} is still there");
+    }
+}
+
+#[test]
+fn a_program_that_fails_is_told_with_what_it_said() {
+    let inside = namespace("fails");
+    let script = "echo out; echo err >&2; exit 3";
+    let error = inside.command("sh").args(["-c", script]).output(SOON).expect_err("it fails");
+    assert_eq!(error.to_string(), "sh ended with exit status: 3:\nout\nerr");
+    let brief = Duration::from_millis(100);
+    let error = inside.command("sh").args(["-c", "echo on; sleep 600"]).output(brief).expect_err("it is too slow");
+    assert_eq!(error.to_string(), "waited 100ms in vain for sh to end:\non");
+    let error = inside.nft("add rule inet nowhere input accept").expect_err("there is no such table");
+    assert!(error.to_string().contains("No such file or directory"), "{error}");
+}
+
+#[test]
+fn a_missing_program_is_told_with_what_to_run() {
+    let inside = namespace("missing");
+    let error = inside.command("no-such-ftpd").spawn().expect_err("there is none");
+    assert!(matches!(error, Error::Missing { .. }), "{error}");
+    assert!(error.to_string().contains("tests/setup"), "{error}");
+    assert!(matches!(tools::find("no-such-package", "usr/sbin/no-such-ftpd"), Err(Error::Missing { .. })));
+}
+
+#[test]
+fn a_program_reads_what_it_is_given() {
+    let inside = namespace("reads");
+    // More than a pipe holds, both ways at once.
+    let input = vec![b'x'; 1_000_000];
+    let done = inside.command("cat").input(&input).output(SOON).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(done.stdout, input);
+}
+
+#[test]
+fn without_offloads_segments_are_as_on_a_cable() {
+    let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
+    let address = SocketAddr::new(topology.target.of(Family::V4), 21);
+    let server = MiniServer::start(&topology.server.namespace, address, MiniOptions::default()).expect("it listens");
+    server.place("large", vec![7; 3_000_000]);
+    // Counted by the firewall: segments from the server that are larger than an Ethernet frame can be.
+    topology
+        .firewall
+        .nft(
+            "table inet count {
+                 counter large {
+                 }
+                 chain forward {
+                     type filter hook forward priority filter;
+                     meta length > 1500 counter name large
+                 }
+             }",
+        )
+        .expect("the rules are right");
+    let large_segments = || -> Result<bool> {
+        topology.firewall.nft_says(&["reset", "counters"])?;
+        topology
+            .client
+            .namespace
+            .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::ftp::Mode::Epsv, "large"))??;
+        Ok(!topology.firewall.nft_says(&["list", "counters"])?.contains("packets 0 "))
+    };
+    assert!(large_segments().expect("it transfers"), "with offloads");
+    topology.set_offloads(false).unwrap_or_else(|error| panic!("{error}"));
+    assert!(!large_segments().expect("it transfers"), "without offloads");
+    topology.set_offloads(true).unwrap_or_else(|error| panic!("{error}"));
+    assert!(large_segments().expect("it transfers"), "with offloads again");
+}
