@@ -19,21 +19,27 @@ $(error run make as $(SUDO_USER), not through sudo: it uses sudo itself where it
 endif
 endif
 
+# The tests make network namespaces. What a test builds belongs to whoever runs make; only the tests run as root.
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),env CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="sudo -E")
+
 .NOTPARALLEL:
-.PHONY: help run test fuzz-all fuzz bench lint clean
+.PHONY: help run replay test fuzz-all fuzz bench lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-run: ## build, and replay a capture: which data connections would have been let through (CAPTURE=file)
+run: ## build, and run the service until Ctrl-C (POLICY=file, else the embedded one)
+	@tests/setup run
+	$(AS_ROOT) cargo run --quiet --release $(LOCKED) -- run $(if $(POLICY),--policy $(POLICY))
+
+replay: ## build, and replay a capture: which data connections would have been let through (CAPTURE=file)
 	@tests/setup
-	cargo build --release $(LOCKED)
-	target/release/pinhole replay $(CAPTURE)
+	cargo run --quiet --release $(LOCKED) -- replay $(CAPTURE)
 
 test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
 	@tests/setup test
 	cargo test $(LOCKED) --benches --no-run
-	cargo test $(LOCKED)
+	$(AS_ROOT) cargo test $(LOCKED)
 	@$(MAKE) --no-print-directory fuzz-all
 
 fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
@@ -53,8 +59,8 @@ fuzz: ## fuzz one target until it finds something or you stop it (TARGET=lines)
 	$(call fuzz,$(TARGET))
 
 bench: ## measure
-	@tests/setup
-	cargo bench $(LOCKED) --benches
+	@tests/setup test
+	$(AS_ROOT) cargo bench $(LOCKED) --benches
 
 lint: ## what is checked without running anything: format, clippy, documentation, licences
 	@tests/setup ci

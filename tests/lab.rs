@@ -1,7 +1,7 @@
 //! The lab, tried on itself: what it builds works, a firewall without help blocks FTP, the kernel's own helper lets
 //! it through, and nothing remains.
 //!
-//! Needs root, and the programs that `tests/setup lab` fetches. Without them it fails, and says so.
+//! Needs root, and the programs that `tests/setup test` fetches. Without them it fails, and says so.
 
 #![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
 

@@ -41,7 +41,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(Outcome::BadUsage);
     }
     log_to_standard_error();
-    crate::daemon::run(policy, args.policy.clone())?;
+    crate::daemon::run(policy, args.policy.as_deref())?;
     Ok(Outcome::Good)
 }
 

@@ -82,7 +82,7 @@ impl Engine {
 
     /// Some time has gone by without anything else to do.
     pub(super) fn pass_time(&mut self) {
-        self.act(|tracker, world| tracker.advance(world));
+        self.act(Tracker::advance);
         self.tell_troubles();
     }
 

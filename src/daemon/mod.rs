@@ -10,7 +10,7 @@ mod engine;
 mod journal;
 pub mod status;
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -61,7 +61,7 @@ impl Shared {
 /// Runs until SIGTERM or SIGINT, then removes what was installed.
 ///
 /// `source` is where the policy came from, to read it anew.
-pub fn run(policy: Policy, source: Option<PathBuf>) -> Result<(), StartError> {
+pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     // A second instance must find out before it changes anything.
     let listener = runtime.block_on(async { control::listen() })?;
@@ -86,7 +86,7 @@ pub fn run(policy: Policy, source: Option<PathBuf>) -> Result<(), StartError> {
         let shared = shared.clone();
         move || watch_connections(connections, &shared)
     });
-    let ended_by = runtime.block_on(control::serve(&listener, &shared, source.as_deref()));
+    let ended_by = runtime.block_on(control::serve(&listener, &shared, source));
     info!("{ended_by}: removing the table inet pinhole");
     shared.lock().stop()?;
     Ok(())

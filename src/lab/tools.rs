@@ -14,7 +14,7 @@ const CACHE_VARIABLE: &str = "PINHOLE_LAB_CACHE";
 /// Where it is if the variable is not set, in the project's folder.
 const CACHE_FOLDER: &str = "target/pcaps-cache";
 /// What to do when something is missing from it.
-const REMEDY: &str = "run `tests/setup lab` in Pinhole's source folder, or install it";
+const REMEDY: &str = "run `tests/setup test` in Pinhole's source folder, or install it";
 
 /// The cache folder, whether or not it exists.
 pub fn cache() -> PathBuf {
