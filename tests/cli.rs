@@ -247,7 +247,7 @@ fn a_capture_cut_in_the_middle_of_a_packet_is_reported_up_to_there() {
         assert!(complaint.ends_with(&expected), "{complaint}");
         assert!(ran.out.contains("227 opens 10.0.0.1 -> 10.0.0.2:1025"), "{}", ran.out);
         assert!(ran.out.contains("used by 10.0.0.1:5000 -> 10.0.0.2:1025"), "{}", ran.out);
-        assert!(ran.out.contains("11 packets, 1 sessions: 1 announcements admitted"), "{}", ran.out);
+        assert!(ran.out.contains("11 packets, 1 session: 1 announcement admitted"), "{}", ran.out);
         assert!(!ran.out.contains("end, "), "the packet that was cut off is not believed: {}", ran.out);
     }
 }
@@ -277,7 +277,7 @@ fn a_damaged_record_ends_its_file_where_it_stands() {
         complaint.contains(&format!("damaged.pcap: damaged at byte {last}: a record of 4294967295")),
         "{complaint}"
     );
-    assert!(ran.out.contains("11 packets, 1 sessions"), "{}", ran.out);
+    assert!(ran.out.contains("11 packets, 1 session"), "{}", ran.out);
 }
 
 #[test]
@@ -288,7 +288,7 @@ fn damaged_packets_in_a_good_file_are_counted() {
     let capture = capture.add([0x45; 7]).add([0x43; 60]).add([0x60; 12]).add_all(passive(&mut talk));
     let path = folder.file("nonsense.pcap", capture.bytes());
     let ran = run([OsStr::new("replay"), path.as_os_str()]).success();
-    assert!(ran.out.contains("13 packets, 1 sessions: 1 announcements admitted"), "{}", ran.out);
+    assert!(ran.out.contains("13 packets, 1 session: 1 announcement admitted"), "{}", ran.out);
     assert!(ran.out.contains("3 anomalies: 0 fragments, 0 packets cut short, 3 damaged"), "{}", ran.out);
 }
 
@@ -300,7 +300,7 @@ fn one_bad_file_does_not_spoil_the_others() {
     for files in [[&good, &bad], [&bad, &good]] {
         let ran = run([OsStr::new("replay"), files[0].as_os_str(), files[1].as_os_str()]);
         assert!(ran.complaint_beside_a_report().contains("bad.pcap: not a capture file but text"));
-        assert!(ran.out.contains("12 packets, 1 sessions: 1 announcements admitted"), "{}", ran.out);
+        assert!(ran.out.contains("12 packets, 1 session: 1 announcement admitted"), "{}", ran.out);
     }
 }
 
@@ -309,7 +309,7 @@ fn one_bad_file_does_not_spoil_the_others() {
 #[test]
 fn a_dash_is_standard_input() {
     let ran = run_with_input(["replay", "-"], &session_at(1000)).success();
-    assert!(ran.out.contains("12 packets, 1 sessions: 1 announcements admitted"), "{}", ran.out);
+    assert!(ran.out.contains("12 packets, 1 session: 1 announcement admitted"), "{}", ran.out);
     let ran = run_with_input(["replay", "-"], b"");
     assert_eq!(ran.complaint_beside_a_report(), "standard input: the file is empty");
 }
@@ -364,7 +364,7 @@ fn any_file_name_will_do() {
     folder.file("--json", session_at(1000));
     let mut beside = pinhole(["replay", "--", "--json"]);
     let ran: Ran = beside.current_dir(&folder.0).output().expect("the program can be started").into();
-    assert!(ran.success().out.contains("12 packets, 1 sessions"));
+    assert!(ran.success().out.contains("12 packets, 1 session"));
 }
 
 // The report.
@@ -627,7 +627,7 @@ fn a_policy_with_warnings_holds_and_the_warnings_are_told() {
     let ran = run([OsStr::new("replay"), OsStr::new("--policy"), policy.as_os_str(), capture.as_os_str()]);
     assert_eq!(ran.status, Some(0), "{}", ran.err);
     assert!(ran.err.contains("doubtful.yaml:3:") && ran.err.contains("warning: "), "{}", ran.err);
-    assert!(ran.out.contains("12 packets, 1 sessions: 1 announcements admitted"), "{}", ran.out);
+    assert!(ran.out.contains("12 packets, 1 session: 1 announcement admitted"), "{}", ran.out);
 }
 
 #[test]

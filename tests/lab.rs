@@ -10,7 +10,7 @@ use pinhole::lab::{Error, KERNEL_HELPER, Result, Shape, Task};
 use std::time::{Duration, Instant};
 
 /// How long a client waits for what should come.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// And for what should not, at first: long enough to log in.
 const BRIEF: Duration = Duration::from_secs(2);
 

@@ -93,7 +93,7 @@ impl Error {
             Cause::Refused(Errno::INVAL | Errno::OPNOTSUPP) if self.operation == Operation::Read => {
                 Some("the kernel lacks that part of netfilter, or its module cannot be loaded")
             }
-            Cause::Refused(Errno::NFILE) => Some("the set is full; fewer pinholes at one time, or shorter timeouts"),
+            Cause::Refused(Errno::NFILE) => Some("let fewer elements stand at one time, or for a shorter time"),
             Cause::Late => Some("another program may be loading a large ruleset; it will be tried again"),
             Cause::Lost => Some("if it happens often, raise net.core.rmem_max"),
             _ => None,
@@ -136,8 +136,7 @@ mod tests {
     #[test]
     fn says_what_was_asked_of_what_and_why_not() {
         let error = Error::new(Operation::Add, "element of set inet pinhole pinholes4", Cause::Refused(Errno::NFILE));
-        let text =
-            "cannot add element of set inet pinhole pinholes4: it is full; fewer pinholes at one time, or shorter";
+        let text = "cannot add element of set inet pinhole pinholes4: it is full; let fewer elements";
         assert!(error.to_string().starts_with(text), "{error}");
     }
 
