@@ -79,7 +79,8 @@ impl Stage {
         if tracker.next_deadline().is_some_and(|due| due <= *now) {
             tracker.advance(&mut world);
         }
-        if tracker.handle(segment, &mut world) == Handled::NotOurs {
+        let is_data = segment.flow.destination.port != Port::FTP;
+        if tracker.handle(segment, &mut world) == Handled::NotOurs && is_data {
             // The kernel would do this by itself: the data connection comes and uses its pinhole up.
             let admitted = world.firewall.admit(world.now, &segment.flow);
             assert!(admitted.is_some() && tracker.admitted(&segment.flow, &mut world).is_some());
