@@ -310,19 +310,19 @@ fn a_pinhole_is_gone_as_soon_as_its_session_is() {
         // FIN.
         stage.as_client(|| log_in_and_announce().map(drop));
         stage.wait_for_pinholes(0);
-        // A connection that is closed with something in it unread ends with RST.
+        // A connection that is closed with something in it unread ends with RST: the second reply.
         let resets = || kernel_counter(&stage.topology.client.namespace, "Tcp", "OutRsts");
         let before = resets();
         stage.as_client(|| {
             let mut client = log_in_and_announce()?;
-            client.send(b"NOOP\r\nNOOP\r\n")?;
+            client.send(b"NOOP\r\n")?;
             client.expect(200)?;
-            lab::wait_until("the daemon to see both replies", PATIENCE, || {
-                Ok(daemon.child.said().matches(": NOOP").count() % 2 == 0)
-            })?;
-            Ok(())
+            let read = daemon.counted("packets");
+            client.send(b"NOOP\r\n")?;
+            let came = || Ok(daemon.counted("packets") == read + 2);
+            lab::wait_until("the reply", PATIENCE, came)
         });
-        let _ = before;
+        assert!(resets() > before, "it ended without RST");
         stage.wait_for_pinholes(0);
     }
 }
@@ -558,9 +558,6 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
     let mut watch = stage.firewall().run(TableWatch::open).expect("root may enter").expect("the kernel tells");
     let mut took = Vec::new();
     disturb_transfers(&stage, |disturbance| {
-        let server = stage.serve_with(stage.target(Family::V4, 2121), MiniOptions::default());
-        // Pending, of a session that nobody reads: the control port is another's. It is opened by the one below.
-        drop(server);
         let server = SocketAddr::new(stage.topology.target.v4.into(), 21);
         stage.as_client(|| {
             let mut client = MiniClient::log_in(server, PATIENCE)?;
@@ -649,9 +646,10 @@ fn commands_may_be_split_at_every_byte() {
                     client.send(&line.as_bytes()[at..])?;
                 }
                 let reply = client.reply()?;
-                // As many as were sent, and the reply.
-                let pieces = if at == 0 { line.len() as u64 } else { 2 };
-                assert_eq!(daemon.counted("packets") - before, pieces + 1, "{mode}, split at {at}");
+                // The reply is one more. Of very many small segments some may wait for the first to be acknowledged,
+                // and go together.
+                let packets = daemon.counted("packets") - before;
+                assert!(packets >= 3 && (at > 0 || packets > 10), "{mode}, split at {at}: {packets} packets");
                 let data = if mode.is_active() {
                     client.send(format!("RETR {FILE}\r\n").as_bytes())?;
                     client.expect(150)?;
@@ -697,19 +695,15 @@ fn commands_may_come_several_in_a_segment_and_before_the_replies_to_those_before
             let port = reply.text.split('|').nth(3).and_then(|port| port.parse().ok()).expect("a port");
             let data = client.connect_data(SocketAddr::new(server.address().ip(), port))?;
             let line = client.listen().and_then(|address| client.announcement(mode, address))?;
-            // A download to the connection that stands, another that the server begins, and one more.
-            client.send(
-                format!("RETR {FILE}\r\nNOOP\r\n{line}\r\nRETR {FILE}\r\n{line}\r\nRETR {FILE}\r\n").as_bytes(),
-            )?;
+            // A download to the connection that stands, and another that the server begins.
+            client.send(format!("RETR {FILE}\r\nNOOP\r\n{line}\r\nRETR {FILE}\r\nPWD\r\n").as_bytes())?;
             assert_eq!(read_all(data), CONTENT);
-            for code in [150, 226, 200] {
+            for code in [150, 226, 200, 200, 150] {
                 client.expect(code)?;
             }
-            for _ in 0..2 {
-                client.expect(200)?;
-                client.expect(150)?;
-                assert_eq!(read_all(client.accept()?), CONTENT);
-                client.expect(226)?;
+            assert_eq!(read_all(client.accept()?), CONTENT);
+            for code in [226, 257] {
+                client.expect(code)?;
             }
             client.quit()
         });
@@ -758,24 +752,28 @@ fn replies_may_be_split_at_every_byte() {
     keep_segments_apart(&stage);
     let daemon = stage.daemon_logging("", "info");
     let address = stage.target(Family::V4, 21);
+    const LENGTH: usize = 50;
     let talk = |control: TcpStream| {
         let mut lines = BufReader::new(control.try_clone()?).lines();
         let listener = TcpListener::bind((address.ip(), 0))?;
         let port = listener.local_addr()?.port();
-        let reply = format!("227 Entering Passive Mode (10,21,2,10,{},{}).\r\n", port / 256, port % 256);
-        let mut at = 0;
+        let reply = format!("227 Entering Passive Mode (10,21,2,10,{},{})", port / 256, port % 256);
+        let reply = format!("{reply:.<LENGTH$}\r\n");
+        // Every other one is whole.
+        let (mut at, mut is_whole) = (0, true);
         (&control).write_all(b"220 Ready.\r\n")?;
         while let Some(line) = lines.next().transpose()? {
             match line.split_once(' ').map_or(&*line, |(command, _)| command) {
                 "USER" => (&control).write_all(b"331 And?\r\n")?,
                 "PASS" => (&control).write_all(b"230-Welcome.\r\n227 Entering Passive Mode (10,21,2,10,9,9)\r\n230 In.\r\n")?,
                 "PASV" => {
-                    let step = if at == 0 { 1 } else { reply.len() };
-                    let (first, second) = reply.as_bytes().split_at(at % reply.len());
-                    for piece in first.chunks(reply.len()).chain(second.chunks(step)) {
+                    let (first, second) = reply.as_bytes().split_at(if is_whole { at } else { 0 });
+                    let step = if is_whole && at == 0 { 1 } else { reply.len() };
+                    for piece in [first, second].into_iter().flat_map(|part| part.chunks(step)) {
                         (&control).write_all(piece)?;
                     }
-                    at += 1;
+                    is_whole = !is_whole;
+                    at += usize::from(is_whole);
                 }
                 "RETR" => {
                     (&control).write_all(b"150 Here.\r\n")?;
@@ -791,17 +789,16 @@ fn replies_may_be_split_at_every_byte() {
     let visit = || {
         stage.as_client(|| {
             let mut client = MiniClient::log_in(address, PATIENCE)?;
-            for at in 0..50 {
+            for at in 0..LENGTH + 2 {
                 let before = daemon.counted("packets");
                 client.passive(Mode::Pasv).map(drop)?;
                 let packets = daemon.counted("packets") - before;
-                assert!(packets >= 3 || at == 0, "split at {at}: {packets}");
-                // The announcement of this round is followed by the next one's.
+                assert!(packets == 3 || at == 0 && packets > 10, "split at {at}: {packets} packets");
                 assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT, "split at {at}");
             }
             client.quit()
         });
-        assert_eq!(daemon.counted("opened"), 100);
+        assert_eq!(daemon.counted("opened"), 2 * (LENGTH as u64 + 2));
     };
     serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
 }
@@ -842,7 +839,7 @@ fn two_hundred_sessions_at_once_transfer_fifty_times_each() {
     lab::wait_until("the news of all that were used", PATIENCE, || {
         Ok(daemon.counted("used") == (SESSIONS * TRANSFERS) as u64)
     })
-    .unwrap_or_else(|error| panic!("{error}: {}", daemon.status()));
+    .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((stage.pinholes(), sent_again(&stage)), (0, 0));
 }
 
@@ -998,19 +995,13 @@ fn daemon_signal(daemon: &Daemon, signal: Signal) {
 }
 
 #[test]
-fn a_reload_may_change_what_is_read_the_mark_and_what_happens_when_down() {
+fn a_reload_may_change_the_mark_and_what_happens_when_down() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
-    let daemon = stage.daemon("capture: { inspect: announcements }\n");
+    let daemon = stage.daemon("");
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-        assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
-        for more in [
-            "capture: { inspect: dialogue }\n",
-            "capture: { inspect: announcements }\nmark: 0x20000000\n",
-            "capture: { inspect: dialogue, when_down: closed }\nmark: 0x20000000\n",
-            "",
-        ] {
+        for more in ["mark: 0x20000000\n", "capture: { when_down: closed }\nmark: 0x20000000\n", ""] {
             daemon.write_policy(&policy(Shape::Gateway, more));
             let finished = daemon.program(&["reload"])?;
             assert!(finished.status.success(), "{}", finished.said());
@@ -1132,7 +1123,7 @@ fn bad_circumstances_are_told_and_change_nothing() {
     assert_refused(&refused(&namespace, "contrl_ports: [21]\n"), 2, "policy.yaml:1:1");
     assert_eq!(ruleset(), before);
 
-    namespace.nft("table inet pinhole { chain mine { accept\n } }").expect("the rules are right");
+    namespace.nft("add table inet pinhole\nadd chain inet pinhole mine").expect("the rules are right");
     let with_foreign = ruleset();
     assert_refused(&refused(&namespace, &good), 1, "somebody else's: it has a chain `mine`");
     assert_eq!(ruleset(), with_foreign);
@@ -1151,11 +1142,9 @@ fn bad_circumstances_are_told_and_change_nothing() {
     assert_refused(&run_as(&["--bounding-set=-net_admin"]), 1, "root");
     let _ = std::fs::remove_dir_all(&folder);
     assert_eq!(ruleset(), before);
-    let Err(error) = Daemon::start(&namespace, &good).map(|mut daemon| daemon.end(Signal::SIGTERM).expect("it ends"))
-    else {
-        return assert_eq!(ruleset(), before);
-    };
-    panic!("{error}");
+    let mut daemon = Daemon::start(&namespace, &good).expect("now it runs");
+    daemon.end(Signal::SIGTERM).expect("it ends");
+    assert_eq!(ruleset(), before);
 }
 
 // --- Several ports, one host ---------------------------------------------------------------------------------------
@@ -1170,6 +1159,7 @@ table inet filter {
         type filter hook input priority filter; policy drop;
         ct state established accept
         tcp dport { 21, 2121 } ct state new accept
+        tcp flags & rst == rst accept
         tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset
     }
     chain output {
@@ -1215,8 +1205,6 @@ table inet filter {
 fn several_control_ports_work_side_by_side() {
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
-        let filter = if shape == Shape::Gateway { "forward" } else { "output" };
-        let _ = filter;
         let _daemon = stage.daemon("control_ports: [2121, 21]\n");
         for (family, port) in [(Family::V4, 21), (Family::V4, 2121), (Family::V6, 21), (Family::V6, 2121)] {
             let server = stage.serve_with(stage.target(family, port), MiniOptions::default());

@@ -3,9 +3,13 @@
 use std::io;
 
 use nfq::{Message, Verdict};
+use rustix::net::{AddressFamily, netlink, sockopt};
+use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// How many packets may wait in the kernel for a verdict.
 const LONGEST: u32 = 4096;
+/// The bytes that so many packets of a control connection take at most, as the kernel counts.
+const ROOM: usize = LONGEST as usize * 4096;
 
 /// A queue of the kernel that this program reads.
 pub struct Queue {
@@ -51,6 +55,7 @@ impl Queue {
     /// Begins to read a queue. Rules that lead to it may stand already: without a reader they let everything pass.
     pub fn open(number: u16) -> Result<Self, QueueError> {
         let mut queue = nfq::Queue::open().map_err(QueueError::Open)?;
+        make_room().map_err(QueueError::Open)?;
         queue.bind(number).map_err(|source| QueueError::Taken { number, source })?;
         let settings = queue
             .set_queue_max_len(number, LONGEST)
@@ -77,6 +82,26 @@ impl Queue {
         message.set_verdict(Verdict::Accept);
         self.queue.verdict(message)
     }
+}
+
+/// Gives the queue's socket a buffer for as many packets as may wait. With the system's own a hundred fill it, and the
+/// kernel lets the next ones pass unread.
+///
+/// The crate nfq keeps its socket to itself, so it is looked for among the files of this process. Others of its kind
+/// may have more room as well.
+fn make_room() -> io::Result<()> {
+    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(file) = pidfd_getfd(&own, number, PidfdGetfdFlags::empty()) else { continue };
+        if sockopt::socket_domain(&file) == Ok(AddressFamily::NETLINK)
+            && sockopt::socket_protocol(&file) == Ok(Some(netlink::NETFILTER))
+        {
+            sockopt::set_socket_recv_buffer_size_force(&file, ROOM)
+                .or_else(|_| sockopt::set_socket_recv_buffer_size(&file, ROOM))?;
+        }
+    }
+    Ok(())
 }
 
 impl std::fmt::Debug for Queue {

@@ -1,8 +1,10 @@
 //! The command line: what the program is asked, and how it answers.
 //!
-//! Exit status: 0 it is done; 1 an input cannot be read or is damaged; 2 the command line or the policy is wrong.
+//! Exit status: 0 it is done; 1 an input cannot be read or is damaged, or the host is not ready; 2 the command line or
+//! the policy is wrong.
 
 mod check;
+mod demo;
 mod input;
 mod progress;
 mod replay;
@@ -29,7 +31,12 @@ enum Command {
     /// Reads pcap and pcapng files, runs them through the same code that watches live connections, with the capture's
     /// own clock and a simulated firewall. Several files that follow one another in time are one capture.
     Replay(replay::Args),
-    /// Says that a policy is good and prints it as understood, or explains what is wrong with it
+    /// Says whether a policy is good and what it means; without one, whether this host is ready
+    ///
+    /// With POLICY: says that it is good and prints it as understood, or explains what is wrong with it. Without, or with
+    /// `--host POLICY`: examines this host, a line for each finding, with what to do about it. Nothing is changed: what
+    /// the kernel can do is tried in transactions that are not carried out. Needs root for most of it. Ends with status
+    /// 0, or 1 if there are problems with which the service would not run.
     Check(check::Args),
     /// Prints the JSON Schema of the policy
     Schema,
@@ -43,13 +50,18 @@ enum Command {
     Status(service::StatusArgs),
     /// Has the service that runs here load its policy anew
     Reload,
+    /// Shows it all in a small network of its own: FTP blocked by a firewall, and let through by Pinhole
+    ///
+    /// Needs root and the program nft, and nothing else: where vsftpd or curl are not installed, a built-in server and
+    /// client take their part. It touches nothing of this host, and leaves nothing behind. It takes a few seconds.
+    Demo,
 }
 
 /// How a command went, short of a reason to stop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Good,
-    /// An input could not be read, or not to its end.
+    /// An input could not be read, or not to its end; or the host is not ready.
     BadInput,
     /// The command line or the policy is wrong.
     BadUsage,
@@ -75,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Rules(args) => service::rules(&args),
         Command::Status(args) => service::status(&args),
         Command::Reload => service::reload(),
+        Command::Demo => demo::run(),
     };
     match result {
         Ok(outcome) => outcome.into(),

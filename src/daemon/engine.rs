@@ -23,6 +23,8 @@ pub struct Engine {
     clock: Clock,
     queue_troubles: Seldom,
     firewall_troubles: Seldom,
+    /// What was installed is gone for good: the watchers hear of that, too, and must not mend it.
+    has_stopped: bool,
 }
 
 impl Engine {
@@ -37,6 +39,7 @@ impl Engine {
             clock: Clock::start(),
             queue_troubles: Seldom::default(),
             firewall_troubles: Seldom::default(),
+            has_stopped: false,
         })
     }
 
@@ -88,10 +91,19 @@ impl Engine {
 
     /// A connection began that was not seen in the queue: a data connection, if it carries our mark.
     pub(super) fn connection_began(&mut self, entry: &Entry) {
+        if entry.mark & self.policy.mark.bits() != self.policy.mark.bits() {
+            return;
+        }
         let flow = entry.connection.original;
-        self.act(|tracker, world| {
-            let _ = tracker.admitted(&flow, world);
-        });
+        // News comes late. What stands again by now was announced once more: that one has not been used.
+        let mut session = None;
+        if !self.firewall.admits(&flow) {
+            self.act(|tracker, world| session = tracker.admitted(&flow, world));
+        }
+        if session.is_none() {
+            self.journal.counters.used += 1;
+            debug!("used {flow}: since then announced anew, or announced before this program began");
+        }
     }
 
     /// The kernel has forgotten a connection.
@@ -109,6 +121,9 @@ impl Engine {
 
     /// Puts back whatever is missing of what was installed.
     pub(super) fn restore(&mut self) {
+        if self.has_stopped {
+            return;
+        }
         let now = self.clock.now();
         let standing = self.tracker.standing().map(|(.., expectation)| expectation);
         match self.firewall.restore(now, standing) {
@@ -141,6 +156,7 @@ impl Engine {
 
     /// Removes what was installed.
     pub(super) fn stop(&mut self) -> Result<(), SetupError> {
+        self.has_stopped = true;
         self.firewall.remove()
     }
 

@@ -1,7 +1,8 @@
 //! nf_tables: sets and their elements, chains, rules.
 
 use std::fmt;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -16,6 +17,10 @@ pub(super) const SUBSYSTEM: u16 = 10;
 const ELEMENTS_A_MESSAGE: usize = 256;
 /// Times that a list is read anew when somebody changes it meanwhile.
 const ATTEMPTS: usize = 16;
+
+/// How long the kernel may take to rearrange a set, and how often it is asked meanwhile.
+const REARRANGING: Duration = Duration::from_millis(500);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_micros(100);
 
 /// Messages, with the subsystem in the high byte.
 pub(super) mod kind {
@@ -199,9 +204,20 @@ impl Tables {
     /// Puts many elements into a set, in few requests. One that is there already stays as it is.
     pub fn insert_all(&mut self, table: Table<'_>, set: &str, elements: &[Element]) -> Result<(), Error> {
         elements.chunks(ELEMENTS_A_MESSAGE).try_for_each(|chunk| {
-            let written = self.socket.batch(SUBSYSTEM, |batch| write(batch, table, set, flags::CREATE, chunk));
+            let written = self.once_rearranged(|tables| {
+                tables.socket.batch(SUBSYSTEM, |batch| write(batch, table, set, flags::CREATE, chunk))
+            });
             written.map_err(|cause| Error::new(Operation::Add, InSet { table, set }, cause))
         })
+    }
+
+    /// Whether an element is in a set.
+    pub fn has_element(&mut self, table: Table<'_>, set: &str, key: &Key) -> Result<bool, Error> {
+        match self.has(table, set, key) {
+            Ok(()) => Ok(true),
+            Err(cause) if cause.is_missing() => Ok(false),
+            Err(cause) => Err(error_of_element(Operation::Read, table, set, key, cause)),
+        }
     }
 
     /// The elements of a set.
@@ -319,20 +335,38 @@ impl Tables {
         if self.destroys {
             return Ok(Some(kind::DESTROY_ELEMENT));
         }
-        let name = |w: &mut Writer| write_elements(w, table, set, &[Element { timeout: None, ..*element }]);
-        match self.socket.look_up(kind::GET_ELEMENT, table.family.number(), name, |_| Some(())) {
+        match self.has(table, set, &element.key) {
             Ok(()) => Ok(Some(kind::DELETE_ELEMENT)),
             Err(cause) if cause.is_missing() => Ok(None),
             Err(cause) => Err(cause),
         }
     }
 
+    /// Asks for an element; the answer is that it is missing, if it is.
+    fn has(&mut self, table: Table<'_>, set: &str, key: &Key) -> Result<(), Cause> {
+        let element = Element { key: *key, last: None, timeout: None, remaining: None };
+        let name = |w: &mut Writer| write_elements(w, table, set, &[element]);
+        self.socket.look_up(kind::GET_ELEMENT, table.family.number(), name, |_| Some(()))
+    }
+
     /// Does something again that may have happened already, or that something else came in between of.
     fn uncertain(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
-        match work(self) {
+        match self.once_rearranged(&mut work) {
             // The answer was lost; or an element that had been seen is used up or expired.
-            Err(cause) if cause == Cause::Lost || cause.is_missing() => work(self),
+            Err(cause) if cause == Cause::Lost || cause.is_missing() => self.once_rearranged(&mut work),
             result => result,
+        }
+    }
+
+    /// Does something again while the kernel says that a set is busy: a hash table that grows or shrinks twice in a
+    /// short time takes nothing until a thread of the kernel has moved all elements.
+    fn once_rearranged(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
+        let deadline = Instant::now() + REARRANGING;
+        loop {
+            match work(self) {
+                Err(Cause::Refused(Errno::BUSY)) if Instant::now() < deadline => thread::sleep(BETWEEN_ATTEMPTS),
+                result => return result,
+            }
         }
     }
 

@@ -97,6 +97,8 @@ impl Drop for Daemon {
     #[allow(clippy::print_stderr, reason = "a test that failed says what the daemon said")]
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let status = ask(&self.socket()).unwrap_or_else(|error| error.to_string());
+            eprintln!("the daemon's status: {status}");
             let said = self.child.said();
             let lines: Vec<&str> = said.lines().rev().take(40).collect();
             eprintln!("the end of the daemon's log, backwards:\n{}", lines.join("\n"));

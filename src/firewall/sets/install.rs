@@ -36,6 +36,9 @@ pub enum SetupError {
     /// The policy wants a rule in a chain that does not exist.
     #[error("there is no chain `{0}`, which the policy names in `admit`; see `nft list chains`")]
     NoSuchChain(Chain),
+    /// Another policy wants other queues, and queues are bound once.
+    #[error("`capture: queue` and `queues` cannot change while the program runs: restart it")]
+    OtherQueues,
     /// It was installed, and then it was not there.
     #[error("the table inet pinhole was installed, but {0} missing; does another program change the ruleset?")]
     NotStanding(&'static str),
@@ -93,6 +96,9 @@ impl Sets {
 
     /// Installs what another policy asks for, in place of this one. After an error, the old one stands.
     pub fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
+        if policy.capture.queues != self.policy.capture.queues {
+            return Err(SetupError::OtherQueues);
+        }
         for chain in &policy.admit {
             if admit::look(&mut self.tables, chain, policy.mark)? == Place::NoChain {
                 return Err(SetupError::NoSuchChain(chain.clone()));

@@ -81,6 +81,15 @@ impl Sets {
         Ok(pinholes)
     }
 
+    /// Whether a pinhole stands through which this connection would come.
+    pub fn admits(&mut self, flow: &Flow) -> bool {
+        let Flow { source, destination } = *flow;
+        let Some(set) = of_family(PINHOLES, source.address, destination.address) else { return false };
+        let key = Key::connection(source.address, destination.address, destination.port.number());
+        let found = self.tables.has_element(TABLE, set, &key);
+        self.note(found).unwrap_or(false)
+    }
+
     /// What was refused since the last time that this was asked.
     pub fn take_troubles(&mut self) -> Troubles {
         std::mem::take(&mut self.troubles)

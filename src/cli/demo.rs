@@ -1,0 +1,18 @@
+//! `pinhole demo`: what a newcomer tries first.
+
+use std::io;
+
+use super::Outcome;
+use crate::demo::{self, DemoError};
+
+pub(super) fn run() -> anyhow::Result<Outcome> {
+    match demo::run(&mut io::stdout().lock()) {
+        Ok(()) => Ok(Outcome::Good),
+        Err(DemoError::Write(error)) => Err(error.into()),
+        Err(error @ (DemoError::NotRoot | DemoError::NoNft)) => {
+            super::complain(format_args!("{error}"));
+            Ok(Outcome::BadUsage)
+        }
+        Err(error) => Err(error.into()),
+    }
+}

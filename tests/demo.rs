@@ -1,0 +1,147 @@
+//! `pinhole demo` as a newcomer runs it. Needs root and nft.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use pinhole::lab;
+
+const SOON: Duration = Duration::from_secs(10);
+
+fn demo() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pinhole"));
+    command.arg("demo").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// What a demo could leave on the machine.
+fn traces() -> Vec<String> {
+    let names = |folder: &str| {
+        let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<BTreeSet<_>>()
+    };
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let ruleset = Command::new("nft").args(["list", "ruleset"]).output().map(|output| output.stdout);
+    vec![
+        read("/proc/mounts"),
+        format!("{:?} {:?} {:?}", names("/sys/class/net"), names("/run"), names("/run/netns")),
+        read("/etc/passwd"),
+        String::from_utf8_lossy(&ruleset.unwrap_or_default()).into_owned(),
+    ]
+}
+
+/// The processes below `id`.
+fn descendants(id: u32) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut parents = vec![id];
+    while let Some(parent) = parents.pop() {
+        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        for thread in threads.flatten() {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            let new = children.split_whitespace().filter_map(|word| word.parse().ok()).filter(|&id| found.insert(id));
+            parents.extend(new);
+        }
+    }
+    found
+}
+
+/// The network namespaces in which something runs.
+fn namespaces() -> BTreeSet<String> {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let link = |path: &Path| fs::read_link(path.join("ns/net")).ok();
+    processes.filter_map(|entry| Some(link(&entry.path())?.display().to_string())).collect()
+}
+
+/// Plays it in a working folder, to its end.
+fn play(folder: &Path) -> String {
+    let before = traces();
+    let output = demo().current_dir(folder).env_remove("CARGO_MANIFEST_DIR").output().expect("it can be started");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), &*complaints), (Some(0), ""), "{said}");
+    assert_eq!(traces(), before, "the machine is not as it was");
+    for part in [
+        "PASV (passive, the client connects)  blocked",
+        "PORT (active, the server connects)   blocked",
+        "| mechanism sets: the table inet pinhole stands",
+        "PASV (passive, the client connects)  works: hello.txt arrived, all 50000 bytes of it",
+        "| opened 10.21.1.10 -> 10.21.2.10:",
+        "| used 10.21.1.10:",
+        "PORT (active, the server connects)   works: hello.txt arrived",
+        "| opened 10.21.2.10 -> 10.21.1.10:",
+        "| used 10.21.2.10:",
+        "10.21.1.10 . 10.21.2.10 . ",
+        "from the client to a port that nobody announced  blocked",
+        "the first time    gets through",
+        "once more         blocked",
+        "Nothing of this remains.",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in\n{said}");
+    }
+    assert!(said.lines().count() <= 40, "it is long:\n{said}");
+    said
+}
+
+#[test]
+fn it_shows_a_transfer_blocked_and_working_and_leaves_nothing() {
+    play(Path::new(env!("CARGO_MANIFEST_DIR")));
+}
+
+#[test]
+fn it_needs_no_ftp_server() {
+    // Far from the project's folder there is no cache of servers. One that is installed is used, and named.
+    let said = play(Path::new("/"));
+    assert!(said.contains("FTP server: a built-in one") || said.contains("FTP server: vsftpd"), "{said}");
+}
+
+#[test]
+fn without_nft_it_says_what_is_missing() {
+    // nft is looked for in the usual folders as well, so it is hidden by an empty one in a mount namespace.
+    let script = "mount --make-rprivate / && for nft in $(which -a nft) /usr/sbin/nft; do \
+                  [ ! -e \"$nft\" ] || mount --bind /dev/null \"$nft\" || exit 9; done; exec \"$0\" demo";
+    let output = Command::new("unshare").args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_pinhole")]).output();
+    let output = output.expect("unshare can be started");
+    let complaints = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{complaints}");
+    assert!(complaints.contains("install the package nftables"), "{complaints}");
+}
+
+/// Ends a demo by a signal once the service runs in it.
+fn nothing_remains_after(signal: Signal) {
+    let mut demo: Child = demo().spawn().expect("it can be started");
+    let mut lines = BufReader::new(demo.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
+    if !lines.any(|line| line.contains("the table inet pinhole stands")) {
+        let mut said = String::new();
+        let _ = demo.stderr.take().expect("it is piped").read_to_string(&mut said);
+        panic!("the service did not start: {said}");
+    }
+    let processes = descendants(demo.id());
+    assert!(!processes.is_empty());
+    let inside: BTreeSet<String> = processes
+        .iter()
+        .filter_map(|id| Some(fs::read_link(format!("/proc/{id}/ns/net")).ok()?.display().to_string()))
+        .collect();
+    let id = i32::try_from(demo.id()).expect("process ids are positive");
+    kill(Pid::from_raw(id), signal).expect("it runs");
+    assert!(!demo.wait().expect("it is our child").success());
+    lab::wait_until("the processes of the demo to be gone", SOON, || {
+        Ok(processes.iter().all(|id| fs::read_link(format!("/proc/{id}/exe")).is_err()))
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert!(namespaces().is_disjoint(&inside), "something still runs in a namespace of the demo");
+}
+
+#[test]
+fn ctrl_c_leaves_nothing() {
+    nothing_remains_after(Signal::SIGINT);
+}
+
+#[test]
+fn kill_9_leaves_nothing() {
+    nothing_remains_after(Signal::SIGKILL);
+}
