@@ -399,7 +399,7 @@ fn transfer_under(disturbance: &Disturbance, is_over: &AtomicBool, server: Socke
                 assert_eq!(content, CONTENT);
                 done.transfers += 1;
             }
-            Err(error) if before % 2 == 0 && disturbance.now() == before => {
+            Err(error) if before.is_multiple_of(2) && disturbance.now() == before => {
                 println!("{mode}, after {} transfers, of which {} were hit: {error}", done.transfers, done.hit);
                 return Err(error);
             }

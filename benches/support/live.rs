@@ -1,0 +1,311 @@
+//! What the live benchmark measures: a gateway in namespaces with one way or another to let FTP through, and the load.
+
+use std::fmt;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use pinhole::ftp::Mode;
+use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
+use pinhole::lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
+
+/// How long anything may take that should happen at once.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Transfers of a session before the clock starts.
+const WARM_UP: usize = 20;
+/// The file of the small transfers, and how long it is.
+const SMALL: (&str, usize) = ("small.bin", 1024);
+/// The file of the bulk transfer.
+const LARGE: &str = "large.bin";
+
+/// What lets data connections through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// Nothing: the filter accepts everything.
+    Plain,
+    /// The kernel's own helper.
+    Kernel,
+    /// Pinhole, which reads announcements only.
+    Announcements,
+    /// Pinhole, which reads all that is said.
+    Dialogue,
+}
+
+impl Side {
+    pub(crate) const ALL: [Self; 4] = [Self::Plain, Self::Kernel, Self::Announcements, Self::Dialogue];
+
+    fn rules(self) -> String {
+        let filter = Shape::Gateway.default_drop();
+        match self {
+            Self::Plain => filter.replace("policy drop", "policy accept"),
+            Self::Kernel => format!("{filter}{KERNEL_HELPER}"),
+            Self::Announcements | Self::Dialogue => filter.to_owned(),
+        }
+    }
+
+    /// The policy of Pinhole.
+    pub(crate) fn policy(self) -> Option<String> {
+        let inspect = match self {
+            Self::Plain | Self::Kernel => return None,
+            Self::Announcements => "announcements",
+            Self::Dialogue => "dialogue",
+        };
+        Some(format!("admit: [inet filter forward]\ncapture: {{ inspect: {inspect} }}\n"))
+    }
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Plain => "no helper",
+            Self::Kernel => "kernel helper",
+            Self::Announcements => "announcements",
+            Self::Dialogue => "dialogue",
+        })
+    }
+}
+
+/// A gateway with a client in front of it and a server behind it.
+pub(crate) struct Stand {
+    /// Who is where.
+    pub(crate) topology: Topology,
+    daemon: Option<Daemon>,
+}
+
+impl Stand {
+    /// Builds it in fresh namespaces.
+    pub(crate) fn new(side: Side) -> Result<Self> {
+        let topology = Topology::new(Shape::Gateway)?;
+        topology.firewall.nft(&side.rules())?;
+        let daemon = side.policy().map(|policy| Daemon::start(&topology.firewall, &policy)).transpose()?;
+        Ok(Self { topology, daemon })
+    }
+
+    /// A server with the files of the load, `large` one of them. One passive listener a session.
+    pub(crate) fn serve(&self, large: &Arc<[u8]>) -> Result<MiniServer> {
+        let options = MiniOptions { one_listener: true, ..MiniOptions::default() };
+        let server = MiniServer::start(&self.topology.server.namespace, self.control(), options)?;
+        server.place(SMALL.0, vec![b'x'; SMALL.1]);
+        server.place(LARGE, Arc::clone(large));
+        Ok(server)
+    }
+
+    fn control(&self) -> SocketAddr {
+        SocketAddr::new(self.topology.target.of(Family::V4), 21)
+    }
+
+    /// Transfers a second: sessions that run at once, each with so many small transfers, in these modes in turn.
+    pub(crate) fn transfers(&self, sessions: usize, each: usize, modes: &[Mode]) -> Result<f64> {
+        let server = self.control();
+        let barrier = Barrier::new(sessions + 1);
+        let session = || {
+            let prepared = Session::begin(server, modes);
+            // Met whatever happened, so that nobody waits for one who failed.
+            barrier.wait();
+            prepared?.transfers(each, modes)
+        };
+        self.topology.client.namespace.run(|| {
+            thread::scope(|scope| {
+                let sessions: Vec<_> = (0..sessions).map(|_| scope.spawn(session)).collect();
+                barrier.wait();
+                let began = Instant::now();
+                let count = sessions.len() * each;
+                sessions.into_iter().try_for_each(|session| session.join().expect("a session does not panic"))?;
+                Ok(count as f64 / began.elapsed().as_secs_f64())
+            })
+        })?
+    }
+
+    /// The median of so many round trips of a line that announces nothing, in microseconds.
+    pub(crate) fn round_trip(&self, times: usize) -> Result<f64> {
+        let server = self.control();
+        self.topology.client.namespace.run(|| {
+            let mut client = MiniClient::log_in(server, PATIENCE)?;
+            let mut one = || {
+                let began = Instant::now();
+                client.command("NOOP", 200)?;
+                Ok(began.elapsed().as_nanos() as f64 / 1000.0)
+            };
+            let taken = (0..times).map(|_| one()).collect::<Result<Vec<f64>>>()?;
+            Ok(percentile(taken, 50))
+        })?
+    }
+
+    /// Megabytes a second of one large download.
+    pub(crate) fn bulk(&self) -> Result<f64> {
+        let server = self.control();
+        self.topology.client.namespace.run(|| {
+            let mut client = MiniClient::log_in(server, PATIENCE)?;
+            let address = client.passive(Mode::Pasv)?;
+            let mut data = client.connect_data(address)?;
+            let mut chunk = vec![0; 256 * 1024];
+            let began = Instant::now();
+            client.command(&format!("RETR {LARGE}"), 150)?;
+            let mut received = 0_u64;
+            loop {
+                match data.read(&mut chunk).expect("the data connection stands") {
+                    0 => break,
+                    length => received += length as u64,
+                }
+            }
+            let taken = began.elapsed().as_secs_f64();
+            client.expect(226)?;
+            Ok(received as f64 / 1e6 / taken)
+        })?
+    }
+
+    /// Resident memory of the daemon, in bytes.
+    pub(crate) fn resident(&self) -> usize {
+        let daemon = self.daemon.as_ref().expect("this side has a daemon");
+        let statm = std::fs::read_to_string(format!("/proc/{}/statm", daemon.child.id())).unwrap_or_default();
+        statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
+    }
+
+    /// Begins so many sessions, each logged in and with an announcement that nobody has followed yet. They last while
+    /// what is returned is held.
+    pub(crate) fn hold(&self, sessions: usize) -> Result<Held> {
+        let Topology { client, server, .. } = &self.topology;
+        let to = self.control();
+        let listener = server.namespace.run(|| TcpListener::bind(to))?.expect("the port is free");
+        client.namespace.run(|| Held((0..sessions).map(|index| Pair::log_in(&listener, to, index)).collect()))
+    }
+}
+
+/// Many sessions, both ends of each.
+#[derive(Debug)]
+pub(crate) struct Held(Vec<Pair>);
+
+impl Held {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Both ends of a control connection, in the hands of one thread: ten thousand of them need no ten thousand threads.
+#[derive(Debug)]
+struct Pair {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Pair {
+    fn log_in(listener: &TcpListener, to: SocketAddr, index: usize) -> Self {
+        let client = TcpStream::connect(to).expect("control connections are let through");
+        let (server, _) = listener.accept().expect("the connection stands");
+        for end in [&client, &server] {
+            end.set_nodelay(true).and_then(|()| end.set_read_timeout(Some(PATIENCE))).expect("it is a socket");
+        }
+        let pair = Self { client, server };
+        let port = 10_000 + index % 50_000;
+        pair.server_says("220 Ready.");
+        for (command, reply) in [
+            ("USER anonymous", "331 Password?"),
+            ("PASS a@example.org", "230 Welcome."),
+            ("PASV", &format!("227 Entering Passive Mode (10,21,2,10,{},{}).", port / 256, port % 256)),
+        ] {
+            pair.client_says(command);
+            pair.server_says(reply);
+        }
+        pair
+    }
+
+    fn client_says(&self, line: &str) {
+        say(&self.client, &self.server, line);
+    }
+
+    fn server_says(&self, line: &str) {
+        say(&self.server, &self.client, line);
+    }
+}
+
+/// Sends a line, and returns once it has arrived.
+fn say(mut from: &TcpStream, to: &TcpStream, line: &str) {
+    from.write_all(format!("{line}\r\n").as_bytes()).expect("the connection stands");
+    let mut heard = String::new();
+    // Nothing comes behind the line, so the buffer holds nothing back.
+    BufReader::with_capacity(256, to).read_line(&mut heard).expect("the line arrives");
+    assert_eq!(heard.trim_end(), line);
+}
+
+/// A client of the load.
+struct Session {
+    client: MiniClient,
+    content: Vec<u8>,
+}
+
+impl Session {
+    fn begin(server: SocketAddr, modes: &[Mode]) -> Result<Self> {
+        let client = MiniClient::log_in(server, PATIENCE)?;
+        let mut session = Self { client, content: Vec::new() };
+        session.transfers(WARM_UP, modes)?;
+        Ok(session)
+    }
+
+    fn transfers(&mut self, count: usize, modes: &[Mode]) -> Result<()> {
+        let command = format!("RETR {}", SMALL.0);
+        modes.iter().cycle().take(count).try_for_each(|&mode| {
+            self.content.clear();
+            self.client.fetch(mode, &command, &mut self.content)?;
+            assert_eq!(self.content.len(), SMALL.1, "{mode}");
+            Ok(())
+        })
+    }
+}
+
+/// The program as a service in a namespace.
+struct Daemon {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Daemon {
+    fn start(namespace: &Namespace, policy: &str) -> Result<Self> {
+        let folder = std::env::temp_dir().join(format!("pinhole-bench-{}", namespace.name()));
+        std::fs::create_dir_all(&folder).expect("a folder can be made");
+        let file = folder.join("policy.yaml");
+        std::fs::write(&file, policy).expect("a policy can be written");
+        let socket = folder.join("control.sock");
+        let log = std::env::var("PINHOLE_BENCH_LOG").unwrap_or_else(|_| "info".to_owned());
+        let child = namespace
+            .command(env!("CARGO_BIN_EXE_pinhole"))
+            .args(["run", "--policy"])
+            .arg(&file)
+            .env("PINHOLE_SOCKET", &socket)
+            .env("RUST_LOG", log)
+            .spawn()?;
+        let mut daemon = Self { child, folder };
+        wait_until("the daemon answers", PATIENCE, || {
+            assert!(daemon.child.is_running()?, "{}", daemon.child.said());
+            Ok(ask_status(&socket))
+        })?;
+        Ok(daemon)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Whether the control socket answers: the table stands by then.
+fn ask_status(socket: &std::path::Path) -> bool {
+    let ask = || {
+        let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"\"status\"")?;
+        stream.shutdown(std::net::Shutdown::Write)?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)
+    };
+    ask().is_ok_and(|length| length > 0)
+}
+
+/// The value below which so many hundredths of them lie.
+pub(crate) fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[(values.len() - 1) * percent / 100]
+}
