@@ -10,6 +10,7 @@
 //! | `PINHOLE_BENCH_ROUNDS` | how many rounds, 11 unless told |
 //! | `PINHOLE_BENCH_SESSIONS` | how many sessions transfer at once, 8 unless told |
 //! | `PINHOLE_BENCH_MODES` | the modes of the second load, in turn: `PASV,EPSV,PORT,EPRT` unless told |
+//! | `PINHOLE_BENCH_NEW_PORTS` | set to anything: the server announces a new port for each passive transfer |
 //! | `PINHOLE_BENCH_LOG` | the daemon's `RUST_LOG`, `info` unless told |
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
@@ -80,12 +81,16 @@ fn measure(side: Side, plan: &Plan, large: &Arc<[u8]>) -> Result<Measured> {
     let stand = Stand::new(side)?;
     let _server = stand.serve(large)?;
     let Plan { sessions, transfers, round_trips, ref modes, .. } = *plan;
-    Ok(Measured {
-        passive: stand.transfers(sessions, transfers, &[Mode::Pasv])?,
-        mixed: stand.transfers(sessions, transfers, modes)?,
-        round_trip: stand.round_trip(round_trips)?,
-        bulk: stand.bulk()?,
-    })
+    let all = || {
+        Ok(Measured {
+            passive: stand.transfers(sessions, transfers, &[Mode::Pasv])?,
+            mixed: stand.transfers(sessions, transfers, modes)?,
+            round_trip: stand.round_trip(round_trips)?,
+            bulk: stand.bulk()?,
+        })
+    };
+    // What the daemon said is worth more than where a transfer failed.
+    all().inspect_err(|_| println!("{}", stand.said()))
 }
 
 /// The rounds, each with what was measured of every side in the order of [`Side::ALL`].
@@ -123,7 +128,7 @@ fn inserts(plan: &Plan) -> Result<(f64, f64)> {
     let stand = Stand::new(Side::Kernel)?;
     let text = Side::Dialogue.policy().expect("Pinhole has a policy");
     let policy = policy::parse("bench.yaml", &text).expect("the policy is good").policy;
-    let expectation = |index: usize| {
+    let pinhole = |index: usize| {
         let to = IpAddr::from(Ipv4Addr::new(10, 21, 2, 10));
         let port = Port::new(10_000 + (index % 50_000) as u16).expect("from 10000 on");
         Expectation {
@@ -136,13 +141,13 @@ fn inserts(plan: &Plan) -> Result<(f64, f64)> {
     stand.topology.firewall.run(|| {
         let mut firewall = Sets::install(&policy).unwrap_or_else(|error| panic!("{error}"));
         let mut one = |index| {
-            let expectation = expectation(index);
+            let expectation = pinhole(index);
             let began = Instant::now();
             firewall.open(&expectation).expect("the kernel takes it");
             let taken = began.elapsed().as_nanos() as f64 / 1000.0;
-            // As on a gateway: few stand at a time.
-            if index % 2 == 0 {
-                firewall.close(&expectation);
+            // A hundred stand at a time.
+            if let Some(earlier) = index.checked_sub(100) {
+                firewall.close(&pinhole(earlier));
             }
             taken
         };
@@ -153,9 +158,9 @@ fn inserts(plan: &Plan) -> Result<(f64, f64)> {
 
 fn memory() -> Result<String> {
     let sessions = 10_000;
-    // Both ends of each are ours.
-    let files = rustix::process::Rlimit { current: Some(65_536), maximum: Some(65_536) };
-    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).expect("root may open many files");
+    let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
+    let files = rustix::process::Rlimit { current: most, maximum: most };
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, files).expect("what is allowed may be used");
     let stand = Stand::new(Side::Dialogue)?;
     let before = stand.resident();
     let held = stand.hold(sessions)?;

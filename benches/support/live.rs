@@ -84,9 +84,10 @@ impl Stand {
         Ok(Self { topology, daemon })
     }
 
-    /// A server with the files of the load, `large` one of them. One passive listener a session.
+    /// A server with the files of the load, `large` one of them. One passive listener a session, unless told otherwise.
     pub(crate) fn serve(&self, large: &Arc<[u8]>) -> Result<MiniServer> {
-        let options = MiniOptions { one_listener: true, ..MiniOptions::default() };
+        let one_listener = std::env::var_os("PINHOLE_BENCH_NEW_PORTS").is_none();
+        let options = MiniOptions { one_listener, ..MiniOptions::default() };
         let server = MiniServer::start(&self.topology.server.namespace, self.control(), options)?;
         server.place(SMALL.0, vec![b'x'; SMALL.1]);
         server.place(LARGE, Arc::clone(large));
@@ -157,6 +158,13 @@ impl Stand {
         })?
     }
 
+    /// The end of what the daemon has said.
+    pub(crate) fn said(&self) -> String {
+        let said = self.daemon.as_ref().map_or_else(String::new, |daemon| daemon.child.said());
+        let lines: Vec<&str> = said.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
     /// Resident memory of the daemon, in bytes.
     pub(crate) fn resident(&self) -> usize {
         let daemon = self.daemon.as_ref().expect("this side has a daemon");
@@ -168,15 +176,20 @@ impl Stand {
     /// what is returned is held.
     pub(crate) fn hold(&self, sessions: usize) -> Result<Held> {
         let Topology { client, server, .. } = &self.topology;
+        // A client that hangs up is not heard any more: one open file a session is enough.
+        client.namespace.nft(
+            "table inet hold { chain output { type filter hook output priority filter; \
+             meta l4proto tcp tcp flags & (fin | rst) != 0 drop; }; }",
+        )?;
         let to = self.control();
         let listener = server.namespace.run(|| TcpListener::bind(to))?.expect("the port is free");
-        client.namespace.run(|| Held((0..sessions).map(|index| Pair::log_in(&listener, to, index)).collect()))
+        client.namespace.run(|| Held((0..sessions).map(|index| Pair::log_in(&listener, to, index).server).collect()))
     }
 }
 
-/// Many sessions, both ends of each.
+/// Many sessions, the server's end of each.
 #[derive(Debug)]
-pub(crate) struct Held(Vec<Pair>);
+pub(crate) struct Held(Vec<TcpStream>);
 
 impl Held {
     pub(crate) fn len(&self) -> usize {

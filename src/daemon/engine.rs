@@ -1,6 +1,7 @@
 //! The middle with the kernel's firewall: what each piece of news from outside leads to.
 
 use std::io;
+use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
@@ -8,7 +9,7 @@ use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Standing, Status};
 use crate::firewall::sets::{Queueing, Sets, SetupError};
-use crate::netlink::{Entry, TableChange};
+use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
 use crate::policy::{Inspect, Policy, WhenDown};
 use crate::tracker::{Tracker, World};
@@ -19,6 +20,7 @@ pub struct Engine {
     policy: Policy,
     tracker: Tracker,
     firewall: Sets,
+    connections: ConnectionWatch,
     journal: Journal,
     clock: Clock,
     queue_troubles: Seldom,
@@ -29,12 +31,13 @@ pub struct Engine {
 
 impl Engine {
     /// Installs the table and is ready for packets.
-    pub(super) fn start(policy: Policy) -> Result<Self, SetupError> {
+    pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
         let firewall = Sets::install(&policy)?;
         Ok(Self {
             policy,
             tracker: Tracker::default(),
             firewall,
+            connections,
             journal: Journal::default(),
             clock: Clock::start(),
             queue_troubles: Seldom::default(),
@@ -70,6 +73,11 @@ impl Engine {
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
     pub(super) fn packet(&mut self, packet: &[u8]) {
         self.journal.counters.packets += 1;
+        if self.tracker.expectations() > 0 {
+            // The kernel told of a data connection before its peers could go on talking: what has been used by now
+            // counts against no limit.
+            self.hear_of_connections();
+        }
         match Segment::parse(packet) {
             Ok(segment) => self.act(|tracker, world| {
                 if tracker.next_deadline().is_some_and(|due| due <= world.now) {
@@ -89,8 +97,21 @@ impl Engine {
         self.tell_troubles();
     }
 
+    /// Takes all that the kernel has told of connections.
+    pub(super) fn hear_of_connections(&mut self) {
+        loop {
+            match self.connections.next(Duration::ZERO) {
+                Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
+                Ok(Heard::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
+                Ok(Heard::Missed) => warn!("missed some news of connections: counts of used pinholes may be too low"),
+                Ok(Heard::Nothing) => return,
+                Err(error) => return error!("the kernel does not tell of connections: {error}"),
+            }
+        }
+    }
+
     /// A connection began that was not seen in the queue: a data connection, if it carries our mark.
-    pub(super) fn connection_began(&mut self, entry: &Entry) {
+    fn connection_began(&mut self, entry: &Entry) {
         if entry.mark & self.policy.mark.bits() != self.policy.mark.bits() {
             return;
         }
@@ -107,7 +128,7 @@ impl Engine {
     }
 
     /// The kernel has forgotten a connection.
-    pub(super) fn connection_ended(&mut self, entry: &Entry) {
+    fn connection_ended(&mut self, entry: &Entry) {
         let flow = entry.connection.original;
         self.act(|tracker, world| tracker.forgotten(&flow, world));
     }

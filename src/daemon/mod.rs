@@ -10,18 +10,21 @@ mod engine;
 mod journal;
 pub mod status;
 
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
 pub use engine::Engine;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 pub use status::Status;
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use crate::capture::queue::{Queue, QueueError};
 use crate::firewall::sets::SetupError;
-use crate::netlink::{ConnectionChange, ConnectionWatch, Error, Heard, TableWatch};
+use crate::netlink::{ConnectionWatch, Error, Heard, TableWatch};
 use crate::policy::Policy;
 
 /// How long a watcher waits before it looks whether anything is to be done without being told.
@@ -69,7 +72,8 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     // From before the table is made, so that no change to it goes unnoticed.
     let tables = TableWatch::open()?;
     let connections = ConnectionWatch::begins_and_ends()?;
-    let engine = Engine::start(policy)?;
+    let news = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
+    let engine = Engine::start(policy, connections)?;
     for line in engine.introduction() {
         info!("{line}");
     }
@@ -84,7 +88,7 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     });
     thread::spawn({
         let shared = shared.clone();
-        move || watch_connections(connections, &shared)
+        move || watch_connections(&news, &shared)
     });
     let ended_by = runtime.block_on(control::serve(&listener, &shared, source));
     info!("{ended_by}: removing the table inet pinhole");
@@ -123,14 +127,13 @@ fn watch_tables(mut watch: TableWatch, shared: &Shared) {
     }
 }
 
-/// Learns which pinholes were used and which sessions ended.
-fn watch_connections(mut watch: ConnectionWatch, shared: &Shared) {
+/// Learns which pinholes were used and which sessions ended, while no packet comes that would have that learnt.
+fn watch_connections(news: &OwnedFd, shared: &Shared) {
+    let patience = Timespec::try_from(WATCH).expect("a second is not too long");
     loop {
-        match watch.next(WATCH) {
-            Ok(Heard::Change(ConnectionChange::Began(entry))) => shared.lock().connection_began(&entry),
-            Ok(Heard::Change(ConnectionChange::Ended(entry))) => shared.lock().connection_ended(&entry),
-            Ok(Heard::Missed) => warn!("missed some news of connections: counts of used pinholes may be too low"),
-            Ok(Heard::Nothing) => {}
+        match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&patience)) {
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => shared.lock().hear_of_connections(),
             Err(error) => {
                 error!("the kernel does not tell of connections any more: {error}");
                 return;

@@ -18,9 +18,10 @@ const ELEMENTS_A_MESSAGE: usize = 256;
 /// Times that a list is read anew when somebody changes it meanwhile.
 const ATTEMPTS: usize = 16;
 
-/// How long the kernel may take to rearrange a set, and how often it is asked meanwhile.
-const REARRANGING: Duration = Duration::from_millis(500);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_micros(100);
+/// How long the kernel may take to rearrange a set, and how often it is asked meanwhile: seldom, as every attempt that
+/// fails interrupts it.
+const REARRANGING: Duration = Duration::from_secs(1);
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(30);
 
 /// Messages, with the subsystem in the high byte.
 pub(super) mod kind {

@@ -145,6 +145,8 @@ impl Sets {
         standing: impl Iterator<Item = &'a Expectation>,
     ) -> Result<Restored, SetupError> {
         let mut restored = Restored::default();
+        // First what lets marked connections in: a pinhole that is used up by one that is dropped then is lost.
+        self.put_admit(&mut restored)?;
         if self.handles()? != self.installed {
             // Rules alone may be gone. Then the sets are as they should be, and what was used up stays so.
             let sets_are_lost = !self.tables.has_table(TABLE)?;
@@ -154,7 +156,6 @@ impl Sets {
                 restored.elements = self.put_elements(now, standing)?;
             }
         }
-        self.put_admit(&mut restored)?;
         Ok(restored)
     }
 
