@@ -696,9 +696,7 @@ fn the_schema_is_json() {
 
 #[test]
 fn a_command_line_that_is_wrong_is_status_2_and_shows_what_would_be_right() {
-    for arguments in
-        [&["replay", "--jason", "a.pcap"][..], &["replay"], &["frobnicate"], &[], &["schema", "x"]]
-    {
+    for arguments in [&["replay", "--jason", "a.pcap"][..], &["replay"], &["frobnicate"], &[], &["schema", "x"]] {
         let ran = run(arguments);
         assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""), "{arguments:?}");
         assert!(ran.err.contains("Usage: pinhole"), "{}", ran.err);
