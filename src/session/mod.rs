@@ -47,7 +47,8 @@ impl Session {
 
     /// Reads a little of every part, so that all of it is near when it is needed.
     pub(crate) fn touch(&self) -> u32 {
-        self.client.stream.touch() ^ self.server.stream.touch() ^ u32::from(self.dialogue.is_encrypted())
+        let in_line = self.client.lines.is_in_line() ^ self.server.lines.is_in_line();
+        self.client.stream.touch() ^ self.server.stream.touch() ^ self.dialogue.touch() ^ u32::from(in_line)
     }
 
     /// What has been said.

@@ -86,6 +86,8 @@ impl Table {
                 sum ^ tracked.session.touch()
                     ^ u32::from(tracked.connection.original.source.port.number())
                     ^ u32::from(tracked.connection.reply.source.port.number())
+                    ^ u32::from(tracked.ended.is_some())
+                    ^ u32::from(tracked.last_heard > tracked.due)
             });
             std::hint::black_box(sum);
         }
