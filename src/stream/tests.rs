@@ -54,6 +54,18 @@ fn delivers_in_order_what_came_in_order() {
 }
 
 #[test]
+fn a_long_turn_of_single_bytes_waits_whole_for_the_one_lost_in_front() {
+    let turn: Vec<u8> = (0..1000).map(|place| b'a' + (place % 26) as u8).collect();
+    let mut listener = Listener::default();
+    listener.takes(&segment(99, Flags::SYN, b""));
+    for place in (1..turn.len()).rev() {
+        assert_eq!(listener.hears(100 + place as u32, &turn[place..=place]), None);
+    }
+    assert_eq!(listener.hears(100, &turn[..1]), None);
+    assert_eq!(listener.heard, turn);
+}
+
+#[test]
 fn data_in_a_syn_comes_behind_it() {
     let mut listener = Listener::default();
     listener.takes(&segment(99, Flags::SYN, b"PA"));

@@ -7,7 +7,8 @@ use crate::packet::Seq;
 /// How many separate pieces may wait: each costs more than its bytes.
 const MOST_PIECES: usize = 64;
 
-/// Pieces in the order of the stream, none overlapping another.
+/// Pieces in the order of the stream, none overlapping or touching another: what was sent a byte at a time behind one
+/// lost segment is one piece.
 #[derive(Debug, Default)]
 pub(super) struct Waiting {
     pieces: VecDeque<(Seq, Vec<u8>)>,
@@ -68,7 +69,22 @@ impl Waiting {
             rest = &rest[shared..];
             index += 1;
         }
+        self.join();
         differs
+    }
+
+    /// Makes one of pieces that touch.
+    fn join(&mut self) {
+        let mut index = 1;
+        while let Some((at, _)) = self.pieces.get(index) {
+            let at = *at;
+            let (before_at, before) = &mut self.pieces[index - 1];
+            if *before_at + before.len() != at {
+                index += 1;
+            } else if let Some((_, piece)) = self.pieces.remove(index) {
+                self.pieces[index - 1].1.extend(piece);
+            }
+        }
     }
 
     fn add(&mut self, index: usize, at: Seq, bytes: &[u8]) {
