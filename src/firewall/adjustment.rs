@@ -54,14 +54,22 @@ impl Adjustment {
     /// The number that the receiver sees, for one of the sender.
     #[must_use]
     pub fn sequence(&self, sent: Seq) -> Seq {
-        shifted(sent, if sent.is_after(self.position) { self.after } else { self.before })
+        sent.moved(if sent.is_after(self.position) { self.after } else { self.before })
     }
 
     /// The acknowledgement that the sender sees, for one of the receiver.
     #[must_use]
     pub fn acknowledgement(&self, sent: Seq) -> Seq {
-        let as_before = shifted(sent, self.before.wrapping_neg());
-        if as_before.is_after(self.position) { shifted(sent, self.after.wrapping_neg()) } else { as_before }
+        let as_before = sent.moved(self.before.wrapping_neg());
+        if as_before.is_after(self.position) { sent.moved(self.after.wrapping_neg()) } else { as_before }
+    }
+
+    /// The number of the sender that the receiver sees as `wanted`; none if there is no such.
+    pub fn source_of(&self, wanted: Seq) -> Option<Seq> {
+        [self.after, self.before]
+            .map(|by| wanted.moved(by.wrapping_neg()))
+            .into_iter()
+            .find(|sent| self.sequence(*sent) == wanted)
     }
 }
 
@@ -83,15 +91,19 @@ impl Adjustments {
     }
 }
 
-const fn shifted(place: Seq, by: i32) -> Seq {
-    Seq::new(place.number().wrapping_add_signed(by))
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn some_numbers_nothing_becomes() {
+        let adjustment = Adjustment { position: Seq::new(119), before: 0, after: 4 };
+        assert_eq!(adjustment.source_of(Seq::new(119)), Some(Seq::new(119)));
+        assert_eq!(adjustment.source_of(Seq::new(122)), None);
+        assert_eq!(adjustment.source_of(Seq::new(124)), Some(Seq::new(120)));
+    }
 
     proptest! {
         /// What the doc comment promises about the choice of a position.

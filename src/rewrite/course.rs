@@ -6,7 +6,8 @@
 
 use std::collections::VecDeque;
 
-use super::{Adjustment, Replacement, Verdict};
+use super::{Replacement, Verdict};
+use crate::firewall::{Adjustment, NotAdjusted};
 use crate::packet::{Flags, Segment, Seq};
 
 /// How many replacements are remembered, beyond those that the receiver has not acknowledged, for the case that the
@@ -66,7 +67,7 @@ struct Forgotten {
 }
 
 /// One direction.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Course {
     /// What the kernel was found to do.
     found: Adjustment,
@@ -83,10 +84,24 @@ pub struct Course {
     gone: Option<Seq>,
 }
 
+impl Default for Course {
+    fn default() -> Self {
+        Self::found(Adjustment { position: Seq::default(), before: 0, after: 0 })
+    }
+}
+
 impl Course {
     /// A direction that the kernel shifts so already.
     pub fn found(adjustment: Adjustment) -> Self {
-        Self { found: adjustment, adjustment, ..Self::default() }
+        Self {
+            found: adjustment,
+            adjustment,
+            forgotten: None,
+            edits: VecDeque::new(),
+            is_withholding: false,
+            acked: None,
+            gone: None,
+        }
     }
 
     /// What the kernel does to it now.
@@ -97,7 +112,7 @@ impl Course {
     /// Takes the receiver's acknowledgement, and tells it as the sender counts.
     pub fn acknowledged(&mut self, ack: Seq) -> Seq {
         self.acked = Some(self.acked.map_or(ack, |acked| acked.later(ack)));
-        self.adjustment.acknowledged(ack)
+        self.adjustment.acknowledgement(ack)
     }
 
     /// Whether the bytes behind this place were replaced before the kernel was asked what it does: then what is there
@@ -136,7 +151,7 @@ impl Course {
         &mut self,
         segment: &Segment<'_>,
         replaced: Replaced,
-        mut adjust: impl FnMut(&Adjustment) -> bool,
+        mut adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
         let Replaced { start, length, text, before } = replaced;
         let withheld = if self.is_withholding { self.edits.pop_back() } else { None };
@@ -157,7 +172,7 @@ impl Course {
         segment: &Segment<'_>,
         start: Seq,
         before: u8,
-        mut adjust: impl FnMut(&Adjustment) -> bool,
+        mut adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
         let end = segment.seq + segment.payload.len();
         let length = usize::try_from(end - start).unwrap_or(0);
@@ -177,7 +192,7 @@ impl Course {
         &mut self,
         segment: &Segment<'_>,
         edit: Edit,
-        adjust: &mut impl FnMut(&Adjustment) -> bool,
+        adjust: &mut impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
         let end = segment.seq + segment.payload.len();
         // Withheld bytes have not gone on; all others of earlier segments have.
@@ -197,12 +212,11 @@ impl Course {
             return Err(Obstacle::NoRoom);
         }
         let wanted = self.wanted_adjustment();
-        let is_adjusted = wanted.after == self.adjustment.after || adjust(&wanted);
-        if !is_adjusted {
-            self.edits.pop_back();
-            return Err(Obstacle::NotAdjusted);
-        }
         if wanted.after != self.adjustment.after {
+            if adjust(&wanted).is_err() {
+                self.edits.pop_back();
+                return Err(Obstacle::NotAdjusted);
+            }
             self.adjustment = wanted;
         }
         while self.edits.len() > REMEMBERED
@@ -258,12 +272,12 @@ impl Course {
             if !edit.end().is_after(place) {
                 shift += edit.growth();
             } else if place.is_after(edit.start) {
-                return self.found.shifted(edit.start).moved(shift);
+                return self.found.sequence(edit.start).moved(shift);
             } else {
                 break;
             }
         }
-        self.found.shifted(place).moved(shift)
+        self.found.sequence(place).moved(shift)
     }
 
     /// What the receiver gets for a segment, and where.

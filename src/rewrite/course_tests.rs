@@ -40,7 +40,7 @@ impl Path {
     fn new(sent: Vec<u8>, changes: Vec<Change>) -> Self {
         Self {
             course: Course::default(),
-            kernel: Adjustment::default(),
+            kernel: Adjustment { position: Seq::default(), before: 0, after: 0 },
             sent,
             changes,
             made: 0,
@@ -71,7 +71,7 @@ impl Path {
         let kernel = &mut self.kernel;
         let mut adjust = |adjustment: &Adjustment| {
             *kernel = *adjustment;
-            true
+            Ok(())
         };
         while let Some(Change { start, length, text }) = self.changes.get(self.made)
             && start + length <= to
@@ -106,7 +106,7 @@ impl Path {
         if is_lost {
             return;
         }
-        let at = self.kernel.shifted(seq) - Seq::new(FIRST);
+        let at = self.kernel.sequence(seq) - Seq::new(FIRST);
         let at = usize::try_from(at).expect("within the stream");
         for (offset, byte) in payload.into_iter().enumerate() {
             let place = at + offset;
@@ -134,7 +134,7 @@ impl Path {
         if is_heard {
             self.course.acknowledged(ack);
         }
-        let heard = self.kernel.acknowledged(ack) - Seq::new(FIRST);
+        let heard = self.kernel.acknowledgement(ack) - Seq::new(FIRST);
         let heard = usize::try_from(heard).unwrap_or(0);
         assert!(heard <= self.seen, "more was acknowledged than was sent");
         self.acked = self.acked.max(heard);

@@ -4,12 +4,11 @@
 //! every packet, by itself; here is decided what it has to be told, and what each segment becomes. Knows nothing of
 //! FTP, nor how the kernel is told.
 
-mod adjustment;
 mod course;
 
-pub use adjustment::Adjustment;
 pub use course::{Course, MOST_WITHHELD, Obstacle, Replaced};
 
+use crate::firewall::Adjustments;
 use crate::packet::{Direction, Seq};
 
 /// What is to become of a packet.
@@ -47,10 +46,10 @@ pub struct Courses {
 }
 
 impl Courses {
-    /// The directions as the kernel shifts them already: the client's, the server's.
-    pub fn found([client, server]: [Option<Adjustment>; 2]) -> Self {
-        let course = |found: Option<Adjustment>| found.map(Course::found).unwrap_or_default();
-        Self { client: course(client), server: course(server) }
+    /// The directions as the kernel shifts them already.
+    pub fn found(adjustments: &Adjustments) -> Self {
+        let course = |direction| adjustments.of(direction).map(Course::found).unwrap_or_default();
+        Self { client: course(Direction::FromClient), server: course(Direction::FromServer) }
     }
 
     /// One of them.
