@@ -27,6 +27,8 @@ impl Host {
         let name = format!("pinhole-{}-{}-{role}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         run(&["ip", "netns", "add", &name], "");
         let host = Self { name };
+        // The addresses of a wire's own are usable at once: a router asks for its neighbours from them.
+        host.sh(&["sysctl", "-qw", "net.ipv6.conf.default.accept_dad=0"]);
         host.sh(&["ip", "link", "set", "lo", "up"]);
         host
     }

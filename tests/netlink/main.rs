@@ -2,6 +2,7 @@
 //!
 //! Needs root, `ip` and `nft`. Every test has namespaces of its own and removes them.
 
+mod adjust;
 mod capture;
 mod host;
 mod measure;
