@@ -6,7 +6,7 @@
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 
-use etherparse::{IpHeaders, PacketHeaders, TcpHeader, TransportHeader};
+use etherparse::{IpHeaders, NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
 use pinhole::firewall::sets::Sets;
 use pinhole::firewall::{Adjustment, Adjustments, Firewall, NotAdjusted};
 use pinhole::packet::{Connection, Direction, Seq};
@@ -100,15 +100,19 @@ impl Rewriter<'_> {
         };
         self.sets.adjust(&self.connection, direction, &adjustment).expect("it is prepared");
         self.adjustments.set(direction, adjustment);
-        Some(written(&IpHeaders::try_from(net?).ok()?, &mut tcp, &new))
+        let mut ip = match net? {
+            NetHeaders::Ipv4(header, more) => IpHeaders::Ipv4(header, more),
+            NetHeaders::Ipv6(header, more) => IpHeaders::Ipv6(header, more),
+            NetHeaders::Arp(_) => return None,
+        };
+        Some(written(&mut ip, &mut tcp, &new))
     }
 }
 
-fn written(ip: &IpHeaders, tcp: &mut TcpHeader, payload: &[u8]) -> Vec<u8> {
-    let mut ip = ip.clone();
+fn written(ip: &mut IpHeaders, tcp: &mut TcpHeader, payload: &[u8]) -> Vec<u8> {
     ip.set_payload_len(tcp.header_len() + payload.len()).expect("it is short");
     let mut packet = Vec::new();
-    match &mut ip {
+    match ip {
         IpHeaders::Ipv4(header, _) => {
             header.header_checksum = header.calc_header_checksum();
             tcp.checksum = tcp.calc_checksum_ipv4(header, payload).expect("it is short");
@@ -139,24 +143,28 @@ fn lines_grow_and_shrink_in_both_directions_and_no_packet_is_invalid() {
         let site = Site::new();
         site.gateway.nft(MASQUERADE);
         let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
-        let (mut inside, mut outside) = control(&site, server);
+        let (inside, outside) = control(&site, server);
         let connection = translated(&inside, &outside);
         let mut rewriter = Rewriter { sets: &mut sets, connection, adjustments: Adjustments::default() };
-        in_queue(&site.gateway, |packet| rewriter.rewrite(packet), || {
-            // Down by a thousand and more, so that acknowledgements are far behind what was sent, and up again.
-            let downs = (0..20).map(|n| -60 - n);
-            let ups = (0..40).map(|n| 50 + n);
-            let mixed = (0..40).map(|n| if n % 2 == 0 { 5 + n } else { -3 - n });
-            for (number, change) in downs.chain(ups).chain(mixed).chain([0, 0]).enumerate() {
-                for (from, to) in [(&mut inside, &mut outside), (&mut outside, &mut inside)] {
-                    let (sent, expected) = line(change);
-                    from.write_all(&sent).expect("open");
-                    let mut came = vec![0; expected.len()];
-                    to.read_exact(&mut came).unwrap_or_else(|error| panic!("line {number}: {error}"));
-                    assert_eq!(String::from_utf8_lossy(&came), String::from_utf8_lossy(&expected), "line {number}");
+        in_queue(
+            &site.gateway,
+            |packet| rewriter.rewrite(packet),
+            || {
+                // Down by a thousand and more, so that acknowledgements are far behind what was sent, and up again.
+                let downs = (0..20).map(|n| -60 - n);
+                let ups = (0..40).map(|n| 50 + n);
+                let mixed = (0..40).map(|n| if n % 2 == 0 { 5 + n } else { -3 - n });
+                for (number, change) in downs.chain(ups).chain(mixed).chain([0, 0]).enumerate() {
+                    for (mut from, mut to) in [(&inside, &outside), (&outside, &inside)] {
+                        let (sent, expected) = line(change);
+                        from.write_all(&sent).expect("open");
+                        let mut came = vec![0; expected.len()];
+                        to.read_exact(&mut came).unwrap_or_else(|error| panic!("line {number}: {error}"));
+                        assert_eq!(String::from_utf8_lossy(&came), String::from_utf8_lossy(&expected), "line {number}");
+                    }
                 }
-            }
-        });
+            },
+        );
         let watched = site.gateway.sh(&["nft", "list", "table", "inet", "watch"]);
         assert!(watched.contains("ct state invalid counter packets 0 bytes 0 drop"), "{watched}");
     }

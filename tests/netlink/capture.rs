@@ -13,8 +13,8 @@ use pinhole::policy::{Inspect, Policy, Queues, WhenDown};
 
 use crate::host::{Host, connects, flow_of, listens};
 
-/// Reads queue 0 of a host until told to stop; tells of each packet its first four bytes of payload, or its flags.
-pub(crate) fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
+/// Reads queue 0 of a host while `work` goes on; `see` may give another packet for one that it is shown.
+pub(crate) fn in_queue(host: &Host, mut see: impl FnMut(&[u8]) -> Option<Vec<u8>> + Send, work: impl FnOnce()) {
     let mut queue = host.run(nfq::Queue::open).expect("root");
     queue.bind(0).expect("nobody else reads it");
     queue.set_nonblocking(true);
@@ -27,25 +27,36 @@ pub(crate) fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
         }
     }
     thread::scope(|scope| {
-        let stop = Stop(&over);
-        let reader = scope.spawn(|| {
-            let mut heard = Vec::new();
+        let _stop = Stop(&over);
+        scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
                 match queue.recv() {
-                    Ok(message) => {
-                        heard.push(describe(message.get_payload()));
+                    Ok(mut message) => {
+                        if let Some(other) = see(message.get_payload()) {
+                            message.set_payload(other);
+                        }
                         queue.verdict(message).expect("it waits");
                     }
                     Err(_) => thread::sleep(Duration::from_millis(1)),
                 }
             }
-            heard
         });
         work();
+    });
+}
+
+/// Tells of each packet that comes out of queue 0 its first four bytes of payload, or its flags.
+fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
+    let mut heard = Vec::new();
+    let hear = |packet: &[u8]| {
+        heard.push(describe(packet));
+        None
+    };
+    in_queue(host, hear, || {
+        work();
         thread::sleep(Duration::from_millis(100));
-        drop(stop);
-        reader.join().expect("it does not panic")
-    })
+    });
+    heard
 }
 
 fn describe(packet: &[u8]) -> String {
@@ -60,7 +71,7 @@ fn describe(packet: &[u8]) -> String {
 }
 
 /// A dialogue of lines, each sent when the one before has come: the client's begin with `>`.
-pub(crate) fn converse(client: &mut TcpStream, server: &mut TcpStream, lines: &[&str]) {
+fn converse(client: &mut TcpStream, server: &mut TcpStream, lines: &[&str]) {
     for line in lines {
         let (from, to) =
             if line.starts_with('>') { (&mut *client, &mut *server) } else { (&mut *server, &mut *client) };
