@@ -5,6 +5,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
 
 use etherparse::{IpHeaders, NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
 use pinhole::firewall::sets::Sets;
@@ -32,6 +33,10 @@ fn control(site: &Site, server: &str) -> (TcpStream, TcpStream) {
     let listener = listens(&site.outside, server);
     let inside = connects(&site.inside, server).expect("it listens");
     let (outside, _) = listener.accept().expect("it came");
+    // What is lost for good must not hold the test up for good.
+    for end in [&inside, &outside] {
+        end.set_read_timeout(Some(Duration::from_secs(5))).expect("more than nothing");
+    }
     (inside, outside)
 }
 

@@ -29,8 +29,8 @@ pub(super) const CHAINS: [&str; 17] = [
     "nat_postrouting",
     "targets",
     "sources",
-    "input",
-    "postrouting",
+    "late_input",
+    "late_postrouting",
     "shorten",
     "bounds",
 ];
