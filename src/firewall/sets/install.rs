@@ -3,9 +3,10 @@
 use super::admit::{self, Place};
 use super::nft::{self, NftError};
 use super::ruleset::{self, PRIORITY, Queueing, TABLE};
-use super::{BySet, HashMap, PATIENCE, Sets, Troubles, place, range};
+use super::stored::{self, range};
+use super::{BySet, HashMap, PATIENCE, Sets, Troubles};
 use crate::expectation::Expectation;
-use crate::netlink::{Conntrack, Element, Error, TableChange, Tables};
+use crate::netlink::{Conntrack, Error, TableChange, Tables};
 use crate::policy::{Chain, Policy};
 use crate::time::Timestamp;
 
@@ -81,6 +82,7 @@ impl Sets {
             queueing,
             installed: Vec::new(),
             corridors: HashMap::default(),
+            maps_used: false,
             troubles: Troubles::default(),
         };
         // Before anything is changed: a chain that is not there is a mistake in the policy.
@@ -90,6 +92,7 @@ impl Sets {
             }
         }
         sets.put_table()?;
+        sets.maps_used = !sets.mappings()?.is_empty();
         sets.put_admit(&mut Restored::default())?;
         Ok(sets)
     }
@@ -178,6 +181,7 @@ impl Sets {
                 tables.fill_chain(TABLE, &ruleset::queue_chain(number), "", &[rule])?;
             }
         }
+        tables.define(TABLE, &ruleset::PLACES)?;
         nft::apply(&ruleset::text(policy, *queueing))?;
         self.verify()
     }
@@ -225,9 +229,10 @@ impl Sets {
     ) -> Result<usize, SetupError> {
         let mut elements = BySet::new();
         for expectation in standing.filter(|expectation| now < expectation.expires()) {
-            if let Some((set, key)) = place(expectation) {
-                let element = Element::new(key, expectation.expires().since(now));
+            for (set, element) in stored::elements(expectation, expectation.expires().since(now)).into_iter().flatten()
+            {
                 elements.entry(set).or_default().push(element);
+                self.maps_used |= !expectation.mapping.is_none();
             }
         }
         for (set, element) in

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::netlink::{Expression, Family, Table};
+use crate::netlink::{Expression, Family, HelperPlace, Table};
 use crate::policy::{Capture, Inspect, Policy, WhenDown};
 
 /// The table that is Pinhole's own.
@@ -15,12 +15,37 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 6] = ["prerouting", "output", "inspect", "data", "admit", "deliver"];
+pub(super) const CHAINS: [&str; 17] = [
+    "prerouting",
+    "output",
+    "inspect",
+    "data",
+    "admit",
+    "deliver",
+    "prepare",
+    "nat_prerouting",
+    "nat_output",
+    "nat_input",
+    "nat_postrouting",
+    "targets",
+    "sources",
+    "late_input",
+    "late_postrouting",
+    "shorten",
+    "bounds",
+];
 
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
 const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
+const NAT: &str = include_str!("../../../rules/nat.nft");
 const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
 const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
+
+/// What has to stand before the ruleset is read, as nft cannot write it.
+pub(super) const PLACES: [HelperPlace<'static>; 2] = [
+    HelperPlace { name: "adjustable4", network: Family::Ip },
+    HelperPlace { name: "adjustable6", network: Family::Ip6 },
+];
 
 /// How this kernel can be told to queue a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +97,7 @@ pub fn text(policy: &Policy, queueing: Queueing) -> String {
     };
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mut text = format!("define mark_bits = {}\ndefine control_ports = {{ {} }}\n\n", policy.mark, ports.join(", "));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), inspect, TABLE_TEXT];
+    let rest = [BEGIN, &queue(&policy.capture, queueing), NAT, inspect, TABLE_TEXT];
     text.push_str(&rest.join("\n"));
     text
 }
