@@ -82,6 +82,15 @@ impl Queue {
         message.set_verdict(Verdict::Accept);
         self.queue.verdict(message)
     }
+
+    /// Lets another packet go on in the place of this one: from its IP header on, with all lengths and checksums in it
+    /// as they have to be. It may be longer or shorter.
+    pub fn accept_as(&mut self, waiting: Waiting, packet: &[u8]) -> io::Result<()> {
+        let Waiting(mut message) = waiting;
+        message.set_payload(packet);
+        message.set_verdict(Verdict::Accept);
+        self.queue.verdict(message)
+    }
 }
 
 /// Gives the queue's socket a buffer for as many packets as may wait. With the system's own a hundred fill it, and the

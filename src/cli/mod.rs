@@ -6,6 +6,7 @@
 mod check;
 mod demo;
 mod input;
+mod log;
 mod progress;
 mod replay;
 mod service;

@@ -9,7 +9,7 @@ use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Standing, Status};
 use crate::firewall::sets::{Queueing, Sets, SetupError};
-use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Heard, TableChange};
+use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
 use crate::policy::{Inspect, Policy, WhenDown};
 use crate::tracker::{Tracker, World};
@@ -32,6 +32,7 @@ pub struct Engine {
 impl Engine {
     /// Installs the table and is ready for packets.
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
+        listen(&connections, &policy)?;
         let firewall = Sets::install(&policy)?;
         Ok(Self {
             policy,
@@ -44,6 +45,11 @@ impl Engine {
             firewall_troubles: Seldom::default(),
             has_stopped: false,
         })
+    }
+
+    /// The number by which the kernel names whoever opens pinholes here.
+    pub(super) fn number(&self) -> Result<u32, Error> {
+        self.firewall.number()
     }
 
     /// What was found on this kernel and chosen, a line each.
@@ -73,11 +79,9 @@ impl Engine {
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
     pub(super) fn packet(&mut self, packet: &[u8]) {
         self.journal.counters.packets += 1;
-        if self.tracker.expectations() > 0 {
-            // The kernel told of a data connection before its peers could go on talking: what has been used by now
-            // counts against no limit.
-            self.hear_of_connections();
-        }
+        // The kernel told of a data connection before its peers could go on talking: what has been used by now counts
+        // against no limit, and is not mistaken for what this packet announces.
+        self.hear_of_connections();
         match Segment::parse(packet) {
             Ok(segment) => self.act(|tracker, world| {
                 if tracker.next_deadline().is_some_and(|due| due <= world.now) {
@@ -97,8 +101,15 @@ impl Engine {
         self.tell_troubles();
     }
 
+    /// Takes what the kernel has told of connections while no packet came, and tidies up behind those that were admitted.
+    pub(super) fn catch_up(&mut self) {
+        self.hear_of_connections();
+        self.firewall.sweep();
+        self.tell_troubles();
+    }
+
     /// Takes all that the kernel has told of connections.
-    pub(super) fn hear_of_connections(&mut self) {
+    fn hear_of_connections(&mut self) {
         loop {
             match self.connections.next(Duration::ZERO) {
                 Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
@@ -116,14 +127,14 @@ impl Engine {
             return;
         }
         let flow = entry.connection.original;
-        // News comes late. What stands again by now was announced once more: that one has not been used.
+        // News of a connection is heard before the packet that announces the next one to the same port, so it is not
+        // that one which was used.
+        self.firewall.used(&flow);
         let mut session = None;
-        if !self.firewall.admits(&flow) {
-            self.act(|tracker, world| session = tracker.admitted(&flow, world));
-        }
+        self.act(|tracker, world| session = tracker.admitted(&flow, world));
         if session.is_none() {
             self.journal.counters.used += 1;
-            debug!("used {flow}: since then announced anew, or announced before this program began");
+            debug!("used {flow}: announced before this program began");
         }
     }
 
@@ -145,6 +156,8 @@ impl Engine {
         if self.has_stopped {
             return;
         }
+        // What was used is not put back.
+        self.hear_of_connections();
         let now = self.clock.now();
         let standing = self.tracker.standing().map(|(.., expectation)| expectation);
         match self.firewall.restore(now, standing) {
@@ -172,6 +185,7 @@ impl Engine {
         self.firewall.reload(&policy)?;
         self.tracker.follow(&policy);
         self.policy = policy;
+        listen(&self.connections, &self.policy)?;
         Ok(())
     }
 
@@ -193,6 +207,7 @@ impl Engine {
 
     /// How things stand.
     pub(super) fn status(&mut self) -> Status {
+        self.catch_up();
         let now = self.clock.now();
         let pinholes = self.tracker.standing().map(|(session, mode, expectation)| Standing {
             session: session.get(),
@@ -239,4 +254,9 @@ impl Engine {
             None => debug!("the kernel: {latest}"),
         }
     }
+}
+
+/// Hears of data connections that were admitted, and of control connections that ended, and of no others.
+fn listen(connections: &ConnectionWatch, policy: &Policy) -> Result<(), Error> {
+    connections.narrow(policy.mark.bits(), policy.control_ports.as_slice())
 }

@@ -30,6 +30,9 @@ use crate::policy::Policy;
 /// How long a watcher waits before it looks whether anything is to be done without being told.
 const WATCH: Duration = Duration::from_secs(1);
 
+/// How long news of connections gathers before somebody is woken for it.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -74,6 +77,7 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     let connections = ConnectionWatch::begins_and_ends()?;
     let news = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
     let engine = Engine::start(policy, connections)?;
+    tables.ignore(engine.number()?)?;
     for line in engine.introduction() {
         info!("{line}");
     }
@@ -133,7 +137,11 @@ fn watch_connections(news: &OwnedFd, shared: &Shared) {
     loop {
         match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&patience)) {
             Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => shared.lock().hear_of_connections(),
+            Ok(_) => {
+                // A busy server has news all the time; whoever is in a hurry for it takes it before this wakes up.
+                thread::sleep(GATHER);
+                shared.lock().catch_up();
+            }
             Err(error) => {
                 error!("the kernel does not tell of connections any more: {error}");
                 return;

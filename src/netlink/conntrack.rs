@@ -17,11 +17,11 @@ pub(super) mod kind {
     pub(crate) const DELETE: u16 = 0x0102;
 }
 
-const ORIGINAL: u16 = 1;
+pub(super) const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const PROTOCOL_STATE: u16 = 4;
-const MARK: u16 = 8;
+pub(super) const MARK: u16 = 8;
 const ID: u16 = 12;
 const ADJUSTMENT_ORIGINAL: u16 = 15;
 const ADJUSTMENT_REPLY: u16 = 16;
@@ -38,14 +38,14 @@ const TCP_FLAGS_REPLY: u16 = 5;
 const LIBERAL: u8 = 0x08;
 
 const TUPLE_ADDRESSES: u16 = 1;
-const TUPLE_PROTOCOL: u16 = 2;
+pub(super) const TUPLE_PROTOCOL: u16 = 2;
 const V4_SOURCE: u16 = 1;
 const V4_DESTINATION: u16 = 2;
 const V6_SOURCE: u16 = 3;
 const V6_DESTINATION: u16 = 4;
 const PROTOCOL: u16 = 1;
 const SOURCE_PORT: u16 = 2;
-const DESTINATION_PORT: u16 = 3;
+pub(super) const DESTINATION_PORT: u16 = 3;
 
 const TCP: u8 = 6;
 const FAMILY_V4: u8 = 2;

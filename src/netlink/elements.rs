@@ -51,11 +51,16 @@ impl Tables {
                 return Ok(());
             }
             tables.socket.batch(SUBSYSTEM, |batch| {
+                let mut left = leave.clone().filter(stands).count() + come.len();
+                let mut is_last = || {
+                    left -= 1;
+                    left == 0
+                };
                 for (set, element) in leave.clone().filter(stands) {
-                    delete(batch, kind, table, set, &element);
+                    delete(batch, kind, table, set, &element, is_last());
                 }
                 for (set, element) in come {
-                    write(batch, table, set, flags::CREATE, std::slice::from_ref(element));
+                    write(batch, table, set, std::slice::from_ref(element), is_last());
                 }
             })
         });
@@ -72,7 +77,7 @@ impl Tables {
     pub fn insert_all(&mut self, table: Table<'_>, set: &str, elements: &[Element]) -> Result<(), Error> {
         elements.chunks(ELEMENTS_A_MESSAGE).try_for_each(|chunk| {
             let written = self.once_rearranged(|tables| {
-                tables.socket.batch(SUBSYSTEM, |batch| write(batch, table, set, flags::CREATE, chunk))
+                tables.socket.batch(SUBSYSTEM, |batch| write(batch, table, set, chunk, true))
             });
             written.map_err(|cause| Error::new(Operation::Add, InSet { table, set }, cause))
         })
@@ -173,13 +178,27 @@ fn error_of_element(operation: Operation, table: Table<'_>, set: &str, key: &Key
     Error::new(operation, format_args!("element {key} of set {table} {set}"), cause)
 }
 
-fn write(batch: &mut Batch<'_>, table: Table<'_>, set: &str, flags: u16, elements: &[Element]) {
-    batch.request(kind::NEW_ELEMENT, flags, table.family.number(), |w| write_elements(w, table, set, elements));
+fn write(batch: &mut Batch<'_>, table: Table<'_>, set: &str, elements: &[Element], is_last: bool) {
+    let body = |w: &mut Writer| write_elements(w, table, set, elements);
+    append(batch, kind::NEW_ELEMENT, flags::CREATE, table, body, is_last);
 }
 
-fn delete(batch: &mut Batch<'_>, kind: u16, table: Table<'_>, set: &str, element: &Element) {
+fn delete(batch: &mut Batch<'_>, kind: u16, table: Table<'_>, set: &str, element: &Element, is_last: bool) {
     let bare = Element { timeout: None, value: None, ..*element };
-    batch.request(kind, 0, table.family.number(), |w| write_elements(w, table, set, std::slice::from_ref(&bare)));
+    append(batch, kind, 0, table, |w| write_elements(w, table, set, std::slice::from_ref(&bare)), is_last);
+}
+
+/// Of a batch only the last request is acknowledged.
+fn append(
+    batch: &mut Batch<'_>,
+    kind: u16,
+    more: u16,
+    table: Table<'_>,
+    body: impl FnOnce(&mut Writer),
+    is_last: bool,
+) {
+    let family = table.family.number();
+    if is_last { batch.request(kind, more, family, body) } else { batch.quiet_request(kind, more, family, body) }
 }
 
 fn write_elements(w: &mut Writer, table: Table<'_>, set: &str, elements: &[Element]) {

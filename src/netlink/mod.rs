@@ -11,6 +11,7 @@ mod element;
 mod elements;
 mod error;
 mod expression;
+mod filter;
 mod socket;
 mod tables;
 mod watch;

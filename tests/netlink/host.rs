@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use pinhole::expectation::{Expectation, Mapping};
+use pinhole::firewall::sets::Sets;
 use pinhole::net::Port;
 use pinhole::packet::{Endpoint, Flow};
 use pinhole::policy::Policy;
@@ -117,6 +118,12 @@ pub(crate) fn expectation(from: &str, to: &str, number: u16, seconds: u64) -> Ex
     let to = Endpoint::new(ip(to), port(number));
     let lifetime = Duration::from_secs(seconds);
     Expectation { from: ip(from), to, since: Timestamp::from_secs(0), lifetime, mapping: Mapping::NONE }
+}
+
+/// Removes a pinhole that was used, as the daemon does once the kernel has told it of the connection.
+pub(crate) fn tidy_up(sets: &mut Sets, used: &Expectation) {
+    sets.used(&Flow { source: Endpoint::new(used.from, used.to.port), destination: used.to });
+    sets.sweep();
 }
 
 pub(crate) fn flow(from: SocketAddr, to: SocketAddr) -> Flow {

@@ -14,7 +14,7 @@ use pinhole::policy::Policy;
 use pinhole::time::Timestamp;
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::host::{Host, connects, expectation, ip, listens, port};
+use crate::host::{Host, connects, expectation, ip, listens, port, tidy_up};
 
 /// Inside: `10.9.1.1`, `fd09:1::1`, and a second one each that ends in 2. Outside: `10.9.2.1`, `fd09:2::1`. The gateway
 /// ends in 254 (fe) on both sides, and has 253 (fd) outside, too. Nobody outside knows a way in.
@@ -125,7 +125,7 @@ fn mapped(from: &str, to: (&str, u16), delivered: Option<(&str, u16)>, leaves: O
 }
 
 /// Connects from a chosen address and port, as servers do from port 20.
-fn connects_from(host: &Host, from: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
+pub(crate) fn connects_from(host: &Host, from: SocketAddr, to: SocketAddr) -> std::io::Result<TcpStream> {
     host.run(|| {
         let family = if from.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let socket = rustix::net::socket(family, SocketType::STREAM, None)?;
@@ -169,8 +169,9 @@ fn once(sets: &mut Sets, expectation: &Expectation, from: &Host, listener: &TcpL
     assert_eq!(sets.mapping_of(expectation.from, expectation.to), Some(expectation.mapping));
     let stream = connects_from(from, SocketAddr::new(expectation.from, 0), to);
     let peer = carries(listener, stream.unwrap_or_else(|error| panic!("{expectation}: {error}")));
-    assert_eq!(sets.mapping_of(expectation.from, expectation.to), None, "it was used");
     assert!(connects_from(from, SocketAddr::new(expectation.from, 0), to).is_err(), "{expectation} was used");
+    tidy_up(sets, expectation);
+    assert_eq!(sets.mapping_of(expectation.from, expectation.to), None, "it was used, and swept away");
     assert_eq!(sets.take_troubles().latest, None);
     peer
 }
@@ -213,6 +214,7 @@ fn a_server_behind_dnat_connects_as_the_address_that_the_client_called_from_port
             let active = mapped(server, (plan.outside, 40_000), None, Some(plan.wan));
             sets.open(&active).expect("opened");
             let stream = connects_from(&site.inside, at(server, 20), at(plan.outside, 40_000)).expect("announced");
+            tidy_up(&mut sets, &active);
             (there.accept().expect("it came"), stream)
         };
         let ((_first, peer), _here) = connect(plan.inside);

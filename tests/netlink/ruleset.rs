@@ -6,12 +6,16 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pinhole::firewall::Firewall as _;
 use pinhole::firewall::sets::{Sets, SetupError};
-use pinhole::netlink::{Deed, Expression, Family, Heard, Table, TableWatch, Tables};
+use pinhole::netlink::{ConnectionChange, ConnectionWatch, Deed, Expression, Family, Heard, Table, TableWatch, Tables};
 use pinhole::policy::{ControlPorts, Inspect, Policy, Queues};
 use pinhole::time::Timestamp;
 
-use crate::host::{DEFAULT_DROP, Host, connects, expectation, guarded, listens, port};
+use socket2::SockRef;
+
+use crate::host::{DEFAULT_DROP, Host, connects, expectation, guarded, listens, port, tidy_up};
+use crate::nat::connects_from;
 
 #[test]
 fn what_the_kernel_can_queue_with_is_found_without_a_change() {
@@ -108,7 +112,61 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         assert_eq!(wait().1.admitted.len(), 1);
         drop(mended);
     });
+    connects(&client, "10.9.0.2:50000").expect_err("what was used up stays so");
+    tidy_up(&mut sets, &pinholes[0]);
     assert_eq!(sets.pinholes().expect("sets").len(), 1);
+}
+
+#[test]
+fn does_not_hear_of_what_it_does_itself_but_of_what_others_do_to_it() {
+    let host = Host::new("deaf");
+    let (mut sets, mut watch) =
+        host.run(|| (Sets::install(&Policy::embedded()).expect("installed"), TableWatch::open().expect("root")));
+    watch.ignore(sets.number().expect("a socket")).expect("it can be told");
+    for number in 50_000..50_100 {
+        sets.open(&expectation("10.9.0.1", "10.9.0.2", number, 60)).expect("opened");
+    }
+    assert_eq!(watch.next(Duration::ZERO), Ok(Heard::Nothing));
+    host.nft("flush ruleset");
+    let heard = watch.next(Duration::from_secs(5)).expect("it listens");
+    assert!(matches!(&heard, Heard::Change(change) if sets.concerns(change)), "{heard:?}");
+}
+
+#[test]
+fn hears_of_marked_connections_and_of_the_ends_of_control_connections_only() {
+    let (client, host) = Host::pair();
+    host.nft(
+        "table inet t { chain c { type filter hook prerouting priority -150; \
+         tcp dport 50000 ct mark set 0x30000000; tcp dport 50001 ct mark set 0x20000000; }; }",
+    );
+    let mut watch = host.run(|| {
+        let watch = ConnectionWatch::begins_and_ends().expect("root");
+        watch.narrow(0x1000_0000, &[port(2121), port(21)]).expect("it can be told");
+        watch
+    });
+    let _listeners = [21, 22, 2121, 50_000, 50_001].map(|number| listens(&host, &format!("10.9.0.2:{number}")));
+    for number in [21, 22, 50_001, 50_000] {
+        connects(&client, &format!("10.9.0.2:{number}")).expect("nothing drops it");
+    }
+    let heard = watch.next(Duration::from_secs(5)).expect("it listens");
+    let Heard::Change(ConnectionChange::Began(entry)) = heard else { panic!("{heard:?}") };
+    assert_eq!((entry.connection.server().port, entry.mark), (port(50_000), 0x3000_0000));
+    assert_eq!(watch.next(Duration::ZERO), Ok(Heard::Nothing));
+    // A connection that was reset is forgotten when another one begins between the same ports.
+    let from = "10.9.0.1:40000".parse().expect("an address");
+    for number in [22, 21, 2121] {
+        let to = format!("10.9.0.2:{number}").parse().expect("an address");
+        let first = connects_from(&client, from, to).expect("nothing drops it");
+        SockRef::from(&first).set_linger(Some(Duration::ZERO)).expect("it is a socket");
+        drop(first);
+        connects_from(&client, from, to).expect("nothing drops it");
+    }
+    for number in [21, 2121] {
+        let heard = watch.next(Duration::from_secs(5)).expect("it listens");
+        let Heard::Change(ConnectionChange::Ended(entry)) = heard else { panic!("{heard:?}") };
+        assert_eq!(entry.connection.server().port, port(number));
+    }
+    assert_eq!(watch.next(Duration::ZERO), Ok(Heard::Nothing));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use pinhole::netlink::{ConnectionChange, ConnectionWatch, Conntrack, Element, Fa
 use pinhole::packet::{Connection, Flow};
 use pinhole::policy::Policy;
 
-use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, run};
+use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, run, tidy_up};
 
 #[test]
 fn an_element_is_there_until_it_is_removed_or_expires() {
@@ -86,6 +87,7 @@ fn a_pinhole_admits_one_connection_from_there_to_there() {
         connects(&client, &end(50_000)).expect_err("it was used");
         let entry = host.run(|| Conntrack::open(Duration::from_secs(1)).and_then(|mut c| c.find(&flow_of(&first))));
         assert_eq!(entry.expect("root").expect("a connection").mark, 0x1000_0000);
+        tidy_up(&mut sets, &expectation(client_at, host_at, 50_000, 60));
         assert_eq!(sets.pinholes(), Ok(Vec::new()));
 
         sets.open(&expectation("10.9.0.77", "10.9.0.2", 50_000, 60)).expect("for somebody else");
@@ -96,6 +98,51 @@ fn a_pinhole_admits_one_connection_from_there_to_there() {
         assert_eq!(sets.pinholes().expect("sets").len(), 1);
         assert_eq!(sets.take_troubles().count, 0);
     }
+}
+
+#[test]
+fn of_many_connections_at_the_same_moment_a_pinhole_admits_one() {
+    let (client, host) = Host::pair();
+    host.nft(DEFAULT_DROP);
+    let mut sets = host.run(|| Sets::install(&guarded())).expect("installed");
+    let _listener = listens(&host, "10.9.0.2:50000");
+    for _ in 0..5 {
+        sets.open(&expectation("10.9.0.1", "10.9.0.2", 50_000, 60)).expect("opened");
+        let starts = Barrier::new(8);
+        let attempt = || {
+            starts.wait();
+            connects(&client, "10.9.0.2:50000").is_ok()
+        };
+        let admitted = thread::scope(|scope| {
+            let attempts: Vec<_> = (0..8).map(|_| scope.spawn(attempt)).collect();
+            attempts.into_iter().filter_map(|attempt| attempt.join().ok()).filter(|admitted| *admitted).count()
+        });
+        assert_eq!(admitted, 1);
+    }
+}
+
+#[test]
+fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
+    let (client, host) = Host::pair();
+    host.nft(DEFAULT_DROP);
+    let mut sets = host.run(|| Sets::install(&guarded())).expect("installed");
+    let listener = listens(&host, "10.9.0.2:50000");
+    let announced = expectation("10.9.0.1", "10.9.0.2", 50_000, 60);
+    for time in 0..200 {
+        sets.open(&announced).expect("opened");
+        connects(&client, "10.9.0.2:50000").unwrap_or_else(|error| panic!("time {time}: {error}"));
+        listener.accept().expect("it came");
+        // Now and then the news of it comes late, or not at all.
+        match time % 3 {
+            0 => tidy_up(&mut sets, &announced),
+            1 => sets.used(&flow("10.9.0.1:1".parse().expect("an address"), "10.9.0.2:50000".parse().expect("one"))),
+            _ => {}
+        }
+    }
+    sets.open(&announced).expect("opened");
+    sets.sweep();
+    assert_eq!(sets.pinholes().expect("sets").len(), 1, "what was announced anew is not swept away");
+    assert_eq!(sets.take_troubles().count, 0);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use super::admit::{self, Place};
 use super::nft::{self, NftError};
 use super::ruleset::{self, PRIORITY, Queueing, TABLE};
 use super::stored::{self, range};
-use super::{BySet, HashMap, PATIENCE, Sets, Troubles};
+use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::expectation::Expectation;
 use crate::netlink::{Conntrack, Error, TableChange, Tables};
 use crate::policy::{Chain, Policy};
@@ -82,6 +82,7 @@ impl Sets {
             queueing,
             installed: Vec::new(),
             corridors: HashMap::default(),
+            used: HashSet::default(),
             maps_used: false,
             troubles: Troubles::default(),
         };

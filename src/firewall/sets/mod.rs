@@ -14,7 +14,7 @@ use std::hash::RandomState;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
@@ -31,6 +31,9 @@ use stored::{PINHOLES, SOURCES, Stored, TARGETS, of_family, range};
 
 /// How long the kernel may take to answer. It answers at once, unless something is very wrong.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many used pinholes one message removes.
+const REMOVED_TOGETHER: usize = 128;
 
 /// A pinhole as it stands in the kernel, whoever put it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,6 +70,8 @@ pub struct Sets {
     installed: Vec<u64>,
     /// How many sessions have each corridor open.
     corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
+    /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
+    used: HashSet<(IpAddr, Endpoint), RandomState>,
     /// Whether something may be in the maps. Where nothing ever was, nobody need look there.
     maps_used: bool,
     troubles: Troubles,
@@ -100,13 +105,28 @@ impl Sets {
         Ok(mappings)
     }
 
-    /// Whether a pinhole stands through which this connection would come.
-    pub fn admits(&mut self, flow: &Flow) -> bool {
-        let Flow { source, destination } = *flow;
-        let Some(set) = of_family(PINHOLES, source.address, destination.address) else { return false };
-        let key = Key::connection(source.address, destination.address, destination.port.number());
-        let found = self.tables.has_element(TABLE, set, &key);
-        self.note(found).unwrap_or(false)
+    /// A connection came through its pinhole, which admits nobody any more: it is removed with the next
+    /// [`sweep`](Self::sweep), its mapping with it. Has to be told before the same one is opened again.
+    pub fn used(&mut self, flow: &Flow) {
+        self.used.insert((flow.source.address, flow.destination));
+    }
+
+    /// Removes the pinholes that were used.
+    pub fn sweep(&mut self) {
+        let used: Vec<_> = self.used.drain().collect();
+        for some in used.chunks(REMOVED_TOGETHER) {
+            let pinhole = |&(from, to): &(IpAddr, Endpoint)| stored::bare(from, to);
+            let mut go: Vec<Stored> = some.iter().filter_map(pinhole).collect();
+            go.extend(some.iter().flat_map(|&(from, to)| self.places(from, to)));
+            self.take(&go);
+        }
+    }
+
+    /// The number by which the kernel names whoever opens and closes pinholes here: see [`TableWatch::ignore`].
+    ///
+    /// [`TableWatch::ignore`]: crate::netlink::TableWatch::ignore
+    pub fn number(&self) -> Result<u32, Error> {
+        self.tables.number()
     }
 
     /// What was refused since the last time that this was asked.
@@ -189,6 +209,7 @@ impl Firewall for Sets {
 
     fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
         let come = stored::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
+        self.used.remove(&(expectation.from, expectation.to));
         self.maps_used |= !expectation.mapping.is_none();
         // What an earlier pinhole with the same addresses was mapped by must not outlive it.
         let mut go = self.places(expectation.from, expectation.to);

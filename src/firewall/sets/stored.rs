@@ -58,6 +58,11 @@ pub(super) fn elements(expectation: &Expectation, lifetime: Duration) -> Option<
     Some(all)
 }
 
+/// The place of the pinhole for such a connection.
+pub(super) fn bare(from: IpAddr, to: Endpoint) -> Option<Stored> {
+    of_family(PINHOLES, from, to.address).map(|set| (set, Element::new(key(from, to), Duration::ZERO)))
+}
+
 /// The places in the maps where a mapping may stand for a connection with these addresses.
 pub(super) fn places(from: IpAddr, to: Endpoint) -> impl Iterator<Item = Stored> {
     let element = Element::new(key(from, to), Duration::ZERO);
