@@ -9,10 +9,11 @@ use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Standing, Status};
 use crate::firewall::sets::{Queueing, Sets, SetupError};
+use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
 use crate::policy::{Inspect, Policy, WhenDown};
-use crate::tracker::{Tracker, World};
+use crate::tracker::{Adoption, SessionNumber, Tracker, World};
 
 /// Sessions, the firewall, the policy and the counts.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ impl Engine {
     /// Installs the table and is ready for packets.
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
         let firewall = Sets::install(&policy)?;
-        Ok(Self {
+        let mut engine = Self {
             policy,
             tracker: Tracker::default(),
             firewall,
@@ -43,7 +44,25 @@ impl Engine {
             queue_troubles: Seldom::default(),
             firewall_troubles: Seldom::default(),
             has_stopped: false,
-        })
+        };
+        engine.adopt()?;
+        Ok(engine)
+    }
+
+    /// Takes over what an earlier run left in the kernel.
+    fn adopt(&mut self) -> Result<(), SetupError> {
+        let remains = self.firewall.remains(self.clock.now())?;
+        let mut adoption = Adoption::default();
+        self.act(|tracker, world| adoption = tracker.adopt(remains, world));
+        if !adoption.is_nothing() {
+            self.journal.counters.adopted += adoption.pinholes as u64;
+            let Adoption { pinholes, corridors, closed } = adoption;
+            info!(
+                "an earlier run left something open: took over {pinholes} pinholes and {corridors} corridors, closed \
+                 {closed} whose session is over"
+            );
+        }
+        Ok(())
     }
 
     /// What was found on this kernel and chosen, a line each.
@@ -195,8 +214,8 @@ impl Engine {
     pub(super) fn status(&mut self) -> Status {
         let now = self.clock.now();
         let pinholes = self.tracker.standing().map(|(session, mode, expectation)| Standing {
-            session: session.get(),
-            announced_by: mode.announced_by(),
+            session: (session != SessionNumber::EARLIER).then_some(session.get()),
+            announced_by: mode.map(Mode::announced_by),
             from: expectation.from.to_string(),
             to: expectation.to.to_string(),
             age: now.since(expectation.since).as_secs_f64(),

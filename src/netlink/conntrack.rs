@@ -20,6 +20,7 @@ pub(super) mod kind {
 const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const STATUS: u16 = 3;
+const PROTOCOL_STATE: u16 = 4;
 const MARK: u16 = 8;
 const ID: u16 = 12;
 const MARK_MASK: u16 = 21;
@@ -34,6 +35,10 @@ const PROTOCOL: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
 
+const OF_TCP: u16 = 1;
+const TCP_STATE: u16 = 1;
+const TCP_ESTABLISHED: u8 = 3;
+
 const TCP: u8 = 6;
 const FAMILY_V4: u8 = 2;
 const FAMILY_V6: u8 = 10;
@@ -47,6 +52,9 @@ pub struct Entry {
     pub status: u32,
     /// Its mark.
     pub mark: u32,
+    /// Whether both ends may go on talking: it has begun and neither has said that it ends. What the kernel tells of a
+    /// connection that it has forgotten does not say so.
+    pub is_established: bool,
     /// A number that no other connection has while this one lasts.
     pub id: Option<u32>,
 }
@@ -147,9 +155,14 @@ impl Entry {
             connection: Connection { original: flow(ORIGINAL)?, reply: flow(REPLY)? },
             status: number(STATUS).unwrap_or(0),
             mark: number(MARK).unwrap_or(0),
+            is_established: tcp_state(attributes) == Some(TCP_ESTABLISHED),
             id: number(ID),
         })
     }
+}
+
+fn tcp_state(entry: Attributes<'_>) -> Option<u8> {
+    entry.find(PROTOCOL_STATE)?.nested().find(OF_TCP)?.nested().find(TCP_STATE)?.u8()
 }
 
 fn read_tuple(tuple: Attributes<'_>) -> Option<Flow> {
@@ -215,7 +228,7 @@ mod tests {
                 w.number(MARK, 7);
             });
             let entry = Messages::of(writer.as_bytes()).next().and_then(Entry::read);
-            assert_eq!(entry, Some(Entry { connection, status: 0, mark: 7, id: None }));
+            assert_eq!(entry, Some(Entry { connection, status: 0, mark: 7, is_established: false, id: None }));
         }
     }
 

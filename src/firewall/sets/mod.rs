@@ -6,6 +6,7 @@
 mod admit;
 mod install;
 mod nft;
+mod remains;
 mod ruleset;
 
 use std::collections::BTreeMap;
