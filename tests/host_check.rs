@@ -14,6 +14,7 @@ use std::process::Command;
 use daemon::{Daemon, PATIENCE, PROGRAM};
 use pinhole::capture::queue::Queue;
 use pinhole::lab::{Finished, Namespace, Shape};
+use pinhole::policy::WhenDown;
 use serde_json::Value;
 
 /// A host with rules.
@@ -131,7 +132,7 @@ fn somebody_elses_table_is_a_problem() {
 #[test]
 fn a_queue_that_is_taken_is_a_problem() {
     let namespace = host("");
-    let _reader = namespace.run(|| Queue::open(0)).expect("a thread").expect("the queue is free");
+    let _reader = namespace.run(|| Queue::open(0, WhenDown::Open)).expect("a thread").expect("the queue is free");
     let found = check(&namespace, None, &[]);
     let problem = problem(&found);
     assert!(problem.contains("queue 0") && problem.contains("`capture: { queue: 1 }`"), "{problem}");

@@ -1,9 +1,6 @@
 //! `pinhole run` and the commands that talk to the service: `rules`, `status`, `reload`.
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-
-use tracing_subscriber::EnvFilter;
 
 use super::{Outcome, input};
 use crate::daemon::control;
@@ -40,7 +37,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         super::complain(format_args!("`pinhole run` changes the firewall of this host: run it as root"));
         return Ok(Outcome::BadUsage);
     }
-    log_to_standard_error();
+    super::messages::begin();
     crate::daemon::run(policy, args.policy.as_deref())?;
     Ok(Outcome::Good)
 }
@@ -64,17 +61,5 @@ pub(super) fn reload() -> anyhow::Result<Outcome> {
             super::complain(format_args!("the policy is not loaded, the old one stays: {}", problem.trim_end()));
             Ok(Outcome::BadUsage)
         }
-    }
-}
-
-/// Log lines go to standard error. Under systemd that is the journal, which knows the time and takes the level from
-/// the beginning of the line; `RUST_LOG` says what is worth a line.
-fn log_to_standard_error() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.with_ansi(false).without_time().init();
-    } else {
-        builder.with_ansi(io::stderr().is_terminal()).compact().init();
     }
 }

@@ -109,7 +109,7 @@ impl fmt::Display for Status {
         writeln!(f, "since the start: {packets} packets, {sessions} sessions, {encrypted} of them encrypted")?;
         write!(
             f,
-            "  pinholes: {opened} opened, {adopted} taken over, {used} used, {expired} expired, {closed} closed"
+            "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed, {adopted} taken over"
         )?;
         for (reason, count) in refused {
             write!(f, "\n  refused, {reason}: {count}")?;

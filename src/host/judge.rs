@@ -3,9 +3,10 @@
 use std::collections::BTreeSet;
 
 use super::filter::{self, Dropped, Fate};
-use super::look::{Helper, Instance, Kernel, Nft, Privileges, QueueReader, Seen};
+use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
+use crate::capture::readers::Reader;
 use crate::firewall::sets::{Queueing, ruleset};
 use crate::policy::Policy;
 
@@ -146,22 +147,18 @@ fn features(kernel: &Kernel) -> Vec<Finding> {
     findings
 }
 
-fn queues(policy: &Policy, readers: &[QueueReader], instance: &Instance) -> Vec<Finding> {
+fn queues(policy: &Policy, readers: &[Reader], instance: &Instance) -> Vec<Finding> {
     let judge = |number: u16| {
         let about = format!("queue {number}");
         let Some(reader) = readers.iter().find(|reader| reader.queue == number) else {
             return Finding::new(Weight::Ok, about, "nobody reads it");
         };
-        let who = match &reader.program {
-            Some(program) => format!("{program} (process {})", reader.port),
-            None => format!("the program with the netlink port {}", reader.port),
-        };
         if matches!(instance, Instance::Runs(_)) {
-            return Finding::new(Weight::Ok, about, format_args!("{who} reads it, as the service runs"));
+            return Finding::new(Weight::Ok, about, format_args!("{reader} reads it, as the service runs"));
         }
         let taken: BTreeSet<u16> = readers.iter().map(|reader| reader.queue).collect();
         let free = (0..u16::MAX).find(|number| !taken.contains(number)).unwrap_or(u16::MAX);
-        Finding::new(Weight::Problem, about, format_args!("{who} reads it")).advising(format_args!(
+        Finding::new(Weight::Problem, about, format_args!("{reader} reads it")).advising(format_args!(
             "end that program, or take another queue in the policy: `capture: {{ queue: {free} }}`"
         ))
     };
