@@ -1,11 +1,16 @@
 //! `pinhole run` and the commands that talk to the service: `rules`, `status`, `reload`.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use super::{Outcome, input};
 use crate::daemon::control;
 use crate::daemon::status::Request;
 use crate::firewall::sets::{Queueing, ruleset};
+use crate::netlink::Tables;
+
+/// How long the kernel may take to say what it can do.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
@@ -19,6 +24,18 @@ pub(super) struct RulesArgs {
     /// The policy; without one, the embedded default
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// For a kernel that queues in that way; without it, for this kernel, which only root may ask
+    #[arg(long, value_name = "HOW")]
+    queueing: Option<QueueingArg>,
+}
+
+/// What hands packets to the program.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum QueueingArg {
+    /// The statement `queue` of nf_tables
+    Statement,
+    /// The target NFQUEUE of iptables, through nf_tables
+    Target,
 }
 
 #[derive(Debug, clap::Args)]
@@ -43,10 +60,22 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
-    match input::policy(args.policy.as_deref()) {
-        Ok(policy) => super::print(&ruleset(&policy, Queueing::Statement)),
-        Err(outcome) => Ok(outcome),
-    }
+    let policy = match input::policy(args.policy.as_deref()) {
+        Ok(policy) => policy,
+        Err(outcome) => return Ok(outcome),
+    };
+    let ask = || Tables::open(PATIENCE).and_then(|mut tables| Queueing::of_kernel(&mut tables));
+    let (queueing, whose) = match args.queueing {
+        Some(QueueingArg::Statement) => (Queueing::Statement, "a kernel".to_owned()),
+        Some(QueueingArg::Target) => (Queueing::CompatTarget, "a kernel".to_owned()),
+        None => match ask() {
+            Ok(Some(queueing)) => (queueing, "this kernel".to_owned()),
+            Ok(None) => (Queueing::Statement, "a kernel (this one has no way to queue)".to_owned()),
+            Err(error) => (Queueing::Statement, format!("a kernel (this one was not asked: {error})")),
+        },
+    };
+    let text = ruleset(&policy, queueing);
+    super::print(&format!("# What `pinhole run` installs on {whose} that queues by {queueing}.\n\n{text}"))
 }
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {

@@ -8,7 +8,7 @@ use tracing::{debug, error, info, warn};
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Standing, Status};
-use crate::firewall::sets::{Queueing, Sets, SetupError};
+use crate::firewall::sets::{Queueing, Sets, SetupError, own_rule};
 use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
@@ -79,7 +79,7 @@ impl Engine {
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
         let admit = match admit.as_slice() {
-            [] => format!("by your own rule: `ct mark & {0} == {0} accept`", self.policy.mark),
+            [] => format!("by your own rule: `{}`", own_rule(self.policy.mark)),
             chains => format!("by a rule at the top of {}", chains.join(", ")),
         };
         vec![

@@ -7,7 +7,7 @@ use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
 use crate::capture::readers::Reader;
-use crate::firewall::sets::{Queueing, ruleset};
+use crate::firewall::sets::{Queueing, own_rule, ruleset};
 use crate::policy::Policy;
 
 /// Older ones do not know the payload expressions of our rules.
@@ -28,17 +28,12 @@ pub fn judge(policy: &Policy, seen: &Seen) -> Vec<Finding> {
             }
             Err(why) => findings.push(
                 Finding::new(Weight::Warning, "your filter", format_args!("cannot be read: {why}"))
-                    .advising(format_args!("see to it that it accepts the mark: `{}`", mark_rule(policy))),
+                    .advising(format_args!("see to it that it accepts the mark: `{}`", own_rule(policy.mark))),
             ),
         }
         findings.extend(legacy(policy, &kernel.legacy));
     }
     findings
-}
-
-/// The rule for those who would rather write it themselves.
-fn mark_rule(policy: &Policy) -> String {
-    format!("ct mark and {0} == {0} accept", policy.mark)
 }
 
 fn privileges(privileges: Privileges) -> Finding {
@@ -236,8 +231,11 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool) -> Vec<Finding> {
         };
         let opaque = if fate.is_opaque { " (rules made with iptables could not be read)" } else { "" };
         let place = if dropped == Dropped::ByPolicy { "to it" } else { "above that" };
-        let advice =
-            format!("add {place} `{}`, or have it added by the policy: `admit: [{}]`", mark_rule(policy), chain.name);
+        let advice = format!(
+            "add {place} `{}`, or have it added by the policy: `admit: [{}]`",
+            own_rule(policy.mark),
+            chain.name
+        );
         let passing = base.hook == "forward";
         if passing && !forwards {
             return Finding::new(Weight::Ok, about, format_args!("{by}; this host does not pass packets on"));

@@ -14,7 +14,7 @@ use crate::capture::readers::{Reader, readers};
 use crate::daemon::control;
 use crate::firewall::sets::{Queueing, ruleset};
 use crate::net::Port;
-use crate::netlink::{Conntrack, Expression, Family, Table, Tables};
+use crate::netlink::{Conntrack, Family, Table, Tables};
 use crate::packet::{Endpoint, Flow};
 use crate::policy::{Policy, WhenDown};
 
@@ -163,7 +163,9 @@ impl Kernel {
     fn look(policy: &Policy, nft: &Nft) -> Self {
         let opened = Tables::open(PATIENCE).map_err(|error| error.to_string());
         let (nf_tables, queueing, own_table) = match opened {
-            Ok(mut tables) => (Ok(()), queueing(&mut tables), own_table(&mut tables)),
+            Ok(mut tables) => {
+                (Ok(()), Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()), own_table(&mut tables))
+            }
             Err(why) => (Err(why.clone()), Err(why), None),
         };
         let takes_ruleset = match &queueing {
@@ -193,19 +195,6 @@ impl Kernel {
             },
         }
     }
-}
-
-/// Finds out what queues, as the service does.
-fn queueing(tables: &mut Tables) -> Result<Option<Queueing>, String> {
-    for (queueing, rule) in [
-        (Queueing::Statement, Expression::Queue { number: 0, bypass: true }),
-        (Queueing::CompatTarget, Expression::CompatQueue { number: 0, bypass: true }),
-    ] {
-        if tables.could(&[rule]).map_err(|error| error.to_string())? {
-            return Ok(Some(queueing));
-        }
-    }
-    Ok(None)
 }
 
 fn own_table(tables: &mut Tables) -> Option<Vec<String>> {

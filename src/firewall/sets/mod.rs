@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 
+pub use admit::own_rule;
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
 pub use ruleset::{Queueing, text as ruleset};
