@@ -13,6 +13,7 @@ use std::process::{Command, Stdio};
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
 use nix::sys::signal::Signal;
+use pinhole::expectation::Refusal;
 use pinhole::lab::{self, Finished, Namespace};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, netlink, sockopt};
@@ -208,4 +209,22 @@ fn a_queue_that_fails_for_good_ends_the_service_and_leaves_the_table_for_the_nex
     assert!(said.lines().count() < 20, "it says so over and over: {said}");
     assert!(namespace.nft_says(&["list", "tables"]).expect("nft lists").contains("inet pinhole"));
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
+}
+
+// --- The manual ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn the_manual_names_every_counter_and_every_reason_of_a_refusal() {
+    let manual = include_str!("../docs/operation.md");
+    let daemon = Daemon::start(&namespace(), "{}").unwrap_or_else(|error| panic!("{error}"));
+    let status = daemon.status();
+    let counters = status["counters"].as_object().expect("an object").keys();
+    let reasons = Refusal::ALL.map(|reason| reason.name().to_owned());
+    // Several stand in one row, as they are called in the text.
+    let rows: Vec<&str> = manual.lines().filter(|line| line.starts_with('|')).collect();
+    for name in counters.cloned().chain(reasons) {
+        let is_named =
+            |row: &&&str| row.contains(&format!("`{name}`")) || row.split(['|', ',']).any(|cell| cell.trim() == name);
+        assert!(rows.iter().find(is_named).is_some(), "{name} is not explained");
+    }
 }
