@@ -23,7 +23,7 @@ endif
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),--config 'target."cfg(unix)".runner="sudo -E"')
 
 .NOTPARALLEL:
-.PHONY: help run replay test fuzz-all fuzz bench lint clean
+.PHONY: help run demo replay test fuzz-all fuzz bench lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -31,6 +31,10 @@ help: ## this list
 run: ## build, and run the service until Ctrl-C (POLICY=file, else the embedded one)
 	@tests/setup run
 	cargo $(AS_ROOT) run --quiet --release $(LOCKED) -- run $(if $(POLICY),--policy $(POLICY))
+
+demo: ## build, and show it all in network namespaces of its own
+	@tests/setup run
+	cargo $(AS_ROOT) run --quiet --release $(LOCKED) -- demo
 
 replay: ## build, and replay a capture: which data connections would have been let through (CAPTURE=file)
 	@tests/setup
