@@ -22,7 +22,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pinhole::expectation::Expectation;
+use pinhole::expectation::{Expectation, Mapping};
 use pinhole::firewall::Firewall as _;
 use pinhole::firewall::sets::Sets;
 use pinhole::ftp::Mode;
@@ -136,6 +136,7 @@ fn inserts(plan: &Plan) -> Result<(f64, f64)> {
             to: Endpoint::new(to, port),
             since: Timestamp::from_secs(1),
             lifetime: Duration::from_secs(60),
+            mapping: Mapping::NONE,
         }
     };
     stand.topology.firewall.run(|| {

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use crate::expectation::{Expectation, Refusal};
+use crate::expectation::{Expectation, Mapping, Refusal};
 use crate::ftp::Mode;
 use crate::ftp::notation::Announced;
 use crate::net::Port;
@@ -56,7 +56,7 @@ pub fn decide(
     }
     let from = if mode.is_active() { connection.reply.source } else { connection.original.source };
     let to = Endpoint::new(address, port);
-    Ok(Expectation { from: from.address, to, since: now, lifetime: terms.timeout })
+    Ok(Expectation { from: from.address, to, since: now, lifetime: terms.timeout, mapping: Mapping::NONE })
 }
 
 /// What an announcement names, for people: also when it is refused.

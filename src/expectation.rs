@@ -19,6 +19,8 @@ pub struct Expectation {
     pub since: Timestamp,
     /// How long it is admitted.
     pub lifetime: Duration,
+    /// What NAT makes of its addresses. Those above are the ones with which it arrives.
+    pub mapping: Mapping,
 }
 
 impl Expectation {
@@ -35,7 +37,39 @@ impl Expectation {
 
 impl fmt::Display for Expectation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.from, self.to)
+        write!(f, "{} -> {}{}", self.from, self.to, self.mapping)
+    }
+}
+
+/// What is done to the addresses of one data connection, so that both ends find whom they expect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    /// Where it is delivered, instead of where it goes.
+    pub to: Option<Endpoint>,
+    /// The address that it leaves with, instead of the one with which it came. It keeps its source port where that is
+    /// free, and gets another one where it is not.
+    pub from: Option<IpAddr>,
+}
+
+impl Mapping {
+    /// Nothing is done to them.
+    pub const NONE: Self = Self { to: None, from: None };
+
+    /// Whether nothing is done to them.
+    pub const fn is_none(&self) -> bool {
+        self.to.is_none() && self.from.is_none()
+    }
+}
+
+/// What follows the addresses: ` (to 10.0.0.5:4000, from 192.0.2.1)`, and nothing where nothing is done.
+impl fmt::Display for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.to, self.from) {
+            (None, None) => Ok(()),
+            (Some(to), None) => write!(f, " (to {to})"),
+            (None, Some(from)) => write!(f, " (from {from})"),
+            (Some(to), Some(from)) => write!(f, " (to {to}, from {from})"),
+        }
     }
 }
 

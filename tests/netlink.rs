@@ -13,9 +13,9 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use pinhole::expectation::{Corridor, Expectation};
+use pinhole::expectation::{Corridor, Expectation, Mapping};
 use pinhole::firewall::sets::{Queueing, Sets, SetupError};
-use pinhole::firewall::{Control, Firewall};
+use pinhole::firewall::{Adjustments, Control, Firewall};
 use pinhole::net::{Port, PortRange};
 use pinhole::netlink::{
     ConnectionChange, ConnectionWatch, Conntrack, Deed, Element, Expression, Family, Heard, Key, Table, TableWatch,
@@ -112,7 +112,8 @@ fn port(number: u16) -> Port {
 
 fn expectation(from: &str, to: &str, number: u16, seconds: u64) -> Expectation {
     let to = Endpoint::new(ip(to), port(number));
-    Expectation { from: ip(from), to, since: Timestamp::from_secs(0), lifetime: Duration::from_secs(seconds) }
+    let lifetime = Duration::from_secs(seconds);
+    Expectation { from: ip(from), to, since: Timestamp::from_secs(0), lifetime, mapping: Mapping::NONE }
 }
 
 fn flow(from: SocketAddr, to: SocketAddr) -> Flow {
@@ -376,11 +377,17 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
             let mut ours = connects(&client, address).expect("it listens");
             let (mut theirs, _) = listener.accept().expect("it came");
             let connection = sets.control_connection(&flow_of(&ours)).expect("a control connection").connection;
-            assert_eq!(sets.control_connection(&flow_of(&theirs)), Some(Control { connection, is_unread: false }));
+            assert_eq!(
+                sets.control_connection(&flow_of(&theirs)),
+                Some(Control { connection, is_unread: false, adjustments: Adjustments::default() })
+            );
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE);
             sets.stop_reading(&connection);
-            assert_eq!(sets.control_connection(&flow_of(&theirs)), Some(Control { connection, is_unread: true }));
+            assert_eq!(
+                sets.control_connection(&flow_of(&theirs)),
+                Some(Control { connection, is_unread: true, adjustments: Adjustments::default() })
+            );
             converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
             ours.shutdown(Shutdown::Write).expect("open");
             thread::sleep(Duration::from_millis(20));
@@ -484,7 +491,7 @@ fn a_translated_connection_has_four_addresses() {
     let (theirs, _) = listener.accept().expect("it came");
     let connection = Connection { original: flow_of(&ours), reply: flow_of(&theirs) };
     assert_eq!(theirs.peer_addr().map(|peer| peer.ip()).ok(), Some(ip("10.9.0.9")));
-    let control = Some(Control { connection, is_unread: false });
+    let control = Some(Control { connection, is_unread: false, adjustments: Adjustments::default() });
     assert_eq!(sets.control_connection(&connection.original), control);
     assert_eq!(sets.control_connection(&connection.reply), control);
     let unknown: Flow = flow("10.1.1.1:9".parse().expect("one"), "10.1.1.2:80".parse().expect("one"));

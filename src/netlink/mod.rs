@@ -13,7 +13,7 @@ mod socket;
 mod tables;
 mod watch;
 
-pub use conntrack::{Conntrack, Entry};
+pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
 pub use element::{Element, Key};
 pub use error::{Cause, Error, Operation};
 pub use expression::{About, Expression};

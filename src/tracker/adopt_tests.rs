@@ -1,6 +1,7 @@
 //! What was left, with a simulated firewall.
 
 use super::*;
+use crate::expectation::Mapping;
 use crate::firewall::Simulated;
 use crate::net::{Port, PortRange};
 use crate::packet::{Direction, Segment};
@@ -69,6 +70,7 @@ fn pinhole(from: &str, to: &str, age: u64, lifetime: u64) -> Expectation {
         to: endpoint(to),
         since,
         lifetime: Duration::from_secs(lifetime),
+        mapping: Mapping::default(),
     }
 }
 

@@ -228,6 +228,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::expectation::Mapping;
     use crate::script::endpoint;
 
     fn standing(owner: u32, port: u16, since: u64, lifetime: u64) -> Standing {
@@ -236,6 +237,7 @@ mod tests {
             to: endpoint(&format!("10.0.0.2:{port}")),
             since: Timestamp::from_secs(since),
             lifetime: Duration::from_secs(lifetime),
+            mapping: Mapping::NONE,
         };
         Standing { expectation, mode: Some(Mode::Pasv), owner, session: SessionNumber(1), command: None }
     }

@@ -206,7 +206,7 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_unread } = world.firewall.control_connection(&segment.flow)?;
+        let Control { connection, is_unread, .. } = world.firewall.control_connection(&segment.flow)?;
         if is_unread && !segment.flags.has(Flags::SYN) {
             return None;
         }

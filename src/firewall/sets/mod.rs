@@ -21,11 +21,11 @@ pub use install::{Restored, SetupError};
 pub use nft::NftError;
 pub use ruleset::{Queueing, text as ruleset};
 
-use super::{Control, Firewall, NotOpened};
-use crate::expectation::{Corridor, Expectation};
+use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
+use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::{Port, PortRange};
-use crate::netlink::{Conntrack, Element, Error, Key, Tables};
-use crate::packet::{Connection, Endpoint, Flow};
+use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, Tables};
+use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
 use ruleset::TABLE;
 
@@ -153,15 +153,18 @@ impl Firewall for Sets {
                 let is_unread = self.policy.capture.inspect == crate::policy::Inspect::Dialogue
                     && entry.mark & self.policy.mark.bits() == self.policy.mark.bits();
                 let is_control = self.policy.control_ports.contains(connection.server().port);
-                is_control.then_some(Control { connection, is_unread })
+                is_control.then_some(Control { connection, is_unread, adjustments: adjustments(&entry) })
             }
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone.
-            None => self.direct(flow).map(|connection| Control { connection, is_unread: false }),
+            None => {
+                let adjustments = Adjustments::default();
+                self.direct(flow).map(|connection| Control { connection, is_unread: false, adjustments })
+            }
         }
     }
 
     fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
-        let (set, key) = place(expectation).ok_or(NotOpened)?;
+        let (set, key) = place(expectation).filter(|_| expectation.mapping.is_none()).ok_or(NotOpened)?;
         self.insert(set, &Element::new(key, expectation.lifetime))
     }
 
@@ -169,6 +172,31 @@ impl Firewall for Sets {
         if let Some((set, key)) = place(expectation) {
             self.remove_element(set, &Element::new(key, expectation.lifetime));
         }
+    }
+
+    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        let set = of_family(PINHOLES, from, to.address)?;
+        let found = self.tables.has_element(TABLE, set, &Key::connection(from, to.address, to.port.number()));
+        self.note(found)?.then_some(Mapping::NONE)
+    }
+
+    fn adjust(
+        &mut self,
+        connection: &Connection,
+        direction: Direction,
+        adjustment: &Adjustment,
+    ) -> Result<(), NotAdjusted> {
+        let Adjustment { position, before, after } = *adjustment;
+        let wanted = SequenceAdjustment { position: position.number(), before, after };
+        let flow = &connection.original;
+        let adjusted = self.conntrack.adjust(flow, direction == Direction::FromClient, &wanted);
+        if !self.note(adjusted).ok_or(NotAdjusted::Failed)? {
+            return Err(NotAdjusted::Unknown);
+        }
+        // The kernel also says yes where it does nothing.
+        let found = self.conntrack.find(flow);
+        let entry = self.note(found).ok_or(NotAdjusted::Failed)?.ok_or(NotAdjusted::Unknown)?;
+        if adjustments(&entry).of(direction) == Some(*adjustment) { Ok(()) } else { Err(NotAdjusted::NotPrepared) }
     }
 
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
@@ -223,6 +251,15 @@ fn range(corridor: &Corridor, lifetime: Duration) -> Option<(&'static str, Eleme
     let set = of_family(CORRIDORS, from, to)?;
     let key = |port: Port| Key::connection(from, to, port.number());
     Some((set, Element::range(key(ports.first()), key(ports.last()), lifetime)))
+}
+
+fn adjustments(entry: &Entry) -> Adjustments {
+    let read = |found: SequenceAdjustment| {
+        let SequenceAdjustment { position, before, after } = found;
+        Adjustment { position: Seq::new(position), before, after }
+    };
+    let [from_client, from_server] = entry.adjustments.map(|found| found.map(read));
+    Adjustments { from_client, from_server }
 }
 
 fn pinhole(element: &Element) -> Option<Pinhole> {

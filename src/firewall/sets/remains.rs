@@ -1,7 +1,8 @@
 //! What stands in the kernel when a program begins: pinholes, corridors, and the control connections they may be of.
 
-use super::{CORRIDORS, Sets, TABLE};
+use super::{CORRIDORS, Pinhole, Sets, TABLE};
 use crate::expectation::{Corridor, Expectation};
+use crate::firewall::Firewall;
 use crate::net::{Port, PortRange};
 use crate::netlink::{Element, Error};
 use crate::time::Timestamp;
@@ -10,12 +11,13 @@ use crate::tracker::Remains;
 impl Sets {
     /// What an earlier program left, to be handed to [`Tracker::adopt`](crate::tracker::Tracker::adopt).
     pub fn remains(&mut self, now: Timestamp) -> Result<Remains, Error> {
-        let pinholes = self.pinholes()?.into_iter().map(|pinhole| {
-            let expires = now + pinhole.remaining;
-            let since = expires.before(pinhole.lifetime);
-            Expectation { from: pinhole.from, to: pinhole.to, since, lifetime: expires.since(since) }
-        });
-        let pinholes: Vec<_> = pinholes.collect();
+        let mut pinholes = Vec::new();
+        for Pinhole { from, to, lifetime, remaining } in self.pinholes()? {
+            let expires = now + remaining;
+            let since = expires.before(lifetime);
+            let mapping = self.mapping_of(from, to).unwrap_or_default();
+            pinholes.push(Expectation { from, to, since, lifetime: expires.since(since), mapping });
+        }
         let mut corridors = Vec::new();
         for set in CORRIDORS {
             corridors.extend(self.tables.elements(TABLE, set)?.iter().filter_map(corridor));
