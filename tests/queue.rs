@@ -12,7 +12,7 @@ use pinhole::capture::queue::Queue;
 use pinhole::firewall::sets::Sets;
 use pinhole::lab::{Family, Shape, Topology};
 use pinhole::packet::{Flags, Segment};
-use pinhole::policy::Policy;
+use pinhole::policy::{Policy, WhenDown};
 
 const SAID: &[u8] = b"hello\r\n";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,7 +38,7 @@ fn heard_instead(instead: &[u8]) -> Vec<u8> {
     let topology = Topology::new(Shape::ServerHost).expect("namespaces");
     let to = SocketAddr::new(topology.target.of(Family::V4), 21);
     let installed = topology.firewall.run(|| {
-        let queue = Queue::open(0).unwrap_or_else(|error| panic!("{error}"));
+        let queue = Queue::open(0, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
         (queue, Sets::install(&Policy::embedded()).unwrap_or_else(|error| panic!("{error}")))
     });
     let (mut queue, _sets) = installed.expect("the namespace is there");

@@ -13,7 +13,7 @@ use pinhole::firewall::sets::Sets;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
-use pinhole::policy::{self, Mark};
+use pinhole::policy::{self, Mark, WhenDown};
 
 /// How long anything may take that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -243,7 +243,7 @@ impl Stand {
 fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, i32)> {
     let policy = policy::parse("bench.yaml", &side.policy().expect("Pinhole has one")).expect("it is good").policy;
     firewall.run(|| {
-        let mut queue = Queue::open(0).unwrap_or_else(|error| panic!("{error}"));
+        let mut queue = Queue::open(0, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
         let (tell, told) = std::sync::mpsc::channel();
         thread::spawn(move || {
             tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");

@@ -8,11 +8,12 @@ use tracing::{debug, error, info, warn};
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Standing, Status};
-use crate::firewall::sets::{Queueing, Sets, SetupError};
+use crate::firewall::sets::{Queueing, Sets, SetupError, own_rule};
+use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
 use crate::policy::{Inspect, Policy, WhenDown};
-use crate::tracker::{Tracker, World};
+use crate::tracker::{Adoption, SessionNumber, Tracker, World};
 
 /// Sessions, the firewall, the policy and the counts.
 #[derive(Debug)]
@@ -34,7 +35,7 @@ impl Engine {
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
         listen(&connections, &policy)?;
         let firewall = Sets::install(&policy)?;
-        Ok(Self {
+        let mut engine = Self {
             policy,
             tracker: Tracker::default(),
             firewall,
@@ -44,7 +45,25 @@ impl Engine {
             queue_troubles: Seldom::default(),
             firewall_troubles: Seldom::default(),
             has_stopped: false,
-        })
+        };
+        engine.adopt()?;
+        Ok(engine)
+    }
+
+    /// Takes over what an earlier run left in the kernel.
+    fn adopt(&mut self) -> Result<(), SetupError> {
+        let remains = self.firewall.remains(self.clock.now())?;
+        let mut adoption = Adoption::default();
+        self.act(|tracker, world| adoption = tracker.adopt(remains, world));
+        if !adoption.is_nothing() {
+            self.journal.counters.adopted += adoption.pinholes as u64;
+            let Adoption { pinholes, corridors, closed } = adoption;
+            info!(
+                "an earlier run left something open: took over {pinholes} pinholes and {corridors} corridors, closed \
+                 {closed} whose session is over"
+            );
+        }
+        Ok(())
     }
 
     /// The number by which the kernel names whoever opens pinholes here.
@@ -66,7 +85,7 @@ impl Engine {
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
         let admit = match admit.as_slice() {
-            [] => format!("by your own rule: `ct mark & {0} == {0} accept`", self.policy.mark),
+            [] => format!("by your own rule: `{}`", own_rule(self.policy.mark)),
             chains => format!("by a rule at the top of {}", chains.join(", ")),
         };
         vec![
@@ -210,8 +229,8 @@ impl Engine {
         self.catch_up();
         let now = self.clock.now();
         let pinholes = self.tracker.standing().map(|(session, mode, expectation)| Standing {
-            session: session.get(),
-            announced_by: mode.announced_by(),
+            session: (session != SessionNumber::EARLIER).then_some(session.get()),
+            announced_by: mode.map(Mode::announced_by),
             from: expectation.from.to_string(),
             to: expectation.to.to_string(),
             age: now.since(expectation.since).as_secs_f64(),

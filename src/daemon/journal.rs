@@ -49,15 +49,15 @@ impl Observer for Journal {
             }
             News::Used { flow, .. } => {
                 counters.used += 1;
-                info!("used {flow}: announced in session {session}");
+                info!("used {flow}: {}", announced(session));
             }
             News::Expired(expectation) => {
                 counters.expired += 1;
-                info!("expired {expectation}: nobody came, announced in session {session}");
+                info!("expired {expectation}: nobody came, {}", announced(session));
             }
             News::Closed { expectation, why } => {
                 counters.closed += 1;
-                info!("closed {expectation}: {}, announced in session {session}", why.explanation());
+                info!("closed {expectation}: {}, {}", why.explanation(), announced(session));
             }
             News::Encrypted { corridor: None } => {
                 counters.encrypted += 1;
@@ -77,6 +77,14 @@ impl Observer for Journal {
                 debug!("session {session}: {oddity:?}");
             }
         }
+    }
+}
+
+fn announced(session: SessionNumber) -> String {
+    if session == SessionNumber::EARLIER {
+        "announced before this program began".to_owned()
+    } else {
+        format!("announced in session {session}")
     }
 }
 

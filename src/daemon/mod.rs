@@ -9,6 +9,7 @@ pub mod control;
 mod engine;
 mod journal;
 pub mod status;
+mod threads;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -20,7 +21,7 @@ pub use engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 pub use status::Status;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::capture::queue::{Queue, QueueError};
 use crate::firewall::sets::SetupError;
@@ -32,6 +33,8 @@ const WATCH: Duration = Duration::from_secs(1);
 
 /// How long news of connections gathers before somebody is woken for it.
 const GATHER: Duration = Duration::from_millis(10);
+/// How often in a row the queue may fail: a packet lost here and there is no reason to end.
+const MOST_FAILURES: u32 = 100;
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -49,8 +52,11 @@ pub enum StartError {
     #[error(transparent)]
     Control(#[from] control::ControlError),
     /// The runtime of the control plane cannot be started.
-    #[error("cannot start the control plane: {0}")]
-    Runtime(#[source] std::io::Error),
+    #[error("cannot start the control plane: {0}; are there too many open files?")]
+    Runtime(std::io::Error),
+    /// It ran, and a part of it ended that must not.
+    #[error("the service cannot go on: {0}; the table inet pinhole stays, for the next start to take over")]
+    Ended(String),
 }
 
 /// The engine as the threads share it.
@@ -71,7 +77,8 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     // A second instance must find out before it changes anything.
     let listener = runtime.block_on(async { control::listen() })?;
-    let queues = policy.capture.queues.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    let open = |number| Queue::open(number, policy.capture.when_down);
+    let queues = policy.capture.queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
     // From before the table is made, so that no change to it goes unnoticed.
     let tables = TableWatch::open()?;
     let connections = ConnectionWatch::begins_and_ends()?;
@@ -82,57 +89,66 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
         info!("{line}");
     }
     let shared = Shared(Arc::new(Mutex::new(engine)));
+    let (mut threads, crew) = threads::crew();
     for queue in queues {
         let shared = shared.clone();
-        thread::spawn(move || take_packets(queue, &shared));
+        crew.start("reading the queue", move || take_packets(queue, &shared));
     }
-    thread::spawn({
+    crew.start("watching the ruleset", {
         let shared = shared.clone();
         move || watch_tables(tables, &shared)
     });
-    thread::spawn({
+    crew.start("watching connections", {
         let shared = shared.clone();
         move || watch_connections(&news, &shared)
     });
-    let ended_by = runtime.block_on(control::serve(&listener, &shared, source));
+    let ended_by = runtime.block_on(async {
+        tokio::select! {
+            signal = control::serve(&listener, &shared, source) => Ok(signal),
+            why = threads.first_end() => Err(why),
+        }
+    });
+    let ended_by = ended_by.map_err(StartError::Ended)?;
     info!("{ended_by}: removing the table inet pinhole");
     shared.lock().stop()?;
     Ok(())
 }
 
-/// Takes packets until the program ends.
-fn take_packets(mut queue: Queue, shared: &Shared) {
+/// Takes packets until that fails for good; says why.
+fn take_packets(mut queue: Queue, shared: &Shared) -> String {
+    let mut failures = 0;
     loop {
-        match queue.next_packet() {
-            Ok(waiting) => {
-                shared.lock().packet(waiting.packet());
-                // The packet goes on only now, when what it announced stands in the kernel.
-                if let Err(error) = queue.accept(waiting) {
-                    shared.lock().queue_trouble(&error);
-                }
-            }
-            Err(error) => shared.lock().queue_trouble(&error),
+        let result = queue.next_packet().and_then(|waiting| {
+            shared.lock().packet(waiting.packet());
+            // The packet goes on only now, when what it announced stands in the kernel.
+            queue.accept(waiting)
+        });
+        let Err(error) = result else {
+            failures = 0;
+            continue;
+        };
+        shared.lock().queue_trouble(&error);
+        failures += 1;
+        if failures == MOST_FAILURES {
+            return error.to_string();
         }
     }
 }
 
 /// Puts back what others remove, as soon as the kernel tells of it.
-fn watch_tables(mut watch: TableWatch, shared: &Shared) {
+fn watch_tables(mut watch: TableWatch, shared: &Shared) -> String {
     loop {
         match watch.next(WATCH) {
             Ok(Heard::Change(change)) => shared.lock().ruleset_changed(&change),
             Ok(Heard::Missed) => shared.lock().restore(),
             Ok(Heard::Nothing) => shared.lock().pass_time(),
-            Err(error) => {
-                error!("the kernel does not tell of changes to the ruleset any more: {error}");
-                return;
-            }
+            Err(error) => return error.to_string(),
         }
     }
 }
 
 /// Learns which pinholes were used and which sessions ended, while no packet comes that would have that learnt.
-fn watch_connections(news: &OwnedFd, shared: &Shared) {
+fn watch_connections(news: &OwnedFd, shared: &Shared) -> String {
     let patience = Timespec::try_from(WATCH).expect("a second is not too long");
     loop {
         match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&patience)) {
@@ -142,10 +158,7 @@ fn watch_connections(news: &OwnedFd, shared: &Shared) {
                 thread::sleep(GATHER);
                 shared.lock().catch_up();
             }
-            Err(error) => {
-                error!("the kernel does not tell of connections any more: {error}");
-                return;
-            }
+            Err(error) => return error.to_string(),
         }
     }
 }

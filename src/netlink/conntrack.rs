@@ -32,6 +32,8 @@ const OFFSET_BEFORE: u16 = 2;
 const OFFSET_AFTER: u16 = 3;
 
 const TCP_STATE: u16 = 1;
+const TCP_STATE_NUMBER: u16 = 1;
+const TCP_ESTABLISHED: u8 = 3;
 const TCP_FLAGS_ORIGINAL: u16 = 4;
 const TCP_FLAGS_REPLY: u16 = 5;
 /// IP_CT_TCP_FLAG_BE_LIBERAL: what is outside of the window is not invalid for it.
@@ -60,6 +62,9 @@ pub struct Entry {
     pub status: u32,
     /// Its mark.
     pub mark: u32,
+    /// Whether both ends may go on talking: it has begun and neither has said that it ends. What the kernel tells of a
+    /// connection that it has forgotten does not say so.
+    pub is_established: bool,
     /// A number that no other connection has while this one lasts.
     pub id: Option<u32>,
     /// How the sequence numbers of its packets are corrected, in the original direction and in the other one, where that
@@ -199,11 +204,16 @@ impl Entry {
             connection: Connection { original: flow(ORIGINAL)?, reply: flow(REPLY)? },
             status: number(STATUS).unwrap_or(0),
             mark: number(MARK).unwrap_or(0),
+            is_established: tcp_state(attributes) == Some(TCP_ESTABLISHED),
             id: number(ID),
             adjustments: [ADJUSTMENT_ORIGINAL, ADJUSTMENT_REPLY]
                 .map(|kind| attributes.find(kind).and_then(|found| SequenceAdjustment::read(found.nested()))),
         })
     }
+}
+
+fn tcp_state(entry: Attributes<'_>) -> Option<u8> {
+    entry.find(PROTOCOL_STATE)?.nested().find(TCP_STATE)?.nested().find(TCP_STATE_NUMBER)?.u8()
 }
 
 impl SequenceAdjustment {
@@ -292,7 +302,10 @@ mod tests {
             });
             let entry = Messages::of(writer.as_bytes()).next().and_then(Entry::read);
             let adjustments = [None, Some(adjustment)];
-            assert_eq!(entry, Some(Entry { connection, status: 0, mark: 7, id: None, adjustments }));
+            assert_eq!(
+                entry,
+                Some(Entry { connection, status: 0, mark: 7, is_established: false, id: None, adjustments })
+            );
         }
     }
 

@@ -22,7 +22,8 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standing {
     pub(super) expectation: Expectation,
-    pub(super) mode: Mode,
+    /// How it was announced, where that is known.
+    pub(super) mode: Option<Mode>,
     /// The slot of the session that announced it last.
     pub(super) owner: u32,
     pub(super) session: SessionNumber,
@@ -260,7 +261,7 @@ mod tests {
             lifetime: Duration::from_secs(lifetime),
             mapping: Mapping::NONE,
         };
-        Standing { expectation, mode: Mode::Pasv, owner, session: SessionNumber(1), command: None }
+        Standing { expectation, mode: Some(Mode::Pasv), owner, session: SessionNumber(1), command: None }
     }
 
     #[derive(Clone, Debug)]

@@ -5,6 +5,7 @@
 //! are. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
 
 mod about;
+mod adopt;
 mod deadlines;
 mod expectations;
 mod news;
@@ -15,6 +16,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use adopt::{Adoption, Remains};
 pub use news::{Ended, News, Observer, SessionNumber};
 
 use crate::expectation::{Closed, Corridor, Expectation};
@@ -26,6 +28,7 @@ use crate::rewrite::{Courses, Verdict};
 use crate::session::{Dialogue, Ending, Event, Session, Told};
 use crate::time::Timestamp;
 use about::About;
+use adopt::Heritage;
 use expectations::{Expectations, Standing};
 use table::{Table, Tracked};
 
@@ -77,6 +80,8 @@ pub struct Tracker {
     expectations: Expectations,
     /// The corridors of encrypted sessions, by slot; only where a policy allows any.
     corridors: BTreeMap<u32, Corridor>,
+    /// What an earlier run left.
+    heritage: Heritage,
     sessions_begun: u64,
 }
 
@@ -91,8 +96,8 @@ impl Tracker {
         self.expectations.len()
     }
 
-    /// All expectations that stand, and the sessions that announced them.
-    pub fn standing(&self) -> impl Iterator<Item = (SessionNumber, Mode, &Expectation)> {
+    /// All expectations that stand, the sessions that announced them, and how, where that is known.
+    pub fn standing(&self) -> impl Iterator<Item = (SessionNumber, Option<Mode>, &Expectation)> {
         self.expectations.iter().map(|one| (one.session, one.mode, &one.expectation))
     }
 
@@ -138,7 +143,12 @@ impl Tracker {
             Some(found) => found,
             None => match self.begin(segment, world) {
                 Some(begun) => begun,
-                None => return Handled::NotOurs,
+                None => {
+                    if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
+                        self.close_heritage(&segment.flow, world);
+                    }
+                    return Handled::NotOurs;
+                }
             },
         };
         let Some(tracked) = self.sessions.get(slot) else { return Handled::NotOurs };
@@ -185,7 +195,8 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Option<SessionNumber> {
         let (session, mode) = match self.expectations.remove(flow.source.address, flow.destination) {
-            Some(standing) => (standing.session, Some(standing.mode)),
+            Some(standing) => (standing.session, standing.mode),
+            None if self.heritage.admits(flow) => (SessionNumber::EARLIER, None),
             None => {
                 let (&slot, _) = self.corridors.iter().find(|(_, corridor)| corridor.matches(flow))?;
                 (self.sessions.get(slot)?.number, None)
@@ -209,6 +220,7 @@ impl Tracker {
             self.end(slot, Ended::Finished, world);
             self.sessions.remove(slot);
         }
+        self.close_heritage(flow, world);
     }
 
     /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
@@ -318,7 +330,7 @@ impl Tracker {
         if tracked.ended.replace(how).is_some() {
             return;
         }
-        let number = tracked.number;
+        let (number, flow) = (tracked.number, tracked.connection.original);
         while let Some(Standing { expectation, .. }) = self.expectations.pop_of(slot) {
             world.firewall.close(&expectation);
             world.tell(number, &News::Closed { expectation, why: Closed::SessionEnded });
@@ -326,6 +338,7 @@ impl Tracker {
         if let Some(corridor) = self.corridors.remove(&slot) {
             world.firewall.close_corridor(&corridor);
         }
+        self.close_heritage(&flow, world);
         world.tell(number, &News::Ended(how));
     }
 

@@ -14,6 +14,9 @@ use crate::time::Timestamp;
 pub struct SessionNumber(pub(super) u64);
 
 impl SessionNumber {
+    /// Some session of an earlier run, which left something behind.
+    pub const EARLIER: Self = Self(0);
+
     /// The number.
     pub const fn get(self) -> u64 {
         self.0
@@ -71,7 +74,7 @@ pub enum News<'a> {
     },
     /// The expected data connection came.
     Used {
-        /// How it was announced; none where it came through the corridor of an encrypted session.
+        /// How it was announced; none where that is not known, or it came through the corridor of an encrypted session.
         mode: Option<Mode>,
         /// Its addresses.
         flow: Flow,

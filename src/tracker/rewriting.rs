@@ -267,7 +267,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         self.world.firewall.open(expectation).map_err(|_| Refusal::NotOpened)?;
         self.expectations.insert(Standing {
             expectation: *expectation,
-            mode: announcement.mode,
+            mode: Some(announcement.mode),
             owner: self.slot,
             session: self.number,
             command: announcement.number,

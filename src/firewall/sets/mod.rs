@@ -6,6 +6,7 @@
 mod admit;
 mod install;
 mod nft;
+mod remains;
 mod ruleset;
 mod stored;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 
+pub use admit::own_rule;
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
 pub use ruleset::{Queueing, text as ruleset};

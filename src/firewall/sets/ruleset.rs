@@ -46,6 +46,14 @@ pub(super) const PLACES: [HelperPlace<'static>; 2] = [
     HelperPlace { name: "adjustable4", network: Family::Ip },
     HelperPlace { name: "adjustable6", network: Family::Ip6 },
 ];
+/// The size of the sets of pinholes as the file has it.
+const SIZE: &str = "size 65535";
+
+/// How many elements a set of pinholes has room for. What was used counts until the kernel sweeps it out, so there are
+/// more than may stand at one time.
+fn set_size(policy: &Policy) -> u32 {
+    policy.limits.pinholes.get().saturating_mul(4).max(65_535)
+}
 
 /// How this kernel can be told to queue a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,7 +105,9 @@ pub fn text(policy: &Policy, queueing: Queueing) -> String {
     };
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mut text = format!("define mark_bits = {}\ndefine control_ports = {{ {} }}\n\n", policy.mark, ports.join(", "));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), NAT, inspect, TABLE_TEXT];
+    // nft knows no names for sizes, so this one number is exchanged.
+    let table = TABLE_TEXT.replace(SIZE, &format!("size {}", set_size(policy)));
+    let rest = [BEGIN, &queue(&policy.capture, queueing), NAT, inspect, &table];
     text.push_str(&rest.join("\n"));
     text
 }
@@ -154,6 +164,19 @@ mod tests {
         assert!(text(&policy, Queueing::Statement).contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n"));
         policy.capture.when_down = WhenDown::Closed;
         assert!(text(&policy, Queueing::Statement).contains("\t\tqueue to 0\n"));
+    }
+
+    #[test]
+    fn the_sets_have_room_for_as_many_pinholes_as_the_policy_allows() {
+        let sizes = |limit| {
+            let mut policy = policy();
+            policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
+            let text = text(&policy, Queueing::Statement);
+            let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
+            sizes.map(|size| size.parse::<u32>().expect("a number")).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(1), [65_535; 2]);
+        assert_eq!(sizes(1 << 20), [4 << 20; 2]);
     }
 
     #[test]
