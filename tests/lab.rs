@@ -75,7 +75,7 @@ fn the_kernels_helper_lets_every_mode_through_a_firewall_that_drops_by_default()
 fn a_firewall_that_drops_by_default_lets_logins_through_and_no_data() {
     let outcomes = play(
         "no helper",
-        &[Shape::ServerHost, Shape::Gateway],
+        &Shape::ALL,
         16,
         |stage| stage.topology.firewall.nft(stage.scene.shape.default_drop()),
         |stage, cell| {
