@@ -19,7 +19,7 @@ fn play<G>(
     shapes: &[Shape],
     at_once: usize,
     prepare: impl Fn(&Stage) -> Result<G> + Sync,
-    each: impl Fn(&Stage, matrix::Cell) -> Result<()> + Sync,
+    each: impl Fn(&Stage, &matrix::Cell) -> Result<()> + Sync,
 ) -> Vec<Outcome> {
     let begun = Instant::now();
     let outcomes = matrix::play(&Scene::all(shapes), at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));

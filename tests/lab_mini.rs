@@ -97,8 +97,13 @@ fn real_clients_understand_the_small_server() {
         let server = serve(&topology, family, MiniOptions::default());
         for client in ClientKind::ALL {
             for &mode in client.modes(family) {
-                let visit =
-                    Visit { namespace: &topology.client.namespace, server: server.address(), mode, patience: PATIENCE };
+                let visit = Visit {
+                    namespace: &topology.client.namespace,
+                    server: server.address(),
+                    mode,
+                    announce: None,
+                    patience: PATIENCE,
+                };
                 let tasks = [Task::List, Task::Download("readme.txt"), Task::Upload("upward.txt", CONTENT)];
                 let tasks = if client.uploads() { &tasks[..] } else { &tasks[..2] };
                 let brought = client.visit(&visit, tasks).unwrap_or_else(|error| panic!("{error}"));

@@ -9,7 +9,7 @@ use super::topology::Family;
 use crate::ftp::Mode;
 use std::fmt;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// A real FTP client program.
@@ -36,6 +36,8 @@ pub struct Visit<'a> {
     pub server: SocketAddr,
     /// How data connections are announced.
     pub mode: Mode,
+    /// What the client announces in active mode instead of its own address. Not every client can.
+    pub announce: Option<IpAddr>,
     /// How long the client bears that nothing happens before it gives up. In whole seconds for some.
     pub patience: Duration,
 }
@@ -58,6 +60,11 @@ impl ClientKind {
     /// Whether it can store files.
     pub const fn uploads(self) -> bool {
         !matches!(self, Self::Wget)
+    }
+
+    /// Whether it can be told to announce another address than its own.
+    pub const fn announces_what_it_is_told(self) -> bool {
+        matches!(self, Self::Curl | Self::Ftplib)
     }
 
     /// The modes that it can be told to use.
@@ -162,6 +169,7 @@ fn command(visit: &Visit<'_>, tool: &Tool) -> Command {
 
 fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
     let mut command = command(visit, &tools::find("curl", "usr/bin/curl")?);
+    let announce = visit.announce.map_or_else(|| "-".to_owned(), |address| address.to_string());
     // Only as the first argument it means: no .curlrc.
     command.arg("--disable");
     // One curl with several transfers keeps its control connection from one to the next.
@@ -169,12 +177,12 @@ fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
         command.args(if number == 0 { ["--fail-early"] } else { ["--next"] });
         command.args(["--verbose", "--silent", "--show-error", "--user", &format!("{USER}:{PASSWORD}")]);
         command.args(["--max-time", &visit.patience.as_secs_f64().to_string()]);
-        command.args(match visit.mode {
-            Mode::Port => &["--ftp-port", "-", "--disable-eprt"][..],
-            Mode::Pasv => &["--disable-epsv"],
-            Mode::Epsv => &[],
-            _ => &["--ftp-port", "-"],
-        });
+        match visit.mode {
+            Mode::Port => command.args(["--ftp-port", &announce, "--disable-eprt"]),
+            Mode::Pasv => command.arg("--disable-epsv"),
+            Mode::Epsv => &mut command,
+            _ => command.args(["--ftp-port", &announce]),
+        };
         match task {
             Task::List => command.args(["--output", &format!("{number}.out"), &visit.url()]),
             Task::Download(name) => {
@@ -244,6 +252,7 @@ fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], room: &Room) -> Result<Command>
         &visit.patience.as_secs_f64().to_string(),
         USER,
         PASSWORD,
+        &visit.announce.map_or_else(String::new, |address| address.to_string()),
     ]);
     for (number, task) in tasks.iter().enumerate() {
         let number = number.to_string();
@@ -267,7 +276,9 @@ fn wget(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
     );
     let script = tasks.iter().enumerate().map(|(number, task)| match task {
         // What it writes of a folder is HTML; the listing as it came is kept beside it.
-        Task::List => format!("{wget} --no-remove-listing --output-document=index.html {url}; mv .listing {number}.out"),
+        Task::List => {
+            format!("{wget} --no-remove-listing --output-document=index.html {url}; mv .listing {number}.out")
+        }
         Task::Download(name) => format!("{wget} --output-document={number}.out {url}{name}"),
         Task::Upload(..) => "false".to_owned(),
     });
