@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each cell and case is what a reader of a failure wants")]
 
+#[path = "reference/bench.rs"]
+mod bench;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "reference/dialogues.rs"]
@@ -16,8 +18,9 @@ mod helper;
 
 use std::collections::BTreeMap;
 
+use bench::Outcome;
 use daemon::PATIENCE;
-use dialogues::{Case, Outcome};
+use dialogues::Case;
 use document::assert_documented;
 use helper::Helper;
 use pinhole::lab::matrix::{self, Cell, Scene, Stage};

@@ -26,10 +26,8 @@ pub enum Speaker {
 /// What became of something that was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// It arrived.
+    /// It arrived, at once or after its sender had repeated some of it.
     Whole,
-    /// It arrived, and only after its sender had repeated some of it.
-    Repeated,
     /// It did not arrive, however often its sender repeated it.
     Lost,
 }
@@ -100,8 +98,7 @@ impl Pair {
                 Err(_) => {}
             }
         }
-        let how = if repetitions(namespace)? > before { Heard::Repeated } else { Heard::Whole };
-        Ok(Hearing { how, bytes })
+        Ok(Hearing { how: Heard::Whole, bytes })
     }
 
     /// The client ends, and the server has heard of it when this returns.
