@@ -38,6 +38,7 @@ INSTALLED = {
     "tcpdump": "tcpdump",
     "dumpcap": "wireshark-common",
     "tshark": "tshark",
+    "wget": "wget",
 }
 
 PYTHON_PACKAGES = ["pyftpdlib==2.2.0", "pyOpenSSL"]

@@ -128,7 +128,7 @@ impl Stage {
         let namespace = &self.topology.client.namespace;
         let fetched = match self.client {
             Some(client) => {
-                let visit = Visit { namespace, server: self.control(), mode, patience };
+                let visit = Visit { namespace, server: self.control(), mode, announce: None, patience };
                 match client.download(&visit, FILE) {
                     // The login went well, so it is the data that did not come.
                     Err(error) if error.said().contains("230 ") => Err(error),
