@@ -294,7 +294,6 @@ fn the_kernels_helper_rewrites_what_comes_in_one_piece() {
 }
 
 #[test]
-#[ignore = "Pinhole does not rewrite announcements yet"]
 fn pinhole_rewrites_however_it_is_cut() {
     let outcomes = hold_all(Helper::Pinhole).unwrap_or_else(|error| panic!("{error}"));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Works).collect();
@@ -339,7 +338,6 @@ fn with_the_kernels_helper_two_thousand_lines_of_a_session_may_change_their_leng
 }
 
 #[test]
-#[ignore = "Pinhole does not rewrite announcements yet"]
 fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
         transfer_many(Helper::Pinhole, nat, mode, 2_000);

@@ -135,7 +135,6 @@ fn without_help_logins_get_through_and_no_data() {
 }
 
 #[test]
-#[ignore = "Pinhole does not rewrite announcements yet"]
 fn pinhole_lets_every_cell_through() {
     let outcomes = play(Helper::Pinhole, &scenes(), |stage, cell| transfer_and_look(stage, cell, PATIENCE));
     let failed = |Outcome { cell, result, .. }: &Outcome<NatCell>| Some(format!("{cell}: {}", result.as_ref().err()?));

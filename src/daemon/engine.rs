@@ -13,7 +13,11 @@ use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
 use crate::policy::{Inspect, Policy, WhenDown};
-use crate::tracker::{Adoption, SessionNumber, Tracker, World};
+use crate::rewrite::Verdict;
+use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
+
+/// One of the ways in which the tracker takes a segment.
+type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Sets, Journal>) -> Handled;
 
 /// Sessions, the firewall, the policy and the counts.
 #[derive(Debug)]
@@ -96,22 +100,35 @@ impl Engine {
     }
 
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
-    pub(super) fn packet(&mut self, packet: &[u8]) {
+    pub(super) fn packet(&mut self, packet: &[u8]) -> Verdict {
+        self.take(packet, Tracker::handle)
+    }
+
+    /// Takes a packet that has waited long enough for what is missing in front of it.
+    pub(super) fn packet_at_last(&mut self, packet: &[u8]) -> Verdict {
+        self.take(packet, Tracker::handle_at_last)
+    }
+
+    fn take(&mut self, packet: &[u8], handle: Handle) -> Verdict {
         self.journal.counters.packets += 1;
         // The kernel told of a data connection before its peers could go on talking: what has been used by now counts
         // against no limit, and is not mistaken for what this packet announces.
         self.hear_of_connections();
+        let mut verdict = Verdict::Accept;
         match Segment::parse(packet) {
             Ok(segment) => self.act(|tracker, world| {
                 if tracker.next_deadline().is_some_and(|due| due <= world.now) {
                     tracker.advance(world);
                 }
-                tracker.handle(&segment, world);
+                if let Handled::Session(decided) = handle(tracker, &segment, world) {
+                    verdict = decided;
+                }
             }),
             Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
             Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
         }
         self.tell_troubles();
+        verdict
     }
 
     /// Some time has gone by without anything else to do.

@@ -8,6 +8,7 @@ mod clock;
 pub mod control;
 mod engine;
 mod journal;
+mod packets;
 pub mod status;
 mod threads;
 
@@ -33,8 +34,6 @@ const WATCH: Duration = Duration::from_secs(1);
 
 /// How long news of connections gathers before somebody is woken for it.
 const GATHER: Duration = Duration::from_millis(10);
-/// How often in a row the queue may fail: a packet lost here and there is no reason to end.
-const MOST_FAILURES: u32 = 100;
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +91,7 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     let (mut threads, crew) = threads::crew();
     for queue in queues {
         let shared = shared.clone();
-        crew.start("reading the queue", move || take_packets(queue, &shared));
+        crew.start("reading the queue", move || packets::take(queue, &shared));
     }
     crew.start("watching the ruleset", {
         let shared = shared.clone();
@@ -112,27 +111,6 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     info!("{ended_by}: removing the table inet pinhole");
     shared.lock().stop()?;
     Ok(())
-}
-
-/// Takes packets until that fails for good; says why.
-fn take_packets(mut queue: Queue, shared: &Shared) -> String {
-    let mut failures = 0;
-    loop {
-        let result = queue.next_packet().and_then(|waiting| {
-            shared.lock().packet(waiting.packet());
-            // The packet goes on only now, when what it announced stands in the kernel.
-            queue.accept(waiting)
-        });
-        let Err(error) = result else {
-            failures = 0;
-            continue;
-        };
-        shared.lock().queue_trouble(&error);
-        failures += 1;
-        if failures == MOST_FAILURES {
-            return error.to_string();
-        }
-    }
 }
 
 /// Puts back what others remove, as soon as the kernel tells of it.
