@@ -46,7 +46,7 @@ pub(super) const PLACES: [HelperPlace<'static>; 2] = [
     HelperPlace { name: "adjustable4", network: Family::Ip },
     HelperPlace { name: "adjustable6", network: Family::Ip6 },
 ];
-/// The size of the sets of pinholes as the file has it.
+/// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
 /// How many elements a set of pinholes has room for. What was used counts until the kernel sweeps it out, so there are
@@ -106,8 +106,8 @@ pub fn text(policy: &Policy, queueing: Queueing) -> String {
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mut text = format!("define mark_bits = {}\ndefine control_ports = {{ {} }}\n\n", policy.mark, ports.join(", "));
     // nft knows no names for sizes, so this one number is exchanged.
-    let table = TABLE_TEXT.replace(SIZE, &format!("size {}", set_size(policy)));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), NAT, inspect, &table];
+    let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
+    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), inspect, &sized(TABLE_TEXT)];
     text.push_str(&rest.join("\n"));
     text
 }
@@ -175,8 +175,8 @@ mod tests {
             let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
             sizes.map(|size| size.parse::<u32>().expect("a number")).collect::<Vec<_>>()
         };
-        assert_eq!(sizes(1), [65_535; 2]);
-        assert_eq!(sizes(1 << 20), [4 << 20; 2]);
+        assert_eq!(sizes(1), [65_535; 6]);
+        assert_eq!(sizes(1 << 20), [4 << 20; 6]);
     }
 
     #[test]
