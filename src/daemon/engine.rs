@@ -250,6 +250,8 @@ impl Engine {
             announced_by: mode.map(Mode::announced_by),
             from: expectation.from.to_string(),
             to: expectation.to.to_string(),
+            delivered_to: expectation.mapping.to.map(|to| to.to_string()),
+            leaves_from: expectation.mapping.from.map(|from| from.to_string()),
             age: now.since(expectation.since).as_secs_f64(),
             remaining: expectation.expires().since(now).as_secs_f64(),
         });

@@ -32,10 +32,11 @@ impl Observer for Journal {
                 warn!("session {session}: the client gave {command}, which the policy denies");
             }
             News::LoggedIn { user } => debug!("session {session}: logged in as {}", user.unwrap_or("?")),
-            News::Expected { mode, expectation } => {
+            News::Expected { mode, expectation, rewritten_from } => {
                 counters.opened += 1;
                 let (by, lifetime) = (mode.announced_by(), expectation.lifetime);
-                info!("opened {expectation} for {lifetime:?}: announced by {by} in session {session}");
+                let rewritten = Rewritten(rewritten_from);
+                info!("opened {expectation} for {lifetime:?}: announced by {by}{rewritten} in session {session}");
             }
             News::Refused { mode, to, why } => {
                 *counters.refused.entry(why.name()).or_default() += 1;
@@ -118,5 +119,14 @@ mod tests {
         assert_eq!(seldom.worth_telling(start), Some(1));
         assert_eq!(seldom.worth_telling(start + SELDOM / 2), None);
         assert_eq!(seldom.worth_telling(start + SELDOM), Some(2));
+    }
+}
+
+/// What had been announced, where the line was rewritten.
+struct Rewritten(Option<std::net::SocketAddr>);
+
+impl std::fmt::Display for Rewritten {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |from| write!(f, " as {from}, rewritten,"))
     }
 }

@@ -53,6 +53,10 @@ pub struct Standing {
     pub from: String,
     /// Where to.
     pub to: String,
+    /// Where it is delivered instead, behind NAT.
+    pub delivered_to: Option<String>,
+    /// The address that it leaves with instead, behind NAT.
+    pub leaves_from: Option<String>,
     /// Seconds since it was opened.
     pub age: f64,
     /// Seconds until it expires.
@@ -97,8 +101,14 @@ impl fmt::Display for Status {
         {
             writeln!(f, "in the kernel stand {in_kernel} pinholes: of used ones this program is told a little later")?;
         }
-        for Standing { session, announced_by, from, to, age, remaining } in pinholes {
+        for Standing { session, announced_by, from, to, delivered_to, leaves_from, age, remaining } in pinholes {
             write!(f, "  {from} -> {to}  ")?;
+            if let Some(to) = delivered_to {
+                write!(f, "delivered to {to}  ")?;
+            }
+            if let Some(from) = leaves_from {
+                write!(f, "leaves from {from}  ")?;
+            }
             match (announced_by, session) {
                 (Some(by), Some(session)) => write!(f, "{by}, session {session}")?,
                 _ => f.write_str("announced before the start")?,

@@ -210,12 +210,17 @@ fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
 /// table that is there already does not matter.
 fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
     const TRIAL: &str = "inet pinhole-check";
-    let mut text = String::new();
+    let mut text = format!("add table {TRIAL}\n");
     if queueing == Queueing::CompatTarget {
-        text = format!("add table {TRIAL}\n");
         for number in policy.capture.queues.numbers() {
             text.push_str(&format!("add chain {TRIAL} queue{number}\n"));
         }
+    }
+    // The daemon makes these two otherwise: nft writes none of size 0, and for a trial one of another size will do.
+    for (name, network) in [("adjustable4", "ip"), ("adjustable6", "ip6")] {
+        text.push_str(&format!(
+            "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
+        ));
     }
     text.push_str(&ruleset(policy, queueing).replace("inet pinhole", TRIAL));
     nft.run(&["--check", "-f", "-"], &text).map(drop)

@@ -77,7 +77,11 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     fn announced(&mut self, announcement: &Announcement<'_>) {
         let mode = announcement.mode;
         match self.expect(announcement) {
-            Ok(expectation) => self.tell(&News::Expected { mode, expectation }),
+            Ok(expectation) => {
+                let named = announcement.named.filter(|named| decision::instead(named, &expectation).is_some());
+                let rewritten_from = named.and_then(|_| decision::named(announcement, self.connection));
+                self.tell(&News::Expected { mode, expectation, rewritten_from });
+            }
             Err(why) => {
                 let to = decision::named(announcement, self.connection);
                 self.tell(&News::Refused { mode, to, why });

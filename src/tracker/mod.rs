@@ -365,4 +365,6 @@ impl Tracker {
 }
 
 #[cfg(test)]
+mod nat_tests;
+#[cfg(test)]
 mod tests;

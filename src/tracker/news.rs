@@ -62,6 +62,8 @@ pub enum News<'a> {
         mode: Mode,
         /// What is admitted.
         expectation: Expectation,
+        /// What was announced, where NAT made the line say something else: where the expectation goes.
+        rewritten_from: Option<SocketAddr>,
     },
     /// An announced data connection will not be admitted.
     Refused {

@@ -7,16 +7,13 @@ use super::{Observer, World};
 use crate::decision;
 use crate::expectation::{Expectation, Refusal};
 use crate::firewall::Firewall;
-use crate::ftp::notation::Notation;
+use crate::ftp::notation::{Announced, Notation};
 use crate::ftp::{Line, Mode};
 use crate::net::Port;
 use crate::packet::{Direction, Endpoint};
 use crate::policy::{Terms, Tls};
 use crate::rewrite::{Course, Obstacle, Replaced, Verdict};
 use crate::session::{Announcement, Session, Written};
-
-/// How many ports are tried for one with which the line keeps its length.
-const MOST_TRIES: usize = 2048;
 
 /// What stands in place of a byte of a command that is held back. No command of FTP becomes another one by it.
 const HELD_BACK: u8 = b'X';
@@ -117,10 +114,18 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let most = match length {
             // More than all that are taken need not be tried.
             Length::Any => self.expectations.len() + 1,
-            Length::Same => MOST_TRIES,
+            Length::Same => usize::from(u16::MAX),
+        };
+        let fitting = match (length, announcement.mode, &announcement.written) {
+            // The words in front of it make up for any length.
+            (Length::Any, ..) | (_, Mode::Pasv, _) | (.., None) => None,
+            (Length::Same, mode, Some(written)) => Some(fitting_length(mode, &named, decided, written)),
         };
         let terms = self.terms;
         for port in terms.data_ports.cycle_from(decided.to.port).take(most) {
+            if fitting.is_some_and(|fitting| fitting != length_of(announcement.mode, port)) {
+                continue;
+            }
             let expectation = at_port(decided, port);
             if self.is_taken(&expectation) {
                 continue;
@@ -284,6 +289,26 @@ fn at_port(decided: &Expectation, port: Port) -> Expectation {
         expectation.to = Endpoint::new(decided.to.address, port);
     }
     expectation
+}
+
+/// How many characters a port has in an announcement of this mode, apart from what stands around it.
+fn length_of(mode: Mode, port: Port) -> usize {
+    let digits = |number: u16| number.checked_ilog10().map_or(1, |log| log as usize + 1);
+    match mode {
+        Mode::Eprt | Mode::Epsv => digits(port.number()),
+        Mode::Port | Mode::Pasv | Mode::Lprt | Mode::Lpsv => {
+            let [high, low] = port.number().to_be_bytes();
+            digits(high.into()) + digits(low.into())
+        }
+    }
+}
+
+/// How many characters the port must have so that the line keeps its length; one that no port has if there is none.
+fn fitting_length(mode: Mode, named: &Announced, decided: &Expectation, written: &Written<'_>) -> usize {
+    let Endpoint { address, port } = decided.to;
+    let announced = Announced { address: named.address.map(|_| address), port: port.number() };
+    let Some(text) = Notation::of(mode).print(&announced) else { return 0 };
+    (written.span.len() + length_of(mode, port)).saturating_sub(text.len())
 }
 
 /// What replaces the address of a line without changing its length.
