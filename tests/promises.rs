@@ -1046,7 +1046,8 @@ fn a_bad_policy_is_refused_and_the_old_one_stays() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
-    let ruleset = || stage.firewall().nft_says(&["-s", "list", "ruleset"]).expect("nft lists");
+    // Without what is in the sets: a used pinhole is swept out a moment later.
+    let ruleset = || stage.firewall().nft_says(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let policies = [
         ("defaults: { timeout: soon }\n".to_owned(), "timeout"),

@@ -108,6 +108,15 @@ impl Seldom {
     }
 }
 
+/// What had been announced, where the line was rewritten.
+struct Rewritten(Option<std::net::SocketAddr>);
+
+impl std::fmt::Display for Rewritten {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |from| write!(f, " as {from}, rewritten,"))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,14 +128,5 @@ mod tests {
         assert_eq!(seldom.worth_telling(start), Some(1));
         assert_eq!(seldom.worth_telling(start + SELDOM / 2), None);
         assert_eq!(seldom.worth_telling(start + SELDOM), Some(2));
-    }
-}
-
-/// What had been announced, where the line was rewritten.
-struct Rewritten(Option<std::net::SocketAddr>);
-
-impl std::fmt::Display for Rewritten {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.map_or(Ok(()), |from| write!(f, " as {from}, rewritten,"))
     }
 }
