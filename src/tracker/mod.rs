@@ -23,7 +23,7 @@ use crate::expectation::{Closed, Corridor, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment};
-use crate::policy::Policy;
+use crate::policy::{Inspect, Policy};
 use crate::rewrite::{Courses, Verdict};
 use crate::session::{Dialogue, Ending, Event, Session, Told};
 use crate::time::Timestamp;
@@ -283,7 +283,9 @@ impl Tracker {
         let mut courses = courses.as_deref_mut();
         let mut segment = *segment;
         if let Some(courses) = &mut courses {
-            if patience == Patience::MayWait && session.is_ahead(&segment, direction) {
+            // What stays in the kernel unread never comes.
+            let all_comes = world.policy.capture.inspect == Inspect::Dialogue;
+            if all_comes && patience == Patience::MayWait && session.is_ahead(&segment, direction) {
                 return Verdict::Later;
             }
             if segment.flags.has(Flags::ACK) {
