@@ -301,10 +301,11 @@ fn pinhole_rewrites_however_it_is_cut() {
 }
 
 /// Transfers in one session whose every line changes its length: the outside address is longer than the inside one.
-fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize) {
+/// Where the daemon helps it is killed each time that many have been made, and started again.
+fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_every: Option<usize>) {
     const CONTENT: &[u8] = b"Files are data.\r\nPORT 10,21,1,10,0,22\r\n";
     let topology = NatTopology::new(nat).unwrap_or_else(|error| panic!("{error}"));
-    let _helpers = start(helper, &topology).unwrap_or_else(|error| panic!("{error}"));
+    let mut helpers = start(helper, &topology).unwrap_or_else(|error| panic!("{error}"));
     let family = if mode == Mode::Eprt { Family::V6 } else { Family::V4 };
     let listens = SocketAddr::new(topology.server.addresses.of(family), 21);
     let options = MiniOptions { one_listener: true, ..MiniOptions::default() };
@@ -315,7 +316,13 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize) {
     let talk = || {
         let mut client = MiniClient::log_in(dialled, PATIENCE)?;
         let mut content = Vec::new();
-        for _ in 0..transfers {
+        for transfer in 1..=transfers {
+            if killed_every.is_some_and(|every| transfer % every == 0) {
+                for daemon in helpers.iter_mut().flatten() {
+                    daemon.kill()?;
+                    daemon.restart()?;
+                }
+            }
             content.clear();
             client.fetch(mode, "RETR readme.txt", &mut content)?;
             assert_eq!(content, CONTENT);
@@ -333,13 +340,20 @@ const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade,
 #[test]
 fn with_the_kernels_helper_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Kernel, nat, mode, 2_000);
+        transfer_many(Helper::Kernel, nat, mode, 2_000, None);
     }
 }
 
 #[test]
 fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Pinhole, nat, mode, 2_000);
+        transfer_many(Helper::Pinhole, nat, mode, 2_000, None);
+    }
+}
+
+#[test]
+fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
+    for (nat, mode) in MANY {
+        transfer_many(Helper::Pinhole, nat, mode, 100, Some(5));
     }
 }
