@@ -111,6 +111,7 @@ fn a_reload_with_a_bad_policy_is_one_line_in_the_log_and_all_of_it_for_whoever_a
     let answered = daemon.program(&["reload"]).expect("it answers");
     assert_eq!(answered.status.code(), Some(2));
     assert!(answered.said().contains("^^^^^^^^^^^") && answered.said().contains("2 errors"), "{}", answered.said());
+    daemon.wait_for_log("the old one stays", 1);
     let said = daemon.child.said();
     let line = said.lines().find(|line| line.contains("the old one stays")).expect("it is told");
     assert!(line.contains("the range is empty") && line.contains("unknown key time_out"), "{line}");
@@ -203,6 +204,7 @@ fn a_queue_that_fails_for_good_ends_the_service_and_leaves_the_table_for_the_nex
         .expect("root may enter");
     lab::wait_until("the daemon ends", PATIENCE, || Ok(!daemon.child.is_running()?))
         .unwrap_or_else(|error| panic!("{error}\n{}", daemon.child.said()));
+    daemon.wait_for_log("the service cannot go on", 1);
     let said = daemon.child.said();
     let last = said.lines().last().expect("it says why");
     assert!(last.starts_with("pinhole: the service cannot go on: reading the queue: "), "{said}");
