@@ -376,11 +376,17 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
             let mut ours = connects(&client, address).expect("it listens");
             let (mut theirs, _) = listener.accept().expect("it came");
             let connection = sets.control_connection(&flow_of(&ours)).expect("a control connection").connection;
-            assert_eq!(sets.control_connection(&flow_of(&theirs)), Some(Control { connection, is_unread: false }));
+            assert_eq!(
+                sets.control_connection(&flow_of(&theirs)),
+                Some(Control { connection, is_unread: false, is_settled: false })
+            );
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE);
             sets.stop_reading(&connection);
-            assert_eq!(sets.control_connection(&flow_of(&theirs)), Some(Control { connection, is_unread: true }));
+            assert_eq!(
+                sets.control_connection(&flow_of(&theirs)),
+                Some(Control { connection, is_unread: true, is_settled: false })
+            );
             converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
             ours.shutdown(Shutdown::Write).expect("open");
             thread::sleep(Duration::from_millis(20));
@@ -484,7 +490,7 @@ fn a_translated_connection_has_four_addresses() {
     let (theirs, _) = listener.accept().expect("it came");
     let connection = Connection { original: flow_of(&ours), reply: flow_of(&theirs) };
     assert_eq!(theirs.peer_addr().map(|peer| peer.ip()).ok(), Some(ip("10.9.0.9")));
-    let control = Some(Control { connection, is_unread: false });
+    let control = Some(Control { connection, is_unread: false, is_settled: false });
     assert_eq!(sets.control_connection(&connection.original), control);
     assert_eq!(sets.control_connection(&connection.reply), control);
     let unknown: Flow = flow("10.1.1.1:9".parse().expect("one"), "10.1.1.2:80".parse().expect("one"));

@@ -14,7 +14,7 @@ use super::socket::{Batch, Socket};
 
 pub(super) const SUBSYSTEM: u16 = 10;
 /// Elements that go into one message: a list may have 64 KB, and an element takes at most 112 bytes.
-const ELEMENTS_A_MESSAGE: usize = 256;
+pub(super) const ELEMENTS_A_MESSAGE: usize = 256;
 /// Times that a list is read anew when somebody changes it meanwhile.
 const ATTEMPTS: usize = 16;
 
@@ -35,10 +35,13 @@ pub(super) mod kind {
     pub(crate) const GET_RULE: u16 = 0x0a07;
     pub(crate) const DELETE_RULE: u16 = 0x0a08;
     pub(crate) const NEW_SET: u16 = 0x0a09;
+    pub(crate) const GET_SET: u16 = 0x0a0a;
     pub(crate) const DELETE_SET: u16 = 0x0a0b;
     pub(crate) const NEW_ELEMENT: u16 = 0x0a0c;
     pub(crate) const GET_ELEMENT: u16 = 0x0a0d;
     pub(crate) const DELETE_ELEMENT: u16 = 0x0a0e;
+    pub(crate) const NEW_OBJECT: u16 = 0x0a12;
+    pub(crate) const GET_OBJECT: u16 = 0x0a13;
     /// As to delete, but no error where there is nothing. Since Linux 6.3.
     pub(crate) const DESTROY_TABLE: u16 = 0x0a1a;
     pub(crate) const DESTROY_ELEMENT: u16 = 0x0a1e;
@@ -74,7 +77,7 @@ pub enum Family {
 }
 
 impl Family {
-    const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         match self {
             Self::Inet => 1,
             Self::Ip => 2,
@@ -361,7 +364,10 @@ impl Tables {
 
     /// Does something again while the kernel says that a set is busy: a hash table that grows or shrinks twice in a
     /// short time takes nothing until a thread of the kernel has moved all elements.
-    fn once_rearranged(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
+    pub(super) fn once_rearranged(
+        &mut self,
+        mut work: impl FnMut(&mut Self) -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
         let deadline = Instant::now() + REARRANGING;
         loop {
             match work(self) {
@@ -371,8 +377,13 @@ impl Tables {
         }
     }
 
+    /// What `fill` asks for happens together or not at all.
+    pub(super) fn batch(&mut self, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
+        self.socket.batch(SUBSYSTEM, fill)
+    }
+
     /// Reads a list, anew if somebody changes it meanwhile.
-    fn list<T>(
+    pub(super) fn list<T>(
         &mut self,
         kind: u16,
         family: u8,
@@ -419,7 +430,7 @@ fn delete(batch: &mut Batch<'_>, kind: u16, table: Table<'_>, set: &str, element
     batch.request(kind, 0, table.family.number(), |w| write_elements(w, table, set, std::slice::from_ref(&bare)));
 }
 
-fn write_elements(w: &mut Writer, table: Table<'_>, set: &str, elements: &[Element]) {
+pub(super) fn write_elements(w: &mut Writer, table: Table<'_>, set: &str, elements: &[Element]) {
     w.text(attribute::TABLE, table.name);
     w.text(attribute::SET_NAME, set);
     w.nested(attribute::ELEMENTS, |list| elements.iter().for_each(|element| element.write(list)));

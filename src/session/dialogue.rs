@@ -5,13 +5,18 @@
 use std::fmt::Write as _;
 
 use super::asked::{Asked, CommandNumber, Unanswered};
+use super::excerpt::{Excerpt, is_about_files};
 use crate::ftp::command::{Command, Said, Verb};
 use crate::ftp::notation::{Announced, Found, Notation};
 use crate::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
 use crate::ftp::{Line, Mode};
+use crate::packet::{Direction, Seq};
 
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
+
+/// `PASV` and a line feed.
+const SHORTEST_QUESTION: usize = 5;
 
 /// A line that names where a data connection will go, and how it stands in the dialogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +95,22 @@ pub struct Dialogue {
     extended_only: bool,
     /// Whether all commands and replies were heard, so that it is known which answers which.
     in_step: bool,
+    /// A hole in what the server said that the client has no part in.
+    hole: Hole,
+    /// What waits for an answer where only an excerpt of the dialogue is heard; then it is not `unanswered`.
+    excerpt: Option<Box<Excerpt>>,
     user: Option<Box<str>>,
+}
+
+/// What is known of bytes that one end has heard and we have not.
+#[derive(Debug, Default)]
+struct Hole {
+    /// Up to where the client has heard the server, if that is farther than we have.
+    client_heard: Option<Seq>,
+    /// The first command that it gave having heard so much.
+    known_behind: Option<(CommandNumber, Seq)>,
+    /// Up to where the server has heard the client, if a question for an address is missing here.
+    server_heard: Option<Seq>,
 }
 
 impl Dialogue {
@@ -105,6 +125,8 @@ impl Dialogue {
             picked_up: false,
             extended_only: false,
             in_step: true,
+            hole: Hole::default(),
+            excerpt: None,
             user: None,
         }
     }
@@ -112,6 +134,53 @@ impl Dialogue {
     /// A dialogue that was going on before it was heard: it may have been greeted, and somebody may be logged in.
     pub fn from_the_middle() -> Self {
         Self { login: Login::Unknown, greeted: true, picked_up: true, in_step: false, ..Self::from_the_start() }
+    }
+
+    /// Whether enough is known to do without whatever announces nothing: both ends talk FTP, whoever has to be is
+    /// logged in, and nothing is under way.
+    pub fn is_settled(&self) -> bool {
+        let is_quiet = self.unanswered.is_empty() && !self.replies.is_inside();
+        self.language == Language::Ftp && self.greeted && self.login != Login::Out && is_quiet
+    }
+
+    /// From here on only an excerpt is heard: what names an address or answers it, and what changes who is logged in.
+    pub fn expect_excerpts(&mut self) {
+        self.hole = Hole::default();
+        self.excerpt = Some(Box::new(Excerpt::new(self.unanswered.next_number())));
+    }
+
+    /// Excerpts were all that was heard for some time. Whoever read the start of it found it to be FTP.
+    pub fn continue_in_excerpts(&mut self) {
+        if self.language == Language::Undecided {
+            self.language = Language::Ftp;
+        }
+        self.client_was_not_heard();
+    }
+
+    /// From here on all is heard again.
+    pub fn expect_all(&mut self) {
+        if let Some(excerpt) = self.excerpt.take() {
+            self.unanswered = Unanswered::starting_at(excerpt.next_number());
+            self.replies.interrupt();
+            self.in_step = false;
+        }
+    }
+
+    /// Whether only an excerpt is heard.
+    pub fn is_excerpt(&self) -> bool {
+        self.excerpt.is_some()
+    }
+
+    /// Whoever says the following lines has heard the other up to there; of that, `unheard` bytes never came here.
+    pub fn speaker_has_heard(&mut self, speaker: Direction, place: Seq, unheard: usize) {
+        if let Some(excerpt) = &mut self.excerpt {
+            excerpt.speaker_has_heard(place);
+            return;
+        }
+        match speaker {
+            Direction::FromClient => self.hole.client_heard = (unheard > 0).then_some(place),
+            Direction::FromServer => self.hole.server_heard = (unheard >= SHORTEST_QUESTION).then_some(place),
+        }
     }
 
     /// Whether its beginning was not heard.
@@ -142,11 +211,11 @@ impl Dialogue {
         let command = match Command::parse(line) {
             Said::Command(command) => command,
             Said::Nothing => {
-                self.unanswered.push(Asked::Nothing);
+                self.ask(Asked::Nothing, line);
                 return Event::Nothing;
             }
             Said::Unknown(word) => {
-                self.unanswered.push(Asked::Other);
+                self.ask(Asked::Other, line);
                 return self.client_says_something_else(line, word);
             }
         };
@@ -170,7 +239,7 @@ impl Dialogue {
     fn client_commands<'a>(&mut self, line: &Line<'_>, command: &Command<'a>) -> Event<'a> {
         let asked = match command.verb {
             Verb::Announce(mode) => {
-                let number = self.unanswered.push(Asked::Announce(mode));
+                let number = self.ask(Asked::Announce(mode), line);
                 let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
                 return Event::Announced(self.announcement(mode, found, number, true));
             }
@@ -188,7 +257,7 @@ impl Dialogue {
             Verb::Secure => Asked::Secure,
             Verb::Other => Asked::Other,
         };
-        let is_known_later = self.unanswered.push(asked).is_some();
+        let is_known_later = self.ask(asked, line).is_some();
         if !is_known_later && matches!(asked, Asked::User | Asked::Reinitialize) {
             // Its answer will not be recognised as such. In doubt nobody is logged in.
             self.login = Login::Out;
@@ -196,21 +265,53 @@ impl Dialogue {
         Event::Said(command.name, command.is_public.then_some(command.argument))
     }
 
+    /// The client gave a command that will be answered. Its number, if its answer will be known.
+    fn ask(&mut self, asked: Asked, line: &Line<'_>) -> Option<CommandNumber> {
+        if let Some(excerpt) = &mut self.excerpt {
+            return Some(excerpt.push(asked, line.end));
+        }
+        let number = self.unanswered.push(asked)?;
+        let Hole { client_heard, known_behind, .. } = &mut self.hole;
+        if let Some(heard) = *client_heard
+            && known_behind.is_none_or(|(_, known)| known != heard)
+        {
+            *known_behind = Some((number, heard));
+        }
+        Some(number)
+    }
+
+    /// Takes the beginning of a client's line whose end was not read.
+    pub fn client_broke_off<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+        match Command::parse(line) {
+            Said::Command(Command { verb: Verb::Announce(_), .. }) => self.client_says(line),
+            _ => Event::Nothing,
+        }
+    }
+
     /// Takes the server's next line.
     pub fn server_says(&mut self, line: &Line<'_>) -> Event<'static> {
         if self.language == Language::Secret {
             return Event::Nothing;
         }
+        if let Some(excerpt) = &mut self.excerpt {
+            excerpt.line_at(line.start);
+        }
         match self.replies.line(line.text) {
             Heard::Reply(reply) => self.server_replies(Some(line), &reply),
             Heard::Part => Event::Nothing,
-            Heard::Noise if self.greeted => Event::Nothing,
+            Heard::Noise if self.greeted => {
+                self.excerpt.iter_mut().for_each(|excerpt| excerpt.break_off());
+                Event::Nothing
+            }
             Heard::Noise => self.is_not_ftp(),
         }
     }
 
     /// A reply ended with this line, or was interrupted.
     fn server_replies(&mut self, line: Option<&Line<'_>>, reply: &Reply<'_>) -> Event<'static> {
+        if self.excerpt.is_some() {
+            return self.server_replies_in_excerpt(line, reply);
+        }
         match reply.meaning {
             Meaning::Preliminary => Event::Nothing,
             _ if !self.greeted => {
@@ -219,13 +320,13 @@ impl Dialogue {
                 Event::Nothing
             }
             Meaning::Announce(mode) => {
-                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
-                if !asked_for {
+                let was_heard = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
+                // Or the question was not heard, and this is the first that was heard of the server behind it.
+                let asked_for = was_heard || self.hole.server_heard.take().is_some();
+                if !was_heard {
                     self.unanswered.pop(reply.code, self.in_step);
                 }
-                let is_whole = line.is_some_and(|line| line.whole);
-                let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
-                Event::Announced(self.announcement(mode, found, None, asked_for))
+                self.server_announces(mode, line, reply, asked_for)
             }
             Meaning::LoggedIn => {
                 let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);
@@ -255,9 +356,102 @@ impl Dialogue {
         }
     }
 
+    fn server_announces(
+        &self,
+        mode: Mode,
+        line: Option<&Line<'_>>,
+        reply: &Reply<'_>,
+        asked_for: bool,
+    ) -> Event<'static> {
+        let is_whole = line.is_some_and(|line| line.whole);
+        let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
+        Event::Announced(self.announcement(mode, found, None, asked_for))
+    }
+
+    /// The same where only an excerpt is heard. There is no counting which command a reply answers; what the reply
+    /// says, and where it stands, has to do.
+    fn server_replies_in_excerpt(&mut self, line: Option<&Line<'_>>, reply: &Reply<'_>) -> Event<'static> {
+        let Some(excerpt) = &mut self.excerpt else { return Event::Nothing };
+        let Some(end) = line.map(|line| line.end) else {
+            excerpt.break_off();
+            return self.server_means_in_excerpt(reply, None);
+        };
+        match reply.meaning {
+            Meaning::Preliminary => {
+                excerpt.pass_over(end);
+                Event::Nothing
+            }
+            Meaning::Announce(mode) => {
+                let asked_for = excerpt.answers_question(mode);
+                excerpt.answer(reply.code, end);
+                self.server_announces(mode, line, reply, asked_for)
+            }
+            _ => {
+                let answered = excerpt.answer(reply.code, end);
+                let was_announced = answered.filter(|answered| {
+                    let is_refusal = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn)
+                        && (answered.is_sure || !is_about_files(reply.code));
+                    matches!(answered.kind, Asked::Announce(_)) && is_refusal
+                });
+                let event = self.server_means_in_excerpt(reply, answered.map(|answered| answered.kind));
+                was_announced.map_or(event, |answered| Event::AnnouncementRefused(answered.number))
+            }
+        }
+    }
+
+    /// What a reply that names no address changes, whichever command it answers, if that is not known.
+    fn server_means_in_excerpt(&mut self, reply: &Reply<'_>, answered: Option<Asked>) -> Event<'static> {
+        let Some(excerpt) = &mut self.excerpt else { return Event::Nothing };
+        match reply.meaning {
+            Meaning::LoggedIn if excerpt.has_begun_anew() => self.start_over(),
+            Meaning::LoggedIn => {
+                // The command that it answers, PASS, is among what is not read.
+                let is_news = std::mem::take(&mut excerpt.user_was_given) || self.login != Login::In;
+                self.login = Login::In;
+                return if is_news { Event::LoggedIn } else { Event::Nothing };
+            }
+            Meaning::NeedSecret => {
+                if excerpt.has_begun_anew() {
+                    self.extended_only = false;
+                }
+                if std::mem::take(&mut excerpt.user_was_given) {
+                    self.login = Login::Out;
+                }
+            }
+            Meaning::NotLoggedIn => {
+                // Asking for another user, while logged in, may be refused and change nothing.
+                if !(std::mem::take(&mut excerpt.user_was_given) && self.login == Login::In) {
+                    self.login = Login::Out;
+                }
+            }
+            Meaning::Ready | Meaning::Done => {
+                let is_meant = reply.meaning == Meaning::Ready || answered == Some(Asked::Reinitialize);
+                if is_meant && excerpt.has_begun_anew() {
+                    self.start_over();
+                }
+            }
+            Meaning::Secured => {
+                self.language = Language::Secret;
+                return Event::Encrypted;
+            }
+            Meaning::Failed => match answered {
+                Some(Asked::ExtendedOnly) => self.extended_only = false,
+                Some(Asked::Reinitialize) => excerpt.begins_anew = false,
+                Some(Asked::User) => excerpt.user_was_given = false,
+                _ => {}
+            },
+            Meaning::Preliminary | Meaning::Announce(_) => {}
+        }
+        Event::Nothing
+    }
+
     /// A reply that answers the first command that has no answer, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.unanswered.pop(reply.code, self.in_step);
+        if answered.is_none() {
+            // It answers what was not heard.
+            self.hole.server_heard = None;
+        }
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
             (Some((Asked::User, _)), Meaning::NeedSecret) => self.login = Login::Out,
@@ -283,21 +477,37 @@ impl Dialogue {
 
     /// Some of the client's lines were lost. The server's answers will show what they were, or not.
     pub fn client_was_not_heard(&mut self) {
-        self.unanswered.clear();
+        match &mut self.excerpt {
+            Some(excerpt) => excerpt.client_was_not_read(),
+            None => self.unanswered.clear(),
+        }
         self.in_step = false;
     }
 
-    /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts
-    /// again when it is asked for again. A reply of several lines that had begun ends here, with what its code says.
-    pub fn server_was_not_heard(&mut self) -> Event<'static> {
+    /// Some of the server's lines were lost, up to there: which commands they answered is unknown, except that they
+    /// answered none that the client gave when it had heard them. A passive announcement counts again when it is asked
+    /// for again. A reply of several lines that had begun ends here, with what its code says.
+    pub fn server_was_not_heard(&mut self, resumes: Seq) -> Event<'static> {
         let event = match self.replies.interrupt() {
             Some(reply) => self.server_replies(None, &reply),
             None => Event::Nothing,
         };
-        self.unanswered.clear();
+        let known = self.hole.known_behind.take().filter(|(_, heard)| !resumes.is_after(*heard));
+        if !known.is_some_and(|(number, _)| self.unanswered.forget_before(number)) {
+            self.unanswered.clear();
+        }
         self.in_step = false;
         self.greeted = true;
         event
+    }
+
+    /// Some of the server's lines were not read. A reply of several lines that had begun counts by its code.
+    pub fn server_was_not_read(&mut self) -> Event<'static> {
+        self.excerpt.iter_mut().for_each(|excerpt| excerpt.break_off());
+        match self.replies.interrupt() {
+            Some(reply) => self.server_replies(None, &reply),
+            None => Event::Nothing,
+        }
     }
 
     fn is_not_ftp(&mut self) -> Event<'static> {

@@ -194,7 +194,7 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_unread } = world.firewall.control_connection(&segment.flow)?;
+        let Control { connection, is_unread, is_settled } = world.firewall.control_connection(&segment.flow)?;
         if is_unread && !segment.flags.has(Flags::SYN) {
             return None;
         }
@@ -206,7 +206,7 @@ impl Tracker {
         }
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
-        let session = Session::new(segment);
+        let session = Session::new(segment, is_settled);
         let picked_up = session.dialogue().is_picked_up();
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
         let due = world.now + world.policy.limits.idle;
@@ -238,10 +238,11 @@ impl Tracker {
         let policy = world.policy;
         let terms = policy.terms(*rule);
         let mut about = About { slot, number: *number, connection, terms, expectations, corridors, world };
-        let ending = session.segment(segment, direction, &policy.limits, |told| match told {
+        let ending = session.segment(segment, direction, &policy.limits, policy.capture.inspect, |told| match told {
             Told::Event(Event::Nothing, _) => {}
             Told::Event(event, dialogue) => about.event(event, dialogue),
             Told::Odd(oddity) => about.tell(&News::Odd(oddity)),
+            Told::Settled => about.world.firewall.settled(about.connection),
         });
         match ending {
             None => {}
@@ -333,10 +334,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
                     self.tell(&News::Closed { expectation, why: Closed::RefusedByServer });
                 }
             }
-            Event::LoggedIn => {
-                self.world.firewall.settled(self.connection);
-                self.tell(&News::LoggedIn { user: dialogue.user() });
-            }
+            Event::LoggedIn => self.tell(&News::LoggedIn { user: dialogue.user() }),
             Event::Encrypted => self.encrypted(),
             Event::NotFtp => {
                 self.world.firewall.stop_reading(self.connection);

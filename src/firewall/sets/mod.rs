@@ -22,7 +22,7 @@ pub use ruleset::{Queueing, text as ruleset};
 use super::{Control, Firewall, NotOpened};
 use crate::expectation::{Corridor, Expectation};
 use crate::net::{Port, PortRange};
-use crate::netlink::{Conntrack, Element, Error, Key, Tables};
+use crate::netlink::{Conntrack, Element, Error, Key, TableImage, Tables};
 use crate::packet::{Connection, Endpoint, Flow};
 use crate::policy::Policy;
 use ruleset::TABLE;
@@ -61,6 +61,8 @@ pub struct Sets {
     queueing: Queueing,
     /// The rules of our table as they were installed: nobody has touched them while they are the same.
     installed: Vec<u64>,
+    /// All of our table as it was installed, to be put back.
+    image: TableImage,
     /// How many sessions have each corridor open.
     corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
     troubles: Troubles,
@@ -95,11 +97,10 @@ impl Sets {
         std::mem::take(&mut self.troubles)
     }
 
-    /// Marks a control connection; what that means to the capture is said in `rules/`.
-    fn mark(&mut self, connection: &Connection) {
-        let bits = self.policy.mark.bits();
+    /// Sets a bit in the mark of a control connection; what that means to the capture is said in `rules/`.
+    fn mark(&mut self, connection: &Connection, bit: u32) {
         // A connection that the kernel has forgotten brings no packets either.
-        let marked = self.conntrack.mark(&connection.original, bits, bits);
+        let marked = self.conntrack.mark(&connection.original, bit, bit);
         self.note(marked);
     }
 
@@ -147,14 +148,16 @@ impl Firewall for Sets {
         match self.note(found)? {
             Some(entry) => {
                 let connection = entry.connection;
-                // With `inspect: announcements` the mark says only that the start has been read.
-                let is_unread = self.policy.capture.inspect == crate::policy::Inspect::Dialogue
-                    && entry.mark & self.policy.mark.bits() == self.policy.mark.bits();
+                let is_unread = entry.mark & self.policy.mark.unread_bit() != 0;
+                let is_settled = entry.mark & self.policy.mark.settled_bit() != 0;
                 let is_control = self.policy.control_ports.contains(connection.server().port);
-                is_control.then_some(Control { connection, is_unread })
+                is_control.then_some(Control { connection, is_unread, is_settled })
             }
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone.
-            None => self.direct(flow).map(|connection| Control { connection, is_unread: false }),
+            None => {
+                let control = |connection| Control { connection, is_unread: false, is_settled: false };
+                self.direct(flow).map(control)
+            }
         }
     }
 
@@ -188,13 +191,11 @@ impl Firewall for Sets {
     }
 
     fn settled(&mut self, connection: &Connection) {
-        if self.policy.capture.inspect == crate::policy::Inspect::Announcements {
-            self.mark(connection);
-        }
+        self.mark(connection, self.policy.mark.settled_bit());
     }
 
     fn stop_reading(&mut self, connection: &Connection) {
-        self.mark(connection);
+        self.mark(connection, self.policy.mark.unread_bit());
     }
 }
 

@@ -22,6 +22,9 @@ const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
 const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
 const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
 
+/// Why writing into a string cannot fail.
+const TAKES_ALL: &str = "a string takes whatever is written";
+
 /// How this kernel can be told to queue a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Queueing {
@@ -71,7 +74,10 @@ pub fn text(policy: &Policy, queueing: Queueing) -> String {
         Inspect::Announcements => ANNOUNCEMENTS,
     };
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
-    let mut text = format!("define mark_bits = {}\ndefine control_ports = {{ {} }}\n\n", policy.mark, ports.join(", "));
+    let mark = policy.mark;
+    let mut text = format!("define mark_bits = {mark}\ndefine control_ports = {{ {} }}\n", ports.join(", "));
+    writeln!(text, "define settled_bit = {:#010x}", mark.settled_bit()).expect(TAKES_ALL);
+    writeln!(text, "define unread_bit = {:#010x}\n", mark.unread_bit()).expect(TAKES_ALL);
     let rest = [BEGIN, &queue(&policy.capture, queueing), inspect, TABLE_TEXT];
     text.push_str(&rest.join("\n"));
     text
@@ -96,7 +102,7 @@ fn queue(capture: &Capture, queueing: Queueing) -> String {
                  \t# target NFQUEUE of iptables, which nft shows but cannot write."
             ),
         };
-        result.expect("a string takes whatever is written");
+        result.expect(TAKES_ALL);
     }
     let choice = match capture.queues.count().get() {
         1 => format!("goto {}", queue_chain(capture.queues.first())),
@@ -108,7 +114,7 @@ fn queue(capture: &Capture, queueing: Queueing) -> String {
             format!("jhash ct id mod {count} vmap {{ {} }}", choices.join(", "))
         }
     };
-    write!(chains, "\tchain deliver {{\n\t\t{choice}\n\t}}\n}}\n").expect("a string takes whatever is written");
+    write!(chains, "\tchain deliver {{\n\t\t{choice}\n\t}}\n}}\n").expect(TAKES_ALL);
     begin + "\n" + &chains
 }
 
