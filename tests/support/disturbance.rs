@@ -78,7 +78,13 @@ pub(crate) fn transfer_under(
 /// Has sessions of both families and all kinds transfer while `disturb` goes on, and sees that they all live.
 pub(crate) fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance)) {
     let (disturbance, is_over) = (Disturbance::default(), AtomicBool::new(false));
-    let servers = Family::ALL.map(|family| stage.serve(family));
+    // Many transfers a second use up the ports of a host, unless those of connections that are over may be used again.
+    for host in [&stage.topology.client, &stage.topology.server] {
+        for (name, value) in [("tcp_tw_reuse", "1"), ("ip_local_port_range", "1024 65535")] {
+            host.namespace.set(&format!("net/ipv4/{name}"), value).expect("a parameter of the namespace");
+        }
+    }
+    let servers = Family::ALL.map(|family| stage.serve_many(family));
     let [v4, v6] = [servers[0].address(), servers[1].address()];
     let sessions = [(v4, Mode::Pasv), (v4, Mode::Port), (v6, Mode::Epsv), (v6, Mode::Eprt)];
     let (disturbance, is_over) = (&disturbance, &is_over);
