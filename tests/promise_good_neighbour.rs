@@ -59,10 +59,19 @@ fn wait_until_mended(firewall: &Namespace, watch: &mut TableWatch, pinholes: usi
 
 #[test]
 fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
-    const FLUSHES: usize = 200;
+    flush_under_transfers("dialogue", 200);
+}
+
+#[test]
+fn a_flushed_ruleset_stands_again_with_announcements_only_too() {
+    flush_under_transfers("announcements", 100);
+}
+
+fn flush_under_transfers(inspect: &str, flushes: usize) {
     let stage = Stage::new(Shape::Gateway);
     // Whoever was refused while nothing stood leaves a pinhole that nobody will use.
-    let daemon = stage.daemon_logging("defaults: { timeout: 1h, pinholes_per_session: 1000 }\n", "info");
+    let more = "defaults: { timeout: 1h, pinholes_per_session: 1000 }\n";
+    let daemon = stage.daemon_logging(&format!("{more}capture: {{ inspect: {inspect} }}\n"), "info");
     let users_own = daemon.folder.join("nftables.conf");
     std::fs::write(&users_own, format!("flush ruleset\n{}", filter(Shape::Gateway))).expect("a file can be written");
     let users_own = users_own.display().to_string();
@@ -72,7 +81,7 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
         let server = SocketAddr::new(stage.topology.target.v4.into(), 21);
         stage.as_client(|| {
             let mut client = MiniClient::log_in(server, PATIENCE)?;
-            for round in 0..FLUSHES {
+            for round in 0..flushes {
                 let announced = client.passive(Mode::Pasv)?;
                 while watch.next(Duration::ZERO).expect("the kernel tells") != Heard::Nothing {}
                 disturbance.begins();
@@ -93,13 +102,13 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
     took.sort_unstable();
     let at = |percent: usize| took[(took.len() - 1) * percent / 100];
     println!(
-        "mended after {FLUSHES} flushes: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
+        "{inspect}: mended after {flushes} flushes: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
         at(50),
         at(90),
         at(99),
         at(100)
     );
-    assert!(daemon.counted("restored") >= FLUSHES as u64);
+    assert!(daemon.counted("restored") >= flushes as u64);
 }
 
 #[test]

@@ -9,7 +9,9 @@ mod daemon;
 mod stage;
 
 use daemon::PATIENCE;
-use stage::{CONTENT, FILE, FOR_HOURS, Stage, assert_closed, connect, modes, pinholes, serve_by_hand, some_transfers};
+use stage::{
+    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, connect, modes, pinholes, policy, serve_by_hand, some_transfers,
+};
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
@@ -62,6 +64,94 @@ fn with_announcements_only_little_is_read() {
         })
     });
     assert_eq!(packets, [200, 0]);
+}
+
+#[test]
+fn a_session_of_which_only_announcements_were_read_is_read_again_when_the_policy_says_so() {
+    let stage = Stage::new(Shape::Gateway);
+    let server = stage.serve(Family::V4);
+    let daemon = stage.daemon("capture: { inspect: announcements }\n");
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        for (inspect, each) in [("announcements", 0), ("dialogue", 2), ("announcements", 0), ("dialogue", 2)] {
+            daemon.write_policy(&policy(Shape::Gateway, &format!("capture: {{ inspect: {inspect} }}\n")));
+            assert!(daemon.program(&["reload"])?.status.success());
+            let before = daemon.counted("packets");
+            for _ in 0..10 {
+                client.command("NOOP", 200)?;
+            }
+            assert_eq!(daemon.counted("packets") - before, 10 * each, "{inspect}");
+            for &mode in modes(Family::V4) {
+                assert_eq!(client.download(mode, FILE)?, CONTENT, "{inspect}, {mode}");
+            }
+        }
+        client.quit()
+    });
+    assert_eq!(daemon.counted("sessions"), 1);
+}
+
+#[test]
+fn after_a_restart_a_session_goes_on_being_read_as_it_was() {
+    for (inspect, each) in [("announcements", 0), ("dialogue", 2)] {
+        let stage = Stage::new(Shape::Gateway);
+        let server = stage.serve(Family::V4);
+        let mut daemon = stage.daemon(&format!("capture: {{ inspect: {inspect} }}\n"));
+        stage.as_client(|| {
+            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            daemon.kill()?;
+            daemon.restart()?;
+            for _ in 0..10 {
+                client.command("NOOP", 200)?;
+            }
+            assert_eq!(daemon.counted("packets"), 10 * each, "{inspect}");
+            for &mode in modes(Family::V4) {
+                assert_eq!(client.download(mode, FILE)?, CONTENT, "{inspect}, {mode}");
+            }
+            client.quit()
+        });
+    }
+}
+
+#[test]
+fn what_is_no_ftp_stays_unread_after_a_restart() {
+    for inspect in ["dialogue", "announcements"] {
+        let stage = Stage::new(Shape::Gateway);
+        let address = stage.target(Family::V4, 21);
+        let mut daemon = stage.daemon(&format!("capture: {{ inspect: {inspect} }}\n"));
+        let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
+        let listener = listener.expect("root may enter").expect("a port");
+        let open = listener.local_addr().expect("it is bound");
+        let reply = format!("227 Here (10,21,2,10,{},{})\r\n", open.port() / 256, open.port() % 256);
+        let talk = |control: TcpStream| {
+            let mut lines = BufReader::new(control.try_clone()?).lines();
+            (&control).write_all(b"220 Ready.\r\n")?;
+            while lines.next().transpose()?.is_some() {
+                (&control).write_all(reply.as_bytes())?;
+            }
+            Ok(())
+        };
+        let visit = || {
+            let client = &stage.topology.client.namespace;
+            let control = connect(client, address).expect("control connections may pass");
+            let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
+            lines.next().expect("a greeting").expect("a greeting");
+            let mut says = |line: &str| {
+                (&control).write_all(line.as_bytes()).expect("it is sent");
+                lines.next().expect("a reply").expect("a reply");
+            };
+            says("POST / HTTP/1.1\r\n");
+            says("PASV\r\n");
+            assert_eq!(daemon.counted("not_ftp"), 1, "{inspect}");
+            daemon.kill().expect("it can be killed");
+            daemon.restart().expect("it comes back");
+            // To whoever does not know better this looks like a session in the middle.
+            says("PASV\r\n");
+            says("PASV\r\n");
+            assert_closed(client, open);
+            assert_eq!((daemon.counted("packets"), daemon.counted("opened")), (0, 0), "{inspect}");
+        };
+        serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
+    }
 }
 
 #[test]

@@ -109,8 +109,19 @@ struct Hole {
     client_heard: Option<Seq>,
     /// The first command that it gave having heard so much.
     known_behind: Option<(CommandNumber, Seq)>,
-    /// Up to where the server has heard the client, if a question for an address is missing here.
+    /// Up to where the server has heard the client, if a question for an address may be missing here.
     server_heard: Option<Seq>,
+    /// Up to where what is missing has been answered.
+    answered: Option<Seq>,
+}
+
+impl Hole {
+    /// The server answers what was not heard, if there is anything. Whether a question may be among it.
+    fn is_answered(&mut self) -> bool {
+        let heard = self.server_heard.take();
+        self.answered = heard.or(self.answered);
+        heard.is_some()
+    }
 }
 
 impl Dialogue {
@@ -179,7 +190,13 @@ impl Dialogue {
         }
         match speaker {
             Direction::FromClient => self.hole.client_heard = (unheard > 0).then_some(place),
-            Direction::FromServer => self.hole.server_heard = (unheard >= SHORTEST_QUESTION).then_some(place),
+            Direction::FromServer => {
+                let unanswered = self
+                    .hole
+                    .answered
+                    .map_or(unheard, |answered| usize::try_from(place - answered).unwrap_or(0).min(unheard));
+                self.hole.server_heard = (unanswered >= SHORTEST_QUESTION).then_some(place);
+            }
         }
     }
 
@@ -322,7 +339,7 @@ impl Dialogue {
             Meaning::Announce(mode) => {
                 let was_heard = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
                 // Or the question was not heard, and this is the first that was heard of the server behind it.
-                let asked_for = was_heard || self.hole.server_heard.take().is_some();
+                let asked_for = was_heard || self.hole.is_answered();
                 if !was_heard {
                     self.unanswered.pop(reply.code, self.in_step);
                 }
@@ -450,7 +467,7 @@ impl Dialogue {
         let answered = self.unanswered.pop(reply.code, self.in_step);
         if answered.is_none() {
             // It answers what was not heard.
-            self.hole.server_heard = None;
+            self.hole.is_answered();
         }
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
