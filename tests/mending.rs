@@ -93,6 +93,22 @@ fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
 }
 
 #[test]
+fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() {
+    let namespace = Namespace::new("host").expect("a namespace");
+    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
+    let pinholes = pinholes(3);
+    pinholes[..2].iter().for_each(|pinhole| sets.open(pinhole).expect("opened"));
+    namespace.nft("flush ruleset").expect("it is empty");
+    sets.open(&pinholes[2]).expect("opened, nevertheless");
+    assert_eq!(sets.pinholes().expect("the sets stand").len(), 1);
+    let restored = sets.restore(NOW, pinholes.iter()).expect("it is put back");
+    assert_eq!((restored.table, restored.elements), (true, 3));
+    assert_eq!(sets.pinholes().expect("the sets stand").len(), 3);
+    assert!(sets.restore(NOW, pinholes.iter()).expect("nothing is to do").is_nothing());
+    assert_eq!(sets.take_troubles().count, 0);
+}
+
+#[test]
 #[ignore = "a measurement: run it with --release --ignored --nocapture"]
 fn measures_how_long_mending_takes() {
     for count in [0, 10, 200] {

@@ -25,11 +25,11 @@ use nix::sys::signal::Signal;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{Family, Namespace, Shape};
-use pinhole::netlink::{self, Deed, Heard, TableWatch, Tables};
+use pinhole::netlink::{self, Deed, Heard, Key, TableWatch, Tables};
 
-/// Waits until all that Pinhole had installed stands again, with its pinhole, and says how long that took from the
+/// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
 /// moment at which the kernel told of its removal.
-fn wait_until_mended(firewall: &Namespace, watch: &mut TableWatch, pinholes: usize) -> Duration {
+fn wait_until_mended(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
     let deadline = Instant::now() + PATIENCE;
     let left = || deadline.saturating_duration_since(Instant::now());
     let is_removal = |heard: &Heard<netlink::TableChange>| matches!(heard, Heard::Change(change) if change.deed == Deed::TableRemoved && &*change.table == TABLE.name);
@@ -37,23 +37,19 @@ fn wait_until_mended(firewall: &Namespace, watch: &mut TableWatch, pinholes: usi
         assert!(!left().is_zero(), "nobody flushed");
     }
     let removed = Instant::now();
-    let stands = || -> Result<bool, netlink::Error> {
-        let mut tables = Tables::open(PATIENCE)?;
+    let mut tables = firewall.run(|| Tables::open(PATIENCE)).expect("root may enter").expect("root may look");
+    let mut stands = || -> Result<bool, netlink::Error> {
         let rules = tables.rules(FILTER)?;
         let top = rules.iter().find(|rule| &*rule.chain == "forward").and_then(|rule| rule.comment.as_deref());
         let admits = top.is_some_and(|comment| comment.starts_with("pinhole"));
         let captures = tables.rules(TABLE)?.len() > 10;
-        Ok(admits && captures && tables.elements(TABLE, "pinholes4")?.len() >= pinholes)
+        Ok(admits && captures && tables.has_element(TABLE, "pinholes4", pinhole)?)
     };
-    firewall
-        .run(|| {
-            // Not the lab's wait, which pauses: this is measured.
-            while !stands().unwrap_or(false) {
-                assert!(!left().is_zero(), "it is not mended");
-                thread::yield_now();
-            }
-        })
-        .expect("root may enter");
+    // Not the lab's wait, which pauses: this is measured.
+    while !stands().unwrap_or(false) {
+        assert!(!left().is_zero(), "it is not mended");
+        thread::yield_now();
+    }
     removed.elapsed()
 }
 
@@ -92,7 +88,9 @@ fn flush_under_transfers(inspect: &str, flushes: usize) {
                 } else {
                     stage.firewall().nft_says(&["-f", &users_own])?;
                 }
-                took.push(wait_until_mended(stage.firewall(), &mut watch, 1));
+                let client_address = stage.topology.client.addresses.v4.into();
+                let pinhole = Key::connection(client_address, announced.ip(), announced.port());
+                took.push(wait_until_mended(stage.firewall(), &mut watch, &pinhole));
                 disturbance.is_over();
                 drop(client.connect_data(announced)?);
             }

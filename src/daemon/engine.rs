@@ -88,6 +88,9 @@ impl Engine {
             Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
             Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
         }
+        if self.firewall.lacks_pinholes() {
+            self.restore();
+        }
         self.tell_troubles();
     }
 

@@ -111,7 +111,7 @@ impl Stream {
             return differs.then_some(Oddity::DifferingCopy);
         }
         // What the receiver has already got, it got unread: it will not look at this copy.
-        if !(self.ack_heard && !end.is_after(self.acked)) {
+        if !self.ack_heard || end.is_after(self.acked) {
             if let Some(heard) = &mut self.heard {
                 heard.remember(seq, end);
             }

@@ -8,6 +8,7 @@ use crate::stage::{CONTENT, FILE, SetAtTheEnd, Stage};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
 
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
@@ -57,6 +58,8 @@ pub(crate) fn transfer_under(
             Ok(()) => {
                 assert_eq!(content, CONTENT);
                 done.transfers += 1;
+                // Whoever disturbs needs a processor, too.
+                thread::sleep(Duration::from_millis(1));
             }
             Err(error) if before.is_multiple_of(2) && disturbance.now() == before => {
                 println!("{mode}, after {} transfers, of which {} were hit: {error}", done.transfers, done.hit);

@@ -81,6 +81,7 @@ impl Sets {
             queueing,
             installed: Vec::new(),
             image: TableImage::default(),
+            sets_are_lost: false,
             corridors: HashMap::default(),
             troubles: Troubles::default(),
         };
@@ -148,15 +149,35 @@ impl Sets {
         let mut restored = Restored::default();
         // First what lets marked connections in: a pinhole that is used up by one that is dropped then is lost.
         self.put_admit(&mut restored)?;
-        if !self.is_untouched()? {
+        let is_untouched = self.is_untouched()?;
+        if !is_untouched {
             // Rules alone may be gone. Then the sets are as they should be, and what was used up stays so.
-            let sets_are_lost = !self.tables.has_table(TABLE)?;
-            let elements = if sets_are_lost { self.lost_elements(now, standing) } else { BySet::new() };
+            self.sets_are_lost |= !self.tables.has_table(TABLE)?;
+        }
+        if !is_untouched || self.sets_are_lost {
+            let elements = if self.sets_are_lost { self.lost_elements(now, standing) } else { BySet::new() };
             self.put_back(&elements)?;
+            self.sets_are_lost = false;
             restored.table = true;
             restored.elements = elements.values().map(Vec::len).sum();
         }
         Ok(restored)
+    }
+
+    /// Whether the table stands without what should stand in its sets, so that it must be restored.
+    pub fn lacks_pinholes(&self) -> bool {
+        self.sets_are_lost
+    }
+
+    /// Puts back the table if it is gone, without what stood in it: that follows with [`restore`](Self::restore).
+    /// Whether it was gone.
+    pub(super) fn put_back_if_gone(&mut self) -> Result<bool, SetupError> {
+        if self.installed.is_empty() || self.tables.has_table(TABLE)? {
+            return Ok(false);
+        }
+        self.put_back(&BySet::new())?;
+        self.sets_are_lost = true;
+        Ok(true)
     }
 
     /// Removes all that was installed. What is gone already is fine.

@@ -63,6 +63,8 @@ pub struct Sets {
     installed: Vec<u64>,
     /// All of our table as it was installed, to be put back.
     image: TableImage,
+    /// The table was put back in a hurry, and what stood in its sets was not.
+    sets_are_lost: bool,
     /// How many sessions have each corridor open.
     corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
     troubles: Troubles,
@@ -115,7 +117,14 @@ impl Sets {
     }
 
     fn insert(&mut self, set: &str, element: &Element) -> Result<(), NotOpened> {
-        let Err(error) = self.tables.insert(TABLE, set, element) else { return Ok(()) };
+        let mut inserted = self.tables.insert(TABLE, set, element);
+        if inserted.as_ref().is_err_and(|error| error.cause.is_missing()) {
+            // Somebody flushed the ruleset, and the news of that is not here yet. This announcement cannot wait for it.
+            if matches!(self.put_back_if_gone(), Ok(true)) {
+                inserted = self.tables.insert(TABLE, set, element);
+            }
+        }
+        let Err(error) = inserted else { return Ok(()) };
         self.trouble(&error);
         if error.cause.is_unknown() {
             // Nothing stays open that nobody knows of, as far as that is in our hands.
