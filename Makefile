@@ -20,17 +20,21 @@ endif
 endif
 
 # The tests make network namespaces. What a test builds belongs to whoever runs make; only the tests run as root.
-AS_ROOT := $(if $(filter-out 0,$(shell id -u)),env CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="sudo -E")
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),--config 'target."cfg(unix)".runner="sudo -E"')
 
 .NOTPARALLEL:
-.PHONY: help run replay test fuzz-all fuzz bench lint clean
+.PHONY: help run demo replay test fuzz-all fuzz bench lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 run: ## build, and run the service until Ctrl-C (POLICY=file, else the embedded one)
 	@tests/setup run
-	$(AS_ROOT) cargo run --quiet --release $(LOCKED) -- run $(if $(POLICY),--policy $(POLICY))
+	cargo $(AS_ROOT) run --quiet --release $(LOCKED) -- run $(if $(POLICY),--policy $(POLICY))
+
+demo: ## build, and show it all in network namespaces of its own
+	@tests/setup run
+	cargo $(AS_ROOT) run --quiet --release $(LOCKED) -- demo
 
 replay: ## build, and replay a capture: which data connections would have been let through (CAPTURE=file)
 	@tests/setup
@@ -39,7 +43,7 @@ replay: ## build, and replay a capture: which data connections would have been l
 test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
 	@tests/setup test
 	cargo test $(LOCKED) --benches --no-run
-	$(AS_ROOT) cargo test $(LOCKED)
+	cargo $(AS_ROOT) test $(LOCKED)
 	@$(MAKE) --no-print-directory fuzz-all
 
 fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
@@ -60,7 +64,7 @@ fuzz: ## fuzz one target until it finds something or you stop it (TARGET=lines)
 
 bench: ## measure
 	@tests/setup test
-	$(AS_ROOT) cargo bench $(LOCKED) --benches
+	cargo $(AS_ROOT) bench $(LOCKED) --benches
 
 lint: ## what is checked without running anything: format, clippy, documentation, licences
 	@tests/setup ci

@@ -19,12 +19,19 @@ pub struct Expectation {
     pub since: Timestamp,
     /// How long it is admitted.
     pub lifetime: Duration,
+    /// What NAT makes of its addresses. Those above are the ones with which it arrives.
+    pub mapping: Mapping,
 }
 
 impl Expectation {
     /// The moment from which it is not admitted any more.
     pub fn expires(&self) -> Timestamp {
         self.since + self.lifetime
+    }
+
+    /// Where it is delivered in the end.
+    pub fn target(&self) -> Endpoint {
+        self.mapping.to.unwrap_or(self.to)
     }
 
     /// Whether a connection with these addresses is the expected one.
@@ -35,7 +42,39 @@ impl Expectation {
 
 impl fmt::Display for Expectation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {}", self.from, self.to)
+        write!(f, "{} -> {}{}", self.from, self.to, self.mapping)
+    }
+}
+
+/// What is done to the addresses of one data connection, so that both ends find whom they expect.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Mapping {
+    /// Where it is delivered, instead of where it goes.
+    pub to: Option<Endpoint>,
+    /// The address that it leaves with, instead of the one with which it came. It keeps its source port where that is
+    /// free, and gets another one where it is not.
+    pub from: Option<IpAddr>,
+}
+
+impl Mapping {
+    /// Nothing is done to them.
+    pub const NONE: Self = Self { to: None, from: None };
+
+    /// Whether nothing is done to them.
+    pub const fn is_none(&self) -> bool {
+        self.to.is_none() && self.from.is_none()
+    }
+}
+
+/// What follows the addresses: ` (to 10.0.0.5:4000, from 192.0.2.1)`, and nothing where nothing is done.
+impl fmt::Display for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.to, self.from) {
+            (None, None) => Ok(()),
+            (Some(to), None) => write!(f, " (to {to})"),
+            (None, Some(from)) => write!(f, " (from {from})"),
+            (Some(to), Some(from)) => write!(f, " (to {to}, from {from})"),
+        }
     }
 }
 
@@ -97,11 +136,15 @@ pub enum Refusal {
     ByRule,
     /// The firewall could not open it.
     NotOpened,
+    /// Every port under which it could be announced outside is taken.
+    NoPort,
+    /// NAT would have to write another address, and the line cannot be changed.
+    CannotRewrite,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -116,6 +159,8 @@ impl Refusal {
         Self::NotFtp,
         Self::ByRule,
         Self::NotOpened,
+        Self::NoPort,
+        Self::CannotRewrite,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -135,6 +180,8 @@ impl Refusal {
             Self::NotFtp => "not-ftp",
             Self::ByRule => "by-rule",
             Self::NotOpened => "not-opened",
+            Self::NoPort => "no-port",
+            Self::CannotRewrite => "cannot-rewrite",
         }
     }
 
@@ -160,6 +207,11 @@ impl Refusal {
             Self::NotFtp => "the two ends do not talk FTP",
             Self::ByRule => "a rule of the policy denies it",
             Self::NotOpened => "the firewall did not take it",
+            Self::NoPort => "every port of the policy's `data_ports` is taken at the outside address",
+            Self::CannotRewrite => {
+                "NAT would have to write another address into it, and the kernel cannot correct the sequence numbers of \
+                 this session, or part of the line was sent on before the rest came (a new session will do)"
+            }
         }
     }
 }

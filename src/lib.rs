@@ -26,6 +26,7 @@ pub mod netlink;
 pub mod packet;
 pub mod policy;
 pub mod replay;
+pub mod rewrite;
 pub mod script;
 pub mod session;
 pub mod stream;

@@ -136,7 +136,7 @@ impl Stage {
 
 fn describe(news: &News<'_>) -> Option<String> {
     match news {
-        News::Expected { mode, expectation } => {
+        News::Expected { mode, expectation, .. } => {
             Some(format!("{mode} opens {} -> {}", expectation.from, expectation.to))
         }
         News::Refused { mode, why, .. } => Some(format!("{mode} refused: {}", why.name())),

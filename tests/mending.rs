@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
-use pinhole::expectation::Expectation;
+use pinhole::expectation::{Expectation, Mapping};
 use pinhole::firewall::Firewall as _;
 use pinhole::firewall::sets::Sets;
 use pinhole::lab::Namespace;
@@ -34,7 +34,7 @@ fn pinholes(count: u16) -> Vec<Expectation> {
         let hosts = if number.is_multiple_of(2) { ["10.0.0.1", "10.0.0.2"] } else { ["fd00::1", "fd00::2"] };
         let [from, to] = hosts.map(address);
         let to = Endpoint::new(to, port(1024 + number));
-        Expectation { from, to, since: NOW, lifetime: Duration::from_secs(3600) }
+        Expectation { from, to, mapping: Mapping::NONE, since: NOW, lifetime: Duration::from_secs(3600) }
     };
     (0..count).map(pair).collect()
 }

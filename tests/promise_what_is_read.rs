@@ -264,7 +264,9 @@ table inet filter {
         };
         host.run(visit).and_then(|result| result).unwrap_or_else(|error| panic!("{address}: {error}"));
     }
-    assert_eq!((pinholes(host), daemon.counted("sessions")), (0, 8));
+    assert_eq!(daemon.counted("sessions"), 8);
+    // Whoever asks for the status has what was used removed.
+    assert_eq!(pinholes(host), 0);
 }
 
 #[test]

@@ -2,18 +2,37 @@
 //!
 //! Knows nothing of FTP's lines. What is asked of it is done when it returns: an announcement goes on only then.
 
+mod adjustment;
 pub mod sets;
 mod simulated;
 
+use std::net::IpAddr;
+
+pub use adjustment::{Adjustment, Adjustments};
 pub use simulated::{Admitted, Simulated};
 
-use crate::expectation::{Corridor, Expectation};
-use crate::packet::{Connection, Flow};
+use crate::expectation::{Corridor, Expectation, Mapping};
+use crate::packet::{Connection, Direction, Endpoint, Flow};
 
 /// The firewall could not do what was asked; it has said why to whoever watches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the firewall did not open the pinhole")]
 pub struct NotOpened;
+
+/// The sequence numbers of a connection will not be corrected, so that the length of what is said in it must stay.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotAdjusted {
+    /// The kernel took it and did nothing: NAT does not change the addresses of this connection, or it was not prepared
+    /// when it began, because it is older than the rules that do that.
+    #[error("the kernel cannot correct the sequence numbers of this connection")]
+    NotPrepared,
+    /// The kernel has forgotten the connection.
+    #[error("the kernel does not know this connection any more")]
+    Unknown,
+    /// The kernel refused, or did not answer. It has been said to whoever watches the firewall.
+    #[error("the firewall did not correct the sequence numbers of this connection")]
+    Failed,
+}
 
 /// What a firewall knows of a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +44,8 @@ pub struct Control {
     pub is_unread: bool,
     /// Whether [`Firewall::settled`] was said of it. That, too, outlives whoever said it.
     pub is_settled: bool,
+    /// How its sequence numbers are corrected, whoever asked for that.
+    pub adjustments: Adjustments,
 }
 
 /// A firewall that holds expectations.
@@ -39,6 +60,22 @@ pub trait Firewall {
 
     /// Does not admit it any more. That it was used or has expired in the meantime is fine.
     fn close(&mut self, expectation: &Expectation);
+
+    /// What NAT will make of a connection from `from` to `to`, if one is admitted: whoever opened that pinhole, a program
+    /// that ran earlier included. None if none is admitted.
+    ///
+    /// That is the question to ask before an announcement gets another port: two pinholes with the same addresses are
+    /// one, and the second would take the place of the first.
+    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping>;
+
+    /// Has the sequence numbers of one direction corrected from now on. When this returns it is so, and has been seen to
+    /// be so.
+    fn adjust(
+        &mut self,
+        connection: &Connection,
+        direction: Direction,
+        adjustment: &Adjustment,
+    ) -> Result<(), NotAdjusted>;
 
     /// Admits a corridor until it is closed.
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened>;

@@ -6,10 +6,10 @@ use std::net::IpAddr;
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 
-use super::{Control, Firewall, NotOpened};
-use crate::expectation::{Corridor, Expectation};
+use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
+use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::Port;
-use crate::packet::{Connection, Endpoint, Flow};
+use crate::packet::{Connection, Direction, Endpoint, Flow};
 use crate::time::Timestamp;
 
 /// Through what a data connection came.
@@ -21,12 +21,15 @@ pub enum Admitted {
     Corridor(Corridor),
 }
 
-/// Pinholes in memory, without NAT.
+/// Pinholes in memory. Connections are not translated, unless somebody says which are.
 #[derive(Debug)]
 pub struct Simulated {
     control_ports: BTreeSet<Port>,
     pinholes: HashMap<(IpAddr, Endpoint), Expectation, RandomState>,
     corridors: Vec<Corridor>,
+    translated: HashMap<Flow, Connection, RandomState>,
+    adjustments: HashMap<Flow, Adjustments, RandomState>,
+    cannot_adjust: bool,
     unread: Marked,
     settled: Marked,
 }
@@ -67,6 +70,9 @@ impl Simulated {
             control_ports: control_ports.into_iter().collect(),
             pinholes: HashMap::default(),
             corridors: Vec::new(),
+            translated: HashMap::default(),
+            adjustments: HashMap::default(),
+            cannot_adjust: false,
             unread: Marked::default(),
             settled: Marked::default(),
         }
@@ -81,6 +87,23 @@ impl Simulated {
         }
     }
 
+    /// NAT makes this of a connection: packets with either of its addresses belong to it.
+    pub fn translate(&mut self, connection: &Connection) {
+        for flow in [connection.original, connection.reply] {
+            self.translated.insert(flow, *connection);
+        }
+    }
+
+    /// From now on sequence numbers cannot be corrected.
+    pub const fn refuse_to_adjust(&mut self) {
+        self.cannot_adjust = true;
+    }
+
+    /// How the sequence numbers of a connection are corrected.
+    pub fn adjustments(&self, connection: &Connection) -> Adjustments {
+        self.adjustments.get(&connection.original).copied().unwrap_or_default()
+    }
+
     /// How many pinholes stand, expired ones that nobody closed included.
     pub fn pinholes(&self) -> usize {
         self.pinholes.len()
@@ -89,17 +112,20 @@ impl Simulated {
 
 impl Firewall for Simulated {
     fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
-        let original = if self.control_ports.contains(&flow.destination.port) {
-            *flow
+        let connection = if let Some(connection) = self.translated.get(flow) {
+            self.control_ports.contains(&connection.server().port).then_some(*connection)?
+        } else if self.control_ports.contains(&flow.destination.port) {
+            Connection::direct(*flow)
         } else if self.control_ports.contains(&flow.source.port) {
-            flow.reversed()
+            Connection::direct(flow.reversed())
         } else {
             return None;
         };
         Some(Control {
-            connection: Connection::direct(original),
-            is_unread: self.unread.contains(&original),
-            is_settled: self.settled.contains(&original),
+            connection,
+            is_unread: self.unread.contains(&connection.original),
+            is_settled: self.settled.contains(&connection.original),
+            adjustments: self.adjustments(&connection),
         })
     }
 
@@ -110,6 +136,23 @@ impl Firewall for Simulated {
 
     fn close(&mut self, expectation: &Expectation) {
         self.pinholes.remove(&(expectation.from, expectation.to));
+    }
+
+    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        self.pinholes.get(&(from, to)).map(|pinhole| pinhole.mapping)
+    }
+
+    fn adjust(
+        &mut self,
+        connection: &Connection,
+        direction: Direction,
+        adjustment: &Adjustment,
+    ) -> Result<(), NotAdjusted> {
+        if self.cannot_adjust {
+            return Err(NotAdjusted::NotPrepared);
+        }
+        self.adjustments.entry(connection.original).or_default().set(direction, *adjustment);
+        Ok(())
     }
 
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {

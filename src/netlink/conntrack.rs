@@ -1,4 +1,4 @@
-//! Connection tracking: which connection a packet belongs to, and the mark on it.
+//! Connection tracking: which connection a packet belongs to, the mark on it, and how its sequence numbers are corrected.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -17,22 +17,37 @@ pub(super) mod kind {
     pub(crate) const DELETE: u16 = 0x0102;
 }
 
-const ORIGINAL: u16 = 1;
+pub(super) const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const STATUS: u16 = 3;
-const MARK: u16 = 8;
+const PROTOCOL_STATE: u16 = 4;
+pub(super) const MARK: u16 = 8;
 const ID: u16 = 12;
+const ADJUSTMENT_ORIGINAL: u16 = 15;
+const ADJUSTMENT_REPLY: u16 = 16;
 const MARK_MASK: u16 = 21;
 
+const POSITION: u16 = 1;
+const OFFSET_BEFORE: u16 = 2;
+const OFFSET_AFTER: u16 = 3;
+
+const TCP_STATE: u16 = 1;
+const TCP_STATE_NUMBER: u16 = 1;
+const TCP_ESTABLISHED: u8 = 3;
+const TCP_FLAGS_ORIGINAL: u16 = 4;
+const TCP_FLAGS_REPLY: u16 = 5;
+/// IP_CT_TCP_FLAG_BE_LIBERAL: what is outside of the window is not invalid for it.
+const LIBERAL: u8 = 0x08;
+
 const TUPLE_ADDRESSES: u16 = 1;
-const TUPLE_PROTOCOL: u16 = 2;
+pub(super) const TUPLE_PROTOCOL: u16 = 2;
 const V4_SOURCE: u16 = 1;
 const V4_DESTINATION: u16 = 2;
 const V6_SOURCE: u16 = 3;
 const V6_DESTINATION: u16 = 4;
 const PROTOCOL: u16 = 1;
 const SOURCE_PORT: u16 = 2;
-const DESTINATION_PORT: u16 = 3;
+pub(super) const DESTINATION_PORT: u16 = 3;
 
 const TCP: u8 = 6;
 const FAMILY_V4: u8 = 2;
@@ -47,8 +62,25 @@ pub struct Entry {
     pub status: u32,
     /// Its mark.
     pub mark: u32,
+    /// Whether both ends may go on talking: it has begun and neither has said that it ends. What the kernel tells of a
+    /// connection that it has forgotten does not say so.
+    pub is_established: bool,
     /// A number that no other connection has while this one lasts.
     pub id: Option<u32>,
+    /// How the sequence numbers of its packets are corrected, in the original direction and in the other one, where that
+    /// was asked for.
+    pub adjustments: [Option<SequenceAdjustment>; 2],
+}
+
+/// What the kernel adds to the sequence numbers of one direction: as it keeps it, see `nf_conntrack_seqadj.c` there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SequenceAdjustment {
+    /// The last sequence number that gets `before`, as the sender counts.
+    pub position: u32,
+    /// What is added up to there.
+    pub before: i32,
+    /// What is added behind it.
+    pub after: i32,
 }
 
 /// A connection to the kernel's connection tracking. Each call returns when the kernel has done it.
@@ -82,6 +114,31 @@ impl Conntrack {
             write_tuple(w, ORIGINAL, flow);
             w.number(MARK, bits);
             w.number(MARK_MASK, mask);
+        });
+        match changed {
+            Ok(()) => Ok(true),
+            Err(cause) if cause.is_missing() => Ok(false),
+            Err(cause) => Err(error(Operation::Change, flow, cause)),
+        }
+    }
+
+    /// Has the sequence numbers of one direction corrected, and the windows of both judged liberally from then on.
+    /// Whether there is such a connection.
+    ///
+    /// The kernel says the same where the connection was not prepared for that, and does nothing: look at it afterwards.
+    pub fn adjust(&mut self, flow: &Flow, is_original: bool, adjustment: &SequenceAdjustment) -> Result<bool, Error> {
+        let changed = self.socket.request(kind::NEW, 0, family(flow), |w| {
+            write_tuple(w, ORIGINAL, flow);
+            w.nested(PROTOCOL_STATE, |state| {
+                state.nested(TCP_STATE, |tcp| {
+                    for direction in [TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY] {
+                        // The bits, and which of them count.
+                        tcp.attribute(direction, &[LIBERAL, LIBERAL]);
+                    }
+                });
+            });
+            let kind = if is_original { ADJUSTMENT_ORIGINAL } else { ADJUSTMENT_REPLY };
+            w.nested(kind, |w| adjustment.write(w));
         });
         match changed {
             Ok(()) => Ok(true),
@@ -147,8 +204,34 @@ impl Entry {
             connection: Connection { original: flow(ORIGINAL)?, reply: flow(REPLY)? },
             status: number(STATUS).unwrap_or(0),
             mark: number(MARK).unwrap_or(0),
+            is_established: tcp_state(attributes) == Some(TCP_ESTABLISHED),
             id: number(ID),
+            adjustments: [ADJUSTMENT_ORIGINAL, ADJUSTMENT_REPLY]
+                .map(|kind| attributes.find(kind).and_then(|found| SequenceAdjustment::read(found.nested()))),
         })
+    }
+}
+
+fn tcp_state(entry: Attributes<'_>) -> Option<u8> {
+    entry.find(PROTOCOL_STATE)?.nested().find(TCP_STATE)?.nested().find(TCP_STATE_NUMBER)?.u8()
+}
+
+impl SequenceAdjustment {
+    fn write(&self, w: &mut Writer) {
+        w.number(POSITION, self.position);
+        w.number(OFFSET_BEFORE, self.before.cast_unsigned());
+        w.number(OFFSET_AFTER, self.after.cast_unsigned());
+    }
+
+    /// One that was set. Once one direction's was, the kernel shows both; the other one is all zero, and does nothing.
+    fn read(found: Attributes<'_>) -> Option<Self> {
+        let number = |kind| found.find(kind).and_then(Attribute::u32);
+        let read = Self {
+            position: number(POSITION)?,
+            before: number(OFFSET_BEFORE)?.cast_signed(),
+            after: number(OFFSET_AFTER)?.cast_signed(),
+        };
+        (read != Self { position: 0, before: 0, after: 0 }).then_some(read)
     }
 }
 
@@ -208,14 +291,21 @@ mod tests {
             [("10.0.0.1:4000", "10.0.0.2:21", "192.0.2.1:61000"), ("[fd00::1]:1", "[fd00::2]:21", "[fd00::3]:9")]
         {
             let connection = Connection { original: flow(from, to), reply: flow(to, back) };
+            let adjustment = SequenceAdjustment { position: u32::MAX, before: -7, after: 8 };
             let mut writer = Writer::default();
             writer.message(HEAD, |w| {
                 write_tuple(w, ORIGINAL, &connection.original);
                 write_tuple(w, REPLY, &connection.reply);
                 w.number(MARK, 7);
+                w.nested(ADJUSTMENT_ORIGINAL, |w| SequenceAdjustment { position: 0, before: 0, after: 0 }.write(w));
+                w.nested(ADJUSTMENT_REPLY, |w| adjustment.write(w));
             });
             let entry = Messages::of(writer.as_bytes()).next().and_then(Entry::read);
-            assert_eq!(entry, Some(Entry { connection, status: 0, mark: 7, id: None }));
+            let adjustments = [None, Some(adjustment)];
+            assert_eq!(
+                entry,
+                Some(Entry { connection, status: 0, mark: 7, is_established: false, id: None, adjustments })
+            );
         }
     }
 

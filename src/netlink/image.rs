@@ -5,8 +5,9 @@
 
 use super::bytes::{Attribute, Message, Writer, flags};
 use super::element::Element;
+use super::elements::{ELEMENTS_A_MESSAGE, write_elements};
 use super::error::{Cause, Error, Operation};
-use super::tables::{ELEMENTS_A_MESSAGE, Table, Tables, attribute, kind, write_elements};
+use super::tables::{Table, Tables, attribute, kind};
 
 /// Attributes that hold others.
 const NESTED: u16 = 0x8000;

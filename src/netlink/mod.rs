@@ -6,16 +6,20 @@
 
 mod bytes;
 mod conntrack;
+mod definitions;
 mod element;
+mod elements;
 mod error;
 mod expression;
+mod filter;
 mod image;
 mod socket;
 mod tables;
 mod watch;
 
-pub use conntrack::{Conntrack, Entry};
-pub use element::{Element, Key};
+pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
+pub use definitions::HelperPlace;
+pub use element::{Element, Key, Value};
 pub use error::{Cause, Error, Operation};
 pub use expression::{About, Expression};
 pub use image::TableImage;

@@ -1,9 +1,11 @@
 //! Bytes as IP and TCP, and TCP's own numbers as types. Knows nothing of FTP.
 
 mod flow;
+mod replace;
 mod segment;
 mod seq;
 
 pub use flow::{Connection, Direction, Endpoint, Flow};
+pub use replace::{readdressed, replaced};
 pub use segment::{Flags, NotSegment, Segment};
 pub use seq::Seq;

@@ -37,6 +37,12 @@ impl Seq {
         if self.is_after(other) { self } else { other }
     }
 
+    /// The place so many bytes further on, or back.
+    #[must_use]
+    pub const fn moved(self, by: i32) -> Self {
+        Self(self.0.wrapping_add_signed(by))
+    }
+
     const fn distance_from(self, other: Self) -> i32 {
         self.0.wrapping_sub(other.0) as i32
     }

@@ -118,28 +118,38 @@ fn check_brackets(source: &Source<'_>) -> Result<(), Problems> {
     Ok(())
 }
 
-/// No anchor's name twice: the library would then take one alias for another.
+/// No anchor's name twice where an alias uses it: the library would then take one for another.
 fn check_anchors(source: &Source<'_>) -> Result<(), Problems> {
+    let aliased: HashSet<&str> = references(source.text, '*').map(|(_, name)| name).collect();
     let mut names = HashSet::new();
-    let mut start = 0;
-    for line in source.text.split_inclusive(['\n', '\r']) {
-        // A comment behind something else counts: whether it is one, only the scanner knows. Few write `&word` there.
-        let comment = line.trim_start().starts_with('#');
-        for (at, _) in line.match_indices('&').filter(|_| !comment) {
-            let starts_a_token =
-                line[..at].chars().next_back().is_none_or(|c| c.is_whitespace() || "[]{},:\"'".contains(c));
-            let rest = &line[at + 1..];
-            let name = &rest[..rest.find(|c: char| !(c.is_alphanumeric() || "_-".contains(c))).unwrap_or(rest.len())];
-            if starts_a_token && !name.is_empty() && !names.insert(name) {
-                return Err(problem_at(source, start + at, name.len() + 1)
-                    .message(format!("the anchor &{} is defined twice", Quoted(name)))
-                    .expected("expected another name for each anchor")
-                    .into());
-            }
+    for (at, name) in references(source.text, '&').filter(|(_, name)| aliased.contains(name)) {
+        if !names.insert(name) {
+            return Err(problem_at(source, at, name.len() + 1)
+                .message(format!("the anchor &{} is defined twice", Quoted(name)))
+                .expected("expected another name for each anchor")
+                .into());
         }
-        start += line.len();
     }
     Ok(())
+}
+
+/// Where a token may begin with this character, and the name behind it.
+///
+/// A comment behind something else, or a text in quotes, counts: whether it is one, only the scanner knows.
+fn references(text: &str, sign: char) -> impl Iterator<Item = (usize, &str)> {
+    let mut start = 0;
+    text.split_inclusive(['\n', '\r']).flat_map(move |line| {
+        let line_start = start;
+        start += line.len();
+        let comment = line.trim_start().starts_with('#');
+        line.match_indices(sign).filter(move |_| !comment).filter_map(move |(at, _)| {
+            let before = line[..at].chars().next_back();
+            let begins = before.is_none_or(|c| c.is_whitespace() || "[]{},:".contains(c));
+            let rest = &line[at + 1..];
+            let name = &rest[..rest.find(|c: char| !(c.is_alphanumeric() || "_-".contains(c))).unwrap_or(rest.len())];
+            (begins && !name.is_empty()).then_some((line_start + at, name))
+        })
+    })
 }
 
 fn second_document(source: &Source<'_>, after: usize) -> Problem {
@@ -429,10 +439,12 @@ mod tests {
     #[test]
     fn an_anchor_is_defined_once() {
         assert_eq!(
-            problem("a: &x 1\nb: &y 2\nc: &x 3\n"),
+            problem("a: &x 1\nb: &y 2\nc: &x 3\nd: *x\n"),
             "3:4: the anchor &x is defined twice (expected another name for each anchor)"
         );
         assert_eq!(all_found("# &x\na: &x R&D\nb: R&D & &y D\n"), ["a", "R&D", "b", "R&D & &y D"]);
+        // Names that nothing refers to are as good as text, which they may be.
+        assert_eq!(all_found("a: \"&x and &x\"\n"), ["a", "\"&x and &x\""]);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! What the two ends have said, as far as it decides whether an announcement counts.
 //!
-//! Lines in, meanings out. Knows nothing of packets, addresses, policy or time.
+//! Lines in, meanings out. Knows nothing of packets, policy or time.
+
+mod excerpted;
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use super::asked::{Asked, CommandNumber, Unanswered};
-use super::excerpt::{Excerpt, is_about_files};
+use super::excerpt::Excerpt;
 use crate::ftp::command::{Command, Said, Verb};
 use crate::ftp::notation::{Announced, Found, Notation};
 use crate::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
@@ -20,7 +23,7 @@ const SHORTEST_QUESTION: usize = 5;
 
 /// A line that names where a data connection will go, and how it stands in the dialogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement {
+pub struct Announcement<'a> {
     /// How it was announced.
     pub mode: Mode,
     /// What it names; none if that cannot be read.
@@ -29,6 +32,24 @@ pub struct Announcement {
     pub number: Option<CommandNumber>,
     /// How it stands.
     pub standing: Standing,
+    /// Where it is written; none where it does not stand in one piece.
+    pub written: Option<Written<'a>>,
+}
+
+/// The bytes of an announcement that name the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written<'a> {
+    /// The line.
+    pub line: Line<'a>,
+    /// Where in its text the address stands.
+    pub span: Range<usize>,
+}
+
+impl Written<'_> {
+    /// Where the address stands in the stream.
+    pub fn place(&self) -> Seq {
+        self.line.start + self.span.start
+    }
 }
 
 /// What the dialogue says about an announcement.
@@ -54,7 +75,7 @@ pub enum Event<'a> {
     /// The client gave a command that FTP does not know: its first word.
     SaidUnknown(&'a [u8]),
     /// One end announced where it listens.
-    Announced(Announcement),
+    Announced(Announcement<'a>),
     /// The server refused the announcement that was the command of this number.
     AnnouncementRefused(CommandNumber),
     /// The server let the user in.
@@ -154,34 +175,6 @@ impl Dialogue {
         self.language == Language::Ftp && self.greeted && self.login != Login::Out && is_quiet
     }
 
-    /// From here on only an excerpt is heard: what names an address or answers it, and what changes who is logged in.
-    pub fn expect_excerpts(&mut self) {
-        self.hole = Hole::default();
-        self.excerpt = Some(Box::new(Excerpt::new(self.unanswered.next_number())));
-    }
-
-    /// Excerpts were all that was heard for some time. Whoever read the start of it found it to be FTP.
-    pub fn continue_in_excerpts(&mut self) {
-        if self.language == Language::Undecided {
-            self.language = Language::Ftp;
-        }
-        self.client_was_not_heard();
-    }
-
-    /// From here on all is heard again.
-    pub fn expect_all(&mut self) {
-        if let Some(excerpt) = self.excerpt.take() {
-            self.unanswered = Unanswered::starting_at(excerpt.next_number());
-            self.replies.interrupt();
-            self.in_step = false;
-        }
-    }
-
-    /// Whether only an excerpt is heard.
-    pub fn is_excerpt(&self) -> bool {
-        self.excerpt.is_some()
-    }
-
     /// Whoever says the following lines has heard the other up to there; of that, `unheard` bytes never came here.
     pub fn speaker_has_heard(&mut self, speaker: Direction, place: Seq, unheard: usize) {
         if let Some(excerpt) = &mut self.excerpt {
@@ -253,12 +246,13 @@ impl Dialogue {
         Event::SaidUnknown(word)
     }
 
-    fn client_commands<'a>(&mut self, line: &Line<'_>, command: &Command<'a>) -> Event<'a> {
+    fn client_commands<'a>(&mut self, line: &Line<'a>, command: &Command<'a>) -> Event<'a> {
         let asked = match command.verb {
             Verb::Announce(mode) => {
                 let number = self.ask(Asked::Announce(mode), line);
                 let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
-                return Event::Announced(self.announcement(mode, found, number, true));
+                let before = line.text.len() - command.argument.len();
+                return Event::Announced(self.announcement(mode, found, number, true, Some((line, before))));
             }
             Verb::Ask(mode) => Asked::Ask(mode),
             Verb::AskExtendedOnly => {
@@ -297,16 +291,8 @@ impl Dialogue {
         Some(number)
     }
 
-    /// Takes the beginning of a client's line whose end was not read.
-    pub fn client_broke_off<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
-        match Command::parse(line) {
-            Said::Command(Command { verb: Verb::Announce(_), .. }) => self.client_says(line),
-            _ => Event::Nothing,
-        }
-    }
-
     /// Takes the server's next line.
-    pub fn server_says(&mut self, line: &Line<'_>) -> Event<'static> {
+    pub fn server_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
         if self.language == Language::Secret {
             return Event::Nothing;
         }
@@ -325,7 +311,7 @@ impl Dialogue {
     }
 
     /// A reply ended with this line, or was interrupted.
-    fn server_replies(&mut self, line: Option<&Line<'_>>, reply: &Reply<'_>) -> Event<'static> {
+    fn server_replies<'a>(&mut self, line: Option<&Line<'a>>, reply: &Reply<'_>) -> Event<'a> {
         if self.excerpt.is_some() {
             return self.server_replies_in_excerpt(line, reply);
         }
@@ -373,93 +359,17 @@ impl Dialogue {
         }
     }
 
-    fn server_announces(
+    fn server_announces<'a>(
         &self,
         mode: Mode,
-        line: Option<&Line<'_>>,
+        line: Option<&Line<'a>>,
         reply: &Reply<'_>,
         asked_for: bool,
-    ) -> Event<'static> {
+    ) -> Event<'a> {
         let is_whole = line.is_some_and(|line| line.whole);
         let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
-        Event::Announced(self.announcement(mode, found, None, asked_for))
-    }
-
-    /// The same where only an excerpt is heard. There is no counting which command a reply answers; what the reply
-    /// says, and where it stands, has to do.
-    fn server_replies_in_excerpt(&mut self, line: Option<&Line<'_>>, reply: &Reply<'_>) -> Event<'static> {
-        let Some(excerpt) = &mut self.excerpt else { return Event::Nothing };
-        let Some(end) = line.map(|line| line.end) else {
-            excerpt.break_off();
-            return self.server_means_in_excerpt(reply, None);
-        };
-        match reply.meaning {
-            Meaning::Preliminary => {
-                excerpt.pass_over(end);
-                Event::Nothing
-            }
-            Meaning::Announce(mode) => {
-                let asked_for = excerpt.answers_question(mode);
-                excerpt.answer(reply.code, end);
-                self.server_announces(mode, line, reply, asked_for)
-            }
-            _ => {
-                let answered = excerpt.answer(reply.code, end);
-                let was_announced = answered.filter(|answered| {
-                    let is_refusal = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn)
-                        && (answered.is_sure || !is_about_files(reply.code));
-                    matches!(answered.kind, Asked::Announce(_)) && is_refusal
-                });
-                let event = self.server_means_in_excerpt(reply, answered.map(|answered| answered.kind));
-                was_announced.map_or(event, |answered| Event::AnnouncementRefused(answered.number))
-            }
-        }
-    }
-
-    /// What a reply that names no address changes, whichever command it answers, if that is not known.
-    fn server_means_in_excerpt(&mut self, reply: &Reply<'_>, answered: Option<Asked>) -> Event<'static> {
-        let Some(excerpt) = &mut self.excerpt else { return Event::Nothing };
-        match reply.meaning {
-            Meaning::LoggedIn if excerpt.has_begun_anew() => self.start_over(),
-            Meaning::LoggedIn => {
-                // The command that it answers, PASS, is among what is not read.
-                let is_news = std::mem::take(&mut excerpt.user_was_given) || self.login != Login::In;
-                self.login = Login::In;
-                return if is_news { Event::LoggedIn } else { Event::Nothing };
-            }
-            Meaning::NeedSecret => {
-                if excerpt.has_begun_anew() {
-                    self.extended_only = false;
-                }
-                if std::mem::take(&mut excerpt.user_was_given) {
-                    self.login = Login::Out;
-                }
-            }
-            Meaning::NotLoggedIn => {
-                // Asking for another user, while logged in, may be refused and change nothing.
-                if !(std::mem::take(&mut excerpt.user_was_given) && self.login == Login::In) {
-                    self.login = Login::Out;
-                }
-            }
-            Meaning::Ready | Meaning::Done => {
-                let is_meant = reply.meaning == Meaning::Ready || answered == Some(Asked::Reinitialize);
-                if is_meant && excerpt.has_begun_anew() {
-                    self.start_over();
-                }
-            }
-            Meaning::Secured => {
-                self.language = Language::Secret;
-                return Event::Encrypted;
-            }
-            Meaning::Failed => match answered {
-                Some(Asked::ExtendedOnly) => self.extended_only = false,
-                Some(Asked::Reinitialize) => excerpt.begins_anew = false,
-                Some(Asked::User) => excerpt.user_was_given = false,
-                _ => {}
-            },
-            Meaning::Preliminary | Meaning::Announce(_) => {}
-        }
-        Event::Nothing
+        let line = line.map(|line| (line, line.text.len() - reply.text.len()));
+        Event::Announced(self.announcement(mode, found, None, asked_for, line))
     }
 
     /// A reply that answers the first command that has no answer, whatever that was.
@@ -518,15 +428,6 @@ impl Dialogue {
         event
     }
 
-    /// Some of the server's lines were not read. A reply of several lines that had begun counts by its code.
-    pub fn server_was_not_read(&mut self) -> Event<'static> {
-        self.excerpt.iter_mut().for_each(|excerpt| excerpt.break_off());
-        match self.replies.interrupt() {
-            Some(reply) => self.server_replies(None, &reply),
-            None => Event::Nothing,
-        }
-    }
-
     fn is_not_ftp(&mut self) -> Event<'static> {
         if std::mem::replace(&mut self.language, Language::Other) == Language::Other {
             return Event::Nothing;
@@ -534,20 +435,27 @@ impl Dialogue {
         Event::NotFtp
     }
 
-    fn announcement(
+    /// `line` comes with the length of what stands in it before the text in which the announcement was found.
+    fn announcement<'a>(
         &self,
         mode: Mode,
         found: Option<Found>,
         number: Option<CommandNumber>,
         asked_for: bool,
-    ) -> Announcement {
+        line: Option<(&Line<'a>, usize)>,
+    ) -> Announcement<'a> {
         let standing = Standing {
             is_ftp: self.greeted && self.language != Language::Other,
             asked_for,
             logged_in: self.login != Login::Out,
             extended_only: self.extended_only,
         };
-        Announcement { mode, named: found.map(|found| found.announced), number, standing }
+        let named = found.as_ref().map(|found| found.announced);
+        let written = found.zip(line).filter(|(_, (line, _))| line.verbatim).map(|(found, (line, before))| {
+            let Range { start, end } = found.span;
+            Written { line: *line, span: before + start..before + end }
+        });
+        Announcement { mode, named, number, standing, written }
     }
 }
 
