@@ -34,7 +34,11 @@ fn pinholes(count: u16) -> Vec<Expectation> {
         let hosts = if number.is_multiple_of(2) { ["10.0.0.1", "10.0.0.2"] } else { ["fd00::1", "fd00::2"] };
         let [from, to] = hosts.map(address);
         let to = Endpoint::new(to, port(1024 + number));
-        Expectation { from, to, mapping: Mapping::NONE, since: NOW, lifetime: Duration::from_secs(3600) }
+        // One in three is mapped.
+        let is_mapped = number.is_multiple_of(3);
+        let mapped = Mapping { to: Some(Endpoint::new(from, to.port)), from: Some(to.address) };
+        let mapping = if is_mapped { mapped } else { Mapping::NONE };
+        Expectation { from, to, mapping, since: NOW, lifetime: Duration::from_secs(3600) }
     };
     (0..count).map(pair).collect()
 }
@@ -59,7 +63,13 @@ fn what_is_put_back_is_what_was_installed() {
             assert_eq!(sets.stands(), Ok(false));
             let restored = sets.restore(NOW, pinholes.iter()).expect("it is put back");
             assert_eq!((restored.table, restored.elements), (true, pinholes.len()));
-            assert_eq!(sets.pinholes().expect("the sets stand").len(), pinholes.len());
+            let standing = sets.pinholes().expect("the sets stand");
+            assert_eq!(standing.len(), pinholes.len());
+            let mapped = |mapping: Mapping| !mapping.is_none();
+            assert_eq!(
+                standing.iter().filter(|pinhole| mapped(pinhole.mapping)).count(),
+                pinholes.iter().filter(|pinhole| mapped(pinhole.mapping)).count()
+            );
             pinholes.iter().for_each(|pinhole| sets.close(pinhole));
             assert_eq!(without_elements(&ruleset(&namespace)), without_elements(&before));
             assert_eq!(sets.stands(), Ok(true));

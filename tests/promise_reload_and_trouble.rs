@@ -11,7 +11,6 @@ mod stage;
 use daemon::{Daemon, PATIENCE, PROGRAM};
 use stage::{CONTENT, FILE, Stage, filter, modes, policy, some_transfers};
 
-
 use nix::sys::signal::Signal;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};

@@ -31,6 +31,18 @@ mod repeated {
     pub(super) const RULE: &[u16] = &[1, 2, 4 | NESTED, 7];
 }
 
+/// A step of a rule, in a list: what it is, and what of it there is to say.
+mod step {
+    pub(super) const ELEMENT: u16 = 1;
+    pub(super) const NAME: u16 = 1;
+    pub(super) const DATA: u16 = 2;
+    /// Reads or writes an option of a packet's header. One that writes, which is one with a source, is shown with flags
+    /// that it must not be given.
+    pub(super) const OPTION: &str = "exthdr";
+    pub(super) const OPTION_FLAGS: u16 = 5;
+    pub(super) const OPTION_SOURCE: u16 = 7;
+}
+
 const SET_FLAGS: u16 = 3;
 const SET_ID: u16 = 10;
 /// The elements of such a set come and go.
@@ -54,6 +66,17 @@ impl Request {
         Self { kind, flags, attributes: attributes.collect() }
     }
 
+    /// The steps of a rule as the kernel takes them, which is not always as it shows them.
+    fn mend_steps(&mut self) {
+        let steps = self.attributes.iter_mut().find(|(kind, _)| *kind == attribute::RULE_EXPRESSIONS | NESTED);
+        let Some((_, bytes)) = steps else { return };
+        let mut writer = Writer::default();
+        for (_, step) in Attribute::from(&**bytes).nested() {
+            writer.nested(step::ELEMENT, |w| mended_step(w, step));
+        }
+        *bytes = writer.as_bytes().into();
+    }
+
     fn number(&self, kind: u16) -> Option<u32> {
         let (_, bytes) = self.attributes.iter().find(|(found, _)| *found == kind)?;
         (**bytes).try_into().ok().map(u32::from_be_bytes)
@@ -67,6 +90,21 @@ impl Request {
     fn write(&self, writer: &mut Writer) {
         self.attributes.iter().for_each(|(kind, value)| writer.attribute(*kind, value));
     }
+}
+
+fn mended_step(w: &mut Writer, shown: Attribute<'_>) {
+    let find = |kind| shown.nested().find(kind);
+    let Some(name) = find(step::NAME) else { return };
+    w.attribute(step::NAME, name.bytes());
+    let Some(data) = find(step::DATA) else { return };
+    let writes_option = name.text() == Some(step::OPTION) && data.nested().find(step::OPTION_SOURCE).is_some();
+    if !writes_option {
+        return w.attribute(step::DATA | NESTED, data.bytes());
+    }
+    w.nested(step::DATA, |w| {
+        let taken = data.nested().filter(|(kind, _)| *kind != step::OPTION_FLAGS);
+        taken.for_each(|(kind, value)| w.attribute(kind, value.bytes()));
+    });
 }
 
 /// A table, to be put back.
@@ -114,6 +152,7 @@ impl Tables {
             rules: read(kind::GET_RULE, kind::NEW_RULE, flags::APPEND, repeated::RULE)?,
             elements: Vec::new(),
         };
+        image.rules.iter_mut().for_each(Request::mend_steps);
         for (id, set) in (1u32..).zip(&mut image.sets) {
             // Within a batch a set has a number besides its name.
             set.attributes.push((SET_ID, id.to_be_bytes().into()));

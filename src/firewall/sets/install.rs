@@ -172,7 +172,7 @@ impl Sets {
             self.put_back(&elements)?;
             self.sets_are_lost = false;
             restored.table = true;
-            restored.elements = elements.values().map(Vec::len).sum();
+            restored.elements = elements.values().flatten().filter(|element| element.value.is_none()).count();
         }
         Ok(restored)
     }
