@@ -352,8 +352,16 @@ fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
 }
 
 #[test]
+fn with_pinhole_reading_announcements_only_they_may_as_well() {
+    for (nat, mode) in MANY {
+        transfer_many(Helper::Excerpts, nat, mode, 500, None);
+    }
+}
+
+#[test]
 fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
     for (nat, mode) in MANY {
         transfer_many(Helper::Pinhole, nat, mode, 100, Some(5));
+        transfer_many(Helper::Excerpts, nat, mode, 100, Some(5));
     }
 }
