@@ -182,9 +182,9 @@ fn random_below(limit: u64) -> u64 {
 
 #[test]
 fn a_data_connection_that_follows_at_once_finds_its_pinhole_ten_thousand_times() {
-    const TIMES: usize = 10_000;
     const MODES: [Mode; 3] = [Mode::Pasv, Mode::Epsv, Mode::Port];
-    let each = TIMES.div_ceil(MODES.len() * Shape::ALL.len());
+    let times = lab::share_of(10_000);
+    let each = times.div_ceil(MODES.len() * Shape::ALL.len());
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
         let _daemon = stage.daemon_logging("", "warn");
@@ -446,12 +446,12 @@ fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance)) {
 
 #[test]
 fn a_kill_at_any_moment_breaks_no_session_and_the_next_transfer_works() {
-    const KILLS: u64 = 200;
+    let kills = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon_logging("", "warn");
     let begun = Instant::now();
     disturb_transfers(&stage, |disturbance| {
-        for _ in 0..KILLS {
+        for _ in 0..kills {
             // A random moment is what this is about.
             thread::sleep(Duration::from_micros(random_below(20_000)));
             disturbance.begins();
@@ -460,7 +460,7 @@ fn a_kill_at_any_moment_breaks_no_session_and_the_next_transfer_works() {
             disturbance.is_over();
         }
     });
-    println!("{KILLS} kills in {:?}", begun.elapsed());
+    println!("{kills} kills in {:?}", begun.elapsed());
 }
 
 #[test]
@@ -815,8 +815,8 @@ fn replies_may_be_split_at_every_byte() {
 
 #[test]
 fn two_hundred_sessions_at_once_transfer_fifty_times_each() {
-    const SESSIONS: usize = 200;
     const TRANSFERS: usize = 50;
+    let sessions = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);
     let daemon = stage.daemon_logging("", "warn");
     let servers = Family::ALL.map(|family| stage.serve_many(family));
@@ -836,21 +836,21 @@ fn two_hundred_sessions_at_once_transfer_fifty_times_each() {
     stage.as_client(|| {
         thread::scope(|scope| {
             let start = |number| scope.spawn(move || session(kinds[number % kinds.len()]));
-            let sessions: Vec<_> = (0..SESSIONS).map(start).collect();
+            let sessions: Vec<_> = (0..sessions).map(start).collect();
             sessions.into_iter().try_for_each(|session| session.join().expect("no panic"))
         })
     });
     println!(
         "{} transfers in {:?}, {} first packets sent again",
-        SESSIONS * TRANSFERS,
+        sessions * TRANSFERS,
         begun.elapsed(),
         sent_again(&stage)
     );
-    assert_eq!(daemon.counted("opened"), (SESSIONS * TRANSFERS) as u64);
-    assert_eq!(daemon.counted("sessions"), SESSIONS as u64);
+    assert_eq!(daemon.counted("opened"), (sessions * TRANSFERS) as u64);
+    assert_eq!(daemon.counted("sessions"), sessions as u64);
     assert_eq!(daemon.status()["counters"]["refused"], serde_json::json!({}));
     lab::wait_until("the news of all that were used", PATIENCE, || {
-        Ok(daemon.counted("used") == (SESSIONS * TRANSFERS) as u64)
+        Ok(daemon.counted("used") == (sessions * TRANSFERS) as u64)
     })
     .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((stage.pinholes(), sent_again(&stage)), (0, 0));
@@ -1135,14 +1135,6 @@ fn bad_circumstances_are_told_and_change_nothing() {
     let good = policy(Shape::ServerHost, "");
     let before = ruleset();
 
-    let queue = namespace.run(|| {
-        let mut queue = nfq::Queue::open()?;
-        queue.bind(0)?;
-        Ok::<_, io::Error>(queue)
-    });
-    let queue = queue.expect("root may enter").expect("it is free");
-    assert_refused(&refused(&namespace, &good), 1, "queue 0 is read by another program");
-    drop(queue);
     assert_refused(&refused(&namespace, "admit: [inet filter nowhere]\n"), 1, "no chain `inet filter nowhere`");
     assert_refused(&refused(&namespace, "admit: [ip filter input]\n"), 1, "no chain `ip filter input`");
     assert_refused(&refused(&namespace, "contrl_ports: [21]\n"), 2, "policy.yaml:1:1");
@@ -1170,6 +1162,15 @@ fn bad_circumstances_are_told_and_change_nothing() {
     let mut daemon = Daemon::start(&namespace, &good).expect("now it runs");
     daemon.end(Signal::SIGTERM).expect("it ends");
     assert_eq!(ruleset(), before);
+
+    // Last, as whoever another test starts at this moment inherits the queue, and reads it until it ends.
+    let queue = namespace.run(|| {
+        let mut queue = nfq::Queue::open()?;
+        queue.bind(0)?;
+        Ok::<_, io::Error>(queue)
+    });
+    let queue = queue.expect("root may enter").expect("it is free");
+    assert_refused(&refused(&namespace, &good), 1, "queue 0 is read by another program");
 }
 
 // --- Several ports, one host ---------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 use super::client::{ClientKind, Task, Visit};
 use super::error::{Error, Result};
 use super::server::{Server, ServerKind, ServerOptions};
+use super::share::some_of;
 use super::topology::{Family, Shape, Topology};
 use crate::ftp::Mode;
 use std::fmt;
@@ -134,7 +135,8 @@ pub struct Outcome {
     pub took: Duration,
 }
 
-/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order.
+/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order. On a
+/// machine that does only a share of everything, it plays some of the scenes.
 ///
 /// `prepare` puts what it likes into the topology's firewall once the server runs, and what it returns is kept until
 /// the scene's last cell has been played. A scene that cannot be set up or prepared is an error of the whole.
@@ -144,7 +146,7 @@ pub fn play<G>(
     prepare: impl Fn(&Stage) -> Result<G> + Sync,
     each: impl Fn(&Stage, Cell) -> Result<()> + Sync,
 ) -> Result<Vec<Outcome>> {
-    let left = Mutex::new(scenes.iter());
+    let left = Mutex::new(some_of(scenes));
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next().copied();
     let worker = || {
         let mut outcomes = Vec::new();
