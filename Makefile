@@ -9,9 +9,6 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 # Where nobody is there to look, Cargo.lock must be as committed.
 LOCKED := $(if $(CI),--locked)
 
-# Which of the tests are run on the second kernel, too: those that ask the kernel for something. Patterns will do.
-TESTS ?= netlink* live promises
-
 # Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
 fuzz = mkdir -p fuzz/found/$(1) && cargo fuzz run --sanitizer none $(1) fuzz/found/$(1) fuzz/corpus/$(1) -- -timeout=10
 
@@ -23,39 +20,31 @@ endif
 endif
 
 # The tests make network namespaces. What a test builds belongs to whoever runs make; only the tests run as root.
-AS_ROOT := $(if $(filter-out 0,$(shell id -u)),env CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER="sudo -E")
+AS_ROOT := $(if $(filter-out 0,$(shell id -u)),--config 'target."cfg(unix)".runner="sudo -E"')
 
 .NOTPARALLEL:
-.PHONY: help run replay test test-vm on-the-second-kernel fuzz-all fuzz bench lint clean
+.PHONY: help run demo replay test fuzz-all fuzz bench lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 run: ## build, and run the service until Ctrl-C (POLICY=file, else the embedded one)
 	@tests/setup run
-	$(AS_ROOT) cargo run --quiet --release $(LOCKED) -- run $(if $(POLICY),--policy $(POLICY))
+	cargo $(AS_ROOT) run --quiet --release $(LOCKED) -- run $(if $(POLICY),--policy $(POLICY))
+
+demo: ## build, and show it all in network namespaces of its own
+	@tests/setup run
+	cargo $(AS_ROOT) run --quiet --release $(LOCKED) -- demo
 
 replay: ## build, and replay a capture: which data connections would have been let through (CAPTURE=file)
 	@tests/setup
 	cargo run --quiet --release $(LOCKED) -- replay $(CAPTURE)
 
 test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
-	@tests/setup test vm
+	@tests/setup test
 	cargo test $(LOCKED) --benches --no-run
-	$(AS_ROOT) cargo test $(LOCKED)
-	@$(MAKE) --no-print-directory on-the-second-kernel
+	cargo $(AS_ROOT) test $(LOCKED)
 	@$(MAKE) --no-print-directory fuzz-all
-
-test-vm: ## the tests that need a kernel, on another one: Debian's, in an emulated machine (TESTS="live netlink")
-	@tests/setup test vm
-	@$(MAKE) --no-print-directory on-the-second-kernel
-
-# Cargo says which programs it has built, one object a line.
-on-the-second-kernel:
-	cargo test $(LOCKED) --no-run $(foreach test,$(TESTS),--test '$(test)')
-	@programs=$$(cargo test $(LOCKED) --quiet --no-run $(foreach test,$(TESTS),--test '$(test)') --message-format=json | \
-		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p') && \
-	env CARGO_MANIFEST_DIR="$(CURDIR)" $(if $(AS_ROOT),sudo -E) tests/vm/run tests/vm/tests $$programs
 
 fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
 	@cargo fuzz --version >/dev/null 2>&1 && command -v c++ >/dev/null || { \
@@ -75,7 +64,7 @@ fuzz: ## fuzz one target until it finds something or you stop it (TARGET=lines)
 
 bench: ## measure
 	@tests/setup test
-	$(AS_ROOT) cargo bench $(LOCKED) --benches
+	cargo $(AS_ROOT) bench $(LOCKED) --benches
 
 lint: ## what is checked without running anything: format, clippy, documentation, licences
 	@tests/setup ci

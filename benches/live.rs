@@ -1,5 +1,6 @@
-//! What FTP through a real firewall costs: the built program in a gateway of the lab, beside the kernel's own helper and
-//! beside no helper at all. Needs root, the program nft, and a few minutes.
+//! What FTP through a real firewall costs: the built program in a gateway of the lab, beside the kernel's own helper,
+//! beside no helper at all, and beside a queue whose packets are accepted unread. Needs root, the program nft, and a few
+//! minutes.
 //!
 //! Fresh namespaces for each side and each round, sides in turn, ratios within a round, medians of the ratios: what
 //! else the machine does meanwhile hits all sides alike. Nothing is asserted; the ratios are for a person to read.
@@ -9,9 +10,11 @@
 //! | `PINHOLE_BENCH_QUICK` | set to anything: three rounds, and fewer of everything |
 //! | `PINHOLE_BENCH_ROUNDS` | how many rounds, 11 unless told |
 //! | `PINHOLE_BENCH_SESSIONS` | how many sessions transfer at once, 8 unless told |
-//! | `PINHOLE_BENCH_MODES` | the modes of the second load, in turn: `PASV,EPSV,PORT,EPRT` unless told |
-//! | `PINHOLE_BENCH_NEW_PORTS` | set to anything: the server announces a new port for each passive transfer |
+//! | `PINHOLE_BENCH_TRANSFERS` | how many each of them makes, 500 unless told |
+//! | `PINHOLE_BENCH_SIDES` | only these columns, by number, the kernel helper's (1) in any case: `0,1,2,3,4,5` unless told |
+//! | `PINHOLE_BENCH_MODES` | the modes of the third load, in turn: `PASV,EPSV,PORT,EPRT` unless told |
 //! | `PINHOLE_BENCH_LOG` | the daemon's `RUST_LOG`, `info` unless told |
+//! | `PINHOLE_BENCH_PROGRAM` | another build of the program, to compare with |
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -31,13 +34,14 @@ use pinhole::net::Port;
 use pinhole::packet::Endpoint;
 use pinhole::policy;
 use pinhole::time::Timestamp;
-use stand::{Side, Stand, percentile};
+use stand::{Side, Stand, WARM_UP, percentile};
 
 /// How much of everything.
 struct Plan {
     rounds: usize,
     sessions: usize,
     transfers: usize,
+    sides: Vec<Side>,
     round_trips: usize,
     bulk_megabytes: usize,
     inserts: usize,
@@ -54,12 +58,16 @@ impl Plan {
             found.unwrap_or_else(|| panic!("PINHOLE_BENCH_MODES: there is no mode {name}"))
         };
         let modes = modes.split(',').map(mode).collect();
+        let sides = variable("SIDES").unwrap_or_else(|| "0,1,2,3,4,5".to_owned());
+        let wanted = |index: &usize| *index == 1 || sides.split(',').any(|side| side == index.to_string());
+        let sides = (0..Side::ALL.len()).filter(wanted).map(|index| Side::ALL[index]).collect();
         let quick = variable("QUICK").is_some();
         let of = |quickly, fully| if quick { quickly } else { fully };
         Self {
             rounds: number("ROUNDS", of(3, 11)).max(1),
             sessions: number("SESSIONS", 8).max(1),
-            transfers: of(100, 500),
+            transfers: number("TRANSFERS", of(100, 500)).max(1),
+            sides,
             round_trips: of(500, 2000),
             bulk_megabytes: of(64, 256),
             inserts: of(5_000, 50_000),
@@ -71,7 +79,10 @@ impl Plan {
 /// What was measured of one side in one round.
 #[derive(Clone, Copy)]
 struct Measured {
-    passive: f64,
+    new_ports: f64,
+    one_port: f64,
+    /// Microseconds of the processor that a transfer to one port takes the reader of the queue.
+    processor: f64,
     mixed: f64,
     round_trip: f64,
     bulk: f64,
@@ -79,11 +90,18 @@ struct Measured {
 
 fn measure(side: Side, plan: &Plan, large: &Arc<[u8]>) -> Result<Measured> {
     let stand = Stand::new(side)?;
-    let _server = stand.serve(large)?;
     let Plan { sessions, transfers, round_trips, ref modes, .. } = *plan;
     let all = || {
+        let server = stand.serve(large, false)?;
+        let new_ports = stand.transfers(sessions, transfers, &[Mode::Pasv])?;
+        drop(server);
+        let _server = stand.serve(large, true)?;
+        let before = stand.processor();
+        let one_port = stand.transfers(sessions, transfers, &[Mode::Pasv])?;
         Ok(Measured {
-            passive: stand.transfers(sessions, transfers, &[Mode::Pasv])?,
+            new_ports,
+            one_port,
+            processor: (stand.processor() - before) / (sessions * (transfers + WARM_UP)) as f64,
             mixed: stand.transfers(sessions, transfers, modes)?,
             round_trip: stand.round_trip(round_trips)?,
             bulk: stand.bulk()?,
@@ -93,34 +111,45 @@ fn measure(side: Side, plan: &Plan, large: &Arc<[u8]>) -> Result<Measured> {
     all().inspect_err(|_| println!("{}", stand.said()))
 }
 
-/// The rounds, each with what was measured of every side in the order of [`Side::ALL`].
-fn rounds(plan: &Plan) -> Vec<[Measured; 4]> {
+/// The rounds, each with what was measured of every side in the order of the plan.
+fn rounds(plan: &Plan) -> Vec<Vec<Measured>> {
     let large: Arc<[u8]> = vec![b'x'; plan.bulk_megabytes << 20].into();
     let one = |round: usize| {
-        let mut measured = [None; 4];
-        for turn in 0..Side::ALL.len() {
-            let index = (turn + round) % Side::ALL.len();
-            let side = Side::ALL[index];
+        let mut measured = vec![None; plan.sides.len()];
+        for turn in 0..plan.sides.len() {
+            let index = (turn + round) % plan.sides.len();
+            let side = plan.sides[index];
             let result = measure(side, plan, &large);
             measured[index] = Some(result.unwrap_or_else(|error| panic!("{side}: {error}")));
         }
-        measured.map(|measured| measured.expect("each side had its turn"))
+        measured.into_iter().flatten().collect()
     };
     (0..plan.rounds).map(one).collect()
 }
 
-/// Prints a row of medians, and one of the medians of the ratios to another side.
-fn rows(rounds: &[[Measured; 4]], what: &str, value: impl Fn(&Measured) -> f64, to: (Side, usize), reach: &str) {
-    let median = |of: &dyn Fn(&[Measured; 4]) -> f64| percentile(rounds.iter().map(of).collect(), 50);
-    let sides = 0..Side::ALL.len();
-    let medians = sides.clone().map(|side| format!("{:>9.*} |", to.1, median(&|round| value(&round[side]))));
-    println!("| {what:<36} | {} {:<28} |", medians.collect::<Vec<_>>().join(" "), "");
-    let (other, _) = to;
-    let base = Side::ALL.iter().position(|side| *side == other).expect("it is one of them");
-    let ratio = |side: usize| median(&|round| value(&round[side]) / value(&round[base]));
-    let ratios: Vec<_> = sides.map(|side| format!("{:>9.3} |", ratio(side))).collect();
-    let what = if other == Side::Plain { "… against no helper" } else { "… against the kernel helper" };
-    println!("| {what:<36} | {} {reach:<28} |", ratios.join(" "));
+/// What is measured, and how it is shown.
+struct Row<'a> {
+    what: &'a str,
+    value: fn(&Measured) -> f64,
+    decimals: usize,
+    against: Side,
+    reach: &'a str,
+}
+
+impl Row<'_> {
+    /// Prints a row of medians, and one of the medians of the ratios to another side, if that was measured.
+    fn print(&self, sides: &[Side], rounds: &[Vec<Measured>]) {
+        let Self { what, value, decimals, against, reach } = *self;
+        let median = |of: &dyn Fn(&[Measured]) -> f64| percentile(rounds.iter().map(|round| of(round)).collect(), 50);
+        let each = 0..sides.len();
+        let medians = each.clone().map(|side| format!("{:>13.decimals$} |", median(&|round| value(&round[side]))));
+        println!("| {what:<36} | {} {:<32} |", medians.collect::<Vec<_>>().join(" "), "");
+        let Some(base) = sides.iter().position(|side| *side == against) else { return };
+        let ratio = |side: usize| median(&|round| value(&round[side]) / value(&round[base]));
+        let ratios: Vec<_> = each.map(|side| format!("{:>13.3} |", ratio(side))).collect();
+        let what = format!("… against {}", if against == Side::Plain { "no helper" } else { "the kernel helper" });
+        println!("| {what:<36} | {} {reach:<32} |", ratios.join(" "));
+    }
 }
 
 /// The median of many inserts of a pinhole, and their 99th percentile, in microseconds.
@@ -179,15 +208,23 @@ fn main() {
     let Plan { rounds: count, sessions, transfers, .. } = plan;
     println!("{count} rounds; {sessions} sessions at once, {transfers} transfers of 1 KB each; a gateway, IPv4");
     let rounds = rounds(&plan);
-    let sides: Vec<String> = Side::ALL.iter().map(|side| format!("{side:>9} |")).collect();
-    println!("| {:<36} | {} {:<28} |", "", sides.join(" "), "to reach");
-    println!("|---|--:|--:|--:|--:|---|");
-    let kernel = Side::Kernel;
-    rows(&rounds, "transfers/s, PASV", |m| m.passive, (kernel, 0), "1.0 announcements, 0.85 dialogue");
+    let names: Vec<String> = plan.sides.iter().map(|side| format!("{side:>13} |")).collect();
+    println!("| {:<36} | {} {:<32} |", "", names.join(" "), "to reach");
+    println!("|---|{}---|", "--:|".repeat(names.len()));
     let modes: Vec<_> = plan.modes.iter().map(|mode| mode.command()).collect();
-    rows(&rounds, &format!("transfers/s, {}", modes.join(" ")), |m| m.mixed, (kernel, 0), "");
-    rows(&rounds, "round trip of NOOP, µs", |m| m.round_trip, (kernel, 1), "1.0 announcements");
-    rows(&rounds, "bulk, MB/s", |m| m.bulk, (Side::Plain, 0), "1.00");
+    let mixed = format!("transfers/s, {}", modes.join(" "));
+    let (kernel, plain) = (Side::Kernel, Side::Plain);
+    let both = "1.0 announcements, 0.85 dialogue";
+    for (what, value, decimals, against, reach) in [
+        ("transfers/s, PASV, one port a session", (|m| m.one_port) as fn(&Measured) -> f64, 0, kernel, both),
+        ("transfers/s, PASV, a new port each", |m| m.new_ports, 0, kernel, both),
+        ("µs of the queue's reader a transfer", |m| m.processor, 1, Side::Dialogue, ""),
+        (&mixed, |m| m.mixed, 0, kernel, ""),
+        ("round trip of NOOP, µs", |m| m.round_trip, 1, kernel, "1.0 announcements"),
+        ("bulk, MB/s", |m| m.bulk, 0, plain, "1.00"),
+    ] {
+        Row { what, value, decimals, against, reach }.print(&plan.sides, &rounds);
+    }
     let (median, worst) = inserts(&plan).unwrap_or_else(|error| panic!("{error}"));
     println!();
     println!("a pinhole into its set: median {median:.1} µs, 99th percentile {worst:.1} µs (to reach: 20)");

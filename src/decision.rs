@@ -43,8 +43,10 @@ pub fn decide(
         return Err(Refusal::WrongFamily);
     }
     let port = Port::new(named.port).ok_or(Refusal::PortZero)?;
+    let ends = Ends::of(mode, connection);
+    let is_own = address == ends.listener || address == ends.shown;
     let is_allowed_elsewhere = terms.third_party == ThirdParty::Allow && is_host(address);
-    if !is_own(mode, address, connection) && !is_allowed_elsewhere {
+    if !is_own && !is_allowed_elsewhere {
         return Err(Refusal::ThirdParty);
     }
     if !terms.may_use(port) {
@@ -54,9 +56,47 @@ pub fn decide(
     if !standing.asked_for {
         return Err(Refusal::NotAskedFor);
     }
-    let from = if mode.is_active() { connection.reply.source } else { connection.original.source };
-    let to = Endpoint::new(address, port);
-    Ok(Expectation { from: from.address, to, since: now, lifetime: terms.timeout, mapping: Mapping::NONE })
+    let to = Endpoint::new(if is_own { ends.shown } else { address }, port);
+    let mapping = Mapping {
+        to: (is_own && ends.listener != ends.shown).then_some(Endpoint::new(ends.listener, port)),
+        from: (ends.caller_shown != ends.caller).then_some(ends.caller_shown),
+    };
+    Ok(Expectation { from: ends.caller, to, since: now, lifetime: terms.timeout, mapping })
+}
+
+/// What has to be announced instead, so that the other end finds the way to what is expected; none where what was
+/// announced says that already.
+pub fn instead(named: &Announced, expectation: &Expectation) -> Option<Announced> {
+    let Endpoint { address, port } = expectation.to;
+    // An address that stands for all of an end's own is as good as the one that the other end knows.
+    let is_right = named.address.is_none_or(|named| named == address || named.is_unspecified());
+    if is_right && named.port == port.number() {
+        return None;
+    }
+    Some(Announced { address: named.address.map(|_| address), port: port.number() })
+}
+
+/// The two ends of a data connection, each with the two addresses that it has where there is NAT.
+struct Ends {
+    /// Who waits for the data connection.
+    listener: IpAddr,
+    /// The same, as the other end knows it.
+    shown: IpAddr,
+    /// Who will open it.
+    caller: IpAddr,
+    /// The same, as the listener knows it.
+    caller_shown: IpAddr,
+}
+
+impl Ends {
+    fn of(mode: Mode, connection: &Connection) -> Self {
+        let Connection { original, reply } = connection;
+        let client = (original.source.address, reply.destination.address);
+        let server = (reply.source.address, original.destination.address);
+        let ((listener, shown), (caller, caller_shown)) =
+            if mode.is_active() { (client, server) } else { (server, client) };
+        Self { listener, shown, caller, caller_shown }
+    }
 }
 
 /// What an announcement names, for people: also when it is refused.
@@ -71,10 +111,6 @@ fn address(mode: Mode, named: &Announced, connection: &Connection) -> IpAddr {
         Some(address) if mode.is_active() || !address.is_unspecified() => address,
         _ => connection.server().address,
     }
-}
-
-fn is_own(mode: Mode, address: IpAddr, connection: &Connection) -> bool {
-    if mode.is_active() { connection.is_clients(address) } else { connection.is_servers(address) }
 }
 
 /// Whether it can be the address of some host out there. Not even a policy that allows third parties means others.

@@ -19,9 +19,9 @@ fn ipv6() -> Connection {
     direct("[fd00::1]:4000", "[fd00::2]:21")
 }
 
-fn announcement(mode: Mode, text: &str) -> Announcement {
+fn announcement(mode: Mode, text: &str) -> Announcement<'static> {
     let found = Notation::of(mode).read(text.as_bytes());
-    Announcement { mode, named: found.map(|found| found.announced), number: None, standing: GOOD }
+    Announcement { mode, named: found.map(|found| found.announced), number: None, standing: GOOD, written: None }
 }
 
 /// The decision about an announcement under the terms of a policy, printed.

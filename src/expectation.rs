@@ -29,6 +29,11 @@ impl Expectation {
         self.since + self.lifetime
     }
 
+    /// Where it is delivered in the end.
+    pub fn target(&self) -> Endpoint {
+        self.mapping.to.unwrap_or(self.to)
+    }
+
     /// Whether a connection with these addresses is the expected one.
     pub fn matches(&self, flow: &Flow) -> bool {
         flow.source.address == self.from && flow.destination == self.to
@@ -131,11 +136,15 @@ pub enum Refusal {
     ByRule,
     /// The firewall could not open it.
     NotOpened,
+    /// Every port under which it could be announced outside is taken.
+    NoPort,
+    /// NAT would have to write another address, and the line cannot be changed.
+    CannotRewrite,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 16] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -150,6 +159,8 @@ impl Refusal {
         Self::NotFtp,
         Self::ByRule,
         Self::NotOpened,
+        Self::NoPort,
+        Self::CannotRewrite,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -169,6 +180,8 @@ impl Refusal {
             Self::NotFtp => "not-ftp",
             Self::ByRule => "by-rule",
             Self::NotOpened => "not-opened",
+            Self::NoPort => "no-port",
+            Self::CannotRewrite => "cannot-rewrite",
         }
     }
 
@@ -194,6 +207,11 @@ impl Refusal {
             Self::NotFtp => "the two ends do not talk FTP",
             Self::ByRule => "a rule of the policy denies it",
             Self::NotOpened => "the firewall did not take it",
+            Self::NoPort => "every port of the policy's `data_ports` is taken at the outside address",
+            Self::CannotRewrite => {
+                "NAT would have to write another address into it, and the kernel cannot correct the sequence numbers of \
+                 this session, or part of the line was sent on before the rest came (a new session will do)"
+            }
         }
     }
 }

@@ -29,6 +29,11 @@ impl Timestamp {
         self.0
     }
 
+    /// The moment that long before this one; the epoch if there is none.
+    pub const fn before(self, by: Duration) -> Self {
+        Self(self.0.saturating_sub(if by.as_nanos() > u64::MAX as u128 { u64::MAX } else { by.as_nanos() as u64 }))
+    }
+
     /// How long after `earlier` this moment is; zero if it is not after it.
     pub const fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

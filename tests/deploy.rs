@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
 
+use pinhole::firewall::sets::own_rule;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Family, Result, Room, Shape, Topology};
+use pinhole::policy::Mark;
 
 /// How long something may take that must not happen.
 const SHORT: Duration = Duration::from_millis(300);
@@ -133,6 +135,11 @@ fn assert_works(example: &Example, shape: Shape) {
     lab::wait_until("it to mend the ruleset", PATIENCE, stands).unwrap_or_else(|error| panic!("{error}"));
     site.assert_all_modes_work("after a reload of the user's ruleset");
     drop(daemon);
+}
+
+#[test]
+fn the_rule_in_the_examples_is_the_one_that_the_program_advises() {
+    assert_eq!(OWN_LINE, own_rule(Mark::default()));
 }
 
 #[test]

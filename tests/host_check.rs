@@ -13,7 +13,9 @@ use std::process::Command;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
 use pinhole::capture::queue::Queue;
+use pinhole::firewall::sets::own_rule;
 use pinhole::lab::{Finished, Namespace, Shape};
+use pinhole::policy::{Mark, WhenDown};
 use serde_json::Value;
 
 /// A host with rules.
@@ -78,7 +80,7 @@ fn a_filter_that_would_drop_is_a_warning_until_it_is_seen_to() {
     let found = check(&namespace, None, &[]);
     assert_eq!(found.status.code(), Some(0), "{}", found.said());
     let warning = lines(&found, "warning").concat();
-    let rule = "ct mark and 0x10000000 == 0x10000000 accept";
+    let rule = &*own_rule(Mark::default());
     for part in ["chain inet filter forward", "its policy is drop", rule, "`admit: [inet filter forward]`"] {
         assert!(warning.contains(part), "{part} is not in {warning}");
     }
@@ -131,7 +133,7 @@ fn somebody_elses_table_is_a_problem() {
 #[test]
 fn a_queue_that_is_taken_is_a_problem() {
     let namespace = host("");
-    let _reader = namespace.run(|| Queue::open(0)).expect("a thread").expect("the queue is free");
+    let _reader = namespace.run(|| Queue::open(0, WhenDown::Open)).expect("a thread").expect("the queue is free");
     let found = check(&namespace, None, &[]);
     let problem = problem(&found);
     assert!(problem.contains("queue 0") && problem.contains("`capture: { queue: 1 }`"), "{problem}");

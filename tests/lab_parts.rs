@@ -2,7 +2,8 @@
 //! Needs root.
 
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{Error, Family, Namespace, Result, Shape, Topology, tools, wait_until};
+use pinhole::lab::witness::Witness;
+use pinhole::lab::{Error, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, tools, wait_until};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
@@ -131,4 +132,61 @@ fn without_offloads_segments_are_as_on_a_cable() {
     assert!(!large_segments().expect("it transfers"), "without offloads");
     topology.set_offloads(true).unwrap_or_else(|error| panic!("{error}"));
     assert!(large_segments().expect("it transfers"), "with offloads again");
+}
+
+#[test]
+fn a_witness_sees_all_that_is_said_and_finds_open_checksums() {
+    let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
+    for (family, is_as_on_a_cable) in Family::ALL.into_iter().flat_map(|family| [(family, false), (family, true)]) {
+        topology.set_offloads(!is_as_on_a_cable).unwrap_or_else(|error| panic!("{error}"));
+        let address = SocketAddr::new(topology.target.of(family), 21);
+        let server =
+            MiniServer::start(&topology.server.namespace, address, MiniOptions::default()).expect("it listens");
+        server.place("large", vec![7; 300_000]);
+        topology.firewall.nft(Shape::Gateway.default_drop()).expect("the rules are right");
+        topology.firewall.nft(KERNEL_HELPER).expect("this kernel has its helper");
+        let ends = [("client", &topology.client.namespace), ("server", &topology.server.namespace)];
+        let witness = Witness::start(&ends, &[&topology.firewall]).unwrap_or_else(|error| panic!("{error}"));
+        topology
+            .client
+            .namespace
+            .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::ftp::Mode::Epsv, "large"))
+            .and_then(|done| done)
+            .unwrap_or_else(|error| panic!("{error}"));
+        let testimony = witness.end().unwrap_or_else(|error| panic!("{error}"));
+        for (name, packets) in &testimony.ends {
+            let login = packets.iter().filter(|packet| packet.bytes.ends_with(b"PASS secret\r\n")).count();
+            assert_eq!(login, 1, "at the {name}");
+            assert!(packets.iter().map(|packet| packet.bytes.len()).sum::<usize>() > 300_000);
+        }
+        let complaints = testimony.complaints();
+        assert_eq!(complaints.is_empty(), is_as_on_a_cable, "{complaints:?}");
+        assert!(complaints.iter().all(|complaint| complaint.contains("checksum")), "{complaints:?}");
+    }
+}
+
+#[test]
+fn a_witness_finds_what_connection_tracking_takes_for_invalid() {
+    let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
+    let address = SocketAddr::new(topology.target.of(Family::V4), 21);
+    let server = MiniServer::start(&topology.server.namespace, address, MiniOptions::default()).expect("it listens");
+    let witness = topology
+        .client
+        .namespace
+        .run(|| {
+            let mut client = MiniClient::connect(address, SOON)?;
+            // Connection tracking begins with the first rule that needs it, and here takes nothing up in the middle.
+            topology.firewall.set("net/netfilter/nf_conntrack_tcp_loose", "0")?;
+            topology.firewall.nft(Shape::Gateway.default_drop())?;
+            let witness = Witness::start(&[], &[&topology.firewall])?;
+            client.send(b"NOOP\r\n")?;
+            wait_until("a packet to be invalid", SOON, || Ok(topology.firewall.invalid_packets()? > 0))?;
+            Ok::<_, Error>(witness)
+        })
+        .and_then(|done| done)
+        .unwrap_or_else(|error| panic!("{error}"));
+    let complaints = witness.end().unwrap_or_else(|error| panic!("{error}")).complaints();
+    assert_eq!(complaints.len(), 1, "{complaints:?}");
+    assert!(complaints[0].contains("invalid"), "{complaints:?}");
+    drop(server);
 }

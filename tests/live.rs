@@ -29,7 +29,7 @@ fn play(inspect: &str) -> Vec<Outcome> {
         firewall.nft(stage.scene.shape.default_drop())?;
         Daemon::start(firewall, &policy(stage.scene.shape, inspect))
     };
-    let each = |stage: &Stage, cell: matrix::Cell| stage.transfer(cell.client, cell.mode, PATIENCE);
+    let each = |stage: &Stage, cell: &matrix::Cell| stage.transfer(cell.client, cell.mode, PATIENCE);
     let outcomes = matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     for Outcome { cell, result, took } in &outcomes {
         let how = if result.is_ok() { "works" } else { "fails" };

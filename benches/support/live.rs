@@ -8,14 +8,17 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use pinhole::capture::queue::Queue;
+use pinhole::firewall::sets::Sets;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
+use pinhole::policy::{self, Mark, WhenDown};
 
 /// How long anything may take that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Transfers of a session before the clock starts.
-const WARM_UP: usize = 20;
+pub(crate) const WARM_UP: usize = 20;
 /// The file of the small transfers, and how long it is.
 const SMALL: (&str, usize) = ("small.bin", 1024);
 /// The file of the bulk transfer.
@@ -28,21 +31,34 @@ pub(crate) enum Side {
     Plain,
     /// The kernel's own helper.
     Kernel,
+    /// A queue and whoever accepts all that is in it unread, for what `inspect: announcements` queues: what reading it
+    /// cannot be cheaper than. The filter accepts everything.
+    QueueAnnouncements,
     /// Pinhole, which reads announcements only.
     Announcements,
+    /// The same as with announcements, for what `inspect: dialogue` queues.
+    QueueDialogue,
     /// Pinhole, which reads all that is said.
     Dialogue,
 }
 
 impl Side {
-    pub(crate) const ALL: [Self; 4] = [Self::Plain, Self::Kernel, Self::Announcements, Self::Dialogue];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Plain, Self::Kernel, Self::QueueAnnouncements, Self::Announcements, Self::QueueDialogue, Self::Dialogue];
 
     fn rules(self) -> String {
         let filter = Shape::Gateway.default_drop();
         match self {
-            Self::Plain => filter.replace("policy drop", "policy accept"),
+            Self::Plain | Self::QueueDialogue => filter.replace("policy drop", "policy accept"),
             Self::Kernel => format!("{filter}{KERNEL_HELPER}"),
             Self::Announcements | Self::Dialogue => filter.to_owned(),
+            // Nobody reads the start, so somebody has to say that it has been read.
+            Self::QueueAnnouncements => format!(
+                "{}table inet start {{ chain prerouting {{ type filter hook prerouting priority -140; \
+                 ct state new tcp dport 21 ct mark set {}; }}; }}\n",
+                filter.replace("policy drop", "policy accept"),
+                Mark::default()
+            ),
         }
     }
 
@@ -50,8 +66,8 @@ impl Side {
     pub(crate) fn policy(self) -> Option<String> {
         let inspect = match self {
             Self::Plain | Self::Kernel => return None,
-            Self::Announcements => "announcements",
-            Self::Dialogue => "dialogue",
+            Self::QueueAnnouncements | Self::Announcements => "announcements",
+            Self::QueueDialogue | Self::Dialogue => "dialogue",
         };
         Some(format!("admit: [inet filter forward]\ncapture: {{ inspect: {inspect} }}\n"))
     }
@@ -62,7 +78,9 @@ impl fmt::Display for Side {
         f.pad(match self {
             Self::Plain => "no helper",
             Self::Kernel => "kernel helper",
+            Self::QueueAnnouncements => "queue, a.",
             Self::Announcements => "announcements",
+            Self::QueueDialogue => "queue, d.",
             Self::Dialogue => "dialogue",
         })
     }
@@ -73,6 +91,10 @@ pub(crate) struct Stand {
     /// Who is where.
     pub(crate) topology: Topology,
     daemon: Option<Daemon>,
+    /// What stands in the kernel without a daemon.
+    _installed: Option<Sets>,
+    /// The thread that reads the queue in its place.
+    reader: Option<i32>,
 }
 
 impl Stand {
@@ -80,13 +102,24 @@ impl Stand {
     pub(crate) fn new(side: Side) -> Result<Self> {
         let topology = Topology::new(Shape::Gateway)?;
         topology.firewall.nft(&side.rules())?;
-        let daemon = side.policy().map(|policy| Daemon::start(&topology.firewall, &policy)).transpose()?;
-        Ok(Self { topology, daemon })
+        let (mut daemon, mut installed, mut reader) = (None, None, None);
+        match side {
+            Side::Plain | Side::Kernel => {}
+            Side::Announcements | Side::Dialogue => {
+                let policy = side.policy().expect("Pinhole has a policy");
+                daemon = Some(Daemon::start(&topology.firewall, &policy)?);
+            }
+            Side::QueueAnnouncements | Side::QueueDialogue => {
+                let (sets, thread) = accept_all(&topology.firewall, side)?;
+                (installed, reader) = (Some(sets), Some(thread));
+            }
+        }
+        Ok(Self { topology, daemon, _installed: installed, reader })
     }
 
-    /// A server with the files of the load, `large` one of them. One passive listener a session, unless told otherwise.
-    pub(crate) fn serve(&self, large: &Arc<[u8]>) -> Result<MiniServer> {
-        let one_listener = std::env::var_os("PINHOLE_BENCH_NEW_PORTS").is_none();
+    /// A server with the files of the load, `large` one of them, and one passive listener a session or a new one for
+    /// each transfer.
+    pub(crate) fn serve(&self, large: &Arc<[u8]>, one_listener: bool) -> Result<MiniServer> {
         let options = MiniOptions { one_listener, ..MiniOptions::default() };
         let server = MiniServer::start(&self.topology.server.namespace, self.control(), options)?;
         server.place(SMALL.0, vec![b'x'; SMALL.1]);
@@ -165,6 +198,23 @@ impl Stand {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
+    /// Processor time that the reader of the queue has taken, in microseconds; zero where there is none.
+    pub(crate) fn processor(&self) -> f64 {
+        let task = |path: PathBuf| {
+            let times = std::fs::read_to_string(path).unwrap_or_default();
+            times.split(' ').next().and_then(|first| first.parse::<f64>().ok()).unwrap_or(0.0) / 1000.0
+        };
+        match (&self.daemon, self.reader) {
+            (Some(daemon), _) => {
+                let tasks =
+                    std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).into_iter().flatten().flatten();
+                tasks.map(|one| task(one.path().join("schedstat"))).sum()
+            }
+            (None, Some(reader)) => task(format!("/proc/self/task/{reader}/schedstat").into()),
+            (None, None) => 0.0,
+        }
+    }
+
     /// Resident memory of the daemon, in bytes.
     pub(crate) fn resident(&self) -> usize {
         let daemon = self.daemon.as_ref().expect("this side has a daemon");
@@ -185,6 +235,26 @@ impl Stand {
         let listener = server.namespace.run(|| TcpListener::bind(to))?.expect("the port is free");
         client.namespace.run(|| Held((0..sessions).map(|index| Pair::log_in(&listener, to, index).server).collect()))
     }
+}
+
+/// Has a queue read by a thread that accepts what comes, with the rules that Pinhole would install for that side.
+///
+/// The thread ends with this process; its queue has its namespace to itself.
+fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, i32)> {
+    let policy = policy::parse("bench.yaml", &side.policy().expect("Pinhole has one")).expect("it is good").policy;
+    firewall.run(|| {
+        let mut queue = Queue::open(0, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
+        let (tell, told) = std::sync::mpsc::channel();
+        thread::spawn(move || {
+            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");
+            loop {
+                let waiting = queue.next_packet().expect("the queue is ours");
+                queue.accept(waiting).expect("the packet waits");
+            }
+        });
+        let sets = Sets::install(&policy).unwrap_or_else(|error| panic!("{error}"));
+        (sets, told.recv().expect("the thread says it first"))
+    })
 }
 
 /// Many sessions, the server's end of each.
@@ -283,7 +353,7 @@ impl Daemon {
         let socket = folder.join("control.sock");
         let log = std::env::var("PINHOLE_BENCH_LOG").unwrap_or_else(|_| "info".to_owned());
         let child = namespace
-            .command(env!("CARGO_BIN_EXE_pinhole"))
+            .command(std::env::var("PINHOLE_BENCH_PROGRAM").as_deref().unwrap_or(env!("CARGO_BIN_EXE_pinhole")))
             .args(["run", "--policy"])
             .arg(&file)
             .env("PINHOLE_SOCKET", &socket)

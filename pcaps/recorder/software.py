@@ -16,24 +16,17 @@ PROJECT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("PINHOLE_LAB_CACHE", PROJECT / "target" / "pcaps-cache"))
 
 # Unpacked into the cache: the program's package first (its version is the one that
-# truth files name), then libraries that a small Debian does not have.
+# truth files name), then others that belong to it. The libraries that a small Debian
+# does not have come with them: which those are, and what they are called in this
+# release, the packages themselves say.
 UNPACKED = {
-    "vsftpd": ["vsftpd", "libwrap0"],
-    "proftpd": [
-        "proftpd-core",
-        "proftpd-mod-crypto",
-        "libhashkit2",
-        "libhiredis0.14",
-        "libmemcached11",
-        "libmemcachedutil2",
-        "libpcre2-posix3",
-        "libsodium23",
-    ],
-    "pure-ftpd": ["pure-ftpd", "pure-ftpd-common", "libsodium23"],
-    "inetutils-ftpd": ["inetutils-ftpd", "libwrap0"],
+    "vsftpd": ["vsftpd"],
+    "proftpd": ["proftpd-core", "proftpd-mod-crypto"],
+    "pure-ftpd": ["pure-ftpd", "pure-ftpd-common"],
+    "inetutils-ftpd": ["inetutils-ftpd"],
     "lftp": ["lftp"],
-    "tnftp": ["tnftp", "libedit2"],
-    "ethtool": ["ethtool", "libmnl0"],
+    "tnftp": ["tnftp"],
+    "ethtool": ["ethtool"],
 }
 
 # Program: the Debian package that installs it, for those too large to unpack.
@@ -45,6 +38,7 @@ INSTALLED = {
     "tcpdump": "tcpdump",
     "dumpcap": "wireshark-common",
     "tshark": "tshark",
+    "wget": "wget",
 }
 
 PYTHON_PACKAGES = ["pyftpdlib==2.2.0", "pyOpenSSL"]
@@ -102,13 +96,46 @@ def _unpack(name):
     packages = root / "packages"
     packages.mkdir(parents=True)
     # Root may read any folder, apt's own user may not: hence the sandbox option.
-    _step(f"download {name}", ["apt-get", "-o", "APT::Sandbox::User=root", "download", *UNPACKED[name]], cwd=packages)
+    wanted = UNPACKED[name] + _missing_libraries(UNPACKED[name])
+    _step(f"download {name}", ["apt-get", "-o", "APT::Sandbox::User=root", "download", *wanted], cwd=packages)
     for package in packages.glob("*.deb"):
         _step(f"unpack {package.name}", ["dpkg-deb", "--extract", str(package), str(root)])
     _check_libraries(name, root)
     main_package = next(packages.glob(f"{UNPACKED[name][0]}_*.deb"))
     (root / "version").write_text(_output(["dpkg-deb", "--field", str(main_package), "Version"]) + "\n")
     shutil.rmtree(packages)
+
+
+def _missing_libraries(packages):
+    """The libraries that these packages need, directly or not, and that are not installed."""
+    seen, libraries, rest = set(packages), [], list(packages)
+    while rest:
+        for needed in _dependencies(rest.pop(0)):
+            if needed not in seen:
+                seen.add(needed)
+                if _section(needed) in ("libs", "oldlibs") and not _is_installed(needed):
+                    libraries.append(needed)
+                    rest.append(needed)
+    return libraries
+
+
+def _dependencies(package):
+    # Names in angle brackets are of no package.
+    lists = [f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances")]
+    listing = _output(["apt-cache", "depends", *lists, package])
+    return re.findall(r"^ [ |](?:Pre)?Depends: ([^<\s:]+)", listing, re.MULTILINE)
+
+
+def _section(package):
+    about = _output(["apt-cache", "show", "--no-all-versions", package])
+    section = re.search(r"^Section: (\S+)", about, re.MULTILINE)
+    # Outside of main it is called contrib/libs.
+    return section.group(1).rsplit("/", 1)[-1] if section else None
+
+
+def _is_installed(package):
+    query = ["dpkg-query", "--show", "--showformat=${db:Status-Status}\n", package]
+    return "installed" in subprocess.run(query, capture_output=True, text=True).stdout.split()
 
 
 def _check_libraries(name, root):
@@ -118,7 +145,8 @@ def _check_libraries(name, root):
             absent = re.findall(r"(\S+) => not found", listing.stdout)
             if absent:
                 raise MissingSoftware(f"{binary.name} needs {', '.join(absent)}: "
-                                      f"add the package that holds it to UNPACKED[{name!r}]")
+                                      f"no package that {name} depends on has it; add the one that does to "
+                                      f"UNPACKED[{name!r}]")
 
 
 def _step(what, command, **options):

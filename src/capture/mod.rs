@@ -12,6 +12,7 @@ pub mod file;
 pub mod link;
 mod pcapng;
 pub mod queue;
+pub mod readers;
 pub mod write;
 
 #[cfg(test)]

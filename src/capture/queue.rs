@@ -3,8 +3,12 @@
 use std::io;
 
 use nfq::{Message, Verdict};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, netlink, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+
+use super::readers::readers;
+use crate::policy::WhenDown;
 
 /// How many packets may wait in the kernel for a verdict.
 const LONGEST: u32 = 4096;
@@ -20,25 +24,63 @@ pub struct Queue {
 /// Why a queue cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The kernel has no such queues, or we may not.
-    #[error("cannot open a queue of the kernel: {0} (is nfnetlink_queue there? does the program run as root?)")]
-    Open(#[source] io::Error),
+    /// The kernel does not let this program.
+    #[error("cannot read queue {number} of the kernel: not permitted; it needs root, or the capability CAP_NET_ADMIN")]
+    NotPermitted {
+        /// The queue.
+        number: u16,
+    },
     /// Somebody reads it already.
-    #[error("queue {number} is read by another program: {source} (set `capture: queue` to another number)")]
+    #[error(
+        "cannot read queue {number} of the kernel: it is read by {reader}; end that program, or write another number \
+         into the policy, as in `capture: {{ queue: {} }}`",
+        number.wrapping_add(1)
+    )]
     Taken {
         /// The queue.
         number: u16,
-        /// What the kernel said.
-        source: io::Error,
+        /// By whom.
+        reader: Box<str>,
     },
-    /// It does not take a setting.
-    #[error("queue {number} does not take its settings: {source}")]
-    Settings {
+    /// The kernel has no queues, or not with all that is needed.
+    #[error(
+        "cannot read queue {number} of the kernel: {cause}; the module nfnetlink_queue is needed \
+         (CONFIG_NETFILTER_NETLINK_QUEUE)"
+    )]
+    NoQueues {
         /// The queue.
         number: u16,
         /// What the kernel said.
-        source: io::Error,
+        cause: io::Error,
     },
+    /// Something else.
+    #[error("cannot read queue {number} of the kernel: {cause}")]
+    Refused {
+        /// The queue.
+        number: u16,
+        /// What the kernel said.
+        cause: io::Error,
+    },
+}
+
+impl QueueError {
+    fn new(number: u16, cause: io::Error) -> Self {
+        match cause.raw_os_error().map(Errno::from_raw_os_error) {
+            // The same answer for two reasons: we may not, or somebody else reads it.
+            Some(Errno::PERM | Errno::ACCESS | Errno::BUSY) => {
+                let readers = readers().into_iter().flatten();
+                match readers.into_iter().find(|reader| reader.queue == number) {
+                    Some(reader) => Self::Taken { number, reader: reader.to_string().into() },
+                    None if cause.kind() == io::ErrorKind::PermissionDenied => Self::NotPermitted { number },
+                    None => Self::Taken { number, reader: "another program".into() },
+                }
+            }
+            Some(Errno::PROTONOSUPPORT | Errno::AFNOSUPPORT | Errno::NOENT | Errno::INVAL | Errno::OPNOTSUPP) => {
+                Self::NoQueues { number, cause }
+            }
+            _ => Self::Refused { number, cause },
+        }
+    }
 }
 
 /// A packet that waits for its verdict.
@@ -52,18 +94,21 @@ impl Waiting {
 }
 
 impl Queue {
-    /// Begins to read a queue. Rules that lead to it may stand already: without a reader they let everything pass.
-    pub fn open(number: u16) -> Result<Self, QueueError> {
-        let mut queue = nfq::Queue::open().map_err(QueueError::Open)?;
-        make_room().map_err(QueueError::Open)?;
-        queue.bind(number).map_err(|source| QueueError::Taken { number, source })?;
-        let settings = queue
-            .set_queue_max_len(number, LONGEST)
-            // When more comes than we manage, control connections go on unread: no hole opens, nothing breaks.
-            .and_then(|()| queue.set_fail_open(number, true))
-            .and_then(|()| queue.set_recv_enobufs(false));
-        settings.map_err(|source| QueueError::Settings { number, source })?;
-        Ok(Self { queue, number })
+    /// Begins to read a queue. Rules that lead to it may stand already.
+    ///
+    /// `when_down` is what happens to packets that nobody reads, and so to those that a full queue has no room for: they
+    /// go on unread, or they are dropped.
+    pub fn open(number: u16, when_down: WhenDown) -> Result<Self, QueueError> {
+        let open = || {
+            let mut queue = nfq::Queue::open()?;
+            make_room()?;
+            queue.bind(number)?;
+            queue.set_queue_max_len(number, LONGEST)?;
+            queue.set_fail_open(number, when_down == WhenDown::Open)?;
+            queue.set_recv_enobufs(false)?;
+            Ok(Self { queue, number })
+        };
+        open().map_err(|cause| QueueError::new(number, cause))
     }
 
     /// Its number.
@@ -79,6 +124,15 @@ impl Queue {
     /// Lets a packet go on.
     pub fn accept(&mut self, waiting: Waiting) -> io::Result<()> {
         let Waiting(mut message) = waiting;
+        message.set_verdict(Verdict::Accept);
+        self.queue.verdict(message)
+    }
+
+    /// Lets another packet go on in the place of this one: from its IP header on, with all lengths and checksums in it
+    /// as they have to be. It may be longer or shorter.
+    pub fn accept_as(&mut self, waiting: Waiting, packet: &[u8]) -> io::Result<()> {
+        let Waiting(mut message) = waiting;
+        message.set_payload(packet);
         message.set_verdict(Verdict::Accept);
         self.queue.verdict(message)
     }

@@ -1,11 +1,12 @@
 //! Files of the command line, `-` for standard input.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use super::Outcome;
-use crate::policy::{self, Parsed, Policy};
+use super::messages::{Priority, Record};
+use crate::policy::{self, Parsed, Policy, Problems, Severity};
 
 /// A file that is open, and how long it is if that is known.
 pub(super) struct Input {
@@ -31,7 +32,7 @@ pub(super) fn policy(path: Option<&Path>) -> Result<Policy, Outcome> {
     let Some(path) = path else { return Ok(Policy::embedded()) };
     let Parsed { policy, warnings } = parse(path)?;
     if !warnings.is_empty() {
-        complain_lines(&warnings.to_string());
+        tell(&warnings);
     }
     Ok(policy)
 }
@@ -47,12 +48,23 @@ pub(super) fn parse(path: &Path) -> Result<Parsed, Outcome> {
         return Err(Outcome::BadUsage);
     }
     policy::parse_bytes(&name, &bytes).map_err(|problems| {
-        complain_lines(&problems.to_string());
+        tell(&problems);
         Outcome::BadUsage
     })
 }
 
-fn complain_lines(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(io::stderr(), "{}", text.trim_end());
+/// Says what is wrong with a policy: with the lines in question for a person, a record each for the journal.
+fn tell(problems: &Problems) {
+    let mut stderr = io::stderr();
+    if !super::messages::goes_to_journal() {
+        let _ = writeln!(stderr, "{}", problems.to_string().trim_end());
+        return;
+    }
+    for problem in problems {
+        let priority = match problem.severity {
+            Severity::Error => Priority::Error,
+            Severity::Warning => Priority::Warning,
+        };
+        let _ = writeln!(stderr, "{}", Record(priority, &problem.headline()));
+    }
 }

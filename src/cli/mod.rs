@@ -6,6 +6,8 @@
 mod check;
 mod demo;
 mod input;
+mod log;
+mod messages;
 mod progress;
 mod replay;
 mod service;
@@ -15,6 +17,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use messages::{Priority, Record};
 
 /// Lets FTP through a stateful Linux firewall, one announced data connection at a time.
 #[derive(Debug, Parser)]
@@ -111,7 +114,11 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 /// Says on standard error what went wrong. If even that fails there is nobody to tell.
 fn complain(what: std::fmt::Arguments<'_>) {
-    let _ = writeln!(io::stderr(), "pinhole: {what}");
+    let _ = if messages::goes_to_journal() {
+        writeln!(io::stderr(), "{}", Record(Priority::Error, &what.to_string()))
+    } else {
+        writeln!(io::stderr(), "pinhole: {what}")
+    };
 }
 
 /// How a file is called in messages.

@@ -1,14 +1,16 @@
 //! `pinhole run` and the commands that talk to the service: `rules`, `status`, `reload`.
 
-use std::io::{self, IsTerminal};
 use std::path::PathBuf;
-
-use tracing_subscriber::EnvFilter;
+use std::time::Duration;
 
 use super::{Outcome, input};
 use crate::daemon::control;
 use crate::daemon::status::Request;
 use crate::firewall::sets::{Queueing, ruleset};
+use crate::netlink::Tables;
+
+/// How long the kernel may take to say what it can do.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
@@ -22,6 +24,18 @@ pub(super) struct RulesArgs {
     /// The policy; without one, the embedded default
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// For a kernel that queues in that way; without it, for this kernel, which only root may ask
+    #[arg(long, value_name = "HOW")]
+    queueing: Option<QueueingArg>,
+}
+
+/// What hands packets to the program.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum QueueingArg {
+    /// The statement `queue` of nf_tables
+    Statement,
+    /// The target NFQUEUE of iptables, through nf_tables
+    Target,
 }
 
 #[derive(Debug, clap::Args)]
@@ -40,16 +54,28 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         super::complain(format_args!("`pinhole run` changes the firewall of this host: run it as root"));
         return Ok(Outcome::BadUsage);
     }
-    log_to_standard_error();
+    let _rest = super::messages::begin();
     crate::daemon::run(policy, args.policy.as_deref())?;
     Ok(Outcome::Good)
 }
 
 pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
-    match input::policy(args.policy.as_deref()) {
-        Ok(policy) => super::print(&ruleset(&policy, Queueing::Statement)),
-        Err(outcome) => Ok(outcome),
-    }
+    let policy = match input::policy(args.policy.as_deref()) {
+        Ok(policy) => policy,
+        Err(outcome) => return Ok(outcome),
+    };
+    let ask = || Tables::open(PATIENCE).and_then(|mut tables| Queueing::of_kernel(&mut tables));
+    let (queueing, whose) = match args.queueing {
+        Some(QueueingArg::Statement) => (Queueing::Statement, "a kernel".to_owned()),
+        Some(QueueingArg::Target) => (Queueing::CompatTarget, "a kernel".to_owned()),
+        None => match ask() {
+            Ok(Some(queueing)) => (queueing, "this kernel".to_owned()),
+            Ok(None) => (Queueing::Statement, "a kernel (this one has no way to queue)".to_owned()),
+            Err(error) => (Queueing::Statement, format!("a kernel (this one was not asked: {error})")),
+        },
+    };
+    let text = ruleset(&policy, queueing);
+    super::print(&format!("# What `pinhole run` installs on {whose} that queues by {queueing}.\n\n{text}"))
 }
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
@@ -64,17 +90,5 @@ pub(super) fn reload() -> anyhow::Result<Outcome> {
             super::complain(format_args!("the policy is not loaded, the old one stays: {}", problem.trim_end()));
             Ok(Outcome::BadUsage)
         }
-    }
-}
-
-/// Log lines go to standard error. Under systemd that is the journal, which knows the time and takes the level from
-/// the beginning of the line; `RUST_LOG` says what is worth a line.
-fn log_to_standard_error() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_target(false);
-    if std::env::var_os("JOURNAL_STREAM").is_some() {
-        builder.with_ansi(false).without_time().init();
-    } else {
-        builder.with_ansi(io::stderr().is_terminal()).compact().init();
     }
 }

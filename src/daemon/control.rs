@@ -1,6 +1,6 @@
 //! The control socket, signals, and what systemd wants to hear.
 
-use std::io;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::Shared;
 use super::status::Request;
@@ -27,21 +27,35 @@ pub enum ControlError {
     #[error("another pinhole runs already: it answers at {}", .0.display())]
     SecondInstance(PathBuf),
     /// The socket cannot be made.
-    #[error("cannot make the control socket {}: {source}", path.display())]
+    #[error(
+        "cannot make the control socket {}: {cause}; name another place in the variable PINHOLE_SOCKET",
+        path.display()
+    )]
     Make {
         /// Where.
         path: PathBuf,
         /// Why not.
-        source: io::Error,
+        cause: io::Error,
     },
     /// Nobody answers.
-    #[error("no pinhole answers at {}: {source} (does it run? are you root?)", path.display())]
+    #[error("no pinhole answers at {}: {cause}; {}", path.display(), advice(cause))]
     NobodyThere {
         /// Where.
         path: PathBuf,
         /// What happened.
-        source: io::Error,
+        cause: io::Error,
     },
+}
+
+/// What to do where nobody answers.
+fn advice(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        ErrorKind::PermissionDenied => "only root may ask",
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+            "does it run? `systemctl status pinhole`, or `pinhole run`"
+        }
+        _ => "it hangs, or has just ended; its log says more",
+    }
 }
 
 /// Where the control socket lies.
@@ -60,14 +74,14 @@ pub(super) fn listen() -> Result<UnixListener, ControlError> {
             std::fs::create_dir_all(folder)?;
         }
         match std::fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let listener = UnixListener::bind(&path)?;
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
         Ok(listener)
     };
-    make().map_err(|source| ControlError::Make { path: path.clone(), source })
+    make().map_err(|cause| ControlError::Make { path: path.clone(), cause })
 }
 
 /// Serves the control plane until a signal ends it; says which.
@@ -89,8 +103,14 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
                 tell_systemd(&[sd_notify::NotifyState::Watchdog]);
             }
             Ok((stream, _)) = listener.accept() => {
-                if let Ok(Err(error)) = tokio::time::timeout(PATIENCE, answer(stream, shared, source)).await {
-                    warn!("the control socket: {error}");
+                match tokio::time::timeout(PATIENCE, answer(stream, shared, source)).await {
+                    Ok(Ok(())) => {}
+                    // Whoever asked does not want to know any more.
+                    Ok(Err(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                        debug!("the control socket: {error}");
+                    }
+                    Ok(Err(error)) => warn!("the control socket: {error}"),
+                    Err(_) => debug!("the control socket: somebody connected and did not ask in time"),
                 }
             }
         }
@@ -103,35 +123,57 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
 async fn answer(mut stream: UnixStream, shared: &Shared, source: Option<&Path>) -> io::Result<()> {
     let mut request = String::new();
     (&mut stream).take(LONGEST_REQUEST).read_to_string(&mut request).await?;
+    if request.is_empty() {
+        // Somebody looked whether we are here: `pinhole check`, or a second `pinhole run`.
+        return Ok(());
+    }
     let answer = match serde_json::from_str(&request) {
         Ok(Request::Status) => shared.lock().status().to_string(),
         Ok(Request::Json) => serde_json::to_string(&shared.lock().status())? + "\n",
         Ok(Request::Reload) => match reload(shared, source) {
             Ok(()) => "the policy is loaded\n".to_owned(),
-            Err(problem) => format!("error: {problem}\n"),
+            Err(NotLoaded { in_full, .. }) => format!("error: {in_full}\n"),
         },
         Err(error) => format!("error: {error}\n"),
     };
     stream.write_all(answer.as_bytes()).await
 }
 
+/// Why another policy does not hold.
+struct NotLoaded {
+    /// For the log, in one line.
+    in_brief: String,
+    /// For whoever asked.
+    in_full: String,
+}
+
+impl From<String> for NotLoaded {
+    fn from(text: String) -> Self {
+        Self { in_brief: text.clone(), in_full: text }
+    }
+}
+
 /// Reads the policy anew; a bad one is refused and the old one stays.
-fn reload(shared: &Shared, source: Option<&Path>) -> Result<(), String> {
-    let result = read(source).and_then(|policy| shared.lock().reload(policy).map_err(|error| error.to_string()));
+fn reload(shared: &Shared, source: Option<&Path>) -> Result<(), NotLoaded> {
+    let result = read(source)
+        .and_then(|policy| shared.lock().reload(policy).map_err(|error| NotLoaded::from(error.to_string())));
     match &result {
         Ok(()) => info!("the policy is loaded anew"),
-        Err(problem) => error!("the policy is not loaded, the old one stays: {problem}"),
+        Err(NotLoaded { in_brief, .. }) => error!("the policy is not loaded, the old one stays: {in_brief}"),
     }
     result
 }
 
-fn read(source: Option<&Path>) -> Result<policy::Policy, String> {
+fn read(source: Option<&Path>) -> Result<policy::Policy, NotLoaded> {
     let Some(source) = source else { return Ok(policy::Policy::embedded()) };
     let name = source.display().to_string();
     let bytes = std::fs::read(source).map_err(|error| format!("cannot read {name}: {error}"))?;
-    let parsed = policy::parse_bytes(&name, &bytes).map_err(|problems| problems.to_string())?;
+    let parsed = policy::parse_bytes(&name, &bytes).map_err(|problems| {
+        let headlines: Vec<String> = problems.iter().map(policy::Problem::headline).collect();
+        NotLoaded { in_brief: headlines.join("; "), in_full: problems.to_string() }
+    })?;
     for warning in &parsed.warnings {
-        warn!("{warning}");
+        warn!("{}", warning.headline());
     }
     Ok(parsed.policy)
 }
@@ -160,5 +202,5 @@ pub fn ask(request: Request) -> Result<String, ControlError> {
         stream.read_to_string(&mut answer)?;
         Ok(answer)
     };
-    ask().map_err(|source| ControlError::NobodyThere { path: path.clone(), source })
+    ask().map_err(|cause| ControlError::NobodyThere { path: path.clone(), cause })
 }

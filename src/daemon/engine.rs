@@ -8,11 +8,16 @@ use tracing::{debug, error, info, warn};
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Standing, Status};
-use crate::firewall::sets::{Queueing, Sets, SetupError};
-use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Heard, TableChange};
+use crate::firewall::sets::{Queueing, Sets, SetupError, own_rule};
+use crate::ftp::Mode;
+use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
 use crate::policy::{Inspect, Policy, WhenDown};
-use crate::tracker::{Tracker, World};
+use crate::rewrite::Verdict;
+use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
+
+/// One of the ways in which the tracker takes a segment.
+type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Sets, Journal>) -> Handled;
 
 /// Sessions, the firewall, the policy and the counts.
 #[derive(Debug)]
@@ -32,8 +37,9 @@ pub struct Engine {
 impl Engine {
     /// Installs the table and is ready for packets.
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
+        listen(&connections, &policy)?;
         let firewall = Sets::install(&policy)?;
-        Ok(Self {
+        let mut engine = Self {
             policy,
             tracker: Tracker::default(),
             firewall,
@@ -43,7 +49,30 @@ impl Engine {
             queue_troubles: Seldom::default(),
             firewall_troubles: Seldom::default(),
             has_stopped: false,
-        })
+        };
+        engine.adopt()?;
+        Ok(engine)
+    }
+
+    /// Takes over what an earlier run left in the kernel.
+    fn adopt(&mut self) -> Result<(), SetupError> {
+        let remains = self.firewall.remains(self.clock.now())?;
+        let mut adoption = Adoption::default();
+        self.act(|tracker, world| adoption = tracker.adopt(remains, world));
+        if !adoption.is_nothing() {
+            self.journal.counters.adopted += adoption.pinholes as u64;
+            let Adoption { pinholes, corridors, closed } = adoption;
+            info!(
+                "an earlier run left something open: took over {pinholes} pinholes and {corridors} corridors, closed \
+                 {closed} whose session is over"
+            );
+        }
+        Ok(())
+    }
+
+    /// The number by which the kernel names whoever opens pinholes here.
+    pub(super) fn number(&self) -> Result<u32, Error> {
+        self.firewall.number()
     }
 
     /// What was found on this kernel and chosen, a line each.
@@ -60,7 +89,7 @@ impl Engine {
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
         let admit = match admit.as_slice() {
-            [] => format!("by your own rule: `ct mark & {0} == {0} accept`", self.policy.mark),
+            [] => format!("by your own rule: `{}`", own_rule(self.policy.mark)),
             chains => format!("by a rule at the top of {}", chains.join(", ")),
         };
         vec![
@@ -71,24 +100,35 @@ impl Engine {
     }
 
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
-    pub(super) fn packet(&mut self, packet: &[u8]) {
+    pub(super) fn packet(&mut self, packet: &[u8]) -> Verdict {
+        self.take(packet, Tracker::handle)
+    }
+
+    /// Takes a packet that has waited long enough for what is missing in front of it.
+    pub(super) fn packet_at_last(&mut self, packet: &[u8]) -> Verdict {
+        self.take(packet, Tracker::handle_at_last)
+    }
+
+    fn take(&mut self, packet: &[u8], handle: Handle) -> Verdict {
         self.journal.counters.packets += 1;
-        if self.tracker.expectations() > 0 {
-            // The kernel told of a data connection before its peers could go on talking: what has been used by now
-            // counts against no limit.
-            self.hear_of_connections();
-        }
+        // The kernel told of a data connection before its peers could go on talking: what has been used by now counts
+        // against no limit, and is not mistaken for what this packet announces.
+        self.hear_of_connections();
+        let mut verdict = Verdict::Accept;
         match Segment::parse(packet) {
             Ok(segment) => self.act(|tracker, world| {
                 if tracker.next_deadline().is_some_and(|due| due <= world.now) {
                     tracker.advance(world);
                 }
-                tracker.handle(&segment, world);
+                if let Handled::Session(decided) = handle(tracker, &segment, world) {
+                    verdict = decided;
+                }
             }),
             Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
             Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
         }
         self.tell_troubles();
+        verdict
     }
 
     /// Some time has gone by without anything else to do.
@@ -97,8 +137,15 @@ impl Engine {
         self.tell_troubles();
     }
 
+    /// Takes what the kernel has told of connections while no packet came, and tidies up behind those that were admitted.
+    pub(super) fn catch_up(&mut self) {
+        self.hear_of_connections();
+        self.firewall.sweep();
+        self.tell_troubles();
+    }
+
     /// Takes all that the kernel has told of connections.
-    pub(super) fn hear_of_connections(&mut self) {
+    fn hear_of_connections(&mut self) {
         loop {
             match self.connections.next(Duration::ZERO) {
                 Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
@@ -116,14 +163,14 @@ impl Engine {
             return;
         }
         let flow = entry.connection.original;
-        // News comes late. What stands again by now was announced once more: that one has not been used.
+        // News of a connection is heard before the packet that announces the next one to the same port, so it is not
+        // that one which was used.
+        self.firewall.used(&flow);
         let mut session = None;
-        if !self.firewall.admits(&flow) {
-            self.act(|tracker, world| session = tracker.admitted(&flow, world));
-        }
+        self.act(|tracker, world| session = tracker.admitted(&flow, world));
         if session.is_none() {
             self.journal.counters.used += 1;
-            debug!("used {flow}: since then announced anew, or announced before this program began");
+            debug!("used {flow}: announced before this program began");
         }
     }
 
@@ -145,6 +192,8 @@ impl Engine {
         if self.has_stopped {
             return;
         }
+        // What was used is not put back.
+        self.hear_of_connections();
         let now = self.clock.now();
         let standing = self.tracker.standing().map(|(.., expectation)| expectation);
         match self.firewall.restore(now, standing) {
@@ -172,6 +221,7 @@ impl Engine {
         self.firewall.reload(&policy)?;
         self.tracker.follow(&policy);
         self.policy = policy;
+        listen(&self.connections, &self.policy)?;
         Ok(())
     }
 
@@ -193,12 +243,15 @@ impl Engine {
 
     /// How things stand.
     pub(super) fn status(&mut self) -> Status {
+        self.catch_up();
         let now = self.clock.now();
         let pinholes = self.tracker.standing().map(|(session, mode, expectation)| Standing {
-            session: session.get(),
-            announced_by: mode.announced_by(),
+            session: (session != SessionNumber::EARLIER).then_some(session.get()),
+            announced_by: mode.map(Mode::announced_by),
             from: expectation.from.to_string(),
             to: expectation.to.to_string(),
+            delivered_to: expectation.mapping.to.map(|to| to.to_string()),
+            leaves_from: expectation.mapping.from.map(|from| from.to_string()),
             age: now.since(expectation.since).as_secs_f64(),
             remaining: expectation.expires().since(now).as_secs_f64(),
         });
@@ -239,4 +292,9 @@ impl Engine {
             None => debug!("the kernel: {latest}"),
         }
     }
+}
+
+/// Hears of data connections that were admitted, and of control connections that ended, and of no others.
+fn listen(connections: &ConnectionWatch, policy: &Policy) -> Result<(), Error> {
+    connections.narrow(policy.mark.bits(), policy.control_ports.as_slice())
 }

@@ -32,10 +32,11 @@ impl Observer for Journal {
                 warn!("session {session}: the client gave {command}, which the policy denies");
             }
             News::LoggedIn { user } => debug!("session {session}: logged in as {}", user.unwrap_or("?")),
-            News::Expected { mode, expectation } => {
+            News::Expected { mode, expectation, rewritten_from } => {
                 counters.opened += 1;
                 let (by, lifetime) = (mode.announced_by(), expectation.lifetime);
-                info!("opened {expectation} for {lifetime:?}: announced by {by} in session {session}");
+                let rewritten = Rewritten(rewritten_from);
+                info!("opened {expectation} for {lifetime:?}: announced by {by}{rewritten} in session {session}");
             }
             News::Refused { mode, to, why } => {
                 *counters.refused.entry(why.name()).or_default() += 1;
@@ -49,15 +50,15 @@ impl Observer for Journal {
             }
             News::Used { flow, .. } => {
                 counters.used += 1;
-                info!("used {flow}: announced in session {session}");
+                info!("used {flow}: {}", announced(session));
             }
             News::Expired(expectation) => {
                 counters.expired += 1;
-                info!("expired {expectation}: nobody came, announced in session {session}");
+                info!("expired {expectation}: nobody came, {}", announced(session));
             }
             News::Closed { expectation, why } => {
                 counters.closed += 1;
-                info!("closed {expectation}: {}, announced in session {session}", why.explanation());
+                info!("closed {expectation}: {}, {}", why.explanation(), announced(session));
             }
             News::Encrypted { corridor: None } => {
                 counters.encrypted += 1;
@@ -80,6 +81,14 @@ impl Observer for Journal {
     }
 }
 
+fn announced(session: SessionNumber) -> String {
+    if session == SessionNumber::EARLIER {
+        "announced before this program began".to_owned()
+    } else {
+        format!("announced in session {session}")
+    }
+}
+
 /// Lets something be said once a second, with how often it happened.
 #[derive(Debug, Default)]
 pub(super) struct Seldom {
@@ -96,6 +105,15 @@ impl Seldom {
         }
         self.last = Some(now);
         Some(std::mem::take(&mut self.untold))
+    }
+}
+
+/// What had been announced, where the line was rewritten.
+struct Rewritten(Option<std::net::SocketAddr>);
+
+impl std::fmt::Display for Rewritten {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.map_or(Ok(()), |from| write!(f, " as {from}, rewritten,"))
     }
 }
 

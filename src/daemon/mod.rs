@@ -8,7 +8,9 @@ mod clock;
 pub mod control;
 mod engine;
 mod journal;
+mod packets;
 pub mod status;
+mod threads;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -20,7 +22,7 @@ pub use engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 pub use status::Status;
-use tracing::{error, info};
+use tracing::info;
 
 use crate::capture::queue::{Queue, QueueError};
 use crate::firewall::sets::SetupError;
@@ -29,6 +31,9 @@ use crate::policy::Policy;
 
 /// How long a watcher waits before it looks whether anything is to be done without being told.
 const WATCH: Duration = Duration::from_secs(1);
+
+/// How long news of connections gathers before somebody is woken for it.
+const GATHER: Duration = Duration::from_millis(10);
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -46,8 +51,11 @@ pub enum StartError {
     #[error(transparent)]
     Control(#[from] control::ControlError),
     /// The runtime of the control plane cannot be started.
-    #[error("cannot start the control plane: {0}")]
-    Runtime(#[source] std::io::Error),
+    #[error("cannot start the control plane: {0}; are there too many open files?")]
+    Runtime(std::io::Error),
+    /// It ran, and a part of it ended that must not.
+    #[error("the service cannot go on: {0}; the table inet pinhole stays, for the next start to take over")]
+    Ended(String),
 }
 
 /// The engine as the threads share it.
@@ -68,76 +76,67 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     // A second instance must find out before it changes anything.
     let listener = runtime.block_on(async { control::listen() })?;
-    let queues = policy.capture.queues.numbers().map(Queue::open).collect::<Result<Vec<_>, _>>()?;
+    let open = |number| Queue::open(number, policy.capture.when_down);
+    let queues = policy.capture.queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
     // From before the table is made, so that no change to it goes unnoticed.
     let tables = TableWatch::open()?;
     let connections = ConnectionWatch::begins_and_ends()?;
     let news = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
     let engine = Engine::start(policy, connections)?;
+    tables.ignore(engine.number()?)?;
     for line in engine.introduction() {
         info!("{line}");
     }
     let shared = Shared(Arc::new(Mutex::new(engine)));
+    let (mut threads, crew) = threads::crew();
     for queue in queues {
         let shared = shared.clone();
-        thread::spawn(move || take_packets(queue, &shared));
+        crew.start("reading the queue", move || packets::take(queue, &shared));
     }
-    thread::spawn({
+    crew.start("watching the ruleset", {
         let shared = shared.clone();
         move || watch_tables(tables, &shared)
     });
-    thread::spawn({
+    crew.start("watching connections", {
         let shared = shared.clone();
         move || watch_connections(&news, &shared)
     });
-    let ended_by = runtime.block_on(control::serve(&listener, &shared, source));
+    let ended_by = runtime.block_on(async {
+        tokio::select! {
+            signal = control::serve(&listener, &shared, source) => Ok(signal),
+            why = threads.first_end() => Err(why),
+        }
+    });
+    let ended_by = ended_by.map_err(StartError::Ended)?;
     info!("{ended_by}: removing the table inet pinhole");
     shared.lock().stop()?;
     Ok(())
 }
 
-/// Takes packets until the program ends.
-fn take_packets(mut queue: Queue, shared: &Shared) {
-    loop {
-        match queue.next_packet() {
-            Ok(waiting) => {
-                shared.lock().packet(waiting.packet());
-                // The packet goes on only now, when what it announced stands in the kernel.
-                if let Err(error) = queue.accept(waiting) {
-                    shared.lock().queue_trouble(&error);
-                }
-            }
-            Err(error) => shared.lock().queue_trouble(&error),
-        }
-    }
-}
-
 /// Puts back what others remove, as soon as the kernel tells of it.
-fn watch_tables(mut watch: TableWatch, shared: &Shared) {
+fn watch_tables(mut watch: TableWatch, shared: &Shared) -> String {
     loop {
         match watch.next(WATCH) {
             Ok(Heard::Change(change)) => shared.lock().ruleset_changed(&change),
             Ok(Heard::Missed) => shared.lock().restore(),
             Ok(Heard::Nothing) => shared.lock().pass_time(),
-            Err(error) => {
-                error!("the kernel does not tell of changes to the ruleset any more: {error}");
-                return;
-            }
+            Err(error) => return error.to_string(),
         }
     }
 }
 
 /// Learns which pinholes were used and which sessions ended, while no packet comes that would have that learnt.
-fn watch_connections(news: &OwnedFd, shared: &Shared) {
+fn watch_connections(news: &OwnedFd, shared: &Shared) -> String {
     let patience = Timespec::try_from(WATCH).expect("a second is not too long");
     loop {
         match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&patience)) {
             Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => shared.lock().hear_of_connections(),
-            Err(error) => {
-                error!("the kernel does not tell of connections any more: {error}");
-                return;
+            Ok(_) => {
+                // A busy server has news all the time; whoever is in a hurry for it takes it before this wakes up.
+                thread::sleep(GATHER);
+                shared.lock().catch_up();
             }
+            Err(error) => return error.to_string(),
         }
     }
 }

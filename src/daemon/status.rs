@@ -14,6 +14,8 @@ pub struct Counters {
     pub sessions: u64,
     /// Pinholes opened.
     pub opened: u64,
+    /// Pinholes taken over from an earlier run.
+    pub adopted: u64,
     /// Pinholes used.
     pub used: u64,
     /// Pinholes that nobody used in time.
@@ -43,14 +45,18 @@ pub struct Counters {
 /// A pinhole that stands.
 #[derive(Clone, Debug, Serialize)]
 pub struct Standing {
-    /// The session that announced it.
-    pub session: u64,
-    /// How.
-    pub announced_by: &'static str,
+    /// The session that announced it; none if that was before this program began.
+    pub session: Option<u64>,
+    /// How, where that is known.
+    pub announced_by: Option<&'static str>,
     /// Who may connect.
     pub from: String,
     /// Where to.
     pub to: String,
+    /// Where it is delivered instead, behind NAT.
+    pub delivered_to: Option<String>,
+    /// The address that it leaves with instead, behind NAT.
+    pub leaves_from: Option<String>,
     /// Seconds since it was opened.
     pub age: f64,
     /// Seconds until it expires.
@@ -64,7 +70,7 @@ pub struct Status {
     pub sessions: usize,
     /// Pinholes that stand, as far as this program knows.
     pub pinholes: Vec<Standing>,
-    /// Pinholes in the kernel; earlier runs may have left some.
+    /// Pinholes in the kernel; used ones are told of late.
     pub in_kernel: Option<usize>,
     /// The mechanism.
     pub mechanism: &'static str,
@@ -93,17 +99,28 @@ impl fmt::Display for Status {
         if let Some(in_kernel) = in_kernel
             && *in_kernel != pinholes.len()
         {
-            writeln!(
-                f,
-                "in the kernel stand {in_kernel} pinholes: used ones are told of late, and an earlier run may have left some"
-            )?;
+            writeln!(f, "in the kernel stand {in_kernel} pinholes: of used ones this program is told a little later")?;
         }
-        for Standing { session, announced_by, from, to, age, remaining } in pinholes {
-            writeln!(f, "  {from} -> {to}  {announced_by}, session {session}, {age:.1} s old, {remaining:.1} s left")?;
+        for Standing { session, announced_by, from, to, delivered_to, leaves_from, age, remaining } in pinholes {
+            write!(f, "  {from} -> {to}  ")?;
+            if let Some(to) = delivered_to {
+                write!(f, "delivered to {to}  ")?;
+            }
+            if let Some(from) = leaves_from {
+                write!(f, "leaves from {from}  ")?;
+            }
+            match (announced_by, session) {
+                (Some(by), Some(session)) => write!(f, "{by}, session {session}")?,
+                _ => f.write_str("announced before the start")?,
+            }
+            writeln!(f, ", {age:.1} s old, {remaining:.1} s left")?;
         }
-        let Counters { packets, sessions, opened, used, expired, closed, refused, encrypted, .. } = counters;
+        let Counters { packets, sessions, opened, adopted, used, expired, closed, refused, encrypted, .. } = counters;
         writeln!(f, "since the start: {packets} packets, {sessions} sessions, {encrypted} of them encrypted")?;
-        write!(f, "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed")?;
+        write!(
+            f,
+            "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed, {adopted} taken over"
+        )?;
         for (reason, count) in refused {
             write!(f, "\n  refused, {reason}: {count}")?;
         }

@@ -128,7 +128,7 @@ impl Stage {
         let namespace = &self.topology.client.namespace;
         let fetched = match self.client {
             Some(client) => {
-                let visit = Visit { namespace, server: self.control(), mode, patience };
+                let visit = Visit { namespace, server: self.control(), mode, announce: None, patience };
                 match client.download(&visit, FILE) {
                     // The login went well, so it is the data that did not come.
                     Err(error) if error.said().contains("230 ") => Err(error),
@@ -225,7 +225,7 @@ impl Stage {
             let mut client = MiniClient::log_in(self.control(), Duration::from_secs(10))?;
             let announced = client.passive(Mode::Pasv)?;
             let standing = self.topology.firewall.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"])?;
-            let element = element(&standing).ok_or_else(|| {
+            let element = element(&standing, announced).ok_or_else(|| {
                 DemoError::Unexpected(format!("the server announced {announced}, and no pinhole stands:\n{standing}"))
             })?;
             let to = |port: u16| try_connection(SocketAddr::new(announced.ip(), port), patience);
@@ -273,12 +273,13 @@ fn message(line: &str) -> &str {
     line.get(begin.unwrap_or(0)..).unwrap_or(line)
 }
 
-/// The first element of a set as nft lists it.
-fn element(listing: &str) -> Option<String> {
+/// The element of a set, as nft lists it, for connections to there. One that was used just now may stand beside it.
+fn element(listing: &str, to: SocketAddr) -> Option<String> {
     let (_, rest) = listing.split_once("elements = {")?;
     let (elements, _) = rest.split_once('}')?;
-    let first = elements.split(',').next()?;
-    Some(first.split_whitespace().collect::<Vec<_>>().join(" "))
+    let mut elements = elements.split(',').map(|element| element.split_whitespace().collect::<Vec<_>>().join(" "));
+    let to = format!(" . {} . {} ", to.ip(), to.port());
+    elements.find(|element| element.contains(&to))
 }
 
 #[cfg(test)]
@@ -292,10 +293,12 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_first_element_of_a_listing() {
+    fn finds_the_element_for_a_port_in_a_listing() {
         let listing = "table inet pinhole {\n\tset pinholes4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1 . 10.0.0.2 . 5 \
                        timeout 1m expires 59s,\n\t\t\t     10.0.0.1 . 10.0.0.2 . 6 timeout 1m expires 59s }\n\t}\n}";
-        assert_eq!(element(listing).as_deref(), Some("10.0.0.1 . 10.0.0.2 . 5 timeout 1m expires 59s"));
-        assert_eq!(element("set pinholes4 {\n}"), None);
+        let to = |port| SocketAddr::from(([10, 0, 0, 2], port));
+        assert_eq!(element(listing, to(6)).as_deref(), Some("10.0.0.1 . 10.0.0.2 . 6 timeout 1m expires 59s"));
+        assert_eq!(element(listing, to(7)), None);
+        assert_eq!(element("set pinholes4 {\n}", to(5)), None);
     }
 }

@@ -107,6 +107,13 @@ impl LineReader {
         self.unfinished.is_some()
     }
 
+    /// The line that has begun and not ended, as far as it has come.
+    pub fn unfinished(&self) -> Option<Line<'_>> {
+        let Unfinished { text, start, too_long, had_telnet } = self.unfinished.as_deref()?;
+        let (start, whole, verbatim) = (*start, !too_long, !had_telnet);
+        Some(Line { text, start, end: start + text.len(), whole, verbatim })
+    }
+
     /// Takes bytes that end with a line feed, which may or may not end the line: Telnet may have used it as its own.
     fn finish(&mut self, at: Seq, bytes: &[u8], limit: usize, take: &mut impl FnMut(Line<'_>) -> bool) -> bool {
         self.keep(at, &bytes[..bytes.len() - 1], limit);

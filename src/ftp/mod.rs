@@ -7,6 +7,7 @@ pub mod line;
 pub mod mode;
 pub mod notation;
 pub mod reply;
+pub mod unfinished;
 
 pub use line::{Line, LineReader};
 pub use mode::{Mode, Modes};

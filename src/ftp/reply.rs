@@ -97,6 +97,13 @@ impl Code {
     }
 }
 
+impl Meaning {
+    /// What the code means with which a line begins; none if it begins with no code.
+    pub fn of(line: &[u8]) -> Option<Self> {
+        Code::of(line).map(Code::meaning)
+    }
+}
+
 impl ReplyReader {
     /// Takes the server's next line.
     pub fn line<'a>(&mut self, text: &'a [u8]) -> Heard<'a> {

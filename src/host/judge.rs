@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::filter::{self, Dropped, Fate};
-use super::look::{Helper, Instance, Kernel, Nft, Privileges, QueueReader, Seen};
+use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
-use crate::firewall::sets::{Queueing, ruleset};
+use crate::capture::readers::Reader;
+use crate::firewall::sets::{Queueing, own_rule, ruleset};
 use crate::policy::Policy;
 
 /// Older ones do not know the payload expressions of our rules.
@@ -27,17 +28,12 @@ pub fn judge(policy: &Policy, seen: &Seen) -> Vec<Finding> {
             }
             Err(why) => findings.push(
                 Finding::new(Weight::Warning, "your filter", format_args!("cannot be read: {why}"))
-                    .advising(format_args!("see to it that it accepts the mark: `{}`", mark_rule(policy))),
+                    .advising(format_args!("see to it that it accepts the mark: `{}`", own_rule(policy.mark))),
             ),
         }
         findings.extend(legacy(policy, &kernel.legacy));
     }
     findings
-}
-
-/// The rule for those who would rather write it themselves.
-fn mark_rule(policy: &Policy) -> String {
-    format!("ct mark and {0} == {0} accept", policy.mark)
 }
 
 fn privileges(privileges: Privileges) -> Finding {
@@ -146,22 +142,18 @@ fn features(kernel: &Kernel) -> Vec<Finding> {
     findings
 }
 
-fn queues(policy: &Policy, readers: &[QueueReader], instance: &Instance) -> Vec<Finding> {
+fn queues(policy: &Policy, readers: &[Reader], instance: &Instance) -> Vec<Finding> {
     let judge = |number: u16| {
         let about = format!("queue {number}");
         let Some(reader) = readers.iter().find(|reader| reader.queue == number) else {
             return Finding::new(Weight::Ok, about, "nobody reads it");
         };
-        let who = match &reader.program {
-            Some(program) => format!("{program} (process {})", reader.port),
-            None => format!("the program with the netlink port {}", reader.port),
-        };
         if matches!(instance, Instance::Runs(_)) {
-            return Finding::new(Weight::Ok, about, format_args!("{who} reads it, as the service runs"));
+            return Finding::new(Weight::Ok, about, format_args!("{reader} reads it, as the service runs"));
         }
         let taken: BTreeSet<u16> = readers.iter().map(|reader| reader.queue).collect();
         let free = (0..u16::MAX).find(|number| !taken.contains(number)).unwrap_or(u16::MAX);
-        Finding::new(Weight::Problem, about, format_args!("{who} reads it")).advising(format_args!(
+        Finding::new(Weight::Problem, about, format_args!("{reader} reads it")).advising(format_args!(
             "end that program, or take another queue in the policy: `capture: {{ queue: {free} }}`"
         ))
     };
@@ -239,8 +231,11 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool) -> Vec<Finding> {
         };
         let opaque = if fate.is_opaque { " (rules made with iptables could not be read)" } else { "" };
         let place = if dropped == Dropped::ByPolicy { "to it" } else { "above that" };
-        let advice =
-            format!("add {place} `{}`, or have it added by the policy: `admit: [{}]`", mark_rule(policy), chain.name);
+        let advice = format!(
+            "add {place} `{}`, or have it added by the policy: `admit: [{}]`",
+            own_rule(policy.mark),
+            chain.name
+        );
         let passing = base.hook == "forward";
         if passing && !forwards {
             return Finding::new(Weight::Ok, about, format_args!("{by}; this host does not pass packets on"));

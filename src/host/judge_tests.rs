@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::capture::readers::Process;
 
 /// A host on which all is well and nothing is loaded.
 fn good() -> Seen {
@@ -97,10 +98,10 @@ fn a_kernel_that_cannot_queue_is_a_problem_with_a_remedy() {
 
 #[test]
 fn a_queue_that_is_taken_is_a_problem_unless_we_have_taken_it() {
-    let reader = QueueReader { queue: 0, port: 77, program: Some("suricata".into()) };
+    let reader = Reader { queue: 0, port: 77, process: Some(Process { id: 4711, name: "suricata".into() }) };
     let mut seen = change(|kernel| kernel.readers = vec![reader]);
     let trouble = only_trouble(&Policy::embedded(), &seen);
-    assert!(trouble.starts_with("problem  queue 0: suricata (process 77)"), "{trouble}");
+    assert!(trouble.starts_with("problem  queue 0: suricata (process 4711)"), "{trouble}");
     assert!(trouble.contains("`capture: { queue: 1 }`"), "{trouble}");
     seen.instance = Instance::Runs(PathBuf::from("/run/pinhole/control.sock"));
     seen.kernel.as_mut().expect("a kernel").own_table = Some(vec!["prerouting".into()]);
@@ -129,7 +130,7 @@ fn a_filter_that_would_drop_is_a_warning_with_the_line_to_add() {
     let trouble = only_trouble(&Policy::embedded(), &seen);
     for part in [
         "warning  chain inet filter forward: would drop",
-        "`ct mark and 0x10000000 == 0x10000000 accept`",
+        "`ct state new ct mark & 0x10000000 == 0x10000000 accept`",
         "`admit: [inet filter forward]`",
     ] {
         assert!(trouble.contains(part), "{part} is not in {trouble}");

@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use super::ruleset::Ruleset;
 use crate::capture::queue::Queue;
+use crate::capture::readers::{Reader, readers};
 use crate::daemon::control;
 use crate::firewall::sets::{Queueing, ruleset};
 use crate::net::Port;
-use crate::netlink::{Conntrack, Expression, Family, Table, Tables};
+use crate::netlink::{Conntrack, Family, Table, Tables};
 use crate::packet::{Endpoint, Flow};
-use crate::policy::Policy;
+use crate::policy::{Policy, WhenDown};
 
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -73,17 +74,6 @@ pub enum Instance {
     Runs(PathBuf),
 }
 
-/// Who reads a queue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct QueueReader {
-    /// The queue.
-    pub queue: u16,
-    /// Its netlink port, which mostly is a process id.
-    pub port: u32,
-    /// The name of the process with that id.
-    pub program: Option<String>,
-}
-
 /// The kernel's own way of letting FTP through.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Helper {
@@ -107,7 +97,7 @@ pub struct Kernel {
     /// Whether connection tracking answers questions.
     pub conntrack: Result<(), String>,
     /// Who reads which queue.
-    pub readers: Vec<QueueReader>,
+    pub readers: Vec<Reader>,
     /// The chains of the table `inet pinhole`; none if there is no such table.
     pub own_table: Option<Vec<String>>,
     /// What is loaded.
@@ -173,22 +163,24 @@ impl Kernel {
     fn look(policy: &Policy, nft: &Nft) -> Self {
         let opened = Tables::open(PATIENCE).map_err(|error| error.to_string());
         let (nf_tables, queueing, own_table) = match opened {
-            Ok(mut tables) => (Ok(()), queueing(&mut tables), own_table(&mut tables)),
+            Ok(mut tables) => {
+                (Ok(()), Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()), own_table(&mut tables))
+            }
             Err(why) => (Err(why.clone()), Err(why), None),
         };
         let takes_ruleset = match &queueing {
             Ok(Some(queueing)) => check(nft, policy, *queueing),
             _ => Ok(()),
         };
-        let readers = readers(&fs::read_to_string(QUEUES).unwrap_or_default());
+        let readers = readers();
         let listed = nft.run(&["-j", "list", "ruleset"], "");
         Self {
             nf_tables,
             queueing,
             takes_ruleset,
-            reads_queues: reads_queues(&readers),
+            reads_queues: reads_queues(readers.as_deref()),
             conntrack: conntrack(),
-            readers,
+            readers: readers.unwrap_or_default(),
             own_table,
             ruleset: listed.and_then(|json| Ruleset::parse(&json).map_err(|error| error.to_string())),
             legacy: legacy(),
@@ -205,19 +197,6 @@ impl Kernel {
     }
 }
 
-/// Finds out what queues, as the service does.
-fn queueing(tables: &mut Tables) -> Result<Option<Queueing>, String> {
-    for (queueing, rule) in [
-        (Queueing::Statement, Expression::Queue { number: 0, bypass: true }),
-        (Queueing::CompatTarget, Expression::CompatQueue { number: 0, bypass: true }),
-    ] {
-        if tables.could(&[rule]).map_err(|error| error.to_string())? {
-            return Ok(Some(queueing));
-        }
-    }
-    Ok(None)
-}
-
 fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
     // What cannot be read has been told of where nf_tables was opened.
     if !tables.has_table(OWN_TABLE).unwrap_or(false) {
@@ -231,38 +210,29 @@ fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
 /// table that is there already does not matter.
 fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
     const TRIAL: &str = "inet pinhole-check";
-    let mut text = String::new();
+    let mut text = format!("add table {TRIAL}\n");
     if queueing == Queueing::CompatTarget {
-        text = format!("add table {TRIAL}\n");
         for number in policy.capture.queues.numbers() {
             text.push_str(&format!("add chain {TRIAL} queue{number}\n"));
         }
+    }
+    // The daemon makes these two otherwise: nft writes none of size 0, and for a trial one of another size will do.
+    for (name, network) in [("adjustable4", "ip"), ("adjustable6", "ip6")] {
+        text.push_str(&format!(
+            "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
+        ));
     }
     text.push_str(&ruleset(policy, queueing).replace("inet pinhole", TRIAL));
     nft.run(&["--check", "-f", "-"], &text).map(drop)
 }
 
-const QUEUES: &str = "/proc/net/netfilter/nfnetlink_queue";
-
 /// Whether queues can be read: their list is there as soon as the kernel has them. Where it is not, the module may
 /// come when it is asked for, so one is opened that no rule leads to, and closed again.
-fn reads_queues(readers: &[QueueReader]) -> Result<(), String> {
-    if Path::new(QUEUES).exists() {
-        return Ok(());
+fn reads_queues(readers: Option<&[Reader]>) -> Result<(), String> {
+    match readers {
+        Some(_) => Ok(()),
+        None => Queue::open(u16::MAX, WhenDown::Open).map(drop).map_err(|error| error.to_string()),
     }
-    let free = (0..=u16::MAX).rev().find(|number| readers.iter().all(|reader| reader.queue != *number));
-    Queue::open(free.unwrap_or(u16::MAX)).map(drop).map_err(|error| error.to_string())
-}
-
-/// The readers in the kernel's list: queue, netlink port, and more that does not matter here.
-fn readers(list: &str) -> Vec<QueueReader> {
-    let reader = |line: &str| {
-        let mut words = line.split_whitespace();
-        let (queue, port) = (words.next()?.parse().ok()?, words.next()?.parse().ok()?);
-        let program = fs::read_to_string(format!("/proc/{port}/comm")).ok().map(|name| name.trim().to_owned());
-        Some(QueueReader { queue, port, program })
-    };
-    list.lines().filter_map(reader).collect()
 }
 
 /// Asks for a connection that there is not.
@@ -305,19 +275,4 @@ fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, String
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     Err(complaint.lines().next().map_or_else(|| output.status.to_string(), str::to_owned))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn reads_the_kernels_list_of_queues() {
-        let list =
-            "    0 4194304     0 2 65531     0     0        3  1\n   12      1     0 2 65531     0     0        0  1\n";
-        let found = readers(list);
-        assert_eq!(found.iter().map(|r| (r.queue, r.port)).collect::<Vec<_>>(), [(0, 4_194_304), (12, 1)]);
-        assert!(found[0].program.is_none() && found[1].program.is_some());
-        assert_eq!(readers("nonsense\n"), []);
-    }
 }

@@ -13,7 +13,7 @@ use std::fmt;
 use serde::Serialize;
 
 pub use judge::judge;
-pub use look::{Helper, Instance, Kernel, Nft, Privileges, QueueReader, Seen};
+pub use look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 pub use ruleset::{BadRuleset, Ruleset};
 
 use crate::policy::Policy;

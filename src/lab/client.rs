@@ -9,7 +9,7 @@ use super::topology::Family;
 use crate::ftp::Mode;
 use std::fmt;
 use std::fs;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// A real FTP client program.
@@ -23,6 +23,8 @@ pub enum ClientKind {
     Tnftp,
     /// Python's ftplib.
     Ftplib,
+    /// GNU wget. It stores nothing, and has a session for each task.
+    Wget,
 }
 
 /// One session of a client with a server.
@@ -34,6 +36,8 @@ pub struct Visit<'a> {
     pub server: SocketAddr,
     /// How data connections are announced.
     pub mode: Mode,
+    /// What the client announces in active mode instead of its own address. Not every client can.
+    pub announce: Option<IpAddr>,
     /// How long the client bears that nothing happens before it gives up. In whole seconds for some.
     pub patience: Duration,
 }
@@ -51,20 +55,32 @@ pub enum Task<'a> {
 
 impl ClientKind {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Curl, Self::Lftp, Self::Tnftp, Self::Ftplib];
+    pub const ALL: [Self; 5] = [Self::Curl, Self::Lftp, Self::Tnftp, Self::Ftplib, Self::Wget];
+
+    /// Whether it can store files.
+    pub const fn uploads(self) -> bool {
+        !matches!(self, Self::Wget)
+    }
+
+    /// Whether it can be told to announce another address than its own.
+    pub const fn announces_what_it_is_told(self) -> bool {
+        matches!(self, Self::Curl | Self::Ftplib)
+    }
 
     /// The modes that it can be told to use.
     pub const fn modes(self, family: Family) -> &'static [Mode] {
         match (family, self) {
             // It sends PORT, whatever ftp:prefer-epsv says.
             (Family::V4, Self::Lftp) => &[Mode::Port, Mode::Pasv, Mode::Epsv],
+            // It chooses the command by the address family.
+            (Family::V4, Self::Wget) => &[Mode::Port, Mode::Pasv],
             (Family::V4, _) => &[Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv],
             // The classic commands have no notation for it.
             (Family::V6, _) => &[Mode::Eprt, Mode::Epsv],
         }
     }
 
-    /// Does these tasks in one session, and returns what each brought (nothing for an upload).
+    /// Does these tasks in one session (wget: one each), and returns what each brought (nothing for an upload).
     ///
     /// When one fails, so does the whole; the error tells what the client printed, the dialogue included.
     pub fn visit(self, visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Vec<Vec<u8>>> {
@@ -79,6 +95,7 @@ impl ClientKind {
             Self::Lftp => lftp(visit, tasks)?,
             Self::Tnftp => tnftp(visit, tasks)?,
             Self::Ftplib => ftplib(visit, tasks, &room)?,
+            Self::Wget => wget(visit, tasks)?,
         };
         command.env("HOME", INSIDE).env("LC_ALL", "C.UTF-8").room(&room).current_dir(INSIDE);
         // Its own patience should do, and lets it say why; this is for one that hangs all the same.
@@ -86,7 +103,7 @@ impl ClientKind {
         let done = command.output(within)?;
         let said = done.said();
         let brought = tasks.iter().enumerate().map(|(number, task)| match task {
-            Task::Upload(..) => Some(Vec::new()),
+            Task::Upload(..) => self.uploads().then(Vec::new),
             Task::List | Task::Download(_) => fs::read(room.folder().join(format!("{number}.out"))).ok(),
         });
         let brought: Option<Vec<_>> = brought.collect();
@@ -123,6 +140,7 @@ impl fmt::Display for ClientKind {
             Self::Lftp => "lftp",
             Self::Tnftp => "tnftp",
             Self::Ftplib => "ftplib",
+            Self::Wget => "wget",
         })
     }
 }
@@ -151,6 +169,7 @@ fn command(visit: &Visit<'_>, tool: &Tool) -> Command {
 
 fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
     let mut command = command(visit, &tools::find("curl", "usr/bin/curl")?);
+    let announce = visit.announce.map_or_else(|| "-".to_owned(), |address| address.to_string());
     // Only as the first argument it means: no .curlrc.
     command.arg("--disable");
     // One curl with several transfers keeps its control connection from one to the next.
@@ -158,12 +177,12 @@ fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
         command.args(if number == 0 { ["--fail-early"] } else { ["--next"] });
         command.args(["--verbose", "--silent", "--show-error", "--user", &format!("{USER}:{PASSWORD}")]);
         command.args(["--max-time", &visit.patience.as_secs_f64().to_string()]);
-        command.args(match visit.mode {
-            Mode::Port => &["--ftp-port", "-", "--disable-eprt"][..],
-            Mode::Pasv => &["--disable-epsv"],
-            Mode::Epsv => &[],
-            _ => &["--ftp-port", "-"],
-        });
+        match visit.mode {
+            Mode::Port => command.args(["--ftp-port", &announce, "--disable-eprt"]),
+            Mode::Pasv => command.arg("--disable-epsv"),
+            Mode::Epsv => &mut command,
+            _ => command.args(["--ftp-port", &announce]),
+        };
         match task {
             Task::List => command.args(["--output", &format!("{number}.out"), &visit.url()]),
             Task::Download(name) => {
@@ -233,6 +252,7 @@ fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], room: &Room) -> Result<Command>
         &visit.patience.as_secs_f64().to_string(),
         USER,
         PASSWORD,
+        &visit.announce.map_or_else(String::new, |address| address.to_string()),
     ]);
     for (number, task) in tasks.iter().enumerate() {
         let number = number.to_string();
@@ -243,4 +263,30 @@ fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], room: &Room) -> Result<Command>
         };
     }
     Ok(command)
+}
+
+fn wget(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
+    let tool = tools::find("wget", "usr/bin/wget")?;
+    let url = visit.url();
+    let passive = if visit.mode.is_active() { "--no-passive-ftp" } else { "--passive-ftp" };
+    let patience = visit.whole_seconds();
+    let wget = format!(
+        "{} --no-config --server-response --tries=1 --timeout={patience} --user={USER} --password={PASSWORD} {passive}",
+        tool.program.display()
+    );
+    let script = tasks.iter().enumerate().map(|(number, task)| match task {
+        // What it writes of a folder is HTML; the listing as it came is kept beside it.
+        Task::List => {
+            format!("{wget} --no-remove-listing --output-document=index.html {url}; mv .listing {number}.out")
+        }
+        Task::Download(name) => format!("{wget} --output-document={number}.out {url}{name}"),
+        Task::Upload(..) => "false".to_owned(),
+    });
+    let script: Vec<String> = script.collect();
+    let mut shell = visit.namespace.command("sh");
+    if let Some(libraries) = &tool.libraries {
+        shell.env("LD_LIBRARY_PATH", libraries);
+    }
+    shell.args(["-e", "-c", &script.join("; ")]);
+    Ok(shell)
 }

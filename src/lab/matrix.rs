@@ -1,12 +1,12 @@
 //! Every server with every client, in every mode, family and topology.
 //!
 //! A [`Scene`] is what cells share: a topology with a server. What stands in the firewall is the caller's: nothing, a
-//! firewall, a firewall and its helper. So the same table serves as the baseline, the reference and the test.
+//! firewall, a firewall and its helper. So the same table serves as the baseline, the reference and the test. Scenes of
+//! other kinds are played in the same way: see [`Setting`].
 
 use super::client::{ClientKind, Task, Visit};
 use super::error::{Error, Result};
 use super::server::{Server, ServerKind, ServerOptions};
-use super::share::some_of;
 use super::topology::{Family, Shape, Topology};
 use crate::ftp::Mode;
 use std::fmt;
@@ -53,21 +53,37 @@ impl Scene {
         }
         scenes
     }
+}
 
-    /// Its cells: each client in each mode that it can be told to use.
-    pub fn cells(self) -> Vec<Cell> {
-        let each =
-            |client: ClientKind| client.modes(self.family).iter().map(move |&mode| Cell { scene: self, client, mode });
-        ClientKind::ALL.into_iter().flat_map(each).collect()
-    }
+/// Something in which cells are played, one after the other.
+pub trait Setting: Copy + Sync {
+    /// It, when it stands.
+    type Stage;
+    /// What is played in it.
+    type Cell: Send;
+    /// Builds it and starts its server. Nothing is filtered yet.
+    fn set_up(self) -> Result<Self::Stage>;
+    /// What there is to play.
+    fn cells(self) -> Vec<Self::Cell>;
+}
 
-    /// Builds the topology and starts the server. Nothing is filtered yet.
-    pub fn set_up(self) -> Result<Stage> {
+impl Setting for Scene {
+    type Stage = Stage;
+    type Cell = Cell;
+
+    fn set_up(self) -> Result<Stage> {
         let topology = Topology::new(self.shape)?;
         let address = topology.server.addresses.of(self.family);
         let server = self.server.start(&topology.server.namespace, &ServerOptions::on(address))?;
-        server.place(FILE.0, FILE.1)?;
+        place(&server)?;
         Ok(Stage { scene: self, topology, server })
+    }
+
+    /// Each client in each mode that it can be told to use.
+    fn cells(self) -> Vec<Cell> {
+        let each =
+            |client: ClientKind| client.modes(self.family).iter().map(move |&mode| Cell { scene: self, client, mode });
+        ClientKind::ALL.into_iter().flat_map(each).collect()
     }
 }
 
@@ -101,52 +117,69 @@ impl Stage {
             namespace: &self.topology.client.namespace,
             server: SocketAddr::new(self.topology.target.of(self.scene.family), 21),
             mode,
+            announce: None,
             patience,
         }
     }
 
-    /// A listing, a download and an upload in one session, each compared with what it should bring.
+    /// A listing, a download and, where the client can, an upload, each compared with what it should bring.
     pub fn transfer(&self, client: ClientKind, mode: Mode, patience: Duration) -> Result<()> {
-        let stored = format!("upload-{client}-{mode}.txt");
-        let tasks = [Task::List, Task::Download(FILE.0), Task::Upload(&stored, UPLOAD)];
-        let brought = client.visit(&self.visit(mode, patience), &tasks)?;
-        let listing = String::from_utf8_lossy(&brought[0]);
-        if !listing.contains(FILE.0) {
-            return Err(Error::Dialogue { expected: format!("a listing with {}", FILE.0), got: listing.into_owned() });
-        }
-        if brought[1] != FILE.1 {
-            return Err(Error::Dialogue {
-                expected: format!("{} as it is", FILE.0),
-                got: String::from_utf8_lossy(&brought[1]).into_owned(),
-            });
-        }
-        self.server.wait_for_content(&stored, UPLOAD, Duration::from_secs(5))
+        transfer(&self.server, client, &self.visit(mode, patience))
     }
+}
+
+/// Has a client list, fetch and, if it can, store a file, and compares each with what it should bring. The file must
+/// have been [placed](place).
+pub(super) fn transfer(server: &Server, client: ClientKind, visit: &Visit<'_>) -> Result<()> {
+    let stored = format!("upload-{client}-{}.txt", visit.mode);
+    let mut tasks = vec![Task::List, Task::Download(FILE.0)];
+    if client.uploads() {
+        tasks.push(Task::Upload(&stored, UPLOAD));
+    }
+    let brought = client.visit(visit, &tasks)?;
+    let listing = String::from_utf8_lossy(&brought[0]);
+    if !listing.contains(FILE.0) {
+        return Err(Error::Dialogue { expected: format!("a listing with {}", FILE.0), got: listing.into_owned() });
+    }
+    if brought[1] != FILE.1 {
+        return Err(Error::Dialogue {
+            expected: format!("{} as it is", FILE.0),
+            got: String::from_utf8_lossy(&brought[1]).into_owned(),
+        });
+    }
+    if client.uploads() {
+        server.wait_for_content(&stored, UPLOAD, Duration::from_secs(5))?;
+    }
+    Ok(())
+}
+
+/// Puts the file onto a server that clients fetch.
+pub(super) fn place(server: &Server) -> Result<()> {
+    server.place(FILE.0, FILE.1)
 }
 
 /// What became of a cell.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct Outcome<C = Cell> {
     /// Which.
-    pub cell: Cell,
+    pub cell: C,
     /// How it went.
     pub result: Result<()>,
     /// How long it took.
     pub took: Duration,
 }
 
-/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order. On a
-/// machine that does only a share of everything, it plays some of the scenes.
+/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order.
 ///
 /// `prepare` puts what it likes into the topology's firewall once the server runs, and what it returns is kept until
 /// the scene's last cell has been played. A scene that cannot be set up or prepared is an error of the whole.
-pub fn play<G>(
-    scenes: &[Scene],
+pub fn play<S: Setting, G>(
+    scenes: &[S],
     at_once: usize,
-    prepare: impl Fn(&Stage) -> Result<G> + Sync,
-    each: impl Fn(&Stage, Cell) -> Result<()> + Sync,
-) -> Result<Vec<Outcome>> {
-    let left = Mutex::new(some_of(scenes));
+    prepare: impl Fn(&S::Stage) -> Result<G> + Sync,
+    each: impl Fn(&S::Stage, &S::Cell) -> Result<()> + Sync,
+) -> Result<Vec<Outcome<S::Cell>>> {
+    let left = Mutex::new(scenes.iter());
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next().copied();
     let worker = || {
         let mut outcomes = Vec::new();
@@ -155,7 +188,7 @@ pub fn play<G>(
             let _kept = prepare(&stage)?;
             for cell in scene.cells() {
                 let begun = Instant::now();
-                let result = each(&stage, cell);
+                let result = each(&stage, &cell);
                 outcomes.push(Outcome { cell, result, took: begun.elapsed() });
             }
         }

@@ -12,6 +12,7 @@ mod link;
 pub mod matrix;
 pub mod mini;
 mod namespace;
+pub mod nat;
 mod netlink;
 mod process;
 mod room;
@@ -21,6 +22,7 @@ mod share;
 pub mod tools;
 mod topology;
 mod wait;
+pub mod witness;
 
 pub use client::{ClientKind, Task, Visit};
 pub use error::{Error, Result};

@@ -4,7 +4,7 @@
 //! nothing has to be cleaned up: when the last holder ends, `kill -9` included, the kernel takes the namespace away,
 //! and with it its interfaces, rules and connections. It knows nothing of FTP.
 
-use super::error::{Doing, Result};
+use super::error::{Doing, Error, Result};
 use super::ethtool::set_offloads;
 use super::process::Command;
 use super::rtnetlink::Rtnetlink;
@@ -138,6 +138,43 @@ impl Namespace {
             netlink.set_up(index)
         })?
         .doing(|| format!("configure {interface} in {self}"))
+    }
+
+    /// Makes a switch, called `switch`, of some of its interfaces.
+    pub(super) fn switch(&self, ports: &[&str]) -> Result<()> {
+        self.run(|| -> std::io::Result<()> {
+            let mut netlink = Rtnetlink::open()?;
+            netlink.add_bridge("switch")?;
+            let bridge = nix::net::if_::if_nametoindex("switch")?;
+            for &port in ports {
+                netlink.plug_in(nix::net::if_::if_nametoindex(port)?, bridge)?;
+            }
+            netlink.set_up(bridge)
+        })?
+        .doing(|| format!("make a switch of {} in {self}", ports.join(", ")))
+    }
+
+    /// How many packets its connection tracking found to belong to no connection and to begin none.
+    ///
+    /// Without the redirects of IPv6 that it has sent itself, which happens where a packet leaves by the way it came:
+    /// connection tracking takes them for invalid, always, and nothing is wrong with them.
+    pub fn invalid_packets(&self) -> Result<u64> {
+        // A line of names, then a line of hexadecimal numbers for each processor.
+        let table = self.read("/proc/thread-self/net/stat/nf_conntrack")?;
+        let counts = self.read("/proc/thread-self/net/snmp6")?;
+        let mut lines = table.lines();
+        let names = lines.next().unwrap_or_default();
+        let column = names.split_whitespace().position(|name| name == "invalid");
+        let invalid = |line: &str| u64::from_str_radix(line.split_whitespace().nth(column?)?, 16).ok();
+        let invalid: Option<u64> = lines.map(invalid).sum();
+        let redirects = counts.lines().find_map(|line| line.strip_prefix("Icmp6OutRedirects")?.trim().parse().ok());
+        match (invalid, redirects) {
+            (Some(invalid), Some(redirects)) => Ok(invalid.saturating_sub(redirects)),
+            _ => Err(Error::Dialogue {
+                expected: "the kernel's counts of invalid packets and of redirects".to_owned(),
+                got: table + &counts,
+            }),
+        }
     }
 
     /// Sends what has no better route to `gateway`.

@@ -39,6 +39,26 @@ impl Rtnetlink {
         self.0.request(NEW_LINK, CREATE, &ours)
     }
 
+    /// Makes a switch.
+    pub(super) fn add_bridge(&mut self, name: &str) -> io::Result<()> {
+        const NAME: u16 = 3;
+        const LINK_INFO: u16 = 18;
+        const INFO_KIND: u16 = 1;
+        let mut info = Body::default();
+        info.text(INFO_KIND, "bridge");
+        let mut body = link(0, false);
+        body.text(NAME, name).attribute(LINK_INFO, &info.0);
+        self.0.request(NEW_LINK, CREATE, &body)
+    }
+
+    /// Makes an interface a port of a switch.
+    pub(super) fn plug_in(&mut self, index: u32, bridge: u32) -> io::Result<()> {
+        const MASTER: u16 = 10;
+        let mut body = link(index, false);
+        body.attribute(MASTER, &bridge.to_ne_bytes());
+        self.0.request(NEW_LINK, 0, &body)
+    }
+
     /// Brings an interface up.
     pub(super) fn set_up(&mut self, index: u32) -> io::Result<()> {
         self.0.request(NEW_LINK, 0, &link(index, true))

@@ -8,7 +8,7 @@ use super::tools::{self, Tool};
 use super::wait::wait_until;
 use std::fmt;
 use std::fs;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
@@ -43,6 +43,7 @@ impl ServerKind {
                     IpAddr::V6(_) => "listen=NO\nlisten_ipv6=YES\nlisten_address6",
                 };
                 let text = options.fill(include_str!("config/vsftpd.conf")).replace("{listen}", listen);
+                let text = text.replace("{announce}", &options.announcing("pasv_address="));
                 let mut command = tool.command(namespace);
                 command.arg(room.write("vsftpd.conf", text.as_bytes())?);
                 command
@@ -54,6 +55,7 @@ impl ServerKind {
                     .as_ref()
                     .map_or_else(String::new, |root| format!("ModulePath {}", root.join("usr/lib/proftpd").display()));
                 let text = options.fill(include_str!("config/proftpd.conf")).replace("{modules}", &modules);
+                let text = text.replace("{announce}", &options.announcing("MasqueradeAddress "));
                 let mut command = tool.command(namespace);
                 command.args(["--nodaemon", "--config", &room.write("proftpd.conf", text.as_bytes())?]);
                 command
@@ -65,6 +67,9 @@ impl ServerKind {
                     .args(["--passiveportrange", &options.fill("{first}:{last}")])
                     .args(["--pidfile", &format!("{INSIDE}/pure-ftpd.pid")])
                     .args(["--login", "unix", "--minuid", "1", "--noanonymous", "--dontresolve"]);
+                if let Some(address) = options.announce {
+                    command.args(["--forcepassiveip", &address.to_string()]);
+                }
                 command
             }
             Self::Pyftpdlib => {
@@ -73,7 +78,7 @@ impl ServerKind {
                 command
                     .args(["-u", &script])
                     .args(["{address}", "{port}", "{first}", "{last}"].map(|word| options.fill(word)))
-                    .args([USER, PASSWORD, HOME_INSIDE]);
+                    .args([USER, PASSWORD, HOME_INSIDE, &options.announcing("")]);
                 command
             }
         };
@@ -114,12 +119,14 @@ pub struct ServerOptions {
     pub port: u16,
     /// The ports of its passive data connections.
     pub passive_ports: RangeInclusive<u16>,
+    /// What its 227 names instead of its own address.
+    pub announce: Option<Ipv4Addr>,
 }
 
 impl ServerOptions {
     /// Port 21 of that address, passive ports 50000 to 50100.
     pub const fn on(address: IpAddr) -> Self {
-        Self { address, port: 21, passive_ports: 50000..=50100 }
+        Self { address, port: 21, passive_ports: 50000..=50100, announce: None }
     }
 
     fn fill(&self, text: &str) -> String {
@@ -128,6 +135,11 @@ impl ServerOptions {
             .replace("{first}", &self.passive_ports.start().to_string())
             .replace("{last}", &self.passive_ports.end().to_string())
             .replace("{inside}", INSIDE)
+    }
+
+    /// A line of a configuration that is there only if another address is to be announced.
+    fn announcing(&self, key: &str) -> String {
+        self.announce.map_or_else(String::new, |address| format!("{key}{address}"))
     }
 }
 

@@ -17,11 +17,11 @@ pub(super) mod kind {
     pub(crate) const DELETE: u16 = 0x0102;
 }
 
-const ORIGINAL: u16 = 1;
+pub(super) const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
 const STATUS: u16 = 3;
 const PROTOCOL_STATE: u16 = 4;
-const MARK: u16 = 8;
+pub(super) const MARK: u16 = 8;
 const ID: u16 = 12;
 const ADJUSTMENT_ORIGINAL: u16 = 15;
 const ADJUSTMENT_REPLY: u16 = 16;
@@ -32,20 +32,22 @@ const OFFSET_BEFORE: u16 = 2;
 const OFFSET_AFTER: u16 = 3;
 
 const TCP_STATE: u16 = 1;
+const TCP_STATE_NUMBER: u16 = 1;
+const TCP_ESTABLISHED: u8 = 3;
 const TCP_FLAGS_ORIGINAL: u16 = 4;
 const TCP_FLAGS_REPLY: u16 = 5;
 /// IP_CT_TCP_FLAG_BE_LIBERAL: what is outside of the window is not invalid for it.
 const LIBERAL: u8 = 0x08;
 
 const TUPLE_ADDRESSES: u16 = 1;
-const TUPLE_PROTOCOL: u16 = 2;
+pub(super) const TUPLE_PROTOCOL: u16 = 2;
 const V4_SOURCE: u16 = 1;
 const V4_DESTINATION: u16 = 2;
 const V6_SOURCE: u16 = 3;
 const V6_DESTINATION: u16 = 4;
 const PROTOCOL: u16 = 1;
 const SOURCE_PORT: u16 = 2;
-const DESTINATION_PORT: u16 = 3;
+pub(super) const DESTINATION_PORT: u16 = 3;
 
 const TCP: u8 = 6;
 const FAMILY_V4: u8 = 2;
@@ -60,6 +62,9 @@ pub struct Entry {
     pub status: u32,
     /// Its mark.
     pub mark: u32,
+    /// Whether both ends may go on talking: it has begun and neither has said that it ends. What the kernel tells of a
+    /// connection that it has forgotten does not say so.
+    pub is_established: bool,
     /// A number that no other connection has while this one lasts.
     pub id: Option<u32>,
     /// How the sequence numbers of its packets are corrected, in the original direction and in the other one, where that
@@ -199,11 +204,16 @@ impl Entry {
             connection: Connection { original: flow(ORIGINAL)?, reply: flow(REPLY)? },
             status: number(STATUS).unwrap_or(0),
             mark: number(MARK).unwrap_or(0),
+            is_established: tcp_state(attributes) == Some(TCP_ESTABLISHED),
             id: number(ID),
             adjustments: [ADJUSTMENT_ORIGINAL, ADJUSTMENT_REPLY]
                 .map(|kind| attributes.find(kind).and_then(|found| SequenceAdjustment::read(found.nested()))),
         })
     }
+}
+
+fn tcp_state(entry: Attributes<'_>) -> Option<u8> {
+    entry.find(PROTOCOL_STATE)?.nested().find(TCP_STATE)?.nested().find(TCP_STATE_NUMBER)?.u8()
 }
 
 impl SequenceAdjustment {
@@ -292,7 +302,10 @@ mod tests {
             });
             let entry = Messages::of(writer.as_bytes()).next().and_then(Entry::read);
             let adjustments = [None, Some(adjustment)];
-            assert_eq!(entry, Some(Entry { connection, status: 0, mark: 7, id: None, adjustments }));
+            assert_eq!(
+                entry,
+                Some(Entry { connection, status: 0, mark: 7, is_established: false, id: None, adjustments })
+            );
         }
     }
 

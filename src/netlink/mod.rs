@@ -6,15 +6,19 @@
 
 mod bytes;
 mod conntrack;
+mod definitions;
 mod element;
+mod elements;
 mod error;
 mod expression;
+mod filter;
 mod socket;
 mod tables;
 mod watch;
 
 pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
-pub use element::{Element, Key};
+pub use definitions::HelperPlace;
+pub use element::{Element, Key, Value};
 pub use error::{Cause, Error, Operation};
 pub use expression::{About, Expression};
 pub use tables::{Chain, Family, Hook, Rule, Table, Tables};

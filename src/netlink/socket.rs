@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{self, Errno};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+use socket2::{SockFilter, SockRef};
 
 use super::bytes::{Head, Message, Messages, Writer, control, flags};
 use super::error::Cause;
@@ -50,10 +51,20 @@ pub(super) struct Batch<'a> {
 impl Batch<'_> {
     /// Appends a request that will be acknowledged.
     pub(super) fn request(&mut self, kind: u16, more: u16, family: u8, body: impl FnOnce(&mut Writer)) {
-        let sequence = next(self.sequence);
-        let flags = flags::REQUEST | flags::ACK | more;
-        self.requests.message(Head { kind, flags, sequence, family, resource: 0 }, body);
+        self.append(kind, flags::ACK | more, family, body);
         self.awaited += 1;
+    }
+
+    /// Appends a request of which only a refusal is told. Something acknowledged has to come behind it: all of a batch
+    /// happens or nothing. Each acknowledgement left out spares a system call.
+    pub(super) fn quiet_request(&mut self, kind: u16, more: u16, family: u8, body: impl FnOnce(&mut Writer)) {
+        self.append(kind, more, family, body);
+    }
+
+    fn append(&mut self, kind: u16, more: u16, family: u8, body: impl FnOnce(&mut Writer)) {
+        let sequence = next(self.sequence);
+        let flags = flags::REQUEST | more;
+        self.requests.message(Head { kind, flags, sequence, family, resource: 0 }, body);
     }
 }
 
@@ -85,6 +96,13 @@ impl Socket {
             // Without the privilege the system's own limit holds, and a watcher that misses something is told so.
             let _ = net::sockopt::set_socket_recv_buffer_size(&self.fd, bytes);
         }
+    }
+
+    /// From now on hears only what this program of the kernel's packet filter lets through.
+    pub(super) fn filter(&self, program: &[SockFilter]) -> Result<(), Cause> {
+        SockRef::from(&self.fd)
+            .attach_filter(program)
+            .map_err(|error| Cause::SystemCall(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)))
     }
 
     /// Sends one request and awaits its acknowledgement.

@@ -1,27 +1,18 @@
-//! nf_tables: sets and their elements, chains, rules.
+//! nf_tables: tables, chains, rules. What is in their sets has a file of its own.
 
 use std::fmt;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::io::Errno;
 
 use super::bytes::{Attribute, Message, Writer, flags};
-use super::element::{Element, Key};
 use super::error::{Cause, Error, Operation};
 use super::expression::Expression;
 use super::socket::{Batch, Socket};
 
 pub(super) const SUBSYSTEM: u16 = 10;
-/// Elements that go into one message: a list may have 64 KB, and an element takes at most 112 bytes.
-const ELEMENTS_A_MESSAGE: usize = 256;
 /// Times that a list is read anew when somebody changes it meanwhile.
 const ATTEMPTS: usize = 16;
-
-/// How long the kernel may take to rearrange a set, and how often it is asked meanwhile: seldom, as every attempt that
-/// fails interrupts it.
-const REARRANGING: Duration = Duration::from_secs(1);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(30);
 
 /// Messages, with the subsystem in the high byte.
 pub(super) mod kind {
@@ -39,6 +30,7 @@ pub(super) mod kind {
     pub(crate) const NEW_ELEMENT: u16 = 0x0a0c;
     pub(crate) const GET_ELEMENT: u16 = 0x0a0d;
     pub(crate) const DELETE_ELEMENT: u16 = 0x0a0e;
+    pub(crate) const NEW_OBJECT: u16 = 0x0a12;
     /// As to delete, but no error where there is nothing. Since Linux 6.3.
     pub(crate) const DESTROY_TABLE: u16 = 0x0a1a;
     pub(crate) const DESTROY_ELEMENT: u16 = 0x0a1e;
@@ -74,7 +66,7 @@ pub enum Family {
 }
 
 impl Family {
-    const fn number(self) -> u8 {
+    pub(super) const fn number(self) -> u8 {
         match self {
             Self::Inet => 1,
             Self::Ip => 2,
@@ -152,9 +144,9 @@ pub struct Rule {
 /// likely is asked in a way that does not fail.
 #[derive(Debug)]
 pub struct Tables {
-    socket: Socket,
+    pub(super) socket: Socket,
     /// Whether the kernel can be told to remove what may not be there.
-    destroys: bool,
+    pub(super) destroys: bool,
 }
 
 impl Tables {
@@ -176,63 +168,6 @@ impl Tables {
     /// The number that a [`TableChange`](super::TableChange) has for what was done through here.
     pub fn number(&self) -> Result<u32, Error> {
         self.socket.number().map_err(|cause| Error::new(Operation::Connect, "nf_tables", cause))
-    }
-
-    /// Puts an element into a set. One with the same key is replaced, its age with it.
-    pub fn insert(&mut self, table: Table<'_>, set: &str, element: &Element) -> Result<(), Error> {
-        // Kernels up to 6.11 keep the old element's age when one is added again, so it has to go first.
-        let inserted = self.uncertain(|tables| {
-            let goes = tables.removal(table, set, element)?;
-            tables.socket.batch(SUBSYSTEM, |batch| {
-                if let Some(goes) = goes {
-                    delete(batch, goes, table, set, element);
-                }
-                write(batch, table, set, flags::CREATE, std::slice::from_ref(element));
-            })
-        });
-        inserted.map_err(|cause| error_of_element(Operation::Add, table, set, &element.key, cause))
-    }
-
-    /// Removes an element from a set. That it is not there is fine.
-    pub fn remove(&mut self, table: Table<'_>, set: &str, element: &Element) -> Result<(), Error> {
-        let removed = self.uncertain(|tables| {
-            let Some(goes) = tables.removal(table, set, element)? else { return Ok(()) };
-            tables.socket.batch(SUBSYSTEM, |batch| delete(batch, goes, table, set, element))
-        });
-        removed.map_err(|cause| error_of_element(Operation::Remove, table, set, &element.key, cause))
-    }
-
-    /// Puts many elements into a set, in few requests. One that is there already stays as it is.
-    pub fn insert_all(&mut self, table: Table<'_>, set: &str, elements: &[Element]) -> Result<(), Error> {
-        elements.chunks(ELEMENTS_A_MESSAGE).try_for_each(|chunk| {
-            let written = self.once_rearranged(|tables| {
-                tables.socket.batch(SUBSYSTEM, |batch| write(batch, table, set, flags::CREATE, chunk))
-            });
-            written.map_err(|cause| Error::new(Operation::Add, InSet { table, set }, cause))
-        })
-    }
-
-    /// Whether an element is in a set.
-    pub fn has_element(&mut self, table: Table<'_>, set: &str, key: &Key) -> Result<bool, Error> {
-        match self.has(table, set, key) {
-            Ok(()) => Ok(true),
-            Err(cause) if cause.is_missing() => Ok(false),
-            Err(cause) => Err(error_of_element(Operation::Read, table, set, key, cause)),
-        }
-    }
-
-    /// The elements of a set.
-    pub fn elements(&mut self, table: Table<'_>, set: &str) -> Result<Vec<Element>, Error> {
-        let name = |w: &mut Writer| {
-            w.text(attribute::TABLE, table.name);
-            w.text(attribute::SET_NAME, set);
-        };
-        let read = |message: Message<'_>, elements: &mut Vec<Element>| {
-            let list = message.attributes().find(attribute::ELEMENTS);
-            elements.extend(list.into_iter().flat_map(|list| Element::read_all(list.nested())));
-        };
-        self.list(kind::GET_ELEMENT, table.family.number(), name, read)
-            .map_err(|cause| Error::new(Operation::Read, InSet { table, set }, cause))
     }
 
     /// Whether a table stands.
@@ -331,48 +266,8 @@ impl Tables {
         }
     }
 
-    /// The message that removes an element which may be there; none if it certainly is not.
-    fn removal(&mut self, table: Table<'_>, set: &str, element: &Element) -> Result<Option<u16>, Cause> {
-        if self.destroys {
-            return Ok(Some(kind::DESTROY_ELEMENT));
-        }
-        match self.has(table, set, &element.key) {
-            Ok(()) => Ok(Some(kind::DELETE_ELEMENT)),
-            Err(cause) if cause.is_missing() => Ok(None),
-            Err(cause) => Err(cause),
-        }
-    }
-
-    /// Asks for an element; the answer is that it is missing, if it is.
-    fn has(&mut self, table: Table<'_>, set: &str, key: &Key) -> Result<(), Cause> {
-        let element = Element { key: *key, last: None, timeout: None, remaining: None };
-        let name = |w: &mut Writer| write_elements(w, table, set, &[element]);
-        self.socket.look_up(kind::GET_ELEMENT, table.family.number(), name, |_| Some(()))
-    }
-
-    /// Does something again that may have happened already, or that something else came in between of.
-    fn uncertain(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
-        match self.once_rearranged(&mut work) {
-            // The answer was lost; or an element that had been seen is used up or expired.
-            Err(cause) if cause == Cause::Lost || cause.is_missing() => self.once_rearranged(&mut work),
-            result => result,
-        }
-    }
-
-    /// Does something again while the kernel says that a set is busy: a hash table that grows or shrinks twice in a
-    /// short time takes nothing until a thread of the kernel has moved all elements.
-    fn once_rearranged(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
-        let deadline = Instant::now() + REARRANGING;
-        loop {
-            match work(self) {
-                Err(Cause::Refused(Errno::BUSY)) if Instant::now() < deadline => thread::sleep(BETWEEN_ATTEMPTS),
-                result => return result,
-            }
-        }
-    }
-
     /// Reads a list, anew if somebody changes it meanwhile.
-    fn list<T>(
+    pub(super) fn list<T>(
         &mut self,
         kind: u16,
         family: u8,
@@ -391,38 +286,8 @@ impl Tables {
     }
 }
 
-struct InSet<'a> {
-    table: Table<'a>,
-    set: &'a str,
-}
-
-impl fmt::Display for InSet<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "elements of set {} {}", self.table, self.set)
-    }
-}
-
-fn error_of_element(operation: Operation, table: Table<'_>, set: &str, key: &Key, cause: Cause) -> Error {
-    Error::new(operation, format_args!("element {key} of set {table} {set}"), cause)
-}
-
 fn error_of_rule(operation: Operation, table: Table<'_>, chain: &str, cause: Cause) -> Error {
     Error::new(operation, format_args!("rule in chain {table} {chain}"), cause)
-}
-
-fn write(batch: &mut Batch<'_>, table: Table<'_>, set: &str, flags: u16, elements: &[Element]) {
-    batch.request(kind::NEW_ELEMENT, flags, table.family.number(), |w| write_elements(w, table, set, elements));
-}
-
-fn delete(batch: &mut Batch<'_>, kind: u16, table: Table<'_>, set: &str, element: &Element) {
-    let bare = Element { timeout: None, ..*element };
-    batch.request(kind, 0, table.family.number(), |w| write_elements(w, table, set, std::slice::from_ref(&bare)));
-}
-
-fn write_elements(w: &mut Writer, table: Table<'_>, set: &str, elements: &[Element]) {
-    w.text(attribute::TABLE, table.name);
-    w.text(attribute::SET_NAME, set);
-    w.nested(attribute::ELEMENTS, |list| elements.iter().for_each(|element| element.write(list)));
 }
 
 fn write_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {

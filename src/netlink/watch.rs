@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use super::bytes::{Attribute, Message, Messages};
 use super::conntrack::{self, Entry};
 use super::error::{Cause, Error, Operation};
+use super::filter;
 use super::socket::Socket;
 use super::tables::{Family, attribute, kind};
+use crate::net::Port;
 
 /// As much as the kernel may hold back for a watcher: some ten thousand changes.
 const ROOM: usize = 4 << 20;
@@ -171,6 +173,17 @@ impl TableWatch {
         Watch::open(TABLES).map(Self).map_err(|cause| Error::new(Operation::Watch, "the rulesets", cause))
     }
 
+    /// From now on does not hear of what is done through the socket with this number: see [`Tables::number`].
+    ///
+    /// Each element that comes or goes is news to whoever watches, and to be woken for one's own would cost more than
+    /// the element itself.
+    ///
+    /// [`Tables::number`]: super::Tables::number
+    pub fn ignore(&self, number: u32) -> Result<(), Error> {
+        let program = filter::by_others(number);
+        self.0.socket.filter(&program).map_err(|cause| Error::new(Operation::Watch, "the rulesets", cause))
+    }
+
     /// The next change; [`Heard::Nothing`] if none comes in that time, or a signal does.
     pub fn next(&mut self, patience: Duration) -> Result<Heard<TableChange>, Error> {
         self.0.next(patience).map_err(|cause| Error::new(Operation::Watch, "the rulesets", cause))
@@ -194,6 +207,13 @@ impl ConnectionWatch {
 
     fn open(groups: u32) -> Result<Self, Error> {
         Watch::open(groups).map(Self).map_err(|cause| Error::new(Operation::Watch, "the connections", cause))
+    }
+
+    /// From now on hears only of connections that begin with all these bits in their mark, and of the ends of those that
+    /// were dialled to one of these ports. All others of a busy host go by without a sound.
+    pub fn narrow(&self, bits: u32, ports: &[Port]) -> Result<(), Error> {
+        let program = filter::of_interest(bits, ports);
+        self.0.socket.filter(&program).map_err(|cause| Error::new(Operation::Watch, "the connections", cause))
     }
 
     /// The next change; [`Heard::Nothing`] if none comes in that time, or a signal does.

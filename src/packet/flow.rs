@@ -160,14 +160,9 @@ impl Connection {
         self.original.destination
     }
 
-    /// Whether `address` is the client's: its own, or the one that NAT shows to the server.
-    pub fn is_clients(&self, address: IpAddr) -> bool {
-        address == self.original.source.address || address == self.reply.destination.address
-    }
-
-    /// Whether `address` is the server's: its own, or the one that NAT shows to the client.
-    pub fn is_servers(&self, address: IpAddr) -> bool {
-        address == self.original.destination.address || address == self.reply.source.address
+    /// Whether NAT changes any of its addresses.
+    pub fn is_translated(&self) -> bool {
+        self.original.reversed() != self.reply
     }
 }
 
@@ -191,9 +186,7 @@ mod tests {
         let original = Flow { source: endpoint("192.168.1.2:4000"), destination: endpoint("203.0.113.5:21") };
         let reply = Flow { source: endpoint("203.0.113.5:21"), destination: endpoint("198.51.100.1:61000") };
         let connection = Connection { original, reply };
-        assert!(connection.is_clients(endpoint("192.168.1.2:1").address));
-        assert!(connection.is_clients(endpoint("198.51.100.1:1").address));
-        assert!(!connection.is_servers(endpoint("198.51.100.1:1").address));
+        assert!(connection.is_translated() && !Connection::direct(original).is_translated());
         assert_eq!(connection.direction_of(&reply), Some(Direction::FromServer));
         assert_eq!(connection.direction_of(&original.reversed()), None);
     }

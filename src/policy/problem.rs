@@ -78,17 +78,19 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// All of it but the line of the file, in one line.
+    pub fn headline(&self) -> String {
+        let Self { file, line, column, severity, key, message, expected, .. } = self;
+        let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
+        let expected = if expected.is_empty() { String::new() } else { format!(" ({expected})") };
+        format!("{file}:{line}:{column}: {severity}: {key}{message}{expected}")
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}: ", self.file, self.line, self.column, self.severity)?;
-        if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
-        }
-        f.write_str(&self.message)?;
-        if !self.expected.is_empty() {
-            write!(f, " ({})", self.expected)?;
-        }
-        write!(f, "\n{}", self.excerpt)
+        write!(f, "{}\n{}", self.headline(), self.excerpt)
     }
 }
 

@@ -75,6 +75,17 @@ impl PortRanges {
         self.0.iter().any(|range| range.contains(port))
     }
 
+    /// All of them once: `from`, those above it, then those below it.
+    pub fn cycle_from(&self, from: Port) -> impl Iterator<Item = Port> {
+        let ports = |first: u16, last: u16| {
+            let ranges =
+                self.0.iter().map(move |range| range.first().number().max(first)..=range.last().number().min(last));
+            ranges.flatten().filter_map(Port::new)
+        };
+        let from = from.number();
+        ports(from, u16::MAX).chain(ports(1, from - 1))
+    }
+
     /// The ranges, the lowest first; no two meet.
     pub fn as_slice(&self) -> &[PortRange] {
         &self.0
@@ -205,6 +216,16 @@ mod tests {
         let ports = PortRanges::new([range(5, 9), range(1, 4), range(20, 65_535), range(21, 30)]).expect("not empty");
         assert_eq!(ports.as_slice(), [range(1, 9), range(20, 65_535)]);
         assert!(PortRanges::new([]).is_none());
+    }
+
+    #[test]
+    fn a_cycle_names_every_port_once() {
+        let ports = PortRanges::new([range(5, 7), range(20, 21)]).expect("not empty");
+        let from = |first| ports.cycle_from(Port::new(first).expect("not zero")).map(Port::number).collect::<Vec<_>>();
+        assert_eq!(from(6), [6, 7, 20, 21, 5]);
+        assert_eq!(from(1), [5, 6, 7, 20, 21]);
+        assert_eq!(from(9), [20, 21, 5, 6, 7]);
+        assert_eq!(from(65_535), [5, 6, 7, 20, 21]);
     }
 
     #[test]

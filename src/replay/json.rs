@@ -46,6 +46,14 @@ enum Fields<'a> {
         from: String,
         to: String,
         expires: Box<RawValue>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        announced: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        rewritten_to: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        delivered_to: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        leaves_from: Option<String>,
     },
     Refusal {
         announced_by: &'static str,
@@ -127,7 +135,7 @@ impl<W: Write> Report for Json<W> {
             }
             News::LoggedIn { user } => ("login", Fields::Login { user }),
             News::Denied { command } => ("denied", Fields::Denied { command }),
-            News::Expected { mode, expectation } => {
+            News::Expected { mode, expectation, rewritten_from } => {
                 let lifetime = expectation.lifetime;
                 let expires = match lifetime.subsec_nanos() {
                     0 => lifetime.as_secs().to_string(),
@@ -138,6 +146,10 @@ impl<W: Write> Report for Json<W> {
                     from: expectation.from.to_string(),
                     to: expectation.to.to_string(),
                     expires: number(expires),
+                    announced: rewritten_from.map(|from| from.to_string()),
+                    rewritten_to: rewritten_from.map(|_| expectation.to.to_string()),
+                    delivered_to: expectation.mapping.to.map(|to| to.to_string()),
+                    leaves_from: expectation.mapping.from.map(|from| from.to_string()),
                 };
                 ("expectation", fields)
             }

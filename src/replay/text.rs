@@ -69,9 +69,12 @@ impl<W: Write> Report for Text<W> {
             News::Denied { command } => say(format_args!("{command} is denied by the policy")),
             News::LoggedIn { user: Some(user) } => say(format_args!("logged in as {user}")),
             News::LoggedIn { user: None } => say(format_args!("logged in")),
-            News::Expected { mode, expectation } => {
+            News::Expected { mode, expectation, rewritten_from } => {
                 let lifetime = expectation.lifetime;
                 say(format_args!("{} opens {expectation} for {lifetime:?}", mode.announced_by()));
+                if let Some(from) = rewritten_from {
+                    say(format_args!("{} of {from} rewritten to {}", mode.announced_by(), expectation.to));
+                }
             }
             News::Refused { mode, to, why } => {
                 let by = mode.announced_by();

@@ -77,7 +77,8 @@ pub struct Course {
     forgotten: Option<Forgotten>,
     /// In the order of the stream. The last may be one without text: bytes that are withheld.
     edits: VecDeque<Edit>,
-    is_withholding: bool,
+    /// Those bytes, while there are any.
+    withheld: Option<Vec<u8>>,
     /// Up to where the receiver has acknowledged, as it counts.
     acked: Option<Seq>,
     /// Up to where the sender's bytes have gone on.
@@ -98,7 +99,7 @@ impl Course {
             adjustment,
             forgotten: None,
             edits: VecDeque::new(),
-            is_withholding: false,
+            withheld: None,
             acked: None,
             gone: None,
         }
@@ -138,9 +139,10 @@ impl Course {
         self.edits.push_back(Edit { start, length, text, before });
     }
 
-    /// Whether bytes are withheld.
-    pub fn is_withholding(&self) -> bool {
-        self.is_withholding
+    /// Where the bytes begin that are withheld, and which they are.
+    pub fn withheld(&self) -> Option<(Seq, &[u8])> {
+        let bytes = self.withheld.as_deref()?;
+        Some((self.edits.back()?.start, bytes))
     }
 
     /// Replaces the bytes from `start` on, which are `length` bytes of the segment that has just come, or were
@@ -154,12 +156,12 @@ impl Course {
         mut adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
         let Replaced { start, length, text, before } = replaced;
-        let withheld = if self.is_withholding { self.edits.pop_back() } else { None };
-        self.is_withholding = false;
+        let withheld = self.withheld.take();
+        let edit = if withheld.is_some() { self.edits.pop_back() } else { None };
         let result = self.add(segment, Edit { start, length, text, before }, &mut adjust);
-        if let (Err(_), Some(withheld)) = (&result, withheld) {
-            self.edits.push_back(withheld);
-            self.is_withholding = true;
+        if result.is_err() {
+            self.edits.extend(edit);
+            self.withheld = withheld;
         }
         result
     }
@@ -172,20 +174,31 @@ impl Course {
         segment: &Segment<'_>,
         start: Seq,
         before: u8,
-        mut adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+        adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
-        let end = segment.seq + segment.payload.len();
-        let length = usize::try_from(end - start).unwrap_or(0);
-        if length == 0 {
-            return Ok(());
-        }
-        if length > MOST_WITHHELD {
+        let mut bytes = self.withheld.clone().unwrap_or_default();
+        let new = usize::try_from(start + bytes.len() - segment.seq).unwrap_or(usize::MAX);
+        let Some(new) = segment.payload.get(new..).filter(|new| !new.is_empty()) else { return Ok(()) };
+        bytes.extend_from_slice(new);
+        if bytes.len() > MOST_WITHHELD {
             return Err(Obstacle::NoRoom);
         }
-        let replaced = Replaced { start, length, text: Vec::new(), before };
-        self.replace(segment, replaced, &mut adjust)?;
-        self.is_withholding = true;
+        self.replace(segment, Replaced { start, length: bytes.len(), text: Vec::new(), before }, adjust)?;
+        self.withheld = Some(bytes);
         Ok(())
+    }
+
+    /// Lets go what is withheld, together with the first byte that has come since then.
+    pub fn release(
+        &mut self,
+        segment: &Segment<'_>,
+        adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+    ) -> Result<(), Obstacle> {
+        let (Some(withheld), Some(edit)) = (&self.withheld, self.edits.back()) else { return Ok(()) };
+        let first = usize::try_from(edit.end() - segment.seq).unwrap_or(usize::MAX);
+        let Some(first) = segment.payload.get(first) else { return Ok(()) };
+        let text = [withheld.as_slice(), &[*first]].concat();
+        self.replace(segment, Replaced { start: edit.start, length: text.len(), text, before: edit.before }, adjust)
     }
 
     fn add(
@@ -241,7 +254,7 @@ impl Course {
         };
         let end = segment.seq + segment.payload.len();
         // What is withheld has not gone on.
-        let gone = if self.is_withholding { self.edits.back().map_or(end, |edit| edit.start) } else { end };
+        let gone = self.withheld().map_or(end, |(start, _)| start);
         self.gone = Some(self.gone.map_or(gone, |before| before.later(gone)));
         if payload.is_empty() && !segment.flags.has(Flags::FIN) {
             // A segment without payload would not be answered. One that repeats a byte is, at once.

@@ -1,21 +1,23 @@
 //! What the two ends have said, as far as it decides whether an announcement counts.
 //!
-//! Lines in, meanings out. Knows nothing of packets, addresses, policy or time.
+//! Lines in, meanings out. Knows nothing of packets, policy or time.
 
 use std::fmt::Write as _;
+use std::ops::Range;
 
 use super::asked::{Asked, CommandNumber, Unanswered};
 use crate::ftp::command::{Command, Said, Verb};
 use crate::ftp::notation::{Announced, Found, Notation};
 use crate::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
 use crate::ftp::{Line, Mode};
+use crate::packet::Seq;
 
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
 
 /// A line that names where a data connection will go, and how it stands in the dialogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement {
+pub struct Announcement<'a> {
     /// How it was announced.
     pub mode: Mode,
     /// What it names; none if that cannot be read.
@@ -24,6 +26,24 @@ pub struct Announcement {
     pub number: Option<CommandNumber>,
     /// How it stands.
     pub standing: Standing,
+    /// Where it is written; none where it does not stand in one piece.
+    pub written: Option<Written<'a>>,
+}
+
+/// The bytes of an announcement that name the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written<'a> {
+    /// The line.
+    pub line: Line<'a>,
+    /// Where in its text the address stands.
+    pub span: Range<usize>,
+}
+
+impl Written<'_> {
+    /// Where the address stands in the stream.
+    pub fn place(&self) -> Seq {
+        self.line.start + self.span.start
+    }
 }
 
 /// What the dialogue says about an announcement.
@@ -49,7 +69,7 @@ pub enum Event<'a> {
     /// The client gave a command that FTP does not know: its first word.
     SaidUnknown(&'a [u8]),
     /// One end announced where it listens.
-    Announced(Announcement),
+    Announced(Announcement<'a>),
     /// The server refused the announcement that was the command of this number.
     AnnouncementRefused(CommandNumber),
     /// The server let the user in.
@@ -167,12 +187,13 @@ impl Dialogue {
         Event::SaidUnknown(word)
     }
 
-    fn client_commands<'a>(&mut self, line: &Line<'_>, command: &Command<'a>) -> Event<'a> {
+    fn client_commands<'a>(&mut self, line: &Line<'a>, command: &Command<'a>) -> Event<'a> {
         let asked = match command.verb {
             Verb::Announce(mode) => {
                 let number = self.unanswered.push(Asked::Announce(mode));
                 let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
-                return Event::Announced(self.announcement(mode, found, number, true));
+                let before = line.text.len() - command.argument.len();
+                return Event::Announced(self.announcement(mode, found, number, true, Some((line, before))));
             }
             Verb::Ask(mode) => Asked::Ask(mode),
             Verb::AskExtendedOnly => {
@@ -197,7 +218,7 @@ impl Dialogue {
     }
 
     /// Takes the server's next line.
-    pub fn server_says(&mut self, line: &Line<'_>) -> Event<'static> {
+    pub fn server_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
         if self.language == Language::Secret {
             return Event::Nothing;
         }
@@ -210,7 +231,7 @@ impl Dialogue {
     }
 
     /// A reply ended with this line, or was interrupted.
-    fn server_replies(&mut self, line: Option<&Line<'_>>, reply: &Reply<'_>) -> Event<'static> {
+    fn server_replies<'a>(&mut self, line: Option<&Line<'a>>, reply: &Reply<'_>) -> Event<'a> {
         match reply.meaning {
             Meaning::Preliminary => Event::Nothing,
             _ if !self.greeted => {
@@ -225,7 +246,8 @@ impl Dialogue {
                 }
                 let is_whole = line.is_some_and(|line| line.whole);
                 let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
-                Event::Announced(self.announcement(mode, found, None, asked_for))
+                let line = line.map(|line| (line, line.text.len() - reply.text.len()));
+                Event::Announced(self.announcement(mode, found, None, asked_for, line))
             }
             Meaning::LoggedIn => {
                 let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);
@@ -307,20 +329,27 @@ impl Dialogue {
         Event::NotFtp
     }
 
-    fn announcement(
+    /// `line` comes with the length of what stands in it before the text in which the announcement was found.
+    fn announcement<'a>(
         &self,
         mode: Mode,
         found: Option<Found>,
         number: Option<CommandNumber>,
         asked_for: bool,
-    ) -> Announcement {
+        line: Option<(&Line<'a>, usize)>,
+    ) -> Announcement<'a> {
         let standing = Standing {
             is_ftp: self.greeted && self.language != Language::Other,
             asked_for,
             logged_in: self.login != Login::Out,
             extended_only: self.extended_only,
         };
-        Announcement { mode, named: found.map(|found| found.announced), number, standing }
+        let named = found.as_ref().map(|found| found.announced);
+        let written = found.zip(line).filter(|(_, (line, _))| line.verbatim).map(|(found, (line, before))| {
+            let Range { start, end } = found.span;
+            Written { line: *line, span: before + start..before + end }
+        });
+        Announcement { mode, named, number, standing, written }
     }
 }
 

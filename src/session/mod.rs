@@ -6,10 +6,11 @@ mod asked;
 mod dialogue;
 
 pub use asked::CommandNumber;
-pub use dialogue::{Announcement, Dialogue, Event, Standing};
+pub use dialogue::{Announcement, Dialogue, Event, Standing, Written};
 
+use crate::ftp::unfinished::{address_in_command, address_in_reply};
 use crate::ftp::{Line, LineReader};
-use crate::packet::{Direction, Flags, Segment};
+use crate::packet::{Direction, Flags, Segment, Seq};
 use crate::policy::Limits;
 use crate::stream::{Delivery, Oddity, Stream};
 
@@ -54,6 +55,35 @@ impl Session {
     /// What has been said.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue
+    }
+
+    /// Whether bytes are missing in front of this segment, which may come yet.
+    pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
+        !segment.payload.is_empty()
+            && self.voice(direction).stream.next().is_some_and(|next| segment.seq.is_after(next))
+    }
+
+    /// The line of that end that has begun and not ended.
+    pub fn unfinished(&self, direction: Direction) -> Option<Line<'_>> {
+        if self.dialogue.is_encrypted() { None } else { self.voice(direction).lines.unfinished() }
+    }
+
+    /// Where an address begins, or will begin, in the line of that end that has begun and not ended; and the byte in
+    /// front of it.
+    pub fn unfinished_address(&self, direction: Direction) -> Option<(Seq, u8)> {
+        let Line { text, start, .. } = self.unfinished(direction).filter(|line| line.whole && line.verbatim)?;
+        let offset = match direction {
+            Direction::FromClient => address_in_command(text),
+            Direction::FromServer => address_in_reply(text),
+        }?;
+        Some((start + offset, *text.get(offset.checked_sub(1)?)?))
+    }
+
+    fn voice(&self, direction: Direction) -> &Voice {
+        match direction {
+            Direction::FromClient => &self.client,
+            Direction::FromServer => &self.server,
+        }
     }
 
     /// Whether this segment can only belong to a new connection with the same addresses.
@@ -107,8 +137,8 @@ impl Session {
 /// What a [`Session`] tells while it takes a segment.
 #[derive(Debug)]
 pub enum Told<'a> {
-    /// A line, and what it means.
-    Event(Event<'a>, &'a Dialogue),
+    /// What a line means, and the line, where there is one.
+    Event(Event<'a>, &'a Dialogue, Option<&'a Line<'a>>),
     /// Something about the segments.
     Odd(Oddity),
 }
@@ -126,22 +156,22 @@ fn hear(
         (_, _) if dialogue.is_encrypted() => {}
         (Delivery::Bytes(at, bytes), Direction::FromClient) => lines.feed(at, bytes, limit, |line: Line<'_>| {
             let event = dialogue.client_says(&line);
-            tell(Told::Event(event, dialogue));
+            tell(Told::Event(event, dialogue, Some(&line)));
             !dialogue.is_encrypted()
         }),
         (Delivery::Bytes(at, bytes), Direction::FromServer) => lines.feed(at, bytes, limit, |line: Line<'_>| {
             let event = dialogue.server_says(&line);
-            tell(Told::Event(event, dialogue));
+            tell(Told::Event(event, dialogue, Some(&line)));
             !dialogue.is_encrypted()
         }),
         (Delivery::Gap, Direction::FromClient) => {
-            lines.gap(|line| tell(Told::Event(dialogue.client_says(&line), dialogue)));
+            lines.gap(|line| tell(Told::Event(dialogue.client_says(&line), dialogue, Some(&line))));
             dialogue.client_was_not_heard();
         }
         (Delivery::Gap, Direction::FromServer) => {
-            lines.gap(|line| tell(Told::Event(dialogue.server_says(&line), dialogue)));
+            lines.gap(|line| tell(Told::Event(dialogue.server_says(&line), dialogue, Some(&line))));
             let event = dialogue.server_was_not_heard();
-            tell(Told::Event(event, dialogue));
+            tell(Told::Event(event, dialogue, None));
         }
     }
 }

@@ -22,7 +22,8 @@ use crate::time::Timestamp;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standing {
     pub(super) expectation: Expectation,
-    pub(super) mode: Mode,
+    /// How it was announced, where that is known.
+    pub(super) mode: Option<Mode>,
     /// The slot of the session that announced it last.
     pub(super) owner: u32,
     pub(super) session: SessionNumber,
@@ -66,6 +67,8 @@ pub(super) struct Expectations {
     /// Those of the same lifetime expire in the order in which they came. There are few lifetimes: one a rule.
     by_lifetime: Vec<(Duration, List)>,
     next_expiry: Option<Timestamp>,
+    /// Where those are delivered that NAT delivers elsewhere, by where they are announced, and how many they are.
+    delivered: HashMap<Endpoint, (Endpoint, usize), RandomState>,
     hasher: RandomState,
 }
 
@@ -84,6 +87,15 @@ impl Expectations {
         Some(self.entries.get(slot)?.standing.owner)
     }
 
+    /// Whether NAT delivers elsewhere what is announced under the same address and port.
+    pub(super) fn is_taken(&self, expectation: &Expectation) -> bool {
+        let Expectation { from, to, .. } = *expectation;
+        let is_other = |target: Endpoint| target != expectation.target();
+        let stands = self.slot(from, to).and_then(|slot| self.entries.get(slot));
+        stands.is_some_and(|entry| is_other(entry.standing.expectation.target()))
+            || self.delivered.get(&to).is_some_and(|(target, _)| is_other(*target))
+    }
+
     /// Adds one. One with the same addresses is replaced: there is only one such hole in the firewall.
     pub(super) fn insert(&mut self, standing: Standing) {
         let Expectation { from, to, lifetime, .. } = standing.expectation;
@@ -99,6 +111,9 @@ impl Expectations {
             by_lifetime.len() - 1
         });
         append(entries, &mut by_lifetime[place].1, slot, |entry| &mut entry.by_age);
+        if let Some(target) = standing.expectation.mapping.to {
+            self.delivered.entry(to).or_insert((target, 0)).1 += 1;
+        }
         let expires = standing.expectation.expires();
         self.next_expiry = Some(self.next_expiry.map_or(expires, |next| next.min(expires)));
     }
@@ -163,6 +178,14 @@ impl Expectations {
             unlink(&mut self.entries, list, slot, |entry| &mut entry.by_age);
             if list.length == 0 {
                 self.by_lifetime.swap_remove(place);
+            }
+        }
+        if expectation.mapping.to.is_some()
+            && let Some((_, count)) = self.delivered.get_mut(&expectation.to)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.delivered.remove(&expectation.to);
             }
         }
         if self.next_expiry == Some(expectation.expires()) {
@@ -238,7 +261,7 @@ mod tests {
             lifetime: Duration::from_secs(lifetime),
             mapping: Mapping::NONE,
         };
-        Standing { expectation, mode: Mode::Pasv, owner, session: SessionNumber(1), command: None }
+        Standing { expectation, mode: Some(Mode::Pasv), owner, session: SessionNumber(1), command: None }
     }
 
     #[derive(Clone, Debug)]

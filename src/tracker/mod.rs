@@ -4,25 +4,31 @@
 //! Everything is bounded by the policy's limits, and what a packet costs does not depend on how many sessions there
 //! are. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
 
+mod about;
+mod adopt;
 mod deadlines;
 mod expectations;
 mod news;
+mod rewriting;
 mod slab;
 mod table;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+pub use adopt::{Adoption, Remains};
 pub use news::{Ended, News, Observer, SessionNumber};
 
-use crate::decision;
-use crate::expectation::{Closed, Corridor, Expectation, Refusal};
+use crate::expectation::{Closed, Corridor, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment};
-use crate::policy::{Policy, Terms, Tls};
-use crate::session::{Announcement, Dialogue, Ending, Event, Session, Told};
+use crate::policy::{Inspect, Policy};
+use crate::rewrite::{Courses, Verdict};
+use crate::session::{Dialogue, Ending, Event, Session, Told};
 use crate::time::Timestamp;
+use about::About;
+use adopt::Heritage;
 use expectations::{Expectations, Standing};
 use table::{Table, Tracked};
 
@@ -52,12 +58,19 @@ impl<F: Firewall, O: Observer> World<'_, F, O> {
 }
 
 /// What a [`Tracker`] made of a segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handled {
-    /// It belongs to a session.
-    Session,
+    /// It belongs to a session, and this is to become of it.
+    Session(Verdict),
     /// It belongs to no control connection, or to one that is over.
     NotOurs,
+}
+
+/// Whether a segment may have to wait for what is missing in front of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    MayWait,
+    GoesOn,
 }
 
 /// All sessions and their expectations.
@@ -67,6 +80,8 @@ pub struct Tracker {
     expectations: Expectations,
     /// The corridors of encrypted sessions, by slot; only where a policy allows any.
     corridors: BTreeMap<u32, Corridor>,
+    /// What an earlier run left.
+    heritage: Heritage,
     sessions_begun: u64,
 }
 
@@ -81,8 +96,8 @@ impl Tracker {
         self.expectations.len()
     }
 
-    /// All expectations that stand, and the sessions that announced them.
-    pub fn standing(&self) -> impl Iterator<Item = (SessionNumber, Mode, &Expectation)> {
+    /// All expectations that stand, the sessions that announced them, and how, where that is known.
+    pub fn standing(&self) -> impl Iterator<Item = (SessionNumber, Option<Mode>, &Expectation)> {
         self.expectations.iter().map(|one| (one.session, one.mode, &one.expectation))
     }
 
@@ -103,12 +118,37 @@ impl Tracker {
     }
 
     /// Takes a segment as it was seen. Before it goes on, every pinhole that it announces stands.
+    ///
+    /// One that has to wait is shown again when another of the same flow has been handled.
     pub fn handle<F: Firewall, O: Observer>(&mut self, segment: &Segment<'_>, world: &mut World<'_, F, O>) -> Handled {
+        self.take(segment, Patience::MayWait, world)
+    }
+
+    /// Takes a segment that has waited long enough: what is missing in front of it will hardly come.
+    pub fn handle_at_last<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        world: &mut World<'_, F, O>,
+    ) -> Handled {
+        self.take(segment, Patience::GoesOn, world)
+    }
+
+    fn take<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        patience: Patience,
+        world: &mut World<'_, F, O>,
+    ) -> Handled {
         let (slot, direction) = match self.sessions.find(&segment.flow) {
             Some(found) => found,
             None => match self.begin(segment, world) {
                 Some(begun) => begun,
-                None => return Handled::NotOurs,
+                None => {
+                    if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
+                        self.close_heritage(&segment.flow, world);
+                    }
+                    return Handled::NotOurs;
+                }
             },
         };
         let Some(tracked) = self.sessions.get(slot) else { return Handled::NotOurs };
@@ -117,13 +157,12 @@ impl Tracker {
         if reopens || tracked.session.is_superseded_by(segment, direction) {
             self.end(slot, Ended::Replaced, world);
             self.sessions.remove(slot);
-            return self.handle(segment, world);
+            return self.take(segment, patience, world);
         }
         if tracked.ended.is_some() {
             return Handled::NotOurs;
         }
-        self.converse(slot, segment, direction, world);
-        Handled::Session
+        Handled::Session(self.converse(slot, segment, direction, patience, world))
     }
 
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
@@ -156,7 +195,8 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Option<SessionNumber> {
         let (session, mode) = match self.expectations.remove(flow.source.address, flow.destination) {
-            Some(standing) => (standing.session, Some(standing.mode)),
+            Some(standing) => (standing.session, standing.mode),
+            None if self.heritage.admits(flow) => (SessionNumber::EARLIER, None),
             None => {
                 let (&slot, _) = self.corridors.iter().find(|(_, corridor)| corridor.matches(flow))?;
                 (self.sessions.get(slot)?.number, None)
@@ -180,6 +220,7 @@ impl Tracker {
             self.end(slot, Ended::Finished, world);
             self.sessions.remove(slot);
         }
+        self.close_heritage(flow, world);
     }
 
     /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
@@ -194,7 +235,7 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_unread, .. } = world.firewall.control_connection(&segment.flow)?;
+        let Control { connection, is_unread, adjustments } = world.firewall.control_connection(&segment.flow)?;
         if is_unread && !segment.flags.has(Flags::SYN) {
             return None;
         }
@@ -210,6 +251,8 @@ impl Tracker {
         let picked_up = session.dialogue().is_picked_up();
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
         let due = world.now + world.policy.limits.idle;
+        let may_change = connection.is_translated() || rewriting::holds_back(world.policy.terms(rule));
+        let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
         let slot = self.sessions.insert(Tracked {
             connection,
             number,
@@ -218,6 +261,7 @@ impl Tracker {
             last_heard: world.now,
             due,
             session,
+            courses,
         });
         world.tell(number, &News::Began { connection: &connection, picked_up });
         Some((slot, direction))
@@ -229,25 +273,51 @@ impl Tracker {
         slot: u32,
         segment: &Segment<'_>,
         direction: Direction,
+        patience: Patience,
         world: &mut World<'_, F, O>,
-    ) {
+    ) -> Verdict {
         let Self { sessions, expectations, corridors, .. } = self;
-        let Some(tracked) = sessions.get_mut(slot) else { return };
+        let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
         tracked.last_heard = world.now;
-        let Tracked { session, connection, number, rule, .. } = tracked;
+        let Tracked { session, connection, number, rule, courses, .. } = tracked;
+        let mut courses = courses.as_deref_mut();
+        let mut segment = *segment;
+        if let Some(courses) = &mut courses {
+            // What stays in the kernel unread never comes.
+            let all_comes = world.policy.capture.inspect == Inspect::Dialogue;
+            if all_comes && patience == Patience::MayWait && session.is_ahead(&segment, direction) {
+                return Verdict::Later;
+            }
+            if segment.flags.has(Flags::ACK) {
+                segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);
+            }
+        }
         let policy = world.policy;
         let terms = policy.terms(*rule);
-        let mut about = About { slot, number: *number, connection, terms, expectations, corridors, world };
-        let ending = session.segment(segment, direction, &policy.limits, |told| match told {
-            Told::Event(Event::Nothing, _) => {}
-            Told::Event(event, dialogue) => about.event(event, dialogue),
+        let mut about = About {
+            slot,
+            number: *number,
+            connection,
+            terms,
+            expectations,
+            corridors,
+            segment: &segment,
+            direction,
+            courses,
+            world,
+        };
+        let ending = session.segment(&segment, direction, &policy.limits, |told| match told {
+            Told::Event(Event::Nothing, ..) => {}
+            Told::Event(event, dialogue, line) => about.event(event, dialogue, line),
             Told::Odd(oddity) => about.tell(&News::Odd(oddity)),
         });
+        let verdict = about.verdict(session);
         match ending {
             None => {}
             Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
             Some(Ending::Reset) => self.end_for_now(slot, Ended::Reset, world),
         }
+        verdict
     }
 
     /// Ends a session but remembers its addresses for a while.
@@ -262,7 +332,7 @@ impl Tracker {
         if tracked.ended.replace(how).is_some() {
             return;
         }
-        let number = tracked.number;
+        let (number, flow) = (tracked.number, tracked.connection.original);
         while let Some(Standing { expectation, .. }) = self.expectations.pop_of(slot) {
             world.firewall.close(&expectation);
             world.tell(number, &News::Closed { expectation, why: Closed::SessionEnded });
@@ -270,6 +340,7 @@ impl Tracker {
         if let Some(corridor) = self.corridors.remove(&slot) {
             world.firewall.close_corridor(&corridor);
         }
+        self.close_heritage(&flow, world);
         world.tell(number, &News::Ended(how));
     }
 
@@ -295,105 +366,7 @@ impl Tracker {
     }
 }
 
-/// A session whose events are being acted on, and what that takes.
-struct About<'a, 'w, F, O> {
-    slot: u32,
-    number: SessionNumber,
-    connection: &'a Connection,
-    terms: &'a Terms,
-    expectations: &'a mut Expectations,
-    corridors: &'a mut BTreeMap<u32, Corridor>,
-    world: &'a mut World<'w, F, O>,
-}
-
-impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
-    fn tell(&mut self, news: &News<'_>) {
-        self.world.tell(self.number, news);
-    }
-
-    fn event(&mut self, event: Event<'_>, dialogue: &Dialogue) {
-        match event {
-            Event::Nothing => {}
-            Event::Said(command, argument) => {
-                self.tell(&News::Said { command, argument });
-                let secures = command == "AUTH" && self.terms.tls == Tls::Deny;
-                if secures || self.terms.denies(command) {
-                    self.tell(&News::Denied { command });
-                }
-            }
-            Event::SaidUnknown(word) => {
-                if let Some(command) = std::str::from_utf8(word).ok().and_then(|word| self.terms.denied(word)) {
-                    self.tell(&News::Denied { command });
-                }
-            }
-            Event::Announced(announcement) => self.announced(&announcement),
-            Event::AnnouncementRefused(command) => {
-                if let Some(Standing { expectation, .. }) = self.expectations.remove_of_command(self.slot, command) {
-                    self.world.firewall.close(&expectation);
-                    self.tell(&News::Closed { expectation, why: Closed::RefusedByServer });
-                }
-            }
-            Event::LoggedIn => {
-                self.world.firewall.settled(self.connection);
-                self.tell(&News::LoggedIn { user: dialogue.user() });
-            }
-            Event::Encrypted => self.encrypted(),
-            Event::NotFtp => {
-                self.world.firewall.stop_reading(self.connection);
-                self.tell(&News::NotFtp);
-            }
-        }
-    }
-
-    fn announced(&mut self, announcement: &Announcement) {
-        let mode = announcement.mode;
-        match self.expect(announcement) {
-            Ok(expectation) => self.tell(&News::Expected { mode, expectation }),
-            Err(why) => {
-                let to = decision::named(announcement, self.connection);
-                self.tell(&News::Refused { mode, to, why });
-            }
-        }
-    }
-
-    fn expect(&mut self, announcement: &Announcement) -> Result<Expectation, Refusal> {
-        let expectation = decision::decide(announcement, self.connection, self.terms, self.world.now)?;
-        let owner = self.expectations.owner_of(&expectation);
-        let per_session = usize::from(self.terms.pinholes_per_session.get());
-        let in_all = self.world.policy.limits.pinholes.get() as usize;
-        // One that replaces another takes no more room than that had.
-        let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
-        let is_full = owner.is_none() && self.expectations.len() >= in_all;
-        // Behind so many commands the server's refusal of this one would not be recognised as such.
-        let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
-        if is_full_here || is_full || is_beyond {
-            return Err(Refusal::TooMany);
-        }
-        self.world.firewall.open(&expectation).map_err(|_| Refusal::NotOpened)?;
-        self.expectations.insert(Standing {
-            expectation,
-            mode: announcement.mode,
-            owner: self.slot,
-            session: self.number,
-            command: announcement.number,
-        });
-        Ok(expectation)
-    }
-
-    fn encrypted(&mut self) {
-        let corridor = match self.terms.tls {
-            Tls::Pass | Tls::Deny => None,
-            Tls::Range(ports) => {
-                let Connection { original, .. } = *self.connection;
-                let corridor = Corridor { from: original.source.address, to: original.destination.address, ports };
-                self.world.firewall.open_corridor(&corridor).is_ok().then_some(corridor)
-            }
-        };
-        self.corridors.extend(corridor.map(|corridor| (self.slot, corridor)));
-        self.world.firewall.stop_reading(self.connection);
-        self.tell(&News::Encrypted { corridor });
-    }
-}
-
+#[cfg(test)]
+mod nat_tests;
 #[cfg(test)]
 mod tests;

@@ -14,6 +14,9 @@ use crate::time::Timestamp;
 pub struct SessionNumber(pub(super) u64);
 
 impl SessionNumber {
+    /// Some session of an earlier run, which left something behind.
+    pub const EARLIER: Self = Self(0);
+
     /// The number.
     pub const fn get(self) -> u64 {
         self.0
@@ -59,6 +62,8 @@ pub enum News<'a> {
         mode: Mode,
         /// What is admitted.
         expectation: Expectation,
+        /// What was announced, where NAT made the line say something else: where the expectation goes.
+        rewritten_from: Option<SocketAddr>,
     },
     /// An announced data connection will not be admitted.
     Refused {
@@ -71,7 +76,7 @@ pub enum News<'a> {
     },
     /// The expected data connection came.
     Used {
-        /// How it was announced; none where it came through the corridor of an encrypted session.
+        /// How it was announced; none where that is not known, or it came through the corridor of an encrypted session.
         mode: Option<Mode>,
         /// Its addresses.
         flow: Flow,

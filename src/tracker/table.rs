@@ -10,6 +10,7 @@ use super::slab::Slab;
 use super::{Ended, SessionNumber};
 use crate::packet::{Connection, Direction, Flow};
 use crate::policy::RuleId;
+use crate::rewrite::Courses;
 use crate::session::Session;
 use crate::time::Timestamp;
 
@@ -25,6 +26,8 @@ pub(super) struct Tracked {
     /// The moment at which it stands among the deadlines; it may be later by now.
     pub(super) due: Timestamp,
     pub(super) session: Session,
+    /// Where something of what is said may have to be changed: behind NAT, or under a rule that holds commands back.
+    pub(super) courses: Option<Box<Courses>>,
 }
 
 /// A slot and a direction in one number, to keep the index small.

@@ -91,7 +91,10 @@ fn describe(news: &News<'_>) -> Option<String> {
         News::Said { .. } => return None,
         News::Denied { command } => format!("denied {command}"),
         News::LoggedIn { user } => format!("login {}", user.unwrap_or("?")),
-        News::Expected { mode, expectation } => format!("{} {expectation}", mode.announced_by()),
+        News::Expected { mode, expectation, rewritten_from } => {
+            let from = rewritten_from.map_or(String::new(), |from| format!(" instead of {from}"));
+            format!("{} {expectation}{from}", mode.announced_by())
+        }
         News::Refused { mode, to, why } => match to {
             Some(to) => format!("{} {to} refused: {why}", mode.announced_by()),
             None => format!("{} refused: {why}", mode.announced_by()),

@@ -76,7 +76,14 @@ fn comment(mark: Mark) -> String {
     format!("{COMMENT}, mark {mark}")
 }
 
-/// `ct state new ct mark & MARK == MARK counter accept`: what follows the first packet is for the rules below.
+/// The rule for those who would rather write it themselves: what follows the first packet is for the rules below it.
+///
+/// Without `ct state new` it would let in whatever is forged for a control connection that is marked as read.
+pub fn own_rule(mark: Mark) -> String {
+    format!("ct state new ct mark & {mark} == {mark} accept")
+}
+
+/// The same, which counts.
 fn rule(mark: Mark) -> [Expression; 8] {
     [
         Expression::Load(About::State),

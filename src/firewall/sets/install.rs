@@ -3,10 +3,11 @@
 use super::admit::{self, Place};
 use super::nft::{self, NftError};
 use super::ruleset::{self, PRIORITY, Queueing, TABLE};
-use super::{BySet, HashMap, PATIENCE, Sets, Troubles, place, range};
+use super::stored::{self, range};
+use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::expectation::Expectation;
-use crate::netlink::{Conntrack, Element, Error, TableChange, Tables};
-use crate::policy::{Chain, Policy};
+use crate::netlink::{Conntrack, Error, TableChange, Tables};
+use crate::policy::{Chain, Policy, WhenDown};
 use crate::time::Timestamp;
 
 /// Why the firewall does not stand.
@@ -37,7 +38,10 @@ pub enum SetupError {
     #[error("there is no chain `{0}`, which the policy names in `admit`; see `nft list chains`")]
     NoSuchChain(Chain),
     /// Another policy wants other queues, and queues are bound once.
-    #[error("`capture: queue` and `queues` cannot change while the program runs: restart it")]
+    #[error(
+        "`capture: queue` and `queues` cannot change while the program runs: restart it (`systemctl restart pinhole`); \
+         control connections and transfers go on, only what is announced and not yet used has to be announced again"
+    )]
     OtherQueues,
     /// It was installed, and then it was not there.
     #[error("the table inet pinhole was installed, but {0} missing; does another program change the ruleset?")]
@@ -69,7 +73,7 @@ impl Sets {
     pub fn install(policy: &Policy) -> Result<Self, SetupError> {
         let mut tables = Tables::open(PATIENCE)?;
         let conntrack = Conntrack::open(PATIENCE)?;
-        let queueing = queueing(&mut tables, policy)?;
+        let queueing = Queueing::of_kernel(&mut tables)?.ok_or(SetupError::NoQueue)?;
         let foreign = tables.chains(TABLE)?.into_iter().find(|chain| !ruleset::is_own_chain(&chain.name));
         if let Some(chain) = foreign {
             return Err(SetupError::ForeignTable { chain: chain.name });
@@ -81,6 +85,8 @@ impl Sets {
             queueing,
             installed: Vec::new(),
             corridors: HashMap::default(),
+            used: HashSet::default(),
+            maps_used: false,
             troubles: Troubles::default(),
         };
         // Before anything is changed: a chain that is not there is a mistake in the policy.
@@ -90,6 +96,7 @@ impl Sets {
             }
         }
         sets.put_table()?;
+        sets.maps_used = !sets.mappings()?.is_empty();
         sets.put_admit(&mut Restored::default())?;
         Ok(sets)
     }
@@ -110,10 +117,16 @@ impl Sets {
             self.put_table()?;
             return Err(error);
         }
+        if let Err(error) = self.put_admit(&mut Restored::default()) {
+            self.policy = old;
+            self.put_table()?;
+            self.put_admit(&mut Restored::default())?;
+            return Err(error);
+        }
         for chain in old.admit.iter().filter(|chain| !policy.admit.contains(chain)) {
             admit::remove(&mut self.tables, chain)?;
         }
-        self.put_admit(&mut Restored::default())
+        Ok(())
     }
 
     /// Whether a change that somebody made may have been to what we installed.
@@ -178,6 +191,7 @@ impl Sets {
                 tables.fill_chain(TABLE, &ruleset::queue_chain(number), "", &[rule])?;
             }
         }
+        tables.define(TABLE, &ruleset::PLACES)?;
         nft::apply(&ruleset::text(policy, *queueing))?;
         self.verify()
     }
@@ -225,9 +239,10 @@ impl Sets {
     ) -> Result<usize, SetupError> {
         let mut elements = BySet::new();
         for expectation in standing.filter(|expectation| now < expectation.expires()) {
-            if let Some((set, key)) = place(expectation) {
-                let element = Element::new(key, expectation.expires().since(now));
+            for (set, element) in stored::elements(expectation, expectation.expires().since(now)).into_iter().flatten()
+            {
                 elements.entry(set).or_default().push(element);
+                self.maps_used |= !expectation.mapping.is_none();
             }
         }
         for (set, element) in
@@ -242,13 +257,14 @@ impl Sets {
     }
 }
 
-/// Finds out what queues, by trying.
-fn queueing(tables: &mut Tables, policy: &Policy) -> Result<Queueing, SetupError> {
-    for queueing in [Queueing::Statement, Queueing::CompatTarget] {
-        let rule = queueing.rule(policy.capture.queues.first(), policy.capture.when_down);
-        if tables.could(&[rule])? {
-            return Ok(queueing);
+impl Queueing {
+    /// How the kernel can be told to queue, by trying; none if it cannot.
+    pub fn of_kernel(tables: &mut Tables) -> Result<Option<Self>, Error> {
+        for queueing in [Self::Statement, Self::CompatTarget] {
+            if tables.could(&[queueing.rule(0, WhenDown::Open)])? {
+                return Ok(Some(queueing));
+            }
         }
+        Ok(None)
     }
-    Err(SetupError::NoQueue)
 }

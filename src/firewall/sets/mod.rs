@@ -6,15 +6,18 @@
 mod admit;
 mod install;
 mod nft;
+mod remains;
 mod ruleset;
+mod stored;
 
 use std::collections::BTreeMap;
 use std::hash::RandomState;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
+pub use admit::own_rule;
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
 pub use ruleset::{Queueing, text as ruleset};
@@ -26,9 +29,13 @@ use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, 
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
 use ruleset::TABLE;
+use stored::{PINHOLES, SOURCES, Stored, TARGETS, of_family, range};
 
 /// How long the kernel may take to answer. It answers at once, unless something is very wrong.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many used pinholes one message removes.
+const REMOVED_TOGETHER: usize = 128;
 
 /// A pinhole as it stands in the kernel, whoever put it there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +44,8 @@ pub struct Pinhole {
     pub from: IpAddr,
     /// Where to.
     pub to: Endpoint,
+    /// What NAT will make of its connection.
+    pub mapping: Mapping,
     /// For how long it was opened.
     pub lifetime: Duration,
     /// How much of that is left.
@@ -63,6 +72,10 @@ pub struct Sets {
     installed: Vec<u64>,
     /// How many sessions have each corridor open.
     corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
+    /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
+    used: HashSet<(IpAddr, Endpoint), RandomState>,
+    /// Whether something may be in the maps. Where nothing ever was, nobody need look there.
+    maps_used: bool,
     troubles: Troubles,
 }
 
@@ -74,20 +87,48 @@ impl Sets {
 
     /// The pinholes that stand.
     pub fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
+        let mappings = self.mappings()?;
         let mut pinholes = Vec::new();
         for set in PINHOLES {
-            pinholes.extend(self.tables.elements(TABLE, set)?.iter().filter_map(pinhole));
+            let elements = self.tables.elements(TABLE, set)?;
+            pinholes.extend(elements.iter().filter_map(|element| stored::pinhole(element, &mappings)));
         }
         Ok(pinholes)
     }
 
-    /// Whether a pinhole stands through which this connection would come.
-    pub fn admits(&mut self, flow: &Flow) -> bool {
-        let Flow { source, destination } = *flow;
-        let Some(set) = of_family(PINHOLES, source.address, destination.address) else { return false };
-        let key = Key::connection(source.address, destination.address, destination.port.number());
-        let found = self.tables.has_element(TABLE, set, &key);
-        self.note(found).unwrap_or(false)
+    /// What stands in the maps.
+    fn mappings(&mut self) -> Result<HashMap<Key, Mapping, RandomState>, Error> {
+        let mut mappings = HashMap::<Key, Mapping, RandomState>::default();
+        for map in TARGETS.into_iter().chain(SOURCES) {
+            for element in self.tables.elements(TABLE, map)? {
+                stored::read_into(mappings.entry(element.key).or_default(), &element);
+            }
+        }
+        Ok(mappings)
+    }
+
+    /// A connection came through its pinhole, which admits nobody any more: it is removed with the next
+    /// [`sweep`](Self::sweep), its mapping with it. Has to be told before the same one is opened again.
+    pub fn used(&mut self, flow: &Flow) {
+        self.used.insert((flow.source.address, flow.destination));
+    }
+
+    /// Removes the pinholes that were used.
+    pub fn sweep(&mut self) {
+        let used: Vec<_> = self.used.drain().collect();
+        for some in used.chunks(REMOVED_TOGETHER) {
+            let pinhole = |&(from, to): &(IpAddr, Endpoint)| stored::bare(from, to);
+            let mut go: Vec<Stored> = some.iter().filter_map(pinhole).collect();
+            go.extend(some.iter().flat_map(|&(from, to)| self.places(from, to)));
+            self.take(&go);
+        }
+    }
+
+    /// The number by which the kernel names whoever opens and closes pinholes here: see [`TableWatch::ignore`].
+    ///
+    /// [`TableWatch::ignore`]: crate::netlink::TableWatch::ignore
+    pub fn number(&self) -> Result<u32, Error> {
+        self.tables.number()
     }
 
     /// What was refused since the last time that this was asked.
@@ -113,19 +154,26 @@ impl Sets {
         self.troubles.latest = Some(error.clone());
     }
 
-    fn insert(&mut self, set: &str, element: &Element) -> Result<(), NotOpened> {
-        let Err(error) = self.tables.insert(TABLE, set, element) else { return Ok(()) };
+    /// Puts elements into the kernel in place of others, all at once.
+    fn put(&mut self, go: &[Stored], come: &[Stored]) -> Result<(), NotOpened> {
+        let Err(error) = self.tables.exchange(TABLE, go, come) else { return Ok(()) };
         self.trouble(&error);
         if error.cause.is_unknown() {
             // Nothing stays open that nobody knows of, as far as that is in our hands.
-            self.remove_element(set, element);
+            self.take(come);
         }
         Err(NotOpened)
     }
 
-    fn remove_element(&mut self, set: &str, element: &Element) {
-        let removed = self.tables.remove(TABLE, set, element);
-        self.note(removed);
+    /// Takes elements out of the kernel, all at once.
+    fn take(&mut self, go: &[Stored]) {
+        let taken = self.tables.exchange(TABLE, go, &[]);
+        self.note(taken);
+    }
+
+    /// The places in the maps that may hold something for a connection with these addresses.
+    fn places(&self, from: IpAddr, to: Endpoint) -> Vec<Stored> {
+        if self.maps_used { stored::places(from, to).collect() } else { Vec::new() }
     }
 
     /// The control connection with these addresses, where nothing translates them.
@@ -162,20 +210,35 @@ impl Firewall for Sets {
     }
 
     fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
-        let (set, key) = place(expectation).filter(|_| expectation.mapping.is_none()).ok_or(NotOpened)?;
-        self.insert(set, &Element::new(key, expectation.lifetime))
+        let come = stored::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
+        self.used.remove(&(expectation.from, expectation.to));
+        self.maps_used |= !expectation.mapping.is_none();
+        // What an earlier pinhole with the same addresses was mapped by must not outlive it.
+        let mut go = self.places(expectation.from, expectation.to);
+        go.retain(|(map, _)| come.iter().all(|(set, _)| set != map));
+        self.put(&go, &come)
     }
 
     fn close(&mut self, expectation: &Expectation) {
-        if let Some((set, key)) = place(expectation) {
-            self.remove_element(set, &Element::new(key, expectation.lifetime));
+        if let Some(stored) = stored::elements(expectation, expectation.lifetime) {
+            self.take(&stored);
         }
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
         let set = of_family(PINHOLES, from, to.address)?;
-        let found = self.tables.has_element(TABLE, set, &Key::connection(from, to.address, to.port.number()));
-        self.note(found)?.then_some(Mapping::NONE)
+        let found = self.tables.has_element(TABLE, set, &stored::key(from, to));
+        if !self.note(found)? {
+            return None;
+        }
+        let mut mapping = Mapping::NONE;
+        for (map, place) in self.places(from, to) {
+            let found = self.tables.element(TABLE, map, &place.key);
+            if let Some(element) = self.note(found)? {
+                stored::read_into(&mut mapping, &element);
+            }
+        }
+        Some(mapping)
     }
 
     fn adjust(
@@ -198,8 +261,8 @@ impl Firewall for Sets {
     }
 
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        let (set, element) = range(corridor, self.policy.limits.idle).ok_or(NotOpened)?;
-        self.insert(set, &element)?;
+        let stored = range(corridor, self.policy.limits.idle).ok_or(NotOpened)?;
+        self.put(&[], &[stored])?;
         self.corridors.entry(corridor_key(corridor)).or_insert((*corridor, 0)).1 += 1;
         Ok(())
     }
@@ -209,8 +272,8 @@ impl Firewall for Sets {
         *sessions -= 1;
         if *sessions == 0 {
             self.corridors.remove(&corridor_key(corridor));
-            if let Some((set, element)) = range(corridor, self.policy.limits.idle) {
-                self.remove_element(set, &element);
+            if let Some(stored) = range(corridor, self.policy.limits.idle) {
+                self.take(&[stored]);
             }
         }
     }
@@ -226,31 +289,6 @@ impl Firewall for Sets {
     }
 }
 
-const PINHOLES: [&str; 2] = ["pinholes4", "pinholes6"];
-const CORRIDORS: [&str; 2] = ["corridors4", "corridors6"];
-
-/// The one of two sets that is for a connection between these; none if no connection can be.
-fn of_family(sets: [&'static str; 2], from: IpAddr, to: IpAddr) -> Option<&'static str> {
-    match (from, to) {
-        (IpAddr::V4(_), IpAddr::V4(_)) => Some(sets[0]),
-        (IpAddr::V6(_), IpAddr::V6(_)) => Some(sets[1]),
-        _ => None,
-    }
-}
-
-fn place(expectation: &Expectation) -> Option<(&'static str, Key)> {
-    let Expectation { from, to, .. } = *expectation;
-    let set = of_family(PINHOLES, from, to.address)?;
-    Some((set, Key::connection(from, to.address, to.port.number())))
-}
-
-fn range(corridor: &Corridor, lifetime: Duration) -> Option<(&'static str, Element)> {
-    let Corridor { from, to, ports } = *corridor;
-    let set = of_family(CORRIDORS, from, to)?;
-    let key = |port: Port| Key::connection(from, to, port.number());
-    Some((set, Element::range(key(ports.first()), key(ports.last()), lifetime)))
-}
-
 fn adjustments(entry: &Entry) -> Adjustments {
     let read = |found: SequenceAdjustment| {
         let SequenceAdjustment { position, before, after } = found;
@@ -258,13 +296,6 @@ fn adjustments(entry: &Entry) -> Adjustments {
     };
     let [from_client, from_server] = entry.adjustments.map(|found| found.map(read));
     Adjustments { from_client, from_server }
-}
-
-fn pinhole(element: &Element) -> Option<Pinhole> {
-    let (from, to, port) = element.key.as_connection()?;
-    let lifetime = element.timeout?;
-    let remaining = element.remaining.unwrap_or(lifetime);
-    Some(Pinhole { from, to: Endpoint::new(to, Port::new(port)?), lifetime, remaining })
 }
 
 /// What tells corridors apart.

@@ -18,7 +18,7 @@ pub enum NftError {
     #[error("the program nft was not found; install the package nftables")]
     NotFound,
     /// It says that something is wrong.
-    #[error("nft refused the ruleset:\n{0}")]
+    #[error("nft refused the ruleset: {0}; `pinhole check` tries each part of it, `pinhole rules` prints it")]
     Refused(Box<str>),
     /// It could not be run.
     #[error("cannot run nft: {0}")]
@@ -30,7 +30,35 @@ pub(super) fn apply(ruleset: &str) -> Result<(), NftError> {
     match apply_ruleset_raw(ruleset, Some("/bin/sh"), ["-c", SCRIPT]) {
         Ok(_) => Ok(()),
         Err(NftablesError::NftFailed { stdout, .. }) if stdout.trim() == "NO-NFT" => Err(NftError::NotFound),
-        Err(NftablesError::NftFailed { stdout, .. }) => Err(NftError::Refused(stdout.trim_end().into())),
+        Err(NftablesError::NftFailed { stdout, .. }) => Err(NftError::Refused(in_one_line(&stdout).into())),
         Err(error) => Err(NftError::NotRun(error.to_string().into())),
+    }
+}
+
+/// What nft complains of, without the lines of the ruleset that it quotes between.
+fn in_one_line(complaints: &str) -> String {
+    let lines = || complaints.lines().map(str::trim).filter(|line| !line.is_empty());
+    let errors: Vec<&str> = lines().filter(|line| line.contains("rror: ")).collect();
+    if errors.is_empty() { lines().collect::<Vec<_>>().join(" ") } else { errors.join("; ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nft_complains_of_is_one_line() {
+        let quoted = "/dev/stdin:3:2-6: Error: No such file or directory\n\t\tqueue\n\t\t^^^^^\n/dev/stdin:9:1-3: Error: syntax error\n";
+        assert_eq!(
+            in_one_line(quoted),
+            "/dev/stdin:3:2-6: Error: No such file or directory; /dev/stdin:9:1-3: Error: syntax error"
+        );
+        assert_eq!(in_one_line("nft: cannot\nload a library\n"), "nft: cannot load a library");
+    }
+
+    #[test]
+    fn a_ruleset_that_is_no_ruleset_is_refused_in_one_line() {
+        let Err(NftError::Refused(complaint)) = apply("this is no ruleset\n") else { panic!("it is taken") };
+        assert!(complaint.contains("Error: ") && !complaint.contains('\n'), "{complaint}");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::netlink::{Expression, Family, Table};
+use crate::netlink::{Expression, Family, HelperPlace, Table};
 use crate::policy::{Capture, Inspect, Policy, WhenDown};
 
 /// The table that is Pinhole's own.
@@ -15,12 +15,45 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 6] = ["prerouting", "output", "inspect", "data", "admit", "deliver"];
+pub(super) const CHAINS: [&str; 17] = [
+    "prerouting",
+    "output",
+    "inspect",
+    "data",
+    "admit",
+    "deliver",
+    "prepare",
+    "nat_prerouting",
+    "nat_output",
+    "nat_input",
+    "nat_postrouting",
+    "targets",
+    "sources",
+    "late_input",
+    "late_postrouting",
+    "shorten",
+    "bounds",
+];
 
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
 const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
+const NAT: &str = include_str!("../../../rules/nat.nft");
 const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
 const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
+
+/// What has to stand before the ruleset is read, as nft cannot write it.
+pub(super) const PLACES: [HelperPlace<'static>; 2] = [
+    HelperPlace { name: "adjustable4", network: Family::Ip },
+    HelperPlace { name: "adjustable6", network: Family::Ip6 },
+];
+/// The size of the sets of pinholes, and of the maps beside them, as the files have it.
+const SIZE: &str = "size 65535";
+
+/// How many elements a set of pinholes has room for. What was used counts until the kernel sweeps it out, so there are
+/// more than may stand at one time.
+fn set_size(policy: &Policy) -> u32 {
+    policy.limits.pinholes.get().saturating_mul(4).max(65_535)
+}
 
 /// How this kernel can be told to queue a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -72,7 +105,9 @@ pub fn text(policy: &Policy, queueing: Queueing) -> String {
     };
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mut text = format!("define mark_bits = {}\ndefine control_ports = {{ {} }}\n\n", policy.mark, ports.join(", "));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), inspect, TABLE_TEXT];
+    // nft knows no names for sizes, so this one number is exchanged.
+    let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
+    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), inspect, &sized(TABLE_TEXT)];
     text.push_str(&rest.join("\n"));
     text
 }
@@ -129,6 +164,19 @@ mod tests {
         assert!(text(&policy, Queueing::Statement).contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n"));
         policy.capture.when_down = WhenDown::Closed;
         assert!(text(&policy, Queueing::Statement).contains("\t\tqueue to 0\n"));
+    }
+
+    #[test]
+    fn the_sets_have_room_for_as_many_pinholes_as_the_policy_allows() {
+        let sizes = |limit| {
+            let mut policy = policy();
+            policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
+            let text = text(&policy, Queueing::Statement);
+            let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
+            sizes.map(|size| size.parse::<u32>().expect("a number")).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(1), [65_535; 6]);
+        assert_eq!(sizes(1 << 20), [4 << 20; 6]);
     }
 
     #[test]

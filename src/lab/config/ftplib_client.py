@@ -1,4 +1,4 @@
-"""ftplib as a program: ADDRESS PORT MODE PATIENCE USER PASSWORD, then list N, get N NAME, put N NAME for each task."""
+"""ftplib as a program: ADDRESS PORT MODE PATIENCE USER PASSWORD ANNOUNCE, then list N, get N NAME, put N NAME for each task."""
 
 import ftplib
 import sys
@@ -8,9 +8,10 @@ class ModalFtp(ftplib.FTP):
     """ftplib chooses the command by the address family; this one uses the mode that it is told."""
 
     def sendport(self, host, port):
-        return super().sendport(host, port) if mode == "PORT" else self.sendeprt(host, port)
+        return super().sendport(announce or host, port) if mode == "PORT" else self.sendeprt(host, port)
 
     def sendeprt(self, host, port):
+        host = announce or host
         return self.voidcmd(f"EPRT |{2 if ':' in host else 1}|{host}|{port}|")
 
     def makepasv(self):
@@ -19,7 +20,7 @@ class ModalFtp(ftplib.FTP):
         return ftplib.parse229(self.sendcmd("EPSV"), self.sock.getpeername())
 
 
-address, port, mode, patience, user, password, *tasks = sys.argv[1:]
+address, port, mode, patience, user, password, announce, *tasks = sys.argv[1:]
 with ModalFtp(timeout=float(patience)) as ftp:
     ftp.set_debuglevel(1)
     ftp.set_pasv(mode in ("PASV", "EPSV"))

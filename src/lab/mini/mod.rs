@@ -6,9 +6,11 @@
 
 mod address;
 mod client;
+mod pair;
 mod server;
 
 pub use client::{MiniClient, Reply};
+pub use pair::{Heard, Hearing, Pair, Speaker};
 pub use server::{MiniOptions, MiniServer};
 
 /// Accepts a connection, but does not wait for one for ever.

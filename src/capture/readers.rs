@@ -1,0 +1,120 @@
+//! Who reads which queue of the kernel, and which process that is.
+//!
+//! The kernel names a reader by its netlink port. That often is a process id, but of the reader's own choice, and counted
+//! in the reader's own namespace; so it is not taken for one. A process is named only if it holds the very socket.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+
+/// The list of queues of the network namespace that this thread is in.
+const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+const SOCKETS: &str = "/proc/thread-self/net/netlink";
+/// How the list of netlink sockets names netfilter.
+const NETFILTER: &str = "12";
+
+/// A program that reads a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reader {
+    /// The queue.
+    pub queue: u16,
+    /// Its netlink port.
+    pub port: u32,
+    /// The process, if it can be seen from here.
+    pub process: Option<Process>,
+}
+
+/// A process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its number.
+    pub id: u32,
+    /// What it is called.
+    pub name: String,
+}
+
+impl fmt::Display for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.process {
+            Some(Process { id, name }) => write!(f, "{name} (process {id})"),
+            None => f.write_str("a program that cannot be seen from here"),
+        }
+    }
+}
+
+/// The readers of all queues; none where the kernel has no list of them, or hides it.
+pub fn readers() -> Option<Vec<Reader>> {
+    let list = fs::read_to_string(QUEUES).ok()?;
+    let sockets = fs::read_to_string(SOCKETS).unwrap_or_default();
+    let reader = |(queue, port)| {
+        let process = inode(&sockets, port).and_then(|inode| holder(Path::new("/proc"), inode));
+        Reader { queue, port, process }
+    };
+    Some(queues(&list).map(reader).collect())
+}
+
+/// Queue and netlink port in the kernel's list of queues.
+fn queues(list: &str) -> impl Iterator<Item = (u16, u32)> {
+    list.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+    })
+}
+
+/// The inode of netfilter's netlink socket with that port, in the kernel's list: address, protocol, port, and the inode
+/// last.
+fn inode(sockets: &str, port: u32) -> Option<u64> {
+    let port = port.to_string();
+    let line = sockets.lines().find(|line| line.split_whitespace().skip(1).take(2).eq([NETFILTER, &port]))?;
+    line.split_whitespace().next_back()?.parse().ok()
+}
+
+/// A process that has that socket open. Where several have, they are relatives, and the eldest is meant.
+fn holder(proc: &Path, inode: u64) -> Option<Process> {
+    let socket = format!("socket:[{inode}]");
+    let holds = |id: &u32| {
+        let files = fs::read_dir(proc.join(format!("{id}/fd"))).into_iter().flatten().flatten();
+        files.into_iter().any(|file| fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == &*socket))
+    };
+    let processes = fs::read_dir(proc).ok()?.flatten();
+    let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let id = ids.filter(holds).min()?;
+    let name = fs::read_to_string(proc.join(format!("{id}/comm"))).unwrap_or_default();
+    Some(Process { id, name: name.trim().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn reads_the_kernels_list_of_queues() {
+        let list =
+            "    0 4194304     0 2 65531     0     0        3  1\n   12      1     0 2 65531     0     0        0  1\n";
+        assert_eq!(queues(list).collect::<Vec<_>>(), [(0, 4_194_304), (12, 1)]);
+        assert_eq!(queues("nonsense\n").next(), None);
+    }
+
+    #[test]
+    fn finds_the_socket_with_a_port_among_those_of_netfilter() {
+        let list = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+                    0000000000000000 0   12         00000111 0        0        0     2        0        111\n\
+                    0000000000000000 12  1          00000000 0        0        0     2        0        222\n\
+                    0000000000000000 12  12         00000000 0        0        0     2        0        333\n";
+        assert_eq!(inode(list, 12), Some(333));
+        assert_eq!((inode(list, 1), inode(list, 0)), (Some(222), None));
+    }
+
+    #[test]
+    fn a_process_is_named_only_if_it_holds_the_socket() {
+        let (one, other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
+        let link = fs::read_link(format!("/proc/self/fd/{}", one.as_raw_fd())).expect("it is open");
+        let inode = link.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')).expect("a socket");
+        let inode = inode.parse().expect("a number");
+        assert_eq!(holder(Path::new("/proc"), inode).map(|process| process.id), Some(std::process::id()));
+        drop((one, other));
+        assert_eq!(holder(Path::new("/proc"), inode), None);
+    }
+}

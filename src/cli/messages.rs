@@ -1,0 +1,114 @@
+//! Where messages go: to whoever looks at standard error, or to systemd's journal, a line for each record.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, IsTerminal};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::MetadataExt;
+
+use super::log::{Lines, Rest};
+use tracing::{Event, Level, Subscriber, error};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
+
+/// How grave a record is, in the numbers of syslog, which the journal reads at the beginning of a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Priority {
+    Error = 3,
+    Warning = 4,
+    Info = 6,
+    Debug = 7,
+}
+
+impl From<&Level> for Priority {
+    fn from(level: &Level) -> Self {
+        match *level {
+            Level::ERROR => Self::Error,
+            Level::WARN => Self::Warning,
+            Level::INFO => Self::Info,
+            Level::DEBUG | Level::TRACE => Self::Debug,
+        }
+    }
+}
+
+/// A text as one record of the journal.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record<'a>(pub(super) Priority, pub(super) &'a str);
+
+impl fmt::Display for Record<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(priority, text) = *self;
+        write!(f, "<{}>", priority as u8)?;
+        // The journal would make a record of each line, and only the first would have the priority.
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
+        lines.enumerate().try_for_each(|(index, line)| write!(f, "{}{line}", if index == 0 { "" } else { " | " }))
+    }
+}
+
+/// From now on, log lines go to standard error. `RUST_LOG` says what is worth one. Those that wait at the end are
+/// written when the rest is dropped.
+pub(super) fn begin() -> Rest {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let (lines, rest) = Lines::to_standard_error();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_target(false);
+    if goes_to_journal() {
+        builder.event_format(Journal).init();
+    } else {
+        builder.with_ansi(io::stderr().is_terminal()).compact().init();
+    }
+    std::panic::set_hook(Box::new(|panic| error!("this is a bug, please report it: {panic}")));
+    rest
+}
+
+/// Whether standard error is the journal. The variable alone does not say so: it is handed on to whatever is started
+/// from a service, whose standard error may be something else.
+pub(super) fn goes_to_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    named.is_some_and(|named| is_stream(&named, io::stderr().as_fd()))
+}
+
+fn is_stream(named: &str, fd: BorrowedFd<'_>) -> bool {
+    let Some((device, inode)) = named.split_once(':') else { return false };
+    let about = fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+    about.is_ok_and(|about| Ok(about.dev()) == device.parse() && Ok(about.ino()) == inode.parse())
+}
+
+/// Writes events as records; the journal knows the time itself.
+struct Journal;
+
+impl<S, N> FormatEvent<S, N> for Journal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        let mut text = String::new();
+        context.format_fields(Writer::new(&mut text), event)?;
+        writeln!(writer, "{}", Record(event.metadata().level().into(), &text))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_one_line_however_many_the_text_has() {
+        assert_eq!(Record(Priority::Info, "opened").to_string(), "<6>opened");
+        let text = "nft refused the ruleset:\n  line 3\n\n  ^^^^\n";
+        assert_eq!(Record(Priority::Error, text).to_string(), "<3>nft refused the ruleset: | line 3 | ^^^^");
+    }
+
+    #[test]
+    fn the_journal_is_known_by_device_and_inode() {
+        let file = File::open("/proc/self/exe").expect("this program");
+        let about = file.metadata().expect("it is open");
+        let right = format!("{}:{}", about.dev(), about.ino());
+        assert!(is_stream(&right, file.as_fd()));
+        for wrong in [format!("{}:{}", about.dev(), about.ino() + 1), about.ino().to_string(), "".into(), "8:".into()] {
+            assert!(!is_stream(&wrong, file.as_fd()), "{wrong}");
+        }
+    }
+}

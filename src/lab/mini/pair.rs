@@ -1,0 +1,122 @@
+//! A control connection with both of its ends in one hand: for dialogues that no server and no client would hold.
+
+use super::accept_within;
+use crate::lab::error::{Doing, Result};
+use crate::lab::namespace::Namespace;
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+
+/// How often the sender's kernel may repeat itself before what it says counts as lost: three seconds or so.
+const REPETITIONS: u64 = 4;
+/// How long nothing may come at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Between two looks at how often the sender has repeated itself.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// One of the two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Speaker {
+    /// Who has connected.
+    Client,
+    /// Who was connected to.
+    Server,
+}
+
+/// What became of something that was said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It arrived, at once or after its sender had repeated some of it.
+    Whole,
+    /// It did not arrive, however often its sender repeated it.
+    Lost,
+}
+
+/// What the other end heard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hearing {
+    /// In which way.
+    pub how: Heard,
+    /// What of it. Somebody on the way may have rewritten it.
+    pub bytes: Vec<u8>,
+}
+
+/// The two ends.
+#[derive(Debug)]
+pub struct Pair {
+    client: (Namespace, TcpStream),
+    server: (Namespace, TcpStream),
+}
+
+impl Pair {
+    /// Connects from one namespace to what a listener of its own in the other is `dialled` by. Each write becomes a
+    /// segment.
+    pub fn connect(client: &Namespace, dialled: SocketAddr, server: &Namespace, listens: SocketAddr) -> Result<Self> {
+        for namespace in [client, server] {
+            namespace.set("net/ipv4/tcp_autocorking", "0")?;
+        }
+        let doing = || format!("connect from {client} to {dialled}, where {listens} in {server} should be");
+        let listener = server.run(|| TcpListener::bind(listens))?.doing(doing)?;
+        let ours = client.run(|| TcpStream::connect_timeout(&dialled, PATIENCE))?.doing(doing)?;
+        let (theirs, _) = accept_within(&listener, PATIENCE).doing(doing)?;
+        for stream in [&ours, &theirs] {
+            stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(LOOK))).doing(doing)?;
+        }
+        Ok(Self { client: (client.clone(), ours), server: (server.clone(), theirs) })
+    }
+
+    /// From now on an end sends a small piece only when all before it has been acknowledged, as Nagle wants it.
+    pub fn let_wait(&self, speaker: Speaker) -> Result<()> {
+        let (_, stream) = if speaker == Speaker::Client { &self.client } else { &self.server };
+        stream.set_nodelay(false).doing(|| "set an option of a control connection".to_owned())
+    }
+
+    /// Has one end say some lines, each piece in a segment of its own, and returns when the other end has heard as
+    /// many lines, or cannot be expected to hear them any more.
+    pub fn says(&mut self, speaker: Speaker, pieces: &[&[u8]]) -> Result<Hearing> {
+        let ((namespace, from), (_, to)) = match speaker {
+            Speaker::Client => (&self.client, &mut self.server),
+            Speaker::Server => (&self.server, &mut self.client),
+        };
+        let before = repetitions(namespace)?;
+        let mut from = from;
+        for piece in pieces {
+            from.write_all(piece).doing(|| format!("say something in {namespace}"))?;
+        }
+        let lines = |bytes: &[u8]| bytes.iter().filter(|byte| **byte == b'\n').count();
+        let said: usize = pieces.iter().map(|piece| lines(piece)).sum();
+        let mut bytes = Vec::new();
+        let mut buffer = [0; 4096];
+        let deadline = Instant::now() + PATIENCE;
+        while lines(&bytes) < said {
+            match to.read(&mut buffer) {
+                Ok(0) => return Ok(Hearing { how: Heard::Lost, bytes }),
+                Ok(length) => bytes.extend(&buffer[..length]),
+                Err(_) if repetitions(namespace)? >= before + REPETITIONS || Instant::now() > deadline => {
+                    return Ok(Hearing { how: Heard::Lost, bytes });
+                }
+                Err(_) => {}
+            }
+        }
+        Ok(Hearing { how: Heard::Whole, bytes })
+    }
+
+    /// The client ends, and the server has heard of it when this returns.
+    pub fn hang_up(&mut self) -> Result<()> {
+        let doing = || "end a control connection".to_owned();
+        self.client.1.shutdown(Shutdown::Write).doing(doing)?;
+        let server = &mut self.server.1;
+        server.set_read_timeout(Some(PATIENCE)).doing(doing)?;
+        server.read_to_end(&mut Vec::new()).doing(doing).map(drop)
+    }
+}
+
+/// How many segments the kernel of a namespace has sent again.
+fn repetitions(namespace: &Namespace) -> Result<u64> {
+    // A line of names, then a line of numbers.
+    let table = namespace.read("/proc/thread-self/net/snmp")?;
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, numbers) = (lines.next().unwrap_or_default(), lines.next().unwrap_or_default());
+    let found = names.split(' ').zip(numbers.split(' ')).find(|(name, _)| *name == "RetransSegs");
+    Ok(found.and_then(|(_, number)| number.parse().ok()).unwrap_or_default())
+}

@@ -1,0 +1,95 @@
+//! What both ends of a connection see, and whether it is as TCP wants it.
+//!
+//! A witness records the packets of some namespaces, in and out, and what connection tracking counts as invalid in
+//! others. It knows nothing of FTP and nothing of who rewrites. Its reading of packets is not Pinhole's, so that a
+//! mistake of Pinhole's cannot hide behind the same mistake here. Turn the offloads off before: else packets leave
+//! their sender with their checksums open.
+
+mod recorder;
+mod streams;
+
+use super::error::{Doing, Result};
+use super::namespace::Namespace;
+use crate::capture::link::LinkType;
+use crate::capture::write::FileWriter;
+use recorder::Recorder;
+use std::fmt;
+use std::fs::File;
+use std::io::BufWriter;
+use std::path::Path;
+
+pub use recorder::Packet;
+pub use streams::{Fault, faults};
+
+/// Somebody who watches. Dropping it ends the watching.
+#[derive(Debug)]
+pub struct Witness {
+    recorders: Vec<(String, Recorder)>,
+    gateways: Vec<(Namespace, u64)>,
+}
+
+impl Witness {
+    /// Begins to record at `ends`, each with a name for people, and to count at `gateways`.
+    pub fn start(ends: &[(&str, &Namespace)], gateways: &[&Namespace]) -> Result<Self> {
+        let record = |&(name, namespace): &(&str, &Namespace)| Ok((name.to_owned(), Recorder::start(namespace)?));
+        let count = |&gateway: &&Namespace| Ok((gateway.clone(), gateway.invalid_packets()?));
+        Ok(Self {
+            recorders: ends.iter().map(record).collect::<Result<_>>()?,
+            gateways: gateways.iter().map(count).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Ends, and tells what there was to see until now.
+    pub fn end(self) -> Result<Testimony> {
+        let mut invalid = Vec::new();
+        let ends: Vec<_> = self.recorders.into_iter().map(|(name, recorder)| (name, recorder.end())).collect();
+        for (gateway, before) in self.gateways {
+            let count = gateway.invalid_packets()? - before;
+            if count > 0 {
+                invalid.push((gateway.name().to_owned(), count));
+            }
+        }
+        Ok(Testimony { ends, invalid })
+    }
+}
+
+/// What a witness saw.
+#[derive(Debug)]
+pub struct Testimony {
+    /// The name of each end, and its packets in order.
+    pub ends: Vec<(String, Vec<Packet>)>,
+    /// The gateways whose connection tracking found packets invalid, and how many.
+    pub invalid: Vec<(String, u64)>,
+}
+
+impl Testimony {
+    /// All that is not as it should be, a line each; empty if all is well.
+    pub fn complaints(&self) -> Vec<String> {
+        let told = |(name, packets): &(String, Vec<Packet>)| {
+            let name = name.clone();
+            faults(packets).into_iter().map(move |fault| format!("at the {name}: {fault}"))
+        };
+        let invalid = |(gateway, count): &(String, u64)| format!("{count} packets were invalid to {gateway}");
+        self.ends.iter().flat_map(told).chain(self.invalid.iter().map(invalid)).collect()
+    }
+
+    /// Writes a capture file for each end, `NAME-END.pcap` in `folder`.
+    pub fn write(&self, folder: &Path, name: &str) -> Result<()> {
+        for (end, packets) in &self.ends {
+            let path = folder.join(format!("{name}-{end}.pcap"));
+            let write = || {
+                let mut file = FileWriter::new(BufWriter::new(File::create(&path)?), LinkType::Ip)?;
+                packets.iter().try_for_each(|packet| file.write(packet.time, &packet.bytes))?;
+                file.finish().map(drop)
+            };
+            write().doing(|| format!("write {}", path.display()))?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Testimony {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.complaints().join("\n"))
+    }
+}

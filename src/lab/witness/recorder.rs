@@ -1,0 +1,99 @@
+//! Every IP packet that a namespace sends or receives, on whatever interface.
+
+use crate::lab::error::{Doing, Result};
+use crate::lab::namespace::Namespace;
+use crate::time::Timestamp;
+use nix::errno::Errno;
+use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
+use nix::sys::time::TimeVal;
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What the kernel may keep until it is read.
+const KEPT: usize = 16 << 20;
+/// The longest packet that there can be.
+const LONGEST: usize = 1 << 17;
+/// How often the thread looks whether it is over, while nothing comes.
+const LOOK: TimeVal = TimeVal::new(0, 10_000);
+
+/// A packet, from its IP header on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// When it was read.
+    pub time: Timestamp,
+    /// All of it.
+    pub bytes: Vec<u8>,
+}
+
+/// A thread that records. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Recorder {
+    is_over: Arc<AtomicBool>,
+    thread: Option<JoinHandle<Vec<Packet>>>,
+}
+
+impl Recorder {
+    /// What passes after this has returned is recorded.
+    pub(super) fn start(namespace: &Namespace) -> Result<Self> {
+        let socket = namespace.run(open)?.doing(|| format!("record packets in {namespace}"))?;
+        let is_over = Arc::new(AtomicBool::new(false));
+        let until = Arc::clone(&is_over);
+        let thread = thread::Builder::new()
+            .name(format!("record {namespace}"))
+            .spawn(move || record(&socket, &until))
+            .doing(|| format!("start a thread that records in {namespace}"))?;
+        Ok(Self { is_over, thread: Some(thread) })
+    }
+
+    /// All that passed until now.
+    pub(super) fn end(mut self) -> Vec<Packet> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Vec<Packet> {
+        self.is_over.store(true, Ordering::SeqCst);
+        // The thread does nothing that panics.
+        self.thread.take().and_then(|thread| thread.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Recorder {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A socket for the packets of all interfaces of the calling thread's namespace, in and out, without link headers.
+fn open() -> io::Result<OwnedFd> {
+    let socket = socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
+    setsockopt(&socket, RcvBufForce, &KEPT)?;
+    setsockopt(&socket, ReceiveTimeout, &LOOK)?;
+    Ok(socket)
+}
+
+fn record(socket: &OwnedFd, is_over: &AtomicBool) -> Vec<Packet> {
+    let mut packets = Vec::new();
+    let mut buffer = vec![0; LONGEST];
+    loop {
+        // Asked before, so that what passed until it was set is all read.
+        let is_last = is_over.load(Ordering::SeqCst);
+        let flags = if is_last { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+        match recv(socket.as_raw_fd(), &mut buffer, flags) {
+            Ok(length) => {
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+                let time = Timestamp::from_nanos(u64::try_from(now.as_nanos()).unwrap_or(u64::MAX));
+                packets.push(Packet { time, bytes: buffer[..length].to_owned() });
+            }
+            Err(Errno::EAGAIN) if is_last => return packets,
+            Err(Errno::EAGAIN | Errno::EINTR) => {}
+            // The interfaces went with their namespaces, or went down.
+            Err(_) if is_last => return packets,
+            Err(_) => {}
+        }
+    }
+}

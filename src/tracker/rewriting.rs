@@ -1,0 +1,335 @@
+//! What of a session's lines has to be said differently: an address that the other end does not know, a command that the
+//! policy holds back.
+
+use super::about::About;
+use super::expectations::Standing;
+use super::{Observer, World};
+use crate::decision;
+use crate::expectation::{Expectation, Refusal};
+use crate::firewall::Firewall;
+use crate::ftp::notation::{Announced, Notation};
+use crate::ftp::{Line, Mode};
+use crate::net::Port;
+use crate::packet::{Direction, Endpoint};
+use crate::policy::{Terms, Tls};
+use crate::rewrite::{Course, Obstacle, Replaced, Verdict};
+use crate::session::{Announcement, Session, Written};
+
+/// What stands in place of a byte of a command that is held back. No command of FTP becomes another one by it.
+const HELD_BACK: u8 = b'X';
+
+/// Whether anything is held back on these terms.
+pub(super) fn holds_back(terms: &Terms) -> bool {
+    terms.tls == Tls::Deny || !terms.denied_commands.is_empty()
+}
+
+/// What is expected, and what of the line has to be said differently for that.
+struct Choice {
+    expectation: Expectation,
+    replaced: Option<Replaced>,
+}
+
+/// Whether a line may become longer or shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    Any,
+    Same,
+}
+
+impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
+    /// Opens what is expected behind NAT, and has the line say how the other end gets there.
+    pub(super) fn expect_translated(
+        &mut self,
+        announcement: &Announcement<'_>,
+        decided: Expectation,
+    ) -> Result<Expectation, Refusal> {
+        if let Some(written) = &announcement.written
+            && self.course().is_some_and(|course| course.was_replaced_before(written.place()))
+        {
+            return self.expect_again(announcement, written, decided);
+        }
+        let mut why = Refusal::CannotRewrite;
+        for length in [Length::Any, Length::Same] {
+            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length) {
+                Ok(choice) => choice,
+                Err(refusal) if length == Length::Any => return Err(refusal),
+                Err(_) => return Err(why),
+            };
+            self.admit(announcement, &expectation)?;
+            let Some(replaced) = replaced else { return Ok(expectation) };
+            match self.replace(replaced) {
+                Ok(()) => return Ok(expectation),
+                Err(obstacle) => {
+                    self.expectations.remove(expectation.from, expectation.to);
+                    self.world.firewall.close(&expectation);
+                    why = Refusal::CannotRewrite;
+                    if obstacle == Obstacle::Gone {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// The line was rewritten by a program that ran before this one, and is sent for the second time.
+    fn expect_again(
+        &mut self,
+        announcement: &Announcement<'_>,
+        written: &Written<'_>,
+        decided: Expectation,
+    ) -> Result<Expectation, Refusal> {
+        let target = decided.target();
+        let stands = |expectation: &Expectation| {
+            expectation.from == decided.from
+                && expectation.to.address == decided.to.address
+                && expectation.target() == target
+        };
+        let expectation = self.expectations.iter().map(|standing| standing.expectation).find(stands).or_else(|| {
+            let mapping = self.world.firewall.mapping_of(decided.from, decided.to)?;
+            (mapping == decided.mapping).then_some(decided)
+        });
+        let announced = announcement.named.zip(expectation).and_then(|(named, it)| decision::instead(&named, &it));
+        let text = announced.and_then(|announced| Notation::of(announcement.mode).print(&announced));
+        let Written { line, span } = written;
+        let text = text.map_or_else(|| line.text[span.clone()].to_vec(), String::into_bytes);
+        let replaced = Replaced { start: written.place(), length: span.len(), text, before: line.text[span.start - 1] };
+        if let Some(course) = self.course() {
+            course.resume(replaced);
+        }
+        let Some(expectation) = expectation else { return Err(Refusal::CannotRewrite) };
+        let expectation = Expectation { since: decided.since, ..expectation };
+        self.admit(announcement, &expectation)?;
+        Ok(expectation)
+    }
+
+    /// The port under which a data connection is announced outside: the one that was announced where it is free.
+    fn choose(
+        &mut self,
+        announcement: &Announcement<'_>,
+        decided: &Expectation,
+        length: Length,
+    ) -> Result<Choice, Refusal> {
+        let named = announcement.named.ok_or(Refusal::BadSyntax)?;
+        let most = match length {
+            // More than all that are taken need not be tried.
+            Length::Any => self.expectations.len() + 1,
+            Length::Same => usize::from(u16::MAX),
+        };
+        let fitting = match (length, announcement.mode, &announcement.written) {
+            // The words in front of it make up for any length.
+            (Length::Any, ..) | (_, Mode::Pasv, _) | (.., None) => None,
+            (Length::Same, mode, Some(written)) => Some(fitting_length(mode, &named, decided, written)),
+        };
+        let terms = self.terms;
+        for port in terms.data_ports.cycle_from(decided.to.port).take(most) {
+            if fitting.is_some_and(|fitting| fitting != length_of(announcement.mode, port)) {
+                continue;
+            }
+            let expectation = at_port(decided, port);
+            if self.is_taken(&expectation) {
+                continue;
+            }
+            let Some(announced) = decision::instead(&named, &expectation) else {
+                return Ok(Choice { expectation, replaced: None });
+            };
+            let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
+            let text = Notation::of(announcement.mode).print(&announced).ok_or(Refusal::CannotRewrite)?;
+            let replaced = match length {
+                Length::Any => self.replacing(written, text.into_bytes()),
+                Length::Same => same_length(announcement.mode, written, text.into_bytes()),
+            };
+            if let Some(replaced) = replaced {
+                return Ok(Choice { expectation, replaced: Some(replaced) });
+            }
+        }
+        Err(Refusal::NoPort)
+    }
+
+    /// Whether something else than this would be delivered there already.
+    fn is_taken(&mut self, expectation: &Expectation) -> bool {
+        if self.expectations.is_taken(expectation) {
+            return true;
+        }
+        let Expectation { from, to, mapping, .. } = *expectation;
+        let is_known = self.expectations.owner_of(expectation).is_some();
+        !is_known && self.world.firewall.mapping_of(from, to).is_some_and(|standing| standing != mapping)
+    }
+
+    /// What replaces the address of a line, together with what was withheld around it.
+    fn replacing(&mut self, written: &Written<'_>, text: Vec<u8>) -> Option<Replaced> {
+        let Written { line, span } = written;
+        let segment = self.segment;
+        let address = written.place();
+        let behind = line.start + span.end;
+        let withheld = self.course()?.withheld().map(|(start, bytes)| (start, bytes.to_vec()));
+        let Some((start, withheld)) = withheld else {
+            let before = *line.text.get(span.start.checked_sub(1)?)?;
+            return Some(Replaced { start: address, length: span.len(), text, before });
+        };
+        // It ends with a byte that is here: a segment brings what ends in it.
+        let first_here = start + withheld.len() + 1;
+        let end = if behind.is_before(first_here) { first_here } else { behind };
+        let length = usize::try_from(end - start).ok()?;
+        let mut bytes = withheld;
+        let known = usize::try_from(start + bytes.len() - segment.seq).ok()?;
+        bytes.extend_from_slice(segment.payload.get(known..)?);
+        let bytes = bytes.get(..length)?;
+        let before_address = usize::try_from(address - start).ok()?;
+        let text = [bytes.get(..before_address)?, &text, bytes.get(before_address + span.len()..)?].concat();
+        let before = usize::try_from(start - line.start).ok()?.checked_sub(1)?;
+        Some(Replaced { start, length, text, before: *line.text.get(before)? })
+    }
+
+    fn replace(&mut self, replaced: Replaced) -> Result<(), Obstacle> {
+        let Self { courses, world, connection, direction, segment, .. } = self;
+        let Some(courses) = courses else { return Err(Obstacle::NotAdjusted) };
+        let World { firewall, .. } = &mut **world;
+        let course = courses.of(*direction);
+        course.replace(segment, replaced, |adjustment| firewall.adjust(connection, *direction, adjustment))
+    }
+
+    fn course(&mut self) -> Option<&mut Course> {
+        let direction = self.direction;
+        self.courses.as_mut().map(|courses| courses.of(direction))
+    }
+
+    /// The client gave a command that the policy denies: the server gets something that is none.
+    pub(super) fn hold_back(&mut self, line: &Line<'_>, verb: usize) {
+        let segment_end = self.segment.seq + self.segment.payload.len();
+        let replaced = if line.verbatim && verb > 0 {
+            Replaced { start: line.start + (verb - 1), length: 1, text: vec![HELD_BACK], before: b' ' }
+        } else {
+            // Telnet stands in it: whatever of the line is here goes.
+            let start = if line.start.is_before(self.segment.seq) { self.segment.seq } else { line.start };
+            let end = if line.end.is_after(segment_end) { segment_end } else { line.end };
+            let Some(length) = usize::try_from(end - start).ok().filter(|length| *length > 1) else { return };
+            Replaced { start, length: length - 1, text: vec![HELD_BACK; length - 1], before: b' ' }
+        };
+        // Where the last letter of the verb has gone on, it was this already.
+        let _ = self.replace(replaced);
+    }
+
+    /// What is to become of the segment, now that all that it says is known.
+    pub(super) fn verdict(&mut self, session: &Session) -> Verdict {
+        if self.courses.is_none() {
+            return Verdict::Accept;
+        }
+        if self.direction == Direction::FromClient
+            && holds_back(self.terms)
+            && let Some(line) = session.unfinished(Direction::FromClient)
+        {
+            self.hold_back_unfinished(&line);
+        }
+        let is_translated = self.connection.is_translated();
+        let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };
+        let Self { courses: Some(courses), world, connection, direction, segment, .. } = self else {
+            return Verdict::Accept;
+        };
+        let World { firewall, .. } = &mut **world;
+        let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment);
+        let course = courses.of(*direction);
+        if course.withheld().is_some_and(|(start, _)| unfinished.is_none_or(|(address, _)| address != start)) {
+            // The line is not to be changed after all.
+            let _ = course.release(segment, &mut adjust);
+        }
+        if let Some((start, before)) = unfinished
+            && course.withhold(segment, start, before, &mut adjust).is_err()
+        {
+            let _ = course.release(segment, &mut adjust);
+        }
+        course.verdict(segment)
+    }
+
+    /// The line is not whole, but all of a verb has come: what follows may be sent separately.
+    fn hold_back_unfinished(&mut self, line: &Line<'_>) {
+        let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
+        let Ok(word) = std::str::from_utf8(&line.text[..verb]) else { return };
+        if self.is_denied(word) {
+            self.hold_back(line, verb);
+        }
+    }
+
+    /// Whether the policy denies this command.
+    pub(super) fn is_denied(&self, command: &str) -> bool {
+        let secures = command.eq_ignore_ascii_case("AUTH") && self.terms.tls == Tls::Deny;
+        secures || self.terms.denies(command)
+    }
+
+    /// Opens what is expected.
+    pub(super) fn admit(&mut self, announcement: &Announcement<'_>, expectation: &Expectation) -> Result<(), Refusal> {
+        let owner = self.expectations.owner_of(expectation);
+        let per_session = usize::from(self.terms.pinholes_per_session.get());
+        let in_all = self.world.policy.limits.pinholes.get() as usize;
+        // One that replaces another takes no more room than that had.
+        let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
+        let is_full = owner.is_none() && self.expectations.len() >= in_all;
+        // Behind so many commands the server's refusal of this one would not be recognised as such.
+        let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
+        if is_full_here || is_full || is_beyond {
+            return Err(Refusal::TooMany);
+        }
+        self.world.firewall.open(expectation).map_err(|_| Refusal::NotOpened)?;
+        self.expectations.insert(Standing {
+            expectation: *expectation,
+            mode: Some(announcement.mode),
+            owner: self.slot,
+            session: self.number,
+            command: announcement.number,
+        });
+        Ok(())
+    }
+}
+
+/// The same, announced under another port.
+fn at_port(decided: &Expectation, port: Port) -> Expectation {
+    let mut expectation = *decided;
+    if port != decided.to.port {
+        expectation.mapping.to = Some(decided.target());
+        expectation.to = Endpoint::new(decided.to.address, port);
+    }
+    expectation
+}
+
+/// How many characters a port has in an announcement of this mode, apart from what stands around it.
+fn length_of(mode: Mode, port: Port) -> usize {
+    let digits = |number: u16| number.checked_ilog10().map_or(1, |log| log as usize + 1);
+    match mode {
+        Mode::Eprt | Mode::Epsv => digits(port.number()),
+        Mode::Port | Mode::Pasv | Mode::Lprt | Mode::Lpsv => {
+            let [high, low] = port.number().to_be_bytes();
+            digits(high.into()) + digits(low.into())
+        }
+    }
+}
+
+/// How many characters the port must have so that the line keeps its length; one that no port has if there is none.
+fn fitting_length(mode: Mode, named: &Announced, decided: &Expectation, written: &Written<'_>) -> usize {
+    let Endpoint { address, port } = decided.to;
+    let announced = Announced { address: named.address.map(|_| address), port: port.number() };
+    let Some(text) = Notation::of(mode).print(&announced) else { return 0 };
+    (written.span.len() + length_of(mode, port)).saturating_sub(text.len())
+}
+
+/// What replaces the address of a line without changing its length.
+fn same_length(mode: Mode, written: &Written<'_>, text: Vec<u8>) -> Option<Replaced> {
+    let Written { line, span } = written;
+    if text.len() == span.len() {
+        let before = *line.text.get(span.start.checked_sub(1)?)?;
+        return Some(Replaced { start: written.place(), length: span.len(), text, before });
+    }
+    if mode != Mode::Pasv {
+        return None;
+    }
+    // A 227 has words in front of the address that mean nothing. The character directly before it is kept: clients
+    // look for a parenthesis there.
+    let words = 4;
+    let (&last, rest) = line.text.get(words..span.start)?.split_last()?;
+    let room = (span.end - words).checked_sub(text.len() + 1)?;
+    let mut padded = rest[..rest.len().min(room)].to_vec();
+    padded.resize(room, b' ');
+    padded.push(last);
+    padded.extend(text);
+    let before = *line.text.get(words - 1)?;
+    Some(Replaced { start: line.start + words, length: span.end - words, text: padded, before })
+}

@@ -1,0 +1,195 @@
+//! Which packets come out of the kernel.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pinhole::firewall::sets::Sets;
+use pinhole::firewall::{Adjustments, Control, Firewall};
+use pinhole::policy::{Inspect, Policy, Queues, WhenDown};
+
+use crate::host::{Host, connects, flow_of, listens};
+
+/// Reads queue 0 of a host while `work` goes on; `see` may give another packet for one that it is shown.
+pub(crate) fn in_queue(host: &Host, mut see: impl FnMut(&[u8]) -> Option<Vec<u8>> + Send, work: impl FnOnce()) {
+    let mut queue = host.run(nfq::Queue::open).expect("root");
+    queue.bind(0).expect("nobody else reads it");
+    queue.set_nonblocking(true);
+    let over = AtomicBool::new(false);
+    /// Stops the reader after a panic, too.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    thread::scope(|scope| {
+        let _stop = Stop(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                match queue.recv() {
+                    Ok(mut message) => {
+                        if let Some(other) = see(message.get_payload()) {
+                            message.set_payload(other);
+                        }
+                        queue.verdict(message).expect("it waits");
+                    }
+                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        work();
+    });
+}
+
+/// Tells of each packet that comes out of queue 0 its first four bytes of payload, or its flags.
+fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
+    let mut heard = Vec::new();
+    let hear = |packet: &[u8]| {
+        heard.push(describe(packet));
+        None
+    };
+    in_queue(host, hear, || {
+        work();
+        thread::sleep(Duration::from_millis(100));
+    });
+    heard
+}
+
+fn describe(packet: &[u8]) -> String {
+    let tcp = if packet[0] >> 4 == 4 { &packet[20..] } else { &packet[40..] };
+    let payload = &tcp[usize::from(tcp[12] >> 4) * 4..];
+    let flags = [(2, "SYN"), (1, "FIN"), (4, "RST")].into_iter().filter(|(bit, _)| tcp[13] & bit != 0);
+    let mut words: Vec<String> = flags.map(|(_, name)| name.to_owned()).collect();
+    if !payload.is_empty() {
+        words.push(String::from_utf8_lossy(&payload[..payload.len().min(4)]).into_owned());
+    }
+    words.join(" ")
+}
+
+/// A dialogue of lines, each sent when the one before has come: the client's begin with `>`.
+fn converse(client: &mut TcpStream, server: &mut TcpStream, lines: &[&str]) {
+    for line in lines {
+        let (from, to) =
+            if line.starts_with('>') { (&mut *client, &mut *server) } else { (&mut *server, &mut *client) };
+        from.write_all(&line.as_bytes()[1..]).expect("open");
+        let mut came = vec![0; line.len() - 1];
+        to.read_exact(&mut came).expect("it comes");
+    }
+}
+
+const DIALOGUE: [&str; 9] =
+    ["<220 hello", ">USER me", "<331 who", ">PASS it", "<230 in", ">TYPE I", "<200 ok", ">PASV", "<227 (1,2,3"];
+
+#[test]
+fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
+    for (client_side, address) in [(false, "10.9.0.2:21"), (false, "[fd09::2]:21"), (true, "10.9.0.2:21")] {
+        let (client, host) = Host::pair();
+        // The firewall is the server's, then the client's own.
+        let guard = if client_side { &client } else { &host };
+        let mut sets = guard.run(|| Sets::install(&Policy::embedded())).expect("installed");
+        let listener = listens(&host, address);
+        let heard = eavesdrop(guard, || {
+            let mut ours = connects(&client, address).expect("it listens");
+            let (mut theirs, _) = listener.accept().expect("it came");
+            let connection = sets.control_connection(&flow_of(&ours)).expect("a control connection").connection;
+            assert_eq!(
+                sets.control_connection(&flow_of(&theirs)),
+                Some(Control { connection, is_unread: false, adjustments: Adjustments::default() })
+            );
+            assert_eq!(connection.client(), flow_of(&ours).source);
+            converse(&mut ours, &mut theirs, &DIALOGUE);
+            sets.stop_reading(&connection);
+            assert_eq!(
+                sets.control_connection(&flow_of(&theirs)),
+                Some(Control { connection, is_unread: true, adjustments: Adjustments::default() })
+            );
+            converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
+            ours.shutdown(Shutdown::Write).expect("open");
+            thread::sleep(Duration::from_millis(20));
+        });
+        let expected = ["SYN", "220 ", "USER", "331 ", "PASS", "230 ", "TYPE", "200 ", "PASV", "227 ", "FIN", "FIN"];
+        assert_eq!(heard, expected, "{address} {client_side}");
+        assert_eq!(sets.take_troubles().count, 0);
+    }
+}
+
+#[test]
+fn announcements_leave_the_kernel_alone_once_the_session_is_settled() {
+    let (client, host) = Host::pair();
+    let mut policy = Policy::embedded();
+    policy.capture.inspect = Inspect::Announcements;
+    let mut sets = host.run(|| Sets::install(&policy)).expect("installed");
+    let listener = listens(&host, "10.9.0.2:21");
+    let heard = eavesdrop(&host, || {
+        let mut ours = connects(&client, "10.9.0.2:21").expect("it listens");
+        let (mut theirs, _) = listener.accept().expect("it came");
+        converse(&mut ours, &mut theirs, &DIALOGUE[..5]);
+        let connection = sets.control_connection(&flow_of(&ours)).expect("a control connection").connection;
+        sets.settled(&connection);
+        converse(&mut ours, &mut theirs, &DIALOGUE[5..]);
+        converse(&mut ours, &mut theirs, &[">pOrT 1", "<200 ok", ">PORK", ">eprt |", "<500 no", ">RETR x", "<150 ok"]);
+        converse(
+            &mut ours,
+            &mut theirs,
+            &[">epsv all", "<229 E", ">x227 ", "<226 done", "<425 n", ">auTH TLS", "<234 "],
+        );
+    });
+    let settled = ["PASV", "227 ", "pOrT", "eprt", "500 ", "epsv", "229 ", "425 ", "auTH", "234 "];
+    let start = ["SYN", "220 ", "USER", "331 ", "PASS", "230 "];
+    let (heard_start, heard_settled) = heard.split_at(start.len());
+    assert_eq!(heard_start, start);
+    // What ends the connection when the test ends it may be a FIN or, where something was not read, a RST.
+    assert_eq!(heard_settled[..10], settled);
+}
+
+#[test]
+fn what_a_host_says_to_itself_is_heard_once() {
+    let host = Host::new("loop");
+    let _sets = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
+    let listener = listens(&host, "127.0.0.1:21");
+    let heard = eavesdrop(&host, || {
+        let mut ours = connects(&host, "127.0.0.1:21").expect("it listens");
+        let (mut theirs, _) = listener.accept().expect("it came");
+        converse(&mut ours, &mut theirs, &DIALOGUE[..2]);
+    });
+    assert_eq!(heard[..3], ["SYN", "220 ", "USER"]);
+}
+
+#[test]
+fn without_a_reader_control_connections_pass_or_not_as_the_policy_says() {
+    for (when_down, passes) in [(WhenDown::Open, true), (WhenDown::Closed, false)] {
+        let (client, host) = Host::pair();
+        let mut policy = Policy::embedded();
+        policy.capture.when_down = when_down;
+        let mut sets = host.run(|| Sets::install(&policy)).expect("installed");
+        let _listener = listens(&host, "10.9.0.2:21");
+        assert_eq!(connects(&client, "10.9.0.2:21").is_ok(), passes, "{}", sets.queueing());
+        sets.remove().expect("it stands");
+        connects(&client, "10.9.0.2:21").expect("nothing is left in the way");
+    }
+}
+
+#[test]
+fn both_directions_meet_in_one_of_several_queues() {
+    let (client, host) = Host::pair();
+    let mut policy = Policy::embedded();
+    policy.capture.queues = Queues::new(0, NonZeroU16::new(2).expect("two")).expect("queues");
+    // Nobody reads queue 1, and without a reader nothing passes: so about half of all connections work, wholly.
+    policy.capture.when_down = WhenDown::Closed;
+    let _sets = host.run(|| Sets::install(&policy)).expect("installed");
+    let listener = listens(&host, "10.9.0.2:21");
+    let mut whole = 0;
+    eavesdrop(&host, || {
+        for _ in 0..12 {
+            let Ok(mut ours) = connects(&client, "10.9.0.2:21") else { continue };
+            let (mut theirs, _) = listener.accept().expect("it came");
+            converse(&mut ours, &mut theirs, &DIALOGUE);
+            whole += 1;
+        }
+    });
+    assert!((1..12).contains(&whole), "{whole} of 12");
+}

@@ -1,0 +1,97 @@
+//! Pinhole beside the kernel's own helper: the matrix of real programs, and dialogues in which the two differ.
+//!
+//! What comes out stands in `docs/reference.md`, between two marks; a table that no longer holds fails.
+//! `UPDATE_REFERENCE=1` writes it anew. Needs root, and the programs that `tests/setup test` fetches.
+
+#![allow(clippy::print_stdout, reason = "a line for each cell and case is what a reader of a failure wants")]
+
+#[path = "reference/bench.rs"]
+mod bench;
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "reference/dialogues.rs"]
+mod dialogues;
+#[path = "support/document.rs"]
+mod document;
+#[path = "support/helper.rs"]
+mod helper;
+
+use std::collections::BTreeMap;
+
+use bench::Outcome;
+use daemon::PATIENCE;
+use dialogues::Case;
+use document::assert_documented;
+use helper::Helper;
+use pinhole::lab::matrix::{self, Cell, Scene, Stage};
+use pinhole::lab::{Result, Shape};
+
+const BOTH: [Helper; 2] = [Helper::Kernel, Helper::Pinhole];
+
+// --- The matrix ----------------------------------------------------------------------------------------------------
+
+fn policy(shape: Shape) -> &'static str {
+    match shape {
+        Shape::ServerHost | Shape::ClientHost => "admit: [inet filter input, inet filter output]\n",
+        Shape::Gateway => "admit: [inet filter forward]\n",
+    }
+}
+
+fn play(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>> {
+    let prepare = |stage: &Stage| {
+        stage.topology.firewall.nft(stage.scene.shape.default_drop())?;
+        helper.start(&stage.topology.firewall, policy(stage.scene.shape))
+    };
+    let each = |stage: &Stage, cell: &Cell| stage.transfer(cell.client, cell.mode, PATIENCE);
+    let outcomes = matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    let told = |outcome: matrix::Outcome| (outcome.cell.to_string(), outcome.result.map_err(|error| error.to_string()));
+    outcomes.into_iter().map(told).collect()
+}
+
+#[test]
+fn real_servers_and_clients_get_on_with_pinhole_as_with_the_kernels_helper() {
+    let [kernel, ours] = BOTH.map(play);
+    assert_eq!(kernel.len(), ours.len());
+    let mut differ = Vec::new();
+    for (cell, with_kernel) in &kernel {
+        let with_us = &ours[cell];
+        let word = |result: &std::result::Result<(), String>| if result.is_ok() { "works" } else { "fails" };
+        println!("{cell}  kernel: {}  Pinhole: {}", word(with_kernel), word(with_us));
+        if with_kernel.is_err() || with_us.is_err() {
+            differ.push(format!("{cell}: kernel: {with_kernel:?}, Pinhole: {with_us:?}"));
+        }
+    }
+    assert!(differ.is_empty(), "{} cells do not work with both:\n{}", differ.len(), differ.join("\n\n"));
+    assert_documented("matrix", &format!("All {} cells work with both.\n", kernel.len()));
+}
+
+// --- The dialogues -------------------------------------------------------------------------------------------------
+
+/// Each case with each helper.
+fn results() -> Result<Vec<(Case, [Outcome; 2])>> {
+    let [kernel, ours] = std::thread::scope(|scope| {
+        let threads = BOTH.map(|helper| scope.spawn(move || dialogues::hold_all(helper)));
+        threads.map(|thread| thread.join().expect("no panic"))
+    });
+    Ok(dialogues::CASES.iter().copied().zip(kernel?.into_iter().zip(ours?).map(<[Outcome; 2]>::from)).collect())
+}
+
+#[test]
+fn odd_dialogues_end_as_the_table_of_differences_says() {
+    let results = results().unwrap_or_else(|error| panic!("{error}"));
+    let (mut differences, mut agreements) = (String::new(), String::new());
+    for (case, [kernel, ours]) in &results {
+        println!("{:60} kernel: {kernel:40} Pinhole: {ours}", case.name);
+        if kernel == ours {
+            assert_eq!(case.why, "", "{}: there is no difference to explain", case.name);
+            agreements += &format!("| {} | {kernel} |\n", case.name);
+        } else {
+            assert_ne!(case.why, "", "{}: kernel: {kernel}, Pinhole: {ours}, and nobody says why", case.name);
+            differences += &format!("| {} | {kernel} | {ours} | {} |\n", case.name, case.why);
+        }
+    }
+    let differences = format!("| what is said | kernel | Pinhole | why |\n|---|---|---|---|\n{differences}");
+    let agreements = format!("| what is said | both |\n|---|---|\n{agreements}");
+    assert_documented("differences", &differences);
+    assert_documented("agreements", &agreements);
+}

@@ -1,0 +1,279 @@
+//! Dialogues in which a helper may go wrong, and whether the data connection that they are about gets through.
+
+use pinhole::lab::Result;
+use pinhole::lab::mini::Speaker::{Client, Server};
+
+use super::bench::{Bench, Outcome};
+use super::helper::Helper;
+
+/// A dialogue, and what is asked of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Case {
+    /// What is said, for the table.
+    pub(crate) name: &'static str,
+    /// Why the kernel and Pinhole differ; empty where they do not.
+    pub(crate) why: &'static str,
+    /// More of the policy.
+    policy: &'static str,
+    hold: fn(&mut Bench) -> Result<Outcome>,
+}
+
+const fn case(name: &'static str, why: &'static str, hold: fn(&mut Bench) -> Result<Outcome>) -> Case {
+    Case { name, why, policy: "", hold }
+}
+
+const SPLIT: &str = "The kernel drops what may be the beginning of an announcement, as often as it comes.";
+const FIRST_ONLY: &str = "The kernel looks at the beginning of a packet.";
+const NOT_ASKED: &str = "A server, or a text that it was made to print, could open ports. Pinhole takes a 227 only as \
+                         the answer to a PASV.";
+
+/// All of them.
+pub(crate) const CASES: &[Case] = &[
+    // What both do.
+    case("PORT", "", |bench| bench.active(&[PORT_LINE])),
+    case("PASV, 227", "", |bench| bench.passive(&[REPLY_227])),
+    case("`port` in small letters", "", |bench| bench.active(&["port {port}\r\n"])),
+    case("PORT with another command behind it in the same segment", "", |bench| {
+        bench.active(&["PORT {port}\r\nNOOP\r\n"])
+    }),
+    case("a pinhole used a second time", "", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["PASV\r\n"])?;
+        bench.say(Server, &[REPLY_227])?;
+        bench.passive_data()?;
+        bench.passive_data()
+    }),
+    case("PORT with a third party's address, to the third party", "", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["PORT {third}\r\n"])?;
+        bench.data(&bench.server.clone(), bench.third_open)
+    }),
+    case("227 with a third party's address, to the third party", "", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["PASV\r\n"])?;
+        bench.say(Server, &["227 Entering Passive Mode ({third})\r\n"])?;
+        bench.data(&bench.client.clone(), bench.third_open)
+    }),
+    case("STOR PORT 10,...: a file name that looks like an announcement", "", |bench| {
+        bench.active(&["STOR PORT {port}\r\n"])
+    }),
+    // How it is split.
+    case("PORT split over two segments", SPLIT, |bench| bench.active(&["PORT {port-1}", "{port-2}\r\n"])),
+    case("PORT split inside the word", SPLIT, |bench| bench.active(&["PO", "RT {port}\r\n"])),
+    case("PORT, one byte a segment", SPLIT, |bench| {
+        bench.log_in()?;
+        let line = bench.fill("PORT {port}\r\n");
+        let bytes: Vec<&[u8]> = line.as_bytes().chunks(1).collect();
+        bench.say_bytes(Client, &bytes)?;
+        bench.active_data()
+    }),
+    case("227 split over two segments", SPLIT, |bench| {
+        bench.passive(&["227 Entering Passive Mode (10,", "21,2,10,{ports})\r\n"])
+    }),
+    case("PORT split over two segments, the second sent when the first is acknowledged", SPLIT, |bench| {
+        bench.pair.let_wait(Client)?;
+        bench.active(&["PORT {port-1}", "{port-2}\r\n"])
+    }),
+    // What stands around it.
+    case("PORT behind another command in the same segment", FIRST_ONLY, |bench| {
+        bench.active(&["PWD\r\nPORT {port}\r\n"])
+    }),
+    case("227 behind another reply in the same segment", FIRST_ONLY, |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["PWD\r\nPASV\r\n"])?;
+        bench.say(Server, &["257 \"/\"\r\n227 Entering Passive Mode (10,21,2,10,{ports})\r\n"])?;
+        bench.passive_data()
+    }),
+    case("Telnet's IAC NOP in front of PORT", FIRST_ONLY, |bench| {
+        bench.log_in()?;
+        let line = [b"\xff\xf1", bench.fill(PORT_LINE).as_bytes()].concat();
+        bench.say_bytes(Client, &[&line])?;
+        bench.active_data()
+    }),
+    case(
+        "PORT with a bare LF",
+        "The kernel wants a CR behind the numbers, and drops what lacks it, as often as it comes. Servers do not.",
+        |bench| bench.active(&["PORT {port}\n"]),
+    ),
+    // What it means.
+    case("227 that nobody asked for", NOT_ASKED, |bench| {
+        bench.log_in()?;
+        bench.say(Server, &[REPLY_227])?;
+        bench.passive_data()
+    }),
+    case("a 227 line inside a reply of several lines, in a segment of its own", NOT_ASKED, |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["STAT\r\n"])?;
+        bench.say(Server, &["211-Status\r\n"])?;
+        bench.say(Server, &[REPLY_227])?;
+        bench.say(Server, &["211 End\r\n"])?;
+        bench.passive_data()
+    }),
+    case(
+        "227 before a login",
+        "Nobody who cannot log in should open anything. `login: optional` does as the kernel.",
+        |bench| {
+            bench.say(Server, &["220 Ready.\r\n"])?;
+            bench.say(Client, &["PASV\r\n"])?;
+            bench.say(Server, &[REPLY_227])?;
+            bench.passive_data()
+        },
+    ),
+    case(
+        "PORT to a port below 1024",
+        "Data connections do not go to services. `data_ports` can name such ports.",
+        |bench| {
+            bench.log_in()?;
+            bench.say(Client, &["PORT {low}\r\n"])?;
+            bench.data(&bench.server.clone(), bench.client_low)
+        },
+    ),
+    case("PASV after EPSV ALL", "RFC 2428: after EPSV ALL nothing else is to be used.", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["EPSV ALL\r\n"])?;
+        bench.say(Server, &["200 Only EPSV.\r\n"])?;
+        bench.say(Client, &["PASV\r\n"])?;
+        bench.say(Server, &[REPLY_227])?;
+        bench.passive_data()
+    }),
+    case("EPSV after EPSV ALL", "", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["EPSV ALL\r\n"])?;
+        bench.say(Server, &["200 Only EPSV.\r\n"])?;
+        bench.say(Client, &["EPSV\r\n"])?;
+        bench.say(Server, &["229 Entering Extended Passive Mode (|||{passive}|)\r\n"])?;
+        bench.passive_data()
+    }),
+    case(
+        "227 behind AUTH TLS and 234",
+        "What follows is encrypted, and whatever looks like a 227 in it is chance or worse.",
+        |bench| {
+            bench.log_in()?;
+            bench.say(Client, &["AUTH TLS\r\n"])?;
+            bench.say(Server, &["234 Let us whisper.\r\n"])?;
+            bench.say(Client, &["PASV\r\n"])?;
+            bench.say(Server, &[REPLY_227])?;
+            bench.passive_data()
+        },
+    ),
+    Case {
+        policy: "defaults: { login: optional }\n",
+        ..case(
+            "227 from something that talks no FTP",
+            "Pinhole wants a 220 and commands of FTP, also with `login: optional`, as here.",
+            |bench| {
+                bench.say(Server, &["Good day.\r\n"])?;
+                bench.say(Client, &["GET / HTTP/1.1\r\n"])?;
+                bench.say(Server, &[REPLY_227])?;
+                bench.say(Client, &["PASV\r\n"])?;
+                bench.say(Server, &[REPLY_227])?;
+                bench.passive_data()
+            },
+        )
+    },
+    case(
+        "227 with 0.0.0.0",
+        "Some servers say so when they mean themselves, and clients understand it. To the kernel it is a third party.",
+        |bench| bench.passive(&["227 Entering Passive Mode (0,0,0,0,{ports})\r\n"]),
+    ),
+    Case {
+        policy: "defaults: { modes: [PORT, LPRT, LPSV] }\n",
+        ..case(
+            "LPRT",
+            "The kernel does not know RFC 1639. Pinhole does, if `modes` names it (here it does).",
+            |bench| bench.active(&["LPRT 4,4,10,21,1,10,2,{active-ports}\r\n"]),
+        )
+    },
+    Case {
+        policy: "defaults: { modes: [PORT, LPRT, LPSV] }\n",
+        ..case(
+            "LPSV, 228",
+            "The kernel does not know RFC 1639. Pinhole does, if `modes` names it (here it does).",
+            |bench| {
+                bench.log_in()?;
+                bench.say(Client, &["LPSV\r\n"])?;
+                bench.say(Server, &["228 Entering Long Passive Mode (4,4,10,21,2,10,2,{ports})\r\n"])?;
+                bench.passive_data()
+            },
+        )
+    },
+    // How long it holds.
+    case(
+        "PASV twice: the first of the two ports",
+        "The kernel keeps one expectation a session and drops the older one. Pinhole keeps `pinholes_per_session`.",
+        |bench| {
+            bench.log_in()?;
+            bench.say(Client, &["PASV\r\n"])?;
+            bench.say(Server, &[REPLY_227])?;
+            bench.say(Client, &["PASV\r\n"])?;
+            bench.say(Server, &["227 Entering Passive Mode (10,21,2,10,200,1)\r\n"])?;
+            bench.passive_data()
+        },
+    ),
+    case("PORT, refused by the server", "Nothing will come that should.", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &[PORT_LINE])?;
+        bench.say(Server, &["500 No.\r\n"])?;
+        bench.active_data()
+    }),
+    case(
+        "PORT, and the session has ended",
+        "The kernel keeps the expectation until it forgets the connection, two minutes after its end.",
+        |bench| {
+            bench.log_in()?;
+            bench.say(Client, &[PORT_LINE])?;
+            bench.say(Client, &["QUIT\r\n"])?;
+            bench.say(Server, &["221 Bye.\r\n"])?;
+            bench.hang_up()?;
+            bench.active_data()
+        },
+    ),
+    case("227, and nobody comes", "The kernel's time cannot be set. Pinhole's can: `timeout`.", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["PASV\r\n"])?;
+        bench.say(Server, &[REPLY_227])?;
+        bench.life()
+    }),
+    // What the helper has missed.
+    case(
+        "227 in a session that is older than the helper",
+        "The kernel gives its helper to new connections only. Pinhole picks sessions up in the middle.",
+        |bench| {
+            bench.stop_helping()?;
+            bench.connect_anew()?;
+            bench.log_in()?;
+            bench.help()?;
+            bench.say(Client, &["PASV\r\n"])?;
+            bench.say(Server, &[REPLY_227])?;
+            bench.passive_data()
+        },
+    ),
+    case("227 in a session that is older than a reload of the filter (`flush ruleset`)", "", |bench| {
+        bench.log_in()?;
+        bench.reload_the_filter()?;
+        bench.say(Client, &["PASV\r\n"])?;
+        bench.say(Server, &[REPLY_227])?;
+        bench.passive_data()
+    }),
+    case(
+        "227 in a session that is younger than a reload of the filter (`flush ruleset`)",
+        "The rule that assigns the kernel's helper went with the ruleset, unless the user's own file has it. Pinhole \
+         puts its table back.",
+        |bench| {
+            bench.reload_the_filter()?;
+            bench.connect_anew()?;
+            bench.log_in()?;
+            bench.say(Client, &["PASV\r\n"])?;
+            bench.say(Server, &[REPLY_227])?;
+            bench.passive_data()
+        },
+    ),
+];
+
+const PORT_LINE: &str = "PORT {port}\r\n";
+const REPLY_227: &str = "227 Entering Passive Mode (10,21,2,10,{ports}).\r\n";
+
+/// Holds all cases with that helper, each in a place of its own.
+pub(crate) fn hold_all(helper: Helper) -> Result<Vec<Outcome>> {
+    CASES.iter().map(|case| (case.hold)(&mut Bench::new(helper, case.policy)?)).collect()
+}
