@@ -10,7 +10,7 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 LOCKED := $(if $(CI),--locked)
 
 # What is run on the second kernel, too: the tests that ask the kernel for something. Patterns will do.
-ON_THE_SECOND_KERNEL := announcements deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset
+ON_THE_SECOND_KERNEL := deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset
 
 # Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
 fuzz = mkdir -p fuzz/found/$(1) && cargo fuzz run --sanitizer none $(1) fuzz/found/$(1) fuzz/corpus/$(1) -- -timeout=10

@@ -23,7 +23,7 @@ use helper::Helper;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
 use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::{Error, Family, Result};
+use pinhole::lab::{self, Error, Family, Result};
 
 /// How long a data connection may take that nothing lets through.
 const SHORT: Duration = Duration::from_secs(3);
@@ -226,7 +226,7 @@ impl Bench {
 }
 
 fn start(helper: Helper, topology: &NatTopology) -> Result<Vec<Option<Daemon>>> {
-    let help = |gateway: &pinhole::lab::nat::Gateway| {
+    let help = |gateway: &lab::nat::Gateway| {
         gateway.namespace.nft(gateway.rules.text)?;
         helper.start(&gateway.namespace, &gateway.rules.policy())
     };
@@ -340,20 +340,20 @@ const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade,
 #[test]
 fn with_the_kernels_helper_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Kernel, nat, mode, 2_000, None);
+        transfer_many(Helper::Kernel, nat, mode, lab::share_of(2_000), None);
     }
 }
 
 #[test]
 fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Pinhole, nat, mode, 2_000, None);
+        transfer_many(Helper::Pinhole, nat, mode, lab::share_of(2_000), None);
     }
 }
 
 #[test]
 fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Pinhole, nat, mode, 100, Some(5));
+        transfer_many(Helper::Pinhole, nat, mode, lab::share_of(100).max(20), Some(5));
     }
 }
