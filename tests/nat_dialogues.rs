@@ -29,7 +29,7 @@ use pinhole::ftp::Mode;
 use pinhole::lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
 use pinhole::lab::nat::{Nat, NatTopology};
 use pinhole::lab::witness::Testimony;
-use pinhole::lab::{Addresses, Error, Family, Result};
+use pinhole::lab::{self, Addresses, Error, Family, Result};
 
 /// How long a data connection may take that nothing lets through.
 const SHORT: Duration = Duration::from_secs(3);
@@ -252,7 +252,7 @@ impl Bench {
 }
 
 fn start(helper: Helper, topology: &NatTopology) -> Result<Vec<Option<Daemon>>> {
-    let help = |gateway: &pinhole::lab::nat::Gateway| {
+    let help = |gateway: &lab::nat::Gateway| {
         gateway.namespace.nft(gateway.rules.text)?;
         helper.start(&gateway.namespace, &format!("{}{ALL_MODES}", gateway.rules.policy()))
     };
@@ -456,20 +456,29 @@ const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade,
 #[test]
 fn with_the_kernels_helper_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Kernel, nat, mode, 2_000, None);
+        transfer_many(Helper::Kernel, nat, mode, lab::share_of(2_000), None);
     }
 }
 
 #[test]
 fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Pinhole, nat, mode, 2_000, None);
+        transfer_many(Helper::Pinhole, nat, mode, lab::share_of(2_000), None);
+    }
+}
+
+#[test]
+fn with_pinhole_reading_announcements_only_they_may_as_well() {
+    for (nat, mode) in MANY {
+        transfer_many(Helper::Excerpts, nat, mode, lab::share_of(500), None);
     }
 }
 
 #[test]
 fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Pinhole, nat, mode, 100, Some(5));
+        let transfers = lab::share_of(100).max(20);
+        transfer_many(Helper::Pinhole, nat, mode, transfers, Some(5));
+        transfer_many(Helper::Excerpts, nat, mode, transfers, Some(5));
     }
 }

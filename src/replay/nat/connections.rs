@@ -67,6 +67,8 @@ pub(super) struct Standing {
     /// How what the inside end says is shifted.
     pub(super) adjustment: Option<Adjustment>,
     pub(super) is_unread: bool,
+    /// Whether its start has been read.
+    pub(super) is_settled: bool,
     /// The number of its SYN, if that was seen: one with another begins another connection.
     first: Option<Seq>,
 }
@@ -110,7 +112,10 @@ impl Connections {
                 }
             }
         }
-        self.by_inside.insert(inside, Standing { translated, adjustment: None, is_unread: false, first: None });
+        self.by_inside.insert(
+            inside,
+            Standing { translated, adjustment: None, is_unread: false, is_settled: false, first: None },
+        );
         self.by_outside.insert(outside, inside);
     }
 
@@ -121,7 +126,8 @@ impl Connections {
         if let Some(standing) = self.by_inside.get_mut(&inside)
             && standing.first != Some(first)
         {
-            *standing = Standing { first: Some(first), adjustment: None, is_unread: false, ..*standing };
+            *standing =
+                Standing { first: Some(first), adjustment: None, is_unread: false, is_settled: false, ..*standing };
         }
     }
 

@@ -131,7 +131,8 @@ impl Gateway {
 
 impl Firewall for Gateway {
     fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
-        let Some(Standing { translated, adjustment, is_unread, .. }) = self.connections.arriving(flow) else {
+        let Some(Standing { translated, adjustment, is_unread, is_settled, .. }) = self.connections.arriving(flow)
+        else {
             return self.simulated.control_connection(flow);
         };
         let connection = translated.connection();
@@ -139,7 +140,7 @@ impl Firewall for Gateway {
         if let Some(adjustment) = adjustment {
             adjustments.set(translated.outwards(), *adjustment);
         }
-        let control = Control { connection, is_unread: *is_unread, adjustments };
+        let control = Control { connection, is_unread: *is_unread, is_settled: *is_settled, adjustments };
         self.control_ports.contains(connection.server().port).then_some(control)
     }
 
@@ -184,7 +185,10 @@ impl Firewall for Gateway {
     }
 
     fn settled(&mut self, connection: &Connection) {
-        self.simulated.settled(connection);
+        match self.connections.arriving(&connection.original) {
+            Some(standing) => standing.is_settled = true,
+            None => self.simulated.settled(connection),
+        }
     }
 
     fn stop_reading(&mut self, connection: &Connection) {
