@@ -93,6 +93,7 @@ impl Error {
             Cause::Refused(Errno::INVAL | Errno::OPNOTSUPP) if self.operation == Operation::Read => {
                 Some("the kernel lacks that part of netfilter, or its module cannot be loaded")
             }
+            Cause::Refused(Errno::MFILE) => Some("raise net.netfilter.nf_conntrack_expect_max"),
             Cause::Refused(Errno::NFILE) => Some("let fewer elements stand at one time, or for a shorter time"),
             Cause::Late => Some("another program may be loading a large ruleset; it will be tried again"),
             Cause::Lost => Some("if it happens often, raise net.core.rmem_max"),
@@ -123,7 +124,7 @@ fn describe(errno: Errno) -> String {
         Errno::NOENT => "there is no such thing".into(),
         Errno::EXIST => "it is there already".into(),
         Errno::PERM => "not permitted".into(),
-        Errno::NFILE => "it is full".into(),
+        Errno::NFILE | Errno::MFILE => "it is full".into(),
         Errno::BUSY => "it is in use".into(),
         other => format!("the kernel refused: {other}"),
     }
