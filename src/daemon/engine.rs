@@ -81,7 +81,7 @@ impl Engine {
         let queueing = self.firewall.queueing();
         let inspect = match self.policy.capture.inspect {
             Inspect::Dialogue => "all that is said",
-            Inspect::Announcements => "announcements only (not dependable yet: some transfers will fail)",
+            Inspect::Announcements => "after the start of a session only what names an address",
         };
         let when_down = match self.policy.capture.when_down {
             WhenDown::Open => "control connections go on unread",
@@ -126,6 +126,9 @@ impl Engine {
             }),
             Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
             Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
+        }
+        if self.firewall.lacks_pinholes() {
+            self.restore();
         }
         self.tell_troubles();
         verdict

@@ -42,6 +42,8 @@ pub struct Control {
     /// Whether [`Firewall::stop_reading`] was said of it. That outlives whoever said it: a connection that turned out
     /// not to be FTP must not look like a session in the middle after it was forgotten here.
     pub is_unread: bool,
+    /// Whether [`Firewall::settled`] was said of it. That, too, outlives whoever said it.
+    pub is_settled: bool,
     /// How its sequence numbers are corrected, whoever asked for that.
     pub adjustments: Adjustments,
 }
@@ -82,7 +84,8 @@ pub trait Firewall {
     fn close_corridor(&mut self, corridor: &Corridor);
 
     /// The start of this control connection has been read: both ends talk FTP, and whoever has to be is logged in. From
-    /// now on only announcements, and what changes how they stand, need be brought.
+    /// now on only announcements, and what changes how they stand, need be brought. Said where the policy asks for no
+    /// more than that.
     fn settled(&mut self, connection: &Connection);
 
     /// Nothing in this control connection can be read any more; its packets need not be brought.

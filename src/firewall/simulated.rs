@@ -30,13 +30,38 @@ pub struct Simulated {
     translated: HashMap<Flow, Connection, RandomState>,
     adjustments: HashMap<Flow, Adjustments, RandomState>,
     cannot_adjust: bool,
-    unread: HashSet<Flow, RandomState>,
-    /// The same in the order in which they came, to forget the oldest.
-    unread_in_order: VecDeque<Flow>,
+    unread: Marked,
+    settled: Marked,
 }
 
-/// How many connections that are not to be read are remembered. The kernel remembers all that it has.
-const MOST_UNREAD: usize = 1 << 16;
+/// How many connections of a kind are remembered. The kernel remembers all that it has.
+const MOST_MARKED: usize = 1 << 16;
+
+/// Connections that something was said of.
+#[derive(Debug, Default)]
+struct Marked {
+    flows: HashSet<Flow, RandomState>,
+    /// The same in the order in which they came, to forget the oldest.
+    in_order: VecDeque<Flow>,
+}
+
+impl Marked {
+    fn contains(&self, flow: &Flow) -> bool {
+        self.flows.contains(flow)
+    }
+
+    fn insert(&mut self, flow: Flow) {
+        if !self.flows.insert(flow) {
+            return;
+        }
+        self.in_order.push_back(flow);
+        if self.in_order.len() > MOST_MARKED
+            && let Some(oldest) = self.in_order.pop_front()
+        {
+            self.flows.remove(&oldest);
+        }
+    }
+}
 
 impl Simulated {
     /// A firewall for servers that listen on these ports.
@@ -48,8 +73,8 @@ impl Simulated {
             translated: HashMap::default(),
             adjustments: HashMap::default(),
             cannot_adjust: false,
-            unread: HashSet::default(),
-            unread_in_order: VecDeque::new(),
+            unread: Marked::default(),
+            settled: Marked::default(),
         }
     }
 
@@ -96,8 +121,12 @@ impl Firewall for Simulated {
         } else {
             return None;
         };
-        let is_unread = self.unread.contains(&connection.original);
-        Some(Control { connection, is_unread, adjustments: self.adjustments(&connection) })
+        Some(Control {
+            connection,
+            is_unread: self.unread.contains(&connection.original),
+            is_settled: self.settled.contains(&connection.original),
+            adjustments: self.adjustments(&connection),
+        })
     }
 
     fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
@@ -137,17 +166,11 @@ impl Firewall for Simulated {
         }
     }
 
-    fn settled(&mut self, _: &Connection) {}
+    fn settled(&mut self, connection: &Connection) {
+        self.settled.insert(connection.original);
+    }
 
     fn stop_reading(&mut self, connection: &Connection) {
-        if !self.unread.insert(connection.original) {
-            return;
-        }
-        self.unread_in_order.push_back(connection.original);
-        if self.unread_in_order.len() > MOST_UNREAD
-            && let Some(oldest) = self.unread_in_order.pop_front()
-        {
-            self.unread.remove(&oldest);
-        }
+        self.unread.insert(connection.original);
     }
 }

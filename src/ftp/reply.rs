@@ -128,6 +128,11 @@ impl ReplyReader {
         }
     }
 
+    /// Whether a reply has begun and not ended.
+    pub const fn is_inside(&self) -> bool {
+        self.inside.is_some()
+    }
+
     /// The end of the reply in which we are was lost. What is left of it: its code.
     pub fn interrupt(&mut self) -> Option<Reply<'static>> {
         self.inside.take().map(|code| reply(code, b""))

@@ -215,6 +215,12 @@ impl<'a> Iterator for Attributes<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Attribute<'a>(&'a [u8]);
 
+impl<'a> From<&'a [u8]> for Attribute<'a> {
+    fn from(value: &'a [u8]) -> Self {
+        Self(value)
+    }
+}
+
 impl<'a> Attribute<'a> {
     pub(super) fn bytes(self) -> &'a [u8] {
         self.0

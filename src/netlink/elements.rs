@@ -15,7 +15,7 @@ use super::socket::Batch;
 use super::tables::{SUBSYSTEM, Table, Tables, attribute, kind};
 
 /// Elements that go into one message: a list may have 64 KB, and an element takes at most 112 bytes.
-const ELEMENTS_A_MESSAGE: usize = 256;
+pub(super) const ELEMENTS_A_MESSAGE: usize = 256;
 /// How long the kernel may take to rearrange a set, and how often it is asked meanwhile: seldom, as every attempt that
 /// fails interrupts it.
 const REARRANGING: Duration = Duration::from_secs(1);
@@ -152,7 +152,10 @@ impl Tables {
 
     /// Does something again while the kernel says that a set is busy: a hash table that grows or shrinks twice in a
     /// short time takes nothing until a thread of the kernel has moved all elements.
-    fn once_rearranged(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
+    pub(super) fn once_rearranged(
+        &mut self,
+        mut work: impl FnMut(&mut Self) -> Result<(), Cause>,
+    ) -> Result<(), Cause> {
         let deadline = Instant::now() + REARRANGING;
         loop {
             match work(self) {
@@ -201,7 +204,7 @@ fn append(
     if is_last { batch.request(kind, more, family, body) } else { batch.quiet_request(kind, more, family, body) }
 }
 
-fn write_elements(w: &mut Writer, table: Table<'_>, set: &str, elements: &[Element]) {
+pub(super) fn write_elements(w: &mut Writer, table: Table<'_>, set: &str, elements: &[Element]) {
     w.text(attribute::TABLE, table.name);
     w.text(attribute::SET_NAME, set);
     w.nested(attribute::ELEMENTS, |list| elements.iter().for_each(|element| element.write(list)));

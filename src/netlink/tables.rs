@@ -26,11 +26,13 @@ pub(super) mod kind {
     pub(crate) const GET_RULE: u16 = 0x0a07;
     pub(crate) const DELETE_RULE: u16 = 0x0a08;
     pub(crate) const NEW_SET: u16 = 0x0a09;
+    pub(crate) const GET_SET: u16 = 0x0a0a;
     pub(crate) const DELETE_SET: u16 = 0x0a0b;
     pub(crate) const NEW_ELEMENT: u16 = 0x0a0c;
     pub(crate) const GET_ELEMENT: u16 = 0x0a0d;
     pub(crate) const DELETE_ELEMENT: u16 = 0x0a0e;
     pub(crate) const NEW_OBJECT: u16 = 0x0a12;
+    pub(crate) const GET_OBJECT: u16 = 0x0a13;
     /// As to delete, but no error where there is nothing. Since Linux 6.3.
     pub(crate) const DESTROY_TABLE: u16 = 0x0a1a;
     pub(crate) const DESTROY_ELEMENT: u16 = 0x0a1e;
@@ -264,6 +266,11 @@ impl Tables {
             Err(cause) if cause.is_missing() || cause == Cause::Refused(Errno::OPNOTSUPP) => Ok(false),
             Err(cause) => Err(Error::new(Operation::Try, "a rule", cause)),
         }
+    }
+
+    /// What `fill` asks for happens together or not at all.
+    pub(super) fn batch(&mut self, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
+        self.socket.batch(SUBSYSTEM, fill)
     }
 
     /// Reads a list, anew if somebody changes it meanwhile.

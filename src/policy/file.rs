@@ -138,7 +138,13 @@ fn admit(reader: &mut Reader<'_>, entry: Entry<'_>, mechanism: Mechanism) -> Opt
 }
 
 fn mark(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Mark> {
-    Mark::new(reader.integer(entry, 1..=u32::MAX)?)
+    let bits = reader.integer(entry, 1..=u32::MAX)?;
+    let mark = Mark::new(bits);
+    if mark.is_none() {
+        let message = format!("{bits:#010x} leaves fewer than two bits for the marks of control connections");
+        reader.error(entry, message, "expected at most 30 bits, such as the one of 0x10000000");
+    }
+    mark
 }
 
 fn limits(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Limits> {

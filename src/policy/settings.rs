@@ -147,22 +147,41 @@ impl Default for ControlPorts {
     }
 }
 
-/// The bits that Pinhole sets in the mark of a connection that it admits; at least one.
+/// The bits that Pinhole sets in the mark of a connection that it admits: at least one, and at least two are left. Of
+/// those, the two that stand nearest are for control connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(NonZeroU32);
 
 impl Mark {
-    /// Those bits, unless there is none.
+    /// Those bits, unless there is none, or fewer than two are left.
     pub const fn new(bits: u32) -> Option<Self> {
         match NonZeroU32::new(bits) {
-            Some(bits) => Some(Self(bits)),
-            None => None,
+            Some(bits) if bits.get().count_zeros() >= 2 => Some(Self(bits)),
+            _ => None,
         }
     }
 
     /// The bits as a number.
     pub const fn bits(self) -> u32 {
         self.0.get()
+    }
+
+    /// The bit that a control connection gets when its start has been read.
+    pub const fn settled_bit(self) -> u32 {
+        nearest_free(self.bits())
+    }
+
+    /// The bit that a control connection gets when nothing in it can be read any more.
+    pub const fn unread_bit(self) -> u32 {
+        nearest_free(self.bits() | self.settled_bit())
+    }
+}
+
+/// The bit above the highest of these; where there is none above, the highest that is not among them.
+const fn nearest_free(bits: u32) -> u32 {
+    match bits.leading_zeros() {
+        0 => 1 << (31 - bits.leading_ones()),
+        above => 1 << (32 - above),
     }
 }
 
@@ -288,6 +307,18 @@ impl Default for Limits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beside_the_mark_are_two_bits_of_which_none_is_another() {
+        let bits = |mark| Mark::new(mark).map(|mark| (mark.settled_bit(), mark.unread_bit()));
+        assert_eq!(bits(0x1000_0000), Some((0x2000_0000, 0x4000_0000)));
+        assert_eq!(bits(0x30), Some((0x40, 0x80)));
+        assert_eq!(bits(0x4000_0000), Some((0x8000_0000, 0x2000_0000)));
+        assert_eq!(bits(0x8000_0001), Some((0x4000_0000, 0x2000_0000)));
+        assert_eq!(bits(0x9fff_ffff), Some((0x4000_0000, 0x2000_0000)));
+        assert_eq!(bits(0x7fff_fffe), Some((0x8000_0000, 1)));
+        assert_eq!((bits(0), bits(0xffff_fffe), bits(u32::MAX)), (None, None, None));
+    }
 
     #[test]
     fn the_last_queue_is_65535() {

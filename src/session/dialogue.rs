@@ -2,18 +2,24 @@
 //!
 //! Lines in, meanings out. Knows nothing of packets, policy or time.
 
+mod excerpted;
+
 use std::fmt::Write as _;
 use std::ops::Range;
 
 use super::asked::{Asked, CommandNumber, Unanswered};
+use super::excerpt::Excerpt;
 use crate::ftp::command::{Command, Said, Verb};
 use crate::ftp::notation::{Announced, Found, Notation};
 use crate::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
 use crate::ftp::{Line, Mode};
-use crate::packet::Seq;
+use crate::packet::{Direction, Seq};
 
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
+
+/// `PASV` and a line feed.
+const SHORTEST_QUESTION: usize = 5;
 
 /// A line that names where a data connection will go, and how it stands in the dialogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -110,7 +116,33 @@ pub struct Dialogue {
     extended_only: bool,
     /// Whether all commands and replies were heard, so that it is known which answers which.
     in_step: bool,
+    /// A hole in what the server said that the client has no part in.
+    hole: Hole,
+    /// What waits for an answer where only an excerpt of the dialogue is heard; then it is not `unanswered`.
+    excerpt: Option<Box<Excerpt>>,
     user: Option<Box<str>>,
+}
+
+/// What is known of bytes that one end has heard and we have not.
+#[derive(Debug, Default)]
+struct Hole {
+    /// Up to where the client has heard the server, if that is farther than we have.
+    client_heard: Option<Seq>,
+    /// The first command that it gave having heard so much.
+    known_behind: Option<(CommandNumber, Seq)>,
+    /// Up to where the server has heard the client, if a question for an address may be missing here.
+    server_heard: Option<Seq>,
+    /// Up to where what is missing has been answered.
+    answered: Option<Seq>,
+}
+
+impl Hole {
+    /// The server answers what was not heard, if there is anything. Whether a question may be among it.
+    fn is_answered(&mut self) -> bool {
+        let heard = self.server_heard.take();
+        self.answered = heard.or(self.answered);
+        heard.is_some()
+    }
 }
 
 impl Dialogue {
@@ -125,6 +157,8 @@ impl Dialogue {
             picked_up: false,
             extended_only: false,
             in_step: true,
+            hole: Hole::default(),
+            excerpt: None,
             user: None,
         }
     }
@@ -132,6 +166,31 @@ impl Dialogue {
     /// A dialogue that was going on before it was heard: it may have been greeted, and somebody may be logged in.
     pub fn from_the_middle() -> Self {
         Self { login: Login::Unknown, greeted: true, picked_up: true, in_step: false, ..Self::from_the_start() }
+    }
+
+    /// Whether enough is known to do without whatever announces nothing: both ends talk FTP, whoever has to be is
+    /// logged in, and nothing is under way.
+    pub fn is_settled(&self) -> bool {
+        let is_quiet = self.unanswered.is_empty() && !self.replies.is_inside();
+        self.language == Language::Ftp && self.greeted && self.login != Login::Out && is_quiet
+    }
+
+    /// Whoever says the following lines has heard the other up to there; of that, `unheard` bytes never came here.
+    pub fn speaker_has_heard(&mut self, speaker: Direction, place: Seq, unheard: usize) {
+        if let Some(excerpt) = &mut self.excerpt {
+            excerpt.speaker_has_heard(place);
+            return;
+        }
+        match speaker {
+            Direction::FromClient => self.hole.client_heard = (unheard > 0).then_some(place),
+            Direction::FromServer => {
+                let unanswered = self
+                    .hole
+                    .answered
+                    .map_or(unheard, |answered| usize::try_from(place - answered).unwrap_or(0).min(unheard));
+                self.hole.server_heard = (unanswered >= SHORTEST_QUESTION).then_some(place);
+            }
+        }
     }
 
     /// Whether its beginning was not heard.
@@ -162,11 +221,11 @@ impl Dialogue {
         let command = match Command::parse(line) {
             Said::Command(command) => command,
             Said::Nothing => {
-                self.unanswered.push(Asked::Nothing);
+                self.ask(Asked::Nothing, line);
                 return Event::Nothing;
             }
             Said::Unknown(word) => {
-                self.unanswered.push(Asked::Other);
+                self.ask(Asked::Other, line);
                 return self.client_says_something_else(line, word);
             }
         };
@@ -190,7 +249,7 @@ impl Dialogue {
     fn client_commands<'a>(&mut self, line: &Line<'a>, command: &Command<'a>) -> Event<'a> {
         let asked = match command.verb {
             Verb::Announce(mode) => {
-                let number = self.unanswered.push(Asked::Announce(mode));
+                let number = self.ask(Asked::Announce(mode), line);
                 let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
                 let before = line.text.len() - command.argument.len();
                 return Event::Announced(self.announcement(mode, found, number, true, Some((line, before))));
@@ -209,7 +268,7 @@ impl Dialogue {
             Verb::Secure => Asked::Secure,
             Verb::Other => Asked::Other,
         };
-        let is_known_later = self.unanswered.push(asked).is_some();
+        let is_known_later = self.ask(asked, line).is_some();
         if !is_known_later && matches!(asked, Asked::User | Asked::Reinitialize) {
             // Its answer will not be recognised as such. In doubt nobody is logged in.
             self.login = Login::Out;
@@ -217,21 +276,45 @@ impl Dialogue {
         Event::Said(command.name, command.is_public.then_some(command.argument))
     }
 
+    /// The client gave a command that will be answered. Its number, if its answer will be known.
+    fn ask(&mut self, asked: Asked, line: &Line<'_>) -> Option<CommandNumber> {
+        if let Some(excerpt) = &mut self.excerpt {
+            return Some(excerpt.push(asked, line.end));
+        }
+        let number = self.unanswered.push(asked)?;
+        let Hole { client_heard, known_behind, .. } = &mut self.hole;
+        if let Some(heard) = *client_heard
+            && known_behind.is_none_or(|(_, known)| known != heard)
+        {
+            *known_behind = Some((number, heard));
+        }
+        Some(number)
+    }
+
     /// Takes the server's next line.
     pub fn server_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
         if self.language == Language::Secret {
             return Event::Nothing;
         }
+        if let Some(excerpt) = &mut self.excerpt {
+            excerpt.line_at(line.start);
+        }
         match self.replies.line(line.text) {
             Heard::Reply(reply) => self.server_replies(Some(line), &reply),
             Heard::Part => Event::Nothing,
-            Heard::Noise if self.greeted => Event::Nothing,
+            Heard::Noise if self.greeted => {
+                self.excerpt.iter_mut().for_each(|excerpt| excerpt.break_off());
+                Event::Nothing
+            }
             Heard::Noise => self.is_not_ftp(),
         }
     }
 
     /// A reply ended with this line, or was interrupted.
     fn server_replies<'a>(&mut self, line: Option<&Line<'a>>, reply: &Reply<'_>) -> Event<'a> {
+        if self.excerpt.is_some() {
+            return self.server_replies_in_excerpt(line, reply);
+        }
         match reply.meaning {
             Meaning::Preliminary => Event::Nothing,
             _ if !self.greeted => {
@@ -240,14 +323,13 @@ impl Dialogue {
                 Event::Nothing
             }
             Meaning::Announce(mode) => {
-                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
-                if !asked_for {
+                let was_heard = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
+                // Or the question was not heard, and this is the first that was heard of the server behind it.
+                let asked_for = was_heard || self.hole.is_answered();
+                if !was_heard {
                     self.unanswered.pop(reply.code, self.in_step);
                 }
-                let is_whole = line.is_some_and(|line| line.whole);
-                let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
-                let line = line.map(|line| (line, line.text.len() - reply.text.len()));
-                Event::Announced(self.announcement(mode, found, None, asked_for, line))
+                self.server_announces(mode, line, reply, asked_for)
             }
             Meaning::LoggedIn => {
                 let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);
@@ -277,9 +359,26 @@ impl Dialogue {
         }
     }
 
+    fn server_announces<'a>(
+        &self,
+        mode: Mode,
+        line: Option<&Line<'a>>,
+        reply: &Reply<'_>,
+        asked_for: bool,
+    ) -> Event<'a> {
+        let is_whole = line.is_some_and(|line| line.whole);
+        let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
+        let line = line.map(|line| (line, line.text.len() - reply.text.len()));
+        Event::Announced(self.announcement(mode, found, None, asked_for, line))
+    }
+
     /// A reply that answers the first command that has no answer, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.unanswered.pop(reply.code, self.in_step);
+        if answered.is_none() {
+            // It answers what was not heard.
+            self.hole.is_answered();
+        }
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
             (Some((Asked::User, _)), Meaning::NeedSecret) => self.login = Login::Out,
@@ -305,18 +404,25 @@ impl Dialogue {
 
     /// Some of the client's lines were lost. The server's answers will show what they were, or not.
     pub fn client_was_not_heard(&mut self) {
-        self.unanswered.clear();
+        match &mut self.excerpt {
+            Some(excerpt) => excerpt.client_was_not_read(),
+            None => self.unanswered.clear(),
+        }
         self.in_step = false;
     }
 
-    /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts
-    /// again when it is asked for again. A reply of several lines that had begun ends here, with what its code says.
-    pub fn server_was_not_heard(&mut self) -> Event<'static> {
+    /// Some of the server's lines were lost, up to there: which commands they answered is unknown, except that they
+    /// answered none that the client gave when it had heard them. A passive announcement counts again when it is asked
+    /// for again. A reply of several lines that had begun ends here, with what its code says.
+    pub fn server_was_not_heard(&mut self, resumes: Seq) -> Event<'static> {
         let event = match self.replies.interrupt() {
             Some(reply) => self.server_replies(None, &reply),
             None => Event::Nothing,
         };
-        self.unanswered.clear();
+        let known = self.hole.known_behind.take().filter(|(_, heard)| !resumes.is_after(*heard));
+        if !known.is_some_and(|(number, _)| self.unanswered.forget_before(number)) {
+            self.unanswered.clear();
+        }
         self.in_step = false;
         self.greeted = true;
         event

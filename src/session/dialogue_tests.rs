@@ -178,7 +178,7 @@ fn picked_up_in_the_middle_a_session_had_its_chance_to_log_in() {
 fn a_loss_makes_an_outstanding_question_void() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
-    dialogue.server_was_not_heard();
+    dialogue.server_was_not_heard(Seq::new(0));
     assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
 }
 
@@ -186,7 +186,7 @@ fn a_loss_makes_an_outstanding_question_void() {
 fn a_reply_that_is_cut_short_counts_by_its_code_but_announces_nothing() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230-Welcome");
-    assert_eq!(dialogue.server_was_not_heard(), Event::LoggedIn);
+    assert_eq!(dialogue.server_was_not_heard(Seq::new(0)), Event::LoggedIn);
     play(&mut dialogue, "> PASV");
     let Event::Announced(announcement) =
         dialogue.server_says(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })

@@ -4,9 +4,11 @@
 //! within bounds, until the missing part comes, or until the receiver's acknowledgement proves that it has what we
 //! never saw: a capture may lose packets, and a queue that overflows lets them pass unread.
 
+mod excerpt;
 mod history;
 mod waiting;
 
+use excerpt::Heard;
 use history::History;
 use waiting::Waiting;
 
@@ -20,8 +22,11 @@ const FARTHEST_AHEAD: u32 = 1 << 20;
 pub enum Delivery<'a> {
     /// The next bytes, and the place of the first of them.
     Bytes(Seq, &'a [u8]),
-    /// Bytes are missing here and will not come any more. What follows continues behind the gap.
-    Gap,
+    /// Bytes are missing here and will not come any more. What follows continues behind the gap, at this place.
+    Gap(Seq),
+    /// Bytes out of a gap that was passed over, and the place of the first of them: what was delivered last had
+    /// overtaken them. What follows continues where it was.
+    Overtaken(Seq, &'a [u8]),
 }
 
 /// Something about a segment that does not happen in a healthy connection.
@@ -56,6 +61,8 @@ pub struct Stream {
     history: History,
     /// Allocated only while something is out of order, which is rare.
     waiting: Option<Box<Waiting>>,
+    /// What was heard lately, where only excerpts of the stream are brought.
+    heard: Option<Box<Heard>>,
 }
 
 impl Stream {
@@ -72,6 +79,23 @@ impl Stream {
     /// Reads a little of it, so that all of it is near when it is needed.
     pub(crate) fn touch(&self) -> u32 {
         self.next.number() ^ u32::from(self.history.touch()) ^ u32::from(self.waiting.is_some())
+    }
+
+    /// Whether something waits for what stands in front of it.
+    pub fn is_waiting(&self) -> bool {
+        self.waiting.is_some()
+    }
+
+    /// How many bytes the receiver has acknowledged that never came here.
+    pub fn unheard_before(&self, ack: Seq) -> usize {
+        if self.begun { usize::try_from(ack - self.next).unwrap_or(0) } else { 0 }
+    }
+
+    /// Gives up what the receiver has acknowledged and never came here.
+    pub fn give_up_before(&mut self, ack: Seq, mut deliver: impl FnMut(Delivery<'_>)) {
+        if self.unheard_before(ack) > 0 {
+            self.skip_to(ack, &mut deliver);
+        }
     }
 
     /// Whether everything up to the sender's FIN has been delivered.
@@ -105,6 +129,9 @@ impl Stream {
         // A SYN takes a place in the stream of its own; its data, if any, follows.
         let seq = if segment.flags.has(Flags::SYN) { segment.seq + 1 } else { segment.seq };
         self.begin_at(seq);
+        if self.heard.is_some() {
+            return self.excerpt(segment, seq, deliver);
+        }
         let next = self.next;
         let end = seq + (segment.payload.len() + segment.missing);
         // The last one counts: one that lies too far ahead cannot hide the real one.
@@ -204,7 +231,7 @@ impl Stream {
     fn skip_to(&mut self, place: Seq, deliver: &mut impl FnMut(Delivery<'_>)) {
         self.next = place;
         self.history = History::default();
-        deliver(Delivery::Gap);
+        deliver(Delivery::Gap(place));
         self.drain(deliver);
     }
 

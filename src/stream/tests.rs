@@ -39,8 +39,8 @@ impl Listener {
 
 fn write_down(heard: &mut Vec<u8>, delivery: Delivery<'_>) {
     match delivery {
-        Delivery::Bytes(_, bytes) => heard.extend(bytes),
-        Delivery::Gap => heard.push(b'|'),
+        Delivery::Bytes(_, bytes) | Delivery::Overtaken(_, bytes) => heard.extend(bytes),
+        Delivery::Gap(_) => heard.push(b'|'),
     }
 }
 

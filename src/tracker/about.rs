@@ -55,10 +55,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
                     self.tell(&News::Closed { expectation, why: Closed::RefusedByServer });
                 }
             }
-            Event::LoggedIn => {
-                self.world.firewall.settled(self.connection);
-                self.tell(&News::LoggedIn { user: dialogue.user() });
-            }
+            Event::LoggedIn => self.tell(&News::LoggedIn { user: dialogue.user() }),
             Event::Encrypted => self.encrypted(),
             Event::NotFtp => {
                 self.world.firewall.stop_reading(self.connection);

@@ -235,7 +235,8 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_unread, adjustments } = world.firewall.control_connection(&segment.flow)?;
+        let Control { connection, is_unread, is_settled, adjustments } =
+            world.firewall.control_connection(&segment.flow)?;
         if is_unread && !segment.flags.has(Flags::SYN) {
             return None;
         }
@@ -247,7 +248,7 @@ impl Tracker {
         }
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
-        let session = Session::new(segment);
+        let session = Session::new(segment, is_settled);
         let picked_up = session.dialogue().is_picked_up();
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
         let due = world.now + world.policy.limits.idle;
@@ -306,10 +307,11 @@ impl Tracker {
             courses,
             world,
         };
-        let ending = session.segment(&segment, direction, &policy.limits, |told| match told {
+        let ending = session.segment(&segment, direction, &policy.limits, policy.capture.inspect, |told| match told {
             Told::Event(Event::Nothing, ..) => {}
             Told::Event(event, dialogue, line) => about.event(event, dialogue, line),
             Told::Odd(oddity) => about.tell(&News::Odd(oddity)),
+            Told::Settled => about.world.firewall.settled(about.connection),
         });
         let verdict = about.verdict(session);
         match ending {

@@ -166,6 +166,56 @@ fn a_port_command_that_the_server_refuses_closes_its_hole() {
     assert_eq!(stage.take_told(), told);
 }
 
+const PASSIVE: &str = "227 Entering Passive Mode (10,0,0,2,4,1).\r\n";
+const PASSIVE_OPENS: &str = "1 227 10.0.0.1 -> 10.0.0.2:1025";
+const PASSIVE_UNASKED: &str = "1 227 10.0.0.2:1025 refused: not-asked-for";
+
+#[test]
+fn behind_what_passed_unread_a_question_counts_that_was_asked_after_it() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    for unread in ["RETR x\r\n", "PASV\r\n"] {
+        talk.loses(FromClient, unread.len());
+        talk.loses(FromServer, 70);
+        stage.sees(&talk.says(FromClient, "PASV\r\n"));
+        stage.sees(&talk.says(FromServer, PASSIVE));
+        stage.sees(&talk.says(FromServer, PASSIVE));
+        let told: Vec<_> = stage.take_told().into_iter().filter(|told| !told.contains("odd")).collect();
+        assert_eq!(told, [PASSIVE_OPENS, PASSIVE_UNASKED]);
+    }
+}
+
+#[test]
+fn behind_what_passed_unread_a_question_does_not_count_that_may_have_been_answered_in_it() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromClient, "PASV\r\n"));
+    talk.loses(FromServer, PASSIVE.len());
+    stage.sees(&talk.says(FromClient, "RETR x\r\n"));
+    stage.sees(&talk.says(FromServer, PASSIVE));
+    assert_eq!(stage.take_told(), [PASSIVE_UNASKED, "1 odd: Lost"]);
+}
+
+#[test]
+fn an_answer_to_unread_bytes_may_answer_an_unread_question_once() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.sees(&talk.says(FromServer, PASSIVE));
+    assert_eq!(stage.take_told(), [PASSIVE_UNASKED]);
+    talk.loses(FromClient, "PASV\r\n".len());
+    stage.sees(&talk.says(FromServer, PASSIVE));
+    stage.sees(&talk.says(FromServer, PASSIVE));
+    assert_eq!(stage.take_told(), [PASSIVE_OPENS, PASSIVE_UNASKED]);
+    // Too few bytes for a question; or a server that has not got them; or one that has answered them.
+    talk.loses(FromClient, 4);
+    stage.sees(&talk.says(FromServer, PASSIVE));
+    assert_eq!(stage.take_told(), [PASSIVE_UNASKED]);
+    talk.loses(FromClient, "TYPE I\r\n".len());
+    stage.sees(&talk.says(FromServer, "200 Type is I\r\n"));
+    stage.sees(&talk.says(FromServer, PASSIVE));
+    assert_eq!(stage.take_told(), [PASSIVE_UNASKED]);
+}
+
 #[test]
 fn an_expectation_lives_as_long_as_the_policy_says() {
     let mut stage = Stage::with_policy("defaults: { timeout: 10s }");

@@ -98,14 +98,14 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
             let connection = sets.control_connection(&flow_of(&ours)).expect("a control connection").connection;
             assert_eq!(
                 sets.control_connection(&flow_of(&theirs)),
-                Some(Control { connection, is_unread: false, adjustments: Adjustments::default() })
+                Some(Control { connection, is_unread: false, is_settled: false, adjustments: Adjustments::default() })
             );
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE);
             sets.stop_reading(&connection);
             assert_eq!(
                 sets.control_connection(&flow_of(&theirs)),
-                Some(Control { connection, is_unread: true, adjustments: Adjustments::default() })
+                Some(Control { connection, is_unread: true, is_settled: false, adjustments: Adjustments::default() })
             );
             converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
             ours.shutdown(Shutdown::Write).expect("open");

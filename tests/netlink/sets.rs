@@ -182,7 +182,8 @@ fn a_translated_connection_has_four_addresses() {
     let (theirs, _) = listener.accept().expect("it came");
     let connection = Connection { original: flow_of(&ours), reply: flow_of(&theirs) };
     assert_eq!(theirs.peer_addr().map(|peer| peer.ip()).ok(), Some(ip("10.9.0.9")));
-    let control = Some(Control { connection, is_unread: false, adjustments: Adjustments::default() });
+    let control =
+        Some(Control { connection, is_unread: false, is_settled: false, adjustments: Adjustments::default() });
     assert_eq!(sets.control_connection(&connection.original), control);
     assert_eq!(sets.control_connection(&connection.reply), control);
     let unknown: Flow = flow("10.1.1.1:9".parse().expect("one"), "10.1.1.2:80".parse().expect("one"));

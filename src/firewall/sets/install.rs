@@ -6,7 +6,7 @@ use super::ruleset::{self, PRIORITY, Queueing, TABLE};
 use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::expectation::Expectation;
-use crate::netlink::{Conntrack, Error, TableChange, Tables};
+use crate::netlink::{Conntrack, Element, Error, TableChange, TableImage, Tables};
 use crate::policy::{Chain, Policy, WhenDown};
 use crate::time::Timestamp;
 
@@ -84,6 +84,8 @@ impl Sets {
             policy: policy.clone(),
             queueing,
             installed: Vec::new(),
+            image: TableImage::default(),
+            sets_are_lost: false,
             corridors: HashMap::default(),
             used: HashSet::default(),
             maps_used: false,
@@ -140,7 +142,7 @@ impl Sets {
 
     /// Whether all that was installed is there and untouched.
     pub fn stands(&mut self) -> Result<bool, Error> {
-        if self.handles()? != self.installed {
+        if !self.is_untouched()? {
             return Ok(false);
         }
         for chain in &self.policy.admit {
@@ -160,16 +162,35 @@ impl Sets {
         let mut restored = Restored::default();
         // First what lets marked connections in: a pinhole that is used up by one that is dropped then is lost.
         self.put_admit(&mut restored)?;
-        if self.handles()? != self.installed {
+        let is_untouched = self.is_untouched()?;
+        if !is_untouched {
             // Rules alone may be gone. Then the sets are as they should be, and what was used up stays so.
-            let sets_are_lost = !self.tables.has_table(TABLE)?;
-            self.put_table()?;
+            self.sets_are_lost |= !self.tables.has_table(TABLE)?;
+        }
+        if !is_untouched || self.sets_are_lost {
+            let elements = if self.sets_are_lost { self.lost_elements(now, standing) } else { BySet::new() };
+            self.put_back(&elements)?;
+            self.sets_are_lost = false;
             restored.table = true;
-            if sets_are_lost {
-                restored.elements = self.put_elements(now, standing)?;
-            }
+            restored.elements = elements.values().flatten().filter(|element| element.value.is_none()).count();
         }
         Ok(restored)
+    }
+
+    /// Whether the table stands without what should stand in its sets, so that it must be restored.
+    pub fn lacks_pinholes(&self) -> bool {
+        self.sets_are_lost
+    }
+
+    /// Puts back the table if it is gone, without what stood in it: that follows with [`restore`](Self::restore).
+    /// Whether it was gone.
+    pub(super) fn put_back_if_gone(&mut self) -> Result<bool, SetupError> {
+        if self.installed.is_empty() || self.tables.has_table(TABLE)? {
+            return Ok(false);
+        }
+        self.put_back(&BySet::new())?;
+        self.sets_are_lost = true;
+        Ok(true)
     }
 
     /// Removes all that was installed. What is gone already is fine.
@@ -214,7 +235,13 @@ impl Sets {
             return Err(SetupError::NotStanding("a rule is"));
         }
         self.installed = rules.iter().map(|rule| rule.handle).collect();
+        self.image = self.tables.image(TABLE)?;
         Ok(())
+    }
+
+    /// Whether our table holds the rules that were installed, and no others.
+    fn is_untouched(&mut self) -> Result<bool, Error> {
+        Ok(!self.installed.is_empty() && self.handles()? == self.installed)
     }
 
     fn handles(&mut self) -> Result<Vec<u64>, Error> {
@@ -232,11 +259,32 @@ impl Sets {
         Ok(())
     }
 
-    fn put_elements<'a>(
-        &mut self,
-        now: Timestamp,
-        standing: impl Iterator<Item = &'a Expectation>,
-    ) -> Result<usize, SetupError> {
+    /// Puts back the table as it was installed, with these elements: at once, so that there is no moment with half of
+    /// it.
+    fn put_back(&mut self, elements: &BySet) -> Result<(), SetupError> {
+        let lists: Vec<(&str, &[Element])> = elements.iter().map(|(set, list)| (*set, list.as_slice())).collect();
+        let left_over = match self.tables.put_back(TABLE, &self.image, &lists) {
+            Ok(left_over) => left_over,
+            Err(error) => {
+                // A kernel that does not take what it showed: then as at the start, which takes longer.
+                self.trouble(&error);
+                self.put_table()?;
+                lists
+            }
+        };
+        for (set, left_over) in left_over {
+            self.tables.insert_all(TABLE, set, left_over)?;
+        }
+        self.installed = self.handles()?;
+        if self.installed.len() < self.image.rules() {
+            // It is gone again, and the kernel tells of that as well.
+            self.installed.clear();
+        }
+        Ok(())
+    }
+
+    /// What has to stand in the sets.
+    fn lost_elements<'a>(&mut self, now: Timestamp, standing: impl Iterator<Item = &'a Expectation>) -> BySet {
         let mut elements = BySet::new();
         for expectation in standing.filter(|expectation| now < expectation.expires()) {
             for (set, element) in stored::elements(expectation, expectation.expires().since(now)).into_iter().flatten()
@@ -250,10 +298,7 @@ impl Sets {
         {
             elements.entry(set).or_default().push(element);
         }
-        for (set, elements) in &elements {
-            self.tables.insert_all(TABLE, set, elements)?;
-        }
-        Ok(elements.values().map(Vec::len).sum())
+        elements
     }
 }
 

@@ -25,7 +25,7 @@ pub use ruleset::{Queueing, text as ruleset};
 use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::{Port, PortRange};
-use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, Tables};
+use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
 use ruleset::TABLE;
@@ -70,6 +70,10 @@ pub struct Sets {
     queueing: Queueing,
     /// The rules of our table as they were installed: nobody has touched them while they are the same.
     installed: Vec<u64>,
+    /// All of our table as it was installed, to be put back.
+    image: TableImage,
+    /// The table was put back in a hurry, and what stood in its sets was not.
+    sets_are_lost: bool,
     /// How many sessions have each corridor open.
     corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
     /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
@@ -136,11 +140,10 @@ impl Sets {
         std::mem::take(&mut self.troubles)
     }
 
-    /// Marks a control connection; what that means to the capture is said in `rules/`.
-    fn mark(&mut self, connection: &Connection) {
-        let bits = self.policy.mark.bits();
+    /// Sets a bit in the mark of a control connection; what that means to the capture is said in `rules/`.
+    fn mark(&mut self, connection: &Connection, bit: u32) {
         // A connection that the kernel has forgotten brings no packets either.
-        let marked = self.conntrack.mark(&connection.original, bits, bits);
+        let marked = self.conntrack.mark(&connection.original, bit, bit);
         self.note(marked);
     }
 
@@ -156,7 +159,12 @@ impl Sets {
 
     /// Puts elements into the kernel in place of others, all at once.
     fn put(&mut self, go: &[Stored], come: &[Stored]) -> Result<(), NotOpened> {
-        let Err(error) = self.tables.exchange(TABLE, go, come) else { return Ok(()) };
+        let mut put = self.tables.exchange(TABLE, go, come);
+        // Somebody flushed the ruleset, and the news of that is not here yet. This announcement cannot wait for it.
+        if put.as_ref().is_err_and(|error| error.cause.is_missing()) && matches!(self.put_back_if_gone(), Ok(true)) {
+            put = self.tables.exchange(TABLE, &[], come);
+        }
+        let Err(error) = put else { return Ok(()) };
         self.trouble(&error);
         if error.cause.is_unknown() {
             // Nothing stays open that nobody knows of, as far as that is in our hands.
@@ -195,16 +203,16 @@ impl Firewall for Sets {
         match self.note(found)? {
             Some(entry) => {
                 let connection = entry.connection;
-                // With `inspect: announcements` the mark says only that the start has been read.
-                let is_unread = self.policy.capture.inspect == crate::policy::Inspect::Dialogue
-                    && entry.mark & self.policy.mark.bits() == self.policy.mark.bits();
+                let is_unread = entry.mark & self.policy.mark.unread_bit() != 0;
+                let is_settled = entry.mark & self.policy.mark.settled_bit() != 0;
                 let is_control = self.policy.control_ports.contains(connection.server().port);
-                is_control.then_some(Control { connection, is_unread, adjustments: adjustments(&entry) })
+                is_control.then_some(Control { connection, is_unread, is_settled, adjustments: adjustments(&entry) })
             }
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone.
             None => {
                 let adjustments = Adjustments::default();
-                self.direct(flow).map(|connection| Control { connection, is_unread: false, adjustments })
+                let control = |connection| Control { connection, is_unread: false, is_settled: false, adjustments };
+                self.direct(flow).map(control)
             }
         }
     }
@@ -279,13 +287,11 @@ impl Firewall for Sets {
     }
 
     fn settled(&mut self, connection: &Connection) {
-        if self.policy.capture.inspect == crate::policy::Inspect::Announcements {
-            self.mark(connection);
-        }
+        self.mark(connection, self.policy.mark.settled_bit());
     }
 
     fn stop_reading(&mut self, connection: &Connection) {
-        self.mark(connection);
+        self.mark(connection, self.policy.mark.unread_bit());
     }
 }
 

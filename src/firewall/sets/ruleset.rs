@@ -41,6 +41,8 @@ const NAT: &str = include_str!("../../../rules/nat.nft");
 const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
 const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
 
+/// Why writing into a string cannot fail.
+const TAKES_ALL: &str = "a string takes whatever is written";
 /// What has to stand before the ruleset is read, as nft cannot write it.
 pub(super) const PLACES: [HelperPlace<'static>; 2] = [
     HelperPlace { name: "adjustable4", network: Family::Ip },
@@ -104,7 +106,10 @@ pub fn text(policy: &Policy, queueing: Queueing) -> String {
         Inspect::Announcements => ANNOUNCEMENTS,
     };
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
-    let mut text = format!("define mark_bits = {}\ndefine control_ports = {{ {} }}\n\n", policy.mark, ports.join(", "));
+    let mark = policy.mark;
+    let mut text = format!("define mark_bits = {mark}\ndefine control_ports = {{ {} }}\n", ports.join(", "));
+    writeln!(text, "define settled_bit = {:#010x}", mark.settled_bit()).expect(TAKES_ALL);
+    writeln!(text, "define unread_bit = {:#010x}\n", mark.unread_bit()).expect(TAKES_ALL);
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
     let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), inspect, &sized(TABLE_TEXT)];
@@ -131,7 +136,7 @@ fn queue(capture: &Capture, queueing: Queueing) -> String {
                  \t# target NFQUEUE of iptables, which nft shows but cannot write."
             ),
         };
-        result.expect("a string takes whatever is written");
+        result.expect(TAKES_ALL);
     }
     let choice = match capture.queues.count().get() {
         1 => format!("goto {}", queue_chain(capture.queues.first())),
@@ -143,7 +148,7 @@ fn queue(capture: &Capture, queueing: Queueing) -> String {
             format!("jhash ct id mod {count} vmap {{ {} }}", choices.join(", "))
         }
     };
-    write!(chains, "\tchain deliver {{\n\t\t{choice}\n\t}}\n}}\n").expect("a string takes whatever is written");
+    write!(chains, "\tchain deliver {{\n\t\t{choice}\n\t}}\n}}\n").expect(TAKES_ALL);
     begin + "\n" + &chains
 }
 

@@ -1,0 +1,228 @@
+//! A table as the kernel shows it, kept to be put back as it was: chains, sets, objects, rules, in one batch.
+//!
+//! What the kernel shows is what it was given, so it is not understood here but repeated. Only what a table collects
+//! while it is used is left out: elements of sets with a timeout.
+
+use super::bytes::{Attribute, Message, Writer, flags};
+use super::element::Element;
+use super::elements::{ELEMENTS_A_MESSAGE, write_elements};
+use super::error::{Cause, Error, Operation};
+use super::tables::{Table, Tables, attribute, kind};
+
+/// Attributes that hold others.
+const NESTED: u16 = 0x8000;
+
+/// What of each kind of thing is repeated; the rest is the kernel's own to say: handles, counts, padding.
+mod repeated {
+    use super::NESTED;
+
+    /// Name, flags, userdata.
+    pub(super) const TABLE: &[u16] = &[1, 2, 6];
+    /// Table, name, hook, policy, type, flags, userdata.
+    pub(super) const CHAIN: &[u16] = &[1, 3, 4 | NESTED, 5, 7, 10, 12];
+    /// Table, name, flags, types and lengths of key and data, policy, description, timeout, interval, userdata, type
+    /// of object, expressions.
+    pub(super) const SET: &[u16] = &[1, 2, 3, 4, 5, 6, 7, 8, 9 | NESTED, 11, 12, 13, 15, 17 | NESTED, 18 | NESTED];
+    /// Table, set, elements.
+    pub(super) const ELEMENTS: &[u16] = &[1, 2, 3 | NESTED];
+    /// Table, name, type, data, userdata.
+    pub(super) const OBJECT: &[u16] = &[1, 2, 3, 4 | NESTED, 8];
+    /// Table, chain, expressions, userdata.
+    pub(super) const RULE: &[u16] = &[1, 2, 4 | NESTED, 7];
+}
+
+/// A step of a rule, in a list: what it is, and what of it there is to say.
+mod step {
+    pub(super) const ELEMENT: u16 = 1;
+    pub(super) const NAME: u16 = 1;
+    pub(super) const DATA: u16 = 2;
+    /// Reads or writes an option of a packet's header. One that writes, which is one with a source, is shown with flags
+    /// that it must not be given.
+    pub(super) const OPTION: &str = "exthdr";
+    pub(super) const OPTION_FLAGS: u16 = 5;
+    pub(super) const OPTION_SOURCE: u16 = 7;
+}
+
+const SET_FLAGS: u16 = 3;
+const SET_ID: u16 = 10;
+/// The elements of such a set come and go.
+const WITH_TIMEOUT: u32 = 0x10;
+
+/// A request: its attributes, each with its type, and those bits that say how it is meant.
+#[derive(Clone, Debug)]
+struct Request {
+    kind: u16,
+    flags: u16,
+    attributes: Vec<(u16, Box<[u8]>)>,
+}
+
+impl Request {
+    /// The request that makes what a message shows.
+    fn repeating(message: Message<'_>, kind: u16, flags: u16, repeated: &[u16]) -> Self {
+        let attributes = repeated.iter().filter_map(|&wanted| {
+            let found = message.attributes().find(wanted & !NESTED)?;
+            Some((wanted, found.bytes().into()))
+        });
+        Self { kind, flags, attributes: attributes.collect() }
+    }
+
+    /// The steps of a rule as the kernel takes them, which is not always as it shows them.
+    fn mend_steps(&mut self) {
+        let steps = self.attributes.iter_mut().find(|(kind, _)| *kind == attribute::RULE_EXPRESSIONS | NESTED);
+        let Some((_, bytes)) = steps else { return };
+        let mut writer = Writer::default();
+        for (_, step) in Attribute::from(&**bytes).nested() {
+            writer.nested(step::ELEMENT, |w| mended_step(w, step));
+        }
+        *bytes = writer.as_bytes().into();
+    }
+
+    fn number(&self, kind: u16) -> Option<u32> {
+        let (_, bytes) = self.attributes.iter().find(|(found, _)| *found == kind)?;
+        (**bytes).try_into().ok().map(u32::from_be_bytes)
+    }
+
+    fn text(&self, kind: u16) -> Option<&str> {
+        let (_, bytes) = self.attributes.iter().find(|(found, _)| *found == kind)?;
+        str::from_utf8(bytes.strip_suffix(b"\0").unwrap_or(bytes)).ok()
+    }
+
+    fn write(&self, writer: &mut Writer) {
+        self.attributes.iter().for_each(|(kind, value)| writer.attribute(*kind, value));
+    }
+}
+
+fn mended_step(w: &mut Writer, shown: Attribute<'_>) {
+    let find = |kind| shown.nested().find(kind);
+    let Some(name) = find(step::NAME) else { return };
+    w.attribute(step::NAME, name.bytes());
+    let Some(data) = find(step::DATA) else { return };
+    let writes_option = name.text() == Some(step::OPTION) && data.nested().find(step::OPTION_SOURCE).is_some();
+    if !writes_option {
+        return w.attribute(step::DATA | NESTED, data.bytes());
+    }
+    w.nested(step::DATA, |w| {
+        let taken = data.nested().filter(|(kind, _)| *kind != step::OPTION_FLAGS);
+        taken.for_each(|(kind, value)| w.attribute(kind, value.bytes()));
+    });
+}
+
+/// A table, to be put back.
+#[derive(Clone, Debug, Default)]
+pub struct TableImage {
+    table: Vec<Request>,
+    chains: Vec<Request>,
+    sets: Vec<Request>,
+    elements: Vec<Request>,
+    objects: Vec<Request>,
+    rules: Vec<Request>,
+}
+
+impl TableImage {
+    /// How many rules it has.
+    pub fn rules(&self) -> usize {
+        self.rules.len()
+    }
+}
+
+impl Tables {
+    /// What is needed to put a table back as it stands.
+    pub fn image(&mut self, table: Table<'_>) -> Result<TableImage, Error> {
+        self.try_image(table).map_err(|cause| Error::new(Operation::Read, format_args!("table {table}"), cause))
+    }
+
+    fn try_image(&mut self, table: Table<'_>) -> Result<TableImage, Cause> {
+        let of_table = |message: Message<'_>| {
+            message.attributes().find(attribute::TABLE).and_then(Attribute::text) == Some(table.name)
+        };
+        let family = table.family.number();
+        let by_name = |w: &mut Writer| w.text(attribute::TABLE, table.name);
+        let mut read = |ask: u16, make: u16, more: u16, repeated: &[u16]| {
+            self.list(ask, family, by_name, |message, requests: &mut Vec<Request>| {
+                if of_table(message) {
+                    requests.push(Request::repeating(message, make, flags::CREATE | more, repeated));
+                }
+            })
+        };
+        let mut image = TableImage {
+            table: read(kind::GET_TABLE, kind::NEW_TABLE, 0, repeated::TABLE)?,
+            chains: read(kind::GET_CHAIN, kind::NEW_CHAIN, 0, repeated::CHAIN)?,
+            sets: read(kind::GET_SET, kind::NEW_SET, 0, repeated::SET)?,
+            objects: read(kind::GET_OBJECT, kind::NEW_OBJECT, 0, repeated::OBJECT)?,
+            rules: read(kind::GET_RULE, kind::NEW_RULE, flags::APPEND, repeated::RULE)?,
+            elements: Vec::new(),
+        };
+        image.rules.iter_mut().for_each(Request::mend_steps);
+        for (id, set) in (1u32..).zip(&mut image.sets) {
+            // Within a batch a set has a number besides its name.
+            set.attributes.push((SET_ID, id.to_be_bytes().into()));
+            if set.number(SET_FLAGS).unwrap_or(0) & WITH_TIMEOUT != 0 {
+                continue;
+            }
+            let Some(name) = set.text(attribute::SET_NAME).map(ToOwned::to_owned) else { continue };
+            let of_set = |w: &mut Writer| {
+                by_name(w);
+                w.text(attribute::SET_NAME, &name);
+            };
+            let elements = self.list(kind::GET_ELEMENT, family, of_set, |message, requests: &mut Vec<Request>| {
+                if message.attributes().find(attribute::ELEMENTS).is_some() {
+                    requests.push(Request::repeating(message, kind::NEW_ELEMENT, flags::CREATE, repeated::ELEMENTS));
+                }
+            })?;
+            image.elements.extend(elements);
+        }
+        Ok(image)
+    }
+
+    /// Makes a table be again as it was, whatever is left of it, at once or not at all. Its chains are filled anew; sets
+    /// that still stand keep what is in them. The elements come with it, as far as they find room: what is left over
+    /// is handed back.
+    pub fn put_back<'e>(
+        &mut self,
+        table: Table<'_>,
+        image: &TableImage,
+        elements: &[(&'e str, &'e [Element])],
+    ) -> Result<Vec<(&'e str, &'e [Element])>, Error> {
+        let family = table.family.number();
+        let mut left = Vec::new();
+        let put = self.once_rearranged(|tables| {
+            left.clear();
+            tables.batch(|batch| {
+                let mut make = |requests: &[Request]| {
+                    for request in requests {
+                        batch.request(request.kind, request.flags, family, |w| request.write(w));
+                    }
+                };
+                make(&image.table);
+                make(&image.chains);
+                for chain in &image.chains {
+                    let name = chain.text(attribute::CHAIN_NAME).unwrap_or_default();
+                    batch.request(kind::DELETE_RULE, 0, family, |w| {
+                        w.text(attribute::TABLE, table.name);
+                        w.text(attribute::RULE_CHAIN, name);
+                    });
+                }
+                let mut make = |requests: &[Request]| {
+                    for request in requests {
+                        batch.request(request.kind, request.flags, family, |w| request.write(w));
+                    }
+                };
+                make(&image.sets);
+                make(&image.elements);
+                make(&image.objects);
+                make(&image.rules);
+                for &(set, all) in elements {
+                    let (now, later) = all.split_at(all.len().min(ELEMENTS_A_MESSAGE));
+                    if !now.is_empty() {
+                        batch.request(kind::NEW_ELEMENT, flags::CREATE, family, |w| write_elements(w, table, set, now));
+                    }
+                    if !later.is_empty() {
+                        left.push((set, later));
+                    }
+                }
+            })
+        });
+        put.map_err(|cause| Error::new(Operation::Add, format_args!("table {table}"), cause))?;
+        Ok(left)
+    }
+}

@@ -1,0 +1,140 @@
+//! The table that is put back is the table that was installed, to the letter. Needs root and nft.
+
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
+
+use std::net::IpAddr;
+use std::num::NonZeroU16;
+use std::time::{Duration, Instant};
+
+use pinhole::expectation::{Expectation, Mapping};
+use pinhole::firewall::Firewall as _;
+use pinhole::firewall::sets::Sets;
+use pinhole::lab::Namespace;
+use pinhole::net::Port;
+use pinhole::packet::Endpoint;
+use pinhole::policy::{self, Inspect, Policy, Queues, WhenDown};
+use pinhole::time::Timestamp;
+
+const NOW: Timestamp = Timestamp::from_secs(1);
+
+fn policies() -> Vec<Policy> {
+    let mut policies = vec![Policy::embedded()];
+    let text = "control_ports: [21, 2121]\ncapture: { inspect: announcements, when_down: closed }\n";
+    let mut other = policy::parse("policy.yaml", text).expect("a good policy").policy;
+    assert_eq!((other.capture.inspect, other.capture.when_down), (Inspect::Announcements, WhenDown::Closed));
+    other.capture.queues = Queues::new(3, NonZeroU16::new(4).expect("four")).expect("queues");
+    policies.push(other);
+    policies
+}
+
+fn pinholes(count: u16) -> Vec<Expectation> {
+    let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+    let port = |number: u16| Port::new(number).expect("a port");
+    let pair = |number: u16| {
+        let hosts = if number.is_multiple_of(2) { ["10.0.0.1", "10.0.0.2"] } else { ["fd00::1", "fd00::2"] };
+        let [from, to] = hosts.map(address);
+        let to = Endpoint::new(to, port(1024 + number));
+        // One in three is mapped.
+        let is_mapped = number.is_multiple_of(3);
+        let mapped = Mapping { to: Some(Endpoint::new(from, to.port)), from: Some(to.address) };
+        let mapping = if is_mapped { mapped } else { Mapping::NONE };
+        Expectation { from, to, mapping, since: NOW, lifetime: Duration::from_secs(3600) }
+    };
+    (0..count).map(pair).collect()
+}
+
+fn ruleset(namespace: &Namespace) -> String {
+    namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists")
+}
+
+/// The ruleset without what stands in its sets.
+fn without_elements(ruleset: &str) -> String {
+    ruleset.lines().filter(|line| !line.contains("expires")).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn what_is_put_back_is_what_was_installed() {
+    for policy in policies() {
+        let namespace = Namespace::new("host").expect("a namespace");
+        let mut sets = namespace.run(|| Sets::install(&policy)).expect("root may enter").expect("installed");
+        let before = ruleset(&namespace);
+        for pinholes in [pinholes(0), pinholes(3), pinholes(2000)] {
+            namespace.nft("flush ruleset").expect("it is empty");
+            assert_eq!(sets.stands(), Ok(false));
+            let restored = sets.restore(NOW, pinholes.iter()).expect("it is put back");
+            assert_eq!((restored.table, restored.elements), (true, pinholes.len()));
+            let standing = sets.pinholes().expect("the sets stand");
+            assert_eq!(standing.len(), pinholes.len());
+            let mapped = |mapping: Mapping| !mapping.is_none();
+            assert_eq!(
+                standing.iter().filter(|pinhole| mapped(pinhole.mapping)).count(),
+                pinholes.iter().filter(|pinhole| mapped(pinhole.mapping)).count()
+            );
+            pinholes.iter().for_each(|pinhole| sets.close(pinhole));
+            assert_eq!(without_elements(&ruleset(&namespace)), without_elements(&before));
+            assert_eq!(sets.stands(), Ok(true));
+        }
+        assert_eq!(sets.take_troubles().count, 0, "the kernel took what it had shown");
+        sets.remove().expect("it stands");
+        assert_eq!(ruleset(&namespace), "");
+    }
+}
+
+#[test]
+fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
+    for policy in policies() {
+        let namespace = Namespace::new("host").expect("a namespace");
+        let mut sets = namespace.run(|| Sets::install(&policy)).expect("root may enter").expect("installed");
+        let before = ruleset(&namespace);
+        let [kept, _] = pinholes(2)[..] else { panic!("two") };
+        sets.open(&kept).expect("opened");
+        for damage in ["inspect", "deliver", "data", "prerouting"] {
+            namespace.nft(&format!("flush chain inet pinhole {damage}")).expect("there is such a chain");
+            assert_eq!(sets.stands(), Ok(false));
+            let restored = sets.restore(NOW, pinholes(8).iter()).expect("it is put back");
+            assert_eq!((restored.table, restored.elements), (true, 0), "what was used up stays so");
+            assert_eq!(sets.stands(), Ok(true));
+        }
+        assert_eq!(sets.pinholes().expect("the sets stand").len(), 1);
+        sets.close(&kept);
+        assert_eq!(without_elements(&ruleset(&namespace)), without_elements(&before));
+        assert_eq!(sets.take_troubles().count, 0, "the kernel took what it had shown");
+    }
+}
+
+#[test]
+fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() {
+    let namespace = Namespace::new("host").expect("a namespace");
+    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
+    let pinholes = pinholes(3);
+    pinholes[..2].iter().for_each(|pinhole| sets.open(pinhole).expect("opened"));
+    namespace.nft("flush ruleset").expect("it is empty");
+    sets.open(&pinholes[2]).expect("opened, nevertheless");
+    assert_eq!(sets.pinholes().expect("the sets stand").len(), 1);
+    let restored = sets.restore(NOW, pinholes.iter()).expect("it is put back");
+    assert_eq!((restored.table, restored.elements), (true, 3));
+    assert_eq!(sets.pinholes().expect("the sets stand").len(), 3);
+    assert!(sets.restore(NOW, pinholes.iter()).expect("nothing is to do").is_nothing());
+    assert_eq!(sets.take_troubles().count, 0);
+}
+
+#[test]
+#[ignore = "a measurement: run it with --release --ignored --nocapture"]
+fn measures_how_long_mending_takes() {
+    for count in [0, 10, 200] {
+        let namespace = Namespace::new("host").expect("a namespace");
+        let mut sets =
+            namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
+        let pinholes = pinholes(count);
+        let mut times: Vec<Duration> = (0..50)
+            .map(|_| {
+                namespace.nft("flush ruleset").expect("it is empty");
+                let begun = Instant::now();
+                sets.restore(NOW, pinholes.iter()).expect("it is put back");
+                begun.elapsed()
+            })
+            .collect();
+        times.sort_unstable();
+        println!("{count} pinholes: median {:?}, 90 % {:?}, longest {:?}", times[25], times[45], times[49]);
+    }
+}

@@ -1,0 +1,110 @@
+//! Sessions that transfer while something is done to the firewall, again and again.
+
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
+
+use crate::daemon::PATIENCE;
+use crate::stage::{CONTENT, FILE, SetAtTheEnd, Stage};
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::{self, ScopedJoinHandle};
+use std::time::Duration;
+
+use pinhole::ftp::Mode;
+use pinhole::lab::mini::MiniClient;
+use pinhole::lab::{self, Family, Result};
+
+/// Whether what is being tested is going on just now: even while it is not, and another number every time.
+#[derive(Default)]
+pub(crate) struct Disturbance(AtomicUsize);
+
+impl Disturbance {
+    pub(crate) fn begins(&self) {
+        assert_eq!(self.0.fetch_add(1, Ordering::SeqCst) % 2, 0);
+    }
+
+    pub(crate) fn is_over(&self) {
+        assert_eq!(self.0.fetch_add(1, Ordering::SeqCst) % 2, 1);
+    }
+
+    pub(crate) fn now(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What one session did while it was disturbed.
+#[derive(Default)]
+pub(crate) struct Done {
+    pub(crate) transfers: usize,
+    /// Transfers that were hit, and tried once more in the same session.
+    pub(crate) hit: usize,
+}
+
+/// Transfers in one session until `is_over`. Only what was disturbed may fail, and then it is tried again.
+pub(crate) fn transfer_under(
+    disturbance: &Disturbance,
+    is_over: &AtomicBool,
+    server: SocketAddr,
+    mode: Mode,
+) -> Result<Done> {
+    let mut client = MiniClient::log_in(server, PATIENCE)?;
+    let mut done = Done::default();
+    let mut content = Vec::new();
+    let command = format!("RETR {FILE}");
+    while !is_over.load(Ordering::SeqCst) {
+        let before = disturbance.now();
+        content.clear();
+        match client.fetch(mode, &command, &mut content) {
+            Ok(()) => {
+                assert_eq!(content, CONTENT);
+                done.transfers += 1;
+                // Whoever disturbs needs a processor, too.
+                thread::sleep(Duration::from_millis(1));
+            }
+            Err(error) if before.is_multiple_of(2) && disturbance.now() == before => {
+                println!("{mode}, after {} transfers, of which {} were hit: {error}", done.transfers, done.hit);
+                return Err(error);
+            }
+            Err(_) => {
+                done.hit += 1;
+                let is_over = || Ok(disturbance.now().is_multiple_of(2));
+                lab::wait_until("the end of the disturbance", PATIENCE, is_over)?;
+            }
+        }
+    }
+    // Whatever happened, it works now.
+    assert_eq!(client.download(mode, FILE)?, CONTENT);
+    client.quit()?;
+    Ok(done)
+}
+
+/// Has sessions of both families and all kinds transfer while `disturb` goes on, and sees that they all live.
+pub(crate) fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance)) {
+    let (disturbance, is_over) = (Disturbance::default(), AtomicBool::new(false));
+    // Many transfers a second use up the ports of a host, unless those of connections that are over may be used again.
+    for host in [&stage.topology.client, &stage.topology.server] {
+        for (name, value) in [("tcp_tw_reuse", "1"), ("ip_local_port_range", "1024 65535")] {
+            host.namespace.set(&format!("net/ipv4/{name}"), value).expect("a parameter of the namespace");
+        }
+    }
+    let servers = Family::ALL.map(|family| stage.serve_many(family));
+    let [v4, v6] = [servers[0].address(), servers[1].address()];
+    let sessions = [(v4, Mode::Pasv), (v4, Mode::Port), (v6, Mode::Epsv), (v6, Mode::Eprt)];
+    let (disturbance, is_over) = (&disturbance, &is_over);
+    thread::scope(|scope| {
+        let start = |(server, mode)| {
+            let work = move || transfer_under(disturbance, is_over, server, mode);
+            (mode, scope.spawn(move || stage.topology.client.namespace.run(work).and_then(|result| result)))
+        };
+        let sessions: Vec<(Mode, ScopedJoinHandle<'_, _>)> = sessions.into_iter().map(start).collect();
+        {
+            let _ends = SetAtTheEnd(is_over);
+            disturb(disturbance);
+        }
+        for (mode, session) in sessions {
+            let done = session.join().expect("no panic").unwrap_or_else(|error| panic!("{mode}: {error}"));
+            println!("{mode}: {} transfers, {} hit", done.transfers, done.hit);
+            assert!(done.transfers > 0, "{mode}");
+        }
+    });
+}
