@@ -7,7 +7,7 @@ use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
 use crate::capture::readers::Reader;
-use crate::firewall::sets::{Queueing, own_rule, ruleset};
+use crate::firewall::sets::{Holder, Queueing, own_rule, ruleset};
 use crate::policy::Policy;
 
 /// Older ones do not know the payload expressions of our rules.
@@ -169,7 +169,7 @@ fn own_table(policy: &Policy, chains: Option<&[String]>, instance: &Instance) ->
                 .advising("does it run in another network namespace?"),
         };
     };
-    let text = ruleset(policy, Queueing::Statement);
+    let text = ruleset(policy, Queueing::Statement, Holder::Sets);
     let is_own = |name: &str| {
         name.strip_prefix("queue").is_some_and(|number| number.parse::<u16>().is_ok())
             || text.contains(&format!("\tchain {name} {{"))

@@ -12,7 +12,7 @@ use super::ruleset::Ruleset;
 use crate::capture::queue::Queue;
 use crate::capture::readers::{Reader, readers};
 use crate::daemon::control;
-use crate::firewall::sets::{Queueing, ruleset};
+use crate::firewall::sets::{Holder, Queueing, ruleset};
 use crate::net::Port;
 use crate::netlink::{Conntrack, Family, Table, Tables};
 use crate::packet::{Endpoint, Flow};
@@ -222,7 +222,7 @@ fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
             "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
         ));
     }
-    text.push_str(&ruleset(policy, queueing).replace("inet pinhole", TRIAL));
+    text.push_str(&ruleset(policy, queueing, Holder::Sets).replace("inet pinhole", TRIAL));
     nft.run(&["--check", "-f", "-"], &text).map(drop)
 }
 

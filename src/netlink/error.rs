@@ -73,7 +73,8 @@ pub struct Error {
 }
 
 impl Error {
-    pub(super) fn new(operation: Operation, object: impl fmt::Display, cause: Cause) -> Self {
+    /// That could not be done, of that.
+    pub fn new(operation: Operation, object: impl fmt::Display, cause: Cause) -> Self {
         Self { operation, object: object.to_string().into(), cause }
     }
 

@@ -21,7 +21,7 @@ mod tuple;
 mod watch;
 
 pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
-pub use definitions::HelperPlace;
+pub use definitions::{Object, ObjectKind};
 pub use element::{Element, Key, Value};
 pub use error::{Cause, Error, Operation};
 pub use expected::{Expectations, Expected, Translated};
