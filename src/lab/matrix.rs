@@ -4,8 +4,10 @@
 //! firewall, a firewall and its helper. So the same table serves as the baseline, the reference and the test. Scenes of
 //! other kinds are played in the same way: see [`Setting`].
 
+use super::choice::{Candidate, with_everything};
 use super::client::{ClientKind, Task, Visit};
 use super::error::{Error, Result};
+use super::pace::is_slow;
 use super::server::{Server, ServerKind, ServerOptions};
 use super::topology::{Family, Shape, Topology};
 use crate::ftp::Mode;
@@ -56,7 +58,7 @@ impl Scene {
 }
 
 /// Something in which cells are played, one after the other.
-pub trait Setting: Copy + Sync {
+pub trait Setting: Copy + Send + Sync {
     /// It, when it stands.
     type Stage;
     /// What is played in it.
@@ -65,6 +67,8 @@ pub trait Setting: Copy + Sync {
     fn set_up(self) -> Result<Self::Stage>;
     /// What there is to play.
     fn cells(self) -> Vec<Self::Cell>;
+    /// What comes up with it: what is not left out where only some cells are played.
+    fn aspects(cell: &Self::Cell) -> Vec<String>;
 }
 
 impl Setting for Scene {
@@ -84,6 +88,17 @@ impl Setting for Scene {
         let each =
             |client: ClientKind| client.modes(self.family).iter().map(move |&mode| Cell { scene: self, client, mode });
         ClientKind::ALL.into_iter().flat_map(each).collect()
+    }
+
+    fn aspects(cell: &Cell) -> Vec<String> {
+        let Cell { scene: Scene { shape, server, family }, client, mode } = cell;
+        vec![
+            format!("{shape} {family} {mode}"),
+            format!("{shape} {server}"),
+            format!("{shape} {client}"),
+            format!("{server} {client}"),
+            format!("{client} {mode}"),
+        ]
     }
 }
 
@@ -169,7 +184,25 @@ pub struct Outcome<C = Cell> {
     pub took: Duration,
 }
 
-/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order.
+/// Scenes, and what is played in each: all of its cells, or on a slow machine so many that every aspect comes up.
+fn programme<S: Setting>(scenes: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> {
+    let mut all: Vec<_> = scenes.iter().map(|scene| (*scene, scene.cells())).collect();
+    if is_slow {
+        let candidates = all.iter().enumerate().flat_map(|(group, (_, cells))| {
+            cells.iter().map(move |cell| Candidate { group, aspects: S::aspects(cell) })
+        });
+        let chosen = with_everything(&candidates.collect::<Vec<_>>());
+        let mut places = 0..;
+        for (_, cells) in &mut all {
+            cells.retain(|_| places.next().is_some_and(|place| chosen.contains(&place)));
+        }
+        all.retain(|(_, cells)| !cells.is_empty());
+    }
+    all
+}
+
+/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order. On a
+/// slow machine it plays some of them.
 ///
 /// `prepare` puts what it likes into the topology's firewall once the server runs, and what it returns is kept until
 /// the scene's last cell has been played. A scene that cannot be set up or prepared is an error of the whole.
@@ -179,14 +212,14 @@ pub fn play<S: Setting, G>(
     prepare: impl Fn(&S::Stage) -> Result<G> + Sync,
     each: impl Fn(&S::Stage, &S::Cell) -> Result<()> + Sync,
 ) -> Result<Vec<Outcome<S::Cell>>> {
-    let left = Mutex::new(scenes.iter());
-    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next().copied();
+    let left = Mutex::new(programme(scenes, is_slow()).into_iter());
+    let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     let worker = || {
         let mut outcomes = Vec::new();
-        while let Some(scene) = next() {
+        while let Some((scene, cells)) = next() {
             let stage = scene.set_up()?;
             let _kept = prepare(&stage)?;
-            for cell in scene.cells() {
+            for cell in cells {
                 let begun = Instant::now();
                 let result = each(&stage, &cell);
                 outcomes.push(Outcome { cell, result, took: begun.elapsed() });
@@ -205,4 +238,25 @@ pub fn play<S: Setting, G>(
         }
         Ok(outcomes)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn a_slow_machine_plays_each_server_with_each_client_and_each_command_in_each_role_and_family() {
+        let scenes = Scene::all(&Shape::ALL);
+        let played = |is_slow| programme(&scenes, is_slow).into_iter().flat_map(|(_, cells)| cells).collect::<Vec<_>>();
+        let (all, some) = (played(false), played(true));
+        assert_eq!(all.len(), 324);
+        assert!(some.len() < 60, "{}", some.len());
+        let assert_covered = |value: fn(&Cell) -> String| {
+            let values = |cells: &[Cell]| cells.iter().map(value).collect::<BTreeSet<_>>();
+            assert_eq!(values(&all), values(&some));
+        };
+        assert_covered(|cell| format!("{} {}", cell.scene.server, cell.client));
+        assert_covered(|cell| format!("{} {} {}", cell.scene.shape, cell.scene.family, cell.mode));
+    }
 }

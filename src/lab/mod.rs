@@ -5,6 +5,7 @@
 //! no cleaning up to forget, after a panic or a `kill -9` either. It knows FTP as its clients and servers speak it,
 //! and nothing of Pinhole.
 
+mod choice;
 mod client;
 mod error;
 mod ethtool;
@@ -14,6 +15,7 @@ pub mod mini;
 mod namespace;
 pub mod nat;
 mod netlink;
+mod pace;
 mod process;
 mod room;
 mod rtnetlink;
@@ -27,6 +29,7 @@ pub use client::{ClientKind, Task, Visit};
 pub use error::{Error, Result};
 pub use link::{End, join};
 pub use namespace::{Namespace, Socket};
+pub use pace::{allow, share_of};
 pub use process::{Child, Command, Finished};
 pub use room::{HOME_INSIDE, INSIDE, PASSWORD, Room, USER};
 pub use server::{Server, ServerKind, ServerOptions};

@@ -358,6 +358,11 @@ impl Setting for NatScene {
         };
         ClientKind::ALL.into_iter().filter(can).flat_map(each).collect()
     }
+
+    fn aspects(cell: &NatCell) -> Vec<String> {
+        let NatCell { scene: NatScene { nat, server, family }, client, mode } = cell;
+        vec![format!("{nat} {family} {mode}"), format!("{server} {client}"), format!("{server} {mode}")]
+    }
 }
 
 impl fmt::Display for NatScene {

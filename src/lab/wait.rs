@@ -1,16 +1,18 @@
 //! Waiting for a condition, never for a time.
 
 use super::error::{Error, Result};
+use super::pace::allow;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// Between two looks at a condition. Short, because most conditions of the lab come true within milliseconds.
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Returns as soon as `condition` gives something, and fails when it has not within `within`.
+/// Returns as soon as `condition` gives something, and fails when it has not within `within`, or longer on a slow machine.
 ///
 /// `what` completes "waited in vain for …".
 pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let within = allow(within);
     let deadline = Instant::now() + within;
     loop {
         // Asked once more after the deadline: the machine may have been too busy to let us ask in time.

@@ -1,0 +1,53 @@
+//! How fast the machine is, and what a test makes of it.
+//!
+//! On an emulated machine everything takes many times as long. There a test covers the same as anywhere else. What it
+//! does again and again it does less often, and what has to be quick may take longer.
+
+use std::env;
+use std::time::Duration;
+
+/// The variable that says how many times as long everything takes.
+const VARIABLE: &str = "PINHOLE_LAB_SLOWNESS";
+
+/// How often something is done that is done `full` times on a machine as fast as usual. At least once.
+pub fn share_of(full: usize) -> usize {
+    full.div_ceil(slowness() as usize)
+}
+
+/// How long something may take that may take `usual` on a machine as fast as usual. A quarter of what it is slower: such
+/// times are generous, and what will never come is waited for.
+pub fn allow(usual: Duration) -> Duration {
+    usual * slowness().div_ceil(4)
+}
+
+/// Whether this is a slow machine.
+pub(super) fn is_slow() -> bool {
+    slowness() > 1
+}
+
+fn slowness() -> u32 {
+    read(env::var(VARIABLE).ok().as_deref())
+}
+
+fn read(said: Option<&str>) -> u32 {
+    said.map_or(1, |said| match said.parse() {
+        Ok(number @ 1..) => number,
+        _ => panic!("{VARIABLE} is {said}: a whole number from 1 was expected"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_of_which_nothing_is_said_is_as_fast_as_usual() {
+        assert_eq!((read(None), read(Some("20"))), (1, 20));
+    }
+
+    #[test]
+    #[should_panic(expected = "a whole number from 1 was expected")]
+    fn no_machine_is_infinitely_fast() {
+        read(Some("0"));
+    }
+}
