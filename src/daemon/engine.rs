@@ -91,7 +91,9 @@ impl Engine {
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
         let mechanism = self.firewall.mechanism();
         let by_rule = match (admit.as_slice(), mechanism) {
-            ([], Mechanism::Native) => format!("`ct state related`, or your own rule: `{}`", own_rule(self.policy.mark)),
+            ([], Mechanism::Native) => {
+                format!("`ct state related`, or your own rule: `{}`", own_rule(self.policy.mark))
+            }
             ([], _) => format!("your own rule: `{}`", own_rule(self.policy.mark)),
             (chains, _) => format!("a rule at the top of {}", chains.join(", ")),
         };

@@ -144,7 +144,8 @@ impl Kernel {
             Held::Sets(sets) => sets.remove().map(|()| None),
             Held::Native(native) => {
                 let is_gone = native.remove()?;
-                Ok((!is_gone).then_some("the helper `ftp` stays, because a ruleset names it: your own, or another Pinhole's"))
+                Ok((!is_gone)
+                    .then_some("the helper `ftp` stays, because a ruleset names it: your own, or another Pinhole's"))
             }
         }
     }

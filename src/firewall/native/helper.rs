@@ -5,6 +5,7 @@
 //! machine: several of this program, in several network namespaces, share the helper.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::thread;
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -22,6 +23,9 @@ pub(super) const NAME: &str = "ftp";
 /// The name of its one kind of expectations, by which it is known as ours.
 const CLASS: &str = "pinhole";
 const NETWORKS: [Family; 2] = [Family::Ip, Family::Ip6];
+
+/// How long the kernel may take to let go of what stood in a table.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// Times that it is looked at anew when another program changes it meanwhile.
 const ATTEMPTS: usize = 8;
@@ -42,7 +46,9 @@ pub enum Impossible {
     )]
     NameTaken,
     /// Another program's has it.
-    #[error("another program has a helper `ftp` already, of the class `{class}` (is it conntrackd? `nfct helper list`)")]
+    #[error(
+        "another program has a helper `ftp` already, of the class `{class}` (is it conntrackd? `nfct helper list`)"
+    )]
     Foreign {
         /// What that program calls its expectations.
         class: Box<str>,
@@ -81,6 +87,13 @@ impl Registration {
         Ok(registration)
     }
 
+    /// Whether one of us has registered it.
+    pub(super) fn stands() -> Result<bool, Impossible> {
+        let all = Helpers::open(PATIENCE).and_then(|mut helpers| helpers.list()).map_err(Impossible::of)?;
+        let is_ours = |helper: &Helper| (&*helper.name, &*helper.class) == (NAME, CLASS);
+        Ok(NETWORKS.iter().all(|network| all.iter().any(|helper| is_ours(helper) && helper.network == *network)))
+    }
+
     /// Sees to it that it stands, as the policy wants it. Whether it had to be added.
     pub(super) fn stand(&mut self, policy: &Policy) -> Result<bool, Impossible> {
         let mut is_new = false;
@@ -117,6 +130,20 @@ impl Registration {
             Some(found) if found == wanted => Ok(false),
             Some(_) => self.helpers.change(&wanted).map(|()| false).map_err(Impossible::of),
         }
+    }
+
+    /// Removes it once our table is gone, unless another ruleset names it. Whether it is gone.
+    ///
+    /// The kernel lets go of what stood in a table a moment after the table is gone.
+    pub(super) fn remove_behind_table(&mut self) -> Result<bool, Error> {
+        const PAUSE: Duration = Duration::from_millis(10);
+        for _ in 0..LETTING_GO.as_millis() / PAUSE.as_millis() {
+            if self.remove()? {
+                return Ok(true);
+            }
+            thread::sleep(PAUSE);
+        }
+        self.remove()
     }
 
     /// Removes it, unless a ruleset names it. Whether it is gone.

@@ -47,8 +47,7 @@ pub(super) struct Ready {
 impl Ready {
     /// Finds out whether this kernel can hold pinholes, by having it hold one.
     pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
-        let mut ready =
-            Self { expectations: Expectations::open(PATIENCE)?, registration: Registration::new(policy)? };
+        let mut ready = Self { expectations: Expectations::open(PATIENCE)?, registration: Registration::new(policy)? };
         let mut conntrack = Conntrack::open(PATIENCE)?;
         if let Err(error) = helper::rehearse(&mut conntrack, &mut ready.expectations) {
             // Why it does not work is worth more than that it could not be tidied up.
@@ -64,8 +63,12 @@ impl Ready {
     }
 }
 
-/// Whether this kernel could hold the pinholes. For a moment it has a helper more, if it can.
+/// Whether this kernel could hold the pinholes. For a moment it has a helper more, if it can; one that stands is left as
+/// it is.
 pub fn is_possible(policy: &Policy) -> Result<(), Impossible> {
+    if Registration::stands()? {
+        return Ok(helper::rehearse(&mut Conntrack::open(PATIENCE)?, &mut Expectations::open(PATIENCE)?)?);
+    }
     Ready::new(policy)?.withdraw()?;
     Ok(())
 }
@@ -108,11 +111,10 @@ impl Native {
     pub(super) fn remove(&mut self) -> Result<bool, SetupError> {
         // What is expected does not go with the table.
         let standing = self.expected();
-        let closed = standing.and_then(|all| {
-            all.iter().try_for_each(|one| self.expectations.forget(one.from, one.to).map(drop))
-        });
+        let closed = standing
+            .and_then(|all| all.iter().try_for_each(|one| self.expectations.forget(one.from, one.to).map(drop)));
         let removed = self.sets.remove();
-        let is_gone = self.registration.remove();
+        let is_gone = self.registration.remove_behind_table();
         closed?;
         removed?;
         Ok(is_gone?)
@@ -318,10 +320,8 @@ mod tests {
 
     #[test]
     fn a_passive_connection_follows_in_the_direction_of_its_master() {
-        let mapping = Mapping {
-            to: Some(endpoint("10.9.0.5:40000")),
-            from: Some("198.51.100.1".parse().expect("an address")),
-        };
+        let mapping =
+            Mapping { to: Some(endpoint("10.9.0.5:40000")), from: Some("198.51.100.1".parse().expect("an address")) };
         let passive = expectation("10.0.0.1", "203.0.113.1:50000", mapping);
         let port = Port::new(40_000).expect("a port");
         assert_eq!(follows(&passive, &both()), Some(Translated { is_original: true, port }));

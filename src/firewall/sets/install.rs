@@ -48,9 +48,7 @@ pub enum SetupError {
     #[error("`mechanism: native` is not possible: {0}; `mechanism: auto` goes on with sets then")]
     NoNative(#[from] Impossible),
     /// Another policy wants another mechanism, and that is chosen once.
-    #[error(
-        "`mechanism` cannot change from {0} while the program runs: restart it (`systemctl restart pinhole`)"
-    )]
+    #[error("`mechanism` cannot change from {0} while the program runs: restart it (`systemctl restart pinhole`)")]
     OtherMechanism(Mechanism),
     /// It was installed, and then it was not there.
     #[error("the table inet pinhole was installed, but {0} missing; does another program change the ruleset?")]

@@ -190,7 +190,10 @@ mod tests {
     #[test]
     fn the_statement_bypasses_unless_the_policy_closes() {
         let mut policy = policy();
-        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n"));
+        assert!(
+            text(&policy, Queueing::Statement, Holder::Sets)
+                .contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n")
+        );
         policy.capture.when_down = WhenDown::Closed;
         assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue to 0\n"));
     }
