@@ -138,8 +138,9 @@ fn a_name_that_is_taken_is_told_and_auto_goes_on_with_sets() {
 fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_in() {
     let Some(_machine) = machine() else { return };
     // The time is that of the rule, and not that of the helper.
-    let (stage, daemon) =
-        gateway("defaults: { timeout: 50s }\nrules: [{ name: brief, clients: [10.0.0.0/8, fd00::/8], timeout: 30s }]\n");
+    let (stage, daemon) = gateway(
+        "defaults: { timeout: 50s }\nrules: [{ name: brief, clients: [10.0.0.0/8, fd00::/8], timeout: 30s }]\n",
+    );
     for family in Family::ALL {
         let server = stage.serve(family);
         for &mode in modes(family) {
@@ -321,7 +322,11 @@ fn who_assigns_the_helper_by_own_rules_gets_the_same_and_keeps_it() {
         }
     }
     daemon.end(Signal::SIGTERM).expect("it ends");
-    assert!(daemon.child.said().contains("the helper `ftp` stays, because a ruleset names it"), "{}", daemon.child.said());
+    assert!(
+        daemon.child.said().contains("the helper `ftp` stays, because a ruleset names it"),
+        "{}",
+        daemon.child.said()
+    );
     daemon.restart().expect("it takes it over");
     let server = stage.serve(Family::V4);
     stage.as_client(|| some_transfers(server.address(), Mode::Pasv));

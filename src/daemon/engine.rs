@@ -76,6 +76,11 @@ impl Engine {
         self.firewall.number()
     }
 
+    /// Whether queued packets have to go on past what the kernel does for helpers of programs.
+    pub(super) const fn gives_helpers(&self) -> bool {
+        self.firewall.gives_helpers()
+    }
+
     /// What was found on this kernel and chosen, a line each.
     pub(super) fn introduction(&self) -> Vec<String> {
         let ports: Vec<_> = self.policy.control_ports.as_slice().iter().map(ToString::to_string).collect();

@@ -57,6 +57,12 @@ impl Kernel {
         &self.because
     }
 
+    /// Whether control connections have a helper that belongs to a program, so that queued packets have to go on past
+    /// what the kernel does for such.
+    pub const fn gives_helpers(&self) -> bool {
+        matches!(self.holder, Held::Native(_))
+    }
+
     /// How this kernel queues.
     pub fn queueing(&self) -> Queueing {
         self.sets().queueing()

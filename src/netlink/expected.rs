@@ -112,7 +112,7 @@ impl Expectations {
     /// The one that is expected at these addresses.
     pub fn find(&mut self, from: IpAddr, to: Endpoint) -> Result<Option<Expected>, Error> {
         let write = |w: &mut Writer| tuple(from, to).write(w, TUPLE);
-        match self.socket.look_up(kind::GET, family(from), write, |message| read(message)) {
+        match self.socket.look_up(kind::GET, family(from), write, read) {
             Ok(expected) => Ok(Some(expected)),
             Err(cause) if cause.is_missing() => Ok(None),
             Err(cause) => Err(error(Operation::Read, from, to, cause)),

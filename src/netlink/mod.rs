@@ -18,6 +18,7 @@ mod image;
 mod socket;
 mod tables;
 mod tuple;
+mod verdict;
 mod watch;
 
 pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
@@ -29,4 +30,5 @@ pub use expression::{About, Expression};
 pub use helper::{Helper, Helpers, MOST_EXPECTATIONS};
 pub use image::TableImage;
 pub use tables::{Chain, Family, Hook, Rule, Table, Tables};
+pub use verdict::Verdicts;
 pub use watch::{ConnectionChange, ConnectionWatch, Deed, Heard, TableChange, TableWatch};
