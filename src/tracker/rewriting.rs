@@ -269,7 +269,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         if is_full_here || is_full || is_beyond {
             return Err(Refusal::TooMany);
         }
-        self.world.firewall.open(expectation).map_err(|_| Refusal::NotOpened)?;
+        self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
         self.expectations.insert(Standing {
             expectation: *expectation,
             mode: Some(announcement.mode),
