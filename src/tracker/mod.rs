@@ -297,6 +297,9 @@ impl Tracker {
             if all_comes && patience == Patience::MayWait && session.is_ahead(&segment, direction) {
                 return Verdict::Later;
             }
+            if !segment.payload.is_empty() {
+                courses.of(direction).goes_on_from(segment.seq);
+            }
             if segment.flags.has(Flags::ACK) {
                 segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);
             }
