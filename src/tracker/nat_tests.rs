@@ -289,6 +289,17 @@ fn nothing_waits_for_what_the_other_end_has_acknowledged() {
 }
 
 #[test]
+fn a_rewritten_line_that_is_sent_again_behind_the_end_of_the_session_says_the_same() {
+    let mut gateway = Gateway::masquerade();
+    let seq = gateway.client_next;
+    let line = b"PORT 192,168,0,9,15,161\r\n";
+    let first = gateway.passes(FromClient, seq, Flags::ACK, line);
+    gateway.client_next += line.len();
+    gateway.passes(FromClient, gateway.client_next, Flags::ACK.and(Flags::FIN), b"QUIT\r\n");
+    assert_eq!(gateway.passes(FromClient, seq, Flags::ACK, line), first);
+}
+
+#[test]
 fn a_line_that_is_sent_again_says_the_same_and_moves_nothing() {
     let mut gateway = Gateway::masquerade();
     let seq = gateway.client_next;
