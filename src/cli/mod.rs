@@ -8,6 +8,7 @@ mod demo;
 mod input;
 mod log;
 mod messages;
+mod outside;
 mod progress;
 mod replay;
 mod service;
@@ -33,6 +34,9 @@ enum Command {
     ///
     /// Reads pcap and pcapng files, runs them through the same code that watches live connections, with the capture's
     /// own clock and a simulated firewall. Several files that follow one another in time are one capture.
+    ///
+    /// With `--nat` the captures are those of the inside of a gateway that translates addresses: shown is what would have
+    /// been rewritten and where data connections are delivered, and `--write` writes what the outside would have seen.
     Replay(replay::Args),
     /// Says whether a policy is good and what it means; without one, whether this host is ready
     ///

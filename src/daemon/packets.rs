@@ -3,6 +3,7 @@
 //! Knows nothing of FTP, nor why a packet has to wait.
 
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::Shared;
 use crate::capture::queue::{Queue, Waiting};
@@ -12,6 +13,10 @@ use crate::rewrite::{Replacement, Verdict};
 /// How many packets may wait for another one in front of them. More than a few are an attack, or a very broken path.
 const MOST_HELD: usize = 32;
 
+/// How long one waits. What is missing in front of it is sent again long before; or its sender is gone, and whoever keeps
+/// its place keeps it from others.
+const LONGEST_HELD: Duration = Duration::from_secs(3);
+
 /// How often in a row the queue may fail: a packet lost here and there is no reason to end.
 const MOST_FAILURES: u32 = 100;
 
@@ -20,6 +25,7 @@ struct Held {
     waiting: Waiting,
     flow: Flow,
     seq: Seq,
+    since: Instant,
 }
 
 /// Takes packets until that fails for good; says why.
@@ -52,7 +58,18 @@ fn go_on(queue: &mut Queue, shared: &Shared, waiting: Waiting, held: &mut Vec<He
     }
     let flow = Segment::parse(waiting.packet()).map(|segment| segment.flow);
     finish(queue, waiting, verdict)?;
+    let_go_of_old(queue, shared, held)?;
     flow.map_or(Ok(()), |flow| show_again(queue, shared, flow, held))
+}
+
+/// Lets those go that have waited too long. The first is the oldest.
+fn let_go_of_old(queue: &mut Queue, shared: &Shared, held: &mut Vec<Held>) -> io::Result<()> {
+    while held.first().is_some_and(|oldest| oldest.since.elapsed() > LONGEST_HELD) {
+        let Held { waiting, .. } = held.remove(0);
+        let verdict = shared.lock().packet_at_last(waiting.packet());
+        finish(queue, waiting, verdict)?;
+    }
+    Ok(())
 }
 
 /// Keeps a packet until what is missing in front of it has come. If its sender has sent it again by then, that will
@@ -63,7 +80,7 @@ fn hold(queue: &mut Queue, shared: &Shared, waiting: Waiting, held: &mut Vec<Hel
     };
     let is_sent_again = held.iter().any(|one| one.flow == flow && one.seq == seq);
     if !is_sent_again && held.len() < MOST_HELD {
-        held.push(Held { waiting, flow, seq });
+        held.push(Held { waiting, flow, seq, since: Instant::now() });
         return Ok(());
     }
     let verdict = shared.lock().packet_at_last(waiting.packet());

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use etherparse::LaxIpSlice;
 use pnet_packet::ipv4::{self, MutableIpv4Packet};
 use pnet_packet::ipv6::MutableIpv6Packet;
-use pnet_packet::tcp::{self, MutableTcpPacket};
+use pnet_packet::tcp::{self, MutableTcpPacket, TcpFlags};
 
 use super::{Flow, Seq};
 
@@ -22,10 +22,11 @@ pub fn replaced(packet: &[u8], seq: Seq, payload: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// The packet as it looks with these addresses and this acknowledgement.
+/// The packet as it looks with these addresses and this sequence number. `acknowledged` says what becomes of its
+/// acknowledgement, and of the edges of its selective ones (SACK).
 ///
 /// None if it is no whole TCP segment, or the addresses are of the other family.
-pub fn readdressed(packet: &[u8], flow: &Flow, seq: Seq, ack: Seq) -> Option<Vec<u8>> {
+pub fn readdressed(packet: &[u8], flow: &Flow, seq: Seq, acknowledged: impl Fn(Seq) -> Seq) -> Option<Vec<u8>> {
     let places = Places::of(packet)?;
     let mut bytes = packet.get(..places.end)?.to_vec();
     match (flow.source.address, flow.destination.address, places.is_ipv4) {
@@ -45,9 +46,45 @@ pub fn readdressed(packet: &[u8], flow: &Flow, seq: Seq, ack: Seq) -> Option<Vec
     tcp.set_source(flow.source.port.number());
     tcp.set_destination(flow.destination.port.number());
     tcp.set_sequence(seq.number());
-    tcp.set_acknowledgement(ack.number());
+    if tcp.get_flags() & TcpFlags::ACK != 0 {
+        tcp.set_acknowledgement(acknowledged(Seq::new(tcp.get_acknowledgement())).number());
+    }
+    for place in sack_edges(bytes.get(places.tcp + HEADER..places.payload)?) {
+        let edge = bytes.get_mut(places.tcp + HEADER + place..)?.first_chunk_mut::<4>()?;
+        *edge = acknowledged(Seq::new(u32::from_be_bytes(*edge))).number().to_be_bytes();
+    }
     finish(&mut bytes, places)?;
     Some(bytes)
+}
+
+/// The length of a TCP header without options.
+const HEADER: usize = 20;
+
+/// Numbers of options.
+mod option {
+    pub(super) const END: u8 = 0;
+    pub(super) const NOTHING: u8 = 1;
+    pub(super) const SACK: u8 = 5;
+}
+
+/// Where, among the options of a segment, the edges of selective acknowledgements stand.
+fn sack_edges(options: &[u8]) -> Vec<usize> {
+    let mut edges = Vec::new();
+    let mut at = 0;
+    loop {
+        match options.get(at..) {
+            None | Some([] | [option::END, ..]) => return edges,
+            Some([option::NOTHING, ..]) => at += 1,
+            Some([kind, length, ..]) if *length >= 2 => {
+                let end = at + usize::from(*length);
+                if *kind == option::SACK && end <= options.len() {
+                    edges.extend((at + 2..end).step_by(4).filter(|edge| edge + 4 <= end));
+                }
+                at = end;
+            }
+            Some(_) => return edges,
+        }
+    }
 }
 
 /// Where things stand in a packet.
@@ -166,12 +203,38 @@ mod tests {
         for family in [4, 6] {
             let before = packet(&flow(family), Seq::new(7), Seq::new(9), Flags::ACK, b"NOOP\r\n");
             let other = flow(family).reversed();
-            let after = readdressed(&before, &other, Seq::new(8), Seq::new(10)).expect("a segment");
+            let after = readdressed(&before, &other, Seq::new(8), |ack| ack + 1).expect("a segment");
             assert!(is_sound(&after));
             let segment = Segment::parse(&after).expect("a segment");
             assert_eq!((segment.flow, segment.seq, segment.ack), (other, Seq::new(8), Seq::new(10)));
-            assert_eq!(readdressed(&before, &flow(10 - family), Seq::new(8), Seq::new(10)), None);
+            assert_eq!(readdressed(&before, &flow(10 - family), Seq::new(8), |ack| ack), None);
         }
+    }
+
+    #[test]
+    fn selective_acknowledgements_are_counted_like_others() {
+        let mut before = Vec::new();
+        let sack = [[1, 1, 5, 18].as_slice(), &[0, 0, 1, 0, 0, 0, 2, 0, 255, 255, 255, 250, 0, 0, 0, 4]].concat();
+        PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .tcp(4000, 21, 7, 1024)
+            .ack(100)
+            .options_raw(&sack)
+            .expect("options fit")
+            .write(&mut before, b"")
+            .expect("a vector takes everything");
+        let after = readdressed(&before, &flow(4).reversed(), Seq::new(7), |ack| ack.moved(6)).expect("a segment");
+        assert!(is_sound(&after));
+        assert_eq!(after[40..], [1, 1, 5, 18, 0, 0, 1, 6, 0, 0, 2, 6, 0, 0, 0, 0, 0, 0, 0, 10]);
+        assert_eq!(Segment::parse(&after).expect("a segment").ack, Seq::new(106));
+    }
+
+    #[test]
+    fn damaged_options_are_left_alone() {
+        for options in [&[5, 10, 0, 0][..], &[5, 0, 1, 1], &[0, 5, 10, 1], &[5], &[2, 4, 5, 180, 5, 7, 1, 1, 1, 1, 1]] {
+            let edges = sack_edges(options);
+            assert!(edges.iter().all(|edge| edge + 4 <= options.len()), "{options:?}: {edges:?}");
+        }
+        assert_eq!(sack_edges(&[2, 4, 5, 180, 5, 7, 1, 1, 1, 1, 1]), [6]);
     }
 
     #[test]

@@ -28,7 +28,8 @@ pub use settings::{
 };
 pub use terms::{Action, Login, PortRanges, Terms, ThirdParty, Tls, Verbs};
 
-use reader::{Entry, Reader};
+pub(crate) use reader::{Entry, Reader};
+pub(crate) use source::Quoted;
 use source::{Source, Span};
 
 /// The longest text that is read as a policy. Whoever reads a file need not read more than one byte beyond.
@@ -111,19 +112,8 @@ pub struct Parsed {
 /// # Errors
 /// All that is wrong with the text, at least one error among it.
 pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
-    // Some editors begin a file with a byte order mark. It says nothing in UTF-8.
-    let source = Source::new(name, text.strip_prefix('\u{FEFF}').unwrap_or(text));
-    if text.len() > MAX_BYTES {
-        let problem = Problem::new(Severity::Error, &source, Span { start: 0, end: 0 })
-            .message(format!("the text is too long: {} bytes", text.len()))
-            .expected(format!("expected at most {MAX_BYTES} bytes"));
-        return Err(problem.into());
-    }
-    let root = tree::load(&source)?;
-    let mut reader = Reader::new(&source);
-    let policy = file::read(&mut reader, Entry::root(&root));
-    let problems = reader.problems.sorted();
-    if problems.errors() > 0 { Err(problems) } else { Ok(Parsed { policy, warnings: problems }) }
+    let (policy, warnings) = read_text(name, text, file::read)?;
+    Ok(Parsed { policy, warnings })
 }
 
 /// Reads a policy from the bytes of a file, which should be UTF-8.
@@ -131,12 +121,22 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
 /// # Errors
 /// As [`parse`]; bytes that are no text are one more thing that can be wrong.
 pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Parsed, Problems> {
+    let (policy, warnings) = read_bytes(name, bytes, file::read)?;
+    Ok(Parsed { policy, warnings })
+}
+
+/// Reads a YAML file of any of our kinds, with what `read` makes of it, and the warnings.
+pub(crate) fn read_bytes<T>(
+    name: &str,
+    bytes: &[u8],
+    read: impl FnOnce(&mut Reader<'_>, Entry<'_>) -> T,
+) -> Result<(T, Problems), Problems> {
     // What lies beyond the limit does not matter, but that there is more does.
     let bytes = &bytes[..bytes.len().min(MAX_BYTES + 1)];
     match std::str::from_utf8(bytes) {
-        Ok(text) => parse(name, text),
+        Ok(text) => read_text(name, text, read),
         Err(error) if bytes.len() > MAX_BYTES && error.error_len().is_none() => {
-            parse(name, &String::from_utf8_lossy(bytes))
+            read_text(name, &String::from_utf8_lossy(bytes), read)
         }
         Err(error) => {
             // Up to the byte in question the lossy text is the same, byte for byte.
@@ -149,4 +149,24 @@ pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Parsed, Problems> {
             Err(problem.into())
         }
     }
+}
+
+fn read_text<T>(
+    name: &str,
+    text: &str,
+    read: impl FnOnce(&mut Reader<'_>, Entry<'_>) -> T,
+) -> Result<(T, Problems), Problems> {
+    // Some editors begin a file with a byte order mark. It says nothing in UTF-8.
+    let source = Source::new(name, text.strip_prefix('\u{FEFF}').unwrap_or(text));
+    if text.len() > MAX_BYTES {
+        let problem = Problem::new(Severity::Error, &source, Span { start: 0, end: 0 })
+            .message(format!("the text is too long: {} bytes", text.len()))
+            .expected(format!("expected at most {MAX_BYTES} bytes"));
+        return Err(problem.into());
+    }
+    let root = tree::load(&source)?;
+    let mut reader = Reader::new(&source);
+    let value = read(&mut reader, Entry::root(&root));
+    let problems = reader.problems.sorted();
+    if problems.errors() > 0 { Err(problems) } else { Ok((value, problems)) }
 }

@@ -14,9 +14,9 @@ use crate::net::{Network, NetworkError, Port, PortRange};
 
 /// A value within the tree and how to speak of it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry<'t> {
+pub(crate) struct Entry<'t> {
     /// The key that it is the value of, or an element of the value of.
-    pub(super) key: &'static str,
+    pub(crate) key: &'static str,
     pub(super) node: &'t Node,
     /// Where to point if the value has no place of its own.
     near: Span,
@@ -29,7 +29,7 @@ impl<'t> Entry<'t> {
     }
 
     /// The same place, where the problem is not in the value of a key.
-    pub(super) fn whole(self) -> Self {
+    pub(crate) fn whole(self) -> Self {
         Self { key: "", ..self }
     }
 
@@ -40,27 +40,27 @@ impl<'t> Entry<'t> {
 
 /// The values of a mapping, by key.
 #[derive(Debug)]
-pub(super) struct Fields<'t> {
+pub(crate) struct Fields<'t> {
     known: &'static [&'static str],
     found: Vec<Entry<'t>>,
 }
 
 impl<'t> Fields<'t> {
     /// The value of `key`, if it is there.
-    pub(super) fn get(&self, key: &'static str) -> Option<Entry<'t>> {
+    pub(crate) fn get(&self, key: &'static str) -> Option<Entry<'t>> {
         debug_assert!(self.known.contains(&key), "{key} is read but is not a known key");
         self.found.iter().find(|entry| entry.key == key).copied()
     }
 
     /// Those that are there.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Entry<'t>> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = Entry<'t>> {
         self.found.iter().copied()
     }
 }
 
 /// What is read from, and what is wrong with it.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub(crate) struct Reader<'a> {
     source: &'a Source<'a>,
     pub(super) problems: Problems,
 }
@@ -77,17 +77,17 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes an error in the value of `entry`.
-    pub(super) fn error(&mut self, entry: Entry<'_>, message: impl Into<String>, expected: &str) {
+    pub(crate) fn error(&mut self, entry: Entry<'_>, message: impl Into<String>, expected: &str) {
         self.note(Severity::Error, entry.key, entry.span(), message, expected);
     }
 
     /// Notes a warning about the value of `entry`.
-    pub(super) fn warn(&mut self, entry: Entry<'_>, message: impl Into<String>, expected: &str) {
+    pub(crate) fn warn(&mut self, entry: Entry<'_>, message: impl Into<String>, expected: &str) {
         self.note(Severity::Warning, entry.key, entry.span(), message, expected);
     }
 
     /// The line on which the value of `entry` stands.
-    pub(super) fn line(&self, entry: Entry<'_>) -> usize {
+    pub(crate) fn line(&self, entry: Entry<'_>) -> usize {
         self.source.line(entry.span().start)
     }
 
@@ -119,7 +119,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The mapping `entry`; a key that is not in `known`, or is there twice, is noted.
-    pub(super) fn fields<'t>(
+    pub(crate) fn fields<'t>(
         &mut self,
         entry: Entry<'t>,
         known: &'static [&'static str],
@@ -164,7 +164,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The elements of the list `entry`, at most `most`.
-    pub(super) fn list<'t>(
+    pub(crate) fn list<'t>(
         &mut self,
         entry: Entry<'t>,
         most: usize,
@@ -186,7 +186,7 @@ impl<'a> Reader<'a> {
     }
 
     /// The same, for a list that makes no sense without an element.
-    pub(super) fn full_list<'t>(
+    pub(crate) fn full_list<'t>(
         &mut self,
         entry: Entry<'t>,
         most: usize,
@@ -201,7 +201,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A whole number within `range`.
-    pub(super) fn integer<T: TryFrom<i128>>(&mut self, entry: Entry<'_>, range: RangeInclusive<u32>) -> Option<T> {
+    pub(crate) fn integer<T: TryFrom<i128>>(&mut self, entry: Entry<'_>, range: RangeInclusive<u32>) -> Option<T> {
         let expected = format!("expected a number from {} to {}", range.start(), range.end());
         let Value::Integer(number) = entry.node.value else {
             self.wrong_type(entry, &expected);
@@ -216,7 +216,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A text.
-    pub(super) fn text<'t>(&mut self, entry: Entry<'t>, expected: &str) -> Option<&'t str> {
+    pub(crate) fn text<'t>(&mut self, entry: Entry<'t>, expected: &str) -> Option<&'t str> {
         if let Value::Text(text) = &entry.node.value {
             return Some(text);
         }
@@ -225,7 +225,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A text that one of `words` stands for.
-    pub(super) fn one_of<T: Copy>(&mut self, entry: Entry<'_>, words: &[(T, &str)]) -> Option<T> {
+    pub(crate) fn one_of<T: Copy>(&mut self, entry: Entry<'_>, words: &[(T, &str)]) -> Option<T> {
         let all: Vec<&str> = words.iter().map(|&(_, word)| word).collect();
         let expected = match all.as_slice() {
             [all @ .., last] if !all.is_empty() => format!("expected {} or {last}", all.join(", ")),
@@ -240,7 +240,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes that `text` is none of `words`.
-    pub(super) fn unknown_word(&mut self, entry: Entry<'_>, text: &str, words: &[&str], expected: &str) {
+    pub(crate) fn unknown_word(&mut self, entry: Entry<'_>, text: &str, words: &[&str], expected: &str) {
         let meant = nearest(text, words.iter().copied()).map(|w| format!("; did you mean {w}?")).unwrap_or_default();
         self.error(entry, format!("unknown word {}{meant}", Quoted(text)), expected);
     }
@@ -252,7 +252,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A time: whole seconds, or a number with a unit.
-    pub(super) fn duration(&mut self, entry: Entry<'_>, range: RangeInclusive<Duration>) -> Option<Duration> {
+    pub(crate) fn duration(&mut self, entry: Entry<'_>, range: RangeInclusive<Duration>) -> Option<Duration> {
         let (least, most) = (show_duration(*range.start()), show_duration(*range.end()));
         let expected =
             format!("expected seconds, or a number with ms, s, m or h such as 500ms or 2m; from {least} to {most}");
@@ -287,12 +287,12 @@ impl<'a> Reader<'a> {
     }
 
     /// A port.
-    pub(super) fn port(&mut self, entry: Entry<'_>) -> Option<Port> {
+    pub(crate) fn port(&mut self, entry: Entry<'_>) -> Option<Port> {
         Port::new(self.integer::<u16>(entry, 1..=65_535)?)
     }
 
     /// One port, or a range of them.
-    pub(super) fn port_range(&mut self, entry: Entry<'_>) -> Option<PortRange> {
+    pub(crate) fn port_range(&mut self, entry: Entry<'_>) -> Option<PortRange> {
         let expected = "expected a port such as 5000, or LOW-HIGH such as 50000-50100";
         match &entry.node.value {
             Value::Integer(_) => self.port(entry).and_then(|port| PortRange::new(port, port)),
@@ -309,7 +309,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A range in the form LOW-HIGH, `text` being what says so in `entry`.
-    pub(super) fn range(&mut self, entry: Entry<'_>, text: &str) -> Option<PortRange> {
+    pub(crate) fn range(&mut self, entry: Entry<'_>, text: &str) -> Option<PortRange> {
         let port = |text: &str| {
             let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
             Port::new(if plain { text.parse().ok()? } else { return None })
@@ -329,7 +329,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A network, or one address.
-    pub(super) fn network(&mut self, entry: Entry<'_>) -> Option<Network> {
+    pub(crate) fn network(&mut self, entry: Entry<'_>) -> Option<Network> {
         const EXPECTED: &str = "expected an address or a network such as 10.0.0.5, 192.0.2.0/24 or 2001:db8::/32";
         let text = match &entry.node.value {
             Value::Text(text) => text,

@@ -7,14 +7,14 @@ use std::fmt;
 
 /// A piece of the text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Span {
+pub(crate) struct Span {
     pub(super) start: usize,
     pub(super) end: usize,
 }
 
 /// The text of a policy and the name it goes by.
 #[derive(Debug)]
-pub(super) struct Source<'a> {
+pub(crate) struct Source<'a> {
     pub(super) name: &'a str,
     pub(super) text: &'a str,
     /// Where each line begins.
@@ -141,7 +141,7 @@ pub(super) fn is_visible(c: char) -> bool {
 }
 
 /// Some text of the policy within a message: harmless, and not too long.
-pub(super) struct Quoted<'a>(pub(super) &'a str);
+pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -88,7 +88,7 @@ fn check_characters(source: &Source<'_>) -> Result<(), Problems> {
     match source.text.char_indices().find(|&(_, c)| !allowed(c)) {
         None => Ok(()),
         Some((at, c)) => Err(problem_at(source, at, c.len_utf8())
-            .message(format!("the character {} may not stand in a policy", c.escape_unicode()))
+            .message(format!("the character {} may not stand in such a file", c.escape_unicode()))
             .expected("expected a text file in UTF-8")
             .into()),
     }
@@ -159,7 +159,7 @@ fn second_document(source: &Source<'_>, after: usize) -> Problem {
         if mark.is_some() { "a second document begins here" } else { "more follows where the document ended" };
     problem_at(source, mark.map_or(after, |at| after + at + 1), if mark.is_some() { 3 } else { 1 })
         .message(message)
-        .expected("expected one document in a policy file")
+        .expected("expected one document in the file")
 }
 
 /// What the library says, and what that often means.
@@ -418,7 +418,7 @@ mod tests {
         assert!(matches!(tree("a: 1\n...\n").value, Value::Map(_)));
         assert!(matches!(tree("---\na: 1\n").value, Value::Map(_)));
         assert!(matches!(tree("").value, Value::Null) && matches!(tree("# nothing\n").value, Value::Null));
-        let expected = "a second document begins here (expected one document in a policy file)";
+        let expected = "a second document begins here (expected one document in the file)";
         assert_eq!(problem("a: 1\n---\nb: 2\n"), format!("2:1: {expected}"));
         assert_eq!(problem("a: 1\n...\n# more\n---\n[}"), format!("4:1: {expected}"));
     }

@@ -47,7 +47,8 @@ pub(super) struct DataConnections {
 
 impl DataConnections {
     pub(super) fn session_begins(&mut self, session: SessionNumber, connection: &Connection) {
-        let hosts = hosts(connection.client().address, connection.server().address);
+        // Each by its own address: what was captured inside has those.
+        let hosts = hosts(connection.original.source.address, connection.reply.source.address);
         self.live.insert(session, hosts);
         let (latest, count) = self.between.entry(hosts).or_insert((session, 0));
         *latest = session;

@@ -3,7 +3,10 @@
 //! The clock is the capture's, the firewall is simulated. Knows nothing of files; frames are handed to it.
 
 mod blocked;
+mod held;
 mod json;
+pub mod nat;
+mod outside;
 mod tally;
 mod text;
 
@@ -11,17 +14,21 @@ use std::net::SocketAddr;
 
 pub use blocked::Blocked;
 pub use json::Json;
+pub use outside::Outside;
 pub use tally::Tally;
 pub use text::Text;
 
 use crate::capture::file::Frame;
-use crate::capture::link::{self, NotIp};
-use crate::firewall::{Admitted, Simulated};
-use crate::packet::{Flags, Flow, NotSegment, Segment};
+use crate::capture::link::{self, LinkType, NotIp};
+use crate::firewall::Admitted;
+use crate::packet::{Flags, Flow, NotSegment, Segment, Seq, readdressed, replaced};
 use crate::policy::Policy;
+use crate::rewrite::Verdict;
 use crate::time::Timestamp;
 use crate::tracker::{Handled, News, Observer, SessionNumber, Tracker, World};
 use blocked::DataConnections;
+use held::{Patience, Waiting};
+use nat::{Gateway, Nat, Translated, Way};
 
 /// Whoever shows what a replay finds.
 pub trait Report {
@@ -49,9 +56,12 @@ pub trait Sink: Report {
 pub struct Replay<R> {
     policy: Policy,
     tracker: Tracker,
-    firewall: Simulated,
+    firewall: Gateway,
     connections: DataConnections,
+    waiting: Waiting,
     tally: Tally,
+    /// Packets that the other side could not be shown as it would have seen them.
+    shown_as_captured: u64,
     now: Timestamp,
     report: R,
 }
@@ -59,13 +69,20 @@ pub struct Replay<R> {
 impl<R: Report> Replay<R> {
     /// A replay under this policy.
     pub fn new(policy: Policy, report: R) -> Self {
-        let firewall = Simulated::new(policy.control_ports.as_slice().iter().copied());
+        Self::behind(policy, None, report)
+    }
+
+    /// A replay of what was captured inside of such a NAT.
+    pub fn behind(policy: Policy, nat: Option<Nat>, report: R) -> Self {
+        let firewall = Gateway::new(&policy.control_ports, nat);
         Self {
             policy,
             tracker: Tracker::default(),
             firewall,
             connections: DataConnections::default(),
+            waiting: Waiting::default(),
             tally: Tally::default(),
+            shown_as_captured: 0,
             now: Timestamp::default(),
             report,
         }
@@ -81,14 +98,27 @@ impl<R: Report> Replay<R> {
         &mut self.report
     }
 
+    /// How many packets of translated connections [`Outside`] was shown as they were captured, because they are not whole.
+    pub const fn shown_as_captured(&self) -> u64 {
+        self.shown_as_captured
+    }
+
     /// The next frame belongs to another capture. If that begins before this one ended, the two have nothing to do
     /// with each other, and all sessions are forgotten; else it goes on where this one stopped.
-    pub fn next_capture(&mut self, begins: Timestamp) {
+    pub fn next_capture(&mut self, begins: Timestamp, outside: &mut impl Outside) {
         if begins < self.now {
+            self.nothing_more_comes(outside);
             self.tracker.forget();
             self.connections = DataConnections::default();
-            self.firewall = Simulated::new(self.policy.control_ports.as_slice().iter().copied());
+            self.firewall = self.firewall.anew();
             self.now = begins;
+        }
+    }
+
+    /// That was all: what still waits goes on.
+    pub fn nothing_more_comes(&mut self, outside: &mut impl Outside) {
+        while let Some(held) = self.waiting.take(0) {
+            self.go_on(&held, outside);
         }
     }
 
@@ -101,57 +131,202 @@ impl<R: Report> Replay<R> {
     /// Takes a frame.
     #[inline]
     pub fn frame(&mut self, frame: &Frame<'_>) {
+        self.frame_for(frame, &mut ());
+    }
+
+    /// Takes a frame, and shows the other side what it would have seen of it.
+    #[inline]
+    pub fn frame_for(&mut self, frame: &Frame<'_>, outside: &mut impl Outside) {
         match link::network_layer(frame.link, frame.data) {
-            Ok(packet) => self.packet(frame.time, packet),
-            Err(NotIp::OtherProtocol) => self.tally.packets += 1,
-            Err(NotIp::Truncated | NotIp::TooManyTags) => {
+            Ok(packet) => self.captured(frame, packet, outside),
+            Err(not_ip) => {
                 self.tally.packets += 1;
-                self.tally.damaged += 1;
+                self.tally.damaged += u64::from(not_ip != NotIp::OtherProtocol);
+                outside.sees(frame);
             }
         }
     }
 
     /// Takes a packet that starts with its IP header.
     pub fn packet(&mut self, at: Timestamp, packet: &[u8]) {
+        let original_len = u32::try_from(packet.len()).unwrap_or(u32::MAX);
+        self.captured(&Frame { time: at, link: LinkType::Ip, data: packet, original_len }, packet, &mut ());
+    }
+
+    fn captured(&mut self, frame: &Frame<'_>, packet: &[u8], outside: &mut impl Outside) {
         self.tally.packets += 1;
         // Captures hold packets that are a little out of order; time never runs backwards for the middle.
-        self.now = self.now.max(at);
+        self.now = self.now.max(frame.time);
         match Segment::parse(packet) {
-            Ok(segment) => self.segment(&segment),
+            Ok(segment) => return self.segment(frame, packet, &segment, outside),
             Err(NotSegment::Fragment) => self.tally.fragments += 1,
             Err(NotSegment::NotTcp) => {}
             Err(NotSegment::NotIp | NotSegment::BadTcp) => self.tally.damaged += 1,
         }
+        outside.sees(frame);
     }
 
-    fn segment(&mut self, segment: &Segment<'_>) {
+    fn segment(&mut self, frame: &Frame<'_>, packet: &[u8], segment: &Segment<'_>, outside: &mut impl Outside) {
         if segment.missing > 0 {
             self.tally.cut += 1;
         }
-        let Self { policy, tracker, firewall, connections, tally, now, report } = self;
+        if self.tracker.next_deadline().is_some_and(|due| due <= self.now) {
+            let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
+            let mut observer = Counting { tally, connections, report };
+            tracker.advance(&mut World { now: *now, policy, firewall, observer: &mut observer });
+        }
+        while let Some(held) = self.waiting.take_acknowledged(segment) {
+            self.go_on(&held, outside);
+        }
+        if !self.take(frame, packet, segment, Patience::MayWait, outside) {
+            self.wait(frame, packet, segment, outside);
+        } else if !self.waiting.is_empty() {
+            self.look_again(&segment.flow, outside);
+        }
+    }
+
+    /// Hands a segment to the tracker as it arrived at the gateway, and shows the other side what becomes of it. Says
+    /// whether it went on; if not, it has to wait.
+    #[inline]
+    fn take(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &[u8],
+        segment: &Segment<'_>,
+        patience: Patience,
+        outside: &mut impl Outside,
+    ) -> bool {
+        let mut passes = self.firewall.passes(segment);
+        let arrived = passes.map_or(*segment, |passes| self.arrived(segment, passes));
+        let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
         let mut observer = Counting { tally, connections, report };
         let mut world = World { now: *now, policy, firewall, observer: &mut observer };
-        if tracker.next_deadline().is_some_and(|due| due <= *now) {
-            tracker.advance(&mut world);
+        let handled = match patience {
+            Patience::MayWait => tracker.handle(&arrived, &mut world),
+            Patience::GoesOn => tracker.handle_at_last(&arrived, &mut world),
+        };
+        let verdict = match handled {
+            Handled::Session(Verdict::Later) => return false,
+            Handled::Session(verdict) => verdict,
+            Handled::NotOurs => {
+                if opens(segment) {
+                    self.connection(&segment.flow);
+                    passes = self.firewall.passes(segment);
+                }
+                Verdict::Accept
+            }
+        };
+        self.show(frame, packet, segment, passes, &verdict, outside);
+        true
+    }
+
+    /// A captured segment as it arrived at the gateway.
+    fn arrived<'a>(&self, segment: &Segment<'a>, (translated, way): (Translated, Way)) -> Segment<'a> {
+        let mut arrived = Segment { flow: translated.arriving(way), ..*segment };
+        if way == Way::In && !segment.flags.has(Flags::SYN) {
+            arrived.ack = self.acknowledged_outside(&translated, segment.ack);
         }
-        if tracker.handle(segment, &mut world) == Handled::NotOurs && opens(segment) {
-            self.connection(&segment.flow);
+        arrived
+    }
+
+    /// What the outside end acknowledged where the inside end hears this.
+    fn acknowledged_outside(&self, translated: &Translated, ack: Seq) -> Seq {
+        let known = self.tracker.place_for_receiver(&translated.inside, ack);
+        known.unwrap_or_else(|| self.firewall.unshifted(translated, ack))
+    }
+
+    #[inline]
+    fn show<O: Outside>(
+        &mut self,
+        frame: &Frame<'_>,
+        packet: &[u8],
+        segment: &Segment<'_>,
+        passes: Option<(Translated, Way)>,
+        verdict: &Verdict,
+        outside: &mut O,
+    ) {
+        if !O::WANTED {
+            return;
         }
+        let Some((translated, way)) = passes else { return outside.sees(frame) };
+        let seen = match (way, verdict) {
+            (Way::In, _) => {
+                let is_first = segment.flags.has(Flags::SYN);
+                let acknowledged = |ack| if is_first { ack } else { self.acknowledged_outside(&translated, ack) };
+                readdressed(packet, &translated.outside.reversed(), segment.seq, acknowledged)
+            }
+            (Way::Out, Verdict::Replace(other)) => replaced(packet, other.seq, &other.payload).and_then(|packet| {
+                let seq = self.firewall.shifted(&translated, other.seq);
+                readdressed(&packet, &translated.outside, seq, |ack| ack)
+            }),
+            (Way::Out, Verdict::Accept | Verdict::Later) => {
+                let seq = self.firewall.shifted(&translated, segment.seq);
+                readdressed(packet, &translated.outside, seq, |ack| ack)
+            }
+        };
+        match seen {
+            Some(seen) => outside::show(frame, packet.len(), &seen, outside),
+            None => {
+                self.shown_as_captured += 1;
+                outside.sees(frame);
+            }
+        }
+    }
+
+    /// Keeps a packet until what is missing in front of it has come. If its sender has sent it again by then, that will
+    /// hardly come.
+    #[cold]
+    fn wait(&mut self, frame: &Frame<'_>, packet: &[u8], segment: &Segment<'_>, outside: &mut impl Outside) {
+        if self.waiting.has(segment) {
+            self.take(frame, packet, segment, Patience::GoesOn, outside);
+        } else if let Some(oldest) = self.waiting.add(frame, segment) {
+            self.go_on(&oldest, outside);
+        }
+    }
+
+    /// Shows those of a flow again that wait: what was missing may have come.
+    #[cold]
+    fn look_again(&mut self, flow: &Flow, outside: &mut impl Outside) {
+        let mut place = 0;
+        while let Some(next) = self.waiting.next_of(flow, place)
+            && let Some(held) = self.waiting.take(next)
+        {
+            if self.handle_again(&held, Patience::MayWait, outside) {
+                // It may be what another one waited for.
+                place = 0;
+            } else {
+                self.waiting.put_back(next, held);
+                place = next + 1;
+            }
+        }
+    }
+
+    /// Lets one go on that has waited long enough.
+    fn go_on(&mut self, held: &held::Held, outside: &mut impl Outside) {
+        self.handle_again(held, Patience::GoesOn, outside);
+    }
+
+    fn handle_again(&mut self, held: &held::Held, patience: Patience, outside: &mut impl Outside) -> bool {
+        let frame = held.frame(self.now);
+        // Both have been read before.
+        let Ok(packet) = link::network_layer(frame.link, frame.data) else { return true };
+        let Ok(segment) = Segment::parse(packet) else { return true };
+        self.take(&frame, packet, &segment, patience, outside)
     }
 
     /// A connection is being opened that is no control connection.
     fn connection(&mut self, flow: &Flow) {
-        let Self { policy, tracker, firewall, connections, tally, now, report } = self;
+        let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
         if policy.control_ports.contains(flow.destination.port) {
             return;
         }
         // A pinhole first: the addresses of a connection may come again soon, and then were announced again.
         match firewall.admit(*now, flow) {
-            Some(Admitted::Pinhole(_) | Admitted::Corridor(_)) => {
+            Some((Admitted::Pinhole(_) | Admitted::Corridor(_), arrived)) => {
                 connections.remember(*now, flow);
                 let mut observer = Counting { tally, connections, report };
                 let mut world = World { now: *now, policy, firewall, observer: &mut observer };
-                tracker.admitted(flow, &mut world);
+                tracker.admitted(&arrived, &mut world);
             }
             None if connections.is_known(*now, flow) => {}
             None => {
@@ -166,6 +341,7 @@ impl<R: Report> Replay<R> {
 
     /// That was all: tells the summary, and hands back whoever showed it.
     pub fn finish(mut self) -> (Tally, R) {
+        self.nothing_more_comes(&mut ());
         self.report.summary(self.now, &self.tally);
         (self.tally, self.report)
     }

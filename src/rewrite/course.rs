@@ -279,7 +279,7 @@ impl Course {
     /// Where the receiver counts the byte that the sender counts at `place`.
     ///
     /// Within bytes that are replaced there is only one place: all of the text belongs to the last of them.
-    fn place_for_receiver(&self, place: Seq) -> Seq {
+    pub fn place_for_receiver(&self, place: Seq) -> Seq {
         let mut shift = self.forgotten.map_or(0, |forgotten| forgotten.growth);
         for edit in &self.edits {
             if !edit.end().is_after(place) {

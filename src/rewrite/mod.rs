@@ -52,6 +52,14 @@ impl Courses {
         Self { client: course(Direction::FromClient), server: course(Direction::FromServer) }
     }
 
+    /// One of them, to look at.
+    pub const fn get(&self, direction: Direction) -> &Course {
+        match direction {
+            Direction::FromClient => &self.client,
+            Direction::FromServer => &self.server,
+        }
+    }
+
     /// One of them.
     pub fn of(&mut self, direction: Direction) -> &mut Course {
         match direction {

@@ -22,7 +22,7 @@ pub use news::{Ended, News, Observer, SessionNumber};
 use crate::expectation::{Closed, Corridor, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
-use crate::packet::{Connection, Direction, Flags, Flow, Segment};
+use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::policy::{Inspect, Policy};
 use crate::rewrite::{Courses, Verdict};
 use crate::session::{Dialogue, Ending, Event, Session, Told};
@@ -163,6 +163,14 @@ impl Tracker {
             return Handled::NotOurs;
         }
         Handled::Session(self.converse(slot, segment, direction, patience, world))
+    }
+
+    /// Where the receiver counts what the sender of packets with these addresses counts at `place`; none if these belong
+    /// to no session that is known.
+    pub fn place_for_receiver(&self, flow: &Flow, place: Seq) -> Option<Seq> {
+        let (slot, direction) = self.sessions.find(flow)?;
+        let tracked = self.sessions.get(slot)?;
+        Some(tracked.courses.as_ref().map_or(place, |courses| courses.get(direction).place_for_receiver(place)))
     }
 
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes

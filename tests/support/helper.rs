@@ -16,6 +16,8 @@ pub(crate) enum Helper {
     Kernel,
     /// The built program.
     Pinhole,
+    /// The same with `inspect: announcements`.
+    Excerpts,
 }
 
 impl Helper {
@@ -25,6 +27,9 @@ impl Helper {
             Self::Nobody => Ok(None),
             Self::Kernel => namespace.nft(KERNEL_HELPER).map(|()| None),
             Self::Pinhole => Daemon::start(namespace, policy).map(Some),
+            Self::Excerpts => {
+                Daemon::start(namespace, &format!("{policy}capture: {{ inspect: announcements }}\n")).map(Some)
+            }
         }
     }
 }
@@ -35,6 +40,7 @@ impl fmt::Display for Helper {
             Self::Nobody => "nobody",
             Self::Kernel => "kernel",
             Self::Pinhole => "Pinhole",
+            Self::Excerpts => "Pinhole, announcements only",
         })
     }
 }

@@ -1,0 +1,93 @@
+//! The file into which a replay writes what the other side would have seen.
+
+use std::fs::{self, File};
+use std::io::BufWriter;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::capture::file::Frame;
+use crate::capture::link::LinkType;
+use crate::capture::write::FileWriter;
+use crate::replay::Outside;
+
+/// A capture that is being written. What goes wrong is kept until it is asked for.
+pub(super) struct OutsideFile {
+    path: PathBuf,
+    state: State,
+}
+
+enum State {
+    /// Nothing has been written yet: which link type it is to have is not known.
+    Empty(File),
+    Open(FileWriter<BufWriter<File>>, LinkType),
+    Failed(anyhow::Error),
+}
+
+/// Whether two paths name the same file, if both are there.
+pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
+    let identity = |path| fs::metadata(path).map(|about| (about.dev(), about.ino()));
+    matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
+}
+
+impl OutsideFile {
+    /// Makes the file; what it was before is gone.
+    pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
+        let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self { path: path.to_owned(), state: State::Empty(file) })
+    }
+
+    /// Whether to go on is in vain.
+    pub(super) fn has_failed(&self) -> bool {
+        matches!(self.state, State::Failed(_))
+    }
+
+    /// Writes what is left, or tells what went wrong.
+    pub(super) fn finish(self) -> anyhow::Result<()> {
+        let finish = |writer: FileWriter<BufWriter<File>>| writer.finish().map(drop);
+        match self.state {
+            // One without packets is a capture, too.
+            State::Empty(file) => FileWriter::new(BufWriter::new(file), LinkType::Ethernet).and_then(finish),
+            State::Open(writer, _) => finish(writer),
+            State::Failed(error) => return Err(error),
+        }
+        .with_context(|| format!("cannot write {}", self.path.display()))
+    }
+
+    fn write(&mut self, frame: &Frame<'_>) -> anyhow::Result<()> {
+        if let State::Empty(file) = &self.state {
+            let writer = FileWriter::new(BufWriter::with_capacity(1 << 16, file.try_clone()?), frame.link)?;
+            self.state = State::Open(writer, frame.link);
+        }
+        let State::Open(writer, link) = &mut self.state else { return Ok(()) };
+        if *link != frame.link {
+            bail!("the captures have different link types ({link:?}, {:?}), and a pcap file holds one", frame.link);
+        }
+        Ok(writer.write_cut(frame.time, frame.data, frame.original_len)?)
+    }
+}
+
+impl Outside for OutsideFile {
+    fn sees(&mut self, frame: &Frame<'_>) {
+        if let Err(error) = self.write(frame) {
+            self.state = State::Failed(error.context(format!("cannot write {}", self.path.display())));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_itself_by_whatever_name() {
+        let folder = std::env::temp_dir().join(format!("pinhole-outside-{}", std::process::id()));
+        fs::create_dir_all(&folder).expect("a folder can be made");
+        let (one, other) = (folder.join("one"), folder.join("other"));
+        fs::write(&one, b"").and_then(|()| fs::hard_link(&one, &other)).expect("a file can be made");
+        assert!(is_same_file(&one, &other) && is_same_file(&one, &folder.join(".").join("one")));
+        assert!(!is_same_file(&one, &folder) && !is_same_file(&one, &folder.join("none")));
+        let _ = fs::remove_dir_all(&folder);
+    }
+}

@@ -1,0 +1,143 @@
+//! The connections that go through the gateway, by the addresses that they have on either side.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use crate::firewall::Adjustment;
+use crate::net::Port;
+use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
+
+/// How many connections are known at a time; a bound, not a tuning.
+const MOST_KNOWN: usize = 1 << 16;
+
+/// Which way a packet goes through the gateway.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::replay) enum Way {
+    /// The inside end has sent it.
+    Out,
+    /// The outside end has.
+    In,
+}
+
+/// A connection that is translated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::replay) struct Translated {
+    /// What the inside end sends, as it is captured.
+    pub(in crate::replay) inside: Flow,
+    /// The same, as the outside end gets it.
+    pub(in crate::replay) outside: Flow,
+    /// Which way its first packet went.
+    pub(in crate::replay) opened: Way,
+}
+
+impl Translated {
+    /// The addresses with which its packets of either direction arrive at the gateway.
+    pub(in crate::replay) const fn connection(&self) -> Connection {
+        let (out, back) = (self.inside, self.outside.reversed());
+        match self.opened {
+            Way::Out => Connection { original: out, reply: back },
+            Way::In => Connection { original: back, reply: out },
+        }
+    }
+
+    /// Those of the packets that go that way.
+    pub(in crate::replay) const fn arriving(&self, way: Way) -> Flow {
+        match way {
+            Way::Out => self.inside,
+            Way::In => self.outside.reversed(),
+        }
+    }
+
+    /// The direction in which the inside end speaks.
+    pub(super) const fn outwards(&self) -> Direction {
+        match self.opened {
+            Way::Out => Direction::FromClient,
+            Way::In => Direction::FromServer,
+        }
+    }
+}
+
+/// A connection and what the gateway does to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    pub(super) translated: Translated,
+    /// How what the inside end says is shifted.
+    pub(super) adjustment: Option<Adjustment>,
+    pub(super) is_unread: bool,
+    /// Whether its start has been read.
+    pub(super) is_settled: bool,
+    /// The number of its SYN, if that was seen: one with another begins another connection.
+    first: Option<Seq>,
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    by_inside: HashMap<Flow, Standing, RandomState>,
+    /// What the outside end gets, and which connection that is.
+    by_outside: HashMap<Flow, Flow, RandomState>,
+    in_order: VecDeque<Flow>,
+}
+
+impl Connections {
+    /// The connection of a captured packet, and which way that goes.
+    pub(super) fn captured(&self, flow: &Flow) -> Option<(&Standing, Way)> {
+        let out = self.by_inside.get(flow).map(|standing| (standing, Way::Out));
+        out.or_else(|| self.by_inside.get(&flow.reversed()).map(|standing| (standing, Way::In)))
+    }
+
+    /// The connection of a packet that arrives at the gateway with these addresses.
+    pub(super) fn arriving(&mut self, flow: &Flow) -> Option<&mut Standing> {
+        let inside = if self.by_inside.contains_key(flow) { *flow } else { *self.by_outside.get(&flow.reversed())? };
+        self.by_inside.get_mut(&inside)
+    }
+
+    /// Adds one, in place of any that had these addresses inside.
+    pub(super) fn add(&mut self, translated: Translated) {
+        let Translated { inside, outside, .. } = translated;
+        match self.by_inside.get(&inside) {
+            Some(before) => {
+                self.by_outside.remove(&before.translated.outside);
+            }
+            None => {
+                self.in_order.push_back(inside);
+                if self.in_order.len() > MOST_KNOWN
+                    && let Some(oldest) = self.in_order.pop_front()
+                    && let Some(forgotten) = self.by_inside.remove(&oldest)
+                {
+                    self.by_outside.remove(&forgotten.translated.outside);
+                }
+            }
+        }
+        self.by_inside.insert(
+            inside,
+            Standing { translated, adjustment: None, is_unread: false, is_settled: false, first: None },
+        );
+        self.by_outside.insert(outside, inside);
+    }
+
+    /// A SYN with that number was captured: if it is not the one that is known, the connection is a new one, of which
+    /// nothing has been said yet.
+    pub(super) fn begins(&mut self, flow: &Flow, first: Seq) {
+        let inside = if self.by_inside.contains_key(flow) { *flow } else { flow.reversed() };
+        if let Some(standing) = self.by_inside.get_mut(&inside)
+            && standing.first != Some(first)
+        {
+            *standing =
+                Standing { first: Some(first), adjustment: None, is_unread: false, is_settled: false, ..*standing };
+        }
+    }
+
+    /// What the outside end gets of a connection that leaves with another address: the same port, where that is free.
+    pub(super) fn leaving(&self, inside: &Flow, worn: IpAddr) -> Flow {
+        let with_port = |port| Flow { source: Endpoint::new(worn, port), ..*inside };
+        let is_free = |flow: &Flow| self.by_outside.get(flow).is_none_or(|other| other == inside);
+        let own = inside.source.port;
+        let others = (1024..=u16::MAX).filter_map(Port::new);
+        let mut choices = std::iter::once(own).chain(others).map(with_port);
+        choices.find(is_free).unwrap_or_else(|| with_port(own))
+    }
+}

@@ -1,0 +1,189 @@
+//! The description of a NAT, from the same YAML that policies are written in, and with the same kind of errors.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Dnat, Nat};
+use crate::net::Port;
+use crate::packet::Endpoint;
+use crate::policy::{self, Entry, Hosts, Problems, Quoted, Reader};
+
+const KEYS: &[&str] = &["inside", "outside", "dnat"];
+/// The most networks, or entries of `dnat`.
+const MOST_LISTED: usize = 1000;
+/// One of each family.
+const MOST_OUTSIDE: usize = 2;
+
+const ALL: &str = "expected inside, and outside or dnat or both";
+const INSIDE: &str = "expected a list of networks such as [192.168.0.0/16, fd00::/8]";
+const OUTSIDE: &str = "expected a list of addresses, one of each family, such as [198.51.100.1, \"2001:db8::1\"]";
+const DNAT: &str = "expected \"OUTSIDE:PORT -> INSIDE:PORT\", such as \"198.51.100.1:21 -> 192.168.0.5:21\" or \
+                    \"[2001:db8::1]:21 -> [fd00::5]:21\"";
+
+/// Reads the description of a NAT from the bytes of a file.
+///
+/// `name` is what the file is called in the problems.
+///
+/// # Errors
+/// All that is wrong with it, each with its line and column.
+pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Nat, Problems> {
+    // There is nothing to be warned of.
+    policy::read_bytes(name, bytes, read).map(|(nat, _)| nat)
+}
+
+fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Nat {
+    let nothing = Nat { inside: Hosts::everyone(), outside: Vec::new(), dnat: Vec::new() };
+    let Some(fields) = reader.fields(root, KEYS, ALL) else { return nothing };
+    let inside = fields.get("inside").map(|entry| inside(reader, entry));
+    if inside.is_none() {
+        reader.error(root, "there is no key inside: who is behind the NAT?", ALL);
+    }
+    // Nobody is compared with an inside that cannot be read.
+    let inside = inside.flatten();
+    let outside = fields.get("outside").map(|entry| outside(reader, entry, inside.as_ref()));
+    let dnat = fields.get("dnat").map(|entry| dnat(reader, entry, inside.as_ref()));
+    if outside.is_none() && dnat.is_none() {
+        reader.error(root, "there is neither outside nor dnat: nothing would be translated", ALL);
+    }
+    Nat {
+        inside: inside.unwrap_or(nothing.inside),
+        outside: outside.flatten().unwrap_or_default(),
+        dnat: dnat.flatten().unwrap_or_default(),
+    }
+}
+
+fn inside(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Hosts> {
+    let entries = reader.full_list(entry, MOST_LISTED, INSIDE)?;
+    let (mut networks, count) = (Vec::new(), entries.len());
+    networks.extend(entries.filter_map(|entry| reader.network(entry)));
+    (networks.len() == count).then(|| Hosts::new(networks))
+}
+
+fn outside(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Option<Vec<IpAddr>> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    for entry in reader.full_list(entry, MOST_OUTSIDE, OUTSIDE)? {
+        let Some(text) = reader.text(entry, OUTSIDE) else { continue };
+        let Ok(address) = text.parse::<IpAddr>() else {
+            reader.error(entry, format!("{} is no address", Quoted(text)), OUTSIDE);
+            continue;
+        };
+        if addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
+            let message = format!("{address} is the second of its family");
+            reader.error(
+                entry,
+                message,
+                "expected one of each family: a capture does not tell which of several is worn",
+            );
+        }
+        check_outside(reader, entry, address, inside);
+        addresses.push(address);
+    }
+    Some(addresses)
+}
+
+fn dnat(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Option<Vec<Dnat>> {
+    let mut all: Vec<Dnat> = Vec::new();
+    for entry in reader.full_list(entry, MOST_LISTED, DNAT)? {
+        let Some(text) = reader.text(entry, DNAT) else { continue };
+        let ends = text.split_once("->").and_then(|(outside, inside)| Some((endpoint(outside)?, endpoint(inside)?)));
+        let Some((outside, target)) = ends else {
+            reader.error(entry, format!("{} does not say what goes where", Quoted(text)), DNAT);
+            continue;
+        };
+        if outside.address.is_ipv4() != target.address.is_ipv4() {
+            reader.error(entry, "the two addresses are of different families", DNAT);
+        }
+        check_outside(reader, entry, outside.address, inside);
+        if inside.is_some_and(|inside| !inside.contains(target.address)) {
+            let message = format!("{} is not inside", target.address);
+            reader.error(entry, message, "expected an address of the networks that inside lists");
+        }
+        if all.iter().any(|other| other.outside == outside) {
+            reader.error(entry, format!("what goes to {outside} is led elsewhere already"), "expected each once");
+        }
+        if all.iter().any(|other| other.inside == target) {
+            let message = format!("{target} is reached from elsewhere already");
+            reader.error(entry, message, "expected each once: a capture does not tell which of several was dialled");
+        }
+        all.push(Dnat { outside, inside: target });
+    }
+    Some(all)
+}
+
+fn check_outside(reader: &mut Reader<'_>, entry: Entry<'_>, address: IpAddr, inside: Option<&Hosts>) {
+    if inside.is_some_and(|inside| inside.contains(address)) {
+        let message = format!("{address} is inside");
+        reader.error(entry, message, "expected an address that is in none of the networks that inside lists");
+    }
+}
+
+fn endpoint(text: &str) -> Option<Endpoint> {
+    let address: SocketAddr = text.trim().parse().ok()?;
+    Some(Endpoint::new(address.ip(), Port::new(address.port())?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::script::endpoint;
+
+    fn problems(text: &str) -> Vec<String> {
+        let problems = parse_bytes("nat.yaml", text.as_bytes()).expect_err("it is wrong");
+        problems.iter().map(policy::Problem::headline).collect()
+    }
+
+    #[test]
+    fn a_description_names_both_families_and_what_is_led_inside() {
+        let text = "inside: [192.168.0.0/16, \"fd00::/8\"]\noutside: [198.51.100.1, \"2001:db8::1\"]\ndnat:\n  \
+                    - 198.51.100.2:2121 -> 192.168.0.5:21\n  - \"[2001:db8::1]:21 -> [fd00::5]:21\"\n";
+        let nat = parse_bytes("nat.yaml", text.as_bytes()).expect("it is good");
+        assert!(nat.is_inside(endpoint("[fd00::5]:1").address) && !nat.is_inside(endpoint("10.0.0.1:1").address));
+        assert_eq!(nat.worn_towards(endpoint("203.0.113.5:21").address), Some(endpoint("198.51.100.1:1").address));
+        assert_eq!(nat.reached_by(endpoint("192.168.0.5:21")), Some(endpoint("198.51.100.2:2121")));
+        assert_eq!(nat.reached_by(endpoint("192.168.0.5:22")), None);
+        assert!(nat.is_outside(endpoint("198.51.100.2:1").address));
+    }
+
+    #[test]
+    fn each_part_may_be_left_out_but_not_both() {
+        for good in [
+            "inside: [10.0.0.0/8]\noutside: [198.51.100.1]",
+            "inside: [10.0.0.0/8]\ndnat: [\"198.51.100.1:21 -> 10.0.0.5:21\"]",
+        ] {
+            assert!(parse_bytes("nat.yaml", good.as_bytes()).is_ok(), "{good}");
+        }
+        let neither = problems("inside: [10.0.0.0/8]");
+        assert!(neither[0].contains("neither outside nor dnat"), "{neither:?}");
+        assert!(problems("outside: [198.51.100.1]")[0].contains("there is no key inside"));
+    }
+
+    #[test]
+    fn every_mistake_is_told_where_it_stands() {
+        let text = "inside: [10.0.0.0/8]\noutside: [10.0.0.1, 198.51.100.1, x]\ndnta: []\ndnat:\n  - 1.2.3.4:21\n  \
+                    - 198.51.100.1:21 -> 192.168.0.1:21\n";
+        assert_eq!(problems(text)[0], "nat.yaml:2:1: error: outside: the list has 3 elements (expected at most 2)");
+        let text = text.replace("[10.0.0.1, 198.51.100.1, x]", "[10.0.0.1, x]");
+        let found = problems(&text);
+        for (found, expected) in found.iter().zip([
+            "nat.yaml:2:11: error: outside: 10.0.0.1 is inside",
+            "nat.yaml:2:21: error: outside: x is no address",
+            "nat.yaml:3:1: error: unknown key dnta (the keys here are inside, outside, dnat)",
+            "nat.yaml:5:5: error: dnat: 1.2.3.4:21 does not say what goes where",
+            "nat.yaml:6:5: error: dnat: 192.168.0.1 is not inside",
+        ]) {
+            assert!(found.starts_with(expected), "{found}");
+        }
+        assert_eq!(found.len(), 5, "{found:?}");
+    }
+
+    #[test]
+    fn what_a_capture_cannot_tell_is_refused() {
+        let twice = problems("inside: [10.0.0.0/8]\noutside: [198.51.100.1, 198.51.100.2]");
+        assert!(twice[0].contains("is the second of its family"), "{twice:?}");
+        let text = "inside: [10.0.0.0/8]\ndnat:\n  - 198.51.100.1:21 -> 10.0.0.5:21\n  - 198.51.100.1:2121 -> 10.0.0.5:21\n  \
+                    - 198.51.100.1:21 -> 10.0.0.6:21\n  - \"[2001:db8::1]:21 -> 10.0.0.7:21\"\n";
+        let found = problems(text);
+        assert!(found[0].contains("10.0.0.5:21 is reached from elsewhere already"), "{found:?}");
+        assert!(found[1].contains("198.51.100.1:21 is led elsewhere already"), "{found:?}");
+        assert!(found[2].contains("different families"), "{found:?}");
+    }
+}

@@ -1,0 +1,29 @@
+//! The capture as the other side of a gateway would have seen it.
+//!
+//! Knows how a packet is written with other addresses and another text; which, it is told.
+
+use crate::capture::file::Frame;
+use crate::capture::link;
+
+/// Whoever wants to see it.
+pub trait Outside {
+    /// Whether anything is wanted at all.
+    const WANTED: bool = true;
+
+    /// The next frame.
+    fn sees(&mut self, frame: &Frame<'_>);
+}
+
+/// Nobody does.
+impl Outside for () {
+    const WANTED: bool = false;
+
+    fn sees(&mut self, _: &Frame<'_>) {}
+}
+
+/// Shows a frame with another packet in it than the one of `length` bytes with which it ends.
+pub(super) fn show<O: Outside>(frame: &Frame<'_>, length: usize, packet: &[u8], outside: &mut O) {
+    let data = link::with_packet(frame.data, length, packet);
+    let original_len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+    outside.sees(&Frame { data: &data, original_len, ..*frame });
+}
