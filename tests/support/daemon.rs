@@ -143,7 +143,9 @@ fn with_mechanism(policy: &str) -> String {
     match policy.trim() {
         _ if names_one => policy.to_owned(),
         "" | "{}" => format!("mechanism: {}\n", mechanism()),
-        _ => format!("mechanism: {}\n{policy}", mechanism()),
+        // Behind the rest: a mistake stays in its line.
+        text if text.starts_with('{') => policy.to_owned(),
+        _ => format!("{}\nmechanism: {}\n", policy.trim_end_matches('\n'), mechanism()),
     }
 }
 
