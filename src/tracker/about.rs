@@ -48,7 +48,16 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
                     self.deny(command, line);
                 }
             }
-            Event::Announced(announcement) => self.announced(&announcement),
+            Event::Announced(announcement) => {
+                self.announced(&announcement);
+                let command = announcement.mode.command();
+                if announcement.mode.is_active()
+                    && self.is_denied(command)
+                    && let Some(line) = line
+                {
+                    self.hold_back(line, command.len());
+                }
+            }
             Event::AnnouncementRefused(command) => {
                 if let Some(Standing { expectation, .. }) = self.expectations.remove_of_command(self.slot, command) {
                     self.world.firewall.close(&expectation);

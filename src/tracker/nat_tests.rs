@@ -362,6 +362,21 @@ fn what_comes_too_early_waits_where_lines_are_rewritten() {
 }
 
 #[test]
+fn a_denied_announcement_does_not_reach_the_server_however_it_is_cut() {
+    let line = "PORT 192,168,0,9,15,161\r\n";
+    for shown in ["192.168.0.9:4000", "198.51.100.100:6000"] {
+        for size in 1..=line.len() {
+            let policy = "defaults: { commands: { deny: [PORT] } }";
+            let mut gateway = Gateway::new(["192.168.0.9:4000", "203.0.113.5:21"], ["203.0.113.5:21", shown], policy);
+            let pieces = line.as_bytes().chunks(size).map(|piece| std::str::from_utf8(piece).expect("ASCII"));
+            let heard: String = pieces.map(|piece| gateway.says(FromClient, piece)).collect();
+            assert!(heard.starts_with("PORX"), "{heard:?} in pieces of {size}");
+            assert_eq!(gateway.took(), ["by-rule"]);
+        }
+    }
+}
+
+#[test]
 fn a_denied_command_does_not_reach_the_server_however_it_is_cut() {
     let policy = "defaults: { commands: { deny: [DELE] }, tls: deny }";
     let direct =
