@@ -1,6 +1,7 @@
 //! Sessions that transfer while something is done to the firewall, again and again.
 
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
+#![allow(dead_code, reason = "each test takes what it needs")]
 
 use crate::daemon::PATIENCE;
 use crate::stage::{CONTENT, FILE, SetAtTheEnd, Stage};

@@ -4,7 +4,7 @@
 //! An expected connection is `related` to the control connection that announced it, so rulesets that let in what is
 //! related need not be changed. What NAT makes of it stands in the expectation: it gets the addresses that its control
 //! connection has. The capture, the marks and what else the table `inet pinhole` is for are those of
-//! [`Sets`](super::sets::Sets); its sets hold the few pinholes that the kernel cannot expect.
+//! [`Sets`]; its sets hold the few pinholes that the kernel cannot expect.
 
 mod helper;
 
