@@ -1,0 +1,86 @@
+//! The promise behind NAT, too: `kill -9` at any moment breaks no session whose lines are rewritten, and the next transfer
+//! works. What was put into the kernel for a line and what went on of that line may be far apart then.
+//!
+//! Needs root and nft.
+
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
+
+#[path = "support/daemon.rs"]
+mod daemon;
+#[path = "support/disturbance.rs"]
+mod disturbance;
+#[path = "support/stage.rs"]
+mod stage;
+
+use daemon::Daemon;
+use disturbance::{Disturbance, transfer_under};
+use stage::{CONTENT, FILE, SetAtTheEnd, random_below};
+
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::Duration;
+
+use pinhole::ftp::Mode;
+use pinhole::lab::mini::{MiniOptions, MiniServer};
+use pinhole::lab::nat::{Nat, NatTopology};
+use pinhole::lab::{self, Family};
+
+/// Lines that change their length, and some that need not be rewritten, in sessions of their own.
+const SESSIONS: [(Family, Mode); 4] =
+    [(Family::V4, Mode::Port), (Family::V4, Mode::Pasv), (Family::V6, Mode::Eprt), (Family::V6, Mode::Epsv)];
+
+fn kill_under_transfers(nat: Nat) {
+    let kills = lab::share_of(100);
+    let topology = NatTopology::new(nat).unwrap_or_else(|error| panic!("{error}"));
+    let [gateway] = &topology.gateways[..] else { panic!("{nat} has one gateway") };
+    gateway.namespace.nft(gateway.rules.text).expect("the rules are right");
+    let mut daemon = Daemon::start_logging(&gateway.namespace, &gateway.rules.policy(), "warn").expect("it starts");
+    for host in [&topology.client, &topology.server] {
+        for (name, value) in [("tcp_tw_reuse", "1"), ("ip_local_port_range", "1024 65535")] {
+            host.namespace.set(&format!("net/ipv4/{name}"), value).expect("a parameter of the namespace");
+        }
+    }
+    let _servers = Family::ALL.map(|family| {
+        let address = SocketAddr::new(topology.server.addresses.of(family), 21);
+        let options = MiniOptions { one_listener: true, ..MiniOptions::default() };
+        let server = MiniServer::start(&topology.server.namespace, address, options).expect("it listens");
+        server.place(FILE, CONTENT);
+        server
+    });
+    let (disturbance, is_over) = (&Disturbance::default(), &AtomicBool::new(false));
+    let client = &topology.client.namespace;
+    thread::scope(|scope| {
+        let sessions = SESSIONS.map(|(family, mode)| {
+            let dialled = SocketAddr::new(topology.target.of(family), 21);
+            let transfers = move || transfer_under(disturbance, is_over, dialled, mode);
+            (mode, scope.spawn(move || client.run(transfers).and_then(|result| result)))
+        });
+        {
+            let _ends = SetAtTheEnd(is_over);
+            for _ in 0..kills {
+                // A random moment is what this is about.
+                thread::sleep(Duration::from_micros(random_below(20_000)));
+                disturbance.begins();
+                daemon.kill().expect("it can be killed");
+                daemon.restart().expect("it comes back");
+                disturbance.is_over();
+            }
+        }
+        for (mode, session) in sessions {
+            let done = session.join().expect("no panic").unwrap_or_else(|error| panic!("{nat}, {mode}: {error}"));
+            // One that is hit may wait for its data until all is over; then it goes on.
+            println!("{nat}, {mode}: {} transfers, {} hit", done.transfers, done.hit);
+        }
+    });
+}
+
+#[test]
+fn a_kill_at_any_moment_breaks_no_session_of_a_masqueraded_client() {
+    kill_under_transfers(Nat::Masquerade);
+}
+
+#[test]
+fn a_kill_at_any_moment_breaks_no_session_of_a_server_behind_nat() {
+    kill_under_transfers(Nat::Dnat);
+}
