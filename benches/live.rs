@@ -13,6 +13,7 @@
 //! | `PINHOLE_BENCH_TRANSFERS` | how many each of them makes, 500 unless told |
 //! | `PINHOLE_BENCH_SIDES` | only these columns, by number, the kernel helper's (1) in any case: `0,1,2,3,4,5` unless told |
 //! | `PINHOLE_BENCH_MODES` | the modes of the third load, in turn: `PASV,EPSV,PORT,EPRT` unless told |
+//! | `PINHOLE_BENCH_ONLY` | `masquerade`: nothing but what is measured of a masqueraded client |
 //! | `PINHOLE_BENCH_LOG` | the daemon's `RUST_LOG`, `info` unless told |
 //! | `PINHOLE_BENCH_PROGRAM` | another build of the program, to compare with |
 
@@ -46,6 +47,7 @@ struct Plan {
     bulk_megabytes: usize,
     inserts: usize,
     modes: Vec<Mode>,
+    only_masquerade: bool,
 }
 
 impl Plan {
@@ -72,6 +74,7 @@ impl Plan {
             bulk_megabytes: of(64, 256),
             inserts: of(5_000, 50_000),
             modes,
+            only_masquerade: variable("ONLY").is_some_and(|only| only == "masquerade"),
         }
     }
 }
@@ -111,36 +114,59 @@ fn measure(side: Side, plan: &Plan, large: &Arc<[u8]>) -> Result<Measured> {
     all().inspect_err(|_| println!("{}", stand.said()))
 }
 
-/// The rounds, each with what was measured of every side in the order of the plan.
-fn rounds(plan: &Plan) -> Vec<Vec<Measured>> {
-    let large: Arc<[u8]> = vec![b'x'; plan.bulk_megabytes << 20].into();
-    let one = |round: usize| {
-        let mut measured = vec![None; plan.sides.len()];
-        for turn in 0..plan.sides.len() {
-            let index = (turn + round) % plan.sides.len();
-            let side = plan.sides[index];
-            let result = measure(side, plan, &large);
-            measured[index] = Some(result.unwrap_or_else(|error| panic!("{side}: {error}")));
-        }
-        measured.into_iter().flatten().collect()
+/// Transfers a second of a client that is masqueraded.
+#[derive(Clone, Copy)]
+struct Masqueraded {
+    /// Where nothing has to be rewritten.
+    passive: f64,
+    /// Where every announcement has to be.
+    active: f64,
+}
+
+fn measure_masqueraded(side: Side, plan: &Plan) -> Result<Masqueraded> {
+    let stand = Stand::masquerading(side)?;
+    let Plan { sessions, transfers, .. } = *plan;
+    let all = || {
+        let _server = stand.serve(&Arc::default(), true)?;
+        Ok(Masqueraded {
+            passive: stand.transfers(sessions, transfers, &[Mode::Pasv])?,
+            active: stand.transfers(sessions, transfers, &[Mode::Port])?,
+        })
     };
-    (0..plan.rounds).map(one).collect()
+    all().inspect_err(|_| println!("{}", stand.said()))
+}
+
+/// The sides that can rewrite.
+fn that_rewrite(sides: &[Side]) -> Vec<Side> {
+    let rewrites = |side: &Side| matches!(side, Side::Kernel | Side::Announcements | Side::Dialogue);
+    sides.iter().copied().filter(rewrites).collect()
+}
+
+/// One round, with what was measured of each of these sides in their order. Who begins is another one each time.
+fn one_round<T: Clone>(round: usize, sides: &[Side], measure: impl Fn(Side) -> Result<T>) -> Vec<T> {
+    let mut measured = vec![None; sides.len()];
+    for turn in 0..sides.len() {
+        let index = (turn + round) % sides.len();
+        let side = sides[index];
+        measured[index] = Some(measure(side).unwrap_or_else(|error| panic!("{side}: {error}")));
+    }
+    measured.into_iter().flatten().collect()
 }
 
 /// What is measured, and how it is shown.
-struct Row<'a> {
+struct Row<'a, T> {
     what: &'a str,
-    value: fn(&Measured) -> f64,
+    value: fn(&T) -> f64,
     decimals: usize,
     against: Side,
     reach: &'a str,
 }
 
-impl Row<'_> {
+impl<T> Row<'_, T> {
     /// Prints a row of medians, and one of the medians of the ratios to another side, if that was measured.
-    fn print(&self, sides: &[Side], rounds: &[Vec<Measured>]) {
+    fn print(&self, sides: &[Side], rounds: &[Vec<T>]) {
         let Self { what, value, decimals, against, reach } = *self;
-        let median = |of: &dyn Fn(&[Measured]) -> f64| percentile(rounds.iter().map(|round| of(round)).collect(), 50);
+        let median = |of: &dyn Fn(&[T]) -> f64| percentile(rounds.iter().map(|round| of(round)).collect(), 50);
         let each = 0..sides.len();
         let medians = each.clone().map(|side| format!("{:>13.decimals$} |", median(&|round| value(&round[side]))));
         println!("| {what:<36} | {} {:<32} |", medians.collect::<Vec<_>>().join(" "), "");
@@ -207,10 +233,45 @@ fn main() {
     let plan = Plan::new();
     let Plan { rounds: count, sessions, transfers, .. } = plan;
     println!("{count} rounds; {sessions} sessions at once, {transfers} transfers of 1 KB each; a gateway, IPv4");
-    let rounds = rounds(&plan);
-    let names: Vec<String> = plan.sides.iter().map(|side| format!("{side:>13} |")).collect();
+    let large: Arc<[u8]> = vec![b'x'; plan.bulk_megabytes << 20].into();
+    let rewriting = that_rewrite(&plan.sides);
+    let (mut rounds, mut masqueraded) = (Vec::new(), Vec::new());
+    for round in 0..count {
+        if !plan.only_masquerade {
+            rounds.push(one_round(round, &plan.sides, |side| measure(side, &plan, &large)));
+        }
+        masqueraded.push(one_round(round, &rewriting, |side| measure_masqueraded(side, &plan)));
+    }
+    if !plan.only_masquerade {
+        print_rounds(&plan, &rounds);
+    }
+    println!();
+    println!("The client is masqueraded:");
+    print_head(&rewriting);
+    for (what, value) in [
+        ("transfers/s, PASV, one port a session", (|m| m.passive) as fn(&Masqueraded) -> f64),
+        ("transfers/s, PORT, each rewritten", |m| m.active),
+    ] {
+        Row { what, value, decimals: 0, against: Side::Kernel, reach: "" }.print(&rewriting, &masqueraded);
+    }
+    if plan.only_masquerade {
+        return;
+    }
+    let (median, worst) = inserts(&plan).unwrap_or_else(|error| panic!("{error}"));
+    println!();
+    println!("a pinhole into its set: median {median:.1} µs, 99th percentile {worst:.1} µs (to reach: 20)");
+    let memory = memory().unwrap_or_else(|error| panic!("{error}"));
+    println!("resident memory: {memory} (to reach: 20)");
+}
+
+fn print_head(sides: &[Side]) {
+    let names: Vec<String> = sides.iter().map(|side| format!("{side:>13} |")).collect();
     println!("| {:<36} | {} {:<32} |", "", names.join(" "), "to reach");
     println!("|---|{}---|", "--:|".repeat(names.len()));
+}
+
+fn print_rounds(plan: &Plan, rounds: &[Vec<Measured>]) {
+    print_head(&plan.sides);
     let modes: Vec<_> = plan.modes.iter().map(|mode| mode.command()).collect();
     let mixed = format!("transfers/s, {}", modes.join(" "));
     let (kernel, plain) = (Side::Kernel, Side::Plain);
@@ -223,11 +284,6 @@ fn main() {
         ("round trip of NOOP, µs", |m| m.round_trip, 1, kernel, "1.0 announcements"),
         ("bulk, MB/s", |m| m.bulk, 0, plain, "1.00"),
     ] {
-        Row { what, value, decimals, against, reach }.print(&plan.sides, &rounds);
+        Row { what, value, decimals, against, reach }.print(&plan.sides, rounds);
     }
-    let (median, worst) = inserts(&plan).unwrap_or_else(|error| panic!("{error}"));
-    println!();
-    println!("a pinhole into its set: median {median:.1} µs, 99th percentile {worst:.1} µs (to reach: 20)");
-    let memory = memory().unwrap_or_else(|error| panic!("{error}"));
-    println!("resident memory: {memory} (to reach: 20)");
 }

@@ -100,8 +100,19 @@ pub(crate) struct Stand {
 impl Stand {
     /// Builds it in fresh namespaces.
     pub(crate) fn new(side: Side) -> Result<Self> {
+        Self::with(side, "")
+    }
+
+    /// The same, with the client behind a gateway that masquerades.
+    pub(crate) fn masquerading(side: Side) -> Result<Self> {
+        let rules = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \
+                     oifname \"servers\" masquerade; }; }\n";
+        Self::with(side, rules)
+    }
+
+    fn with(side: Side, more_rules: &str) -> Result<Self> {
         let topology = Topology::new(Shape::Gateway)?;
-        topology.firewall.nft(&side.rules())?;
+        topology.firewall.nft(&format!("{}{more_rules}", side.rules()))?;
         let (mut daemon, mut installed, mut reader) = (None, None, None);
         match side {
             Side::Plain | Side::Kernel => {}

@@ -234,6 +234,10 @@ impl Firewall for Sets {
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        // What has been used admits nobody any more, though it stands until it is swept out.
+        if self.used.contains(&(from, to)) {
+            return None;
+        }
         let set = of_family(PINHOLES, from, to.address)?;
         let found = self.tables.has_element(TABLE, set, &stored::key(from, to));
         if !self.note(found)? {
