@@ -114,11 +114,3 @@ fn odd_dialogues_end_with_conntrackd_as_its_table_says() {
     }
     assert_documented("conntrackd", &table);
 }
-
-#[test]
-#[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
-fn real_servers_and_clients_with_conntrackd() {
-    let outcomes = play(Helper::Conntrackd);
-    let failed: Vec<_> = outcomes.iter().filter_map(|(cell, result)| Some((cell, result.as_ref().err()?))).collect();
-    panic!("{} {failed:#?}", outcomes.len());
-}

@@ -126,6 +126,7 @@ impl Bench {
             .replace("{third}", &numbers(self.third_open))
             .replace("{active-ports}", &port_numbers(self.client_open))
             .replace("{ports}", &port_numbers(self.server_open))
+            .replace("{active}", &self.client_open.port().to_string())
             .replace("{passive}", &self.server_open.port().to_string())
     }
 

@@ -52,7 +52,9 @@ impl Conntrackd {
         let mut child = namespace.command("conntrackd").arg("-C").arg(&file).spawn()?;
         lab::wait_until("conntrackd to read its queues", PATIENCE, || {
             assert!(child.is_running()?, "conntrackd has ended: {}", child.said());
-            Ok(namespace.read("/proc/thread-self/net/netfilter/nfnetlink_queue")?.lines().count() == 2)
+            // Before anybody reads a queue, there may be no such file.
+            let queues = namespace.read("/proc/thread-self/net/netfilter/nfnetlink_queue").unwrap_or_default();
+            Ok(queues.lines().count() == 2)
         })?;
         namespace.nft(KERNEL_HELPER)?;
         Ok(Self { _child: child, folder })
