@@ -339,6 +339,12 @@ fn what_is_encrypted_opens_nothing() {
 }
 
 #[test]
+fn a_234_that_nobody_asked_for_encrypts_nothing_and_opens_no_corridor() {
+    assert_eq!(told(&[">NOOP", "<234 go", ACTIVE]), [OPENS_BACK]);
+    assert_eq!(told(&[">AUTH TLS", "<502 no", "<234 go", ACTIVE]), [OPENS_BACK]);
+}
+
+#[test]
 fn megabytes_of_unread_dialogue_change_nothing() {
     let (mut stage, mut talk) = inside();
     for _ in 0..10 {

@@ -26,7 +26,7 @@ const CONTENT: &[u8] = b"Files are data.\r\n";
 /// Of a server behind the firewall. Nobody announces it.
 const UNANNOUNCED: u16 = 40_000;
 /// The line that each ruleset shows to those who write the rule themselves.
-const OWN_LINE: &str = "ct state new ct mark & 0x10000000 == 0x10000000 accept";
+const OWN_LINE: &str = "ct state new,related ct mark & 0x10000000 == 0x10000000 accept";
 
 fn deploy(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(name)

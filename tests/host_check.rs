@@ -112,7 +112,7 @@ fn rulesets_as_people_write_them_are_understood() {
     let without = check(&host(&rules.replace("MARK", "")), None, &[]);
     let warning = lines(&without, "warning").concat();
     assert!(warning.contains("chain inet fw incoming") && warning.contains("its rule with handle"), "{warning}");
-    let with = check(&host(&rules.replace("MARK", "ct state new ct mark & 0x10000000 != 0 accept")), None, &[]);
+    let with = check(&host(&rules.replace("MARK", "ct state new,related ct mark & 0x10000000 != 0 accept")), None, &[]);
     assert_eq!(lines(&with, "warning"), [""; 0], "{}", with.said());
 }
 

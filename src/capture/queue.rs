@@ -1,13 +1,15 @@
 //! Packets from an NFQUEUE, and the verdicts on them.
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use nfq::{Message, Verdict};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, netlink, sockopt};
+use rustix::net::{self, AddressFamily, netlink, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 use super::readers::readers;
+use crate::netlink::Verdicts;
 use crate::policy::WhenDown;
 
 /// How many packets may wait in the kernel for a verdict.
@@ -19,6 +21,8 @@ const ROOM: usize = LONGEST as usize * 4096;
 pub struct Queue {
     queue: nfq::Queue,
     number: u16,
+    /// Where packets must not be accepted to go on.
+    verdicts: Option<Verdicts>,
 }
 
 /// Why a queue cannot be read.
@@ -106,7 +110,7 @@ impl Queue {
             queue.set_queue_max_len(number, LONGEST)?;
             queue.set_fail_open(number, when_down == WhenDown::Open)?;
             queue.set_recv_enobufs(false)?;
-            Ok(Self { queue, number })
+            Ok(Self { queue, number, verdicts: None })
         };
         open().map_err(|cause| QueueError::new(number, cause))
     }
@@ -121,9 +125,30 @@ impl Queue {
         self.queue.recv().map(Waiting)
     }
 
+    /// From now on packets go on past what the kernel does for helpers of programs: see [`Verdicts`]. For connections
+    /// that have such a helper.
+    pub fn go_past_helpers(&mut self) -> io::Result<()> {
+        let missing = |what| io::Error::new(io::ErrorKind::NotFound, what);
+        let readers = readers().ok_or_else(|| missing("the kernel shows no list of queues"))?;
+        let own = readers.iter().find(|reader| reader.queue == self.number);
+        let port = own.ok_or_else(|| missing("the queue is not in the kernel's list"))?.port;
+        let is_own = |socket: &OwnedFd| {
+            let address = net::getsockname(socket).and_then(netlink::SocketAddrNetlink::try_from);
+            address.is_ok_and(|address| address.pid() == port)
+        };
+        let socket = sockets()?.into_iter().find(is_own).ok_or_else(|| missing("the queue's socket is not here"))?;
+        let is_free = |number: &u16| readers.iter().all(|reader| reader.queue != *number);
+        let nobody = (0..=u16::MAX).rev().find(is_free).ok_or_else(|| missing("every queue is read by somebody"))?;
+        self.verdicts = Some(Verdicts::new(socket, self.number, nobody));
+        Ok(())
+    }
+
     /// Lets a packet go on.
     pub fn accept(&mut self, waiting: Waiting) -> io::Result<()> {
         let Waiting(mut message) = waiting;
+        if let Some(verdicts) = &mut self.verdicts {
+            return Ok(verdicts.go_on(message.get_packet_id(), None)?);
+        }
         message.set_verdict(Verdict::Accept);
         self.queue.verdict(message)
     }
@@ -132,6 +157,9 @@ impl Queue {
     /// as they have to be. It may be longer or shorter.
     pub fn accept_as(&mut self, waiting: Waiting, packet: &[u8]) -> io::Result<()> {
         let Waiting(mut message) = waiting;
+        if let Some(verdicts) = &mut self.verdicts {
+            return Ok(verdicts.go_on(message.get_packet_id(), Some(packet))?);
+        }
         message.set_payload(packet);
         message.set_verdict(Verdict::Accept);
         self.queue.verdict(message)
@@ -144,18 +172,27 @@ impl Queue {
 /// The crate nfq keeps its socket to itself, so it is looked for among the files of this process. Others of its kind
 /// may have more room as well.
 fn make_room() -> io::Result<()> {
+    for socket in sockets()? {
+        sockopt::set_socket_recv_buffer_size_force(&socket, ROOM)
+            .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, ROOM))?;
+    }
+    Ok(())
+}
+
+/// The sockets of this process through which it talks to netfilter.
+fn sockets() -> io::Result<Vec<OwnedFd>> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
+    let mut sockets = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
         let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
         let Ok(file) = pidfd_getfd(&own, number, PidfdGetfdFlags::empty()) else { continue };
         if sockopt::socket_domain(&file) == Ok(AddressFamily::NETLINK)
             && sockopt::socket_protocol(&file) == Ok(Some(netlink::NETFILTER))
         {
-            sockopt::set_socket_recv_buffer_size_force(&file, ROOM)
-                .or_else(|_| sockopt::set_socket_recv_buffer_size(&file, ROOM))?;
+            sockets.push(file);
         }
     }
-    Ok(())
+    Ok(sockets)
 }
 
 impl std::fmt::Debug for Queue {

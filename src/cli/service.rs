@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{Outcome, input};
 use crate::daemon::control;
 use crate::daemon::status::Request;
-use crate::firewall::sets::{Queueing, ruleset};
+use crate::firewall::sets::{Holder, Queueing, ruleset};
 use crate::netlink::Tables;
 
 /// How long the kernel may take to say what it can do.
@@ -74,7 +74,7 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
             Err(error) => (Queueing::Statement, format!("a kernel (this one was not asked: {error})")),
         },
     };
-    let text = ruleset(&policy, queueing);
+    let text = ruleset(&policy, queueing, Holder::Sets);
     super::print(&format!("# What `pinhole run` installs on {whose} that queues by {queueing}.\n\n{text}"))
 }
 

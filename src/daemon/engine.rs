@@ -8,23 +8,24 @@ use tracing::{debug, error, info, warn};
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Standing, Status};
-use crate::firewall::sets::{Queueing, Sets, SetupError, own_rule};
+use crate::firewall::Kernel;
+use crate::firewall::sets::{Queueing, SetupError, own_rule};
 use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
-use crate::policy::{Inspect, Policy, WhenDown};
+use crate::policy::{Inspect, Mechanism, Policy, WhenDown};
 use crate::rewrite::Verdict;
 use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
 
 /// One of the ways in which the tracker takes a segment.
-type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Sets, Journal>) -> Handled;
+type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Kernel, Journal>) -> Handled;
 
 /// Sessions, the firewall, the policy and the counts.
 #[derive(Debug)]
 pub struct Engine {
     policy: Policy,
     tracker: Tracker,
-    firewall: Sets,
+    firewall: Kernel,
     connections: ConnectionWatch,
     journal: Journal,
     clock: Clock,
@@ -38,7 +39,7 @@ impl Engine {
     /// Installs the table and is ready for packets.
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
         listen(&connections, &policy)?;
-        let firewall = Sets::install(&policy)?;
+        let firewall = Kernel::install(&policy)?;
         let mut engine = Self {
             policy,
             tracker: Tracker::default(),
@@ -75,6 +76,11 @@ impl Engine {
         self.firewall.number()
     }
 
+    /// Whether queued packets have to go on past what the kernel does for helpers of programs.
+    pub(super) const fn gives_helpers(&self) -> bool {
+        self.firewall.gives_helpers()
+    }
+
     /// What was found on this kernel and chosen, a line each.
     pub(super) fn introduction(&self) -> Vec<String> {
         let ports: Vec<_> = self.policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
@@ -88,14 +94,19 @@ impl Engine {
             WhenDown::Closed => "control connections stand still",
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
-        let admit = match admit.as_slice() {
-            [] => format!("by your own rule: `{}`", own_rule(self.policy.mark)),
-            chains => format!("by a rule at the top of {}", chains.join(", ")),
+        let mechanism = self.firewall.mechanism();
+        let by_rule = match (admit.as_slice(), mechanism) {
+            ([], Mechanism::Native) => {
+                format!("`ct state related`, or your own rule: `{}`", own_rule(self.policy.mark))
+            }
+            ([], _) => format!("your own rule: `{}`", own_rule(self.policy.mark)),
+            (chains, _) => format!("a rule at the top of {}", chains.join(", ")),
         };
         vec![
             format!("control ports {}, {inspect} is read; without this program {when_down}", ports.join(", ")),
-            format!("mechanism sets: the table inet pinhole stands; packets are queued by {queueing}"),
-            format!("announced data connections carry the mark {} and are let in {admit}", self.policy.mark),
+            format!("mechanism {mechanism}, {}", self.firewall.because()),
+            format!("the table inet pinhole stands; packets are queued by {queueing}"),
+            format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
         ]
     }
 
@@ -160,9 +171,11 @@ impl Engine {
         }
     }
 
-    /// A connection began that was not seen in the queue: a data connection, if it carries our mark.
+    /// A connection began that was not seen in the queue: a data connection, if it carries our mark or was expected. (An
+    /// expected one has no mark where somebody had just flushed the rule that gives it.)
     fn connection_began(&mut self, entry: &Entry) {
-        if entry.mark & self.policy.mark.bits() != self.policy.mark.bits() {
+        let is_marked = entry.mark & self.policy.mark.bits() == self.policy.mark.bits();
+        if !is_marked && !entry.is_expected() {
             return;
         }
         let flow = entry.connection.original;
@@ -171,7 +184,8 @@ impl Engine {
         self.firewall.used(&flow);
         let mut session = None;
         self.act(|tracker, world| session = tracker.admitted(&flow, world));
-        if session.is_none() {
+        // What is only expected, and not here, is some other helper's.
+        if session.is_none() && is_marked {
             self.journal.counters.used += 1;
             debug!("used {flow}: announced before this program began");
         }
@@ -231,7 +245,10 @@ impl Engine {
     /// Removes what was installed.
     pub(super) fn stop(&mut self) -> Result<(), SetupError> {
         self.has_stopped = true;
-        self.firewall.remove()
+        if let Some(what_stays) = self.firewall.remove()? {
+            info!("{what_stays}");
+        }
+        Ok(())
     }
 
     /// The queue did not take or give a packet.
@@ -270,7 +287,8 @@ impl Engine {
             sessions: self.tracker.live().count(),
             pinholes,
             in_kernel,
-            mechanism: "sets",
+            mechanism: self.firewall.mechanism().to_string(),
+            because: self.firewall.because().to_owned(),
             queueing: match self.firewall.queueing() {
                 Queueing::Statement => "nft_queue",
                 Queueing::CompatTarget => "nft_compat",
@@ -279,7 +297,7 @@ impl Engine {
         }
     }
 
-    fn act(&mut self, act: impl FnOnce(&mut Tracker, &mut World<'_, Sets, Journal>)) {
+    fn act(&mut self, act: impl FnOnce(&mut Tracker, &mut World<'_, Kernel, Journal>)) {
         let Self { policy, tracker, firewall, journal, clock, .. } = self;
         let mut world = World { now: clock.now(), policy, firewall, observer: journal };
         act(tracker, &mut world);

@@ -16,6 +16,7 @@ const SELDOM: Duration = Duration::from_secs(1);
 pub(super) struct Journal {
     pub(super) counters: Counters,
     refusals: Seldom,
+    denials: Seldom,
 }
 
 impl Observer for Journal {
@@ -29,7 +30,10 @@ impl Observer for Journal {
             }
             News::Said { command, .. } => debug!("session {session}: {command}"),
             News::Denied { command } => {
-                warn!("session {session}: the client gave {command}, which the policy denies");
+                let Some(times) = self.denials.worth_telling(at) else { return };
+                let more =
+                    if times > 1 { format!(" ({times} denied since the last such line)") } else { String::new() };
+                warn!("session {session}: the client gave {command}, which the policy denies{more}");
             }
             News::LoggedIn { user } => debug!("session {session}: logged in as {}", user.unwrap_or("?")),
             News::Expected { mode, expectation, rewritten_from } => {

@@ -44,6 +44,9 @@ pub enum StartError {
     /// The queue cannot be read.
     #[error(transparent)]
     Queue(#[from] QueueError),
+    /// The queue's socket was not found again.
+    #[error("cannot let packets go on past the helper: {0}; `mechanism: sets` needs none of this")]
+    Verdicts(std::io::Error),
     /// The kernel does not tell of changes.
     #[error(transparent)]
     Watch(#[from] Error),
@@ -77,12 +80,15 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     // A second instance must find out before it changes anything.
     let listener = runtime.block_on(async { control::listen() })?;
     let open = |number| Queue::open(number, policy.capture.when_down);
-    let queues = policy.capture.queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut queues = policy.capture.queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
     // From before the table is made, so that no change to it goes unnoticed.
     let tables = TableWatch::open()?;
     let connections = ConnectionWatch::begins_and_ends()?;
     let news = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
     let engine = Engine::start(policy, connections)?;
+    if engine.gives_helpers() {
+        queues.iter_mut().try_for_each(Queue::go_past_helpers).map_err(StartError::Verdicts)?;
+    }
     tables.ignore(engine.number()?)?;
     for line in engine.introduction() {
         info!("{line}");

@@ -73,7 +73,9 @@ pub struct Status {
     /// Pinholes in the kernel; used ones are told of late.
     pub in_kernel: Option<usize>,
     /// The mechanism.
-    pub mechanism: &'static str,
+    pub mechanism: String,
+    /// Why that one.
+    pub because: String,
     /// What hands packets to this program.
     pub queueing: &'static str,
     /// What was counted.
@@ -94,8 +96,9 @@ pub enum Request {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sessions, pinholes, in_kernel, mechanism, queueing, counters } = self;
+        let Self { sessions, pinholes, in_kernel, mechanism, because, queueing, counters } = self;
         writeln!(f, "{sessions} sessions, {} pinholes; mechanism {mechanism}, queued by {queueing}", pinholes.len())?;
+        writeln!(f, "mechanism {mechanism}, {because}")?;
         if let Some(in_kernel) = in_kernel
             && *in_kernel != pinholes.len()
         {

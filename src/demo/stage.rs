@@ -14,7 +14,7 @@ use crate::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use crate::lab::{self, Child, ClientKind, Family, Room, Server, ServerKind, ServerOptions, Shape, Topology, Visit};
 
 /// The policy of the service.
-pub(super) const POLICY: &str = "admit: [inet filter forward]\n";
+pub(super) const POLICY: &str = "{mechanism: sets, admit: [inet filter forward]}\n";
 /// The file that is fetched.
 pub(super) const FILE: &str = "hello.txt";
 /// What is in it; longer than a segment, so that it is a transfer worth the name.

@@ -3,12 +3,15 @@
 //! Knows nothing of FTP's lines. What is asked of it is done when it returns: an announcement goes on only then.
 
 mod adjustment;
+mod kernel;
+pub mod native;
 pub mod sets;
 mod simulated;
 
 use std::net::IpAddr;
 
 pub use adjustment::{Adjustment, Adjustments};
+pub use kernel::Kernel;
 pub use simulated::{Admitted, Simulated};
 
 use crate::expectation::{Corridor, Expectation, Mapping};
@@ -55,8 +58,9 @@ pub trait Firewall {
     /// Which end is the client is the firewall's to know: with NAT, a port number does not tell.
     fn control_connection(&mut self, flow: &Flow) -> Option<Control>;
 
-    /// Admits an expectation. One with the same addresses that stands already is admitted anew, from its own moment.
-    fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened>;
+    /// Admits an expectation that was announced in this control connection. One with the same addresses that stands
+    /// already is admitted anew, from its own moment.
+    fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened>;
 
     /// Does not admit it any more. That it was used or has expired in the meantime is fine.
     fn close(&mut self, expectation: &Expectation);

@@ -129,7 +129,7 @@ impl Firewall for Simulated {
         })
     }
 
-    fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+    fn open(&mut self, expectation: &Expectation, _: &Connection) -> Result<(), NotOpened> {
         self.pinholes.insert((expectation.from, expectation.to), *expectation);
         Ok(())
     }

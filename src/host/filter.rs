@@ -1,4 +1,4 @@
-//! What a filter makes of the first packet of a connection that Pinhole admits: new, TCP, with our mark, between
+//! What a filter makes of the first packet of a connection that Pinhole admits: new or expected, TCP, with our mark, between
 //! hosts and ports of which nothing is known.
 //!
 //! Of each condition it is known that it holds, or that it does not, or neither. So is what follows from it. Conditions
@@ -23,6 +23,24 @@ pub(super) struct Fate {
     pub(super) is_opaque: bool,
 }
 
+/// The state in which connection tracking sees such a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// It is one like others: the mark alone tells.
+    New,
+    /// The kernel expected it.
+    Related,
+}
+
+impl State {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Related => "related",
+        }
+    }
+}
+
 /// What drops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dropped {
@@ -33,9 +51,9 @@ pub(super) enum Dropped {
 }
 
 /// The fate of such a packet in a base chain, in whichever family it is worse.
-pub(super) fn fate(ruleset: &Ruleset, chain: &Chain, base: &Base, policy: &policy::Policy) -> Fate {
+pub(super) fn fate(ruleset: &Ruleset, chain: &Chain, base: &Base, policy: &policy::Policy, state: State) -> Fate {
     let of = |is_v6| {
-        let mut walk = Walk { ruleset, policy, is_v6, by_mark: false, is_opaque: false };
+        let mut walk = Walk { ruleset, policy, state, is_v6, by_mark: false, is_opaque: false };
         let verdict = walk.chain(chain, 0);
         let dropped = match verdict {
             Verdict::Accepted => None,
@@ -92,6 +110,7 @@ impl From<bool> for Holds {
 struct Walk<'a> {
     ruleset: &'a Ruleset,
     policy: &'a policy::Policy,
+    state: State,
     is_v6: bool,
     by_mark: bool,
     is_opaque: bool,
@@ -119,7 +138,7 @@ impl<'a> Walk<'a> {
                         Holds::Perhaps => sure = false,
                     }
                 } else if kind == "vmap" {
-                    let (mapped, is_sure) = mapped(content);
+                    let (mapped, is_sure) = mapped(content, self.state);
                     for action in mapped {
                         let verdict = self.act(action, chain, rule.handle, depth);
                         self.by_mark |= looks_at_mark && action == Action::Accept;
@@ -169,7 +188,7 @@ impl<'a> Walk<'a> {
             return compare(operator, listed(right).and_then(one_of));
         }
         let ours: &[&str] = match (left["ct"]["key"].as_str(), left["meta"]["key"].as_str()) {
-            (Some("state"), _) => &["new"],
+            (Some("state"), _) => &[self.state.word()],
             (Some("direction"), _) => &["original"],
             (_, Some("l4proto")) => &["tcp"],
             (_, Some("nfproto")) if self.is_v6 => &["ipv6"],
@@ -241,10 +260,10 @@ fn action<'a>(kind: &str, content: &'a Value) -> Option<Action<'a>> {
 }
 
 /// What a map of verdicts may lead to, and whether it does for certain.
-fn mapped(content: &Value) -> (Vec<Action<'_>>, bool) {
+fn mapped(content: &Value, state: State) -> (Vec<Action<'_>>, bool) {
     let by_state = content["key"]["ct"]["key"] == "state";
     let entries = content["data"]["set"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let leads = entries.iter().filter(|entry| !by_state || entry[0] == "new").filter_map(|entry| {
+    let leads = entries.iter().filter(|entry| !by_state || entry[0] == state.word()).filter_map(|entry| {
         let (kind, content) = entry[1].as_object()?.iter().next()?;
         action(kind, content)
     });

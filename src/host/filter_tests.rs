@@ -3,6 +3,10 @@ use crate::policy::Policy;
 
 /// The fate in the chain `forward` of a table `inet filter`, whose rules are these, and in whose chain `own` are those.
 fn fate_of(chain_policy: &str, rules: &[&str], own: &[&str], policy: &Policy) -> Fate {
+    fate_in(State::New, chain_policy, rules, own, policy)
+}
+
+fn fate_in(state: State, chain_policy: &str, rules: &[&str], own: &[&str], policy: &Policy) -> Fate {
     let mut items = vec![
         format!(
             r#"{{"chain": {{"family": "inet", "table": "filter", "name": "forward", "handle": 1, "type": "filter",
@@ -20,7 +24,7 @@ fn fate_of(chain_policy: &str, rules: &[&str], own: &[&str], policy: &Policy) ->
     }
     let ruleset = Ruleset::parse(&format!(r#"{{"nftables": [{}]}}"#, items.join(", "))).expect("a ruleset");
     let (chain, base) = ruleset.filters().next().expect("a chain");
-    fate(&ruleset, chain, base, policy)
+    fate(&ruleset, chain, base, policy, state)
 }
 
 fn dropped(rules: &[&str], own: &[&str]) -> Option<Dropped> {
@@ -121,4 +125,14 @@ fn a_chain_that_the_policy_names_takes_it() {
 fn rules_of_iptables_are_told_apart() {
     let fate = fate_of("drop", &[&rule(&[r#"{"xt": null}"#, ACCEPT])], &[], &Policy::embedded());
     assert_eq!((fate.dropped, fate.is_opaque), (Some(Dropped::ByPolicy), true));
+}
+
+#[test]
+fn what_the_kernel_expects_gets_in_with_what_is_related() {
+    let rules = [&*rule(&[ESTABLISHED, ACCEPT]), &*rule(&[PORT, ACCEPT])];
+    let fate = |state| fate_in(state, "drop", &rules, &[], &Policy::embedded());
+    assert_eq!((fate(State::Related).dropped, fate(State::New).dropped), (None, Some(Dropped::ByPolicy)));
+    let established_only = ESTABLISHED.replace(r#"["established", "related"]"#, r#""established""#);
+    let rules = [&*rule(&[&established_only, ACCEPT])];
+    assert_eq!(fate_in(State::Related, "drop", &rules, &[], &Policy::embedded()).dropped, Some(Dropped::ByPolicy));
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use super::filter::{self, Dropped, Fate};
+use super::filter::{self, Dropped, Fate, State};
 use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
 use crate::capture::readers::Reader;
-use crate::firewall::sets::{Queueing, own_rule, ruleset};
-use crate::policy::Policy;
+use crate::firewall::native::Impossible;
+use crate::firewall::sets::{Holder, Queueing, own_rule, ruleset};
+use crate::policy::{Mechanism, Policy};
 
 /// Older ones do not know the payload expressions of our rules.
 const OLDEST_NFT: [u32; 3] = [1, 0, 1];
@@ -18,13 +19,15 @@ pub fn judge(policy: &Policy, seen: &Seen) -> Vec<Finding> {
     let mut findings = vec![privileges(seen.privileges), nft(&seen.nft), instance(&seen.instance)];
     if let Some(kernel) = &seen.kernel {
         findings.extend(features(kernel));
+        findings.push(mechanism(policy.mechanism, &kernel.native));
+        let state = if is_native(policy.mechanism, &kernel.native) { State::Related } else { State::New };
         findings.extend(queues(policy, &kernel.readers, &seen.instance));
         findings.push(own_table(policy, kernel.own_table.as_deref(), &seen.instance));
         match &kernel.ruleset {
             Ok(ruleset) => {
                 findings.extend(policy.admit.iter().map(|chain| admitted(chain, ruleset)));
-                findings.extend(filters(policy, ruleset, kernel.forwards));
-                findings.extend(helper(kernel.helper, &ruleset.helpers));
+                findings.extend(filters(policy, ruleset, kernel.forwards, state));
+                findings.extend(helper(kernel.helper, &ruleset.helpers, state));
             }
             Err(why) => findings.push(
                 Finding::new(Weight::Warning, "your filter", format_args!("cannot be read: {why}"))
@@ -142,6 +145,26 @@ fn features(kernel: &Kernel) -> Vec<Finding> {
     findings
 }
 
+/// Whether the kernel will hold the pinholes itself.
+const fn is_native(wanted: Mechanism, native: &Result<(), Impossible>) -> bool {
+    !matches!(wanted, Mechanism::Sets) && native.is_ok()
+}
+
+fn mechanism(wanted: Mechanism, native: &Result<(), Impossible>) -> Finding {
+    let about = "mechanism";
+    match (wanted, native) {
+        (Mechanism::Sets, _) => Finding::new(Weight::Ok, about, "sets, as the policy says"),
+        (Mechanism::Auto | Mechanism::Native, Ok(())) => {
+            Finding::new(Weight::Ok, about, "native: the kernel takes the helper `ftp`, and expects connections for it")
+        }
+        (Mechanism::Auto, Err(why)) => Finding::new(Weight::Ok, about, format_args!("sets, not native: {why}")),
+        (Mechanism::Native, Err(why)) => {
+            Finding::new(Weight::Problem, about, format_args!("native is not possible: {why}"))
+                .advising("with `mechanism: auto` the service goes on with sets")
+        }
+    }
+}
+
 fn queues(policy: &Policy, readers: &[Reader], instance: &Instance) -> Vec<Finding> {
     let judge = |number: u16| {
         let about = format!("queue {number}");
@@ -169,7 +192,7 @@ fn own_table(policy: &Policy, chains: Option<&[String]>, instance: &Instance) ->
                 .advising("does it run in another network namespace?"),
         };
     };
-    let text = ruleset(policy, Queueing::Statement);
+    let text = ruleset(policy, Queueing::Statement, Holder::Sets);
     let is_own = |name: &str| {
         name.strip_prefix("queue").is_some_and(|number| number.parse::<u16>().is_ok())
             || text.contains(&format!("\tchain {name} {{"))
@@ -203,9 +226,11 @@ fn admitted(named: &crate::policy::Chain, ruleset: &Ruleset) -> Finding {
 }
 
 /// Whether the user's own filter would drop what was announced.
-fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool) -> Vec<Finding> {
-    let fates: Vec<(&Chain, &Base, Fate)> =
-        ruleset.filters().map(|(chain, base)| (chain, base, filter::fate(ruleset, chain, base, policy))).collect();
+fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> Vec<Finding> {
+    let fates: Vec<(&Chain, &Base, Fate)> = ruleset
+        .filters()
+        .map(|(chain, base)| (chain, base, filter::fate(ruleset, chain, base, policy, state)))
+        .collect();
     if fates.is_empty() {
         return vec![Finding::new(
             Weight::Ok,
@@ -231,8 +256,9 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool) -> Vec<Finding> {
         };
         let opaque = if fate.is_opaque { " (rules made with iptables could not be read)" } else { "" };
         let place = if dropped == Dropped::ByPolicy { "to it" } else { "above that" };
+        let related = if state == State::Related { "`ct state related accept`, or " } else { "" };
         let advice = format!(
-            "add {place} `{}`, or have it added by the policy: `admit: [{}]`",
+            "add {place} {related}`{}`, or have it added by the policy: `admit: [{}]`",
             own_rule(policy.mark),
             chain.name
         );
@@ -251,7 +277,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool) -> Vec<Finding> {
     fates.iter().map(judge).collect()
 }
 
-fn helper(helper: Helper, objects: &[String]) -> Vec<Finding> {
+fn helper(helper: Helper, objects: &[String], state: State) -> Vec<Finding> {
     let about = "kernel's FTP helper";
     let both = "where both admit, Pinhole's policy is not the last word: remove it when Pinhole runs";
     let mut findings = Vec::new();
@@ -264,6 +290,10 @@ fn helper(helper: Helper, objects: &[String]) -> Vec<Finding> {
         findings.push(Finding::new(Weight::Ok, about, "nf_conntrack_ftp is loaded; it acts only where a rule says so"));
     }
     findings.extend(objects.iter().map(|object| {
+        if state == State::Related {
+            let found = format_args!("your ruleset has the helper {object}; if its type is ftp, that is Pinhole's own");
+            return Finding::new(Weight::Ok, about, found);
+        }
         Finding::new(Weight::Warning, about, format_args!("your ruleset has the helper {object}")).advising(both)
     }));
     findings

@@ -13,6 +13,7 @@ fn good() -> Seen {
             nf_tables: Ok(()),
             queueing: Ok(Some(Queueing::Statement)),
             takes_ruleset: Ok(()),
+            native: Err(Impossible::NoHelpers),
             reads_queues: Ok(()),
             conntrack: Ok(()),
             readers: Vec::new(),
@@ -130,7 +131,7 @@ fn a_filter_that_would_drop_is_a_warning_with_the_line_to_add() {
     let trouble = only_trouble(&Policy::embedded(), &seen);
     for part in [
         "warning  chain inet filter forward: would drop",
-        "`ct state new ct mark & 0x10000000 == 0x10000000 accept`",
+        "`ct state new,related ct mark & 0x10000000 == 0x10000000 accept`",
         "`admit: [inet filter forward]`",
     ] {
         assert!(trouble.contains(part), "{part} is not in {trouble}");

@@ -1,4 +1,5 @@
-//! Looking at the host. Nothing is changed, and nothing judged.
+//! Looking at the host. Nothing is changed, but for a moment in which it is tried whether the kernel could hold the
+//! pinholes itself; and nothing is judged.
 
 use std::fs;
 use std::io::{self, Write};
@@ -12,11 +13,12 @@ use super::ruleset::Ruleset;
 use crate::capture::queue::Queue;
 use crate::capture::readers::{Reader, readers};
 use crate::daemon::control;
-use crate::firewall::sets::{Queueing, ruleset};
+use crate::firewall::native::{self, Impossible};
+use crate::firewall::sets::{Holder, Queueing, ruleset};
 use crate::net::Port;
 use crate::netlink::{Conntrack, Family, Table, Tables};
 use crate::packet::{Endpoint, Flow};
-use crate::policy::{Policy, WhenDown};
+use crate::policy::{Mechanism, Policy, WhenDown};
 
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -92,6 +94,8 @@ pub struct Kernel {
     pub queueing: Result<Option<Queueing>, String>,
     /// Whether the ruleset for the policy would be taken, as `nft --check` says.
     pub takes_ruleset: Result<(), String>,
+    /// Whether it could hold the pinholes itself; not tried where the policy wants no such.
+    pub native: Result<(), Impossible>,
     /// Whether queues can be read.
     pub reads_queues: Result<(), String>,
     /// Whether connection tracking answers questions.
@@ -178,6 +182,7 @@ impl Kernel {
             nf_tables,
             queueing,
             takes_ruleset,
+            native: if policy.mechanism == Mechanism::Sets { Ok(()) } else { native::is_possible(policy) },
             reads_queues: reads_queues(readers.as_deref()),
             conntrack: conntrack(),
             readers: readers.unwrap_or_default(),
@@ -222,7 +227,7 @@ fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
             "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
         ));
     }
-    text.push_str(&ruleset(policy, queueing).replace("inet pinhole", TRIAL));
+    text.push_str(&ruleset(policy, queueing, Holder::Sets).replace("inet pinhole", TRIAL));
     nft.run(&["--check", "-f", "-"], &text).map(drop)
 }
 

@@ -21,6 +21,7 @@ pub(super) mod flags {
     pub(crate) const ACK: u16 = 0x004;
     pub(crate) const DUMP_INTERRUPTED: u16 = 0x010;
     pub(crate) const DUMP: u16 = 0x300;
+    pub(crate) const EXCLUSIVE: u16 = 0x200;
     pub(crate) const CREATE: u16 = 0x400;
     pub(crate) const APPEND: u16 = 0x800;
 }

@@ -1,14 +1,13 @@
 //! Connection tracking: which connection a packet belongs to, the mark on it, and how its sequence numbers are corrected.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-use super::bytes::{Attribute, Attributes, Message, Writer};
+use super::bytes::{Attribute, Attributes, Message, Writer, flags};
 use super::error::{Cause, Error, Operation};
 use super::socket::Socket;
-use crate::net::Port;
-use crate::packet::{Connection, Endpoint, Flow};
+use super::tuple::{Tuple, family};
+use crate::packet::{Connection, Flow};
 
 /// Messages, with the subsystem in the high byte.
 pub(super) mod kind {
@@ -19,13 +18,23 @@ pub(super) mod kind {
 
 pub(super) const ORIGINAL: u16 = 1;
 const REPLY: u16 = 2;
-const STATUS: u16 = 3;
+pub(super) const STATUS: u16 = 3;
 const PROTOCOL_STATE: u16 = 4;
+const HELPER: u16 = 5;
+const TIMEOUT: u16 = 7;
 pub(super) const MARK: u16 = 8;
 const ID: u16 = 12;
 const ADJUSTMENT_ORIGINAL: u16 = 15;
 const ADJUSTMENT_REPLY: u16 = 16;
 const MARK_MASK: u16 = 21;
+
+/// The bit of a connection that a helper expected.
+pub(super) const EXPECTED: u32 = 1;
+
+/// IPv4, IPv6.
+const FAMILIES: [u8; 2] = [2, 10];
+
+const HELPER_NAME: u16 = 1;
 
 const POSITION: u16 = 1;
 const OFFSET_BEFORE: u16 = 2;
@@ -38,20 +47,6 @@ const TCP_FLAGS_ORIGINAL: u16 = 4;
 const TCP_FLAGS_REPLY: u16 = 5;
 /// IP_CT_TCP_FLAG_BE_LIBERAL: what is outside of the window is not invalid for it.
 const LIBERAL: u8 = 0x08;
-
-const TUPLE_ADDRESSES: u16 = 1;
-pub(super) const TUPLE_PROTOCOL: u16 = 2;
-const V4_SOURCE: u16 = 1;
-const V4_DESTINATION: u16 = 2;
-const V6_SOURCE: u16 = 3;
-const V6_DESTINATION: u16 = 4;
-const PROTOCOL: u16 = 1;
-const SOURCE_PORT: u16 = 2;
-pub(super) const DESTINATION_PORT: u16 = 3;
-
-const TCP: u8 = 6;
-const FAMILY_V4: u8 = 2;
-const FAMILY_V6: u8 = 10;
 
 /// What the kernel knows about a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +96,12 @@ impl Conntrack {
     /// The TCP connection to which packets with these addresses belong, whichever way they go; none if the kernel
     /// tracks no such.
     pub fn find(&mut self, flow: &Flow) -> Result<Option<Entry>, Error> {
-        match self.socket.look_up(kind::GET, family(flow), |w| write_tuple(w, ORIGINAL, flow), Entry::read) {
+        match self.socket.look_up(
+            kind::GET,
+            family(flow.source.address),
+            |w| Tuple::from(flow).write(w, ORIGINAL),
+            Entry::read,
+        ) {
             Ok(entry) => Ok(Some(entry)),
             Err(cause) if cause.is_missing() => Ok(None),
             Err(cause) => Err(error(Operation::Read, flow, cause)),
@@ -110,8 +110,8 @@ impl Conntrack {
 
     /// Sets the bits of `mask` in a connection's mark to those of `bits`. Whether there is such a connection.
     pub fn mark(&mut self, flow: &Flow, bits: u32, mask: u32) -> Result<bool, Error> {
-        let changed = self.socket.request(kind::NEW, 0, family(flow), |w| {
-            write_tuple(w, ORIGINAL, flow);
+        let changed = self.socket.request(kind::NEW, 0, family(flow.source.address), |w| {
+            Tuple::from(flow).write(w, ORIGINAL);
             w.number(MARK, bits);
             w.number(MARK_MASK, mask);
         });
@@ -127,8 +127,8 @@ impl Conntrack {
     ///
     /// The kernel says the same where the connection was not prepared for that, and does nothing: look at it afterwards.
     pub fn adjust(&mut self, flow: &Flow, is_original: bool, adjustment: &SequenceAdjustment) -> Result<bool, Error> {
-        let changed = self.socket.request(kind::NEW, 0, family(flow), |w| {
-            write_tuple(w, ORIGINAL, flow);
+        let changed = self.socket.request(kind::NEW, 0, family(flow.source.address), |w| {
+            Tuple::from(flow).write(w, ORIGINAL);
             w.nested(PROTOCOL_STATE, |state| {
                 state.nested(TCP_STATE, |tcp| {
                     for direction in [TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY] {
@@ -147,10 +147,34 @@ impl Conntrack {
         }
     }
 
+    /// Makes the kernel believe that there is such a connection, with a helper of that name. Nobody sends anything in it.
+    pub fn make_up(&mut self, connection: &Connection, helper: &str, time: Duration) -> Result<(), Error> {
+        let Connection { original, reply } = connection;
+        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
+        let made =
+            self.socket.request(kind::NEW, flags::CREATE | flags::EXCLUSIVE, family(original.source.address), |w| {
+                Tuple::from(original).write(w, ORIGINAL);
+                Tuple::from(reply).write(w, REPLY);
+                w.number(TIMEOUT, seconds);
+                w.nested(HELPER, |found| found.text(HELPER_NAME, helper));
+            });
+        made.map_err(|cause| error(Operation::Add, original, cause))
+    }
+
+    /// Has the kernel forget a connection, and what is expected for it. Whether there was such a one.
+    pub fn forget(&mut self, flow: &Flow) -> Result<bool, Error> {
+        let write = |w: &mut Writer| Tuple::from(flow).write(w, ORIGINAL);
+        match self.socket.request(kind::DELETE, 0, family(flow.source.address), write) {
+            Ok(()) => Ok(true),
+            Err(cause) if cause.is_missing() => Ok(false),
+            Err(cause) => Err(error(Operation::Remove, flow, cause)),
+        }
+    }
+
     /// All TCP connections of which `is_wanted` says so.
     pub fn list(&mut self, is_wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
-        for family in [FAMILY_V4, FAMILY_V6] {
+        for family in FAMILIES {
             self.socket
                 .dump(kind::GET, family, |_| {}, |message| entries.extend(Entry::read(message).filter(&is_wanted)))
                 .map_err(|cause| Error::new(Operation::Read, "the connections", cause))?;
@@ -163,31 +187,6 @@ fn error(operation: Operation, flow: &Flow, cause: Cause) -> Error {
     Error::new(operation, format_args!("connection {flow}"), cause)
 }
 
-const fn family(flow: &Flow) -> u8 {
-    if flow.source.address.is_ipv4() { FAMILY_V4 } else { FAMILY_V6 }
-}
-
-fn write_tuple(w: &mut Writer, kind: u16, flow: &Flow) {
-    w.nested(kind, |tuple| {
-        tuple.nested(TUPLE_ADDRESSES, |addresses| {
-            write_address(addresses, V4_SOURCE, V6_SOURCE, flow.source.address);
-            write_address(addresses, V4_DESTINATION, V6_DESTINATION, flow.destination.address);
-        });
-        tuple.nested(TUPLE_PROTOCOL, |protocol| {
-            protocol.attribute(PROTOCOL, &[TCP]);
-            protocol.attribute(SOURCE_PORT, &flow.source.port.number().to_be_bytes());
-            protocol.attribute(DESTINATION_PORT, &flow.destination.port.number().to_be_bytes());
-        });
-    });
-}
-
-fn write_address(w: &mut Writer, v4: u16, v6: u16, address: IpAddr) {
-    match address {
-        IpAddr::V4(address) => w.attribute(v4, &address.octets()),
-        IpAddr::V6(address) => w.attribute(v6, &address.octets()),
-    }
-}
-
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} / {}", self.connection.original, self.connection.reply)
@@ -195,10 +194,15 @@ impl fmt::Display for Entry {
 }
 
 impl Entry {
+    /// Whether a helper expected it.
+    pub const fn is_expected(&self) -> bool {
+        self.status & EXPECTED != 0
+    }
+
     /// The entry in a message, if it is a TCP connection.
     pub(super) fn read(message: Message<'_>) -> Option<Self> {
         let attributes = message.attributes();
-        let flow = |kind| read_tuple(attributes.find(kind)?.nested());
+        let flow = |kind| Tuple::read(attributes.find(kind)?.nested())?.flow();
         let number = |kind| attributes.find(kind).and_then(Attribute::u32);
         Some(Self {
             connection: Connection { original: flow(ORIGINAL)?, reply: flow(REPLY)? },
@@ -235,33 +239,16 @@ impl SequenceAdjustment {
     }
 }
 
-fn read_tuple(tuple: Attributes<'_>) -> Option<Flow> {
-    let addresses = tuple.find(TUPLE_ADDRESSES)?.nested();
-    let protocol = tuple.find(TUPLE_PROTOCOL)?.nested();
-    if protocol.find(PROTOCOL)?.u8()? != TCP {
-        return None;
-    }
-    let end = |v4, v6, port| {
-        let port = Port::new(protocol.find(port)?.u16()?)?;
-        let address: IpAddr = match addresses.find(v4) {
-            Some(address) => Ipv4Addr::from(<[u8; 4]>::try_from(address.bytes()).ok()?).into(),
-            None => Ipv6Addr::from(<[u8; 16]>::try_from(addresses.find(v6)?.bytes()).ok()?).into(),
-        };
-        Some(Endpoint::new(address, port))
-    };
-    let source = end(V4_SOURCE, V6_SOURCE, SOURCE_PORT)?;
-    let destination = end(V4_DESTINATION, V6_DESTINATION, DESTINATION_PORT)?;
-    Some(Flow { source, destination })
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::super::bytes::{Head, Messages};
     use super::*;
+    use crate::net::Port;
+    use crate::packet::Endpoint;
 
-    const HEAD: Head = Head { kind: kind::NEW, flags: 0, sequence: 0, family: FAMILY_V4, resource: 0 };
+    const HEAD: Head = Head { kind: kind::NEW, flags: 0, sequence: 0, family: FAMILIES[0], resource: 0 };
 
     fn flow(from: &str, to: &str) -> Flow {
         let end = |text: &str| {
@@ -269,20 +256,6 @@ mod tests {
             Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"))
         };
         Flow { source: end(from), destination: end(to) }
-    }
-
-    #[test]
-    fn a_tuple_is_addresses_protocol_and_ports() {
-        let mut writer = Writer::default();
-        writer.message(HEAD, |w| write_tuple(w, ORIGINAL, &flow("10.0.0.1:4000", "10.0.0.2:21")));
-        let expected: &[&[u8]] = &[
-            &[52, 0, 1, 0x80],
-            &[20, 0, 1, 0x80, 8, 0, 1, 0, 10, 0, 0, 1, 8, 0, 2, 0, 10, 0, 0, 2],
-            &[28, 0, 2, 0x80, 5, 0, 1, 0, 6, 0, 0, 0, 6, 0, 2, 0, 0x0f, 0xa0, 0, 0, 6, 0, 3, 0, 0, 21, 0, 0],
-        ];
-        if cfg!(target_endian = "little") {
-            assert_eq!(writer.as_bytes()[20..], expected.concat());
-        }
     }
 
     #[test]
@@ -294,8 +267,8 @@ mod tests {
             let adjustment = SequenceAdjustment { position: u32::MAX, before: -7, after: 8 };
             let mut writer = Writer::default();
             writer.message(HEAD, |w| {
-                write_tuple(w, ORIGINAL, &connection.original);
-                write_tuple(w, REPLY, &connection.reply);
+                Tuple::from(&connection.original).write(w, ORIGINAL);
+                Tuple::from(&connection.reply).write(w, REPLY);
                 w.number(MARK, 7);
                 w.nested(ADJUSTMENT_ORIGINAL, |w| SequenceAdjustment { position: 0, before: 0, after: 0 }.write(w));
                 w.nested(ADJUSTMENT_REPLY, |w| adjustment.write(w));
@@ -312,7 +285,7 @@ mod tests {
     #[test]
     fn other_protocols_have_no_ports() {
         let mut writer = Writer::default();
-        writer.message(HEAD, |w| w.nested(ORIGINAL, |tuple| tuple.nested(TUPLE_ADDRESSES, |_| {})));
+        writer.message(HEAD, |w| w.nested(ORIGINAL, |tuple| tuple.nested(1, |_| {})));
         assert_eq!(Messages::of(writer.as_bytes()).next().and_then(Entry::read), None);
     }
 
@@ -322,7 +295,7 @@ mod tests {
             let mut writer = Writer::default();
             writer.message(HEAD, |w| {
                 w.attribute(ORIGINAL, &bytes);
-                w.nested(REPLY, |w| w.attribute(TUPLE_ADDRESSES, &bytes));
+                w.nested(REPLY, |w| w.attribute(1, &bytes));
             });
             for message in Messages::of(writer.as_bytes()) {
                 let _ = Entry::read(message);

@@ -73,7 +73,8 @@ pub struct Error {
 }
 
 impl Error {
-    pub(super) fn new(operation: Operation, object: impl fmt::Display, cause: Cause) -> Self {
+    /// That could not be done, of that.
+    pub fn new(operation: Operation, object: impl fmt::Display, cause: Cause) -> Self {
         Self { operation, object: object.to_string().into(), cause }
     }
 
@@ -93,6 +94,7 @@ impl Error {
             Cause::Refused(Errno::INVAL | Errno::OPNOTSUPP) if self.operation == Operation::Read => {
                 Some("the kernel lacks that part of netfilter, or its module cannot be loaded")
             }
+            Cause::Refused(Errno::MFILE) => Some("raise net.netfilter.nf_conntrack_expect_max"),
             Cause::Refused(Errno::NFILE) => Some("let fewer elements stand at one time, or for a shorter time"),
             Cause::Late => Some("another program may be loading a large ruleset; it will be tried again"),
             Cause::Lost => Some("if it happens often, raise net.core.rmem_max"),
@@ -123,7 +125,7 @@ fn describe(errno: Errno) -> String {
         Errno::NOENT => "there is no such thing".into(),
         Errno::EXIST => "it is there already".into(),
         Errno::PERM => "not permitted".into(),
-        Errno::NFILE => "it is full".into(),
+        Errno::NFILE | Errno::MFILE => "it is full".into(),
         Errno::BUSY => "it is in use".into(),
         other => format!("the kernel refused: {other}"),
     }

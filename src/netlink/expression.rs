@@ -51,6 +51,8 @@ pub enum About {
 }
 
 impl About {
+    /// The bit of the state of a connection that was expected.
+    pub const RELATED: u32 = 4;
     /// The bit of a new connection's state.
     pub const NEW: u32 = 8;
 

@@ -6,7 +6,8 @@
 
 use socket2::SockFilter;
 
-use super::conntrack::{self, DESTINATION_PORT, MARK, ORIGINAL, TUPLE_PROTOCOL};
+use super::conntrack::{self, EXPECTED, MARK, ORIGINAL, STATUS};
+use super::tuple::{DESTINATION_PORT, PROTOCOL};
 use crate::net::Port;
 
 /// Where things stand in a message: behind its length its kind, then flags, sequence number, and the socket by which
@@ -54,6 +55,21 @@ fn find(place: u32, kind: u16) -> [SockFilter; 4] {
     [step(INDEX_CONSTANT, kind.into()), step(LOAD_WORD, place), if_equal(0, 1), KEEP]
 }
 
+/// Lets the message through if it has an attribute with all these bits. The kernel does not tell a mark of zero.
+const fn keep_if(kind: u16, bits: u32) -> [SockFilter; 8] {
+    [
+        step(INDEX_CONSTANT, kind as u32),
+        step(LOAD_WORD, ATTRIBUTE),
+        // There is none.
+        SockFilter::new(IF_EQUAL, 5, 0, 0),
+        step(INDEX_FROM_VALUE, 0),
+        step(LOAD_WORD_BEHIND_INDEX, VALUE_AT),
+        step(AND, bits),
+        if_equal(bits, 1),
+        KEEP,
+    ]
+}
+
 /// What this machine's byte order makes of a number that the filter reads in network order.
 const fn as_loaded(number: u32) -> u32 {
     u32::from_be_bytes(number.to_ne_bytes())
@@ -68,22 +84,18 @@ pub(super) fn by_others(number: u32) -> Vec<SockFilter> {
     vec![step(LOAD_WORD, CAUSE_AT), if_equal(as_loaded(number), 1), DROP, KEEP]
 }
 
-/// Connections that begin with these bits in their mark, and those that end and had been dialled to one of these ports.
+/// Connections that begin with these bits in their mark, or that a helper expected, and those that end and had been
+/// dialled to one of these ports.
 pub(super) fn of_interest(bits: u32, ports: &[Port]) -> Vec<SockFilter> {
-    let mut begins = vec![
-        step(LOAD_CONSTANT, ATTRIBUTES_AT),
-        step(INDEX_CONSTANT, MARK.into()),
-        step(LOAD_WORD, ATTRIBUTE),
-        // The kernel does not tell a mark of zero.
-        if_equal(0, 1),
-        DROP,
-    ];
-    begins.extend([step(INDEX_FROM_VALUE, 0), step(LOAD_WORD_BEHIND_INDEX, VALUE_AT), step(AND, bits)]);
-    begins.extend([if_equal(bits, 1), KEEP, DROP]);
+    let mut begins = vec![step(LOAD_CONSTANT, ATTRIBUTES_AT)];
+    begins.extend(keep_if(MARK, bits));
+    begins.push(step(LOAD_CONSTANT, ATTRIBUTES_AT));
+    begins.extend(keep_if(STATUS, EXPECTED));
+    begins.push(DROP);
 
     let mut ends = vec![step(LOAD_CONSTANT, ATTRIBUTES_AT)];
     ends.extend(find(ATTRIBUTE, ORIGINAL));
-    ends.extend(find(ATTRIBUTE_WITHIN, TUPLE_PROTOCOL));
+    ends.extend(find(ATTRIBUTE_WITHIN, PROTOCOL));
     ends.extend(find(ATTRIBUTE_WITHIN, DESTINATION_PORT));
     if ports.len() <= MOST_PORTS {
         ends.extend([step(INDEX_FROM_VALUE, 0), step(LOAD_HALF_BEHIND_INDEX, VALUE_AT)]);

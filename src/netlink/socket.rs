@@ -117,6 +117,33 @@ impl Socket {
         self.exchange(first, Awaited::Acknowledgements(1), |_| {})
     }
 
+    /// Sends requests together, which the kernel carries out one after the other, and awaits what became of each: an
+    /// error of one does not keep it from the next.
+    pub(super) fn requests<const COUNT: usize>(
+        &mut self,
+        fill: impl FnOnce(&mut Batch<'_>),
+    ) -> Result<[Result<(), Errno>; COUNT], Cause> {
+        self.requests.clear();
+        let first = self.sequence.wrapping_add(1);
+        let mut batch = Batch { requests: &mut self.requests, sequence: &mut self.sequence, awaited: 0 };
+        fill(&mut batch);
+        debug_assert_eq!(batch.awaited, COUNT, "as many requests as answers");
+        let mut results = [None; COUNT];
+        self.converse(first, |message| {
+            if message.kind != control::ERROR {
+                return Ok(false);
+            }
+            let index = usize::try_from(message.sequence.wrapping_sub(first)).ok();
+            let place = index.and_then(|index| results.get_mut(index)).ok_or(Cause::Garbled)?;
+            *place = Some(match message.status().ok_or(Cause::Garbled)? {
+                0 => Ok(()),
+                status => Err(Errno::from_raw_os_error(status.wrapping_neg())),
+            });
+            Ok(results.iter().all(Option::is_some))
+        })?;
+        Ok(results.map(|result| result.expect("all have come")))
+    }
+
     /// Sends one request and hands its answer to `read`.
     pub(super) fn look_up<T>(
         &mut self,
@@ -180,12 +207,42 @@ impl Socket {
 
     /// Sends what was written and reads until it has been answered. The requests are those from `first` on.
     fn exchange(&mut self, first: u32, awaited: Awaited, mut hear: impl FnMut(Message<'_>)) -> Result<(), Cause> {
+        let mut acknowledged = 0;
+        let mut interrupted = false;
+        self.converse(first, |message| {
+            interrupted |= message.flags & flags::DUMP_INTERRUPTED != 0;
+            match (message.kind, awaited) {
+                (control::ERROR | control::DONE, _) if message.status() != Some(0) => {
+                    let status = message.status().ok_or(Cause::Garbled)?;
+                    Err(Cause::Refused(Errno::from_raw_os_error(status.wrapping_neg())))
+                }
+                (control::ERROR, Awaited::Acknowledgements(all)) => {
+                    acknowledged += 1;
+                    Ok(acknowledged == all)
+                }
+                (control::DONE, Awaited::Dump) if interrupted => Err(Cause::Restless),
+                (control::DONE, Awaited::Dump) => Ok(true),
+                (control::ERROR | control::DONE, _) => Ok(false),
+                (_, Awaited::Message) => {
+                    hear(message);
+                    Ok(true)
+                }
+                (_, Awaited::Dump) if message.flags & flags::MULTI != 0 => {
+                    hear(message);
+                    Ok(false)
+                }
+                (_, _) => Ok(false),
+            }
+        })
+    }
+
+    /// Sends what was written and hands the answers to the requests from `first` on to `hear`, until that says that it
+    /// has all.
+    fn converse(&mut self, first: u32, mut hear: impl FnMut(Message<'_>) -> Result<bool, Cause>) -> Result<(), Cause> {
         let newest = self.sequence.wrapping_sub(first);
         io::retry_on_intr(|| net::send(&self.fd, self.requests.as_bytes(), SendFlags::empty()))
             .map_err(Cause::SystemCall)?;
         let mut deadline = None;
-        let mut acknowledged = 0;
-        let mut interrupted = false;
         loop {
             let Some(length) = receive(&self.fd, &mut self.answers)? else {
                 let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.patience);
@@ -197,30 +254,8 @@ impl Socket {
             let datagram = self.answers.get(..length).ok_or(Cause::Garbled)?;
             for message in Messages::of(datagram) {
                 // Answers to an earlier request, that came too late, are of no interest any more.
-                if message.sequence.wrapping_sub(first) > newest {
-                    continue;
-                }
-                interrupted |= message.flags & flags::DUMP_INTERRUPTED != 0;
-                match (message.kind, awaited) {
-                    (control::ERROR | control::DONE, _) if message.status() != Some(0) => {
-                        let status = message.status().ok_or(Cause::Garbled)?;
-                        return Err(Cause::Refused(Errno::from_raw_os_error(status.wrapping_neg())));
-                    }
-                    (control::ERROR, Awaited::Acknowledgements(all)) => {
-                        acknowledged += 1;
-                        if acknowledged == all {
-                            return Ok(());
-                        }
-                    }
-                    (control::DONE, Awaited::Dump) if interrupted => return Err(Cause::Restless),
-                    (control::DONE, Awaited::Dump) => return Ok(()),
-                    (control::ERROR | control::DONE, _) => {}
-                    (_, Awaited::Message) => {
-                        hear(message);
-                        return Ok(());
-                    }
-                    (_, Awaited::Dump) if message.flags & flags::MULTI != 0 => hear(message),
-                    (_, _) => {}
+                if message.sequence.wrapping_sub(first) <= newest && hear(message)? {
+                    return Ok(());
                 }
             }
         }

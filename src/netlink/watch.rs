@@ -209,8 +209,8 @@ impl ConnectionWatch {
         Watch::open(groups).map(Self).map_err(|cause| Error::new(Operation::Watch, "the connections", cause))
     }
 
-    /// From now on hears only of connections that begin with all these bits in their mark, and of the ends of those that
-    /// were dialled to one of these ports. All others of a busy host go by without a sound.
+    /// From now on hears only of connections that begin with all these bits in their mark or that a helper expected, and
+    /// of the ends of those that were dialled to one of these ports. All others of a busy host go by without a sound.
     pub fn narrow(&self, bits: u32, ports: &[Port]) -> Result<(), Error> {
         let program = filter::of_interest(bits, ports);
         self.0.socket.filter(&program).map_err(|cause| Error::new(Operation::Watch, "the connections", cause))

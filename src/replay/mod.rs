@@ -153,6 +153,7 @@ impl<R: Report> Replay<R> {
         self.captured(&Frame { time: at, link: LinkType::Ip, data: packet, original_len }, packet, &mut ());
     }
 
+    #[inline]
     fn captured(&mut self, frame: &Frame<'_>, packet: &[u8], outside: &mut impl Outside) {
         self.tally.packets += 1;
         // Captures hold packets that are a little out of order; time never runs backwards for the middle.
@@ -166,6 +167,7 @@ impl<R: Report> Replay<R> {
         outside.sees(frame);
     }
 
+    #[inline]
     fn segment(&mut self, frame: &Frame<'_>, packet: &[u8], segment: &Segment<'_>, outside: &mut impl Outside) {
         if segment.missing > 0 {
             self.tally.cut += 1;
@@ -175,8 +177,8 @@ impl<R: Report> Replay<R> {
             let mut observer = Counting { tally, connections, report };
             tracker.advance(&mut World { now: *now, policy, firewall, observer: &mut observer });
         }
-        while let Some(held) = self.waiting.take_acknowledged(segment) {
-            self.go_on(&held, outside);
+        if !self.waiting.is_empty() {
+            self.let_go_on(segment, outside);
         }
         if !self.take(frame, packet, segment, Patience::MayWait, outside) {
             self.wait(frame, packet, segment, outside);
@@ -197,13 +199,20 @@ impl<R: Report> Replay<R> {
         outside: &mut impl Outside,
     ) -> bool {
         let mut passes = self.firewall.passes(segment);
-        let arrived = passes.map_or(*segment, |passes| self.arrived(segment, passes));
+        let translated;
+        let arrived = match passes {
+            None => segment,
+            Some(passes) => {
+                translated = self.arrived(segment, passes);
+                &translated
+            }
+        };
         let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
         let mut observer = Counting { tally, connections, report };
         let mut world = World { now: *now, policy, firewall, observer: &mut observer };
         let handled = match patience {
-            Patience::MayWait => tracker.handle(&arrived, &mut world),
-            Patience::GoesOn => tracker.handle_at_last(&arrived, &mut world),
+            Patience::MayWait => tracker.handle(arrived, &mut world),
+            Patience::GoesOn => tracker.handle_at_last(arrived, &mut world),
         };
         let verdict = match handled {
             Handled::Session(Verdict::Later) => return false,
@@ -298,6 +307,14 @@ impl<R: Report> Replay<R> {
                 self.waiting.put_back(next, held);
                 place = next + 1;
             }
+        }
+    }
+
+    /// Lets those go on of which this segment says that they wait in vain.
+    #[cold]
+    fn let_go_on(&mut self, comes: &Segment<'_>, outside: &mut impl Outside) {
+        while let Some(held) = self.waiting.take_acknowledged(comes) {
+            self.go_on(&held, outside);
         }
     }
 

@@ -145,20 +145,38 @@ impl Course {
         Some((self.edits.back()?.start, bytes))
     }
 
+    /// A segment goes on that begins there. If there is a hole between it and what is withheld, that is given up: how far
+    /// it moves what follows is settled, and the receiver never gets it.
+    pub fn goes_on_from(&mut self, place: Seq) {
+        if self.withheld().is_some_and(|(start, bytes)| place.is_after(start + bytes.len())) {
+            self.withheld = None;
+        }
+    }
+
     /// Replaces the bytes from `start` on, which are `length` bytes of the segment that has just come, or were
-    /// withheld before it. `before` is the byte in front of them.
+    /// withheld before it. `before` is the byte in front of them. If something is withheld in front of them, it goes on
+    /// as it is.
     ///
     /// `adjust` tells the kernel, if it has to know.
     pub fn replace(
         &mut self,
         segment: &Segment<'_>,
         replaced: Replaced,
-        mut adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
         let Replaced { start, length, text, before } = replaced;
+        if self.withheld().is_some_and(|(withheld, bytes)| !start.is_before(withheld + bytes.len())) {
+            self.release(segment, adjust)?;
+        }
+        let is_apart = |(withheld, bytes): (Seq, &[u8])| {
+            start.is_after(withheld) || (start + length).is_before(withheld + bytes.len())
+        };
+        if self.withheld().is_some_and(is_apart) {
+            return Err(Obstacle::Gone);
+        }
         let withheld = self.withheld.take();
         let edit = if withheld.is_some() { self.edits.pop_back() } else { None };
-        let result = self.add(segment, Edit { start, length, text, before }, &mut adjust);
+        let result = self.add(segment, Edit { start, length, text, before }, adjust);
         if result.is_err() {
             self.edits.extend(edit);
             self.withheld = withheld;
@@ -174,8 +192,11 @@ impl Course {
         segment: &Segment<'_>,
         start: Seq,
         before: u8,
-        adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
+        if self.withheld().is_some_and(|(withheld, _)| withheld != start) {
+            return Err(Obstacle::Gone);
+        }
         let mut bytes = self.withheld.clone().unwrap_or_default();
         let new = usize::try_from(start + bytes.len() - segment.seq).unwrap_or(usize::MAX);
         let Some(new) = segment.payload.get(new..).filter(|new| !new.is_empty()) else { return Ok(()) };
@@ -192,7 +213,7 @@ impl Course {
     pub fn release(
         &mut self,
         segment: &Segment<'_>,
-        adjust: impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
         let (Some(withheld), Some(edit)) = (&self.withheld, self.edits.back()) else { return Ok(()) };
         let first = usize::try_from(edit.end() - segment.seq).unwrap_or(usize::MAX);
@@ -205,7 +226,7 @@ impl Course {
         &mut self,
         segment: &Segment<'_>,
         edit: Edit,
-        adjust: &mut impl FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), Obstacle> {
         let end = segment.seq + segment.payload.len();
         // Withheld bytes have not gone on; all others of earlier segments have.

@@ -58,6 +58,8 @@ pub(super) struct Excerpt {
     pub(super) user_was_given: bool,
     /// The client wants to begin anew, and the server has not said that it did.
     pub(super) begins_anew: bool,
+    /// The client wants to speak so that nobody can read it, and the server has neither agreed nor refused.
+    pub(super) wants_secrecy: bool,
 }
 
 impl Excerpt {
@@ -73,6 +75,7 @@ impl Excerpt {
             reply_at: None,
             user_was_given: false,
             begins_anew: false,
+            wants_secrecy: false,
         }
     }
 
@@ -101,6 +104,7 @@ impl Excerpt {
         match kind {
             Asked::User => self.user_was_given = true,
             Asked::Reinitialize => self.begins_anew = true,
+            Asked::Secure => self.wants_secrecy = true,
             _ => {}
         }
         if self.given.len() == MOST {

@@ -91,8 +91,7 @@ impl Session {
 
     /// Whether bytes are missing in front of this segment, which may come yet.
     pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
-        !segment.payload.is_empty()
-            && self.voice(direction).stream.next().is_some_and(|next| segment.seq.is_after(next))
+        !segment.payload.is_empty() && self.voice(direction).stream.misses_before(segment.seq)
     }
 
     /// The line of that end that has begun and not ended.

@@ -91,6 +91,12 @@ impl Stream {
         if self.begun { usize::try_from(ack - self.next).unwrap_or(0) } else { 0 }
     }
 
+    /// Whether bytes are missing in front of this place that the receiver has not acknowledged, so that they may come.
+    pub fn misses_before(&self, place: Seq) -> bool {
+        let is_acknowledged = self.ack_heard && !self.acked.is_before(place);
+        self.begun && place.is_after(self.next) && !is_acknowledged
+    }
+
     /// Gives up what the receiver has acknowledged and never came here.
     pub fn give_up_before(&mut self, ack: Seq, mut deliver: impl FnMut(Delivery<'_>)) {
         if self.unheard_before(ack) > 0 {

@@ -4,7 +4,7 @@ use super::*;
 use crate::expectation::Mapping;
 use crate::firewall::Simulated;
 use crate::net::{Port, PortRange};
-use crate::packet::{Direction, Segment};
+use crate::packet::{Direction, Endpoint, Segment};
 use crate::policy::{self, Policy};
 use crate::script::{Conversation, endpoint};
 use crate::time::Timestamp;
@@ -28,7 +28,10 @@ impl Stage {
         let policy = policy::parse("policy.yaml", policy).expect("a good policy").policy;
         let mut firewall = Simulated::new([Port::FTP]);
         for pinhole in &remains.pinholes {
-            firewall.open(pinhole).expect("it opens");
+            // Nobody knows any more in which connection it was announced.
+            let from = Endpoint::new(pinhole.from, Port::FTP);
+            let of = Connection::direct(Flow { source: from, destination: pinhole.to });
+            firewall.open(pinhole, &of).expect("it opens");
         }
         let mut stage = Self { tracker: Tracker::default(), firewall, policy, now: NOW, told: Vec::new() };
         let adoption = stage.world(|tracker, world| tracker.adopt(remains.clone(), world));

@@ -159,8 +159,11 @@ impl Tracker {
             self.sessions.remove(slot);
             return self.take(segment, patience, world);
         }
-        if tracked.ended.is_some() {
-            return Handled::NotOurs;
+        match tracked.ended {
+            None => {}
+            // What was rewritten may be sent again behind the end.
+            Some(Ended::Finished) if !segment.payload.is_empty() => return self.repeat(slot, segment, direction),
+            Some(_) => return Handled::NotOurs,
         }
         Handled::Session(self.converse(slot, segment, direction, patience, world))
     }
@@ -276,6 +279,14 @@ impl Tracker {
         Some((slot, direction))
     }
 
+    /// Takes a segment of a session that is over: nothing in it is read any more, but what is sent again must not say
+    /// something else than before.
+    fn repeat(&mut self, slot: u32, segment: &Segment<'_>, direction: Direction) -> Handled {
+        let courses = self.sessions.get_mut(slot).and_then(|tracked| tracked.courses.as_deref_mut());
+        let verdict = courses.map(|courses| courses.of(direction).verdict(segment));
+        verdict.map_or(Handled::NotOurs, Handled::Session)
+    }
+
     /// Hands a segment to its session and acts on what that tells.
     fn converse<F: Firewall, O: Observer>(
         &mut self,
@@ -296,6 +307,9 @@ impl Tracker {
             let all_comes = world.policy.capture.inspect == Inspect::Dialogue;
             if all_comes && patience == Patience::MayWait && session.is_ahead(&segment, direction) {
                 return Verdict::Later;
+            }
+            if !segment.payload.is_empty() {
+                courses.of(direction).goes_on_from(segment.seq);
             }
             if segment.flags.has(Flags::ACK) {
                 segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);

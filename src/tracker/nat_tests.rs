@@ -18,6 +18,8 @@ struct Gateway {
     client_next: Seq,
     server_next: Seq,
     told: Vec<String>,
+    /// Whether a packet has waited long enough.
+    at_last: bool,
 }
 
 /// What became of a segment: its place as the receiver counts, and its text.
@@ -37,7 +39,8 @@ impl Gateway {
         let policy = policy::parse("policy.yaml", policy).expect("a good policy").policy;
         let (client_next, server_next) = (Seq::new(u32::MAX - 30), Seq::new(7000));
         let tracker = Tracker::default();
-        let mut gateway = Self { tracker, firewall, policy, connection, client_next, server_next, told: Vec::new() };
+        let (told, at_last) = (Vec::new(), false);
+        let mut gateway = Self { tracker, firewall, policy, connection, client_next, server_next, told, at_last };
         gateway.passes(FromClient, gateway.client_next, Flags::SYN, b"");
         gateway.client_next += 1;
         gateway.passes(FromServer, gateway.server_next, Flags::SYN.and(Flags::ACK), b"");
@@ -70,7 +73,8 @@ impl Gateway {
         };
         let now = Timestamp::from_secs(1000);
         let mut world = World { now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
-        let verdict = match self.tracker.handle(&segment, &mut world) {
+        let handle = if self.at_last { Tracker::handle_at_last } else { Tracker::handle };
+        let verdict = match handle(&mut self.tracker, &segment, &mut world) {
             Handled::Session(verdict) => verdict,
             Handled::NotOurs => Verdict::Accept,
         };
@@ -213,6 +217,86 @@ fn what_is_withheld_and_turns_out_to_be_no_announcement_goes_on_whole() {
     assert_eq!(gateway.says(FromClient, "PORT 192,1"), "PORT ");
     assert_eq!(gateway.says(FromClient, "68 is not\r\nNOOP\r\n"), "192,168 is not\r\nNOOP\r\n");
     assert_eq!(gateway.took(), ["bad-syntax"]);
+}
+
+/// Where the server will look for the next byte of the client's, once it has all that came before.
+fn place_of_next(gateway: &mut Gateway) -> Seq {
+    let next = gateway.client_next;
+    let Left::As(place, _) = gateway.passes(FromClient, next, Flags::ACK, b"NOOP\r\n") else { panic!("it waits") };
+    gateway.client_next += 6;
+    place
+}
+
+#[test]
+fn what_is_withheld_of_a_line_that_went_on_unread_is_given_up_and_the_next_line_works() {
+    let mut gateway = Gateway::masquerade();
+    let first = gateway.client_next;
+    assert_eq!(gateway.says(FromClient, "PORT 192,16"), "PORT ");
+    // The queue was full: the server has got this, and so says.
+    gateway.client_next += "8,0,9,".len();
+    gateway.says(FromServer, "226 and here is what you asked for before\r\n");
+    assert_eq!(gateway.says(FromClient, "15,161\r\n"), "15,161\r\n");
+    let sent = "PORT 8,0,9,15,161\r\n".len();
+    assert_eq!(place_of_next(&mut gateway), first + sent, "the server misses nothing");
+    assert_eq!(gateway.says(FromClient, "PORT 192,1"), "PORT ");
+    assert_eq!(gateway.says(FromClient, "68,0,9,15,161\r\n"), "198,51,100,100,15,161\r\n");
+    assert_eq!(place_of_next(&mut gateway), first + sent + "NOOP\r\nPORT 198,51,100,100,15,161\r\n".len());
+    let opened = "opened 203.0.113.5 -> 198.51.100.100:4001 (to 192.168.0.9:4001)";
+    assert_eq!(gateway.took(), ["bad-syntax", opened]);
+}
+
+#[test]
+fn what_is_withheld_when_something_behind_it_goes_on_does_not_move_that_any_more() {
+    let mut gateway = Gateway::masquerade();
+    let first = gateway.client_next;
+    assert_eq!(gateway.says(FromClient, "PORT 192,16"), "PORT ");
+    let middle = gateway.client_next;
+    gateway.client_next += "8,0,9,".len();
+    let end = gateway.client_next;
+    assert_eq!(gateway.passes(FromClient, end, Flags::ACK, b"15,161\r\n"), Left::Waits);
+    gateway.at_last = true;
+    let went_on = gateway.passes(FromClient, end, Flags::ACK, b"15,161\r\n");
+    assert_eq!(went_on, Left::As(first + "PORT 8,0,9,".len(), "15,161\r\n".to_owned()));
+    gateway.at_last = false;
+    let in_between = gateway.passes(FromClient, middle, Flags::ACK, b"8,0,9,");
+    assert_eq!(in_between, Left::As(first + "PORT ".len(), "8,0,9,".to_owned()));
+    assert_eq!(gateway.took(), ["cannot-rewrite"]);
+    assert_eq!(gateway.passes(FromClient, end, Flags::ACK, b"15,161\r\n"), went_on, "it stays where it is");
+    gateway.client_next += "15,161\r\n".len();
+    assert_eq!(place_of_next(&mut gateway), first + "PORT 8,0,9,15,161\r\n".len());
+    assert_eq!(gateway.says(FromClient, "PORT 192,168,0,9,15,161\r\n"), "PORT 198,51,100,100,15,161\r\n");
+}
+
+#[test]
+fn what_is_withheld_goes_on_before_a_command_behind_it_is_held_back() {
+    let original = ["192.168.0.9:4000", "203.0.113.5:21"];
+    let policy = "defaults: { data_ports: 5000-6000, commands: { deny: [DELE] } }";
+    let mut gateway = Gateway::new(original, ["203.0.113.5:21", "198.51.100.100:6000"], policy);
+    let first = gateway.client_next;
+    assert_eq!(gateway.says(FromClient, "PORT 192,16"), "PORT ");
+    let heard = gateway.says(FromClient, "8,0,9,15,161\r\nDELE x\r\n");
+    assert_eq!(heard, "192,168,0,9,15,161\r\nDELX x\r\n");
+    assert_eq!(gateway.took(), ["port-not-allowed", "denied DELE"]);
+    assert_eq!(place_of_next(&mut gateway), first + "PORT 192,168,0,9,15,161\r\nDELX x\r\n".len());
+}
+
+#[test]
+fn nothing_waits_for_what_the_other_end_has_acknowledged() {
+    let mut gateway = Gateway::masquerade();
+    gateway.client_next += "NOOP\r\n".len();
+    gateway.says(FromServer, "200 done\r\n");
+    assert_eq!(gateway.says(FromClient, "LIST\r\n"), "LIST\r\n");
+}
+
+#[test]
+fn a_rewritten_line_that_is_sent_again_behind_the_end_of_the_session_says_the_same() {
+    let mut gateway = Gateway::masquerade();
+    let seq = gateway.client_next;
+    let line = b"PORT 192,168,0,9,15,161\r\n";
+    let first = gateway.passes(FromClient, seq, Flags::ACK, line);
+    gateway.client_next += line.len();
+    gateway.passes(FromClient, gateway.client_next, Flags::ACK.and(Flags::FIN), b"QUIT\r\n");
+    assert_eq!(gateway.passes(FromClient, seq, Flags::ACK, line), first);
 }
 
 #[test]

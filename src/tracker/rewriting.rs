@@ -186,7 +186,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let Some(courses) = courses else { return Err(Obstacle::NotAdjusted) };
         let World { firewall, .. } = &mut **world;
         let course = courses.of(*direction);
-        course.replace(segment, replaced, |adjustment| firewall.adjust(connection, *direction, adjustment))
+        course.replace(segment, replaced, &mut |adjustment| firewall.adjust(connection, *direction, adjustment))
     }
 
     fn course(&mut self) -> Option<&mut Course> {
@@ -269,7 +269,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         if is_full_here || is_full || is_beyond {
             return Err(Refusal::TooMany);
         }
-        self.world.firewall.open(expectation).map_err(|_| Refusal::NotOpened)?;
+        self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
         self.expectations.insert(Standing {
             expectation: *expectation,
             mode: Some(announcement.mode),

@@ -4,6 +4,7 @@
 
 mod adjust;
 mod capture;
+mod expected;
 mod host;
 mod measure;
 mod nat;

@@ -6,7 +6,6 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinhole::firewall::Firewall as _;
 use pinhole::firewall::sets::{Sets, SetupError};
 use pinhole::lab;
 use pinhole::netlink::{ConnectionChange, ConnectionWatch, Deed, Expression, Family, Heard, Table, TableWatch, Tables};

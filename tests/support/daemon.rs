@@ -128,7 +128,23 @@ pub(crate) fn service(namespace: &Namespace, folder: &Path, log: &str) -> Comman
 }
 
 pub(crate) fn write_policy(folder: &Path, policy: &str) {
-    std::fs::write(folder.join("policy.yaml"), policy).expect("a policy can be written");
+    std::fs::write(folder.join("policy.yaml"), with_mechanism(policy)).expect("a policy can be written");
+}
+
+/// The mechanism with which the tests of this run are played, where the environment names one: whole suites run with
+/// each in turn. Otherwise it is sets, which every kernel has.
+pub(crate) fn mechanism() -> String {
+    std::env::var("PINHOLE_LAB_MECHANISM").unwrap_or_else(|_| "sets".to_owned())
+}
+
+/// The same policy with that mechanism, unless it names one.
+fn with_mechanism(policy: &str) -> String {
+    let names_one = policy.lines().any(|line| line.starts_with("mechanism:"));
+    match policy.trim() {
+        _ if names_one => policy.to_owned(),
+        "" | "{}" => format!("mechanism: {}\n", mechanism()),
+        _ => format!("mechanism: {}\n{policy}", mechanism()),
+    }
 }
 
 /// It answers only once its table stands.

@@ -13,7 +13,7 @@ use std::thread;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Family, Namespace, Result, Shape, Topology};
-use pinhole::netlink::{self, Table, Tables};
+use pinhole::netlink::{self, Expectations, Table, Tables};
 
 pub(crate) const FILE: &str = "readme.txt";
 pub(crate) const CONTENT: &[u8] = b"Files are data.\r\n227 Entering Passive Mode (10,21,1,1,0,22)\r\n";
@@ -116,11 +116,12 @@ pub(crate) fn modes(family: Family) -> &'static [Mode] {
     }
 }
 
-/// How many pinholes stand in the kernel.
+/// How many pinholes stand in the kernel, by either mechanism.
 pub(crate) fn pinholes(firewall: &Namespace) -> usize {
     let count = firewall.run(|| {
         let mut tables = Tables::open(PATIENCE)?;
-        Ok::<_, netlink::Error>(tables.elements(TABLE, "pinholes4")?.len() + tables.elements(TABLE, "pinholes6")?.len())
+        let in_sets = tables.elements(TABLE, "pinholes4")?.len() + tables.elements(TABLE, "pinholes6")?.len();
+        Ok::<_, netlink::Error>(in_sets + Expectations::open(PATIENCE)?.list()?.len())
     });
     count.expect("root may enter").expect("the sets stand")
 }

@@ -78,16 +78,16 @@ fn comment(mark: Mark) -> String {
 
 /// The rule for those who would rather write it themselves: what follows the first packet is for the rules below it.
 ///
-/// Without `ct state new` it would let in whatever is forged for a control connection that is marked as read.
+/// Expected by the kernel, a data connection is `related`; otherwise it is `new`. Without `ct state` it would let in whatever is forged for a control connection that is marked as read.
 pub fn own_rule(mark: Mark) -> String {
-    format!("ct state new ct mark & {mark} == {mark} accept")
+    format!("ct state new,related ct mark & {mark} == {mark} accept")
 }
 
 /// The same, which counts.
 fn rule(mark: Mark) -> [Expression; 8] {
     [
         Expression::Load(About::State),
-        Expression::Keep(About::NEW),
+        Expression::Keep(About::NEW | About::RELATED),
         Expression::IsNot(0),
         Expression::Load(About::Mark),
         Expression::Keep(mark.bits()),

@@ -2,12 +2,13 @@
 
 use super::admit::{self, Place};
 use super::nft::{self, NftError};
-use super::ruleset::{self, PRIORITY, Queueing, TABLE};
+use super::ruleset::{self, Holder, PRIORITY, Queueing, TABLE};
 use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::expectation::Expectation;
+use crate::firewall::native::Impossible;
 use crate::netlink::{Conntrack, Element, Error, TableChange, TableImage, Tables};
-use crate::policy::{Chain, Policy, WhenDown};
+use crate::policy::{Chain, Mechanism, Policy, WhenDown};
 use crate::time::Timestamp;
 
 /// Why the firewall does not stand.
@@ -43,6 +44,12 @@ pub enum SetupError {
          control connections and transfers go on, only what is announced and not yet used has to be announced again"
     )]
     OtherQueues,
+    /// The policy wants the kernel to expect connections, which it cannot.
+    #[error("`mechanism: native` is not possible: {0}; `mechanism: auto` goes on with sets then")]
+    NoNative(#[from] Impossible),
+    /// Another policy wants another mechanism, and that is chosen once.
+    #[error("`mechanism` cannot change from {0} while the program runs: restart it (`systemctl restart pinhole`)")]
+    OtherMechanism(Mechanism),
     /// It was installed, and then it was not there.
     #[error("the table inet pinhole was installed, but {0} missing; does another program change the ruleset?")]
     NotStanding(&'static str),
@@ -71,6 +78,11 @@ impl Restored {
 impl Sets {
     /// Installs what a policy asks for. Pinholes that an earlier program left behind stay open.
     pub fn install(policy: &Policy) -> Result<Self, SetupError> {
+        Self::install_for(policy, Holder::Sets)
+    }
+
+    /// The same, with the ruleset for that holder of pinholes.
+    pub(in crate::firewall) fn install_for(policy: &Policy, holder: Holder) -> Result<Self, SetupError> {
         let mut tables = Tables::open(PATIENCE)?;
         let conntrack = Conntrack::open(PATIENCE)?;
         let queueing = Queueing::of_kernel(&mut tables)?.ok_or(SetupError::NoQueue)?;
@@ -83,6 +95,7 @@ impl Sets {
             conntrack,
             policy: policy.clone(),
             queueing,
+            holder,
             installed: Vec::new(),
             image: TableImage::default(),
             sets_are_lost: false,
@@ -204,7 +217,9 @@ impl Sets {
     }
 
     fn put_table(&mut self) -> Result<(), SetupError> {
-        let Self { tables, policy, queueing, .. } = self;
+        let Self { tables, policy, queueing, holder, .. } = self;
+        // Before all else: a helper that no object names may be removed by whoever else knows it.
+        tables.define(TABLE, holder.objects())?;
         if *queueing == Queueing::CompatTarget {
             // First what the rest jumps to, so that there is no moment in which packets find an empty chain.
             for number in policy.capture.queues.numbers() {
@@ -212,8 +227,7 @@ impl Sets {
                 tables.fill_chain(TABLE, &ruleset::queue_chain(number), "", &[rule])?;
             }
         }
-        tables.define(TABLE, &ruleset::PLACES)?;
-        nft::apply(&ruleset::text(policy, *queueing))?;
+        nft::apply(&ruleset::text(policy, *queueing, *holder))?;
         self.verify()
     }
 

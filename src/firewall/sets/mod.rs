@@ -20,7 +20,7 @@ use hashbrown::{HashMap, HashSet};
 pub use admit::own_rule;
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
-pub use ruleset::{Queueing, text as ruleset};
+pub use ruleset::{Holder, Queueing, text as ruleset};
 
 use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
@@ -32,7 +32,7 @@ use ruleset::TABLE;
 use stored::{PINHOLES, SOURCES, Stored, TARGETS, of_family, range};
 
 /// How long the kernel may take to answer. It answers at once, unless something is very wrong.
-const PATIENCE: Duration = Duration::from_secs(1);
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many used pinholes one message removes.
 const REMOVED_TOGETHER: usize = 128;
@@ -65,9 +65,10 @@ pub struct Troubles {
 #[derive(Debug)]
 pub struct Sets {
     tables: Tables,
-    conntrack: Conntrack,
-    policy: Policy,
+    pub(super) conntrack: Conntrack,
+    pub(super) policy: Policy,
     queueing: Queueing,
+    holder: Holder,
     /// The rules of our table as they were installed: nobody has touched them while they are the same.
     installed: Vec<u64>,
     /// All of our table as it was installed, to be put back.
@@ -148,13 +149,24 @@ impl Sets {
     }
 
     /// The result, unless it is trouble, which is kept.
-    fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+    pub(super) fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         result.inspect_err(|error| self.trouble(error)).ok()
     }
 
-    fn trouble(&mut self, error: &Error) {
+    pub(super) fn trouble(&mut self, error: &Error) {
         self.troubles.count += 1;
         self.troubles.latest = Some(error.clone());
+    }
+
+    /// Admits an expectation, whoever announced it: the sets have no place for that.
+    pub fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+        let come = stored::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
+        self.used.remove(&(expectation.from, expectation.to));
+        self.maps_used |= !expectation.mapping.is_none();
+        // What an earlier pinhole with the same addresses was mapped by must not outlive it.
+        let mut go = self.places(expectation.from, expectation.to);
+        go.retain(|(map, _)| come.iter().all(|(set, _)| set != map));
+        self.put(&go, &come)
     }
 
     /// Puts elements into the kernel in place of others, all at once.
@@ -217,14 +229,8 @@ impl Firewall for Sets {
         }
     }
 
-    fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
-        let come = stored::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
-        self.used.remove(&(expectation.from, expectation.to));
-        self.maps_used |= !expectation.mapping.is_none();
-        // What an earlier pinhole with the same addresses was mapped by must not outlive it.
-        let mut go = self.places(expectation.from, expectation.to);
-        go.retain(|(map, _)| come.iter().all(|(set, _)| set != map));
-        self.put(&go, &come)
+    fn open(&mut self, expectation: &Expectation, _: &Connection) -> Result<(), NotOpened> {
+        self.open(expectation)
     }
 
     fn close(&mut self, expectation: &Expectation) {

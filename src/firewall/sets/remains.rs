@@ -11,8 +11,14 @@ use crate::tracker::Remains;
 impl Sets {
     /// What an earlier program left, to be handed to [`Tracker::adopt`](crate::tracker::Tracker::adopt).
     pub fn remains(&mut self, now: Timestamp) -> Result<Remains, Error> {
+        let pinholes = self.pinholes()?;
+        self.remains_among(now, &pinholes)
+    }
+
+    /// The same, where these are all pinholes that stand.
+    pub(in crate::firewall) fn remains_among(&mut self, now: Timestamp, all: &[Pinhole]) -> Result<Remains, Error> {
         let mut pinholes = Vec::new();
-        for Pinhole { from, to, mapping, lifetime, remaining } in self.pinholes()? {
+        for &Pinhole { from, to, mapping, lifetime, remaining } in all {
             let expires = now + remaining;
             let since = expires.before(lifetime);
             pinholes.push(Expectation { from, to, since, lifetime: expires.since(since), mapping });

@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::netlink::{Expression, Family, HelperPlace, Table};
+use crate::netlink::{Expression, Family, Object, ObjectKind, Table};
 use crate::policy::{Capture, Inspect, Policy, WhenDown};
 
 /// The table that is Pinhole's own.
@@ -35,6 +35,35 @@ pub(super) const CHAINS: [&str; 17] = [
     "bounds",
 ];
 
+/// Who holds the pinholes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// The sets of the table.
+    Sets,
+    /// Connection tracking, with a helper; the sets have only what that cannot hold.
+    Conntrack,
+}
+
+impl Holder {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Sets => include_str!("../../../rules/sets.nft"),
+            Self::Conntrack => include_str!("../../../rules/native.nft"),
+        }
+    }
+
+    /// What has to stand before the ruleset is read.
+    pub(super) const fn objects(self) -> &'static [Object<'static>] {
+        match self {
+            Self::Sets => &[
+                Object { name: "adjustable4", kind: ObjectKind::Place(Family::Ip) },
+                Object { name: "adjustable6", kind: ObjectKind::Place(Family::Ip6) },
+            ],
+            Self::Conntrack => &[Object { name: "ftp", kind: ObjectKind::Helper("ftp") }],
+        }
+    }
+}
+
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
 const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
 const NAT: &str = include_str!("../../../rules/nat.nft");
@@ -43,11 +72,6 @@ const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
 
 /// Why writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";
-/// What has to stand before the ruleset is read, as nft cannot write it.
-pub(super) const PLACES: [HelperPlace<'static>; 2] = [
-    HelperPlace { name: "adjustable4", network: Family::Ip },
-    HelperPlace { name: "adjustable6", network: Family::Ip6 },
-];
 /// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
@@ -100,7 +124,7 @@ pub(super) fn is_own_chain(name: &str) -> bool {
 /// The ruleset for a policy, as `nft -f` reads it.
 ///
 /// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
-pub fn text(policy: &Policy, queueing: Queueing) -> String {
+pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     let inspect = match policy.capture.inspect {
         Inspect::Dialogue => DIALOGUE,
         Inspect::Announcements => ANNOUNCEMENTS,
@@ -112,7 +136,7 @@ pub fn text(policy: &Policy, queueing: Queueing) -> String {
     writeln!(text, "define unread_bit = {:#010x}\n", mark.unread_bit()).expect(TAKES_ALL);
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), inspect, &sized(TABLE_TEXT)];
+    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), inspect, &sized(TABLE_TEXT), holder.text()];
     text.push_str(&rest.join("\n"));
     text
 }
@@ -166,9 +190,12 @@ mod tests {
     #[test]
     fn the_statement_bypasses_unless_the_policy_closes() {
         let mut policy = policy();
-        assert!(text(&policy, Queueing::Statement).contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n"));
+        assert!(
+            text(&policy, Queueing::Statement, Holder::Sets)
+                .contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n")
+        );
         policy.capture.when_down = WhenDown::Closed;
-        assert!(text(&policy, Queueing::Statement).contains("\t\tqueue to 0\n"));
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue to 0\n"));
     }
 
     #[test]
@@ -176,7 +203,7 @@ mod tests {
         let sizes = |limit| {
             let mut policy = policy();
             policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
-            let text = text(&policy, Queueing::Statement);
+            let text = text(&policy, Queueing::Statement, Holder::Sets);
             let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
             sizes.map(|size| size.parse::<u32>().expect("a number")).collect::<Vec<_>>()
         };
@@ -186,7 +213,7 @@ mod tests {
 
     #[test]
     fn the_compat_target_is_not_written_as_text() {
-        let text = text(&policy(), Queueing::CompatTarget);
+        let text = text(&policy(), Queueing::CompatTarget, Holder::Sets);
         assert!(!text.contains("chain queue0 {") && text.contains("goto queue0"));
         assert!(!text.contains("flush chain inet pinhole queue0"));
     }
@@ -195,16 +222,18 @@ mod tests {
     fn several_queues_share_by_connection() {
         let mut policy = policy();
         policy.capture.queues = Queues::new(7, NonZeroU16::new(2).expect("two")).expect("queues");
-        let text = text(&policy, Queueing::Statement);
+        let text = text(&policy, Queueing::Statement, Holder::Sets);
         assert!(text.contains("jhash ct id mod 2 vmap { 0 : goto queue7, 1 : goto queue8 }"));
     }
 
     #[test]
     fn every_chain_is_emptied_before_it_is_filled() {
-        let text = text(&policy(), Queueing::Statement);
-        for chain in CHAINS {
-            assert!(text.contains(&format!("flush chain inet pinhole {chain}\n")), "{chain}");
-            assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
+        for holder in [Holder::Sets, Holder::Conntrack] {
+            let text = text(&policy(), Queueing::Statement, holder);
+            for chain in CHAINS {
+                assert!(text.contains(&format!("flush chain inet pinhole {chain}\n")), "{chain}");
+                assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
+            }
         }
     }
 

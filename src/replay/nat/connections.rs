@@ -13,6 +13,10 @@ use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 /// How many connections are known at a time; a bound, not a tuning.
 const MOST_KNOWN: usize = 1 << 16;
 
+/// How many ports are tried for a connection whose own is taken: a capture may hold as many that want the same as there
+/// are ports.
+const MOST_TRIED: usize = 1024;
+
 /// Which way a packet goes through the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::replay) enum Way {
@@ -131,13 +135,36 @@ impl Connections {
         }
     }
 
-    /// What the outside end gets of a connection that leaves with another address: the same port, where that is free.
+    /// What the outside end gets of a connection that leaves with another address: the same port, where that is free, or
+    /// one of some others. If all of them are taken, it shares its own.
     pub(super) fn leaving(&self, inside: &Flow, worn: IpAddr) -> Flow {
         let with_port = |port| Flow { source: Endpoint::new(worn, port), ..*inside };
         let is_free = |flow: &Flow| self.by_outside.get(flow).is_none_or(|other| other == inside);
         let own = inside.source.port;
-        let others = (1024..=u16::MAX).filter_map(Port::new);
+        let others = (1024..=u16::MAX).filter_map(Port::new).take(MOST_TRIED);
         let mut choices = std::iter::once(own).chain(others).map(with_port);
         choices.find(is_free).unwrap_or_else(|| with_port(own))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::script::endpoint;
+
+    #[test]
+    fn for_a_port_that_many_want_a_bounded_number_of_others_is_tried() {
+        let mut connections = Connections::default();
+        let worn = endpoint("198.51.100.1:1").address;
+        let mut ports = Vec::new();
+        for host in 0..MOST_TRIED + 10 {
+            let source = endpoint(&format!("10.0.{}.{}:40000", host / 256, host % 256));
+            let inside = Flow { source, destination: endpoint("203.0.113.5:21") };
+            let outside = connections.leaving(&inside, worn);
+            connections.add(Translated { inside, outside, opened: Way::Out });
+            ports.push(outside.source.port.number());
+        }
+        assert_eq!(ports[..3], [40000, 1024, 1025]);
+        assert_eq!(ports[MOST_TRIED + 1..], [40000; 9], "it shares its own when those are taken");
     }
 }

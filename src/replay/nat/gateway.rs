@@ -144,8 +144,8 @@ impl Firewall for Gateway {
         self.control_ports.contains(connection.server().port).then_some(control)
     }
 
-    fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
-        self.simulated.open(expectation)?;
+    fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
+        self.simulated.open(expectation, of)?;
         if expectation.mapping.to.is_some() {
             self.delivered.insert((expectation.from, expectation.target()), expectation.to);
         }

@@ -118,6 +118,8 @@ impl Dialogue {
                     self.start_over();
                 }
             }
+            // Nobody asked: the beginning of this segment is not that of a reply.
+            Meaning::Secured if !excerpt.wants_secrecy => {}
             Meaning::Secured => {
                 self.language = Language::Secret;
                 return Event::Encrypted;
@@ -126,6 +128,7 @@ impl Dialogue {
                 Some(Asked::ExtendedOnly) => self.extended_only = false,
                 Some(Asked::Reinitialize) => excerpt.begins_anew = false,
                 Some(Asked::User) => excerpt.user_was_given = false,
+                Some(Asked::Secure) => excerpt.wants_secrecy = false,
                 _ => {}
             },
             Meaning::Preliminary | Meaning::Announce(_) => {}
