@@ -9,8 +9,11 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 # Where nobody is there to look, Cargo.lock must be as committed.
 LOCKED := $(if $(CI),--locked)
 
-# What is run on the second kernel, too: the tests that ask the kernel for something. Patterns will do.
-ON_THE_SECOND_KERNEL := deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset
+# What is run on the second kernel, too: the tests that ask the kernel for something, with the mechanism sets; those that
+# run the service, with native as well; and those that compare it with conntrackd. Patterns will do.
+THERE := deploy host_check live mending nat_* native netlink overflow promise_* queue restart ruleset
+THERE_NATIVE := deploy live nat_* native promise_* restart
+THERE_BESIDE_CONNTRACKD := nat_dialogues reference
 
 # Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
 fuzz = mkdir -p fuzz/found/$(1) && cargo fuzz run --sanitizer none $(1) fuzz/found/$(1) fuzz/corpus/$(1) -- -timeout=10
@@ -54,14 +57,17 @@ test-vm: ## those tests that ask the kernel for something, on a second kernel: D
 	@tests/setup test vm
 	@$(MAKE) --no-print-directory second-kernel
 
-# Cargo says which programs it has built, one object a line.
-second-kernel: tests := $(foreach test,$(or $(only),$(ON_THE_SECOND_KERNEL)),--test '$(test)')
 second-kernel:
-	cargo test $(LOCKED) --no-run $(tests)
-	@programs=$$(cargo test $(LOCKED) --quiet --no-run --message-format=json $(tests) | \
+	$(call in_vm,tests/vm/tests,$(if $(only),$(filter-out conntrackd,$(only)),$(THERE)))
+	$(call in_vm,tests/vm/native,$(if $(only),$(filter $(THERE_NATIVE:*=%),$(only)),$(THERE_NATIVE)))
+	$(call in_vm,tests/vm/conntrackd,$(if $(filter-out conntrackd,$(only)),,$(THERE_BESIDE_CONNTRACKD)))
+
+# Has a script there run test programs, if there are any. Cargo says which it has built, one object a line.
+in_vm = $(if $(2),@tests="$(patsubst %,--test %,$(2))"; set -f; \
+	echo cargo test $(LOCKED) --no-run $$tests && cargo test $(LOCKED) --no-run $$tests && \
+	programs=$$(cargo test $(LOCKED) --quiet --no-run --message-format=json $$tests | \
 		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p') && \
-		echo tests/vm/run tests/vm/tests $$programs && \
-		$(if $(AS_ROOT),sudo -E) tests/vm/run tests/vm/tests $$programs
+	echo tests/vm/run $(1) $$programs && $(if $(AS_ROOT),sudo -E) tests/vm/run $(1) $$programs)
 
 fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
 	@cargo fuzz --version >/dev/null 2>&1 && command -v c++ >/dev/null || { \

@@ -7,6 +7,8 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each case is what a reader of a failure wants")]
 
+#[path = "support/conntrackd.rs"]
+mod conntrackd;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/document.rs"]
@@ -22,9 +24,8 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
-use daemon::Daemon;
 use document::assert_documented;
-use helper::Helper;
+use helper::{Help, Helper};
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
 use pinhole::lab::nat::{Nat, NatTopology};
@@ -156,7 +157,7 @@ const ALL_MODES: &str = "defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV]
 struct Bench {
     family: Family,
     topology: NatTopology,
-    _helpers: Vec<Option<Daemon>>,
+    _helpers: Vec<Help>,
     pair: Pair,
 }
 
@@ -251,7 +252,7 @@ impl Bench {
     }
 }
 
-fn start(helper: Helper, topology: &NatTopology) -> Result<Vec<Option<Daemon>>> {
+fn start(helper: Helper, topology: &NatTopology) -> Result<Vec<Help>> {
     let help = |gateway: &lab::nat::Gateway| {
         gateway.namespace.nft(gateway.rules.text)?;
         helper.start(&gateway.namespace, &format!("{}{ALL_MODES}", gateway.rules.policy()))
@@ -403,6 +404,15 @@ fn the_kernels_helper_rewrites_what_comes_in_one_piece() {
 }
 
 #[test]
+#[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
+fn conntrackd_rewrites_less_than_pinhole() {
+    let outcomes = hold_all(Helper::Conntrackd, cases()).unwrap_or_else(|error| panic!("{error}"));
+    let mut table = "| what is said | conntrackd |\n|---|---|\n".to_owned();
+    table.extend(outcomes.iter().map(|(case, outcome)| format!("| {case} | {outcome} |\n")));
+    assert_documented("conntrackd-rewriting", &table);
+}
+
+#[test]
 fn pinhole_rewrites_however_it_is_cut() {
     let outcomes = hold_all(Helper::Pinhole, cases()).unwrap_or_else(|error| panic!("{error}"));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Works).collect();
@@ -434,7 +444,7 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
         let mut content = Vec::new();
         for transfer in 1..=transfers {
             if killed_every.is_some_and(|every| transfer % every == 0) {
-                for daemon in helpers.iter_mut().flatten() {
+                for daemon in helpers.iter_mut().filter_map(Help::daemon) {
                     daemon.kill()?;
                     daemon.restart()?;
                 }

@@ -5,6 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
 
+#[path = "support/conntrackd.rs"]
+mod conntrackd;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/document.rs"]

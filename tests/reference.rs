@@ -7,6 +7,8 @@
 
 #[path = "reference/bench.rs"]
 mod bench;
+#[path = "support/conntrackd.rs"]
+mod conntrackd;
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "reference/dialogues.rs"]
@@ -94,4 +96,21 @@ fn odd_dialogues_end_as_the_table_of_differences_says() {
     let agreements = format!("| what is said | both |\n|---|---|\n{agreements}");
     assert_documented("differences", &differences);
     assert_documented("agreements", &agreements);
+}
+
+// --- conntrackd ----------------------------------------------------------------------------------------------------
+
+#[test]
+#[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
+fn odd_dialogues_end_with_conntrackd_as_its_table_says() {
+    let hold_all = |helper| dialogues::hold_all(helper).unwrap_or_else(|error| panic!("{error}"));
+    let outcomes = hold_all(Helper::Conntrackd).into_iter().zip(hold_all(Helper::Pinhole));
+    let mut table = "| what is said | conntrackd | Pinhole |\n|---|---|---|\n".to_owned();
+    for (case, (theirs, ours)) in dialogues::CASES.iter().zip(outcomes) {
+        println!("{:60} conntrackd: {theirs:40} Pinhole: {ours}", case.name);
+        if theirs != ours {
+            table += &format!("| {} | {theirs} | {ours} |\n", case.name);
+        }
+    }
+    assert_documented("conntrackd", &table);
 }

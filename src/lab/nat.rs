@@ -361,7 +361,13 @@ impl Setting for NatScene {
 
     fn aspects(cell: &NatCell) -> Vec<String> {
         let NatCell { scene: NatScene { nat, server, family }, client, mode } = cell;
-        vec![format!("{nat} {family} {mode}"), format!("{server} {client}"), format!("{server} {mode}")]
+        vec![
+            format!("{nat} {mode}"),
+            format!("{nat} {family}"),
+            format!("{family} {mode}"),
+            format!("{server} {client}"),
+            format!("{server} {mode}"),
+        ]
     }
 }
 

@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 use pinhole::lab::mini::{Heard, Pair, Speaker};
 use pinhole::lab::{self, Addresses, End, Family, Namespace, Result, Shape, Topology};
 
-use super::daemon::{Daemon, PATIENCE};
-use super::helper::Helper;
+use super::daemon::PATIENCE;
+use super::helper::{Help, Helper};
 use Speaker::{Client, Server};
 
 /// What becomes of the data connection.
@@ -40,7 +40,7 @@ impl fmt::Display for Outcome {
 pub(crate) struct Bench {
     helper: Helper,
     policy: String,
-    daemon: Option<Daemon>,
+    help: Help,
     firewall: Namespace,
     pub(crate) client: Namespace,
     pub(crate) server: Namespace,
@@ -93,13 +93,13 @@ impl Bench {
         let (third_listener, third_open) = listen(&third, addresses, 0)?;
         firewall.nft(&filter())?;
         let policy = format!("admit: [inet filter forward]\n{more}");
-        let daemon = helper.start(&firewall, &policy)?;
+        let help = helper.start(&firewall, &policy)?;
         let control = SocketAddr::new(target.of(Family::V4), 21);
         let pair = Pair::connect(&client.namespace, control, &server.namespace, control)?;
         Ok(Self {
             helper,
             policy,
-            daemon,
+            help,
             firewall,
             client: client.namespace,
             server: server.namespace,
@@ -126,6 +126,7 @@ impl Bench {
             .replace("{third}", &numbers(self.third_open))
             .replace("{active-ports}", &port_numbers(self.client_open))
             .replace("{ports}", &port_numbers(self.server_open))
+            .replace("{active}", &self.client_open.port().to_string())
             .replace("{passive}", &self.server_open.port().to_string())
     }
 
@@ -192,7 +193,7 @@ impl Bench {
     /// How long what was announced stays open if nobody comes, to ten seconds.
     pub(crate) fn life(&self) -> Result<Outcome> {
         let seconds: f64 = match self.helper {
-            Helper::Kernel => {
+            Helper::Kernel | Helper::Conntrackd => {
                 let list = self.firewall.read("/proc/thread-self/net/nf_conntrack_expect")?;
                 list.split_whitespace().next().and_then(|left| left.parse().ok()).expect("one expectation")
             }
@@ -219,14 +220,14 @@ impl Bench {
 
     /// As if nobody had ever helped.
     pub(crate) fn stop_helping(&mut self) -> Result<()> {
-        match self.daemon.take() {
-            Some(mut daemon) => daemon.end(Signal::SIGTERM),
-            None => self.firewall.nft("delete table inet helper"),
+        match std::mem::replace(&mut self.help, Help::Rules) {
+            Help::Pinhole(mut daemon) => daemon.end(Signal::SIGTERM),
+            Help::Rules | Help::Conntrackd(_) => self.firewall.nft("delete table inet helper"),
         }
     }
 
     pub(crate) fn help(&mut self) -> Result<()> {
-        self.daemon = self.helper.start(&self.firewall, &self.policy)?;
+        self.help = self.helper.start(&self.firewall, &self.policy)?;
         Ok(())
     }
 

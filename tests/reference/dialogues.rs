@@ -32,6 +32,13 @@ pub(crate) const CASES: &[Case] = &[
     // What both do.
     case("PORT", "", |bench| bench.active(&[PORT_LINE])),
     case("PASV, 227", "", |bench| bench.passive(&[REPLY_227])),
+    case("EPRT", "", |bench| bench.active(&["EPRT |1|10.21.1.10|{active}|\r\n"])),
+    case("EPSV, 229", "", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["EPSV\r\n"])?;
+        bench.say(Server, &["229 Entering Extended Passive Mode (|||{passive}|)\r\n"])?;
+        bench.passive_data()
+    }),
     case("`port` in small letters", "", |bench| bench.active(&["port {port}\r\n"])),
     case("PORT with another command behind it in the same segment", "", |bench| {
         bench.active(&["PORT {port}\r\nNOOP\r\n"])

@@ -1,10 +1,11 @@
-//! Who helps FTP through a firewall: nobody, the kernel, or Pinhole. The same tests run with each.
+//! Who helps FTP through a firewall: nobody, the kernel, conntrackd, or Pinhole. The same tests run with each.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::fmt;
 
 use pinhole::lab::{KERNEL_HELPER, Namespace, Result};
 
+use super::conntrackd::Conntrackd;
 use super::daemon::Daemon;
 
 /// Who helps.
@@ -14,22 +15,42 @@ pub(crate) enum Helper {
     Nobody,
     /// The kernel's `nf_conntrack_ftp` and `nf_nat_ftp`: the reference.
     Kernel,
+    /// conntrackd, with its helper in userspace.
+    Conntrackd,
     /// The built program.
     Pinhole,
     /// The same with `inspect: announcements`.
     Excerpts,
 }
 
-impl Helper {
-    /// Begins to help in a namespace whose rules are loaded. The policy is for Pinhole; keep what is returned.
-    pub(crate) fn start(self, namespace: &Namespace, policy: &str) -> Result<Option<Daemon>> {
+/// What runs of a helper: it helps as long as this is kept.
+pub(crate) enum Help {
+    /// Nothing runs. The kernel's helper is there by its rules.
+    Rules,
+    Conntrackd(Conntrackd),
+    Pinhole(Box<Daemon>),
+}
+
+impl Help {
+    /// Pinhole, where it is that.
+    pub(crate) fn daemon(&mut self) -> Option<&mut Daemon> {
         match self {
-            Self::Nobody => Ok(None),
-            Self::Kernel => namespace.nft(KERNEL_HELPER).map(|()| None),
-            Self::Pinhole => Daemon::start(namespace, policy).map(Some),
-            Self::Excerpts => {
-                Daemon::start(namespace, &format!("{policy}capture: {{ inspect: announcements }}\n")).map(Some)
-            }
+            Self::Pinhole(daemon) => Some(daemon),
+            Self::Rules | Self::Conntrackd(_) => None,
+        }
+    }
+}
+
+impl Helper {
+    /// Begins to help in a namespace whose rules are loaded. The policy is for Pinhole.
+    pub(crate) fn start(self, namespace: &Namespace, policy: &str) -> Result<Help> {
+        let pinhole = |policy: &str| Daemon::start(namespace, policy).map(|daemon| Help::Pinhole(Box::new(daemon)));
+        match self {
+            Self::Nobody => Ok(Help::Rules),
+            Self::Kernel => namespace.nft(KERNEL_HELPER).map(|()| Help::Rules),
+            Self::Conntrackd => Conntrackd::start(namespace).map(Help::Conntrackd),
+            Self::Pinhole => pinhole(policy),
+            Self::Excerpts => pinhole(&format!("{policy}capture: {{ inspect: announcements }}\n")),
         }
     }
 }
@@ -39,6 +60,7 @@ impl fmt::Display for Helper {
         f.pad(match self {
             Self::Nobody => "nobody",
             Self::Kernel => "kernel",
+            Self::Conntrackd => "conntrackd",
             Self::Pinhole => "Pinhole",
             Self::Excerpts => "Pinhole, announcements only",
         })
