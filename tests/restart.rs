@@ -1,4 +1,5 @@
-//! What a killed daemon leaves in the kernel, and what the next one makes of it.
+//! What a killed daemon leaves in the sets, and what the next one makes of it. What it leaves of expectations is in
+//! `native.rs`.
 //!
 //! Needs root and nft.
 
@@ -14,7 +15,8 @@ use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Result, Shape, Topology};
 use serde_json::Value;
 
-const POLICY: &str = "admit: [inet filter forward]\ndefaults: { timeout: 10m, tls: range 50000-50100 }\n";
+const POLICY: &str =
+    "mechanism: sets\nadmit: [inet filter forward]\ndefaults: { timeout: 10m, tls: range 50000-50100 }\n";
 
 /// A gateway that drops by default, a daemon on it, and a server behind it.
 struct Stage {

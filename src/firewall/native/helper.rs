@@ -4,10 +4,12 @@
 //! `ct helper "ftp"` in somebody's rules shall mean what it always meant. The kernel has one such list for the whole
 //! machine: several of this program, in several network namespaces, share the helper.
 
+use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::Duration;
 
+use nix::fcntl::{Flock, FlockArg};
 use rustix::io::Errno;
 
 use crate::firewall::sets::PATIENCE;
@@ -72,17 +74,26 @@ impl Impossible {
     }
 }
 
+/// Where the kernel shows its module: a lock on this folder tells every one of us on this machine of the others.
+const MODULE: &str = "/sys/module/nfnetlink_cthelper";
+
 /// The helper, registered.
 #[derive(Debug)]
 pub(super) struct Registration {
     helpers: Helpers,
+    /// Held while it may be used, by each who does. Without a module that shows there is none, and a helper that
+    /// another one of us is about to use may be gone for a moment.
+    shared: Option<Flock<File>>,
 }
 
 impl Registration {
     /// Registers it, or takes over the one that is there.
     pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
-        let helpers = Helpers::open(PATIENCE).map_err(Impossible::of)?;
-        let mut registration = Self { helpers };
+        let mut helpers = Helpers::open(PATIENCE).map_err(Impossible::of)?;
+        // To ask brings the module.
+        helpers.list().map_err(Impossible::of)?;
+        let lock = |folder| Flock::lock(folder, FlockArg::LockShared).ok();
+        let mut registration = Self { helpers, shared: File::open(MODULE).ok().and_then(lock) };
         registration.stand(policy)?;
         Ok(registration)
     }
@@ -146,8 +157,11 @@ impl Registration {
         self.remove()
     }
 
-    /// Removes it, unless a ruleset names it. Whether it is gone.
+    /// Removes it, unless a ruleset names it or another one of us has it. Whether it is gone.
     pub(super) fn remove(&mut self) -> Result<bool, Error> {
+        if self.shared.as_ref().is_some_and(|lock| lock.relock(FlockArg::LockExclusiveNonblock).is_err()) {
+            return Ok(false);
+        }
         let mut is_gone = true;
         for network in NETWORKS {
             match self.helpers.remove(NAME, network) {
