@@ -14,8 +14,10 @@ use pinhole::lab;
 const SOON: Duration = Duration::from_secs(10);
 
 fn demo() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_pinhole"));
-    command.arg("demo").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // What runs in the background of a shell has signals of the terminal ignored, and hands that on.
+    let mut command = Command::new("env");
+    command.args(["--default-signal=INT,HUP", env!("CARGO_BIN_EXE_pinhole"), "demo"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 

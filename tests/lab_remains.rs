@@ -53,7 +53,10 @@ fn victim() {
 /// Builds a lab in another process, ends that one, and looks at what remains.
 fn nothing_remains_after(how: &str) {
     let before = traces();
-    let mut victim = Command::new(std::env::current_exe().expect("a running test has a file"))
+    // What runs in the background of a shell has signals of the terminal ignored, and hands that on.
+    let mut victim = Command::new("env")
+        .arg("--default-signal=INT,HUP")
+        .arg(std::env::current_exe().expect("a running test has a file"))
         .args(["--exact", "victim", "--ignored", "--nocapture"])
         .env(HOW, how)
         .stdout(Stdio::piped())
