@@ -342,7 +342,9 @@ fn hold_all(helper: Helper, cases: Vec<Case>) -> Result<Vec<(Case, Outcome)>> {
         threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Result<Vec<_>>>()
     })?;
     if helper == Helper::Pinhole {
+        // tshark takes its time.
         held.iter()
+            .take(lab::share_of(held.len()))
             .try_for_each(|(case, _, recorded)| recorded.iter().try_for_each(|one| one.assert_replayed(case)))?;
     }
     Ok(held.into_iter().map(|(case, outcome, _)| (case, outcome)).collect())
@@ -487,7 +489,7 @@ fn with_pinhole_reading_announcements_only_they_may_as_well() {
 #[test]
 fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
     for (nat, mode) in MANY {
-        let transfers = lab::share_of(100).max(20);
+        let transfers = lab::share_of(100).max(10);
         transfer_many(Helper::Pinhole, nat, mode, transfers, Some(5));
         transfer_many(Helper::Excerpts, nat, mode, transfers, Some(5));
     }

@@ -361,12 +361,12 @@ impl Setting for NatScene {
 
     fn aspects(cell: &NatCell) -> Vec<String> {
         let NatCell { scene: NatScene { nat, server, family }, client, mode } = cell;
+        let direction = if mode.is_active() { "active" } else { "passive" };
         vec![
-            format!("{nat} {mode}"),
-            format!("{nat} {family}"),
+            format!("{nat} {direction}"),
             format!("{family} {mode}"),
-            format!("{server} {client}"),
             format!("{server} {mode}"),
+            format!("{server} {client}"),
         ]
     }
 }
