@@ -54,7 +54,7 @@ fn reaches_at_once(shape: Shape) -> std::io::Result<()> {
 fn every_host_reaches_every_other_in_every_topology() {
     for shape in Shape::ALL {
         // A busy machine may be that slow once; a lab that is not ready when it says so is it every time.
-        let attempts: Vec<_> = (0..3).map(|_| reaches_at_once(shape)).take_while(|attempt| attempt.is_err()).collect();
+        let attempts: Vec<_> = (0..3).map(|_| reaches_at_once(shape)).take_while(std::io::Result::is_err).collect();
         assert!(attempts.len() < 3, "{shape}: {attempts:?}");
     }
 }
