@@ -189,7 +189,7 @@ fn bad_circumstances_are_told_and_change_nothing() {
     other.end(Signal::SIGTERM).expect("it ends");
     assert_refused(&refused(&namespace, "admit: [inet filter nowhere]\n"), 1, "no chain `inet filter nowhere`");
     assert_refused(&refused(&namespace, "admit: [ip filter input]\n"), 1, "no chain `ip filter input`");
-    assert_refused(&refused(&namespace, "contrl_ports: [21]\n"), 2, "policy.yaml:1:1");
+    assert_refused(&refused(&namespace, "contrl_ports: [21]\n"), 2, "error: unknown key contrl_ports");
     assert_eq!(ruleset(), before);
 
     namespace.nft("add table inet pinhole\nadd chain inet pinhole mine").expect("the rules are right");

@@ -3,6 +3,7 @@
 //! What stands in for Pinhole here is as small as can be: it replaces a line where it is a whole segment, and keeps the
 //! kernel's books by the rule that is written down with [`Adjustment`].
 
+use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
@@ -80,6 +81,8 @@ struct Rewriter<'a> {
     sets: &'a mut Sets,
     connection: Connection,
     adjustments: Adjustments,
+    /// Where lines were replaced. One that is sent again, as on a slow machine, is replaced again and moves nothing.
+    replaced: HashSet<(bool, Seq)>,
 }
 
 impl Rewriter<'_> {
@@ -98,14 +101,16 @@ impl Rewriter<'_> {
         };
         let direction = if tcp.destination_port == 21 { Direction::FromClient } else { Direction::FromServer };
         let start = Seq::new(tcp.sequence_number);
-        let before = self.adjustments.of(direction).map_or(0, |earlier| earlier.after);
-        let adjustment = Adjustment {
-            position: start + (line.len().min(new.len()) - 1),
-            before,
-            after: before + new.len() as i32 - line.len() as i32,
-        };
-        self.sets.adjust(&self.connection, direction, &adjustment).expect("it is prepared");
-        self.adjustments.set(direction, adjustment);
+        if self.replaced.insert((direction == Direction::FromClient, start)) {
+            let before = self.adjustments.of(direction).map_or(0, |earlier| earlier.after);
+            let adjustment = Adjustment {
+                position: start + (line.len().min(new.len()) - 1),
+                before,
+                after: before + new.len() as i32 - line.len() as i32,
+            };
+            self.sets.adjust(&self.connection, direction, &adjustment).expect("it is prepared");
+            self.adjustments.set(direction, adjustment);
+        }
         let mut ip = match net? {
             NetHeaders::Ipv4(header, more) => IpHeaders::Ipv4(header, more),
             NetHeaders::Ipv6(header, more) => IpHeaders::Ipv6(header, more),
@@ -151,7 +156,8 @@ fn lines_grow_and_shrink_in_both_directions_and_no_packet_is_invalid() {
         let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
         let (inside, outside) = control(&site, server);
         let connection = translated(&inside, &outside);
-        let mut rewriter = Rewriter { sets: &mut sets, connection, adjustments: Adjustments::default() };
+        let mut rewriter =
+            Rewriter { sets: &mut sets, connection, adjustments: Adjustments::default(), replaced: HashSet::new() };
         in_queue(
             &site.gateway,
             |packet| rewriter.rewrite(packet),

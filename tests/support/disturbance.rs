@@ -52,7 +52,8 @@ pub(crate) fn transfer_under(
     let mut done = Done::default();
     let mut content = Vec::new();
     let command = format!("RETR {FILE}");
-    while !is_over.load(Ordering::SeqCst) {
+    // Where the machine is slow, all may be over before the first.
+    while !is_over.load(Ordering::SeqCst) || done.transfers == 0 {
         let before = disturbance.now();
         content.clear();
         match client.fetch(mode, &command, &mut content) {
