@@ -28,7 +28,9 @@ fn run(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> Finished {
     let folder = daemon::new_folder();
     // A copy, as not everybody may look where the program was built.
     let program = folder.join("pinhole");
-    std::fs::copy(PROGRAM, &program).expect("it can be copied");
+    // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
+    let copied = std::process::Command::new("cp").arg(PROGRAM).arg(&program).status();
+    assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     let program = program.display().to_string();
     let all = [before, &[&*program], arguments].concat();
     let mut command = namespace.command(all[0]);

@@ -201,7 +201,9 @@ fn bad_circumstances_are_told_and_change_nothing() {
     // A copy, as not everybody may look where the program was built.
     let folder = daemon::new_folder();
     let copy = folder.join("pinhole");
-    std::fs::copy(PROGRAM, &copy).expect("it can be copied");
+    // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
+    let copied = std::process::Command::new("cp").arg(PROGRAM).arg(&copy).status();
+    assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     let run_as = |limits: &[&str]| {
         let mut command = namespace.command("setpriv");
         command.args(limits).arg(&copy).arg("run").env("PINHOLE_SOCKET", folder.join("control.sock"));
