@@ -186,7 +186,7 @@ fn who_is_not_root_is_told_so() {
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("it can be opened to all");
     let program = folder.join("pinhole");
     // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
-    let copied = std::process::Command::new("cp").arg(PROGRAM).arg(&program).status();
+    let copied = Command::new("cp").arg(PROGRAM).arg(&program).status();
     assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     let ran = Command::new(&program).arg("check").current_dir("/").uid(65534).gid(65534).output();
     let demo = Command::new(&program).arg("demo").current_dir("/").uid(65534).gid(65534).output();

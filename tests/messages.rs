@@ -29,7 +29,7 @@ fn run(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> Finished {
     // A copy, as not everybody may look where the program was built.
     let program = folder.join("pinhole");
     // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
-    let copied = std::process::Command::new("cp").arg(PROGRAM).arg(&program).status();
+    let copied = Command::new("cp").arg(PROGRAM).arg(&program).status();
     assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     let program = program.display().to_string();
     let all = [before, &[&*program], arguments].concat();
