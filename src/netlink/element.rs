@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::bytes::{Attribute, Attributes, Writer};
+use crate::packet::{Flow, Seq};
 
 const LIST_ELEMENT: u16 = 1;
 const KEY: u16 = 1;
@@ -14,8 +15,8 @@ const EXPIRATION: u16 = 5;
 const KEY_END: u16 = 10;
 const VALUE: u16 = 1;
 
-/// Room for two IPv6 addresses and a port.
-const LONGEST: usize = 36;
+/// Room for two IPv6 addresses, two ports and a number.
+const LONGEST: usize = 44;
 /// Room for an IPv6 address and a port.
 const LONGEST_VALUE: usize = 20;
 
@@ -70,6 +71,15 @@ impl Key {
         fields.push_address(from);
         fields.push_address(to);
         fields.push_port(port);
+        Self(fields)
+    }
+
+    /// `address . address . port . port . sequence number`: where a segment begins.
+    pub fn segment(flow: &Flow, seq: Seq) -> Self {
+        let Flow { source, destination } = flow;
+        let Self(mut fields) = Self::connection(source.address, destination.address, source.port.number());
+        fields.push_port(destination.port.number());
+        fields.push(&seq.number().to_be_bytes());
         Self(fields)
     }
 

@@ -51,27 +51,27 @@ fn an_adjustment_is_seen_to_be_made_or_refused() {
         let older = translated(&_old, &_server);
         let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
         let one = Adjustment { position: Seq::new(u32::MAX), before: -3, after: 4 };
-        let refused = sets.adjust(&older, Direction::FromClient, &one);
+        let refused = sets.adjust(&older, Direction::FromClient, &one, &[]);
         assert_eq!(refused, Err(NotAdjusted::NotPrepared), "older than the rules");
 
         let (inside, outside) = control(&site, server);
         let connection = translated(&inside, &outside);
         let adjustments = |sets: &mut Sets| sets.control_connection(&connection.reply).expect("it is one").adjustments;
         assert_eq!(adjustments(&mut sets), Adjustments::default());
-        assert_eq!(sets.adjust(&connection, Direction::FromClient, &one), Ok(()));
+        assert_eq!(sets.adjust(&connection, Direction::FromClient, &one, &[]), Ok(()));
         assert_eq!(adjustments(&mut sets), Adjustments { from_client: Some(one), from_server: None });
         let other = Adjustment { position: Seq::new(7), before: 0, after: 0 };
-        assert_eq!(sets.adjust(&connection, Direction::FromServer, &other), Ok(()));
+        assert_eq!(sets.adjust(&connection, Direction::FromServer, &other, &[]), Ok(()));
         assert_eq!(adjustments(&mut sets), Adjustments { from_client: Some(one), from_server: Some(other) });
 
         let here = listens(&site.gateway, own);
         let direct = connects(&site.inside, own).expect("it listens");
         let (_accepted, _) = here.accept().expect("it came");
         let direct = Connection::direct(flow_of(&direct));
-        assert_eq!(sets.adjust(&direct, Direction::FromClient, &one), Err(NotAdjusted::NotPrepared), "no NAT");
+        assert_eq!(sets.adjust(&direct, Direction::FromClient, &one, &[]), Err(NotAdjusted::NotPrepared), "no NAT");
         let nobody: SocketAddr = "10.9.3.1:9".parse().expect("an address");
         let unknown = Connection::direct(flow(nobody, "10.9.3.2:21".parse().expect("an address")));
-        assert_eq!(sets.adjust(&unknown, Direction::FromClient, &one), Err(NotAdjusted::Unknown));
+        assert_eq!(sets.adjust(&unknown, Direction::FromClient, &one, &[]), Err(NotAdjusted::Unknown));
         assert_eq!(sets.take_troubles().count, 0);
     }
 }
@@ -108,7 +108,7 @@ impl Rewriter<'_> {
                 before,
                 after: before + new.len() as i32 - line.len() as i32,
             };
-            self.sets.adjust(&self.connection, direction, &adjustment).expect("it is prepared");
+            self.sets.adjust(&self.connection, direction, &adjustment, &[]).expect("it is prepared");
             self.adjustments.set(direction, adjustment);
         }
         let mut ip = match net? {

@@ -15,13 +15,14 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 17] = [
+pub(super) const CHAINS: [&str; 19] = [
     "prerouting",
     "output",
     "inspect",
     "data",
     "admit",
     "deliver",
+    "insist",
     "prepare",
     "nat_prerouting",
     "nat_output",
@@ -33,6 +34,7 @@ pub(super) const CHAINS: [&str; 17] = [
     "late_postrouting",
     "shorten",
     "bounds",
+    "repeated",
 ];
 
 /// Who holds the pinholes.
@@ -110,15 +112,44 @@ impl fmt::Display for Queueing {
     }
 }
 
-/// The name of the chain whose one rule sends packets to that queue.
-pub(super) fn queue_chain(number: u16) -> String {
-    format!("queue{number}")
+/// A chain whose one rule sends packets to a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct QueueChain {
+    /// Which queue.
+    pub(super) number: u16,
+    /// Whether nothing goes past it, whatever the policy says of other packets.
+    pub(super) insists: bool,
+}
+
+impl QueueChain {
+    const PREFIXES: [&str; 2] = ["queue", "insist"];
+
+    pub(super) fn name(self) -> String {
+        format!("{}{}", Self::PREFIXES[usize::from(self.insists)], self.number)
+    }
+
+    /// What becomes of its packets when nobody reads the queue.
+    pub(super) const fn when_down(self, capture: &Capture) -> WhenDown {
+        if self.insists { WhenDown::Closed } else { capture.when_down }
+    }
+
+    /// Those of a capture.
+    pub(super) fn all(capture: &Capture) -> impl Iterator<Item = Self> {
+        let numbers = capture.queues.numbers();
+        numbers.flat_map(|number| [false, true].map(|insists| Self { number, insists }))
+    }
+}
+
+/// The names of the chains that queue. Where the compat target does it, they have to stand before the ruleset is read.
+pub fn queue_chains(capture: &Capture) -> impl Iterator<Item = String> {
+    QueueChain::all(capture).map(QueueChain::name)
 }
 
 /// Whether a chain of that name is one of ours.
 pub(super) fn is_own_chain(name: &str) -> bool {
-    let number = name.strip_prefix("queue").unwrap_or_default();
-    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|n| queue_chain(n) == name)
+    let number = QueueChain::PREFIXES.into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
+    let is_of = |number| [false, true].into_iter().any(|insists| QueueChain { number, insists }.name() == name);
+    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(is_of)
 }
 
 /// The ruleset for a policy, as `nft -f` reads it.
@@ -141,16 +172,16 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     text
 }
 
-/// The chain `deliver`, which chooses among the queues, and the chains of the queues.
+/// The chains `deliver` and `insist`, which choose among the queues, and the chains of the queues.
 fn queue(capture: &Capture, queueing: Queueing) -> String {
-    let flags = match capture.when_down {
-        WhenDown::Open => "queue flags bypass",
-        WhenDown::Closed => "queue",
-    };
-    let mut begin = String::from("add chain inet pinhole deliver\nflush chain inet pinhole deliver\n");
+    let mut begin = String::new();
     let mut chains = String::from("table inet pinhole {\n");
-    for number in capture.queues.numbers() {
-        let name = queue_chain(number);
+    for chain in QueueChain::all(capture) {
+        let flags = match chain.when_down(capture) {
+            WhenDown::Open => "queue flags bypass",
+            WhenDown::Closed => "queue",
+        };
+        let (name, number) = (chain.name(), chain.number);
         let result = match queueing {
             Queueing::Statement => write!(begin, "add chain inet pinhole {name}\nflush chain inet pinhole {name}\n")
                 .and_then(|()| write!(chains, "\tchain {name} {{\n\t\t{flags} to {number}\n\t}}\n")),
@@ -162,18 +193,23 @@ fn queue(capture: &Capture, queueing: Queueing) -> String {
         };
         result.expect(TAKES_ALL);
     }
-    let choice = match capture.queues.count().get() {
-        1 => format!("goto {}", queue_chain(capture.queues.first())),
-        count => {
-            let numbers = capture.queues.numbers().enumerate();
-            let choices: Vec<String> =
-                numbers.map(|(index, number)| format!("{index} : goto {}", queue_chain(number))).collect();
-            // Both directions of a connection have to meet in one queue, whatever NAT makes of their addresses.
-            format!("jhash ct id mod {count} vmap {{ {} }}", choices.join(", "))
-        }
-    };
-    write!(chains, "\tchain deliver {{\n\t\t{choice}\n\t}}\n}}\n").expect(TAKES_ALL);
-    begin + "\n" + &chains
+    for (chooses, insists) in [("deliver", false), ("insist", true)] {
+        let name = |number| QueueChain { number, insists }.name();
+        let choice = match capture.queues.count().get() {
+            1 => format!("goto {}", name(capture.queues.first())),
+            count => {
+                let numbers = capture.queues.numbers().enumerate();
+                let choices: Vec<String> =
+                    numbers.map(|(index, number)| format!("{index} : goto {}", name(number))).collect();
+                // Both directions of a connection have to meet in one queue, whatever NAT makes of their addresses.
+                format!("jhash ct id mod {count} vmap {{ {} }}", choices.join(", "))
+            }
+        };
+        write!(begin, "add chain inet pinhole {chooses}\nflush chain inet pinhole {chooses}\n")
+            .and_then(|()| write!(chains, "\tchain {chooses} {{\n\t\t{choice}\n\t}}\n"))
+            .expect(TAKES_ALL);
+    }
+    format!("{begin}\n{chains}}}\n")
 }
 
 #[cfg(test)]
@@ -195,7 +231,17 @@ mod tests {
                 .contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n")
         );
         policy.capture.when_down = WhenDown::Closed;
-        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue to 0\n"));
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain queue0 {\n\t\tqueue to 0\n\t}\n"));
+    }
+
+    #[test]
+    fn a_rewritten_line_never_goes_past_the_queue() {
+        for when_down in [WhenDown::Open, WhenDown::Closed] {
+            let mut policy = policy();
+            policy.capture.when_down = when_down;
+            let text = text(&policy, Queueing::Statement, Holder::Sets);
+            assert!(text.contains("\tchain insist0 {\n\t\tqueue to 0\n\t}\n\tchain deliver {"), "{text}");
+        }
     }
 
     #[test]
@@ -207,8 +253,8 @@ mod tests {
             let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
             sizes.map(|size| size.parse::<u32>().expect("a number")).collect::<Vec<_>>()
         };
-        assert_eq!(sizes(1), [65_535; 6]);
-        assert_eq!(sizes(1 << 20), [4 << 20; 6]);
+        assert_eq!(sizes(1), [65_535; 8]);
+        assert_eq!(sizes(1 << 20), [4 << 20; 8]);
     }
 
     #[test]
@@ -224,6 +270,7 @@ mod tests {
         policy.capture.queues = Queues::new(7, NonZeroU16::new(2).expect("two")).expect("queues");
         let text = text(&policy, Queueing::Statement, Holder::Sets);
         assert!(text.contains("jhash ct id mod 2 vmap { 0 : goto queue7, 1 : goto queue8 }"));
+        assert!(text.contains("jhash ct id mod 2 vmap { 0 : goto insist7, 1 : goto insist8 }"));
     }
 
     #[test]
@@ -240,6 +287,9 @@ mod tests {
     #[test]
     fn knows_its_own_chains() {
         assert!(is_own_chain("deliver") && is_own_chain("queue12") && is_own_chain("inspect"));
+        assert!(
+            is_own_chain("insist") && is_own_chain("insist0") && !is_own_chain("queue") && !is_own_chain("insist01")
+        );
         assert!(!is_own_chain("queue012") && !is_own_chain("queue70000") && !is_own_chain("input"));
     }
 }
