@@ -15,8 +15,8 @@ const EXPIRATION: u16 = 5;
 const KEY_END: u16 = 10;
 const VALUE: u16 = 1;
 
-/// Room for two IPv6 addresses, two ports and a number.
-const LONGEST: usize = 44;
+/// Room for two IPv6 addresses and a port.
+const LONGEST: usize = 36;
 /// Room for an IPv6 address and a port.
 const LONGEST_VALUE: usize = 20;
 
@@ -74,11 +74,12 @@ impl Key {
         Self(fields)
     }
 
-    /// `address . address . port . port . sequence number`: where a segment begins.
+    /// `sender's address . its port . the other port . sequence number`: where a segment begins.
     pub fn segment(flow: &Flow, seq: Seq) -> Self {
-        let Flow { source, destination } = flow;
-        let Self(mut fields) = Self::connection(source.address, destination.address, source.port.number());
-        fields.push_port(destination.port.number());
+        let mut fields = Fields::NONE;
+        fields.push_address(flow.source.address);
+        fields.push_port(flow.source.port.number());
+        fields.push_port(flow.destination.port.number());
         fields.push(&seq.number().to_be_bytes());
         Self(fields)
     }
