@@ -117,10 +117,11 @@ impl Course {
     }
 
     /// Where the sender begins if it sends a segment again that is here: where that begins, or what it has not heard to be
-    /// acknowledged. Those two are mostly one.
+    /// acknowledged. Those two are mostly one. Of what is withheld it has heard that, but may not believe it any more.
     pub fn repeated_from(&self, segment: &Segment<'_>) -> Vec<Seq> {
         let acked = self.acked.map(|ack| self.adjustment.acknowledgement(ack));
-        let behind = acked.filter(|acked| acked.is_before(segment.seq));
+        let withheld = self.withheld().map(|(start, _)| start);
+        let behind = [acked, withheld].into_iter().flatten().filter(|place| place.is_before(segment.seq));
         [segment.seq].into_iter().chain(behind).collect()
     }
 
@@ -262,7 +263,10 @@ impl Course {
         let is_last = self.edits.back().is_none_or(|last| !edit.start.is_before(last.end()));
         let growth = edit.growth();
         let overtaken = self.gone.is_some_and(|gone| gone.is_after(end)) && growth != 0;
-        if !is_here || !is_last || overtaken {
+        // It went on while nobody was here, and is sent again because its acknowledgement is late: the receiver would take
+        // what it grew by for something new.
+        let is_received = self.acked.is_some_and(|acked| acked.is_after(self.place_for_receiver(edit.start)));
+        if !is_here || !is_last || overtaken || is_received {
             return Err(Obstacle::Gone);
         }
         if self.edits.len() >= MOST_REMEMBERED {

