@@ -10,8 +10,9 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 LOCKED := $(if $(CI),--locked)
 
 # What is run on the second kernel, too: the tests that ask the kernel for something, with the mechanism sets; those that
-# run the service, with native as well; and those that compare it with conntrackd. Patterns will do.
-THERE := deploy host_check live mending nat_* native netlink overflow promise_* queue restart ruleset
+# run the service, with native as well; and those that compare it with conntrackd. Patterns will do. (The tests in `native`
+# name their mechanism themselves.)
+THERE := deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset
 THERE_NATIVE := deploy live nat_* native promise_* restart
 THERE_BESIDE_CONNTRACKD := nat_dialogues reference
 
