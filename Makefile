@@ -10,12 +10,11 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 LOCKED := $(if $(CI),--locked)
 
 # What is run on the second kernel, too: the tests that ask the kernel for something, with the mechanism sets; those that
-# run the service, with native as well; and those that compare it with conntrackd. Patterns will do.
-THERE := deploy host_check live mending nat_* native netlink overflow promise_* queue restart ruleset
+# run the service, with native as well; and those that compare it with conntrackd. Patterns will do. (The tests in `native`
+# name their mechanism themselves.)
+THERE := deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset
 THERE_NATIVE := deploy live nat_* native promise_* restart
 THERE_BESIDE_CONNTRACKD := nat_dialogues reference
-# Of those, what `make test` plays there: the rest takes longer, and some of it does not pass there every time.
-THERE_EVERY_TIME := live mending nat_odds native promise_narrowest_hole promise_open_before_release ruleset
 
 # Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
 fuzz = mkdir -p fuzz/found/$(1) && cargo fuzz run --sanitizer none $(1) fuzz/found/$(1) fuzz/corpus/$(1) -- -timeout=10
@@ -52,7 +51,7 @@ test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
 	@tests/setup test vm
 	cargo test $(LOCKED) --benches --no-run
 	cargo $(AS_ROOT) test $(LOCKED)
-	@$(MAKE) --no-print-directory second-kernel only="$(THERE_EVERY_TIME)"
+	@$(MAKE) --no-print-directory second-kernel
 	@$(MAKE) --no-print-directory fuzz-all
 
 test-vm: ## those tests that ask the kernel for something, on a second kernel: Debian's, emulated (only="live nat_*")

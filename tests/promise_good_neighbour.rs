@@ -30,7 +30,7 @@ use pinhole::netlink::{self, Deed, Heard, Key, TableWatch, Tables};
 /// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
 /// moment at which the kernel told of its removal.
 fn wait_until_mended(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + lab::allow(PATIENCE);
     let left = || deadline.saturating_duration_since(Instant::now());
     let is_removal = |heard: &Heard<netlink::TableChange>| matches!(heard, Heard::Change(change) if change.deed == Deed::TableRemoved && &*change.table == TABLE.name);
     while !is_removal(&watch.next(left()).expect("the kernel tells")) {

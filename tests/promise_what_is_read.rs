@@ -10,7 +10,8 @@ mod stage;
 
 use daemon::PATIENCE;
 use stage::{
-    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, connect, modes, pinholes, policy, serve_by_hand, some_transfers,
+    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, assert_read, connect, modes, pinholes, policy, serve_by_hand,
+    some_transfers,
 };
 
 use std::io::{BufRead, BufReader, Write};
@@ -47,23 +48,23 @@ fn transfer_in_every_mode_and_shape(inspect: &str) {
 
 #[test]
 fn with_announcements_only_little_is_read() {
-    let packets = ["dialogue", "announcements"].map(|inspect| {
+    for (inspect, packets) in [("dialogue", 200), ("announcements", 0)] {
         let stage = Stage::new(Shape::Gateway);
         let daemon = stage.daemon(&format!("capture: {{ inspect: {inspect} }}\n"));
         let server = stage.serve(Family::V4);
         stage.as_client(|| {
             let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-            let before = daemon.counted("packets");
-            for _ in 0..100 {
-                client.command("NOOP", 200)?;
-            }
-            let read = daemon.counted("packets") - before;
+            assert_read(&daemon, &stage.ends(), packets, inspect, || say_noop(&mut client, 100));
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
-            client.quit()?;
-            Ok(read)
-        })
-    });
-    assert_eq!(packets, [200, 0]);
+            client.quit()
+        });
+    }
+}
+
+fn say_noop(client: &mut MiniClient, times: usize) {
+    for _ in 0..times {
+        client.command("NOOP", 200).unwrap_or_else(|error| panic!("{error}"));
+    }
 }
 
 #[test]
@@ -76,11 +77,7 @@ fn a_session_of_which_only_announcements_were_read_is_read_again_when_the_policy
         for (inspect, each) in [("announcements", 0), ("dialogue", 2), ("announcements", 0), ("dialogue", 2)] {
             daemon.write_policy(&policy(Shape::Gateway, &format!("capture: {{ inspect: {inspect} }}\n")));
             assert!(daemon.program(&["reload"])?.status.success());
-            let before = daemon.counted("packets");
-            for _ in 0..10 {
-                client.command("NOOP", 200)?;
-            }
-            assert_eq!(daemon.counted("packets") - before, 10 * each, "{inspect}");
+            assert_read(&daemon, &stage.ends(), 10 * each, inspect, || say_noop(&mut client, 10));
             for &mode in modes(Family::V4) {
                 assert_eq!(client.download(mode, FILE)?, CONTENT, "{inspect}, {mode}");
             }
@@ -100,10 +97,8 @@ fn after_a_restart_a_session_goes_on_being_read_as_it_was() {
             let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
             daemon.kill()?;
             daemon.restart()?;
-            for _ in 0..10 {
-                client.command("NOOP", 200)?;
-            }
-            assert_eq!(daemon.counted("packets"), 10 * each, "{inspect}");
+            assert_eq!(daemon.counted("packets"), 0, "{inspect}");
+            assert_read(&daemon, &stage.ends(), 10 * each, inspect, || say_noop(&mut client, 10));
             for &mode in modes(Family::V4) {
                 assert_eq!(client.download(mode, FILE)?, CONTENT, "{inspect}, {mode}");
             }
@@ -246,11 +241,8 @@ table inet filter {
         let server = stage.serve_with(SocketAddr::new(address, port), MiniOptions::default());
         let visit = || {
             let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-            let before = daemon.counted("packets");
-            for _ in 0..50 {
-                client.command("NOOP", 200)?;
-            }
-            assert_eq!(daemon.counted("packets") - before, 100, "{address}: a command and a reply are two packets");
+            // A command and a reply are two packets.
+            assert_read(&daemon, &[host], 100, &address.to_string(), || say_noop(&mut client, 50));
             for &mode in modes(if address.is_ipv4() { Family::V4 } else { Family::V6 }) {
                 assert_eq!(client.download(mode, FILE)?, CONTENT, "{address}, {mode}");
                 opened += 1;

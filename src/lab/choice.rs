@@ -1,27 +1,31 @@
 //! Some of many, that have everything there is: what a slow machine plays instead of all cells of a matrix.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};
 
-/// Of what can be chosen: the group that it belongs to, and all that comes up with it.
+/// Of what can be chosen: the group that it belongs to, all that comes up with it, and what would be good besides.
 #[derive(Clone, Debug)]
 pub(super) struct Candidate {
     pub(super) group: usize,
     pub(super) aspects: Vec<String>,
+    pub(super) extras: Vec<String>,
 }
 
 /// The places of those that together have each aspect that one of all has. Few of them, in few groups: always the one
-/// that adds most is taken, and of several such, one from a group from which one was taken already.
+/// that adds most is taken; of several such, one from a group from which one was taken already; and of several such,
+/// the first of those with most extras that none had yet.
 pub(super) fn with_everything(all: &[Candidate]) -> BTreeSet<usize> {
     let (mut chosen, mut groups, mut seen) = (BTreeSet::new(), HashSet::new(), HashSet::new());
     loop {
         let worth = |one: &Candidate| {
-            (one.aspects.iter().filter(|aspect| !seen.contains(aspect)).count(), groups.contains(&one.group))
+            let new = |of: &[String]| of.iter().filter(|name| !seen.contains(*name)).count();
+            (new(&one.aspects), groups.contains(&one.group), new(&one.extras))
         };
-        match all.iter().enumerate().max_by_key(|(_, one)| worth(one)) {
+        match all.iter().enumerate().max_by_key(|(place, one)| (worth(one), Reverse(*place))) {
             Some((place, best)) if worth(best).0 > 0 => {
                 chosen.insert(place);
                 groups.insert(best.group);
-                seen.extend(&best.aspects);
+                seen.extend(best.aspects.iter().chain(&best.extras).cloned());
             }
             _ => return chosen,
         }
@@ -33,9 +37,16 @@ mod tests {
     use super::*;
 
     fn choose(all: &[(usize, &[&str])]) -> Vec<usize> {
-        let candidate = |(group, aspects): &(usize, &[&str])| Candidate {
+        let all: Vec<_> = all.iter().map(|(group, aspects)| (*group, *aspects, &[][..])).collect();
+        choose_with_extras(&all)
+    }
+
+    fn choose_with_extras(all: &[(usize, &[&str], &[&str])]) -> Vec<usize> {
+        let names = |of: &[&str]| of.iter().map(|&name| name.to_owned()).collect();
+        let candidate = |(group, aspects, extras): &(usize, &[&str], &[&str])| Candidate {
             group: *group,
-            aspects: aspects.iter().map(|&aspect| aspect.to_owned()).collect(),
+            aspects: names(aspects),
+            extras: names(extras),
         };
         with_everything(&all.iter().map(candidate).collect::<Vec<_>>()).into_iter().collect()
     }
@@ -50,5 +61,12 @@ mod tests {
     fn what_is_as_good_comes_from_a_group_that_is_needed_anyway() {
         assert_eq!(choose(&[(0, &["a", "b"]), (1, &["c"]), (0, &["c"])]), [0, 2]);
         assert_eq!(choose(&[(0, &["c"]), (1, &["a", "b"]), (1, &["c"])]), [1, 2]);
+    }
+
+    #[test]
+    fn extras_decide_between_those_that_are_as_good_and_add_none() {
+        assert_eq!(choose_with_extras(&[(0, &["a"], &["x"]), (1, &["a"], &["x", "y"]), (1, &["a"], &["z"])]), [1]);
+        assert_eq!(choose_with_extras(&[(0, &["a"], &["x"]), (1, &["b"], &["x"]), (2, &["b"], &["y"])]), [0, 2]);
+        assert_eq!(choose_with_extras(&[(0, &["a"], &[]), (1, &["a"], &[])]), [0]);
     }
 }

@@ -69,6 +69,8 @@ pub trait Setting: Copy + Send + Sync {
     fn cells(self) -> Vec<Self::Cell>;
     /// What comes up with it: what is not left out where only some cells are played.
     fn aspects(cell: &Self::Cell) -> Vec<String>;
+    /// What makes a cell better than another one that is as good.
+    fn extras(cell: &Self::Cell) -> Vec<String>;
 }
 
 impl Setting for Scene {
@@ -99,6 +101,12 @@ impl Setting for Scene {
             format!("{server} {client}"),
             format!("{client} {mode}"),
         ]
+    }
+
+    /// With them, most pairs of anything come up.
+    fn extras(cell: &Cell) -> Vec<String> {
+        let Cell { scene: Scene { server, family, .. }, client, mode } = cell;
+        vec![format!("{server} {family}"), format!("{server} {mode}"), format!("{client} {family}")]
     }
 }
 
@@ -189,7 +197,7 @@ fn programme<S: Setting>(scenes: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> 
     let mut all: Vec<_> = scenes.iter().map(|scene| (*scene, scene.cells())).collect();
     if is_slow {
         let candidates = all.iter().enumerate().flat_map(|(group, (_, cells))| {
-            cells.iter().map(move |cell| Candidate { group, aspects: S::aspects(cell) })
+            cells.iter().map(move |cell| Candidate { group, aspects: S::aspects(cell), extras: S::extras(cell) })
         });
         let chosen = with_everything(&candidates.collect::<Vec<_>>());
         let mut places = 0..;

@@ -369,6 +369,19 @@ impl Setting for NatScene {
             format!("{server} {client}"),
         ]
     }
+
+    /// With them, most pairs of anything come up.
+    fn extras(cell: &NatCell) -> Vec<String> {
+        let NatCell { scene: NatScene { nat, server, family }, client, mode } = cell;
+        vec![
+            format!("{nat} {family}"),
+            format!("{nat} {server}"),
+            format!("{nat} {client}"),
+            format!("{nat} {mode}"),
+            format!("{server} {family}"),
+            format!("{client} {mode}"),
+        ]
+    }
 }
 
 impl fmt::Display for NatScene {

@@ -20,9 +20,10 @@ pub const USER: &str = "pinhole";
 /// And the password. It protects nothing: it is valid in rooms of the lab only.
 pub const PASSWORD: &str = "secret";
 
-/// `PASSWORD` as /etc/shadow wants it: `openssl passwd -6 -salt pinhole secret`.
+/// `PASSWORD` as /etc/shadow wants it: `openssl passwd -6 -salt 'rounds=1000$pinhole' secret`. No fewer rounds are taken:
+/// an emulated processor spends a noticeable time on the usual number.
 const PASSWORD_HASH: &str =
-    "$6$pinhole$hAxpsPPcvC1MW06bMq5n6bJr7q9YVG/RbCeHn3InFJL6R27ERo5.pGxlYlABa4/d.MB.X5RwiV7rLtskA0b890";
+    "$6$rounds=1000$pinhole$RIK8IEaPm/pacSVMKikx6ZirELiO/Vys7evUgqTX6gFsFSb5rLEK75P8boymxHw0ZSczB0282Pk6aOwhFE.PH.";
 const USER_ID: u32 = 61021;
 
 /// Where a room's folder is for the programs in it.

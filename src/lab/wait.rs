@@ -5,25 +5,30 @@ use super::pace::allow;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Between two looks at a condition. Short, because most conditions of the lab come true within milliseconds.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Between the first two looks at a condition. Short, because most conditions of the lab come true within milliseconds.
+const SHORTEST: Duration = Duration::from_millis(2);
+/// And between any two.
+const LONGEST: Duration = Duration::from_millis(50);
 
 /// Returns as soon as `condition` gives something, and fails when it has not within `within`, or longer on a slow machine.
+///
+/// The longer it has waited the longer it pauses: a look may cost more than what is waited for, and on a slow machine
+/// those who look would keep the processors from those they wait for.
 ///
 /// `what` completes "waited in vain for …".
 pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let within = allow(within);
-    let deadline = Instant::now() + within;
+    let begun = Instant::now();
     loop {
         // Asked once more after the deadline: the machine may have been too busy to let us ask in time.
-        let late = Instant::now() >= deadline;
+        let late = begun.elapsed() >= within;
         if let Some(answer) = condition()? {
             return Ok(answer);
         }
         if late {
             return Err(Error::TooLate { what: what.to_owned(), within, said: String::new() });
         }
-        thread::sleep(PAUSE);
+        thread::sleep((begun.elapsed() / 8).clamp(SHORTEST, LONGEST));
     }
 }
 

@@ -49,6 +49,11 @@ impl Stage {
         &self.topology.firewall
     }
 
+    /// Where the two ends of a session are.
+    pub(crate) fn ends(&self) -> [&Namespace; 2] {
+        [&self.topology.client, &self.topology.server].map(|host| &host.namespace)
+    }
+
     pub(crate) fn target(&self, family: Family, port: u16) -> SocketAddr {
         SocketAddr::new(self.topology.target.of(family), port)
     }
@@ -155,6 +160,17 @@ pub(crate) fn kernel_counter(namespace: &Namespace, group: &str, name: &str) -> 
 pub(crate) fn sent_again(stage: &Stage) -> u64 {
     let Topology { client, server, .. } = &stage.topology;
     [client, server].map(|host| kernel_counter(&host.namespace, "TcpExt", "TCPSynRetrans")).iter().sum()
+}
+
+/// Does something, and sees that the daemon reads so many packets of it; and besides only such as were sent again, as on
+/// a busy machine, which are read again.
+#[track_caller]
+pub(crate) fn assert_read(daemon: &Daemon, ends: &[&Namespace], packets: u64, what: &str, work: impl FnOnce()) {
+    let repeated = || ends.iter().map(|end| kernel_counter(end, "Tcp", "RetransSegs")).sum::<u64>();
+    let before = (daemon.counted("packets"), repeated());
+    work();
+    let (read, again) = (daemon.counted("packets") - before.0, repeated() - before.1);
+    assert!((packets..=packets + again).contains(&read), "{what}: {read}, and not {packets}; {again} were sent again");
 }
 
 pub(crate) fn some_transfers(server: SocketAddr, mode: Mode) -> Result<()> {

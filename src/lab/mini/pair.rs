@@ -3,12 +3,14 @@
 use super::accept_within;
 use crate::lab::error::{Doing, Result};
 use crate::lab::namespace::Namespace;
+use crate::lab::pace::allow;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// How often the sender's kernel may repeat itself before what it says counts as lost: three seconds or so.
-const REPETITIONS: u64 = 4;
+/// How often the sender's kernel may repeat itself before what it says counts as lost: three seconds or so. Twice as
+/// long for each one more, so that a slow machine needs few more.
+const REPETITIONS: u32 = 4;
 /// How long nothing may come at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two looks at how often the sender has repeated itself.
@@ -79,6 +81,7 @@ impl Pair {
             Speaker::Server => (&self.server, &mut self.client),
         };
         let before = repetitions(namespace)?;
+        let most = REPETITIONS + allow(Duration::from_secs(1)).as_secs().ilog2();
         let mut from = from;
         for piece in pieces {
             from.write_all(piece).doing(|| format!("say something in {namespace}"))?;
@@ -87,12 +90,12 @@ impl Pair {
         let said: usize = pieces.iter().map(|piece| lines(piece)).sum();
         let mut bytes = Vec::new();
         let mut buffer = [0; 4096];
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + allow(PATIENCE);
         while lines(&bytes) < said {
             match to.read(&mut buffer) {
                 Ok(0) => return Ok(Hearing { how: Heard::Lost, bytes }),
                 Ok(length) => bytes.extend(&buffer[..length]),
-                Err(_) if repetitions(namespace)? >= before + REPETITIONS || Instant::now() > deadline => {
+                Err(_) if repetitions(namespace)? >= before + u64::from(most) || Instant::now() > deadline => {
                     return Ok(Hearing { how: Heard::Lost, bytes });
                 }
                 Err(_) => {}

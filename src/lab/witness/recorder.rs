@@ -2,24 +2,25 @@
 
 use crate::lab::error::{Doing, Result};
 use crate::lab::namespace::Namespace;
+use crate::lab::pace::allow;
 use crate::time::Timestamp;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
-use nix::sys::time::TimeVal;
+use nix::sys::time::{TimeVal, TimeValLike};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// What the kernel may keep until it is read.
 const KEPT: usize = 16 << 20;
 /// The longest packet that there can be.
 const LONGEST: usize = 1 << 17;
 /// How often the thread looks whether it is over, while nothing comes.
-const LOOK: TimeVal = TimeVal::new(0, 10_000);
+const LOOK: Duration = Duration::from_millis(10);
 
 /// A packet, from its IP header on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,7 +73,8 @@ impl Drop for Recorder {
 fn open() -> io::Result<OwnedFd> {
     let socket = socket(AddressFamily::Packet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, SockProtocol::EthAll)?;
     setsockopt(&socket, RcvBufForce, &KEPT)?;
-    setsockopt(&socket, ReceiveTimeout, &LOOK)?;
+    let look = i64::try_from(allow(LOOK).as_millis()).unwrap_or(i64::MAX);
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::milliseconds(look))?;
     Ok(socket)
 }
 
