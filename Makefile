@@ -11,11 +11,11 @@ LOCKED := $(if $(CI),--locked)
 
 # What is run on the second kernel, too: the tests that ask the kernel for something, with the mechanism sets; those that
 # run the service, with native as well; and those that compare it with conntrackd. Patterns will do.
-THERE := deploy host_check live mending nat_* native netlink overflow promise_* queue restart ruleset
-THERE_NATIVE := deploy live nat_* native promise_* restart
+THERE := deploy host_check live mending nat_* native* netlink overflow promise_* queue restart ruleset
+THERE_NATIVE := deploy live nat_* native* promise_* restart
 THERE_BESIDE_CONNTRACKD := nat_dialogues reference
 # Of those, what `make test` plays there: the rest takes longer, and some of it does not pass there every time.
-THERE_EVERY_TIME := live mending nat_odds native promise_narrowest_hole promise_open_before_release ruleset
+THERE_EVERY_TIME := live mending nat_odds native* promise_narrowest_hole promise_open_before_release ruleset
 
 # Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
 fuzz = mkdir -p fuzz/found/$(1) && cargo fuzz run --sanitizer none $(1) fuzz/found/$(1) fuzz/corpus/$(1) -- -timeout=10
