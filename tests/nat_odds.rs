@@ -1,4 +1,5 @@
-//! What seldom happens behind NAT: there is no port left, and a line is sent again to a program that has just started.
+//! What seldom happens behind NAT: there is no port left, a line is sent again to a program that has just started, the
+//! queue overflows, a third party is announced.
 //!
 //! Needs root and nft.
 
@@ -6,28 +7,51 @@
 mod daemon;
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use daemon::{Daemon, PATIENCE};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
 use pinhole::lab::mini::{Heard, Hearing, Pair, Speaker};
 use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::{Family, Namespace, wait_until};
+use pinhole::lab::{Family, Host, Namespace, wait_until};
+use pinhole::netlink::{self, Expression, Table, Tables};
 use socket2::{Domain, Socket, Type};
 
-/// A client behind masquerade, and the program on its gateway.
+/// A gateway with the program on it, and who is behind it and in front.
 struct Stage {
     topology: NatTopology,
     daemon: Daemon,
 }
 
 impl Stage {
+    /// A client behind masquerade.
     fn new(more: &str) -> Self {
-        let topology = NatTopology::new(Nat::Masquerade).unwrap_or_else(|error| panic!("{error}"));
+        Self::of(Nat::Masquerade, more)
+    }
+
+    fn of(nat: Nat, more: &str) -> Self {
+        let topology = NatTopology::new(nat).unwrap_or_else(|error| panic!("{error}"));
         let gateway = &topology.gateways[0];
         gateway.namespace.nft(gateway.rules.text).unwrap_or_else(|error| panic!("{error}"));
         let policy = format!("{}{more}", gateway.rules.policy());
         let daemon = Daemon::start(&gateway.namespace, &policy).unwrap_or_else(|error| panic!("{error}"));
         Self { topology, daemon }
+    }
+
+    /// Nothing lets in what carries the mark.
+    fn without_admit(self) -> Self {
+        let Self { topology, mut daemon } = self;
+        let policy = std::fs::read_to_string(daemon.folder.join("policy.yaml")).expect("it was written");
+        let kept: String = policy.lines().filter(|line| !line.starts_with("admit:")).flat_map(|l| [l, "\n"]).collect();
+        daemon.end(Signal::SIGTERM).expect("it ends");
+        daemon.write_policy(&kept);
+        daemon.restart().unwrap_or_else(|error| panic!("{error}"));
+        Self { topology, daemon }
+    }
+
+    fn gateway(&self) -> &Namespace {
+        &self.topology.gateways[0].namespace
     }
 
     fn control(&self) -> SocketAddr {
@@ -85,10 +109,20 @@ impl Session {
 
 fn say(mut from: &TcpStream, to: &TcpStream, line: &str) -> String {
     from.write_all(format!("{line}\r\n").as_bytes()).expect("the connection stands");
+    hear(to)
+}
+
+fn hear(to: &TcpStream) -> String {
     let mut heard = String::new();
     // Nothing comes behind the line, so the buffer holds nothing back.
     BufReader::with_capacity(256, to).read_line(&mut heard).expect("a line arrives");
     heard.trim_end().to_owned()
+}
+
+fn add_address(host: &Host, address: &str) {
+    let add = ["addr", "add", &format!("{address}/24"), "dev", "net"];
+    let added = host.namespace.command("ip").args(add).spawn().and_then(|child| child.wait(PATIENCE));
+    assert!(added.expect("ip is there").status.success());
 }
 
 #[test]
@@ -96,9 +130,7 @@ fn where_every_port_is_taken_the_announcement_is_refused_and_the_session_goes_on
     let stage = Stage::new("defaults: { data_ports: 4001-4002 }\n");
     let NatTopology { client, server, .. } = &stage.topology;
     // Two clients, of which the outside sees one address.
-    let add = ["addr", "add", "10.21.1.11/24", "dev", "net"];
-    let added = client.namespace.command("ip").args(add).spawn().and_then(|child| child.wait(PATIENCE));
-    assert!(added.expect("ip is there").status.success());
+    add_address(client, "10.21.1.11");
     let listener = server.namespace.run(|| TcpListener::bind(stage.control())).expect("root may").expect("it is free");
     let first = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
     let second = Session::from(&stage, &listener, "10.21.1.11:0".parse().expect("an address"));
@@ -227,4 +259,134 @@ fn nothing_waits_for_ever_for_what_the_kernel_lets_pass() {
     says(Speaker::Server, "331 And?\r\n");
     says(Speaker::Client, "PASS b\r\n");
     wait_until("the session to be seen", PATIENCE, || Ok(stage.daemon.counted("sessions") == 1)).expect("it is");
+}
+
+/// What nobody has announced is refused at once, and not only dropped.
+const REFUSE: &str = "add rule inet filter forward tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset";
+
+/// A session in which `announce` names 203.0.113.20:4001, whither `caller` then connects: once, and with the address that
+/// its end of the session shows outside.
+fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl FnOnce(&NatTopology) -> &Host) {
+    // With `native` nothing but what is related lets it in, and no rule for a mark.
+    let stage = Stage::of(nat, "defaults: { third_party: allow }\n");
+    let stage = if daemon::mechanism() == "native" { stage.without_admit() } else { stage };
+    stage.nft(stage.gateway(), REFUSE);
+    let NatTopology { client, server, public, .. } = &stage.topology;
+    let (caller, other) =
+        if std::ptr::eq(caller(&stage.topology), client) { (client, server) } else { (server, client) };
+    add_address(other, "203.0.113.20");
+    let serves = SocketAddr::new(server.addresses.of(Family::V4), 21);
+    let listener = server.namespace.run(|| TcpListener::bind(serves)).expect("root may").expect("it is free");
+    let session = Session::from(&stage, &listener, SocketAddr::new(client.addresses.of(Family::V4), 0));
+    announce(&session);
+    let third: SocketAddr = "203.0.113.20:4001".parse().expect("an address");
+    let waits = other.namespace.run(|| TcpListener::bind(third)).expect("root may").expect("it is free");
+    let connect = || caller.namespace.run(|| TcpStream::connect_timeout(&third, PATIENCE)).expect("root may");
+    let data = connect().unwrap_or_else(|error| panic!("{nat}: {error}"));
+    let (_, peer) = waits.accept().expect("it has come");
+    assert_eq!(peer.ip(), IpAddr::V4(public.v4), "{nat}");
+    let again = connect().expect_err("it is used up").kind();
+    assert_eq!(again, std::io::ErrorKind::ConnectionRefused, "{nat}");
+    stage.daemon.wait_for_log("used ", 1);
+    drop(data);
+    session.asks("NOOP", "200 Still here.");
+    assert_eq!((stage.daemon.counted("opened"), stage.daemon.counted("used")), (1, 1), "{nat}");
+    assert_eq!(stage.daemon.counted("kernel_troubles"), 0, "{nat}");
+}
+
+#[test]
+fn a_third_party_is_reached_from_behind_nat_where_the_policy_allows_it() {
+    reaches_a_third_party(
+        Nat::Masquerade,
+        |session| session.asks("PASV", "227 Entering Passive Mode (203,0,113,20,15,161)."),
+        |topology| &topology.client,
+    );
+    reaches_a_third_party(
+        Nat::Dnat,
+        |session| session.asks("PORT 203,0,113,20,15,161", "200 Yes."),
+        |topology| &topology.server,
+    );
+}
+
+/// What the kernel says of the queue: how many packets wait, and how many found no room.
+fn queued(gateway: &Namespace) -> (u64, u64) {
+    let text = gateway.read("/proc/thread-self/net/netfilter/nfnetlink_queue").expect("root may");
+    let columns: Vec<u64> = text.split_whitespace().map(|column| column.parse().expect("numbers")).collect();
+    // The queue, its reader, waiting, mode, length, no room in it, no room for its reader.
+    (columns[2], columns[5] + columns[6])
+}
+
+/// Sends what the program will not take out of its queue into it, until there is no more room.
+fn fill_queue(gateway: &Namespace) {
+    const TRIAL: Table<'static> = Table { family: netlink::Family::Inet, name: "trial" };
+    let chains = "chain queued {}\nchain output { type filter hook output priority 0; udp dport 9 jump queued; }";
+    gateway
+        .nft(&format!("table inet trial\ndelete table inet trial\ntable inet trial {{\n{chains}\n}}"))
+        .expect("the rules are right");
+    let fill = || {
+        let mut tables = Tables::open(PATIENCE).expect("root may");
+        let rules =
+            [Expression::Queue { number: 0, bypass: true }, Expression::CompatQueue { number: 0, bypass: true }];
+        let rule = rules.into_iter().find(|rule| tables.could(std::slice::from_ref(rule)) == Ok(true));
+        tables.fill_chain(TRIAL, "queued", "", &[rule.expect("the kernel can queue")]).expect("the chain is there");
+        let sender = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+        // What waits in the queue counts as the sender's.
+        setsockopt(&sender, sockopt::SndBufForce, &(64 << 20)).expect("root may");
+        let mut waiting = 0;
+        loop {
+            for _ in 0..500 {
+                let _ = sender.send_to(b"x", "127.0.0.1:9");
+            }
+            let before = std::mem::replace(&mut waiting, queued(gateway).0);
+            if waiting > 0 && waiting == before {
+                return;
+            }
+        }
+    };
+    gateway.run(fill).expect("root may enter");
+}
+
+#[test]
+fn a_queue_that_overflows_breaks_no_session_whose_lines_have_grown() {
+    let mut stage = Stage::new("");
+    let control = stage.control();
+    let listener =
+        stage.topology.server.namespace.run(|| TcpListener::bind(control)).expect("root may").expect("it is free");
+    let session = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
+    let grows = |port: u8| {
+        let heard = session.client_says(&format!("PORT 10,21,1,10,15,{port}"));
+        assert_eq!(heard, format!("PORT 203,0,113,1,15,{port}"));
+        assert_eq!(session.server_says("200 Yes."), "200 Yes.");
+    };
+    (160..164).for_each(grows);
+
+    stage.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    fill_queue(stage.gateway());
+    let before = queued(stage.gateway()).1;
+    let mut client = &session.client;
+    client.write_all(b"NOOP\r\n").expect("the connection stands");
+    let came = || {
+        session.server.set_nonblocking(true).expect("it is a socket");
+        let has_come = session.server.peek(&mut [0]).is_ok();
+        session.server.set_nonblocking(false).expect("it is a socket");
+        has_come
+    };
+    // Unread, or not at all until there is room: but never as something else.
+    let what = "the line to arrive, or to be sent again later";
+    wait_until(what, PATIENCE, || Ok(came() || queued(stage.gateway()).1 > before))
+        .unwrap_or_else(|error| panic!("{error}"));
+    stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
+    wait_until("room in the queue", PATIENCE, || Ok(queued(stage.gateway()).0 == 0))
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(hear(&session.server), "NOOP");
+    assert_eq!(session.server_says("200 Yes."), "200 Yes.");
+    (164..166).for_each(grows);
+
+    // With a chain that packets pass, the kernel takes away all that waits.
+    stage.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    fill_queue(stage.gateway());
+    stage.nft(stage.gateway(), "delete table inet trial");
+    stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
+    (166..168).for_each(grows);
+    assert!(stage.daemon.counted("queue_troubles") > 100, "not so much was lost that it matters");
 }

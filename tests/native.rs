@@ -3,59 +3,29 @@
 //!
 //! Needs root and nft, and a kernel that takes helpers from programs. There is one list of those for the whole machine,
 //! so these tests go one after the other. On a kernel that takes none they see to it that this is said; where the run is
-//! meant for `native`, that fails.
+//! meant for `native`, that fails. How it starts is tested in `native_start.rs`, other people's rules in
+//! `native_rules.rs`.
 
-#![allow(clippy::print_stdout, reason = "who reads the output shall know on which kind of kernel it was")]
+#![allow(clippy::print_stdout, reason = "where the kernel decides, who reads the output shall know how")]
 
 #[path = "support/daemon.rs"]
 mod daemon;
+#[path = "support/native.rs"]
+mod native;
 #[path = "support/stage.rs"]
 mod stage;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use daemon::{Daemon, PATIENCE, new_folder, service, write_policy};
+use daemon::{Daemon, PATIENCE};
+use native::{expected, machine, start, wait_for_no_helper};
 use nix::sys::signal::Signal;
-use pinhole::firewall::native::{self, Impossible};
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{self, Family, Namespace, Shape, Topology};
-use pinhole::netlink::{self, Conntrack, Expectations, Expected, Helper, Helpers};
-use pinhole::policy::Policy;
+use pinhole::netlink::{Conntrack, Expected, Helpers};
 use stage::{CONTENT, FILE, Stage, assert_closed, connect, modes, some_transfers};
-
-/// No test of this file runs beside another.
-static MACHINE: Mutex<()> = Mutex::new(());
-
-/// The machine for oneself, if its kernel can do it.
-fn machine() -> Option<MutexGuard<'static, ()>> {
-    let guard = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
-    match native::is_possible(&Policy::embedded()) {
-        Ok(()) => Some(guard),
-        Err(Impossible::NoHelpers) if daemon::mechanism() != "native" => {
-            println!("this kernel takes no helpers from programs; that it says so is what is tested");
-            let error = refused_start();
-            assert!(error.contains("`mechanism: native` is not possible: this kernel takes no helpers"), "{error}");
-            assert!(error.contains("modprobe nfnetlink_cthelper"), "{error}");
-            None
-        }
-        Err(why) => panic!("this run is for native: {why}"),
-    }
-}
-
-/// What the program says that is told to be native, and cannot.
-fn refused_start() -> String {
-    let namespace = Namespace::new("alone").expect("a namespace");
-    let folder = new_folder();
-    write_policy(&folder, "mechanism: native\n");
-    let finished = service(&namespace, &folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
-    let finished = finished.expect("it ends");
-    std::fs::remove_dir_all(&folder).expect("it was made");
-    assert!(!finished.status.success(), "{}", finished.said());
-    assert!(!namespace.nft_says(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
-    finished.said()
-}
 
 /// A gateway whose rules let in what is related, and nothing for a mark.
 fn gateway(policy: &str) -> (Stage, Daemon) {
@@ -64,74 +34,9 @@ fn gateway(policy: &str) -> (Stage, Daemon) {
     (stage, daemon)
 }
 
-fn start(namespace: &Namespace, policy: &str) -> Daemon {
-    Daemon::start(namespace, &format!("mechanism: native\n{policy}")).unwrap_or_else(|error| panic!("{error}"))
-}
-
-fn expected(firewall: &Namespace) -> Vec<Expected> {
-    let list = || Expectations::open(PATIENCE).and_then(|mut all| all.list());
-    firewall.run(list).expect("root may enter").expect("a list")
-}
-
 fn wait_until_nobody_is_expected(firewall: &Namespace) {
     lab::wait_until("no expectations", PATIENCE, || Ok(expected(firewall).is_empty()))
         .unwrap_or_else(|error| panic!("{error}: {:?}", expected(firewall)));
-}
-
-/// Daemons that were killed have left the helper, and the kernel takes its time with their namespaces.
-fn wait_for_no_helper() -> Helpers {
-    let mut helpers = Helpers::open(PATIENCE).expect("root");
-    lab::wait_until("no helper", PATIENCE, || {
-        for network in [netlink::Family::Ip, netlink::Family::Ip6] {
-            // As long as something names it, it stays.
-            let _ = helpers.remove("ftp", network);
-        }
-        Ok(helpers.list().expect("a list").is_empty())
-    })
-    .unwrap_or_else(|error| panic!("{error}"));
-    helpers
-}
-
-#[test]
-fn auto_takes_what_works_and_says_which_and_why() {
-    let guard = machine();
-    let namespace = Namespace::new("alone").expect("a namespace");
-    let daemon = Daemon::start(&namespace, "mechanism: auto\n").unwrap_or_else(|error| panic!("{error}"));
-    let status = daemon.status();
-    let (mechanism, because) = (status["mechanism"].as_str(), status["because"].as_str().unwrap_or_default());
-    match guard {
-        Some(_) => assert_eq!((mechanism, because), (Some("native"), "as this kernel can")),
-        None => {
-            assert_eq!(mechanism, Some("sets"));
-            assert!(because.starts_with("not native: this kernel takes no helpers from programs"), "{because}");
-        }
-    }
-    let line = format!("mechanism {}, {because}", mechanism.unwrap_or_default());
-    daemon.wait_for_log(&line, 1);
-    assert!(daemon.program(&["status"]).expect("it answers").said().contains(&line));
-}
-
-#[test]
-fn a_name_that_is_taken_is_told_and_auto_goes_on_with_sets() {
-    let Some(_machine) = machine() else { return };
-    let mut helpers = wait_for_no_helper();
-    let others = Helper {
-        name: "ftp".into(),
-        network: netlink::Family::Ip,
-        class: "somebody's".into(),
-        maximum: 1,
-        timeout: Duration::from_secs(9),
-        is_enabled: false,
-    };
-    helpers.add(&others).expect("the name is free");
-    let said = refused_start();
-    assert!(said.contains("another program has a helper `ftp` already, of the class `somebody's`"), "{said}");
-    let namespace = Namespace::new("alone").expect("a namespace");
-    let mut daemon = Daemon::start(&namespace, "mechanism: auto\n").unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(daemon.status()["mechanism"], "sets");
-    daemon.end(Signal::SIGTERM).expect("it ends");
-    assert_eq!(helpers.list().expect("a list"), [others], "what is somebody else's stays as it is");
-    helpers.remove("ftp", netlink::Family::Ip).expect("it was ours in the end");
 }
 
 #[test]
@@ -160,6 +65,7 @@ fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_
                 let listed = stage.firewall().read("/proc/thread-self/net/nf_conntrack_expect")?;
                 let port = format!("dport={} ftp/pinhole", announced.port());
                 assert!(listed.lines().count() == 1 && listed.trim_end().ends_with(&port), "{listed:?}");
+                assert_shown_by_conntrack(stage.firewall(), one);
                 assert_eq!(daemon.status()["in_kernel"], 1);
 
                 drop(connect(&from.namespace, announced).unwrap_or_else(|error| panic!("{mode}: {error}")));
@@ -171,6 +77,32 @@ fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_
     }
     daemon.wait_for_log("used ", 6);
     assert_eq!((daemon.counted("opened"), daemon.counted("used"), daemon.counted("kernel_troubles")), (6, 6, 0));
+}
+
+/// `conntrack -L expect` prints it as `docs/kernel.md` shows it, in all its fields.
+fn assert_shown_by_conntrack(firewall: &Namespace, one: &Expected) {
+    let documented = include_str!("../docs/kernel.md");
+    let (_, example) = documented.split_once("# conntrack -L expect\n").expect("it shows one");
+    let example = example.lines().next().expect("a line");
+    let family = if one.from.is_ipv4() { "ipv4" } else { "ipv6" };
+    let list = ["-L", "expect", "-f", family];
+    let printed = firewall.command("conntrack").args(list).output(PATIENCE).expect("conntrack is there").stdout;
+    let printed = String::from_utf8_lossy(&printed);
+    let [line] = printed.lines().collect::<Vec<_>>()[..] else { panic!("{printed}") };
+    let names = |line: &str| {
+        line.split(' ').map(|field| field.split('=').next().map(str::to_owned)).skip(1).collect::<Vec<_>>()
+    };
+    assert_eq!(names(line), names(example), "{line}");
+    let seconds: u64 = line.split(' ').next().and_then(|seconds| seconds.parse().ok()).expect("the time that is left");
+    assert!(seconds <= one.time.as_secs(), "{line}");
+    let Expected { master, from, to, .. } = one;
+    for field in [
+        format!(" proto=6 src={from} dst={} sport=0 dport={} ", to.address, to.port),
+        format!(" master-src={} master-dst={} ", master.source.address, master.destination.address),
+        format!(" sport={} dport=21 class=0 helper=ftp", master.source.port),
+    ] {
+        assert!(line.contains(&field), "{field:?} is not in {line}");
+    }
 }
 
 #[test]
@@ -210,11 +142,6 @@ fn one_more_than_a_session_may_have_is_refused_and_none_is_evicted() {
         let three = expected(stage.firewall());
         assert_eq!(three.len(), 3);
         client.passive(Mode::Epsv)?;
-        let ports = |all: &[Expected]| {
-            let mut ports: Vec<_> = all.iter().map(|one| one.to.port).collect();
-            ports.sort();
-            ports
-        };
         assert_eq!(ports(&expected(stage.firewall())), ports(&three));
         assert_eq!(daemon.status()["counters"]["refused"]["too-many"], 1);
         // A new program counts anew, and still nothing is evicted that was announced.
@@ -228,6 +155,84 @@ fn one_more_than_a_session_may_have_is_refused_and_none_is_evicted() {
         client.quit()
     });
     wait_until_nobody_is_expected(stage.firewall());
+}
+
+/// The kernel's own limit for all expectations of a network namespace, which is one number for all of them.
+struct KernelsLimit(String);
+
+const KERNELS_LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
+
+impl KernelsLimit {
+    fn set(limit: &str) -> Self {
+        let before = std::fs::read_to_string(KERNELS_LIMIT).expect("root may");
+        std::fs::write(KERNELS_LIMIT, limit).expect("root may");
+        Self(before)
+    }
+}
+
+impl Drop for KernelsLimit {
+    fn drop(&mut self) {
+        let _ = std::fs::write(KERNELS_LIMIT, &self.0);
+    }
+}
+
+fn ports(all: &[Expected]) -> Vec<u16> {
+    let mut ports: Vec<_> = all.iter().map(|one| one.to.port.number()).collect();
+    ports.sort_unstable();
+    ports
+}
+
+#[test]
+fn more_than_the_kernel_expects_for_a_session_stand_in_the_sets_and_none_is_evicted() {
+    let Some(_machine) = machine() else { return };
+    let _limit = KernelsLimit::set("2000");
+    let (stage, mut daemon) =
+        gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h, pinholes_per_session: 300 }\n");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        // A server may announce the same port twice.
+        let mut announced = BTreeSet::new();
+        while announced.len() < 200 {
+            announced.insert(client.passive(Mode::Epsv)?.port());
+        }
+        // A new program counts anew for itself; the kernel goes on counting.
+        daemon.kill()?;
+        daemon.restart()?;
+        while announced.len() < 260 {
+            announced.insert(client.passive(Mode::Epsv)?.port());
+        }
+        let all = ports(&expected(stage.firewall()));
+        assert!(all.iter().all(|port| announced.contains(port)));
+        assert_eq!((all.len(), stage.pinholes()), (255, announced.len()));
+        // The latest stands in the sets, and its rule lets it in.
+        let last = client.passive(Mode::Epsv)?;
+        drop(client.connect_data(last)?);
+        assert_closed(&stage.topology.client.namespace, last);
+        client.quit()
+    });
+    wait_until_nobody_is_expected(stage.firewall());
+    stage.wait_for_pinholes(0);
+}
+
+#[test]
+fn more_than_the_kernel_expects_in_all_is_told_and_stands_in_the_sets() {
+    let Some(_machine) = machine() else { return };
+    let _limit = KernelsLimit::set("2");
+    let (stage, daemon) = gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h }\n");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut announced = || client.passive(Mode::Epsv);
+        let (first, second, third) = (announced()?, announced()?, announced()?);
+        assert_eq!(ports(&expected(stage.firewall())).len(), 2);
+        assert!([first, second].iter().all(|one| ports(&expected(stage.firewall())).contains(&one.port())));
+        assert_eq!(stage.pinholes(), 3);
+        daemon.wait_for_log("it is full; raise net.netfilter.nf_conntrack_expect_max", 1);
+        drop(connect(&stage.topology.client.namespace, third).expect("its mark is let in"));
+        assert_closed(&stage.topology.client.namespace, third);
+        client.quit()
+    });
 }
 
 #[test]
@@ -281,102 +286,39 @@ fn it_leaves_nothing_behind_and_takes_over_what_a_killed_one_left() {
         client.passive(Mode::Pasv)?;
         daemon.end(Signal::SIGTERM)?;
         assert_eq!((helpers(), expected(stage.firewall())), (vec![], vec![]));
-        // Sessions that went on without a helper get one no more: their pinholes are elements of the sets.
-        daemon.restart()?;
-        client.passive(Mode::Pasv)?;
-        assert_eq!(stage.pinholes(), 1, "{}", daemon.child.said());
         Ok(())
     });
 }
 
-/// A user's own rules: they assign the helper, and ask for it.
-const OWN_HELPER: &str = r#"
-table inet own {
-    ct helper files { type "ftp" protocol tcp; }
-    chain assign {
-        type filter hook prerouting priority -160;
-        tcp dport 21 ct helper set "files"
-    }
-    chain forward {
-        type filter hook forward priority filter; policy drop;
-        ct state established accept
-        ct state related ct helper "ftp" accept
-        tcp dport 21 accept
-        meta l4proto ipv6-icmp accept
-        tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset
-    }
-}"#;
-
 #[test]
-fn who_assigns_the_helper_by_own_rules_gets_the_same_and_keeps_it() {
+fn a_session_older_than_a_clean_stop_goes_on_and_its_pinholes_stand_where_they_can() {
     let Some(_machine) = machine() else { return };
-    wait_for_no_helper();
-    let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
-    let stage = Stage { topology };
-    let mut daemon = start(stage.firewall(), "");
-    stage.firewall().nft(OWN_HELPER).expect("the helper is there");
-    for family in Family::ALL {
-        let server = stage.serve(family);
-        for &mode in modes(family) {
-            stage.as_client(|| some_transfers(server.address(), mode));
-        }
-    }
-    daemon.end(Signal::SIGTERM).expect("it ends");
-    assert!(
-        daemon.child.said().contains("the helper `ftp` stays, because a ruleset names it"),
-        "{}",
-        daemon.child.said()
-    );
-    daemon.restart().expect("it takes it over");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
-    stage.firewall().nft("delete table inet own").expect("it stands");
-    daemon.end(Signal::SIGTERM).expect("it ends");
-    assert_eq!(Helpers::open(PATIENCE).and_then(|mut all| all.list()), Ok(vec![]));
-}
-
-/// As Debian's package nftables installs it as an example (workstation.nft), with a server's port.
-const DEBIAN: &str = r#"
-flush ruleset
-table inet filter {
-	chain input {
-		type filter hook input priority 0;
-
-		# accept any localhost traffic
-		iif lo accept
-
-		# accept traffic originated from us
-		ct state established,related accept
-
-		# accept neighbour discovery otherwise connectivity breaks
-		icmpv6 type { nd-router-solicit, nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept
-
-		tcp dport 21 ct state new accept
-
-		# count and drop any other traffic
-		counter drop
-	}
-}"#;
-
-#[test]
-fn rulesets_of_distributions_work_unchanged() {
-    let Some(_machine) = machine() else { return };
-    for rules in [DEBIAN, include_str!("native/firewalld.nft")] {
-        for shape in [Shape::ServerHost, Shape::ClientHost] {
-            let topology = Topology::new(shape).unwrap_or_else(|error| panic!("{error}"));
-            let stage = Stage { topology };
-            // First, as it should be at boot: firewalld's rules name the helper.
-            let daemon = start(stage.firewall(), "");
-            stage.firewall().nft(rules).expect("the rules are right");
-            let stands = || Ok(stage.firewall().nft_says(&["list", "tables"])?.contains("inet pinhole"));
-            lab::wait_until("the table to be back", PATIENCE, stands).unwrap_or_else(|error| panic!("{error}"));
-            for family in Family::ALL {
-                let server = stage.serve(family);
-                for &mode in modes(family) {
-                    stage.as_client(|| some_transfers(server.address(), mode));
-                }
+    for admit in ["", "admit: [inet filter forward]\n"] {
+        let (stage, mut daemon) = gateway(admit);
+        let server = stage.serve(Family::V4);
+        stage.as_client(|| {
+            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
+            daemon.end(Signal::SIGTERM)?;
+            daemon.restart()?;
+            // Its entry has no helper any more, and the kernel gives none to a connection that stands.
+            let announced = client.passive(Mode::Pasv)?;
+            assert_eq!(stage.pinholes(), 1, "{}", daemon.child.said());
+            let all = expected(stage.firewall());
+            println!("{} are expected without a helper", all.len());
+            if all.is_empty() && admit.is_empty() {
+                // Nothing lets in what has the mark only, and that has been said.
+                assert_closed(&stage.topology.client.namespace, announced);
+                assert!(daemon.counted("kernel_troubles") > 0);
+                return Ok(());
             }
-            assert_eq!(daemon.counted("opened"), daemon.counted("used"), "{}", daemon.child.said());
-        }
+            assert!(all.iter().all(|one| one.helper.is_none()), "{all:?}");
+            drop(connect(&stage.topology.client.namespace, announced).expect("it is let in"));
+            assert_closed(&stage.topology.client.namespace, announced);
+            assert_eq!(client.download(Mode::Port, FILE)?, CONTENT);
+            client.quit()
+        });
+        // A new one has all that it needs.
+        stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
     }
 }

@@ -126,7 +126,8 @@ impl Queue {
     }
 
     /// From now on packets go on past what the kernel does for helpers of programs: see [`Verdicts`]. For connections
-    /// that have such a helper.
+    /// that have such a helper. What a full queue has no room for does not go on at all, whatever it was opened for: the
+    /// kernel would do all that for it.
     pub fn go_past_helpers(&mut self) -> io::Result<()> {
         let missing = |what| io::Error::new(io::ErrorKind::NotFound, what);
         let readers = readers().ok_or_else(|| missing("the kernel shows no list of queues"))?;
@@ -139,7 +140,9 @@ impl Queue {
         let socket = sockets()?.into_iter().find(is_own).ok_or_else(|| missing("the queue's socket is not here"))?;
         let is_free = |number: &u16| readers.iter().all(|reader| reader.queue != *number);
         let nobody = (0..=u16::MAX).rev().find(is_free).ok_or_else(|| missing("every queue is read by somebody"))?;
-        self.verdicts = Some(Verdicts::new(socket, self.number, nobody));
+        let mut verdicts = Verdicts::new(socket, self.number, nobody);
+        verdicts.close_when_full()?;
+        self.verdicts = Some(verdicts);
         Ok(())
     }
 

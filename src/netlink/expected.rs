@@ -181,11 +181,15 @@ fn read(message: Message<'_>) -> Option<Expected> {
     if tuple_at(MASK)?.source != mask(from).source {
         return None;
     }
+    // Only with the function is anything translated. Without it some kernels show what another expectation was for that
+    // stood in the same memory before.
+    let is_translated = attributes.find(FUNCTION).and_then(Attribute::text) == Some(FOLLOW_MASTER);
+    let translation = attributes.find(TRANSLATION).filter(|_| is_translated);
     Some(Expected {
         master: tuple_at(MASTER)?.flow()?,
         from,
         to: Endpoint::new(address, Port::new(port)?),
-        translated: attributes.find(TRANSLATION).and_then(|found| read_translated(found.nested())),
+        translated: translation.and_then(|found| read_translated(found.nested())),
         time: Duration::from_secs(attributes.find(TIMEOUT).and_then(Attribute::u32)?.into()),
         helper: attributes.find(HELPER).and_then(Attribute::text).map(Into::into),
     })
@@ -251,6 +255,22 @@ mod tests {
         let ports = found.nested().find(TRANSLATION_TUPLE).and_then(|t| Tuple::read(t.nested()));
         assert_eq!(ports.map(|tuple| (tuple.source.1, tuple.destination.1)), Some((0x1234, 0)));
         assert_eq!(message.attributes().find(FUNCTION).and_then(Attribute::text), Some("nat-follow-master"));
+    }
+
+    #[test]
+    fn what_is_left_of_another_translation_is_none() {
+        let one = expected("10.0.0.1:4000", "10.0.0.2:21", "10.0.0.2", "192.0.2.1:50000");
+        let mut writer = Writer::default();
+        writer.message(HEAD, |w| {
+            write(w, &one);
+            w.nested(TRANSLATION, |translation| {
+                translation.number(TRANSLATION_DIRECTION, 1);
+                let nowhere: IpAddr = [0; 4].into();
+                Tuple { source: (nowhere, 4001), destination: (nowhere, 0) }.write(translation, TRANSLATION_TUPLE);
+            });
+        });
+        let read = Messages::of(writer.as_bytes()).next().and_then(read).expect("an expectation");
+        assert_eq!(read.translated, None);
     }
 
     #[test]

@@ -4,6 +4,9 @@
 //! kernel's helper (`nf_confirm_cthelper`): it corrects sequence numbers. Where the packet leaves it does so again. A
 //! packet that is not accepted, but handed to a queue that nobody reads and that may be passed by, goes on as well, and
 //! is corrected once.
+//!
+//! The kernel accepts by itself what a full queue has no room for, if the queue is to be open then (`nfqnl_reinject` in
+//! `__nfqnl_enqueue_packet`), and would correct that twice as well. So such a queue has to be closed when it is full.
 
 use std::os::fd::OwnedFd;
 
@@ -13,8 +16,13 @@ use rustix::net::{self, SendFlags};
 use super::bytes::{Head, Writer, flags};
 
 const VERDICT: u16 = 0x0301;
+const CONFIGURE: u16 = 0x0302;
 const VERDICT_HEADER: u16 = 2;
 const PAYLOAD: u16 = 10;
+const WHICH_FLAGS: u16 = 4;
+const FLAGS: u16 = 5;
+/// What it has no room for is accepted.
+const OPEN_WHEN_FULL: u32 = 1;
 /// To a queue, whose number is in the upper half; passed by if nobody reads it.
 const QUEUE: u32 = 3;
 const BYPASS: u32 = 0x8000;
@@ -38,6 +46,15 @@ impl Verdicts {
         Self { socket, queue, nobody, message: Writer::default() }
     }
 
+    /// What the queue has no room for is dropped from now on, and sent again by its sender.
+    ///
+    /// The kernel is not asked for an answer, which would come among the packets; only a refusal does.
+    pub fn close_when_full(&mut self) -> io::Result<()> {
+        self.message.clear();
+        write_closed(&mut self.message, self.queue);
+        self.send()
+    }
+
     /// Lets the packet with that number go on, or this one in its place.
     pub fn go_on(&mut self, packet: u32, instead: Option<&[u8]>) -> io::Result<()> {
         if instead.is_some_and(|packet| packet.len() > LONGEST) {
@@ -45,6 +62,10 @@ impl Verdicts {
         }
         self.message.clear();
         write(&mut self.message, self.queue, self.nobody, packet, instead);
+        self.send()
+    }
+
+    fn send(&self) -> io::Result<()> {
         io::retry_on_intr(|| net::send(&self.socket, self.message.as_bytes(), SendFlags::empty())).map(drop)
     }
 }
@@ -60,6 +81,14 @@ fn write(message: &mut Writer, queue: u16, nobody: u16, packet: u32, instead: Op
     });
 }
 
+fn write_closed(message: &mut Writer, queue: u16) {
+    let head = Head { kind: CONFIGURE, flags: flags::REQUEST, sequence: 0, family: 0, resource: queue };
+    message.message(head, |w| {
+        w.number(WHICH_FLAGS, OPEN_WHEN_FULL);
+        w.number(FLAGS, 0);
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +101,14 @@ mod tests {
         assert_eq!(bytes[16..20], [0, 0, 0, 7]);
         assert_eq!(bytes[24..32], [0xff, 0xfe, 0x80, 3, 1, 2, 3, 4]);
         assert_eq!(bytes[36..], *b"abc\0");
+    }
+
+    #[test]
+    fn a_full_queue_is_closed_by_taking_one_flag_away() {
+        let mut message = Writer::default();
+        write_closed(&mut message, 7);
+        let bytes = message.as_bytes();
+        assert_eq!(bytes[16..20], [0, 0, 0, 7]);
+        assert_eq!(bytes[20..], [8, 0, 4, 0, 0, 0, 0, 1, 8, 0, 5, 0, 0, 0, 0, 0]);
     }
 }

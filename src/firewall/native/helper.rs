@@ -49,7 +49,8 @@ pub enum Impossible {
     NameTaken,
     /// Another program's has it.
     #[error(
-        "another program has a helper `ftp` already, of the class `{class}` (is it conntrackd? `nfct helper list`)"
+        "another program has a helper `ftp` already, of the class `{class}` (is it conntrackd? `nfct helper list` shows \
+         it; end that program, or take its helper out of its configuration)"
     )]
     Foreign {
         /// What that program calls its expectations.

@@ -7,6 +7,7 @@
 //! [`Sets`]; its sets hold the few pinholes that the kernel cannot expect.
 
 mod helper;
+mod tally;
 
 use std::hash::RandomState;
 use std::net::IpAddr;
@@ -16,11 +17,12 @@ use rustix::io::Errno;
 
 pub use helper::Impossible;
 use helper::{NAME, Registration};
+use tally::Tally;
 
 use super::sets::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
 use super::{Adjustment, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
-use crate::netlink::{Cause, Conntrack, Error, Expectations, Expected, Translated};
+use crate::netlink::{Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
 use crate::time::Timestamp;
@@ -33,6 +35,8 @@ pub struct Native {
     pub(super) sets: Sets,
     expectations: Expectations,
     registration: Registration,
+    /// What the kernel expects.
+    tally: Tally,
     /// The pinholes that stand in the sets (too).
     in_sets: HashSet<(IpAddr, Endpoint), RandomState>,
 }
@@ -86,7 +90,11 @@ impl Native {
         };
         let in_sets = sets.pinholes()?.iter().map(|pinhole| (pinhole.from, pinhole.to)).collect();
         let Ready { expectations, registration } = ready;
-        Ok(Self { sets, expectations, registration, in_sets })
+        let mut native = Self { sets, expectations, registration, tally: Tally::default(), in_sets };
+        for one in native.expected()? {
+            native.tally.add((one.from, one.to), one.master);
+        }
+        Ok(native)
     }
 
     /// Installs what another policy asks for, in place of this one. After an error, the old one stands.
@@ -141,8 +149,10 @@ impl Native {
 
     /// A connection came through its pinhole.
     pub(super) fn used(&mut self, flow: &Flow) {
+        let key = (flow.source.address, flow.destination);
         // What was expected the kernel has closed by itself.
-        if self.in_sets.remove(&(flow.source.address, flow.destination)) {
+        self.tally.remove(&key);
+        if self.in_sets.remove(&key) {
             self.sets.used(flow);
         }
     }
@@ -168,20 +178,32 @@ impl Native {
         Ok(Mapping { to: (to != expected.to).then_some(to), from: (from != expected.from).then_some(from) })
     }
 
-    /// Has the kernel expect it. Whether it could: where it could not for a reason that lies in this one session, the
+    /// Has the kernel expect it. Whether it could: where there is no room, or the reason lies in this one session, the
     /// sets will do.
     fn expect(&mut self, expectation: &Expectation, of: &Connection) -> Result<bool, NotOpened> {
         let Expectation { from, to, lifetime, .. } = *expectation;
+        let key = (from, to);
+        if !self.tally.has_room(&key, &of.original) {
+            let object = format_args!("expectation {from} -> {to} beside {MOST_EXPECTATIONS} of its session");
+            self.not_expected(&Error::new(Operation::Add, object, Cause::Refused(Errno::NFILE)));
+            return Ok(false);
+        }
         let translated = if expectation.mapping.is_none() { None } else { follows(expectation, of) };
         let expected = Expected { master: of.original, from, to, translated, time: lifetime, helper: None };
-        let Err(error) = self.expectations.expect(&expected) else { return Ok(true) };
+        let Err(error) = self.expectations.expect(&expected) else {
+            self.tally.add(key, of.original);
+            return Ok(true);
+        };
+        self.tally.remove(&key);
         match error.cause {
             // The session is older than the helper, or is not where we can ask: in another zone.
             Cause::Refused(Errno::OPNOTSUPP | Errno::NOENT | Errno::TIME) => {
-                if self.sets.policy.admit.is_empty() {
-                    // Then nothing but a rule for the mark lets it in, and whoever has none should know.
-                    self.sets.trouble(&error);
-                }
+                self.not_expected(&error);
+                Ok(false)
+            }
+            // The kernel expects as many as it may, of all sessions together.
+            Cause::Refused(Errno::MFILE) => {
+                self.sets.trouble(&error);
                 Ok(false)
             }
             cause => {
@@ -193,6 +215,14 @@ impl Native {
                 }
                 Err(NotOpened)
             }
+        }
+    }
+
+    /// It stands in the sets instead. Where the policy names no chains, nothing but a rule for the mark lets it in, and
+    /// whoever has none should know.
+    fn not_expected(&mut self, error: &Error) {
+        if self.sets.policy.admit.is_empty() {
+            self.sets.trouble(error);
         }
     }
 }
@@ -245,6 +275,7 @@ impl Firewall for Native {
 
     fn close(&mut self, expectation: &Expectation) {
         let Expectation { from, to, .. } = *expectation;
+        self.tally.remove(&(from, to));
         if self.in_sets.remove(&(from, to)) {
             self.sets.close(expectation);
         }

@@ -1,0 +1,72 @@
+//! The kernel's list of helpers, of which a machine has one: who tests it has it alone, and leaves it as it was.
+#![allow(dead_code, reason = "each test takes what it needs")]
+#![allow(clippy::print_stdout, reason = "who reads the output shall know on which kind of kernel it was")]
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pinhole::firewall::native::{self, Impossible};
+use pinhole::lab::{self, Finished, Namespace};
+use pinhole::netlink::{self, Expectations, Expected, Helpers};
+use pinhole::policy::Policy;
+
+use crate::daemon::{self, Daemon, PATIENCE, new_folder, service, write_policy};
+
+/// No test of this file runs beside another.
+static MACHINE: Mutex<()> = Mutex::new(());
+
+/// The machine for oneself, if its kernel can do it.
+pub(crate) fn machine() -> Option<MutexGuard<'static, ()>> {
+    let guard = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
+    match native::is_possible(&Policy::embedded()) {
+        Ok(()) => Some(guard),
+        Err(Impossible::NoHelpers) if daemon::mechanism() != "native" => {
+            println!("this kernel takes no helpers from programs; that it says so is what is tested");
+            let error = refused_start();
+            assert!(error.contains("`mechanism: native` is not possible: this kernel takes no helpers"), "{error}");
+            assert!(error.contains("modprobe nfnetlink_cthelper"), "{error}");
+            None
+        }
+        Err(why) => panic!("this run is for native: {why}"),
+    }
+}
+
+/// What the program says that is told to be native, and cannot.
+pub(crate) fn refused_start() -> String {
+    let namespace = Namespace::new("alone").expect("a namespace");
+    let finished = run_briefly(&namespace, "mechanism: native\n");
+    assert!(!finished.status.success(), "{}", finished.said());
+    assert!(!namespace.nft_says(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
+    finished.said()
+}
+
+/// The service with a policy that it cannot do.
+pub(crate) fn run_briefly(namespace: &Namespace, policy: &str) -> Finished {
+    let folder = new_folder();
+    write_policy(&folder, policy);
+    let finished = service(namespace, &folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
+    std::fs::remove_dir_all(&folder).expect("it was made");
+    finished.expect("it ends")
+}
+
+pub(crate) fn start(namespace: &Namespace, policy: &str) -> Daemon {
+    Daemon::start(namespace, &format!("mechanism: native\n{policy}")).unwrap_or_else(|error| panic!("{error}"))
+}
+
+pub(crate) fn expected(firewall: &Namespace) -> Vec<Expected> {
+    let list = || Expectations::open(PATIENCE).and_then(|mut all| all.list());
+    firewall.run(list).expect("root may enter").expect("a list")
+}
+
+/// Daemons that were killed have left the helper, and the kernel takes its time with their namespaces.
+pub(crate) fn wait_for_no_helper() -> Helpers {
+    let mut helpers = Helpers::open(PATIENCE).expect("root");
+    lab::wait_until("no helper", PATIENCE, || {
+        for network in [netlink::Family::Ip, netlink::Family::Ip6] {
+            // As long as something names it, it stays.
+            let _ = helpers.remove("ftp", network);
+        }
+        Ok(helpers.list().expect("a list").is_empty())
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+    helpers
+}
