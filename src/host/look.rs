@@ -217,9 +217,7 @@ fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
     const TRIAL: &str = "inet pinhole-check";
     let mut text = format!("add table {TRIAL}\n");
     if queueing == Queueing::CompatTarget {
-        for number in policy.capture.queues.numbers() {
-            text.push_str(&format!("add chain {TRIAL} queue{number}\n"));
-        }
+        text.push_str(&format!("add chain {TRIAL} deliver\n"));
     }
     // The daemon makes these two otherwise: nft writes none of size 0, and for a trial one of another size will do.
     for (name, network) in [("adjustable4", "ip"), ("adjustable6", "ip6")] {

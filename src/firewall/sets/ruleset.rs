@@ -91,12 +91,13 @@ pub enum Queueing {
 }
 
 impl Queueing {
-    /// The rule that sends packets to a queue.
-    pub(super) const fn rule(self, number: u16, when_down: WhenDown) -> Expression {
-        let bypass = matches!(when_down, WhenDown::Open);
+    /// The rule that sends packets to the queues.
+    pub(super) fn rule(self, capture: &Capture) -> Expression {
+        let (number, count) = (capture.queues.first(), capture.queues.count().get());
+        let bypass = matches!(capture.when_down, WhenDown::Open);
         match self {
-            Self::Statement => Expression::Queue { number, bypass },
-            Self::CompatTarget => Expression::CompatQueue { number, bypass },
+            Self::Statement => Expression::Queue { number, count, bypass },
+            Self::CompatTarget => Expression::CompatQueue { number, count, bypass },
         }
     }
 }
@@ -110,15 +111,13 @@ impl fmt::Display for Queueing {
     }
 }
 
-/// The name of the chain whose one rule sends packets to that queue.
-pub(super) fn queue_chain(number: u16) -> String {
-    format!("queue{number}")
-}
+/// The chain whose one rule hands packets to the daemon.
+pub(super) const DELIVER: &str = "deliver";
 
-/// Whether a chain of that name is one of ours.
+/// Whether a chain of that name is one of ours, or of a version that had a chain for each queue.
 pub(super) fn is_own_chain(name: &str) -> bool {
     let number = name.strip_prefix("queue").unwrap_or_default();
-    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|n| queue_chain(n) == name)
+    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|parsed| parsed.to_string() == number)
 }
 
 /// The ruleset for a policy, as `nft -f` reads it.
@@ -141,39 +140,33 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     text
 }
 
-/// The chain `deliver`, which chooses among the queues, and the chains of the queues.
+/// The chain `deliver`, whose one rule hands packets to the daemon.
 fn queue(capture: &Capture, queueing: Queueing) -> String {
-    let flags = match capture.when_down {
-        WhenDown::Open => "queue flags bypass",
-        WhenDown::Closed => "queue",
+    let queues = capture.queues;
+    let (first, count) = (queues.first(), queues.count().get());
+    let (several, to) = match count {
+        1 => (false, first.to_string()),
+        // Each processor has a queue, and so a reader, of its own: to wake one on another processor takes longer than all
+        // the rest. The readers share what they know, so it does not matter which of them reads what.
+        _ => (true, format!("{first}-{}", first + (count - 1))),
     };
-    let mut begin = String::from("add chain inet pinhole deliver\nflush chain inet pinhole deliver\n");
-    let mut chains = String::from("table inet pinhole {\n");
-    for number in capture.queues.numbers() {
-        let name = queue_chain(number);
-        let result = match queueing {
-            Queueing::Statement => write!(begin, "add chain inet pinhole {name}\nflush chain inet pinhole {name}\n")
-                .and_then(|()| write!(chains, "\tchain {name} {{\n\t\t{flags} to {number}\n\t}}\n")),
-            Queueing::CompatTarget => writeln!(
-                chains,
-                "\t# This kernel has no `{flags}`. The chain {name} is there already; its one rule does the same, with the\n\
-                 \t# target NFQUEUE of iptables, which nft shows but cannot write."
-            ),
-        };
-        result.expect(TAKES_ALL);
+    let flags = match (capture.when_down, several) {
+        (WhenDown::Open, false) => " flags bypass",
+        (WhenDown::Open, true) => " flags bypass,fanout",
+        (WhenDown::Closed, true) => " flags fanout",
+        (WhenDown::Closed, false) => "",
+    };
+    let statement = format!("queue{flags} to {to}");
+    match queueing {
+        Queueing::Statement => format!(
+            "add chain inet pinhole {DELIVER}\nflush chain inet pinhole {DELIVER}\n\n\
+             table inet pinhole {{\n\tchain {DELIVER} {{\n\t\t{statement}\n\t}}\n}}\n"
+        ),
+        Queueing::CompatTarget => format!(
+            "# The chain {DELIVER} is there already. This kernel has no `{statement}`: its one rule does the same, with the\n\
+             # target NFQUEUE of iptables, which nft shows but cannot write.\n"
+        ),
     }
-    let choice = match capture.queues.count().get() {
-        1 => format!("goto {}", queue_chain(capture.queues.first())),
-        count => {
-            let numbers = capture.queues.numbers().enumerate();
-            let choices: Vec<String> =
-                numbers.map(|(index, number)| format!("{index} : goto {}", queue_chain(number))).collect();
-            // Both directions of a connection have to meet in one queue, whatever NAT makes of their addresses.
-            format!("jhash ct id mod {count} vmap {{ {} }}", choices.join(", "))
-        }
-    };
-    write!(chains, "\tchain deliver {{\n\t\t{choice}\n\t}}\n}}\n").expect(TAKES_ALL);
-    begin + "\n" + &chains
 }
 
 #[cfg(test)]
@@ -192,7 +185,7 @@ mod tests {
         let mut policy = policy();
         assert!(
             text(&policy, Queueing::Statement, Holder::Sets)
-                .contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n")
+                .contains("\tchain deliver {\n\t\tqueue flags bypass to 0\n\t}\n")
         );
         policy.capture.when_down = WhenDown::Closed;
         assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue to 0\n"));
@@ -214,16 +207,17 @@ mod tests {
     #[test]
     fn the_compat_target_is_not_written_as_text() {
         let text = text(&policy(), Queueing::CompatTarget, Holder::Sets);
-        assert!(!text.contains("chain queue0 {") && text.contains("goto queue0"));
-        assert!(!text.contains("flush chain inet pinhole queue0"));
+        assert!(!text.contains("chain deliver {") && text.contains("goto deliver"));
+        assert!(!text.contains("flush chain inet pinhole deliver"));
     }
 
     #[test]
-    fn several_queues_share_by_connection() {
-        let mut policy = policy();
-        policy.capture.queues = Queues::new(7, NonZeroU16::new(2).expect("two")).expect("queues");
-        let text = text(&policy, Queueing::Statement, Holder::Sets);
-        assert!(text.contains("jhash ct id mod 2 vmap { 0 : goto queue7, 1 : goto queue8 }"));
+    fn each_processor_has_a_queue_of_its_own() {
+        let mut policy = policy().on(NonZeroU16::new(2).expect("two"));
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags bypass,fanout to 0-1\n"));
+        policy.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        policy.capture.when_down = WhenDown::Closed;
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags fanout to 7-9\n"));
     }
 
     #[test]
