@@ -90,3 +90,28 @@ fn a_reload_takes_other_ports_and_chains_and_says_what_to_do_for_other_queues() 
     assert!(said.contains("systemctl restart pinhole") && said.contains("the old one stays"), "{said}");
     assert_eq!(namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists"), before);
 }
+
+#[test]
+fn a_table_that_another_version_left_is_replaced_and_what_stood_in_it_is_kept() {
+    let namespace = namespace();
+    let old = "table inet pinhole {
+        set pinholes4 {
+            type ipv4_addr . ipv4_addr . inet_service
+            flags dynamic, timeout
+            elements = { 192.0.2.1 . 192.0.2.2 . 4001 timeout 1h, 192.0.2.1 . 192.0.2.2 . 4002 timeout 1h }
+        }
+        chain admit { ct mark set ct mark | 0x10000000; }
+        chain prerouting {
+            type filter hook prerouting priority -150;
+            ip saddr . ip daddr . tcp dport @pinholes4 goto admit
+        }
+    }";
+    namespace.nft(old).expect("the rules are right");
+    let policy = "mechanism: sets\ndefaults: { third_party: allow }\n";
+    let daemon = start(&namespace, policy);
+    let status = daemon.status();
+    assert_eq!((&status["in_kernel"], &status["counters"]["adopted"]), (&2.into(), &2.into()), "{status}");
+    let listed = namespace.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
+    assert!(!listed.contains("dynamic") && listed.contains("192.0.2.1 . 192.0.2.2 . 4001"), "{listed}");
+    assert_eq!(status["counters"]["kernel_troubles"], 0);
+}

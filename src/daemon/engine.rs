@@ -31,6 +31,8 @@ pub struct Engine {
     clock: Clock,
     queue_troubles: Seldom,
     firewall_troubles: Seldom,
+    /// Why the kernel does not tell of connections any more, if it does not.
+    deaf: Option<Error>,
     /// What was installed is gone for good: the watchers hear of that, too, and must not mend it.
     has_stopped: bool,
 }
@@ -49,6 +51,7 @@ impl Engine {
             clock: Clock::start(),
             queue_troubles: Seldom::default(),
             firewall_troubles: Seldom::default(),
+            deaf: None,
             has_stopped: false,
         };
         engine.adopt()?;
@@ -158,6 +161,11 @@ impl Engine {
         self.tell_troubles();
     }
 
+    /// Why the kernel does not tell of connections any more, if it does not: then nobody learns which pinholes were used.
+    pub(super) fn take_deafness(&mut self) -> Option<Error> {
+        self.deaf.take()
+    }
+
     /// Takes all that the kernel has told of connections.
     fn hear_of_connections(&mut self) {
         loop {
@@ -166,7 +174,11 @@ impl Engine {
                 Ok(Heard::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
                 Ok(Heard::Missed) => warn!("missed some news of connections: counts of used pinholes may be too low"),
                 Ok(Heard::Nothing) => return,
-                Err(error) => return error!("the kernel does not tell of connections: {error}"),
+                // Whoever watches ends the program, and the next one listens anew.
+                Err(error) => {
+                    self.deaf = Some(error);
+                    return;
+                }
             }
         }
     }

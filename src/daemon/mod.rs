@@ -159,5 +159,8 @@ fn watch_connections(news: &OwnedFd, shared: &Shared) -> String {
             }
             Err(error) => return error.to_string(),
         }
+        if let Some(error) = shared.lock().take_deafness() {
+            return error.to_string();
+        }
     }
 }

@@ -7,7 +7,7 @@ use super::sets::{Pinhole, Queueing, Restored, Sets, SetupError, Troubles};
 use super::{Adjustment, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Error, TableChange};
-use crate::packet::{Connection, Direction, Endpoint, Flow};
+use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::{Mechanism, Policy};
 use crate::time::Timestamp;
 use crate::tracker::Remains;
@@ -200,8 +200,9 @@ impl Firewall for Kernel {
         connection: &Connection,
         direction: Direction,
         adjustment: &Adjustment,
+        held: &[Seq],
     ) -> Result<(), NotAdjusted> {
-        self.firewall().adjust(connection, direction, adjustment)
+        self.firewall().adjust(connection, direction, adjustment, held)
     }
 
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {

@@ -15,7 +15,7 @@ pub use kernel::Kernel;
 pub use simulated::{Admitted, Simulated};
 
 use crate::expectation::{Corridor, Expectation, Mapping};
-use crate::packet::{Connection, Direction, Endpoint, Flow};
+use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 
 /// The firewall could not do what was asked; it has said why to whoever watches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -74,11 +74,16 @@ pub trait Firewall {
 
     /// Has the sequence numbers of one direction corrected from now on. When this returns it is so, and has been seen to
     /// be so.
+    ///
+    /// A segment of that direction that begins at one of the places `held` carries what the correction is for. It does
+    /// not go on unread any more if it is sent again, also when this program is gone; for a while, in which another one
+    /// should come.
     fn adjust(
         &mut self,
         connection: &Connection,
         direction: Direction,
         adjustment: &Adjustment,
+        held: &[Seq],
     ) -> Result<(), NotAdjusted>;
 
     /// Admits a corridor until it is closed.

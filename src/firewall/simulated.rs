@@ -9,7 +9,7 @@ use hashbrown::{HashMap, HashSet};
 use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::Port;
-use crate::packet::{Connection, Direction, Endpoint, Flow};
+use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::time::Timestamp;
 
 /// Through what a data connection came.
@@ -147,6 +147,7 @@ impl Firewall for Simulated {
         connection: &Connection,
         direction: Direction,
         adjustment: &Adjustment,
+        _: &[Seq],
     ) -> Result<(), NotAdjusted> {
         if self.cannot_adjust {
             return Err(NotAdjusted::NotPrepared);

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use super::bytes::{Attribute, Attributes, Writer};
+use crate::packet::{Flow, Seq};
 
 const LIST_ELEMENT: u16 = 1;
 const KEY: u16 = 1;
@@ -70,6 +71,16 @@ impl Key {
         fields.push_address(from);
         fields.push_address(to);
         fields.push_port(port);
+        Self(fields)
+    }
+
+    /// `sender's address . its port . the other port . sequence number`: where a segment begins.
+    pub fn segment(flow: &Flow, seq: Seq) -> Self {
+        let mut fields = Fields::NONE;
+        fields.push_address(flow.source.address);
+        fields.push_port(flow.source.port.number());
+        fields.push_port(flow.destination.port.number());
+        fields.push(&seq.number().to_be_bytes());
         Self(fields)
     }
 

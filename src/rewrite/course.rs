@@ -116,6 +116,15 @@ impl Course {
         self.adjustment.acknowledgement(ack)
     }
 
+    /// Where the sender begins if it sends a segment again that is here: where that begins, or what it has not heard to be
+    /// acknowledged. Those two are mostly one. Of what is withheld it has heard that, but may not believe it any more.
+    pub fn repeated_from(&self, segment: &Segment<'_>) -> Vec<Seq> {
+        let acked = self.acked.map(|ack| self.adjustment.acknowledgement(ack));
+        let withheld = self.withheld().map(|(start, _)| start);
+        let behind = [acked, withheld].into_iter().flatten().filter(|place| place.is_before(segment.seq));
+        [segment.seq].into_iter().chain(behind).collect()
+    }
+
     /// Whether the bytes behind this place were replaced before the kernel was asked what it does: then what is there
     /// now is sent for the second time.
     pub fn was_replaced_before(&self, place: Seq) -> bool {
@@ -137,6 +146,26 @@ impl Course {
         let Replaced { start, length, text, before } = replaced;
         self.found.after = self.found.before;
         self.edits.push_back(Edit { start, length, text, before });
+    }
+
+    /// A segment is sent for the second time in which something was replaced before the kernel was asked, and what that
+    /// was is not known: it is made as long as it was then.
+    fn resume_unknown(&mut self, segment: &Segment<'_>) {
+        let growth = self.growth_before();
+        let Some(known) = usize::try_from(self.found.position - segment.seq).ok() else { return };
+        let Some(&last) = segment.payload.get(known) else { return };
+        if growth == 0 || !self.edits.is_empty() {
+            return;
+        }
+        // The place that the kernel knows is the last byte of the text, or where that would have ended in a longer one.
+        let replaced = if growth > 0 {
+            let before = known.checked_sub(1).and_then(|before| segment.payload.get(before)).copied();
+            Replaced { start: self.found.position, length: 1, text: vec![last], before: before.unwrap_or(b' ') }
+        } else {
+            let length = growth.unsigned_abs() as usize;
+            Replaced { start: self.found.position + 1, length, text: Vec::new(), before: last }
+        };
+        self.resume(replaced);
     }
 
     /// Where the bytes begin that are withheld, and which they are.
@@ -234,7 +263,10 @@ impl Course {
         let is_last = self.edits.back().is_none_or(|last| !edit.start.is_before(last.end()));
         let growth = edit.growth();
         let overtaken = self.gone.is_some_and(|gone| gone.is_after(end)) && growth != 0;
-        if !is_here || !is_last || overtaken {
+        // It went on while nobody was here, and is sent again because its acknowledgement is late: the receiver would take
+        // what it grew by for something new.
+        let is_received = self.acked.is_some_and(|acked| acked.is_after(self.place_for_receiver(edit.start)));
+        if !is_here || !is_last || overtaken || is_received {
             return Err(Obstacle::Gone);
         }
         if self.edits.len() >= MOST_REMEMBERED {
@@ -269,6 +301,7 @@ impl Course {
         if segment.payload.is_empty() || segment.flags.has(Flags::SYN) || segment.flags.has(Flags::RST) {
             return Verdict::Accept;
         }
+        self.resume_unknown(segment);
         let (mut place, mut payload) = match self.forgotten {
             Some(forgotten) if segment.seq.is_before(forgotten.end) => self.rewritten_behind(&forgotten, segment),
             _ => self.rewritten(segment),

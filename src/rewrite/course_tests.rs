@@ -220,3 +220,42 @@ proptest! {
         prop_assert_eq!(String::from_utf8_lossy(&received).into_owned(), String::from_utf8_lossy(&path.meant()).into_owned());
     }
 }
+
+#[test]
+fn what_was_replaced_before_and_is_not_known_keeps_the_length_that_the_kernel_counts_with() {
+    let sent = b"PORT 10,21,1,10,15,161\r\nNOOP\r\n";
+    for (growth, becomes) in [(2, "PORT 10,21,1,10,15,161  \r\nNOOP\r\n"), (-3, "PORT 10,21,1,10,15,\r\nNOOP\r\n")] {
+        let begin = Seq::new(FIRST);
+        let text = 17 + growth;
+        let position = begin + (5 + text.min(17) - 1) as usize;
+        let adjustment = Adjustment { position, before: 0, after: growth };
+        for cut in [0, 5, 12] {
+            let mut course = Course::found(adjustment);
+            let again = segment(cut, &sent[cut..]);
+            let Verdict::Replace(Replacement { seq, payload }) = course.verdict(&again) else { panic!("it goes on") };
+            assert_eq!(
+                (adjustment.sequence(seq), String::from_utf8_lossy(&payload).as_ref()),
+                (begin + cut, &becomes[cut..])
+            );
+            // Once more it is the same, and what follows is where the kernel has it.
+            assert_eq!(course.verdict(&again), Verdict::Replace(Replacement { seq, payload }));
+            assert_eq!(course.verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
+        }
+        // What comes behind it is none of that.
+        assert_eq!(Course::found(adjustment).verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
+    }
+}
+
+#[test]
+fn what_the_receiver_has_already_is_not_replaced() {
+    let sent = b"PORT 10,21,1,10,15,161\r\n";
+    let again = segment(0, sent);
+    let mut course = Course::default();
+    // It answers what went on while nobody was here to read it.
+    course.acknowledged(Seq::new(FIRST) + sent.len());
+    let text = b"203,0,113,1,15,161".to_vec();
+    let replaced = Replaced { start: Seq::new(FIRST) + 5, length: 17, text, before: b' ' };
+    let mut adjust = |_: &Adjustment| panic!("nothing is to be moved");
+    assert_eq!(course.replace(&again, replaced, &mut adjust), Err(Obstacle::Gone));
+    assert_eq!(course.verdict(&again), Verdict::Accept);
+}

@@ -96,7 +96,16 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     }
 
     fn expect(&mut self, announcement: &Announcement<'_>) -> Result<Expectation, Refusal> {
-        let expectation = decision::decide(announcement, self.connection, self.terms, self.world.now)?;
+        let decide = |announcement: &_| decision::decide(announcement, self.connection, self.terms, self.world.now);
+        let expectation = match decide(announcement) {
+            // Whoever rewrote it before has heard the question.
+            Err(Refusal::NotAskedFor) if self.was_replaced_before(announcement) => {
+                let mut asked_for = announcement.clone();
+                asked_for.standing.asked_for = true;
+                decide(&asked_for)
+            }
+            decided => decided,
+        }?;
         if self.connection.is_translated() {
             return self.expect_translated(announcement, expectation);
         }

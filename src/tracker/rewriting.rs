@@ -44,7 +44,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         decided: Expectation,
     ) -> Result<Expectation, Refusal> {
         if let Some(written) = &announcement.written
-            && self.course().is_some_and(|course| course.was_replaced_before(written.place()))
+            && self.was_replaced_before(announcement)
         {
             return self.expect_again(announcement, written, decided);
         }
@@ -70,6 +70,12 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             }
         }
         Err(why)
+    }
+
+    /// Whether a program that ran before this one rewrote this very line, or an earlier one.
+    pub(super) fn was_replaced_before(&self, announcement: &Announcement<'_>) -> bool {
+        let Some((written, courses)) = announcement.written.as_ref().zip(self.courses.as_deref()) else { return false };
+        courses.get(self.direction).was_replaced_before(written.place())
     }
 
     /// The line was rewritten by a program that ran before this one, and is sent for the second time.
@@ -186,7 +192,9 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let Some(courses) = courses else { return Err(Obstacle::NotAdjusted) };
         let World { firewall, .. } = &mut **world;
         let course = courses.of(*direction);
-        course.replace(segment, replaced, &mut |adjustment| firewall.adjust(connection, *direction, adjustment))
+        let held = course.repeated_from(segment);
+        let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
+        course.replace(segment, replaced, &mut adjust)
     }
 
     fn course(&mut self) -> Option<&mut Course> {
@@ -227,8 +235,9 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return Verdict::Accept;
         };
         let World { firewall, .. } = &mut **world;
-        let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment);
         let course = courses.of(*direction);
+        let held = course.repeated_from(segment);
+        let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
         if course.withheld().is_some_and(|(start, _)| unfinished.is_none_or(|(address, _)| address != start)) {
             // The line is not to be changed after all.
             let _ = course.release(segment, &mut adjust);

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use etherparse::{IpHeaders, NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
 use pinhole::firewall::sets::Sets;
@@ -51,27 +51,27 @@ fn an_adjustment_is_seen_to_be_made_or_refused() {
         let older = translated(&_old, &_server);
         let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
         let one = Adjustment { position: Seq::new(u32::MAX), before: -3, after: 4 };
-        let refused = sets.adjust(&older, Direction::FromClient, &one);
+        let refused = sets.adjust(&older, Direction::FromClient, &one, &[]);
         assert_eq!(refused, Err(NotAdjusted::NotPrepared), "older than the rules");
 
         let (inside, outside) = control(&site, server);
         let connection = translated(&inside, &outside);
         let adjustments = |sets: &mut Sets| sets.control_connection(&connection.reply).expect("it is one").adjustments;
         assert_eq!(adjustments(&mut sets), Adjustments::default());
-        assert_eq!(sets.adjust(&connection, Direction::FromClient, &one), Ok(()));
+        assert_eq!(sets.adjust(&connection, Direction::FromClient, &one, &[]), Ok(()));
         assert_eq!(adjustments(&mut sets), Adjustments { from_client: Some(one), from_server: None });
         let other = Adjustment { position: Seq::new(7), before: 0, after: 0 };
-        assert_eq!(sets.adjust(&connection, Direction::FromServer, &other), Ok(()));
+        assert_eq!(sets.adjust(&connection, Direction::FromServer, &other, &[]), Ok(()));
         assert_eq!(adjustments(&mut sets), Adjustments { from_client: Some(one), from_server: Some(other) });
 
         let here = listens(&site.gateway, own);
         let direct = connects(&site.inside, own).expect("it listens");
         let (_accepted, _) = here.accept().expect("it came");
         let direct = Connection::direct(flow_of(&direct));
-        assert_eq!(sets.adjust(&direct, Direction::FromClient, &one), Err(NotAdjusted::NotPrepared), "no NAT");
+        assert_eq!(sets.adjust(&direct, Direction::FromClient, &one, &[]), Err(NotAdjusted::NotPrepared), "no NAT");
         let nobody: SocketAddr = "10.9.3.1:9".parse().expect("an address");
         let unknown = Connection::direct(flow(nobody, "10.9.3.2:21".parse().expect("an address")));
-        assert_eq!(sets.adjust(&unknown, Direction::FromClient, &one), Err(NotAdjusted::Unknown));
+        assert_eq!(sets.adjust(&unknown, Direction::FromClient, &one, &[]), Err(NotAdjusted::Unknown));
         assert_eq!(sets.take_troubles().count, 0);
     }
 }
@@ -108,7 +108,7 @@ impl Rewriter<'_> {
                 before,
                 after: before + new.len() as i32 - line.len() as i32,
             };
-            self.sets.adjust(&self.connection, direction, &adjustment).expect("it is prepared");
+            self.sets.adjust(&self.connection, direction, &adjustment, &[]).expect("it is prepared");
             self.adjustments.set(direction, adjustment);
         }
         let mut ip = match net? {
@@ -180,4 +180,31 @@ fn lines_grow_and_shrink_in_both_directions_and_no_packet_is_invalid() {
         let watched = site.gateway.sh(&["nft", "list", "table", "inet", "watch"]);
         assert!(watched.contains("ct state invalid counter packets 0 bytes 0 drop"), "{watched}");
     }
+}
+
+#[test]
+#[ignore = "a measurement: run it with --release --ignored --nocapture"]
+#[allow(clippy::print_stderr, reason = "it prints what it measured")]
+fn measures_what_an_adjustment_costs() {
+    const TIMES: u32 = 100_000;
+    let site = Site::new();
+    site.gateway.nft(MASQUERADE);
+    let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
+    let (inside, outside) = control(&site, "10.9.2.1:21");
+    let connection = translated(&inside, &outside);
+    for holds in [false, true] {
+        let mut times = Vec::new();
+        for n in 0..TIMES {
+            let place = Seq::new(n.wrapping_mul(20));
+            let adjustment = Adjustment { position: place, before: 0, after: 1 };
+            let held = if holds { &[place][..] } else { &[] };
+            let begin = Instant::now();
+            sets.adjust(&connection, Direction::FromClient, &adjustment, held).expect("it is prepared");
+            times.push(begin.elapsed());
+        }
+        times.sort_unstable();
+        let at = |part: usize| times[(times.len() - 1) * part / 1000];
+        eprintln!("holds {holds}: median {:?}, p99 {:?}, p99.9 {:?}, most {:?}", at(500), at(990), at(999), at(1000));
+    }
+    assert_eq!(sets.take_troubles().count, 0);
 }

@@ -138,7 +138,7 @@ pub(crate) fn mechanism() -> String {
 }
 
 /// The same policy with that mechanism, unless it names one.
-fn with_mechanism(policy: &str) -> String {
+pub(crate) fn with_mechanism(policy: &str) -> String {
     let names_one = policy.lines().any(|line| line.starts_with("mechanism:"));
     match policy.trim() {
         _ if names_one => policy.to_owned(),

@@ -21,7 +21,7 @@ use super::sets::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
 use super::{Adjustment, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Cause, Conntrack, Error, Expectations, Expected, Translated};
-use crate::packet::{Connection, Direction, Endpoint, Flow};
+use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
 use crate::time::Timestamp;
 use crate::tracker::Remains;
@@ -269,8 +269,9 @@ impl Firewall for Native {
         connection: &Connection,
         direction: Direction,
         adjustment: &Adjustment,
+        held: &[Seq],
     ) -> Result<(), NotAdjusted> {
-        self.sets.adjust(connection, direction, adjustment)
+        self.sets.adjust(connection, direction, adjustment, held)
     }
 
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {

@@ -2,7 +2,7 @@
 
 use super::admit::{self, Place};
 use super::nft::{self, NftError};
-use super::ruleset::{self, Holder, PRIORITY, Queueing, TABLE};
+use super::ruleset::{self, Holder, PRIORITY, QueueChain, Queueing, TABLE};
 use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::expectation::Expectation;
@@ -86,8 +86,9 @@ impl Sets {
         let mut tables = Tables::open(PATIENCE)?;
         let conntrack = Conntrack::open(PATIENCE)?;
         let queueing = Queueing::of_kernel(&mut tables)?.ok_or(SetupError::NoQueue)?;
-        let foreign = tables.chains(TABLE)?.into_iter().find(|chain| !ruleset::is_own_chain(&chain.name));
-        if let Some(chain) = foreign {
+        let standing = tables.chains(TABLE)?;
+        let is_anew = standing.is_empty();
+        if let Some(chain) = standing.into_iter().find(|chain| !ruleset::is_own_chain(&chain.name)) {
             return Err(SetupError::ForeignTable { chain: chain.name });
         }
         let mut sets = Self {
@@ -110,7 +111,10 @@ impl Sets {
                 return Err(SetupError::NoSuchChain(chain.clone()));
             }
         }
-        sets.put_table()?;
+        match sets.put_table() {
+            Err(SetupError::Nft(NftError::Refused(_))) if !is_anew => sets.replace_table()?,
+            put => put?,
+        }
         sets.maps_used = !sets.mappings()?.is_empty();
         sets.put_admit(&mut Restored::default())?;
         Ok(sets)
@@ -222,10 +226,38 @@ impl Sets {
         tables.define(TABLE, holder.objects())?;
         if *queueing == Queueing::CompatTarget {
             // First what the rest jumps to, so that there is no moment in which packets find an empty chain.
-            tables.fill_chain(TABLE, ruleset::DELIVER, "", &[queueing.rule(&policy.capture)])?;
+            for chain in QueueChain::ALL {
+                tables.fill_chain(TABLE, chain.name(), "", &[queueing.rule(&chain.of(policy.capture))])?;
+            }
         }
         nft::apply(&ruleset::text(policy, *queueing, *holder))?;
         self.verify()
+    }
+
+    /// Puts the table in the place of one that another version has left, with sets that this one's rules cannot go on
+    /// with. What stands in the old sets is kept, as far as the new ones take it. For a moment there is no table.
+    fn replace_table(&mut self) -> Result<(), SetupError> {
+        let old = self.tables.image(TABLE)?;
+        let mut standing = Vec::new();
+        for set in stored::SETS.into_iter().flatten() {
+            // A set that the old table does not have is no trouble.
+            let elements = self.tables.elements(TABLE, set).unwrap_or_default();
+            let left = |element: Element| Element { timeout: element.remaining.or(element.timeout), ..element };
+            standing.push((set, elements.into_iter().map(left).collect::<Vec<_>>()));
+        }
+        self.tables.remove_table(TABLE)?;
+        if let Err(error) = self.put_table() {
+            let lists: Vec<(&str, &[Element])> = standing.iter().map(|(set, list)| (*set, list.as_slice())).collect();
+            // It is not this that was wrong: then all is as it was. The reason why is what has to be told.
+            let _ = self.tables.remove_table(TABLE);
+            let _ = self.tables.put_back(TABLE, &old, &lists);
+            return Err(error);
+        }
+        for (set, elements) in &standing {
+            let kept = self.tables.insert_all(TABLE, set, elements);
+            self.note(kept);
+        }
+        Ok(())
     }
 
     /// Sees that it is all there, and remembers it.

@@ -20,7 +20,7 @@ use hashbrown::{HashMap, HashSet};
 pub use admit::own_rule;
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
-pub use ruleset::{Holder, Queueing, text as ruleset};
+pub use ruleset::{Holder, QueueChain, Queueing, text as ruleset};
 
 use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
@@ -29,7 +29,7 @@ use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, 
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
 use ruleset::TABLE;
-use stored::{PINHOLES, SOURCES, Stored, TARGETS, of_family, range};
+use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
 
 /// How long the kernel may take to answer. It answers at once, unless something is very wrong.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
@@ -191,6 +191,16 @@ impl Sets {
         self.note(taken);
     }
 
+    /// Lets no segment of that flow go on unread that begins at one of these places.
+    ///
+    /// Where that cannot be, all goes on as if it were not needed: it is needed only if this program is gone very soon.
+    fn hold(&mut self, flow: &Flow, places: &[Seq]) {
+        let Some(set) = of_family(REWRITTEN, flow.source.address, flow.destination.address) else { return };
+        let elements: Vec<Element> = places.iter().map(|place| stored::repeated(flow, *place)).collect();
+        let held = self.tables.insert_all(TABLE, set, &elements);
+        self.note(held);
+    }
+
     /// The places in the maps that may hold something for a connection with these addresses.
     fn places(&self, from: IpAddr, to: Endpoint) -> Vec<Stored> {
         if self.maps_used { stored::places(from, to).collect() } else { Vec::new() }
@@ -264,9 +274,12 @@ impl Firewall for Sets {
         connection: &Connection,
         direction: Direction,
         adjustment: &Adjustment,
+        held: &[Seq],
     ) -> Result<(), NotAdjusted> {
         let Adjustment { position, before, after } = *adjustment;
         let wanted = SequenceAdjustment { position: position.number(), before, after };
+        // First this: were it the other way round, there would be a moment in between.
+        self.hold(connection.flow(direction), held);
         let flow = &connection.original;
         let adjusted = self.conntrack.adjust(flow, direction == Direction::FromClient, &wanted);
         if !self.note(adjusted).ok_or(NotAdjusted::Failed)? {

@@ -15,13 +15,14 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 17] = [
+pub(super) const CHAINS: [&str; 19] = [
     "prerouting",
     "output",
     "inspect",
     "data",
     "admit",
     "deliver",
+    "insist",
     "prepare",
     "nat_prerouting",
     "nat_output",
@@ -33,6 +34,7 @@ pub(super) const CHAINS: [&str; 17] = [
     "late_postrouting",
     "shorten",
     "bounds",
+    "repeated",
 ];
 
 /// Who holds the pinholes.
@@ -111,12 +113,39 @@ impl fmt::Display for Queueing {
     }
 }
 
-/// The chain whose one rule hands packets to the daemon.
-pub(super) const DELIVER: &str = "deliver";
+/// A chain whose one rule hands packets to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueChain {
+    /// As the policy says.
+    Deliver,
+    /// Whatever the policy says, nothing goes past it.
+    Insist,
+}
+
+impl QueueChain {
+    /// Both. Where the compat target queues, they have to stand before the ruleset is read.
+    pub const ALL: [Self; 2] = [Self::Deliver, Self::Insist];
+
+    /// The name of the chain.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deliver => "deliver",
+            Self::Insist => "insist",
+        }
+    }
+
+    /// What a capture comes to here.
+    pub(super) const fn of(self, capture: Capture) -> Capture {
+        match self {
+            Self::Deliver => capture,
+            Self::Insist => Capture { when_down: WhenDown::Closed, ..capture },
+        }
+    }
+}
 
 /// Whether a chain of that name is one of ours, or of a version that had a chain for each queue.
 pub(super) fn is_own_chain(name: &str) -> bool {
-    let number = name.strip_prefix("queue").unwrap_or_default();
+    let number = ["queue", "insist"].into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
     CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|parsed| parsed.to_string() == number)
 }
 
@@ -140,8 +169,12 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     text
 }
 
-/// The chain `deliver`, whose one rule hands packets to the daemon.
+/// The chains that hand packets to the daemon.
 fn queue(capture: &Capture, queueing: Queueing) -> String {
+    QueueChain::ALL.map(|chain| queue_chain(chain.name(), &chain.of(*capture), queueing)).join("\n")
+}
+
+fn queue_chain(name: &str, capture: &Capture, queueing: Queueing) -> String {
     let queues = capture.queues;
     let (first, count) = (queues.first(), queues.count().get());
     let (several, to) = match count {
@@ -159,11 +192,11 @@ fn queue(capture: &Capture, queueing: Queueing) -> String {
     let statement = format!("queue{flags} to {to}");
     match queueing {
         Queueing::Statement => format!(
-            "add chain inet pinhole {DELIVER}\nflush chain inet pinhole {DELIVER}\n\n\
-             table inet pinhole {{\n\tchain {DELIVER} {{\n\t\t{statement}\n\t}}\n}}\n"
+            "add chain inet pinhole {name}\nflush chain inet pinhole {name}\n\n\
+             table inet pinhole {{\n\tchain {name} {{\n\t\t{statement}\n\t}}\n}}\n"
         ),
         Queueing::CompatTarget => format!(
-            "# The chain {DELIVER} is there already. This kernel has no `{statement}`: its one rule does the same, with the\n\
+            "# The chain {name} is there already. This kernel has no `{statement}`: its one rule does the same, with the\n\
              # target NFQUEUE of iptables, which nft shows but cannot write.\n"
         ),
     }
@@ -188,7 +221,17 @@ mod tests {
                 .contains("\tchain deliver {\n\t\tqueue flags bypass to 0\n\t}\n")
         );
         policy.capture.when_down = WhenDown::Closed;
-        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue to 0\n"));
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain deliver {\n\t\tqueue to 0\n\t}\n"));
+    }
+
+    #[test]
+    fn a_rewritten_line_never_goes_past_the_queue() {
+        for when_down in [WhenDown::Open, WhenDown::Closed] {
+            let mut policy = policy();
+            policy.capture.when_down = when_down;
+            let text = text(&policy, Queueing::Statement, Holder::Sets);
+            assert!(text.contains("\tchain insist {\n\t\tqueue to 0\n\t}\n"), "{text}");
+        }
     }
 
     #[test]
@@ -198,7 +241,9 @@ mod tests {
             policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
             let text = text(&policy, Queueing::Statement, Holder::Sets);
             let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
-            sizes.map(|size| size.parse::<u32>().expect("a number")).collect::<Vec<_>>()
+            let sizes = sizes.map(|size| size.parse::<u32>().expect("a number"));
+            // How many lines are rewritten has nothing to do with that.
+            sizes.filter(|size| *size != 262_144).collect::<Vec<_>>()
         };
         assert_eq!(sizes(1), [65_535; 6]);
         assert_eq!(sizes(1 << 20), [4 << 20; 6]);
@@ -234,6 +279,9 @@ mod tests {
     #[test]
     fn knows_its_own_chains() {
         assert!(is_own_chain("deliver") && is_own_chain("queue12") && is_own_chain("inspect"));
+        assert!(
+            is_own_chain("insist") && is_own_chain("insist0") && !is_own_chain("queue") && !is_own_chain("insist01")
+        );
         assert!(!is_own_chain("queue012") && !is_own_chain("queue70000") && !is_own_chain("input"));
     }
 }

@@ -12,17 +12,25 @@ use super::Pinhole;
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::Port;
 use crate::netlink::{Element, Key, Value};
-use crate::packet::Endpoint;
+use crate::packet::{Endpoint, Flow, Seq};
 
 /// Sets and maps by their family: IPv4, IPv6.
 pub(super) type Names = [&'static str; 2];
 pub(super) const PINHOLES: Names = ["pinholes4", "pinholes6"];
 pub(super) const TARGETS: Names = ["targets4", "targets6"];
 pub(super) const SOURCES: Names = ["sources4", "sources6"];
+pub(super) const REWRITTEN: Names = ["rewritten4", "rewritten6"];
 pub(super) const CORRIDORS: Names = ["corridors4", "corridors6"];
+
+/// All of them.
+pub(super) const SETS: [Names; 5] = [TARGETS, SOURCES, PINHOLES, CORRIDORS, REWRITTEN];
 
 /// How much longer a mapping stays than its pinhole: a connection that came in time meets the maps a little later.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// How long a rewritten line does not go on unread if it is sent again: so long somebody may be away. Senders wait half as
+/// long again each time, so what is short for them is short here.
+const ABSENCE: Duration = Duration::from_secs(30);
 
 /// An element and where it belongs.
 pub(super) type Stored = (&'static str, Element);
@@ -67,6 +75,11 @@ pub(super) fn bare(from: IpAddr, to: Endpoint) -> Option<Stored> {
 pub(super) fn places(from: IpAddr, to: Endpoint) -> impl Iterator<Item = Stored> {
     let element = Element::new(key(from, to), Duration::ZERO);
     [TARGETS, SOURCES].into_iter().filter_map(move |names| Some((of_family(names, from, to.address)?, element)))
+}
+
+/// What stands for a segment that begins there and must not go on unread.
+pub(super) fn repeated(flow: &Flow, place: Seq) -> Element {
+    Element::new(Key::segment(flow, place), ABSENCE)
 }
 
 /// The ports from the first to the last of a corridor, for so long.

@@ -166,6 +166,7 @@ impl Firewall for Gateway {
         connection: &Connection,
         direction: Direction,
         adjustment: &Adjustment,
+        _: &[Seq],
     ) -> Result<(), NotAdjusted> {
         let standing = self.connections.arriving(&connection.original).ok_or(NotAdjusted::NotPrepared)?;
         // What the outside end says is in the capture as it came out of the gateway: its length is settled.

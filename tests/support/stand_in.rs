@@ -1,0 +1,83 @@
+//! The program as it is killed in the worst moment, played by a test: it does all that the program does with a packet,
+//! and is gone before it has said what becomes of it.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+
+use pinhole::firewall::Kernel;
+use pinhole::lab::Namespace;
+use pinhole::packet::{Segment, replaced};
+use pinhole::policy;
+use pinhole::rewrite::{Replacement, Verdict};
+use pinhole::time::Timestamp;
+use pinhole::tracker::{Handled, Tracker, World};
+
+use crate::daemon::{PATIENCE, with_mechanism};
+
+/// When it is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// All is in the kernel that the packet needs, and the packet is not let go.
+    BeforeTheVerdict,
+    /// The packet has been let go.
+    BehindIt,
+}
+
+/// The program, until it has seen a certain packet.
+pub(crate) struct StandIn(Receiver<&'static str>);
+
+impl StandIn {
+    /// Begins to read the queue in a namespace. It is gone at the first packet whose payload begins with that word.
+    pub(crate) fn start(namespace: &Namespace, policy: &str, word: &'static str, moment: Moment) -> Self {
+        let (tell, told) = channel();
+        let policy = with_mechanism(policy);
+        let work = move || play(&policy, word, moment, &tell);
+        namespace.start(work).unwrap_or_else(|error| panic!("{error}"));
+        let stand_in = Self(told);
+        stand_in.wait_for("ready");
+        stand_in
+    }
+
+    /// Waits until it is gone.
+    pub(crate) fn wait(self) {
+        self.wait_for("gone");
+    }
+
+    fn wait_for(&self, news: &str) {
+        assert_eq!(self.0.recv_timeout(PATIENCE), Ok(news), "the stand-in");
+    }
+}
+
+fn play(policy: &str, word: &str, moment: Moment, tell: &Sender<&'static str>) {
+    let policy = policy::parse("policy.yaml", policy).expect("it is good").policy;
+    let queue_number = policy.capture.queues.first();
+    let mut queue = nfq::Queue::open().expect("root may");
+    queue.bind(queue_number).expect("nobody reads it");
+    let mut firewall = Kernel::install(&policy).expect("it can be installed");
+    let mut tracker = Tracker::default();
+    tell.send("ready").expect("somebody waits");
+    loop {
+        let mut message = queue.recv().expect("the queue is read");
+        let packet = message.get_payload();
+        let segment = Segment::parse(packet).expect("packets are sound here");
+        let is_it = segment.payload.starts_with(word.as_bytes());
+        let mut world =
+            World { now: Timestamp::from_secs(1), policy: &policy, firewall: &mut firewall, observer: &mut () };
+        let handled = tracker.handle(&segment, &mut world);
+        if is_it && moment == Moment::BeforeTheVerdict {
+            break;
+        }
+        if let Handled::Session(Verdict::Replace(Replacement { seq, payload })) = handled
+            && let Some(other) = replaced(packet, seq, &payload)
+        {
+            message.set_payload(other);
+        }
+        queue.verdict(message).expect("it waits");
+        if is_it {
+            break;
+        }
+    }
+    // As with a killed process the kernel drops what waits in the queue, and keeps all else. The socket alone does not do
+    // that here: processes that other tests start just now may have inherited it.
+    queue.unbind(queue_number).expect("it is bound");
+    tell.send("gone").expect("somebody waits");
+}
