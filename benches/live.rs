@@ -14,6 +14,7 @@
 //! | `PINHOLE_BENCH_SIDES` | only these columns, by number, the kernel helper's (1) in any case: `0,1,2,3,4,5` unless told |
 //! | `PINHOLE_BENCH_MODES` | the modes of the third load, in turn: `PASV,EPSV,PORT,EPRT` unless told |
 //! | `PINHOLE_BENCH_ONLY` | `masquerade`: nothing but what is measured of a masqueraded client |
+//! | `PINHOLE_BENCH_QUEUES` | the policy's `queues`, `auto` unless told |
 //! | `PINHOLE_BENCH_LOG` | the daemon's `RUST_LOG`, `info` unless told |
 //! | `PINHOLE_BENCH_PROGRAM` | another build of the program, to compare with |
 

@@ -22,8 +22,10 @@ fn arrive(when_down: WhenDown) -> usize {
     let count = || {
         let _queue = Queue::open(0, when_down).expect("it is free");
         let mut tables = Tables::open(PATIENCE).expect("root may");
-        let rules =
-            [Expression::Queue { number: 0, bypass: true }, Expression::CompatQueue { number: 0, bypass: true }];
+        let rules = [
+            Expression::Queue { number: 0, count: 1, bypass: true },
+            Expression::CompatQueue { number: 0, count: 1, bypass: true },
+        ];
         let rule = rules.into_iter().find(|rule| tables.could(std::slice::from_ref(rule)) == Ok(true));
         let rule = rule.expect("the kernel can queue");
         namespace.nft("table inet trial { chain queued {}\n chain output { type filter hook output priority 0; udp dport 9 jump queued; }; }")?;

@@ -249,6 +249,7 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
     for (inside, outside) in [
         ("capture: { queue: 65535 }", "capture: { queue: 65536 }"),
         ("capture: { queue: 1, queues: 65535 }", "capture: { queue: 2, queues: 65535 }"),
+        ("capture: { queues: auto }", "capture: { queues: all }"),
         ("mark: 0xfffffff3", "mark: 0x100000000"),
         ("limits: { sessions: 4194304 }", "limits: { sessions: 4194305 }"),
         ("limits: { sessions: 1 }", "limits: { sessions: 0 }"),
@@ -498,7 +499,7 @@ prop_compose! {
     fn some_policy()(
         ports in prop::collection::btree_set(1_u16.., 1..5),
         mechanism in prop::sample::select(vec![Mechanism::Auto, Mechanism::Native, Mechanism::Sets]),
-        (queue, queues) in (0_u16.., 1_u16..),
+        (queue, queues) in (0_u16.., prop::option::of(1_u16..)),
         [announcements, closed] in any::<[bool; 2]>(),
         admit in prop::collection::btree_set("(ip|ip6|inet) [a-zA-Z_.][a-zA-Z0-9_./-]{0,9} [a-zA-Z_.][a-zA-Z0-9_./-]{0,9}", 0..4),
         mark in (1_u32..).prop_filter("two bits are left", |bits| bits.count_zeros() >= 2),
@@ -507,12 +508,12 @@ prop_compose! {
         (defaults, rules) in some_terms().prop_flat_map(some_rules),
     ) -> Policy {
         let nonzero = |number| NonZeroU32::new(number).expect("not zero");
-        let count = NonZeroU16::new(queues).expect("not zero");
+        let several = |count| Queues::new(queue, NonZeroU16::new(count).expect("not zero")).unwrap_or_default();
         Policy {
             control_ports: ControlPorts::new(ports.into_iter().map(port)).expect("not empty"),
             mechanism,
             capture: Capture {
-                queues: Queues::new(queue, count).unwrap_or_default(),
+                queues: queues.map_or(Queues::automatic(queue), several),
                 inspect: if announcements { Inspect::Announcements } else { Inspect::Dialogue },
                 when_down: if closed { WhenDown::Closed } else { WhenDown::Open },
             },

@@ -8,7 +8,7 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinhole::capture::queue::Queue;
+use pinhole::capture::queue::{Queue, processors, stay_near};
 use pinhole::firewall::sets::Sets;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
@@ -57,7 +57,7 @@ impl Side {
                 "{}table inet start {{ chain prerouting {{ type filter hook prerouting priority -140; \
                  ct state new tcp dport 21 ct mark set {}; }}; }}\n",
                 filter.replace("policy drop", "policy accept"),
-                Mark::default()
+                Mark::default().settled_bit()
             ),
         }
     }
@@ -69,7 +69,8 @@ impl Side {
             Self::QueueAnnouncements | Self::Announcements => "announcements",
             Self::QueueDialogue | Self::Dialogue => "dialogue",
         };
-        Some(format!("admit: [inet filter forward]\ncapture: {{ inspect: {inspect} }}\n"))
+        let queues = std::env::var("PINHOLE_BENCH_QUEUES").unwrap_or_else(|_| "auto".to_owned());
+        Some(format!("admit: [inet filter forward]\ncapture: {{ inspect: {inspect}, queues: {queues} }}\n"))
     }
 }
 
@@ -93,8 +94,8 @@ pub(crate) struct Stand {
     daemon: Option<Daemon>,
     /// What stands in the kernel without a daemon.
     _installed: Option<Sets>,
-    /// The thread that reads the queue in its place.
-    reader: Option<i32>,
+    /// The threads that read the queues in its place.
+    readers: Vec<i32>,
 }
 
 impl Stand {
@@ -113,7 +114,7 @@ impl Stand {
     fn with(side: Side, more_rules: &str) -> Result<Self> {
         let topology = Topology::new(Shape::Gateway)?;
         topology.firewall.nft(&format!("{}{more_rules}", side.rules()))?;
-        let (mut daemon, mut installed, mut reader) = (None, None, None);
+        let (mut daemon, mut installed, mut readers) = (None, None, Vec::new());
         match side {
             Side::Plain | Side::Kernel => {}
             Side::Announcements | Side::Dialogue => {
@@ -121,11 +122,11 @@ impl Stand {
                 daemon = Some(Daemon::start(&topology.firewall, &policy)?);
             }
             Side::QueueAnnouncements | Side::QueueDialogue => {
-                let (sets, thread) = accept_all(&topology.firewall, side)?;
-                (installed, reader) = (Some(sets), Some(thread));
+                let (sets, threads) = accept_all(&topology.firewall, side)?;
+                (installed, readers) = (Some(sets), threads);
             }
         }
-        Ok(Self { topology, daemon, _installed: installed, reader })
+        Ok(Self { topology, daemon, _installed: installed, readers })
     }
 
     /// A server with the files of the load, `large` one of them, and one passive listener a session or a new one for
@@ -215,15 +216,11 @@ impl Stand {
             let times = std::fs::read_to_string(path).unwrap_or_default();
             times.split(' ').next().and_then(|first| first.parse::<f64>().ok()).unwrap_or(0.0) / 1000.0
         };
-        match (&self.daemon, self.reader) {
-            (Some(daemon), _) => {
-                let tasks =
-                    std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).into_iter().flatten().flatten();
-                tasks.map(|one| task(one.path().join("schedstat"))).sum()
-            }
-            (None, Some(reader)) => task(format!("/proc/self/task/{reader}/schedstat").into()),
-            (None, None) => 0.0,
-        }
+        let Some(daemon) = &self.daemon else {
+            return self.readers.iter().map(|reader| task(format!("/proc/self/task/{reader}/schedstat").into())).sum();
+        };
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", daemon.child.id())).into_iter().flatten().flatten();
+        tasks.map(|one| task(one.path().join("schedstat"))).sum()
     }
 
     /// Resident memory of the daemon, in bytes.
@@ -248,23 +245,29 @@ impl Stand {
     }
 }
 
-/// Has a queue read by a thread that accepts what comes, with the rules that Pinhole would install for that side.
+/// Has the queues read by a thread each that accepts what comes, with the rules that Pinhole would install for that side.
 ///
-/// The thread ends with this process; its queue has its namespace to itself.
-fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, i32)> {
+/// The threads end with this process; their queues have their namespace to themselves.
+fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, Vec<i32>)> {
     let policy = policy::parse("bench.yaml", &side.policy().expect("Pinhole has one")).expect("it is good").policy;
-    firewall.run(|| {
-        let mut queue = Queue::open(0, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
+    let policy = policy.on(processors());
+    let queues = policy.capture.queues;
+    let read = |number| {
+        let mut queue = Queue::open(number, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
         let (tell, told) = std::sync::mpsc::channel();
         thread::spawn(move || {
+            stay_near(number, queues);
             tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");
             loop {
                 let waiting = queue.next_packet().expect("the queue is ours");
-                queue.accept(waiting).expect("the packet waits");
+                waiting.accept().expect("the packet waits");
             }
         });
-        let sets = Sets::install(&policy).unwrap_or_else(|error| panic!("{error}"));
-        (sets, told.recv().expect("the thread says it first"))
+        told.recv().expect("the thread says it first")
+    };
+    firewall.run(|| {
+        let readers = queues.numbers().map(read).collect();
+        (Sets::install(&policy).unwrap_or_else(|error| panic!("{error}")), readers)
     })
 }
 

@@ -1,16 +1,20 @@
 //! Packets from an NFQUEUE, and the verdicts on them.
 
 use std::io;
+use std::num::NonZeroU16;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::thread;
 
-use nfq::{Message, Verdict};
+use nfq::Message;
 use rustix::io::Errno;
-use rustix::net::{self, AddressFamily, netlink, sockopt};
+use rustix::net::{AddressFamily, netlink, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::readers::readers;
+use super::readers::{own_file, readers};
 use crate::netlink::Verdicts;
-use crate::policy::WhenDown;
+use crate::policy::{Queues, WhenDown};
 
 /// How many packets may wait in the kernel for a verdict.
 const LONGEST: u32 = 4096;
@@ -21,8 +25,7 @@ const ROOM: usize = LONGEST as usize * 4096;
 pub struct Queue {
     queue: nfq::Queue,
     number: u16,
-    /// Where packets must not be accepted to go on.
-    verdicts: Option<Verdicts>,
+    verdicts: Arc<Verdicts>,
 }
 
 /// Why a queue cannot be read.
@@ -87,13 +90,27 @@ impl QueueError {
     }
 }
 
-/// A packet that waits for its verdict.
-pub struct Waiting(Message);
+/// A packet that waits for its verdict. Any thread may say that, whoever reads the queue meanwhile.
+pub struct Waiting {
+    message: Message,
+    verdicts: Arc<Verdicts>,
+}
 
 impl Waiting {
     /// The packet, from its IP header on.
     pub fn packet(&self) -> &[u8] {
-        self.0.get_payload()
+        self.message.get_payload()
+    }
+
+    /// Lets it go on.
+    pub fn accept(self) -> io::Result<()> {
+        Ok(self.verdicts.go_on(self.message.get_packet_id(), None)?)
+    }
+
+    /// Lets another packet go on in its place: from its IP header on, with all lengths and checksums in it as they have
+    /// to be. It may be longer or shorter.
+    pub fn accept_as(self, packet: &[u8]) -> io::Result<()> {
+        Ok(self.verdicts.go_on(self.message.get_packet_id(), Some(packet))?)
     }
 }
 
@@ -110,7 +127,8 @@ impl Queue {
             queue.set_queue_max_len(number, LONGEST)?;
             queue.set_fail_open(number, when_down == WhenDown::Open)?;
             queue.set_recv_enobufs(false)?;
-            Ok(Self { queue, number, verdicts: None })
+            let verdicts = Arc::new(Verdicts::new(socket_of(number)?, number));
+            Ok(Self { queue, number, verdicts })
         };
         open().map_err(|cause| QueueError::new(number, cause))
     }
@@ -122,51 +140,54 @@ impl Queue {
 
     /// Waits for the next packet.
     pub fn next_packet(&mut self) -> io::Result<Waiting> {
-        self.queue.recv().map(Waiting)
+        let message = self.queue.recv()?;
+        Ok(Waiting { message, verdicts: Arc::clone(&self.verdicts) })
     }
 
     /// From now on packets go on past what the kernel does for helpers of programs: see [`Verdicts`]. For connections
     /// that have such a helper. What a full queue has no room for does not go on at all, whatever it was opened for: the
     /// kernel would do all that for it.
     pub fn go_past_helpers(&mut self) -> io::Result<()> {
-        let missing = |what| io::Error::new(io::ErrorKind::NotFound, what);
         let readers = readers().ok_or_else(|| missing("the kernel shows no list of queues"))?;
-        let own = readers.iter().find(|reader| reader.queue == self.number);
-        let port = own.ok_or_else(|| missing("the queue is not in the kernel's list"))?.port;
-        let is_own = |socket: &OwnedFd| {
-            let address = net::getsockname(socket).and_then(netlink::SocketAddrNetlink::try_from);
-            address.is_ok_and(|address| address.pid() == port)
-        };
-        let socket = sockets()?.into_iter().find(is_own).ok_or_else(|| missing("the queue's socket is not here"))?;
         let is_free = |number: &u16| readers.iter().all(|reader| reader.queue != *number);
         let nobody = (0..=u16::MAX).rev().find(is_free).ok_or_else(|| missing("every queue is read by somebody"))?;
-        let mut verdicts = Verdicts::new(socket, self.number, nobody);
+        let verdicts = Verdicts::new(socket_of(self.number)?, self.number).past_helpers(nobody);
         verdicts.close_when_full()?;
-        self.verdicts = Some(verdicts);
+        self.verdicts = Arc::new(verdicts);
         Ok(())
     }
+}
 
-    /// Lets a packet go on.
-    pub fn accept(&mut self, waiting: Waiting) -> io::Result<()> {
-        let Waiting(mut message) = waiting;
-        if let Some(verdicts) = &mut self.verdicts {
-            return Ok(verdicts.go_on(message.get_packet_id(), None)?);
-        }
-        message.set_verdict(Verdict::Accept);
-        self.queue.verdict(message)
-    }
+/// How many processors this program may use.
+pub fn processors() -> NonZeroU16 {
+    let processors = thread::available_parallelism().map_or(1, usize::from);
+    u16::try_from(processors).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MAX)
+}
 
-    /// Lets another packet go on in the place of this one: from its IP header on, with all lengths and checksums in it
-    /// as they have to be. It may be longer or shorter.
-    pub fn accept_as(&mut self, waiting: Waiting, packet: &[u8]) -> io::Result<()> {
-        let Waiting(mut message) = waiting;
-        if let Some(verdicts) = &mut self.verdicts {
-            return Ok(verdicts.go_on(message.get_packet_id(), Some(packet))?);
+/// Keeps this thread on the processors whose packets come into that queue, one of these: the kernel deals them out by
+/// the processor's number. A thread that is not let there reads them from elsewhere, only slower.
+pub fn stay_near(number: u16, queues: Queues) {
+    let offset = usize::from(number.saturating_sub(queues.first()));
+    let Ok(allowed) = sched_getaffinity(None) else { return };
+    let mut near = CpuSet::new();
+    for processor in (offset..CpuSet::MAX_CPU).step_by(queues.count().get().into()) {
+        if allowed.is_set(processor) {
+            near.set(processor);
         }
-        message.set_payload(packet);
-        message.set_verdict(Verdict::Accept);
-        self.queue.verdict(message)
     }
+    if near.count() > 0 {
+        let _ = sched_setaffinity(None, &near);
+    }
+}
+
+/// The socket through which this process reads that queue. The crate nfq keeps it to itself.
+fn socket_of(queue: u16) -> io::Result<OwnedFd> {
+    let own = own_file(queue).ok_or_else(|| missing("it is not in /proc/net/netfilter/nfnetlink_queue"))?;
+    Ok(pidfd_getfd(pidfd_open(getpid(), PidfdFlags::empty())?, own, PidfdGetfdFlags::empty())?)
+}
+
+fn missing(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, what)
 }
 
 /// Gives the queue's socket a buffer for as many packets as may wait. With the system's own a hundred fill it, and the

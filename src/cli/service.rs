@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Outcome, input};
+use crate::capture::queue::processors;
 use crate::daemon::control;
 use crate::daemon::status::Request;
 use crate::firewall::sets::{Holder, Queueing, ruleset};
@@ -74,7 +75,7 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
             Err(error) => (Queueing::Statement, format!("a kernel (this one was not asked: {error})")),
         },
     };
-    let text = ruleset(&policy, queueing, Holder::Sets);
+    let text = ruleset(&policy.on(processors()), queueing, Holder::Sets);
     super::print(&format!("# What `pinhole run` installs on {whose} that queues by {queueing}.\n\n{text}"))
 }
 

@@ -12,6 +12,7 @@ use tracing::{debug, error, info, warn};
 
 use super::Shared;
 use super::status::Request;
+use crate::capture::queue::processors;
 use crate::policy;
 
 /// Where the socket lies, unless `PINHOLE_SOCKET` says otherwise.
@@ -165,7 +166,7 @@ fn reload(shared: &Shared, source: Option<&Path>) -> Result<(), NotLoaded> {
 }
 
 fn read(source: Option<&Path>) -> Result<policy::Policy, NotLoaded> {
-    let Some(source) = source else { return Ok(policy::Policy::embedded()) };
+    let Some(source) = source else { return Ok(policy::Policy::embedded().on(processors())) };
     let name = source.display().to_string();
     let bytes = std::fs::read(source).map_err(|error| format!("cannot read {name}: {error}"))?;
     let parsed = policy::parse_bytes(&name, &bytes).map_err(|problems| {
@@ -175,7 +176,7 @@ fn read(source: Option<&Path>) -> Result<policy::Policy, NotLoaded> {
     for warning in &parsed.warnings {
         warn!("{}", warning.headline());
     }
-    Ok(parsed.policy)
+    Ok(parsed.policy.on(processors()))
 }
 
 /// Half of what systemd allows, or now and then without it.

@@ -14,17 +14,18 @@ mod threads;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
 pub use engine::Engine;
+use packets::Held;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 pub use status::Status;
 use tracing::info;
 
-use crate::capture::queue::{Queue, QueueError};
+use crate::capture::queue::{Queue, QueueError, processors};
 use crate::firewall::sets::SetupError;
 use crate::netlink::{ConnectionWatch, Error, Heard, TableWatch};
 use crate::policy::Policy;
@@ -61,12 +62,23 @@ pub enum StartError {
     Ended(String),
 }
 
+/// How often a thread looks whether the engine is free before it sleeps until it is: some ten microseconds.
+const SPINS: usize = 300;
+
 /// The engine as the threads share it.
 #[derive(Clone, Debug)]
 pub struct Shared(Arc<Mutex<Engine>>);
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Engine> {
+        // Whoever has it is done in a few microseconds. To sleep and be woken takes longer.
+        for _ in 0..SPINS {
+            match self.0.try_lock() {
+                Ok(engine) => return engine,
+                Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
+            }
+        }
         // A thread that panicked in the middle left whole sessions behind: each step of the engine is one packet.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -77,10 +89,12 @@ impl Shared {
 /// `source` is where the policy came from, to read it anew.
 pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
+    let policy = policy.on(processors());
     // A second instance must find out before it changes anything.
     let listener = runtime.block_on(async { control::listen() })?;
+    let all_queues = policy.capture.queues;
     let open = |number| Queue::open(number, policy.capture.when_down);
-    let mut queues = policy.capture.queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
+    let mut queues = all_queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
     // From before the table is made, so that no change to it goes unnoticed.
     let tables = TableWatch::open()?;
     let connections = ConnectionWatch::begins_and_ends()?;
@@ -95,9 +109,10 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     }
     let shared = Shared(Arc::new(Mutex::new(engine)));
     let (mut threads, crew) = threads::crew();
+    let held = Arc::new(Held::default());
     for queue in queues {
-        let shared = shared.clone();
-        crew.start("reading the queue", move || packets::take(queue, &shared));
+        let (shared, held) = (shared.clone(), Arc::clone(&held));
+        crew.start("reading the queue", move || packets::take(queue, all_queues, &shared, &held));
     }
     crew.start("watching the ruleset", {
         let shared = shared.clone();

@@ -1,13 +1,17 @@
-//! Packets from a queue: each is shown to the engine, and goes on as that says.
+//! Packets from the queues: each is shown to the engine, and goes on as that says.
+//!
+//! Each queue has a thread of its own, and the packets of one connection may come through all of them.
 //!
 //! Knows nothing of FTP, nor why a packet has to wait.
 
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Shared;
-use crate::capture::queue::{Queue, Waiting};
+use super::{Engine, Shared};
+use crate::capture::queue::{Queue, Waiting, stay_near};
 use crate::packet::{Flow, Segment, Seq, replaced};
+use crate::policy::Queues;
 use crate::rewrite::{Replacement, Verdict};
 
 /// How many packets may wait for another one in front of them. More than a few are an attack, or a very broken path.
@@ -21,19 +25,33 @@ const LONGEST_HELD: Duration = Duration::from_secs(3);
 const MOST_FAILURES: u32 = 100;
 
 /// A packet that waits for what is missing in front of it.
-struct Held {
+struct HeldPacket {
     waiting: Waiting,
     flow: Flow,
     seq: Seq,
     since: Instant,
 }
 
-/// Takes packets until that fails for good; says why.
-pub(super) fn take(mut queue: Queue, shared: &Shared) -> String {
+/// Those that wait, the one that has waited longest first.
+///
+/// Whoever decides that a packet has to wait puts it here before another thread can decide about the next one: else what
+/// it waits for could come and go in between.
+#[derive(Default)]
+pub(super) struct Held(Mutex<Vec<HeldPacket>>);
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, Vec<HeldPacket>> {
+        let Self(packets) = self;
+        packets.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes packets of one of the queues until that fails for good; says why.
+pub(super) fn take(mut queue: Queue, queues: Queues, shared: &Shared, held: &Held) -> String {
+    stay_near(queue.number(), queues);
     let mut failures = 0;
-    let mut held = Vec::new();
     loop {
-        let result = queue.next_packet().and_then(|waiting| go_on(&mut queue, shared, waiting, &mut held));
+        let result = queue.next_packet().and_then(|waiting| go_on(shared, waiting, held));
         let Err(error) = result else {
             failures = 0;
             continue;
@@ -52,72 +70,71 @@ pub(super) fn take(mut queue: Queue, shared: &Shared) -> String {
 }
 
 /// Lets a packet go on, unless it has to wait; and those that waited for it.
-fn go_on(queue: &mut Queue, shared: &Shared, waiting: Waiting, held: &mut Vec<Held>) -> io::Result<()> {
-    let verdict = shared.lock().packet(waiting.packet());
-    // The packet goes on only now, when what it announced stands in the kernel.
+fn go_on(shared: &Shared, waiting: Waiting, held: &Held) -> io::Result<()> {
+    let mut engine = shared.lock();
+    let verdict = engine.packet(waiting.packet());
+    let mut packets = held.lock();
     if verdict == Verdict::Later {
-        return hold(queue, shared, waiting, held);
+        let Some((waiting, verdict)) = hold(&mut engine, waiting, &mut packets) else { return Ok(()) };
+        drop((packets, engine));
+        return finish_and_show(shared, waiting, verdict, held);
     }
-    if held.is_empty() {
-        return finish(queue, waiting, verdict);
-    }
-    let flow = Segment::parse(waiting.packet()).map(|segment| segment.flow);
-    finish(queue, waiting, verdict)?;
-    let_go_of_old(queue, shared, held)?;
-    flow.map_or(Ok(()), |flow| show_again(queue, shared, flow, held))
-}
-
-/// Lets those go that have waited too long. The first is the oldest.
-fn let_go_of_old(queue: &mut Queue, shared: &Shared, held: &mut Vec<Held>) -> io::Result<()> {
-    while held.first().is_some_and(|oldest| oldest.since.elapsed() > LONGEST_HELD) {
-        let Held { waiting, .. } = held.remove(0);
-        let verdict = shared.lock().packet_at_last(waiting.packet());
-        finish(queue, waiting, verdict)?;
-    }
-    Ok(())
+    let nobody_waits = packets.is_empty();
+    drop((packets, engine));
+    // The packet goes on only now, when what it announced stands in the kernel; and meanwhile others are read.
+    if nobody_waits { finish(waiting, verdict) } else { finish_and_show(shared, waiting, verdict, held) }
 }
 
 /// Keeps a packet until what is missing in front of it has come. If its sender has sent it again by then, that will
-/// hardly come, or the queue has let it pass unread.
-fn hold(queue: &mut Queue, shared: &Shared, waiting: Waiting, held: &mut Vec<Held>) -> io::Result<()> {
+/// hardly come, or the queue has let it pass unread: then it is given back, with what is to become of it.
+fn hold(engine: &mut Engine, waiting: Waiting, packets: &mut Vec<HeldPacket>) -> Option<(Waiting, Verdict)> {
     let Ok(Segment { flow, seq, .. }) = Segment::parse(waiting.packet()) else {
-        return queue.accept(waiting);
+        return Some((waiting, Verdict::Accept));
     };
-    let is_sent_again = held.iter().any(|one| one.flow == flow && one.seq == seq);
-    if !is_sent_again && held.len() < MOST_HELD {
-        held.push(Held { waiting, flow, seq, since: Instant::now() });
-        return Ok(());
+    let is_sent_again = packets.iter().any(|one| one.flow == flow && one.seq == seq);
+    if !is_sent_again && packets.len() < MOST_HELD {
+        packets.push(HeldPacket { waiting, flow, seq, since: Instant::now() });
+        return None;
     }
-    let verdict = shared.lock().packet_at_last(waiting.packet());
-    finish(queue, waiting, verdict)?;
-    show_again(queue, shared, flow, held)
+    let verdict = engine.packet_at_last(waiting.packet());
+    Some((waiting, verdict))
 }
 
-/// Shows those again that wait in that flow: what was missing may have come.
-fn show_again(queue: &mut Queue, shared: &Shared, flow: Flow, held: &mut Vec<Held>) -> io::Result<()> {
-    let mut index = 0;
-    while let Some(one) = held.get(index) {
-        if one.flow != flow {
-            index += 1;
-            continue;
-        }
-        match shared.lock().packet(one.waiting.packet()) {
-            Verdict::Later => index += 1,
-            verdict => {
-                let one = held.remove(index);
-                finish(queue, one.waiting, verdict)?;
-                // It may be what another one waited for.
-                index = 0;
-            }
-        }
+/// Lets a packet go on, and then those that may have waited for it, and those that have waited too long.
+fn finish_and_show(shared: &Shared, waiting: Waiting, verdict: Verdict, held: &Held) -> io::Result<()> {
+    let flow = Segment::parse(waiting.packet()).map(|segment| segment.flow);
+    finish(waiting, verdict)?;
+    while let Some((waiting, verdict)) = next_to_go(shared, flow.ok(), held) {
+        finish(waiting, verdict)?;
     }
     Ok(())
 }
 
-fn finish(queue: &mut Queue, waiting: Waiting, verdict: Verdict) -> io::Result<()> {
-    let Verdict::Replace(Replacement { seq, payload }) = verdict else { return queue.accept(waiting) };
+/// One of those that wait and need not any more, with what is to become of it.
+fn next_to_go(shared: &Shared, flow: Option<Flow>, held: &Held) -> Option<(Waiting, Verdict)> {
+    let mut engine = shared.lock();
+    let mut packets = held.lock();
+    if packets.first().is_some_and(|oldest| oldest.since.elapsed() > LONGEST_HELD) {
+        let HeldPacket { waiting, .. } = packets.remove(0);
+        let verdict = engine.packet_at_last(waiting.packet());
+        return Some((waiting, verdict));
+    }
+    for index in 0..packets.len() {
+        if Some(packets[index].flow) != flow {
+            continue;
+        }
+        let verdict = engine.packet(packets[index].waiting.packet());
+        if verdict != Verdict::Later {
+            return Some((packets.remove(index).waiting, verdict));
+        }
+    }
+    None
+}
+
+fn finish(waiting: Waiting, verdict: Verdict) -> io::Result<()> {
+    let Verdict::Replace(Replacement { seq, payload }) = verdict else { return waiting.accept() };
     match replaced(waiting.packet(), seq, &payload) {
-        Some(packet) => queue.accept_as(waiting, &packet),
-        None => queue.accept(waiting),
+        Some(packet) => waiting.accept_as(&packet),
+        None => waiting.accept(),
     }
 }

@@ -14,7 +14,7 @@ use crate::capture::queue::Queue;
 use crate::capture::readers::{Reader, readers};
 use crate::daemon::control;
 use crate::firewall::native::{self, Impossible};
-use crate::firewall::sets::{Holder, Queueing, queue_chains, ruleset};
+use crate::firewall::sets::{Holder, QueueChain, Queueing, ruleset};
 use crate::net::Port;
 use crate::netlink::{Conntrack, Family, Table, Tables};
 use crate::packet::{Endpoint, Flow};
@@ -217,8 +217,8 @@ fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
     const TRIAL: &str = "inet pinhole-check";
     let mut text = format!("add table {TRIAL}\n");
     if queueing == Queueing::CompatTarget {
-        for chain in queue_chains(&policy.capture) {
-            text.push_str(&format!("add chain {TRIAL} {chain}\n"));
+        for chain in QueueChain::ALL {
+            text.push_str(&format!("add chain {TRIAL} {}\n", chain.name()));
         }
     }
     // The daemon makes these two otherwise: nft writes none of size 0, and for a trial one of another size will do.

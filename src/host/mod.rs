@@ -16,6 +16,7 @@ pub use judge::judge;
 pub use look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 pub use ruleset::{BadRuleset, Ruleset};
 
+use crate::capture::queue::processors;
 use crate::policy::Policy;
 
 /// How much a finding matters.
@@ -75,5 +76,6 @@ impl fmt::Display for Finding {
 
 /// Looks at the host and says what of it suits a policy, and what does not.
 pub fn examine(policy: &Policy) -> Vec<Finding> {
-    judge(policy, &Seen::look(policy))
+    let policy = policy.clone().on(processors());
+    judge(&policy, &Seen::look(&policy))
 }

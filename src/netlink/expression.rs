@@ -15,15 +15,19 @@ const VALUE: u16 = 1;
 pub enum Expression {
     /// nf_tables' own statement: the packet goes to the queue of that number. `bypass`: if nobody reads it, it goes on.
     Queue {
-        /// The queue.
+        /// The queue, or the first of several.
         number: u16,
+        /// How many there are: each processor queues into one of them.
+        count: u16,
         /// What happens where nobody reads.
         bypass: bool,
     },
     /// The same with the target `NFQUEUE` of iptables, for kernels without that statement.
     CompatQueue {
-        /// The queue.
+        /// The queue, or the first of several.
         number: u16,
+        /// How many there are.
+        count: u16,
         /// What happens where nobody reads.
         bypass: bool,
     },
@@ -90,16 +94,16 @@ impl Expression {
             data.nested(kind, |data| data.attribute(VALUE, &number.to_ne_bytes()));
         };
         match self {
-            Self::Queue { number, bypass } => {
+            Self::Queue { number, count, bypass } => {
                 data.attribute(1, &number.to_be_bytes());
-                data.attribute(2, &1u16.to_be_bytes());
-                data.attribute(3, &u16::from(bypass).to_be_bytes());
+                data.attribute(2, &count.to_be_bytes());
+                data.attribute(3, &queue_flags(count, bypass).to_be_bytes());
             }
-            Self::CompatQueue { number, bypass } => {
+            Self::CompatQueue { number, count, bypass } => {
                 // struct xt_NFQ_info_v3 { number; total; flags }, padded to eight bytes, in the host's order.
                 let [n0, n1] = number.to_ne_bytes();
-                let [t0, t1] = 1u16.to_ne_bytes();
-                let [f0, f1] = u16::from(bypass).to_ne_bytes();
+                let [t0, t1] = count.to_ne_bytes();
+                let [f0, f1] = queue_flags(count, bypass).to_ne_bytes();
                 data.text(1, "NFQUEUE");
                 data.number(2, 3);
                 data.attribute(3, &[n0, n1, t0, t1, f0, f1, 0, 0]);
@@ -130,6 +134,11 @@ impl Expression {
     }
 }
 
+/// Both ways to queue have the same flags: 1 for bypass, 2 to choose among several queues by the processor.
+const fn queue_flags(count: u16, bypass: bool) -> u16 {
+    bypass as u16 | if count > 1 { 2 } else { 0 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::bytes::{Attribute, Head, Messages};
@@ -144,14 +153,14 @@ mod tests {
 
     #[test]
     fn the_compat_target_has_a_name_a_revision_and_eight_bytes() {
-        let bytes = written(Expression::CompatQueue { number: 0x0102, bypass: true });
+        let bytes = written(Expression::CompatQueue { number: 0x0102, count: 3, bypass: true });
         let message = Messages::of(&bytes).next().expect("a message");
         let expression = message.attributes().find(LIST_ELEMENT).expect("an expression").nested();
         assert_eq!(expression.find(NAME).and_then(Attribute::text), Some("target"));
         let data = expression.find(DATA).expect("its data").nested();
         assert_eq!(data.find(1).and_then(Attribute::text), Some("NFQUEUE"));
         assert_eq!(data.find(2).and_then(Attribute::u32), Some(3));
-        let expected = [0x0102_u16.to_ne_bytes(), 1u16.to_ne_bytes(), 1u16.to_ne_bytes(), [0; 2]].concat();
+        let expected = [0x0102_u16.to_ne_bytes(), 3u16.to_ne_bytes(), 3u16.to_ne_bytes(), [0; 2]].concat();
         assert_eq!(data.find(3).map(Attribute::bytes), Some(expected.as_slice()));
     }
 

@@ -1,4 +1,5 @@
-//! A verdict that the crate which reads queues cannot say: let a packet go on, and leave it alone.
+//! Verdicts on queued packets. The crate that reads queues knows them as well, but whoever waits for packets cannot say
+//! one for another thread meanwhile; and one of them it does not know: let a packet go on, and leave it alone.
 //!
 //! When a packet is accepted, the kernel does for a connection whose helper belongs to a program what it does behind a
 //! kernel's helper (`nf_confirm_cthelper`): it corrects sequence numbers. Where the packet leaves it does so again. A
@@ -23,6 +24,7 @@ const WHICH_FLAGS: u16 = 4;
 const FLAGS: u16 = 5;
 /// What it has no room for is accepted.
 const OPEN_WHEN_FULL: u32 = 1;
+const ACCEPT: u32 = 1;
 /// To a queue, whose number is in the upper half; passed by if nobody reads it.
 const QUEUE: u32 = 3;
 const BYPASS: u32 = 0x8000;
@@ -35,45 +37,48 @@ const LONGEST: usize = u16::MAX as usize - 4;
 pub struct Verdicts {
     socket: OwnedFd,
     queue: u16,
-    /// The queue that nobody reads.
-    nobody: u16,
-    message: Writer,
+    verdict: u32,
 }
 
 impl Verdicts {
     /// For that queue, read by that socket.
-    pub fn new(socket: OwnedFd, queue: u16, nobody: u16) -> Self {
-        Self { socket, queue, nobody, message: Writer::default() }
+    pub fn new(socket: OwnedFd, queue: u16) -> Self {
+        Self { socket, queue, verdict: ACCEPT }
+    }
+
+    /// The same, past what the kernel does for helpers of programs. `nobody` is a queue that nobody reads.
+    #[must_use]
+    pub fn past_helpers(self, nobody: u16) -> Self {
+        Self { verdict: u32::from(nobody) << 16 | BYPASS | QUEUE, ..self }
     }
 
     /// What the queue has no room for is dropped from now on, and sent again by its sender.
     ///
     /// The kernel is not asked for an answer, which would come among the packets; only a refusal does.
-    pub fn close_when_full(&mut self) -> io::Result<()> {
-        self.message.clear();
-        write_closed(&mut self.message, self.queue);
-        self.send()
+    pub fn close_when_full(&self) -> io::Result<()> {
+        let mut message = Writer::default();
+        write_closed(&mut message, self.queue);
+        self.send(&message)
     }
 
     /// Lets the packet with that number go on, or this one in its place.
-    pub fn go_on(&mut self, packet: u32, instead: Option<&[u8]>) -> io::Result<()> {
+    pub fn go_on(&self, packet: u32, instead: Option<&[u8]>) -> io::Result<()> {
         if instead.is_some_and(|packet| packet.len() > LONGEST) {
             return Err(io::Errno::MSGSIZE);
         }
-        self.message.clear();
-        write(&mut self.message, self.queue, self.nobody, packet, instead);
-        self.send()
+        let mut message = Writer::default();
+        write(&mut message, self.queue, self.verdict, packet, instead);
+        self.send(&message)
     }
 
-    fn send(&self) -> io::Result<()> {
-        io::retry_on_intr(|| net::send(&self.socket, self.message.as_bytes(), SendFlags::empty())).map(drop)
+    fn send(&self, message: &Writer) -> io::Result<()> {
+        io::retry_on_intr(|| net::send(&self.socket, message.as_bytes(), SendFlags::empty())).map(drop)
     }
 }
 
-fn write(message: &mut Writer, queue: u16, nobody: u16, packet: u32, instead: Option<&[u8]>) {
+fn write(message: &mut Writer, queue: u16, verdict: u32, packet: u32, instead: Option<&[u8]>) {
     let head = Head { kind: VERDICT, flags: flags::REQUEST, sequence: 0, family: 0, resource: queue };
     message.message(head, |w| {
-        let verdict = u32::from(nobody) << 16 | BYPASS | QUEUE;
         w.attribute(VERDICT_HEADER, &[verdict.to_be_bytes(), packet.to_be_bytes()].concat());
         if let Some(instead) = instead {
             w.attribute(PAYLOAD, instead);
@@ -95,8 +100,13 @@ mod tests {
 
     #[test]
     fn a_packet_goes_to_a_queue_that_may_be_passed_by() {
+        let (socket, _other) =
+            net::socketpair(net::AddressFamily::UNIX, net::SocketType::STREAM, net::SocketFlags::CLOEXEC, None)
+                .expect("two sockets");
+        let verdicts = Verdicts::new(socket, 7);
+        assert_eq!(verdicts.verdict, 1);
         let mut message = Writer::default();
-        write(&mut message, 7, 0xfffe, 0x0102_0304, Some(b"abc"));
+        write(&mut message, 7, verdicts.past_helpers(0xfffe).verdict, 0x0102_0304, Some(b"abc"));
         let bytes = message.as_bytes();
         assert_eq!(bytes[16..20], [0, 0, 0, 7]);
         assert_eq!(bytes[24..32], [0xff, 0xfe, 0x80, 3, 1, 2, 3, 4]);

@@ -13,6 +13,7 @@ use super::rule::Rule;
 use super::settings::{Capture, Chain, ChainError, ControlPorts, Limits, Mark, Mechanism, Queues};
 use super::source::{Quoted, is_visible};
 use super::terms::{Action, PortRanges, Terms, Tls, Verbs};
+use super::tree::Value;
 use super::word::{COMMANDS, nearest};
 use super::{MAX_RULES, Policy};
 use crate::ftp::mode::{Mode, Modes};
@@ -89,21 +90,31 @@ fn control_ports(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<ControlPor
     ControlPorts::new(ports)
 }
 
-fn capture(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Capture> {
-    let fields = reader.fields(entry, keys::CAPTURE, "expected a mapping with keys such as queue")?;
-    let default = Capture::default();
-    let first = value(&fields, "queue", default.queues.first(), |entry| reader.integer(entry, 0..=65_535));
-    let one = default.queues.count();
-    let count = value(&fields, "queues", one, |e| reader.integer(e, 1..=65_535).and_then(NonZeroU16::new));
+fn queues(reader: &mut Reader<'_>, entry: Entry<'_>, first: u16) -> Option<Queues> {
+    let count = match &entry.node.value {
+        Value::Text(text) if text == "auto" => return None,
+        Value::Integer(_) => reader.integer(entry, 1..=65_535).and_then(NonZeroU16::new)?,
+        _ => {
+            reader.wrong_type(entry, "expected auto, or a number from 1 to 65535");
+            return None;
+        }
+    };
     let queues = Queues::new(first, count);
     if queues.is_none() {
-        let entry = fields.get("queues").or(fields.get("queue")).unwrap_or(entry);
         let last = u32::from(first) + u32::from(count.get()) - 1;
         let message = format!("{count} queues from number {first} would end at {last}");
         reader.error(entry, message, "expected the last queue to be 65535 or lower");
     }
+    queues
+}
+
+fn capture(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Capture> {
+    let fields = reader.fields(entry, keys::CAPTURE, "expected a mapping with keys such as queue")?;
+    let default = Capture::default();
+    let first = value(&fields, "queue", default.queues.first(), |entry| reader.integer(entry, 0..=65_535));
+    let queues = fields.get("queues").and_then(|entry| queues(reader, entry, first));
     Some(Capture {
-        queues: queues.unwrap_or_default(),
+        queues: queues.unwrap_or(Queues::automatic(first)),
         inspect: value(&fields, "inspect", default.inspect, |entry| reader.word(entry)),
         when_down: value(&fields, "when_down", default.when_down, |entry| reader.word(entry)),
     })
@@ -204,7 +215,7 @@ fn modes(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Modes> {
 }
 
 fn data_ports(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<PortRanges> {
-    if !matches!(entry.node.value, super::tree::Value::List(_)) {
+    if !matches!(entry.node.value, Value::List(_)) {
         return reader.port_range(entry).map(PortRanges::from);
     }
     let mut ranges: Vec<crate::net::PortRange> = Vec::new();

@@ -4,6 +4,7 @@
 //! a file, reads a clock or knows what a packet is.
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 
 mod file;
 mod hosts;
@@ -73,6 +74,13 @@ impl Policy {
             // It is a part of the program, and a test reads it.
             Err(problems) => panic!("the embedded policy is wrong:\n{problems}"),
         }
+    }
+
+    /// The same policy where it is followed: on a machine with so many processors.
+    #[must_use]
+    pub fn on(mut self, processors: NonZeroU16) -> Self {
+        self.capture.queues = self.capture.queues.on(processors);
+        self
     }
 
     /// Which terms hold between `client` and `server`: those of the first rule that names both, or the defaults.

@@ -16,7 +16,10 @@ impl Display for Policy {
         let capture = self.capture;
         writeln!(f, "capture:")?;
         writeln!(f, "  queue: {}", capture.queues.first())?;
-        writeln!(f, "  queues: {}", capture.queues.count())?;
+        match capture.queues.wanted() {
+            Some(count) => writeln!(f, "  queues: {count}")?,
+            None => writeln!(f, "  queues: auto")?,
+        }
         writeln!(f, "  inspect: {}", capture.inspect)?;
         writeln!(f, "  when_down: {}", capture.when_down)?;
         writeln!(f, "admit: {}", List(&self.admit))?;

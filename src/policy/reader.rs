@@ -101,7 +101,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes that the value is something else altogether.
-    fn wrong_type(&mut self, entry: Entry<'_>, expected: &str) {
+    pub(super) fn wrong_type(&mut self, entry: Entry<'_>, expected: &str) {
         let message = match &entry.node.value {
             Value::Null => "there is no value".into(),
             Value::Bool => format!("{} is a truth value", self.written(entry)),

@@ -84,13 +84,31 @@ impl Default for Capture {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
     first: u16,
-    count: NonZeroU16,
+    /// None: as many as suit the machine.
+    count: Option<NonZeroU16>,
 }
 
 impl Queues {
+    /// More than this many readers wait for each other rather than for packets.
+    const MOST_BY_ITSELF: u16 = 8;
+
     /// `count` queues from number `first`, unless that leads past 65535.
     pub fn new(first: u16, count: NonZeroU16) -> Option<Self> {
-        first.checked_add(count.get() - 1).map(|_| Self { first, count })
+        first.checked_add(count.get() - 1).map(|_| Self { first, count: Some(count) })
+    }
+
+    /// As many as suit the machine, from number `first`.
+    pub const fn automatic(first: u16) -> Self {
+        Self { first, count: None }
+    }
+
+    /// The same on a machine with so many processors: one for each, so that whoever reads a packet can do so where the
+    /// packet came, but not very many.
+    #[must_use]
+    pub fn on(self, processors: NonZeroU16) -> Self {
+        let most = Self::MOST_BY_ITSELF.min((u16::MAX - self.first).saturating_add(1));
+        let suits = processors.min(NonZeroU16::new(most).unwrap_or(NonZeroU16::MIN));
+        Self { count: self.count.or(Some(suits)), ..self }
     }
 
     /// The lowest number.
@@ -98,21 +116,26 @@ impl Queues {
         self.first
     }
 
-    /// How many there are.
-    pub const fn count(self) -> NonZeroU16 {
+    /// How many the policy wants, if it says that.
+    pub const fn wanted(self) -> Option<NonZeroU16> {
         self.count
+    }
+
+    /// How many there are. Where that is left to the machine, and no machine was named, one.
+    pub fn count(self) -> NonZeroU16 {
+        self.count.unwrap_or(NonZeroU16::MIN)
     }
 
     /// Their numbers, in order.
     pub fn numbers(self) -> impl Iterator<Item = u16> {
-        (0..self.count.get()).map(move |offset| self.first + offset)
+        (0..self.count().get()).map(move |offset| self.first + offset)
     }
 }
 
-/// Queue 0 alone.
+/// From queue 0 on.
 impl Default for Queues {
     fn default() -> Self {
-        Self { first: 0, count: NonZeroU16::MIN }
+        Self::automatic(0)
     }
 }
 
@@ -326,6 +349,11 @@ mod tests {
         assert!(queues(65_535, 1).is_some());
         assert!(queues(0, u16::MAX).is_some());
         assert!(queues(65_535, 2).is_none());
+        let processors = |count| NonZeroU16::new(count).expect("not zero");
+        let on = |queues: Queues, count| queues.on(processors(count)).numbers().collect::<Vec<_>>();
+        assert_eq!(on(Queues::automatic(7), 3), [7, 8, 9]);
+        assert_eq!((on(Queues::automatic(0), 64).len(), on(Queues::automatic(65_534), 64).len()), (8, 2));
+        assert_eq!(queues(7, 2).map(|chosen| on(chosen, 64)), Some(vec![7, 8]));
         assert_eq!(queues(7, 2).map(|q| q.numbers().collect::<Vec<_>>()), Some(vec![7, 8]));
     }
 

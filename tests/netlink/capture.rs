@@ -10,6 +10,7 @@ use std::time::Duration;
 use pinhole::firewall::sets::Sets;
 use pinhole::firewall::{Adjustments, Control, Firewall};
 use pinhole::policy::{Inspect, Policy, Queues, WhenDown};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::host::{Host, connects, flow_of, listens};
 
@@ -174,22 +175,36 @@ fn without_a_reader_control_connections_pass_or_not_as_the_policy_says() {
 }
 
 #[test]
-fn both_directions_meet_in_one_of_several_queues() {
+fn each_processor_hands_its_packets_to_a_queue_of_its_own() {
     let (client, host) = Host::pair();
     let mut policy = Policy::embedded();
     policy.capture.queues = Queues::new(0, NonZeroU16::new(2).expect("two")).expect("queues");
-    // Nobody reads queue 1, and without a reader nothing passes: so about half of all connections work, wholly.
+    // Nobody reads queue 1, and without a reader nothing passes.
     policy.capture.when_down = WhenDown::Closed;
     let _sets = host.run(|| Sets::install(&policy)).expect("installed");
     let listener = listens(&host, "10.9.0.2:21");
-    let mut whole = 0;
-    eavesdrop(&host, || {
-        for _ in 0..12 {
-            let Ok(mut ours) = connects(&client, "10.9.0.2:21") else { continue };
-            let (mut theirs, _) = listener.accept().expect("it came");
-            converse(&mut ours, &mut theirs, &DIALOGUE);
-            whole += 1;
-        }
-    });
-    assert!((1..12).contains(&whole), "{whole} of 12");
+    let allowed = sched_getaffinity(None).expect("this thread runs somewhere");
+    let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor)).collect();
+    let stay_on = |processor| {
+        let mut only = CpuSet::new();
+        only.set(processor);
+        sched_setaffinity(None, &only).expect("it is allowed");
+    };
+    for processor in processors {
+        let passes = processor % 2 == 0;
+        eavesdrop(&host, || {
+            // Both ends are on this processor, and so is what the kernel does for them.
+            let heard = thread::scope(|scope| {
+                let dialogue = || {
+                    stay_on(processor);
+                    let mut ours = connects(&client, "10.9.0.2:21").ok()?;
+                    let (mut theirs, _) = listener.accept().expect("it came");
+                    converse(&mut ours, &mut theirs, &DIALOGUE);
+                    Some(())
+                };
+                scope.spawn(dialogue).join().expect("the dialogue ends")
+            });
+            assert_eq!(heard.is_some(), passes, "processor {processor}");
+        });
+    }
 }

@@ -22,9 +22,11 @@ fn what_the_kernel_can_queue_with_is_found_without_a_change() {
     let host = Host::new("try");
     host.run(|| {
         let mut tables = Tables::open(Duration::from_secs(1)).expect("root");
-        let could =
-            [Expression::Queue { number: 0, bypass: true }, Expression::CompatQueue { number: 0, bypass: true }]
-                .map(|rule| tables.could(&[rule]).expect("an answer"));
+        let could = [
+            Expression::Queue { number: 0, count: 1, bypass: true },
+            Expression::CompatQueue { number: 0, count: 1, bypass: true },
+        ]
+        .map(|rule| tables.could(&[rule]).expect("an answer"));
         assert!(could.contains(&true), "{could:?}");
     });
     assert_eq!(host.ruleset(), "");

@@ -8,7 +8,7 @@ use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::expectation::Expectation;
 use crate::firewall::native::Impossible;
 use crate::netlink::{Conntrack, Element, Error, TableChange, TableImage, Tables};
-use crate::policy::{Chain, Mechanism, Policy, WhenDown};
+use crate::policy::{Capture, Chain, Mechanism, Policy};
 use crate::time::Timestamp;
 
 /// Why the firewall does not stand.
@@ -226,9 +226,8 @@ impl Sets {
         tables.define(TABLE, holder.objects())?;
         if *queueing == Queueing::CompatTarget {
             // First what the rest jumps to, so that there is no moment in which packets find an empty chain.
-            for chain in QueueChain::all(&policy.capture) {
-                let rule = queueing.rule(chain.number, chain.when_down(&policy.capture));
-                tables.fill_chain(TABLE, &chain.name(), "", &[rule])?;
+            for chain in QueueChain::ALL {
+                tables.fill_chain(TABLE, chain.name(), "", &[queueing.rule(&chain.of(policy.capture))])?;
             }
         }
         nft::apply(&ruleset::text(policy, *queueing, *holder))?;
@@ -274,8 +273,7 @@ impl Sets {
         }
         let rules = self.tables.rules(TABLE)?;
         let has_rule = |name: &str| rules.iter().any(|rule| &*rule.chain == name);
-        let mut queues = ruleset::queue_chains(&self.policy.capture);
-        if !(ruleset::CHAINS.into_iter().all(has_rule) && queues.all(|name| has_rule(&name))) {
+        if !ruleset::CHAINS.into_iter().all(has_rule) {
             return Err(SetupError::NotStanding("a rule is"));
         }
         self.installed = rules.iter().map(|rule| rule.handle).collect();
@@ -350,7 +348,7 @@ impl Queueing {
     /// How the kernel can be told to queue, by trying; none if it cannot.
     pub fn of_kernel(tables: &mut Tables) -> Result<Option<Self>, Error> {
         for queueing in [Self::Statement, Self::CompatTarget] {
-            if tables.could(&[queueing.rule(0, WhenDown::Open)])? {
+            if tables.could(&[queueing.rule(&Capture::default())])? {
                 return Ok(Some(queueing));
             }
         }

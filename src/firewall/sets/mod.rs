@@ -20,7 +20,7 @@ use hashbrown::{HashMap, HashSet};
 pub use admit::own_rule;
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
-pub use ruleset::{Holder, Queueing, queue_chains, text as ruleset};
+pub use ruleset::{Holder, QueueChain, Queueing, text as ruleset};
 
 use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};

@@ -93,12 +93,13 @@ pub enum Queueing {
 }
 
 impl Queueing {
-    /// The rule that sends packets to a queue.
-    pub(super) const fn rule(self, number: u16, when_down: WhenDown) -> Expression {
-        let bypass = matches!(when_down, WhenDown::Open);
+    /// The rule that sends packets to the queues.
+    pub(super) fn rule(self, capture: &Capture) -> Expression {
+        let (number, count) = (capture.queues.first(), capture.queues.count().get());
+        let bypass = matches!(capture.when_down, WhenDown::Open);
         match self {
-            Self::Statement => Expression::Queue { number, bypass },
-            Self::CompatTarget => Expression::CompatQueue { number, bypass },
+            Self::Statement => Expression::Queue { number, count, bypass },
+            Self::CompatTarget => Expression::CompatQueue { number, count, bypass },
         }
     }
 }
@@ -112,44 +113,40 @@ impl fmt::Display for Queueing {
     }
 }
 
-/// A chain whose one rule sends packets to a queue.
+/// A chain whose one rule hands packets to the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct QueueChain {
-    /// Which queue.
-    pub(super) number: u16,
-    /// Whether nothing goes past it, whatever the policy says of other packets.
-    pub(super) insists: bool,
+pub enum QueueChain {
+    /// As the policy says.
+    Deliver,
+    /// Whatever the policy says, nothing goes past it.
+    Insist,
 }
 
 impl QueueChain {
-    const PREFIXES: [&str; 2] = ["queue", "insist"];
+    /// Both. Where the compat target queues, they have to stand before the ruleset is read.
+    pub const ALL: [Self; 2] = [Self::Deliver, Self::Insist];
 
-    pub(super) fn name(self) -> String {
-        format!("{}{}", Self::PREFIXES[usize::from(self.insists)], self.number)
+    /// The name of the chain.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deliver => "deliver",
+            Self::Insist => "insist",
+        }
     }
 
-    /// What becomes of its packets when nobody reads the queue.
-    pub(super) const fn when_down(self, capture: &Capture) -> WhenDown {
-        if self.insists { WhenDown::Closed } else { capture.when_down }
-    }
-
-    /// Those of a capture.
-    pub(super) fn all(capture: &Capture) -> impl Iterator<Item = Self> {
-        let numbers = capture.queues.numbers();
-        numbers.flat_map(|number| [false, true].map(|insists| Self { number, insists }))
+    /// What a capture comes to here.
+    pub(super) const fn of(self, capture: Capture) -> Capture {
+        match self {
+            Self::Deliver => capture,
+            Self::Insist => Capture { when_down: WhenDown::Closed, ..capture },
+        }
     }
 }
 
-/// The names of the chains that queue. Where the compat target does it, they have to stand before the ruleset is read.
-pub fn queue_chains(capture: &Capture) -> impl Iterator<Item = String> {
-    QueueChain::all(capture).map(QueueChain::name)
-}
-
-/// Whether a chain of that name is one of ours.
+/// Whether a chain of that name is one of ours, or of a version that had a chain for each queue.
 pub(super) fn is_own_chain(name: &str) -> bool {
-    let number = QueueChain::PREFIXES.into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
-    let is_of = |number| [false, true].into_iter().any(|insists| QueueChain { number, insists }.name() == name);
-    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(is_of)
+    let number = ["queue", "insist"].into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
+    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|parsed| parsed.to_string() == number)
 }
 
 /// The ruleset for a policy, as `nft -f` reads it.
@@ -172,44 +169,37 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     text
 }
 
-/// The chains `deliver` and `insist`, which choose among the queues, and the chains of the queues.
+/// The chains that hand packets to the daemon.
 fn queue(capture: &Capture, queueing: Queueing) -> String {
-    let mut begin = String::new();
-    let mut chains = String::from("table inet pinhole {\n");
-    for chain in QueueChain::all(capture) {
-        let flags = match chain.when_down(capture) {
-            WhenDown::Open => "queue flags bypass",
-            WhenDown::Closed => "queue",
-        };
-        let (name, number) = (chain.name(), chain.number);
-        let result = match queueing {
-            Queueing::Statement => write!(begin, "add chain inet pinhole {name}\nflush chain inet pinhole {name}\n")
-                .and_then(|()| write!(chains, "\tchain {name} {{\n\t\t{flags} to {number}\n\t}}\n")),
-            Queueing::CompatTarget => writeln!(
-                chains,
-                "\t# This kernel has no `{flags}`. The chain {name} is there already; its one rule does the same, with the\n\
-                 \t# target NFQUEUE of iptables, which nft shows but cannot write."
-            ),
-        };
-        result.expect(TAKES_ALL);
+    QueueChain::ALL.map(|chain| queue_chain(chain.name(), &chain.of(*capture), queueing)).join("\n")
+}
+
+fn queue_chain(name: &str, capture: &Capture, queueing: Queueing) -> String {
+    let queues = capture.queues;
+    let (first, count) = (queues.first(), queues.count().get());
+    let (several, to) = match count {
+        1 => (false, first.to_string()),
+        // Each processor has a queue, and so a reader, of its own: to wake one on another processor takes longer than all
+        // the rest. The readers share what they know, so it does not matter which of them reads what.
+        _ => (true, format!("{first}-{}", first + (count - 1))),
+    };
+    let flags = match (capture.when_down, several) {
+        (WhenDown::Open, false) => " flags bypass",
+        (WhenDown::Open, true) => " flags bypass,fanout",
+        (WhenDown::Closed, true) => " flags fanout",
+        (WhenDown::Closed, false) => "",
+    };
+    let statement = format!("queue{flags} to {to}");
+    match queueing {
+        Queueing::Statement => format!(
+            "add chain inet pinhole {name}\nflush chain inet pinhole {name}\n\n\
+             table inet pinhole {{\n\tchain {name} {{\n\t\t{statement}\n\t}}\n}}\n"
+        ),
+        Queueing::CompatTarget => format!(
+            "# The chain {name} is there already. This kernel has no `{statement}`: its one rule does the same, with the\n\
+             # target NFQUEUE of iptables, which nft shows but cannot write.\n"
+        ),
     }
-    for (chooses, insists) in [("deliver", false), ("insist", true)] {
-        let name = |number| QueueChain { number, insists }.name();
-        let choice = match capture.queues.count().get() {
-            1 => format!("goto {}", name(capture.queues.first())),
-            count => {
-                let numbers = capture.queues.numbers().enumerate();
-                let choices: Vec<String> =
-                    numbers.map(|(index, number)| format!("{index} : goto {}", name(number))).collect();
-                // Both directions of a connection have to meet in one queue, whatever NAT makes of their addresses.
-                format!("jhash ct id mod {count} vmap {{ {} }}", choices.join(", "))
-            }
-        };
-        write!(begin, "add chain inet pinhole {chooses}\nflush chain inet pinhole {chooses}\n")
-            .and_then(|()| write!(chains, "\tchain {chooses} {{\n\t\t{choice}\n\t}}\n"))
-            .expect(TAKES_ALL);
-    }
-    format!("{begin}\n{chains}}}\n")
 }
 
 #[cfg(test)]
@@ -228,10 +218,10 @@ mod tests {
         let mut policy = policy();
         assert!(
             text(&policy, Queueing::Statement, Holder::Sets)
-                .contains("\tchain queue0 {\n\t\tqueue flags bypass to 0\n\t}\n")
+                .contains("\tchain deliver {\n\t\tqueue flags bypass to 0\n\t}\n")
         );
         policy.capture.when_down = WhenDown::Closed;
-        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain queue0 {\n\t\tqueue to 0\n\t}\n"));
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain deliver {\n\t\tqueue to 0\n\t}\n"));
     }
 
     #[test]
@@ -240,7 +230,7 @@ mod tests {
             let mut policy = policy();
             policy.capture.when_down = when_down;
             let text = text(&policy, Queueing::Statement, Holder::Sets);
-            assert!(text.contains("\tchain insist0 {\n\t\tqueue to 0\n\t}\n\tchain deliver {"), "{text}");
+            assert!(text.contains("\tchain insist {\n\t\tqueue to 0\n\t}\n"), "{text}");
         }
     }
 
@@ -262,17 +252,17 @@ mod tests {
     #[test]
     fn the_compat_target_is_not_written_as_text() {
         let text = text(&policy(), Queueing::CompatTarget, Holder::Sets);
-        assert!(!text.contains("chain queue0 {") && text.contains("goto queue0"));
-        assert!(!text.contains("flush chain inet pinhole queue0"));
+        assert!(!text.contains("chain deliver {") && text.contains("goto deliver"));
+        assert!(!text.contains("flush chain inet pinhole deliver"));
     }
 
     #[test]
-    fn several_queues_share_by_connection() {
-        let mut policy = policy();
-        policy.capture.queues = Queues::new(7, NonZeroU16::new(2).expect("two")).expect("queues");
-        let text = text(&policy, Queueing::Statement, Holder::Sets);
-        assert!(text.contains("jhash ct id mod 2 vmap { 0 : goto queue7, 1 : goto queue8 }"));
-        assert!(text.contains("jhash ct id mod 2 vmap { 0 : goto insist7, 1 : goto insist8 }"));
+    fn each_processor_has_a_queue_of_its_own() {
+        let mut policy = policy().on(NonZeroU16::new(2).expect("two"));
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags bypass,fanout to 0-1\n"));
+        policy.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        policy.capture.when_down = WhenDown::Closed;
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags fanout to 7-9\n"));
     }
 
     #[test]
