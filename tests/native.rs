@@ -236,21 +236,23 @@ fn more_than_the_kernel_expects_in_all_is_told_and_stands_in_the_sets() {
 }
 
 #[test]
-fn a_kill_or_a_flush_loses_no_session_and_no_expectation() {
+fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
     let Some(_machine) = machine() else { return };
     let (stage, mut daemon) = gateway("");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-        let before = client.passive(Mode::Pasv)?;
-        daemon.kill()?;
-        daemon.restart()?;
-        daemon.wait_for_log("took over 1 pinholes", 1);
-        assert_eq!(expected(stage.firewall()).len(), 1);
-        drop(client.connect_data(before)?);
-        daemon.wait_for_log("used ", 1);
-        assert_closed(&stage.topology.client.namespace, before);
-        assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT, "picked up in the middle");
+        for signal in [Signal::SIGKILL, Signal::SIGUSR2] {
+            let before = client.passive(Mode::Pasv)?;
+            daemon.end(signal)?;
+            daemon.restart()?;
+            daemon.wait_for_log("took over 1 pinholes", 1);
+            assert_eq!(expected(stage.firewall()).len(), 1);
+            drop(client.connect_data(before)?);
+            daemon.wait_for_log("used ", 1);
+            assert_closed(&stage.topology.client.namespace, before);
+            assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT, "picked up in the middle");
+        }
 
         let before = client.passive(Mode::Epsv)?;
         stage.firewall().nft("flush ruleset")?;

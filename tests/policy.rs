@@ -93,10 +93,8 @@ fn the_example_of_the_design_is_understood() {
         policy.admit.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["inet filter input", "inet filter forward"]
     );
-    assert_eq!(
-        (&policy.defaults, policy.capture, policy.mark),
-        (&Terms::default(), Capture::default(), Mark::default())
-    );
+    let capture = Capture { queues: Queues::new(0, NonZeroU16::MIN).expect("one"), ..Capture::default() };
+    assert_eq!((&policy.defaults, policy.capture, policy.mark), (&Terms::default(), capture, Mark::default()));
     let [rule] = policy.rules.as_slice() else { panic!("{policy}") };
     assert_eq!(rule.terms.modes, [Mode::Pasv, Mode::Epsv].into_iter().collect());
     assert_eq!(rule.terms.data_ports, range(50_000, 50_100).into());

@@ -98,7 +98,7 @@ fn a_bad_policy_is_refused_and_the_old_one_stays() {
         ("defaults: { timeout: soon }\n".to_owned(), "timeout"),
         ("admit: [inet filter nowhere]\n".to_owned(), "no chain `inet filter nowhere`"),
         (policy(Shape::Gateway, "capture: { queue: 7 }\n"), "queue"),
-        (policy(Shape::Gateway, "capture: { queues: 2 }\n"), "queue"),
+        (policy(Shape::Gateway, "capture: { queues: 9 }\n"), "queue"),
     ];
     for (policy, problem) in policies {
         daemon.write_policy(&policy);

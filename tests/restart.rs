@@ -10,6 +10,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use daemon::{Daemon, PATIENCE};
+use nix::sys::signal::Signal;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Result, Shape, Topology};
@@ -93,6 +94,30 @@ fn a_pinhole_of_a_killed_daemon_is_shown_and_put_back_after_a_flush_and_used_up(
         assert_eq!(stage.daemon.status()["pinholes"], serde_json::json!([]));
         Ok(())
     });
+}
+
+#[test]
+fn a_restart_closes_nothing_and_another_policy_holds_afterwards() {
+    let mut stage = Stage::new(POLICY);
+    stage.topology.firewall.nft("table ip other { chain forward { type filter hook forward priority 5; }; }").expect("it is right");
+    let _server = stage.serve();
+    stage.daemon.write_policy(&POLICY.replace("[inet filter forward]", "[inet filter forward, ip other forward]"));
+    stage.daemon.end(Signal::SIGUSR2).and_then(|()| stage.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+    let others = |stage: &Stage| stage.topology.firewall.nft_says(&["list", "chain", "ip", "other", "forward"]);
+    stage.visit(|stage, client, announced| {
+        assert!(others(stage)?.contains("pinhole"), "{}", others(stage)?);
+        stage.daemon.end(Signal::SIGUSR2)?;
+        stage.daemon.write_policy(POLICY);
+        assert!(stage.stands("pinholes4").contains(&announced.port().to_string()));
+        stage.daemon.restart()?;
+        assert_eq!(stage.daemon.counted("adopted"), 1);
+        // The chain that is named no more has no rule of ours.
+        assert!(!others(stage)?.contains("pinhole"), "{}", others(stage)?);
+        client.connect_data(announced)?;
+        lab::wait_until("the daemon to hear of it", PATIENCE, || Ok(stage.daemon.counted("used") == 1))
+    });
+    stage.daemon.end(Signal::SIGTERM).expect("it ends");
+    assert!(!stage.topology.firewall.nft_says(&["list", "ruleset"]).expect("nft lists").contains("pinhole"));
 }
 
 #[test]

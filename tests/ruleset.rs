@@ -37,7 +37,7 @@ fn size(namespace: &Namespace) -> u32 {
 
 #[test]
 fn what_is_printed_is_for_this_kernel_and_for_others_on_demand() {
-    const STATEMENT: &str = "queue flags bypass to 0\n";
+    const STATEMENT: &str = "queue flags bypass";
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
     let has_statement = daemon.status()["queueing"] == "nft_queue";

@@ -49,7 +49,8 @@ enum Command {
     Schema,
     /// Runs the service: reads control connections from the kernel and opens what they announce
     ///
-    /// Needs root. Ends with SIGTERM or Ctrl-C and removes what it installed; SIGHUP loads the policy anew.
+    /// Needs root. Ends with SIGTERM or Ctrl-C and removes what it installed; SIGHUP loads the policy anew. With SIGUSR2 it
+    /// ends, too, and leaves all that stands to the next start.
     Run(service::RunArgs),
     /// Prints the ruleset that would be installed for a policy
     Rules(service::RulesArgs),

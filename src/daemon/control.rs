@@ -85,18 +85,27 @@ pub(super) fn listen() -> Result<UnixListener, ControlError> {
     make().map_err(|cause| ControlError::Make { path: path.clone(), cause })
 }
 
-/// Serves the control plane until a signal ends it; says which.
-pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Option<&Path>) -> &'static str {
-    let signals = (signal(SignalKind::terminate()), signal(SignalKind::interrupt()), signal(SignalKind::hangup()));
-    let (Ok(mut terminate), Ok(mut interrupt), Ok(mut hangup)) = signals else {
-        return "signals cannot be heard";
-    };
+/// How the service was told to end.
+pub(super) enum End {
+    /// By that signal: nothing may be left behind.
+    ForGood(&'static str),
+    /// Another one starts right away, and goes on with what stands.
+    ForTheNext,
+}
+
+/// Serves the control plane until a signal ends it.
+pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Option<&Path>) -> io::Result<End> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut make_way = signal(SignalKind::user_defined2())?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     let mut watchdog = tokio::time::interval(watchdog_interval());
     let ended_by = loop {
         tokio::select! {
-            _ = terminate.recv() => break "SIGTERM",
-            _ = interrupt.recv() => break "SIGINT",
+            _ = terminate.recv() => break End::ForGood("SIGTERM"),
+            _ = interrupt.recv() => break End::ForGood("SIGINT"),
+            _ = make_way.recv() => break End::ForTheNext,
             _ = hangup.recv() => drop(reload(shared, source)),
             _ = watchdog.tick() => {
                 // Taking the lock shows that the engine is not stuck.
@@ -118,7 +127,7 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
     };
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     let _ = std::fs::remove_file(path());
-    ended_by
+    Ok(ended_by)
 }
 
 async fn answer(mut stream: UnixStream, shared: &Shared, source: Option<&Path>) -> io::Result<()> {

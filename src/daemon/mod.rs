@@ -18,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread;
 use std::time::Duration;
 
+use control::End;
 pub use engine::Engine;
 use packets::Held;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -84,7 +85,7 @@ impl Shared {
     }
 }
 
-/// Runs until SIGTERM or SIGINT, then removes what was installed.
+/// Runs until SIGTERM or SIGINT, then removes what was installed; or until SIGUSR2, and leaves it to the next start.
 ///
 /// `source` is where the policy came from, to read it anew.
 pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
@@ -124,13 +125,17 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     });
     let ended_by = runtime.block_on(async {
         tokio::select! {
-            signal = control::serve(&listener, &shared, source) => Ok(signal),
+            end = control::serve(&listener, &shared, source) => end.map_err(|error| format!("hearing signals: {error}")),
             why = threads.first_end() => Err(why),
         }
     });
-    let ended_by = ended_by.map_err(StartError::Ended)?;
-    info!("{ended_by}: removing the table inet pinhole");
-    shared.lock().stop()?;
+    match ended_by.map_err(StartError::Ended)? {
+        End::ForGood(signal) => {
+            info!("{signal}: removing the table inet pinhole");
+            shared.lock().stop()?;
+        }
+        End::ForTheNext => info!("SIGUSR2: ends, and leaves the table inet pinhole and all pinholes to the next start"),
+    }
     Ok(())
 }
 

@@ -217,6 +217,16 @@ impl Tables {
         }
     }
 
+    /// The rules of all tables of a family, each with the name of its table.
+    pub fn rules_everywhere(&mut self, family: Family) -> Result<Vec<(Box<str>, Rule)>, Error> {
+        let read = |message: Message<'_>, rules: &mut Vec<(Box<str>, Rule)>| {
+            let table = message.attributes().find(attribute::TABLE).and_then(Attribute::text);
+            rules.extend(table.map(Into::into).zip(read_rule(message)));
+        };
+        self.list(kind::GET_RULE, family.number(), |_| {}, read)
+            .map_err(|cause| Error::new(Operation::Read, "the rules of all tables", cause))
+    }
+
     /// Puts a rule at the top of a chain.
     pub fn add_rule_on_top(
         &mut self,

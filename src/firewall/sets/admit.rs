@@ -48,6 +48,20 @@ pub(super) fn remove(tables: &mut Tables, chain: &Chain) -> Result<(), Error> {
     take_away(tables, chain, &old)
 }
 
+/// Removes our rules from all chains but these: an earlier program may have followed another policy.
+pub(super) fn remove_elsewhere(tables: &mut Tables, named: &[Chain]) -> Result<(), Error> {
+    for family in [Family::Inet, Family::Ip, Family::Ip6] {
+        for (name, rule) in tables.rules_everywhere(family)? {
+            let at = Table { family, name: &name };
+            let is_named = |chain: &Chain| table(chain) == at && chain.chain() == &*rule.chain;
+            if is_ours(&rule) && !named.iter().any(is_named) {
+                tables.remove_rule(at, &rule)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The table of a chain.
 pub(super) fn table(chain: &Chain) -> Table<'_> {
     let family = match chain.family() {

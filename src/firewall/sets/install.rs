@@ -117,6 +117,7 @@ impl Sets {
         }
         sets.maps_used = !sets.mappings()?.is_empty();
         sets.put_admit(&mut Restored::default())?;
+        admit::remove_elsewhere(&mut sets.tables, &policy.admit)?;
         Ok(sets)
     }
 
