@@ -99,7 +99,11 @@ fn a_pinhole_of_a_killed_daemon_is_shown_and_put_back_after_a_flush_and_used_up(
 #[test]
 fn a_restart_closes_nothing_and_another_policy_holds_afterwards() {
     let mut stage = Stage::new(POLICY);
-    stage.topology.firewall.nft("table ip other { chain forward { type filter hook forward priority 5; }; }").expect("it is right");
+    stage
+        .topology
+        .firewall
+        .nft("table ip other { chain forward { type filter hook forward priority 5; }; }")
+        .expect("it is right");
     let _server = stage.serve();
     stage.daemon.write_policy(&POLICY.replace("[inet filter forward]", "[inet filter forward, ip other forward]"));
     stage.daemon.end(Signal::SIGUSR2).and_then(|()| stage.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
