@@ -90,7 +90,8 @@ pub enum Event<'a> {
 enum Login {
     Out,
     In,
-    /// The session was picked up in the middle: it had its chance to log in before.
+    /// The session was picked up in the middle, or something that the server said was not heard: it had its chance to log
+    /// in.
     Unknown,
 }
 
@@ -413,7 +414,8 @@ impl Dialogue {
 
     /// Some of the server's lines were lost, up to there: which commands they answered is unknown, except that they
     /// answered none that the client gave when it had heard them. A passive announcement counts again when it is asked
-    /// for again. A reply of several lines that had begun ends here, with what its code says.
+    /// for again. A reply of several lines that had begun ends here, with what its code says. And what was lost may have let
+    /// the user in: a server has no address to announce, and takes none, before that.
     pub fn server_was_not_heard(&mut self, resumes: Seq) -> Event<'static> {
         let event = match self.replies.interrupt() {
             Some(reply) => self.server_replies(None, &reply),
@@ -422,6 +424,9 @@ impl Dialogue {
         let known = self.hole.known_behind.take().filter(|(_, heard)| !resumes.is_after(*heard));
         if !known.is_some_and(|(number, _)| self.unanswered.forget_before(number)) {
             self.unanswered.clear();
+        }
+        if self.login == Login::Out {
+            self.login = Login::Unknown;
         }
         self.in_step = false;
         self.greeted = true;

@@ -183,6 +183,15 @@ fn a_loss_makes_an_outstanding_question_void() {
 }
 
 #[test]
+fn what_was_not_heard_may_have_let_the_user_in() {
+    let mut dialogue = Dialogue::from_the_start();
+    assert_eq!(play(&mut dialogue, "< 220 hello\n> USER a\n> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
+    dialogue.server_was_not_heard(Seq::new(0));
+    assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT"]);
+    assert_eq!(play(&mut dialogue, "< 530 Log in first.\n> PORT 10,0,0,2,4,5"), ["refused", "PORT not logged in"]);
+}
+
+#[test]
 fn a_reply_that_is_cut_short_counts_by_its_code_but_announces_nothing() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230-Welcome");
