@@ -11,7 +11,7 @@
 //! | `PINHOLE_BENCH_ROUNDS` | how many rounds, 11 unless told |
 //! | `PINHOLE_BENCH_SESSIONS` | how many sessions transfer at once, 8 unless told |
 //! | `PINHOLE_BENCH_TRANSFERS` | how many each of them makes, 500 unless told |
-//! | `PINHOLE_BENCH_SIDES` | only these columns, by number, the kernel helper's (1) in any case: `0,1,2,3,4,5` unless told |
+//! | `PINHOLE_BENCH_SIDES` | only these columns, by number, the kernel helper's (1) in any case: `0,1,2,3,4,5,6` unless told |
 //! | `PINHOLE_BENCH_MODES` | the modes of the third load, in turn: `PASV,EPSV,PORT,EPRT` unless told |
 //! | `PINHOLE_BENCH_ONLY` | `masquerade`: nothing but what is measured of a masqueraded client |
 //! | `PINHOLE_BENCH_QUEUES` | the policy's `queues`, `auto` unless told |
@@ -61,7 +61,7 @@ impl Plan {
             found.unwrap_or_else(|| panic!("PINHOLE_BENCH_MODES: there is no mode {name}"))
         };
         let modes = modes.split(',').map(mode).collect();
-        let sides = variable("SIDES").unwrap_or_else(|| "0,1,2,3,4,5".to_owned());
+        let sides = variable("SIDES").unwrap_or_else(|| "0,1,2,3,4,5,6".to_owned());
         let wanted = |index: &usize| *index == 1 || sides.split(',').any(|side| side == index.to_string());
         let sides = (0..Side::ALL.len()).filter(wanted).map(|index| Side::ALL[index]).collect();
         let quick = variable("QUICK").is_some();

@@ -31,8 +31,10 @@ pub(crate) enum Side {
     Plain,
     /// The kernel's own helper.
     Kernel,
-    /// A queue and whoever accepts all that is in it unread, for what `inspect: announcements` queues: what reading it
-    /// cannot be cheaper than. The filter accepts everything.
+    /// A queue and whoever accepts all that is in it unread, for nothing but the server's 227: the least that a program
+    /// has to read, whatever it is. The filter accepts everything.
+    QueueOne,
+    /// The same with what `inspect: announcements` queues: what reading that cannot be cheaper than.
     QueueAnnouncements,
     /// Pinhole, which reads announcements only.
     Announcements,
@@ -43,13 +45,20 @@ pub(crate) enum Side {
 }
 
 impl Side {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Plain, Self::Kernel, Self::QueueAnnouncements, Self::Announcements, Self::QueueDialogue, Self::Dialogue];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Plain,
+        Self::Kernel,
+        Self::QueueOne,
+        Self::QueueAnnouncements,
+        Self::Announcements,
+        Self::QueueDialogue,
+        Self::Dialogue,
+    ];
 
     fn rules(self) -> String {
         let filter = Shape::Gateway.default_drop();
         match self {
-            Self::Plain | Self::QueueDialogue => filter.replace("policy drop", "policy accept"),
+            Self::Plain | Self::QueueOne | Self::QueueDialogue => filter.replace("policy drop", "policy accept"),
             Self::Kernel => format!("{filter}{KERNEL_HELPER}"),
             Self::Announcements | Self::Dialogue => filter.to_owned(),
             // Nobody reads the start, so somebody has to say that it has been read.
@@ -66,7 +75,7 @@ impl Side {
     pub(crate) fn policy(self) -> Option<String> {
         let inspect = match self {
             Self::Plain | Self::Kernel => return None,
-            Self::QueueAnnouncements | Self::Announcements => "announcements",
+            Self::QueueOne | Self::QueueAnnouncements | Self::Announcements => "announcements",
             Self::QueueDialogue | Self::Dialogue => "dialogue",
         };
         let queues = std::env::var("PINHOLE_BENCH_QUEUES").unwrap_or_else(|_| "auto".to_owned());
@@ -79,6 +88,7 @@ impl fmt::Display for Side {
         f.pad(match self {
             Self::Plain => "no helper",
             Self::Kernel => "kernel helper",
+            Self::QueueOne => "queue, 227",
             Self::QueueAnnouncements => "queue, a.",
             Self::Announcements => "announcements",
             Self::QueueDialogue => "queue, d.",
@@ -121,7 +131,7 @@ impl Stand {
                 let policy = side.policy().expect("Pinhole has a policy");
                 daemon = Some(Daemon::start(&topology.firewall, &policy)?);
             }
-            Side::QueueAnnouncements | Side::QueueDialogue => {
+            Side::QueueOne | Side::QueueAnnouncements | Side::QueueDialogue => {
                 let (sets, threads) = accept_all(&topology.firewall, side)?;
                 (installed, readers) = (Some(sets), threads);
             }
@@ -267,8 +277,14 @@ fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, Vec<i32>)> {
     };
     firewall.run(|| {
         let readers = queues.numbers().map(read).collect();
-        (Sets::install(&policy).unwrap_or_else(|error| panic!("{error}")), readers)
-    })
+        let sets = Sets::install(&policy).unwrap_or_else(|error| panic!("{error}"));
+        if side == Side::QueueOne {
+            let only =
+                "flush chain inet pinhole inspect\nadd rule inet pinhole inspect @ih,0,24 0x323237 goto deliver\n";
+            firewall.nft(only)?;
+        }
+        Ok((sets, readers))
+    })?
 }
 
 /// Many sessions, the server's end of each.
