@@ -241,24 +241,36 @@ fn the_unit_takes_part_in_what_the_program_does_for_systemd() {
 fn the_units_one_capability_is_enough() {
     let capability = setting("CapabilityBoundingSet").to_lowercase();
     let capability = capability.strip_prefix("cap_").expect("one capability");
+    let bounding_set = format!("--bounding-set=-all,+{capability}");
+    assert_works_behind(&["setpriv", &bounding_set, "--inh-caps", "-all", "--no-new-privs"]);
+}
+
+#[test]
+fn what_the_unit_shows_of_processes_is_enough() {
+    assert_eq!((setting("ProtectProc"), setting("ProcSubset")), ("invisible".to_owned(), "pid".to_owned()));
+    let mount = "mount -t proc -o subset=pid,hidepid=invisible proc /proc && exec \"$0\" \"$@\"";
+    assert_works_behind(&["unshare", "--mount", "sh", "-c", mount]);
+}
+
+/// Starts the service through another program, and has transfers made.
+fn assert_works_behind(front: &[&str]) {
     let example = Example::named("gateway");
     let site = Site::new(Shape::Gateway).expect("a site");
     let firewall = &site.topology.firewall;
     firewall.nft(&example.ruleset).expect("the ruleset is good");
     let folder = daemon::new_folder();
     daemon::write_policy(&folder, &example.policy);
-    let mut command = firewall.command("setpriv");
+    let mut command = firewall.command(front[0]);
     command
-        .arg("--bounding-set")
-        .arg(format!("-all,+{capability}"))
-        .args(["--inh-caps", "-all", "--no-new-privs", PROGRAM, "run", "--policy"])
+        .args(&front[1..])
+        .args([PROGRAM, "run", "--policy"])
         .arg(folder.join("policy.yaml"))
         .env("PINHOLE_SOCKET", folder.join("control.sock"));
     let child = command.spawn().expect("it starts");
     let stands = || Ok(firewall.nft_says(&["list", "ruleset"])?.contains("pinhole: announced"));
     lab::wait_until("the daemon to install its rules", PATIENCE, stands)
         .unwrap_or_else(|error| panic!("{error}\n{}", child.said()));
-    site.assert_all_modes_work("with one capability");
+    site.assert_all_modes_work(front[0]);
     drop(child);
     std::fs::remove_dir_all(&folder).expect("the folder is ours");
 }

@@ -1,18 +1,21 @@
 //! Packets from an NFQUEUE, and the verdicts on them.
 
+use std::fs;
 use std::io;
 use std::num::NonZeroU16;
-use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use nfq::Message;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, netlink, sockopt};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::readers::{own_file, readers};
+use super::readers::readers;
 use crate::netlink::Verdicts;
 use crate::policy::{Queues, WhenDown};
 
@@ -20,6 +23,9 @@ use crate::policy::{Queues, WhenDown};
 const LONGEST: u32 = 4096;
 /// The bytes that so many packets of a control connection take at most, as the kernel counts.
 const ROOM: usize = LONGEST as usize * 4096;
+
+/// In how many queues from the end is looked for one that nobody reads.
+const MOST_TRIED: usize = 1000;
 
 /// A queue of the kernel that this program reads.
 pub struct Queue {
@@ -121,14 +127,13 @@ impl Queue {
     /// go on unread, or they are dropped.
     pub fn open(number: u16, when_down: WhenDown) -> Result<Self, QueueError> {
         let open = || {
-            let mut queue = nfq::Queue::open()?;
-            make_room()?;
+            let (mut queue, socket) = open_with_socket()?;
+            make_room(&socket)?;
             queue.bind(number)?;
             queue.set_queue_max_len(number, LONGEST)?;
             queue.set_fail_open(number, when_down == WhenDown::Open)?;
             queue.set_recv_enobufs(false)?;
-            let verdicts = Arc::new(Verdicts::new(socket_of(number)?, number));
-            Ok(Self { queue, number, verdicts })
+            Ok(Self { queue, number, verdicts: Arc::new(Verdicts::new(socket, number)) })
         };
         open().map_err(|cause| QueueError::new(number, cause))
     }
@@ -148,10 +153,11 @@ impl Queue {
     /// that have such a helper. What a full queue has no room for does not go on at all, whatever it was opened for: the
     /// kernel would do all that for it.
     pub fn go_past_helpers(&mut self) -> io::Result<()> {
-        let readers = readers().ok_or_else(|| missing("the kernel shows no list of queues"))?;
-        let is_free = |number: &u16| readers.iter().all(|reader| reader.queue != *number);
-        let nobody = (0..=u16::MAX).rev().find(is_free).ok_or_else(|| missing("every queue is read by somebody"))?;
-        let verdicts = Verdicts::new(socket_of(self.number)?, self.number).past_helpers(nobody);
+        // Whether somebody reads a queue shows when one tries to: the list of readers may be hidden.
+        let is_free = |number: &u16| nfq::Queue::open().and_then(|mut queue| queue.bind(*number)).is_ok();
+        let nobody = (0..=u16::MAX).rev().take(MOST_TRIED).find(is_free);
+        let nobody = nobody.ok_or_else(|| io::Error::other("there is no queue that nobody reads"))?;
+        let verdicts = self.verdicts.past_helpers(nobody)?;
         verdicts.close_when_full()?;
         self.verdicts = Arc::new(verdicts);
         Ok(())
@@ -180,43 +186,57 @@ pub fn stay_near(number: u16, queues: Queues) {
     }
 }
 
-/// The socket through which this process reads that queue. The crate nfq keeps it to itself.
-fn socket_of(queue: u16) -> io::Result<OwnedFd> {
-    let own = own_file(queue).ok_or_else(|| missing("it is not in /proc/net/netfilter/nfnetlink_queue"))?;
-    Ok(pidfd_getfd(pidfd_open(getpid(), PidfdFlags::empty())?, own, PidfdGetfdFlags::empty())?)
+/// Opens a queue of the crate nfq, and finds its socket, which the crate keeps to itself: it is the one that was not
+/// there before.
+fn open_with_socket() -> io::Result<(nfq::Queue, OwnedFd)> {
+    /// One at a time, or it would not be known which is whose.
+    static OPENING: Mutex<()> = Mutex::new(());
+    let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
+    let before = sockets()?;
+    let queue = nfq::Queue::open()?;
+    let is_new = |(name, _): &(PathBuf, OwnedFd)| before.iter().all(|(known, _)| known != name);
+    let found = sockets()?.into_iter().find(is_new);
+    let (_, socket) =
+        found.ok_or_else(|| io::Error::other("the queue's socket is not among the files of this process"))?;
+    Ok((queue, socket))
 }
 
-fn missing(what: &str) -> io::Error {
-    io::Error::new(io::ErrorKind::NotFound, what)
-}
-
-/// Gives the queue's socket a buffer for as many packets as may wait. With the system's own a hundred fill it, and the
-/// kernel lets the next ones pass unread.
-///
-/// The crate nfq keeps its socket to itself, so it is looked for among the files of this process. Others of its kind
-/// may have more room as well.
-fn make_room() -> io::Result<()> {
-    for socket in sockets()? {
-        sockopt::set_socket_recv_buffer_size_force(&socket, ROOM)
-            .or_else(|_| sockopt::set_socket_recv_buffer_size(&socket, ROOM))?;
-    }
+/// Gives a queue's socket a buffer for as many packets as may wait. With the system's own a hundred fill it, and the kernel
+/// lets the next ones pass unread.
+fn make_room(socket: &OwnedFd) -> io::Result<()> {
+    sockopt::set_socket_recv_buffer_size_force(socket, ROOM)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, ROOM))?;
     Ok(())
 }
 
-/// The sockets of this process through which it talks to netfilter.
-fn sockets() -> io::Result<Vec<OwnedFd>> {
+/// The sockets of the crate nfq in this process, each with a name of its own: those to netfilter that programs started
+/// from here would inherit. Nobody else opens such.
+fn sockets() -> io::Result<Vec<(PathBuf, OwnedFd)>> {
     let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let mut sockets = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let Some(number) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+    for entry in fs::read_dir("/proc/self/fd")?.flatten() {
+        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        // What is gone by now is not meant.
+        let Ok(name) = fs::read_link(entry.path()) else { continue };
+        if !is_inherited(number) {
+            continue;
+        }
         let Ok(file) = pidfd_getfd(&own, number, PidfdGetfdFlags::empty()) else { continue };
         if sockopt::socket_domain(&file) == Ok(AddressFamily::NETLINK)
             && sockopt::socket_protocol(&file) == Ok(Some(netlink::NETFILTER))
         {
-            sockets.push(file);
+            sockets.push((name, file));
         }
     }
     Ok(sockets)
+}
+
+/// Whether programs that are started from here have that file as well.
+fn is_inherited(file: RawFd) -> bool {
+    let shown = fs::read_to_string(format!("/proc/self/fdinfo/{file}")).unwrap_or_default();
+    let flags = shown.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    flags.is_some_and(|flags| flags & OFlags::CLOEXEC.bits() == 0)
 }
 
 impl std::fmt::Debug for Queue {

@@ -5,7 +5,6 @@
 
 use std::fmt;
 use std::fs;
-use std::os::fd::RawFd;
 use std::path::Path;
 
 /// The list of queues of the network namespace that this thread is in.
@@ -52,18 +51,6 @@ pub fn readers() -> Option<Vec<Reader>> {
         Reader { queue, port, process }
     };
     Some(queues(&list).map(reader).collect())
-}
-
-/// The file of this process through which it reads that queue; none if it does not, or the kernel does not show it.
-///
-/// Found by its inode: sockets in several network namespaces may have the same port.
-pub(super) fn own_file(queue: u16) -> Option<RawFd> {
-    let list = fs::read_to_string(QUEUES).ok()?;
-    let (_, port) = queues(&list).find(|(number, _)| *number == queue)?;
-    let socket = format!("socket:[{}]", inode(&fs::read_to_string(SOCKETS).ok()?, port)?);
-    let mut files = fs::read_dir("/proc/self/fd").ok()?.flatten();
-    let file = files.find(|file| fs::read_link(file.path()).is_ok_and(|target| target.as_os_str() == &*socket))?;
-    file.file_name().to_str()?.parse().ok()
 }
 
 /// Queue and netlink port in the kernel's list of queues.

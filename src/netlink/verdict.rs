@@ -47,9 +47,9 @@ impl Verdicts {
     }
 
     /// The same, past what the kernel does for helpers of programs. `nobody` is a queue that nobody reads.
-    #[must_use]
-    pub fn past_helpers(self, nobody: u16) -> Self {
-        Self { verdict: u32::from(nobody) << 16 | BYPASS | QUEUE, ..self }
+    pub fn past_helpers(&self, nobody: u16) -> std::io::Result<Self> {
+        let verdict = u32::from(nobody) << 16 | BYPASS | QUEUE;
+        Ok(Self { socket: self.socket.try_clone()?, queue: self.queue, verdict })
     }
 
     /// What the queue has no room for is dropped from now on, and sent again by its sender.
@@ -106,7 +106,7 @@ mod tests {
         let verdicts = Verdicts::new(socket, 7);
         assert_eq!(verdicts.verdict, 1);
         let mut message = Writer::default();
-        write(&mut message, 7, verdicts.past_helpers(0xfffe).verdict, 0x0102_0304, Some(b"abc"));
+        write(&mut message, 7, verdicts.past_helpers(0xfffe).expect("a copy").verdict, 0x0102_0304, Some(b"abc"));
         let bytes = message.as_bytes();
         assert_eq!(bytes[16..20], [0, 0, 0, 7]);
         assert_eq!(bytes[24..32], [0xff, 0xfe, 0x80, 3, 1, 2, 3, 4]);
