@@ -302,6 +302,8 @@ fn a_session_older_than_a_clean_stop_goes_on_and_its_pinholes_stand_where_they_c
             let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             daemon.end(Signal::SIGTERM)?;
+            // What ran before may have named it as well, and then it stays a little longer.
+            wait_for_no_helper();
             daemon.restart()?;
             // Its entry has no helper any more, and the kernel gives none to a connection that stands.
             let announced = client.passive(Mode::Pasv)?;
