@@ -20,23 +20,17 @@
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
+#[path = "support/figures.rs"]
+mod figures;
 #[path = "support/live.rs"]
 mod stand;
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use pinhole::expectation::{Expectation, Mapping};
-use pinhole::firewall::Firewall as _;
-use pinhole::firewall::sets::Sets;
+use figures::percentile;
 use pinhole::ftp::Mode;
 use pinhole::lab::Result;
-use pinhole::net::Port;
-use pinhole::packet::Endpoint;
-use pinhole::policy;
-use pinhole::time::Timestamp;
-use stand::{Side, Stand, WARM_UP, percentile};
+use stand::{Side, Stand, WARM_UP};
 
 /// How much of everything.
 struct Plan {
@@ -46,7 +40,6 @@ struct Plan {
     sides: Vec<Side>,
     round_trips: usize,
     bulk_megabytes: usize,
-    inserts: usize,
     modes: Vec<Mode>,
     only_masquerade: bool,
 }
@@ -73,7 +66,6 @@ impl Plan {
             sides,
             round_trips: of(500, 2000),
             bulk_megabytes: of(64, 256),
-            inserts: of(5_000, 50_000),
             modes,
             only_masquerade: variable("ONLY").is_some_and(|only| only == "masquerade"),
         }
@@ -179,40 +171,6 @@ impl<T> Row<'_, T> {
     }
 }
 
-/// The median of many inserts of a pinhole, and their 99th percentile, in microseconds.
-fn inserts(plan: &Plan) -> Result<(f64, f64)> {
-    let stand = Stand::new(Side::Kernel)?;
-    let text = Side::Dialogue.policy().expect("Pinhole has a policy");
-    let policy = policy::parse("bench.yaml", &text).expect("the policy is good").policy;
-    let pinhole = |index: usize| {
-        let to = IpAddr::from(Ipv4Addr::new(10, 21, 2, 10));
-        let port = Port::new(10_000 + (index % 50_000) as u16).expect("from 10000 on");
-        Expectation {
-            from: Ipv4Addr::new(10, 21, 1, 10).into(),
-            to: Endpoint::new(to, port),
-            since: Timestamp::from_secs(1),
-            lifetime: Duration::from_secs(60),
-            mapping: Mapping::NONE,
-        }
-    };
-    stand.topology.firewall.run(|| {
-        let mut firewall = Sets::install(&policy).unwrap_or_else(|error| panic!("{error}"));
-        let mut one = |index| {
-            let expectation = pinhole(index);
-            let began = Instant::now();
-            firewall.open(&expectation).expect("the kernel takes it");
-            let taken = began.elapsed().as_nanos() as f64 / 1000.0;
-            // A hundred stand at a time.
-            if let Some(earlier) = index.checked_sub(100) {
-                firewall.close(&pinhole(earlier));
-            }
-            taken
-        };
-        let taken: Vec<f64> = (0..plan.inserts).map(&mut one).collect();
-        (percentile(taken.clone(), 50), percentile(taken, 99))
-    })
-}
-
 fn memory() -> Result<String> {
     let sessions = 10_000;
     let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
@@ -258,10 +216,8 @@ fn main() {
     if plan.only_masquerade {
         return;
     }
-    let (median, worst) = inserts(&plan).unwrap_or_else(|error| panic!("{error}"));
-    println!();
-    println!("a pinhole into its set: median {median:.1} µs, 99th percentile {worst:.1} µs (to reach: 20)");
     let memory = memory().unwrap_or_else(|error| panic!("{error}"));
+    println!();
     println!("resident memory: {memory} (to reach: 20)");
 }
 

@@ -1,10 +1,8 @@
 //! The table that is put back is the table that was installed, to the letter. Needs root and nft.
 
-#![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
-
 use std::net::IpAddr;
 use std::num::NonZeroU16;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pinhole::expectation::{Expectation, Mapping};
 use pinhole::firewall::Firewall as _;
@@ -117,25 +115,4 @@ fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() 
     assert_eq!(sets.pinholes().expect("the sets stand").len(), 3);
     assert!(sets.restore(NOW, pinholes.iter()).expect("nothing is to do").is_nothing());
     assert_eq!(sets.take_troubles().count, 0);
-}
-
-#[test]
-#[ignore = "a measurement: run it with --release --ignored --nocapture"]
-fn measures_how_long_mending_takes() {
-    for count in [0, 10, 200] {
-        let namespace = Namespace::new("host").expect("a namespace");
-        let mut sets =
-            namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
-        let pinholes = pinholes(count);
-        let mut times: Vec<Duration> = (0..50)
-            .map(|_| {
-                namespace.nft("flush ruleset").expect("it is empty");
-                let begun = Instant::now();
-                sets.restore(NOW, pinholes.iter()).expect("it is put back");
-                begun.elapsed()
-            })
-            .collect();
-        times.sort_unstable();
-        println!("{count} pinholes: median {:?}, 90 % {:?}, longest {:?}", times[25], times[45], times[49]);
-    }
 }

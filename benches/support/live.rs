@@ -15,6 +15,8 @@ use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
 use pinhole::policy::{self, Mark, WhenDown};
 
+use crate::figures::{percentile, timed};
+
 /// How long anything may take that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Transfers of a session before the clock starts.
@@ -72,7 +74,7 @@ impl Side {
     }
 
     /// The policy of Pinhole.
-    pub(crate) fn policy(self) -> Option<String> {
+    fn policy(self) -> Option<String> {
         let inspect = match self {
             Self::Plain | Self::Kernel => return None,
             Self::QueueOne | Self::QueueAnnouncements | Self::Announcements => "announcements",
@@ -100,7 +102,7 @@ impl fmt::Display for Side {
 /// A gateway with a client in front of it and a server behind it.
 pub(crate) struct Stand {
     /// Who is where.
-    pub(crate) topology: Topology,
+    topology: Topology,
     daemon: Option<Daemon>,
     /// What stands in the kernel without a daemon.
     _installed: Option<Sets>,
@@ -181,9 +183,8 @@ impl Stand {
         self.topology.client.namespace.run(|| {
             let mut client = MiniClient::log_in(server, PATIENCE)?;
             let mut one = || {
-                let began = Instant::now();
-                client.command("NOOP", 200)?;
-                Ok(began.elapsed().as_nanos() as f64 / 1000.0)
+                let (taken, replied) = timed(|| client.command("NOOP", 200));
+                replied.map(|_| taken)
             };
             let taken = (0..times).map(|_| one()).collect::<Result<Vec<f64>>>()?;
             Ok(percentile(taken, 50))
@@ -415,10 +416,4 @@ fn ask_status(socket: &std::path::Path) -> bool {
         stream.read_to_string(&mut answer)
     };
     ask().is_ok_and(|length| length > 0)
-}
-
-/// The value below which so many hundredths of them lie.
-pub(crate) fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[(values.len() - 1) * percent / 100]
 }

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use etherparse::{IpHeaders, NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
 use pinhole::firewall::sets::Sets;
@@ -180,31 +180,4 @@ fn lines_grow_and_shrink_in_both_directions_and_no_packet_is_invalid() {
         let watched = site.gateway.sh(&["nft", "list", "table", "inet", "watch"]);
         assert!(watched.contains("ct state invalid counter packets 0 bytes 0 drop"), "{watched}");
     }
-}
-
-#[test]
-#[ignore = "a measurement: run it with --release --ignored --nocapture"]
-#[allow(clippy::print_stderr, reason = "it prints what it measured")]
-fn measures_what_an_adjustment_costs() {
-    const TIMES: u32 = 100_000;
-    let site = Site::new();
-    site.gateway.nft(MASQUERADE);
-    let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
-    let (inside, outside) = control(&site, "10.9.2.1:21");
-    let connection = translated(&inside, &outside);
-    for holds in [false, true] {
-        let mut times = Vec::new();
-        for n in 0..TIMES {
-            let place = Seq::new(n.wrapping_mul(20));
-            let adjustment = Adjustment { position: place, before: 0, after: 1 };
-            let held = if holds { &[place][..] } else { &[] };
-            let begin = Instant::now();
-            sets.adjust(&connection, Direction::FromClient, &adjustment, held).expect("it is prepared");
-            times.push(begin.elapsed());
-        }
-        times.sort_unstable();
-        let at = |part: usize| times[(times.len() - 1) * part / 1000];
-        eprintln!("holds {holds}: median {:?}, p99 {:?}, p99.9 {:?}, most {:?}", at(500), at(990), at(999), at(1000));
-    }
-    assert_eq!(sets.take_troubles().count, 0);
 }

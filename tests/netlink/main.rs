@@ -6,7 +6,6 @@ mod adjust;
 mod capture;
 mod expected;
 mod host;
-mod measure;
 mod nat;
 mod ruleset;
 mod sets;

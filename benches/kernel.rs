@@ -1,0 +1,327 @@
+//! What each request to the kernel costs with the mechanism `sets`, beside the program nft doing the same. Needs root, nft,
+//! and a minute.
+//!
+//! Fresh namespaces for each round. Medians and percentiles are of all rounds together; a ratio is taken within a round,
+//! of medians, and the median of those is shown: what else the machine does meanwhile hits both alike. Nothing is asserted
+//! of how long anything takes; the figures are for a person to read.
+//!
+//! | variable | means |
+//! |---|---|
+//! | `PINHOLE_BENCH_QUICK` | set to anything: two rounds, and fewer of everything |
+//! | `PINHOLE_BENCH_ROUNDS` | how many rounds, 5 unless told |
+
+#![allow(clippy::print_stdout, reason = "a benchmark prints")]
+
+#[path = "support/figures.rs"]
+mod figures;
+#[path = "support/nft.rs"]
+mod nft;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use figures::{percentile, timed};
+use pinhole::expectation::{Expectation, Mapping};
+use pinhole::firewall::sets::{Holder, Sets, ruleset};
+use pinhole::firewall::{Adjustment, Firewall as _};
+use pinhole::lab::{Family, Namespace, Result, Shape, Topology};
+use pinhole::net::Port;
+use pinhole::netlink::TableWatch;
+use pinhole::packet::{Connection, Direction, Endpoint, Flow, Seq};
+use pinhole::policy::Policy;
+use pinhole::time::Timestamp;
+
+/// Numbers that are corrected are those of connections that NAT touches.
+const MASQUERADE: &str = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \
+                          oifname \"servers\" masquerade; }; }\n";
+const NOW: Timestamp = Timestamp::from_secs(1);
+const LIFETIME: Duration = Duration::from_secs(60);
+/// How many pinholes stand while others come and go.
+const STANDING: usize = 4000;
+/// Of how many ports they are: more than stand at a time, so that none is met again too early.
+const PORTS: usize = 50_000;
+/// With how many pinholes the table is mended.
+const MENDED: [usize; 3] = [0, 10, 200];
+
+const OPEN: &str = "open a pinhole";
+const AGAIN: &str = "open it again while it stands";
+const CLOSE: &str = "close it";
+
+/// How much of everything, in each round.
+struct Plan {
+    rounds: usize,
+    /// Pinholes that come and go.
+    pinholes: usize,
+    /// Of whatever else is quick.
+    others: usize,
+    /// Of what runs a program.
+    programs: usize,
+    flushes: usize,
+}
+
+impl Plan {
+    fn new() -> Self {
+        let variable = |name: &str| std::env::var(format!("PINHOLE_BENCH_{name}")).ok();
+        let quick = variable("QUICK").is_some();
+        let of = |quickly, fully| if quick { quickly } else { fully };
+        let rounds = variable("ROUNDS").and_then(|text| text.parse().ok()).unwrap_or(of(2, 5));
+        Self {
+            rounds: rounds.max(1),
+            pinholes: of(5000, 40_000),
+            others: of(1000, 10_000),
+            programs: of(20, 100),
+            flushes: of(5, 30),
+        }
+    }
+}
+
+/// One operation, in microseconds, by rounds.
+struct Row {
+    what: String,
+    /// Whose doing it is compared with: another row, where it is one of a peer.
+    ours: Option<String>,
+    reach: &'static str,
+    rounds: Vec<Vec<f64>>,
+}
+
+/// All that was measured, in the order in which it came first.
+#[derive(Default)]
+struct Table(Vec<Row>);
+
+impl Table {
+    fn row(&mut self, what: &str) -> &mut Row {
+        let place = self.0.iter().position(|row| row.what == what).unwrap_or_else(|| {
+            self.0.push(Row { what: what.to_owned(), ours: None, reach: "", rounds: Vec::new() });
+            self.0.len() - 1
+        });
+        &mut self.0[place]
+    }
+
+    fn add(&mut self, what: &str, times: Vec<f64>) {
+        self.row(what).rounds.push(times);
+    }
+
+    /// What another one took for the same as `ours`.
+    fn add_peer(&mut self, peer: &str, ours: &str, times: Vec<f64>) {
+        let row = self.row(&format!("… {peer}"));
+        row.ours = Some(ours.to_owned());
+        row.rounds.push(times);
+    }
+
+    fn print(&self) {
+        println!("| {:<54} | median, µs | 99 %, µs | times ours | to reach |", "operation");
+        println!("|---|--:|--:|--:|---|");
+        for Row { what, ours, reach, rounds } in &self.0 {
+            let ours = ours.as_ref().and_then(|ours| self.0.iter().find(|row| row.what == *ours));
+            let ratio = ours.map_or_else(String::new, |ours| {
+                let median = |times: &Vec<f64>| percentile(times.clone(), 50);
+                let ratios = rounds.iter().zip(&ours.rounds).map(|(peer, own)| median(peer) / median(own));
+                let ratio = percentile(ratios.collect(), 50);
+                if ratio < 10.0 { format!("{ratio:.1}") } else { format!("{ratio:.0}") }
+            });
+            let [median, p99] = [50, 99].map(|part| percentile(rounds.concat(), part));
+            println!("| {what:<54} | {median:>10.1} | {p99:>8.1} | {ratio:>10} | {reach} |");
+        }
+    }
+}
+
+fn address(host: u8) -> IpAddr {
+    Ipv4Addr::new(10, 21, host, 10).into()
+}
+
+fn pinhole(index: usize) -> Expectation {
+    let port = Port::new(10_000 + (index % PORTS) as u16).expect("from 10000 on");
+    let to = Endpoint::new(address(2), port);
+    Expectation { from: address(1), to, since: NOW, lifetime: LIFETIME, mapping: Mapping::NONE }
+}
+
+/// The same, led back to a client behind NAT.
+fn mapped(index: usize) -> Expectation {
+    let plain = pinhole(index);
+    let mapping = Mapping { to: Some(Endpoint::new(address(3), plain.to.port)), from: Some(address(4)) };
+    Expectation { mapping, ..plain }
+}
+
+/// A gateway that masquerades, with a control connection through it.
+struct Gateway {
+    firewall: Namespace,
+    sets: Sets,
+    connection: Connection,
+    /// They last as long as they are held.
+    _ends: [TcpStream; 2],
+    _topology: Topology,
+}
+
+impl Gateway {
+    fn new() -> Result<Self> {
+        let topology = Topology::new(Shape::Gateway)?;
+        let firewall = topology.firewall.clone();
+        firewall.nft(MASQUERADE)?;
+        let sets = install(&firewall)?;
+        // Behind the rules: what is older is not prepared for offsets.
+        let server = SocketAddr::new(topology.target.of(Family::V4), 21);
+        let listener = topology.server.namespace.run(|| TcpListener::bind(server))?.expect("the port is free");
+        let client = topology.client.namespace.run(|| TcpStream::connect(server))?.expect("nothing is filtered");
+        let (accepted, _) = listener.accept().expect("the connection stands");
+        let connection = Connection { original: flow_of(&client), reply: flow_of(&accepted) };
+        Ok(Self { firewall, sets, connection, _ends: [client, accepted], _topology: topology })
+    }
+}
+
+fn install(namespace: &Namespace) -> Result<Sets> {
+    Ok(namespace.run(|| Sets::install(&Policy::embedded()))?.unwrap_or_else(|error| panic!("{error}")))
+}
+
+/// The addresses of what a socket sends.
+fn flow_of(stream: &TcpStream) -> Flow {
+    let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("it is connected"));
+    let [source, destination] = [stream.local_addr(), stream.peer_addr()].map(|it| end(it.expect("it is connected")));
+    Flow { source, destination }
+}
+
+/// Pinholes come and go, while some thousands stand. How long each took to come, and to go.
+fn come_and_go(sets: &mut Sets, plan: &Plan, pinhole: fn(usize) -> Expectation) -> [Vec<f64>; 2] {
+    let (mut opened, mut closed) = (Vec::new(), Vec::new());
+    for index in 0..plan.pinholes + STANDING {
+        if index < plan.pinholes {
+            let (taken, done) = timed(|| sets.open(&pinhole(index)));
+            done.expect("the kernel takes it");
+            opened.push(taken);
+        }
+        if let Some(earlier) = index.checked_sub(STANDING).filter(|earlier| *earlier < plan.pinholes) {
+            closed.push(timed(|| sets.close(&pinhole(earlier))).0);
+        }
+    }
+    [opened, closed]
+}
+
+/// The same while another thread watches the ruleset; `ignoring` the changes that are made here, as the daemon does.
+fn come_and_go_watched(sets: &mut Sets, plan: &Plan, ignoring: bool) -> [Vec<f64>; 2] {
+    let mut watch = TableWatch::open().expect("root may");
+    if ignoring {
+        watch.ignore(sets.number().expect("its socket has one")).expect("the kernel filters");
+    }
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                watch.next(Duration::from_millis(50)).expect("it listens");
+            }
+        });
+        let taken = come_and_go(sets, plan, pinhole);
+        over.store(true, Ordering::Relaxed);
+        taken
+    })
+}
+
+/// Everything that is asked of a gateway's kernel.
+fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
+    let Gateway { sets, connection, .. } = gateway;
+    let many = |work: &mut dyn FnMut(usize)| (0..plan.others).map(|index| timed(|| work(index)).0).collect::<Vec<_>>();
+
+    let [open, close] = come_and_go(sets, plan, pinhole);
+    table.add(OPEN, open);
+    table.row(OPEN).reach = "99 % under 20 µs";
+    peers_that_open(table, plan);
+    sets.open(&pinhole(0)).expect("the kernel takes it");
+    table.add(AGAIN, many(&mut |_| sets.open(&pinhole(0)).expect("the kernel takes it")));
+    table.add_peer("`nft add element`, again", AGAIN, nft::times(plan.programs, |_| nft::add(&pinhole(1))));
+    table.add(CLOSE, close);
+    table.add_peer("`nft delete element`", CLOSE, nft::times(plan.programs, |index| nft::delete(&pinhole(index + 1))));
+    table.add("close one that is gone", many(&mut |_| sets.close(&pinhole(1))));
+    table.add("see whether one stands", many(&mut |_| assert!(sets.mapping_of(address(1), pinhole(0).to).is_some())));
+    // What nft has left, so that the next ones come anew.
+    (0..=2 * plan.programs).for_each(|index| sets.close(&pinhole(index)));
+    for (watched, ignoring) in [("does not hear of it", true), ("hears of it", false)] {
+        let [open, close] = come_and_go_watched(sets, plan, ignoring);
+        table.add(&format!("open, while a thread watches that {watched}"), open);
+        table.add(&format!("close, while a thread watches that {watched}"), close);
+    }
+
+    let found = |sets: &mut Sets| sets.control_connection(&connection.reply).map(|control| control.connection);
+    table.add("find a control connection", many(&mut |_| assert_eq!(found(sets), Some(*connection))));
+    for (what, holds) in [("correct sequence numbers", false), ("correct them, and hold a place", true)] {
+        let mut adjust = |index: usize| {
+            let place = Seq::new(20 * index as u32);
+            let adjustment = Adjustment { position: place, before: 0, after: 1 };
+            let held = if holds { &[place][..] } else { &[] };
+            sets.adjust(connection, Direction::FromClient, &adjustment, held).expect("the connection is prepared");
+        };
+        table.add(what, many(&mut adjust));
+    }
+    table.add("stop reading a connection", many(&mut |_| sets.stop_reading(connection)));
+
+    // Last: from now on, who opens one looks into the maps as well.
+    let [open, close] = come_and_go(sets, plan, mapped);
+    table.add("open one that NAT maps", open);
+    table.add("close one that NAT maps", close);
+    let troubles = sets.take_troubles();
+    assert_eq!(troubles.count, 0, "{:?}", troubles.latest);
+}
+
+/// The program nft puts elements into the same set. It leaves them there.
+fn peers_that_open(table: &mut Table, plan: &Plan) {
+    let each = nft::times(plan.programs, |index| nft::add(&pinhole(index + 1)));
+    table.add_peer("`nft add element`, a process each", OPEN, each);
+    let mut stays = nft::Interactive::start();
+    let stays = nft::times(plan.programs, |index| stays.add(&pinhole(plan.programs + index + 1)));
+    table.add_peer("the same by one `nft -i` that stays", OPEN, stays);
+}
+
+/// What puts the table back when somebody has flushed the ruleset.
+fn mending(table: &mut Table, plan: &Plan) -> Result<()> {
+    let host = Namespace::new("host")?;
+    let mut sets = install(&host)?;
+    let text = ruleset(&Policy::embedded(), sets.queueing(), Holder::Sets);
+    for count in MENDED {
+        // One in three is mapped.
+        let one = |index: usize| if index.is_multiple_of(3) { mapped(index) } else { pinhole(index) };
+        let pinholes: Vec<_> = (0..count).map(one).collect();
+        let rules = nft::with_elements(&text, sets.queueing(), &pinholes);
+        let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+        host.run(|| {
+            for _ in 0..plan.flushes {
+                nft::load("flush ruleset\n");
+                let (taken, restored) = timed(|| sets.restore(NOW, pinholes.iter()));
+                assert_eq!(restored.expect("it is put back").elements, count);
+                ours.push(taken);
+                nft::load("flush ruleset\n");
+                theirs.push(timed(|| nft::load(&rules)).0);
+            }
+        })?;
+        let what = format!("put a flushed table back, {count} pinholes");
+        table.add(&what, ours);
+        table.add_peer(&format!("`nft -f`, {count} pinholes"), &what, theirs);
+    }
+    let troubles = sets.take_troubles();
+    assert_eq!(troubles.count, 0, "{:?}", troubles.latest);
+    Ok(())
+}
+
+fn round(table: &mut Table, plan: &Plan) -> Result<()> {
+    let mut gateway = Gateway::new()?;
+    let firewall = gateway.firewall.clone();
+    firewall.run(|| requests(table, &mut gateway, plan))?;
+    mending(table, plan)
+}
+
+fn main() {
+    if !rustix::process::geteuid().is_root() {
+        println!("kernel: left out, as it makes network namespaces: run it as root");
+        return;
+    }
+    if !nft::is_installed() {
+        println!("kernel: left out, as the program nft was not found: install the package nftables");
+        return;
+    }
+    let plan = Plan::new();
+    let Plan { rounds, pinholes, programs, flushes, .. } = plan;
+    println!("{rounds} rounds, each of {pinholes} pinholes, {programs} runs of nft, {flushes} flushes");
+    let mut table = Table::default();
+    for _ in 0..rounds {
+        round(&mut table, &plan).unwrap_or_else(|error| panic!("{error}"));
+    }
+    table.print();
+}

@@ -1,0 +1,16 @@
+//! Measured times, for the benchmarks.
+
+use std::time::Instant;
+
+/// The value below which so many hundredths of them lie.
+pub(crate) fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[(values.len() - 1) * percent / 100]
+}
+
+/// How long it takes, in microseconds, and what comes of it.
+pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
+    let began = Instant::now();
+    let done = work();
+    (began.elapsed().as_nanos() as f64 / 1000.0, done)
+}
