@@ -3,7 +3,7 @@
 //! It has the files of this machine and may change them, which nobody else sees. Its network is a namespace of the lab.
 //! How it is made is in `machine.sh`. It knows nothing of what will run on it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
@@ -33,16 +33,16 @@ impl Machine {
     /// Boots one that has nothing to do yet, and returns when it has.
     pub(crate) fn boot(network: &Namespace) -> Result<Self> {
         let make = ["make", network.name(), env!("CARGO_MANIFEST_DIR"), PROGRAM];
-        let first = script(network, &["--mount", "--uts", "--ipc"], &make)?;
-        let mut machine = Self { network: network.clone(), first: Some(first) };
-        let mut last = String::new();
-        let waited = lab::wait_until("systemd to be up", PATIENCE, || {
-            let done = machine.try_sh("systemctl is-active multi-user.target");
-            last = said(&done);
-            Ok(done.status.success() || !machine.first().is_running()?)
-        });
-        waited.unwrap_or_else(|error| panic!("{error}: {last}"));
-        assert!(machine.first().is_running()?, "systemd has ended: {}", machine.first().said());
+        let mut first = script(network, &["--mount", "--uts", "--ipc"], &make)?;
+        // Before it is ready its files are still those of this machine, and so is the systemd that one would ask.
+        let root = format!("/proc/{}/root", first.id());
+        let is_there = |file: &str| Path::new(&format!("{root}/{file}")).exists();
+        lab::wait_until("systemd to listen", PATIENCE, || {
+            Ok(is_there("mnt/ready") && is_there("run/systemd/private") || !first.is_running()?)
+        })?;
+        assert!(first.is_running()?, "systemd has ended: {}", first.said());
+        let machine = Self { network: network.clone(), first: Some(first) };
+        assert_eq!(machine.sh("systemctl is-system-running --wait"), "running");
         Ok(machine)
     }
 
@@ -50,7 +50,7 @@ impl Machine {
     ///
     /// Not as the lab starts programs: from the process namespace that those get nobody can enter this one's.
     pub(crate) fn try_sh(&self, lines: &str) -> Output {
-        let namespaces = format!("/proc/{}/ns", self.first.as_ref().expect("it is there until it is dropped").id());
+        let namespaces = format!("/proc/{}/ns", self.id());
         Command::new("nsenter")
             .arg(format!("--mount={namespaces}/mnt"))
             .arg(format!("--pid={namespaces}/pid_for_children"))
@@ -70,10 +70,24 @@ impl Machine {
         String::from_utf8_lossy(&done.stdout).trim_end().to_owned()
     }
 
-    /// What systemd knows of a unit under that name.
+    /// What systemd knows of a unit under those names, in the order of the names.
     #[track_caller]
-    pub(crate) fn property(&self, unit: &str, name: &str) -> String {
-        self.sh(&format!("systemctl show --value --property {name} {unit}"))
+    pub(crate) fn properties<const N: usize>(&self, unit: &str, names: [&str; N]) -> [String; N] {
+        let shown = self.sh(&format!("systemctl show --property {} {unit}", names.join(",")));
+        let find = |name: &str| shown.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+        names.map(|name| find(name).unwrap_or_else(|| panic!("no {name} in {shown}")).to_owned())
+    }
+
+    /// The processes of a service, by the numbers that they have outside.
+    pub(crate) fn processes(&self, unit: &str) -> Vec<String> {
+        let listed = std::fs::read_to_string(self.path(&format!("/sys/fs/cgroup/system.slice/{unit}/cgroup.procs")));
+        // Without a process it has no group.
+        listed.unwrap_or_default().lines().map(str::to_owned).collect()
+    }
+
+    /// Where a file of the machine lies for this process.
+    pub(crate) fn path(&self, inside: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/{}/root{inside}", self.id()))
     }
 
     /// What was said by a unit, and of it by systemd.
@@ -96,8 +110,10 @@ impl Machine {
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn first(&mut self) -> &mut Child {
-        self.first.as_mut().expect("it is there until it is dropped")
+    /// Of the process that made the namespaces, whose only child is systemd. It is in all of them but the process
+    /// namespace.
+    fn id(&self) -> u32 {
+        self.first.as_ref().expect("it is there until it is dropped").id()
     }
 }
 

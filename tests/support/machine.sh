@@ -43,10 +43,9 @@ make)
 
     # In its place on the machine, because folders of this one will be hidden.
     cp "$0" "$kept/script"
-    mkdir -p "$kept/project/target/release"
+    mkdir -p "$kept/project/target/release" "$kept/project/deploy"
     : >"$kept/project/target/release/pinhole"
     mount --bind "$program" "$kept/project/target/release/pinhole"
-    mkdir "$kept/project/deploy"
     mount --bind "$project/deploy" "$kept/project/deploy"
 
     for folder in etc usr/local/bin; do
@@ -57,12 +56,12 @@ make)
 
     # No units but those that every machine has, and what the rest of this one sets up stays out.
     mkdir -p "$kept/units/sysinit.target.wants" "$kept/nothing" "$kept/settings/system"
-    for unit in sysinit basic multi-user network network-pre shutdown sockets timers paths slices local-fs swap umount; do
-        cp "/usr/lib/systemd/system/$unit.target" "$kept/units"
-    done
-    for unit in systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket nftables.service; do
-        cp "/usr/lib/systemd/system/$unit" "$kept/units"
-    done
+    (
+        cd /usr/lib/systemd/system
+        cp sysinit.target basic.target multi-user.target network.target network-pre.target shutdown.target \
+            sockets.target timers.target paths.target slices.target local-fs.target swap.target umount.target \
+            systemd-journald.service systemd-journald.socket systemd-journald-dev-log.socket nftables.service "$kept/units"
+    )
     ln -s ../systemd-journald.service "$kept/units/sysinit.target.wants"
     mount --bind "$kept/units" /usr/lib/systemd/system
     mount --bind "$kept/nothing" /usr/lib/systemd/system-generators
@@ -84,6 +83,7 @@ boot)
     umount "$kept/groups"
     umount --recursive /sys/fs/cgroup 2>/dev/null || true
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
+    : >"$kept/ready"
     exec env -i PATH="$PATH" container=lab "$init" --system --unit=multi-user.target --log-target=journal
     ;;
 remove)
