@@ -7,6 +7,7 @@ mod daemon;
 #[path = "support/machine.rs"]
 mod machine;
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -69,18 +70,24 @@ impl Host {
         self.machine.sh(&format!("{SHELL}; {commands}\ncp deploy/nftables/host.nft /etc/nftables.conf"));
         if daemon::mechanism() == "native" {
             // Then nothing has to be admitted by its mark.
-            self.edit_policy("s/^mechanism:.*/mechanism: native/; s/^admit:.*/admit: []/");
+            self.change_policy("mechanism:", "mechanism: native");
+            self.change_policy("admit:", "admit: []");
         }
     }
 
-    fn edit_policy(&self, edit: &str) {
-        self.machine.sh(&format!("sed -i '{edit}' /etc/pinhole/policy.yaml"));
+    /// Puts another line in the place of the one in the policy that begins so.
+    fn change_policy(&self, begin: &str, other: &str) {
+        let path = self.machine.path("/etc/pinhole/policy.yaml");
+        let policy = fs::read_to_string(&path).expect("a policy is installed");
+        let line = policy.lines().find(|line| line.starts_with(begin));
+        let line = line.unwrap_or_else(|| panic!("no line begins with {begin:?}: {policy}"));
+        fs::write(&path, policy.replace(line, other)).expect("root may write it");
     }
 
     fn add_drop_in(&self, settings: &str) {
-        let folder = "/etc/systemd/system/pinhole.service.d";
-        let write = format!("cat >{folder}/test.conf <<'END'\n[Service]\n{settings}\nEND");
-        self.machine.sh(&format!("mkdir -p {folder}\n{write}"));
+        let folder = self.machine.path("/etc/systemd/system/pinhole.service.d");
+        fs::create_dir_all(&folder).expect("root may make it");
+        fs::write(folder.join("test.conf"), format!("[Service]\n{settings}\n")).expect("root may write it");
     }
 
     fn control_port(&self, is_v6: bool) -> SocketAddr {
@@ -162,7 +169,7 @@ impl Host {
 /// The commands under "Install" in docs/operation.md: to build and look, to install, and to start.
 fn documented_installation() -> [String; 3] {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operation.md");
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let install = text.split("\n## ").find(|section| section.starts_with("Install\n")).expect("it has that section");
     let blocks = install.split("```sh\n").skip(1);
     let blocks: Vec<String> =
@@ -214,13 +221,12 @@ fn installed_as_documented_it_lets_transfers_through_until_it_is_stopped() {
 #[test]
 fn a_wrong_policy_is_refused_and_a_missing_chain_is_tried_again_until_it_comes() {
     let host = Host::installed("");
-    let policy = host.machine.sh("cat /etc/pinhole/policy.yaml");
-    host.edit_policy("s/^mechanism:.*/mechanism: magic/");
+    host.change_policy("mechanism:", "mechanism: magic");
     host.machine.sh("! systemctl start pinhole");
     assert_eq!(host.properties(["ActiveState", "ExecMainStatus", "NRestarts"]), ["failed", "2", "0"]);
 
-    host.machine.sh(&format!("cat >/etc/pinhole/policy.yaml <<'END'\n{policy}\nEND"));
-    host.edit_policy("s/^admit:.*/admit: [inet filter input]/");
+    host.change_policy("mechanism:", &format!("mechanism: {}", daemon::mechanism()));
+    host.change_policy("admit:", "admit: [inet filter input]");
     host.machine.sh("! systemctl start pinhole");
     host.machine.wait_for_journal("pinhole", "Scheduled restart job");
     assert_eq!(host.table(), None);
@@ -229,11 +235,11 @@ fn a_wrong_policy_is_refused_and_a_missing_chain_is_tried_again_until_it_comes()
     host.assert_transfers_work();
 
     let processes = host.processes();
-    host.edit_policy("s/^  modes:.*/  modes: [EPSV]/");
+    host.change_policy("  modes:", "  modes: [EPSV]");
     host.machine.sh("systemctl reload pinhole");
     host.transfer(Mode::Epsv, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
     host.transfer(Mode::Pasv, SHORT).expect_err("the new policy says that only EPSV may be");
-    host.edit_policy("s/^  modes:.*/  modes: [PASV, EPSW]/");
+    host.change_policy("  modes:", "  modes: [PASV, EPSW]");
     host.machine.sh("! systemctl reload pinhole");
     host.transfer(Mode::Pasv, SHORT).expect_err("the old policy stays");
     host.transfer(Mode::Epsv, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
@@ -242,7 +248,7 @@ fn a_wrong_policy_is_refused_and_a_missing_chain_is_tried_again_until_it_comes()
 }
 
 #[test]
-fn what_was_announced_before_it_is_restarted_killed_or_hangs_is_let_in_afterwards_and_its_session_goes_on() {
+fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session() {
     let limit = lab::allow(Duration::from_secs(3)).as_secs();
     let host = Host::serving(&format!("WatchdogSec={limit}s"));
     let table = host.table();
