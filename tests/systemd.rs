@@ -137,10 +137,13 @@ impl Host {
         self.status()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
     }
 
-    /// The line of its table in nft's list, with the number that no other table will ever have.
-    fn table(&self) -> Option<String> {
-        let tables = self.topology.firewall.nft_says(&["--handle", "list", "tables"]).expect("nft lists");
-        tables.lines().find(|line| line.contains("inet pinhole")).map(str::to_owned)
+    /// The kernel's number of its table, which no other table gets, nor the same one made anew.
+    fn table(&self) -> Option<u64> {
+        let listed = self.topology.firewall.nft_says(&["--json", "list", "tables"]).expect("nft lists");
+        let listed: Value = serde_json::from_str(&listed).unwrap_or_else(|error| panic!("{error}: {listed}"));
+        let tables = listed["nftables"].as_array().expect("a list").iter().map(|item| &item["table"]);
+        let mut ours = tables.filter(|table| table["family"] == "inet" && table["name"] == "pinhole");
+        ours.next().map(|table| table["handle"].as_u64().expect("a table has a number"))
     }
 
     fn processes(&self) -> Vec<String> {
