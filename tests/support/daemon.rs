@@ -165,7 +165,8 @@ fn launch(namespace: &Namespace, folder: &Path, log: &str) -> Result<Child> {
     panic!("the daemon ended with {}:\n{}", finished.status, finished.said());
 }
 
-fn ask(socket: &Path) -> io::Result<String> {
+/// How the daemon stands that listens there.
+pub(crate) fn ask(socket: &Path) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.write_all(b"\"json\"")?;
