@@ -61,7 +61,8 @@ fn a_firewall_that_drops_by_default_lets_logins_through_and_no_data() {
     let outcomes = play(
         "no helper",
         &Shape::ALL,
-        16,
+        // They wait for what does not come, and keep nobody from anything.
+        48,
         |stage| stage.topology.firewall.nft(stage.scene.shape.default_drop()),
         |stage, cell| {
             let mut patience = BRIEF;

@@ -42,7 +42,7 @@ fn play(
     let prepare = |stage: &NatStage| stage.topology.gateways.iter().map(help).collect::<Result<Vec<_>>>();
     let begun = Instant::now();
     // Where nobody helps, they wait for what does not come, and keep nobody from anything.
-    let at_once = if helper == Helper::Nobody { 12 } else { 4 };
+    let at_once = if helper == Helper::Nobody { 36 } else { 4 };
     let mut outcomes = matrix::play(scenes, at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     outcomes.sort_by_key(|outcome| outcome.cell.to_string());
     for Outcome { cell, result, took } in &outcomes {
