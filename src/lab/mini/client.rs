@@ -108,6 +108,11 @@ impl MiniClient {
         }
     }
 
+    /// Waits until the next reply has come, and does not read it.
+    pub fn wait_for_reply(&self) -> Result<()> {
+        self.control.get_ref().peek(&mut [0]).map(drop).doing(|| format!("wait for a reply of {}", self.server))
+    }
+
     /// Reads the next reply, whose code must be that.
     pub fn expect(&mut self, code: u16) -> Result<Reply> {
         let reply = self.reply()?;
