@@ -53,10 +53,7 @@ fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
         heard.push(describe(packet));
         None
     };
-    in_queue(host, hear, || {
-        work();
-        thread::sleep(Duration::from_millis(100));
-    });
+    in_queue(host, hear, work);
     heard
 }
 
@@ -109,8 +106,11 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
                 Some(Control { connection, is_unread: true, is_settled: false, adjustments: Adjustments::default() })
             );
             converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
+            // Each end hears of the other's, which has left the queue by then.
             ours.shutdown(Shutdown::Write).expect("open");
-            thread::sleep(Duration::from_millis(20));
+            theirs.read_to_end(&mut Vec::new()).expect("it ends");
+            drop(theirs);
+            ours.read_to_end(&mut Vec::new()).expect("it ends");
         });
         let expected = ["SYN", "220 ", "USER", "331 ", "PASS", "230 ", "TYPE", "200 ", "PASV", "227 ", "FIN", "FIN"];
         assert_eq!(heard, expected, "{address} {client_side}");
