@@ -29,9 +29,6 @@ endif
 # The tests make network namespaces. What a test builds belongs to whoever runs make; only the tests run as root.
 AS_ROOT := $(if $(filter-out 0,$(shell id -u)),--config 'target."cfg(unix)".runner="sudo -E"')
 
-# Much of what tests do is to wait.
-export RUST_TEST_THREADS ?= $(shell echo $$(($$(nproc) + 2)))
-
 .NOTPARALLEL:
 .PHONY: help run demo replay test test-vm second-kernel fuzz-all fuzz bench lint clean
 
