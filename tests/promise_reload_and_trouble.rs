@@ -15,6 +15,11 @@ use nix::sys::signal::Signal;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Family, Finished, Namespace, Shape};
+use pinhole::net::Port;
+use pinhole::netlink::Conntrack;
+use pinhole::packet::{Endpoint, Flow};
+use pinhole::policy::Policy;
+use std::net::SocketAddr;
 
 #[test]
 fn a_reload_loses_no_session_and_holds_at_once() {
@@ -59,6 +64,32 @@ fn a_reload_loses_no_session_and_holds_at_once() {
         });
         assert!(daemon.counted("sessions") <= 3);
     }
+}
+
+#[test]
+fn what_waits_for_a_packet_that_never_comes_goes_on_though_nothing_else_is_said() {
+    let stage = Stage::new(Shape::ClientHost);
+    let server = stage.serve(Family::V4);
+    // Denied commands are held back, so nothing overtakes what may be one.
+    let _daemon = stage.daemon("defaults: { commands: { deny: [SITE] } }\n");
+    let unread = Policy::embedded().mark.unread_bit();
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"));
+        let flow = Flow { source: end(client.local_address()?), destination: end(server.address()) };
+        let mark = |bits| {
+            let marked = stage.firewall().run(|| Conntrack::open(PATIENCE)?.mark(&flow, bits, unread));
+            assert_eq!(marked.expect("root may enter"), Ok(true));
+        };
+        // As if the table had been gone for a moment.
+        mark(unread);
+        client.command("NOOP", 200)?;
+        mark(0);
+        // What waits in a queue of the host that sends it is not sent again.
+        client.command("NOOP", 200)?;
+        assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
+        client.quit()
+    });
 }
 
 fn daemon_signal(daemon: &Daemon, signal: Signal) {

@@ -121,7 +121,7 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
     });
     crew.start("watching connections", {
         let shared = shared.clone();
-        move || watch_connections(&news, &shared)
+        move || watch_connections(&news, &shared, &held)
     });
     let ended_by = runtime.block_on(async {
         tokio::select! {
@@ -151,8 +151,9 @@ fn watch_tables(mut watch: TableWatch, shared: &Shared) -> String {
     }
 }
 
-/// Learns which pinholes were used and which sessions ended, while no packet comes that would have that learnt.
-fn watch_connections(news: &OwnedFd, shared: &Shared) -> String {
+/// Learns which pinholes were used and which sessions ended, while no packet comes that would have that learnt; and lets go
+/// what has waited too long for a packet that does not come.
+fn watch_connections(news: &OwnedFd, shared: &Shared, held: &Held) -> String {
     let patience = Timespec::try_from(WATCH).expect("a second is not too long");
     loop {
         match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&patience)) {
@@ -167,5 +168,6 @@ fn watch_connections(news: &OwnedFd, shared: &Shared) -> String {
         if let Some(error) = shared.lock().take_deafness() {
             return error.to_string();
         }
+        packets::let_overdue_go(shared, held);
     }
 }

@@ -46,6 +46,16 @@ impl Held {
     }
 }
 
+/// Lets those go on that have waited too long. Somebody has to ask: a sender on this host does not send again what still
+/// waits here, and then no packet comes that would show them.
+pub(super) fn let_overdue_go(shared: &Shared, held: &Held) {
+    while let Some((waiting, verdict)) = next_to_go(shared, None, held) {
+        if let Err(error) = finish_and_show(shared, waiting, verdict, held) {
+            shared.lock().queue_trouble(&error);
+        }
+    }
+}
+
 /// Takes packets of one of the queues until that fails for good; says why.
 pub(super) fn take(mut queue: Queue, queues: Queues, shared: &Shared, held: &Held) -> String {
     stay_near(queue.number(), queues);
