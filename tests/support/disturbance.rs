@@ -71,6 +71,9 @@ pub(crate) fn transfer_under(
                 done.hit += 1;
                 let is_over = || Ok(disturbance.now().is_multiple_of(2));
                 lab::wait_until("the end of the disturbance", PATIENCE, is_over)?;
+                // What it has not answered yet, it answers before this.
+                client.send(b"PWD\r\n")?;
+                while client.reply()?.code != 257 {}
             }
         }
     }
