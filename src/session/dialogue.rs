@@ -144,6 +144,12 @@ impl Hole {
         self.answered = heard.or(self.answered);
         heard.is_some()
     }
+
+    /// The client goes on after something that it alone has heard; it may have been let in by that. Who only claims to
+    /// have heard it gains nothing: a server takes no segment that acknowledges what was never sent.
+    fn may_hold_a_login(&self) -> bool {
+        self.client_heard.is_some()
+    }
 }
 
 impl Dialogue {
@@ -452,7 +458,7 @@ impl Dialogue {
         let standing = Standing {
             is_ftp: self.greeted && self.language != Language::Other,
             asked_for,
-            logged_in: self.login != Login::Out,
+            logged_in: self.login != Login::Out || self.hole.may_hold_a_login(),
             extended_only: self.extended_only,
         };
         let named = found.as_ref().map(|found| found.announced);

@@ -196,6 +196,40 @@ fn behind_what_passed_unread_a_question_does_not_count_that_may_have_been_answer
     assert_eq!(stage.take_told(), [PASSIVE_UNASKED, "1 odd: Lost"]);
 }
 
+/// A session that has begun, and in which the user's name was asked for.
+fn asked_for_a_name(stage: &mut Stage) -> Conversation {
+    let mut talk = conversation();
+    stage.sees_all(talk.handshake());
+    stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+    stage.sees(&talk.says(FromClient, "USER anna\r\n"));
+    stage.sees(&talk.says(FromServer, "331 and?\r\n"));
+    stage.take_told();
+    talk
+}
+
+#[test]
+fn a_login_that_passed_unread_counts_for_the_command_that_follows_it() {
+    let mut stage = Stage::new();
+    let mut talk = asked_for_a_name(&mut stage);
+    stage.sees(&talk.says(FromClient, "PASS secret\r\n"));
+    let _unread = talk.says(FromServer, "230 in\r\n");
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    assert_eq!(stage.take_told(), ["1 PORT 10.0.0.2 -> 10.0.0.1:1025"]);
+}
+
+#[test]
+fn a_command_behind_a_login_that_passed_unread_counts_as_soon_as_it_is_known_what_was_before_it() {
+    let mut stage = Stage::new();
+    let mut talk = asked_for_a_name(&mut stage);
+    let _unread = [talk.says(FromClient, "PASS secret\r\n"), talk.says(FromServer, "230 in\r\n")];
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    assert_eq!(stage.take_told(), [""; 0], "what is missing may still come");
+    stage.sees(&talk.says(FromServer, "200 fine\r\n"));
+    assert_eq!(stage.take_told(), ["1 PORT 10.0.0.2 -> 10.0.0.1:1025", "1 odd: Lost", "1 odd: Lost"]);
+    stage.sees(&talk.says(FromServer, "425 no data connection\r\n"));
+    assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
+}
+
 #[test]
 fn an_answer_to_unread_bytes_may_answer_an_unread_question_once() {
     let mut stage = Stage::new();
