@@ -27,7 +27,10 @@ endif
 endif
 
 # The tests make network namespaces. What a test builds belongs to whoever runs make; only the tests run as root.
-AS_ROOT := $(if $(filter-out 0,$(shell id -u)),--config 'target."cfg(unix)".runner="sudo -E"')
+SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E)
+AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
+# Which tests failed at first, and passed alone.
+export PINHOLE_AGAIN := $(CURDIR)/target/again
 
 .NOTPARALLEL:
 .PHONY: help run demo replay test test-vm second-kernel fuzz-all fuzz bench lint clean
@@ -50,9 +53,11 @@ replay: ## build, and replay a capture: which data connections would have been l
 test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
 	@tests/setup test vm
 	cargo test $(LOCKED) --benches --no-run
-	cargo $(AS_ROOT) test $(LOCKED)
+	@rm -f $(PINHOLE_AGAIN)
+	cargo --config 'target."cfg(unix)".runner="$(strip $(SUDO) tests/again)"' test $(LOCKED)
 	@$(MAKE) --no-print-directory second-kernel
 	@$(MAKE) --no-print-directory fuzz-all
+	@cat $(PINHOLE_AGAIN) 2>/dev/null || true
 
 test-vm: ## those tests that ask the kernel for something, on a second kernel: Debian's, emulated (only="live nat_*")
 	@tests/setup test vm
@@ -68,7 +73,7 @@ in_vm = $(if $(2),@tests="$(patsubst %,--test %,$(2))"; set -f; \
 	echo cargo test $(LOCKED) --no-run $$tests && cargo test $(LOCKED) --no-run $$tests && \
 	programs=$$(cargo test $(LOCKED) --quiet --no-run --message-format=json $$tests | \
 		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p') && \
-	echo tests/vm/run $(1) $$programs && $(if $(AS_ROOT),sudo -E) tests/vm/run $(1) $$programs)
+	echo tests/vm/run $(1) $$programs && $(SUDO) tests/vm/run $(1) $$programs)
 
 fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
 	@cargo fuzz --version >/dev/null 2>&1 && command -v c++ >/dev/null || { \
