@@ -15,7 +15,7 @@ mod stage;
 
 use daemon::PATIENCE;
 use disturbance::disturb_transfers;
-use stage::{FILTER, Stage, TABLE, filter, some_transfers};
+use stage::{CONTENT, FILE, FILTER, Stage, TABLE, filter, some_transfers};
 
 use std::net::SocketAddr;
 use std::thread;
@@ -110,6 +110,62 @@ fn flush_under_transfers(inspect: &str, flushes: usize) {
         at(100)
     );
     assert!(daemon.counted("restored") >= flushes as u64);
+}
+
+/// As long as nothing in the ruleset asks for connection tracking, the kernel does not look at packets. What it makes of the
+/// first ones afterwards can be so wrong that it takes all others of the connection for invalid.
+#[test]
+fn a_session_that_the_kernel_lost_track_of_while_nothing_stood_goes_on() {
+    let stage = Stage::new(Shape::Gateway);
+    let mut daemon = stage.daemon("");
+    let server = stage.serve(Family::V4);
+    let [client_host, server_host] = stage.ends();
+    // Whatever is not acknowledged is sent again from its beginning.
+    client_host.set("net/ipv4/tcp_early_retrans", "0").expect("a parameter of the namespace");
+    let wait_for = |packets: u64, host: &Namespace| {
+        let seen = || -> lab::Result<bool> {
+            let listed = host.nft_says(&["list", "counter", "inet", "watch", "seen"])?;
+            let counted = listed.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+            Ok(counted.and_then(|number| number.parse().ok()) >= Some(packets))
+        };
+        lab::wait_until(&format!("{packets} packets in {host}"), PATIENCE, seen)
+    };
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        // It has read all that was said so far, and does not see the flush yet.
+        daemon.status();
+        daemon.child.signal(Signal::SIGSTOP)?;
+        stage.firewall().nft("flush ruleset")?;
+        // Two commands arrive, too long to be sent again in one segment, and nothing comes back.
+        server_host.nft(
+            "table inet watch {
+                 counter seen { }
+                 chain hear { type filter hook input priority 0; tcp dport 21 meta length > 800 counter name seen; }
+                 chain say { type filter hook output priority 0; tcp sport 21 drop; }
+             }",
+        )?;
+        let command = format!("NOOP {}\r\n", "x".repeat(800));
+        client.send(command.as_bytes())?;
+        client.send(command.as_bytes())?;
+        wait_for(2, server_host)?;
+        stage.firewall().nft(&filter(Shape::Gateway))?;
+        stage.firewall().nft(
+            "table inet watch {
+                 counter seen { }
+                 chain lost { type filter hook forward priority -1; ct state invalid counter name seen; }
+             }",
+        )?;
+        // The first of them is sent again: of the client that is all that the kernel gets to see.
+        wait_for(3, server_host)?;
+        server_host.nft("flush chain inet watch say")?;
+        wait_for(1, stage.firewall())?;
+        daemon.child.signal(Signal::SIGCONT)?;
+        daemon.wait_for_log("put back the table inet pinhole", 1);
+        client.expect(200)?;
+        client.expect(200)?;
+        assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
+        client.quit()
+    });
 }
 
 #[test]

@@ -229,6 +229,9 @@ impl Engine {
             Ok(restored) if restored.is_nothing() => {}
             Ok(restored) => {
                 self.journal.counters.restored += 1;
+                if restored.table {
+                    self.firewall.judge_liberally(self.tracker.live().map(|(_, connection, _)| connection));
+                }
                 info!(
                     "the ruleset was changed by somebody: put back {}, {} pinholes, {} accept rules",
                     if restored.table { "the table inet pinhole" } else { "no table" },

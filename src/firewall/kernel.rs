@@ -139,6 +139,11 @@ impl Kernel {
         }
     }
 
+    /// Control connections may have gone on unseen while the table was gone: see [`Sets::judge_liberally`].
+    pub fn judge_liberally<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.sets_mut().judge_liberally(connections);
+    }
+
     /// Whether the table stands without what should stand in its sets, so that it must be restored.
     pub fn lacks_pinholes(&self) -> bool {
         self.sets().lacks_pinholes()

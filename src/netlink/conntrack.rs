@@ -110,16 +110,10 @@ impl Conntrack {
 
     /// Sets the bits of `mask` in a connection's mark to those of `bits`. Whether there is such a connection.
     pub fn mark(&mut self, flow: &Flow, bits: u32, mask: u32) -> Result<bool, Error> {
-        let changed = self.socket.request(kind::NEW, 0, family(flow.source.address), |w| {
-            Tuple::from(flow).write(w, ORIGINAL);
+        self.change(flow, |w| {
             w.number(MARK, bits);
             w.number(MARK_MASK, mask);
-        });
-        match changed {
-            Ok(()) => Ok(true),
-            Err(cause) if cause.is_missing() => Ok(false),
-            Err(cause) => Err(error(Operation::Change, flow, cause)),
-        }
+        })
     }
 
     /// Has the sequence numbers of one direction corrected, and the windows of both judged liberally from then on.
@@ -127,18 +121,24 @@ impl Conntrack {
     ///
     /// The kernel says the same where the connection was not prepared for that, and does nothing: look at it afterwards.
     pub fn adjust(&mut self, flow: &Flow, is_original: bool, adjustment: &SequenceAdjustment) -> Result<bool, Error> {
-        let changed = self.socket.request(kind::NEW, 0, family(flow.source.address), |w| {
-            Tuple::from(flow).write(w, ORIGINAL);
-            w.nested(PROTOCOL_STATE, |state| {
-                state.nested(TCP_STATE, |tcp| {
-                    for direction in [TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY] {
-                        // The bits, and which of them count.
-                        tcp.attribute(direction, &[LIBERAL, LIBERAL]);
-                    }
-                });
-            });
+        self.change(flow, |w| {
+            write_liberal(w);
             let kind = if is_original { ADJUSTMENT_ORIGINAL } else { ADJUSTMENT_REPLY };
             w.nested(kind, |w| adjustment.write(w));
+        })
+    }
+
+    /// Has the windows of both directions judged liberally from now on: none of its packets is invalid because of its
+    /// numbers. Whether there is such a connection.
+    pub fn judge_liberally(&mut self, flow: &Flow) -> Result<bool, Error> {
+        self.change(flow, write_liberal)
+    }
+
+    /// Changes something about a connection. Whether there is such a one.
+    fn change(&mut self, flow: &Flow, write: impl FnOnce(&mut Writer)) -> Result<bool, Error> {
+        let changed = self.socket.request(kind::NEW, 0, family(flow.source.address), |w| {
+            Tuple::from(flow).write(w, ORIGINAL);
+            write(w);
         });
         match changed {
             Ok(()) => Ok(true),
@@ -214,6 +214,17 @@ impl Entry {
                 .map(|kind| attributes.find(kind).and_then(|found| SequenceAdjustment::read(found.nested()))),
         })
     }
+}
+
+fn write_liberal(w: &mut Writer) {
+    w.nested(PROTOCOL_STATE, |state| {
+        state.nested(TCP_STATE, |tcp| {
+            for direction in [TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY] {
+                // The bits, and which of them count.
+                tcp.attribute(direction, &[LIBERAL, LIBERAL]);
+            }
+        });
+    });
 }
 
 fn tcp_state(entry: Attributes<'_>) -> Option<u8> {

@@ -141,6 +141,18 @@ impl Sets {
         std::mem::take(&mut self.troubles)
     }
 
+    /// Has no packet of these control connections be invalid because of its numbers.
+    ///
+    /// For those that went on while the ruleset was gone: where nothing asks for connection tracking the kernel sees no
+    /// packets, and what it makes afterwards of the next one may be so wrong that it takes all others for invalid. Then
+    /// neither end hears the other any more, as long as the connection lasts.
+    pub fn judge_liberally<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        for connection in connections {
+            let judged = self.conntrack.judge_liberally(&connection.original);
+            self.note(judged);
+        }
+    }
+
     /// Sets a bit in the mark of a control connection; what that means to the capture is said in `rules/`.
     fn mark(&mut self, connection: &Connection, bit: u32) {
         // A connection that the kernel has forgotten brings no packets either.
