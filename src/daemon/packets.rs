@@ -113,11 +113,12 @@ fn hold(engine: &mut Engine, waiting: Waiting, packets: &mut Vec<HeldPacket>) ->
 /// Lets a packet go on, and then those that may have waited for it, and those that have waited too long.
 fn finish_and_show(shared: &Shared, waiting: Waiting, verdict: Verdict, held: &Held) -> io::Result<()> {
     let flow = Segment::parse(waiting.packet()).map(|segment| segment.flow);
-    finish(waiting, verdict)?;
+    let mut finished = finish(waiting, verdict);
     while let Some((waiting, verdict)) = next_to_go(shared, flow.ok(), held) {
-        finish(waiting, verdict)?;
+        // That one is not there any more is no reason to keep those behind it.
+        finished = finished.and(finish(waiting, verdict));
     }
-    Ok(())
+    finished
 }
 
 /// One of those that wait and need not any more, with what is to become of it.
