@@ -19,14 +19,16 @@ mod document;
 mod helper;
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bench::Outcome;
 use daemon::PATIENCE;
 use dialogues::Case;
 use document::assert_documented;
 use helper::Helper;
+use pinhole::ftp::Mode;
 use pinhole::lab::matrix::{self, Cell, Scene, Stage};
-use pinhole::lab::{Result, Shape};
+use pinhole::lab::{self, Family, Result, Shape};
 
 const BOTH: [Helper; 2] = [Helper::Kernel, Helper::Pinhole];
 
@@ -39,20 +41,24 @@ fn policy(shape: Shape) -> &'static str {
     }
 }
 
-fn play(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>> {
+fn play(helper: Helper, patience: impl Fn(&Cell) -> Duration + Sync) -> Vec<matrix::Outcome> {
     let prepare = |stage: &Stage| {
         stage.topology.firewall.nft(stage.scene.shape.default_drop())?;
         helper.start(&stage.topology.firewall, policy(stage.scene.shape))
     };
-    let each = |stage: &Stage, cell: &Cell| stage.transfer(cell.client, cell.mode, PATIENCE);
-    let outcomes = matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    let each = |stage: &Stage, cell: &Cell| stage.transfer(cell.client, cell.mode, patience(cell));
+    matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What became of each cell, by its name.
+fn outcomes(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>> {
     let told = |outcome: matrix::Outcome| (outcome.cell.to_string(), outcome.result.map_err(|error| error.to_string()));
-    outcomes.into_iter().map(told).collect()
+    play(helper, |_| PATIENCE).into_iter().map(told).collect()
 }
 
 #[test]
 fn real_servers_and_clients_get_on_with_pinhole_as_with_the_kernels_helper() {
-    let [kernel, ours] = BOTH.map(play);
+    let [kernel, ours] = BOTH.map(outcomes);
     assert_eq!(kernel.len(), ours.len());
     let mut differ = Vec::new();
     for (cell, with_kernel) in &kernel {
@@ -99,6 +105,32 @@ fn odd_dialogues_end_as_the_table_of_differences_says() {
 }
 
 // --- conntrackd ----------------------------------------------------------------------------------------------------
+
+/// Whether conntrackd cannot do what a cell asks for: it takes no 229, and no IPv6 address.
+fn is_beyond_conntrackd(cell: &Cell) -> bool {
+    cell.mode == Mode::Epsv || cell.scene.family == Family::V6
+}
+
+#[test]
+#[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
+fn real_servers_and_clients_get_through_with_conntrackd_as_its_table_says() {
+    // Who waits for what does not come need not be patient.
+    let patience = |cell: &Cell| if is_beyond_conntrackd(cell) { lab::allow(Duration::from_secs(1)) } else { PATIENCE };
+    let (mut ways, mut wrong) = (BTreeMap::new(), Vec::new());
+    for matrix::Outcome { cell, result, .. } in play(Helper::Conntrackd, patience) {
+        let said = result.as_ref().map_or_else(ToString::to_string, |()| "works".to_owned());
+        println!("{cell}  conntrackd: {said}");
+        if result.is_ok() == is_beyond_conntrackd(&cell) {
+            wrong.push(format!("{cell}: {said}"));
+        }
+        ways.insert(format!("{}, {}", cell.mode, cell.scene.family), result.is_ok());
+    }
+    assert!(wrong.is_empty(), "{} cells are not as expected:\n{}", wrong.len(), wrong.join("\n\n"));
+    let mut table = "| how data connections are announced | conntrackd |\n|---|---|\n".to_owned();
+    let word = |works| if works { "works" } else { "no data connection" };
+    table.extend(ways.iter().map(|(way, works)| format!("| {way} | {} |\n", word(*works))));
+    assert_documented("conntrackd-matrix", &table);
+}
 
 #[test]
 #[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
