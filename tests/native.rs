@@ -109,6 +109,7 @@ fn assert_shown_by_conntrack(firewall: &Namespace, one: &Expected) {
 fn an_expectation_goes_with_its_session_and_with_its_entry() {
     let Some(_machine) = machine() else { return };
     let (stage, _daemon) = gateway("defaults: { timeout: 1h }\n");
+    stage.topology.remember_what_is_over().expect("root may");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;

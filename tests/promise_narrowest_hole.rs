@@ -91,6 +91,7 @@ fn a_pinhole_that_nobody_uses_is_gone_when_its_time_is_over() {
 #[test]
 fn a_pinhole_is_gone_as_soon_as_its_session_is() {
     let stage = Stage::new(Shape::Gateway);
+    stage.topology.remember_what_is_over().expect("root may");
     let _daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);
     for mode in [Mode::Pasv, Mode::Port] {
@@ -127,6 +128,7 @@ fn a_pinhole_is_gone_as_soon_as_its_session_is() {
 #[test]
 fn a_pinhole_that_follows_another_to_the_same_port_is_gone_with_its_session_too() {
     let stage = Stage::new(Shape::Gateway);
+    stage.topology.remember_what_is_over().expect("root may");
     let daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);
     for _ in 0..100 {

@@ -29,6 +29,7 @@ impl Stage {
     fn new(policy: &str) -> Self {
         let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
         topology.firewall.nft(Shape::Gateway.default_drop()).expect("the rules are right");
+        topology.remember_what_is_over().expect("root may");
         let daemon = Daemon::start(&topology.firewall, policy).unwrap_or_else(|error| panic!("{error}"));
         Self { topology, daemon }
     }
