@@ -46,19 +46,31 @@ pub(crate) fn in_queue(host: &Host, mut see: impl FnMut(&[u8]) -> Option<Vec<u8>
     });
 }
 
-/// Tells of each packet that comes out of queue 0 its first four bytes of payload, or its flags.
+/// Tells of each packet that comes out of queue 0 its first four bytes of payload, or its flags. What a slow machine's TCP
+/// sends again is told once; the very same packet would be told twice.
 fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
-    let mut heard = Vec::new();
+    let mut heard: Vec<Vec<u8>> = Vec::new();
     let hear = |packet: &[u8]| {
-        heard.push(describe(packet));
+        if !heard.iter().any(|earlier| is_sent_again(packet, earlier)) {
+            heard.push(packet.to_owned());
+        }
         None
     };
     in_queue(host, hear, work);
-    heard
+    heard.iter().map(|packet| describe(packet)).collect()
+}
+
+fn tcp(packet: &[u8]) -> &[u8] {
+    if packet[0] >> 4 == 4 { &packet[20..] } else { &packet[40..] }
+}
+
+/// Whether it is another packet for the same bytes: its ports and sequence number are the same, and its timestamp is not.
+fn is_sent_again(packet: &[u8], earlier: &[u8]) -> bool {
+    tcp(packet)[..8] == tcp(earlier)[..8] && describe(packet) == describe(earlier) && tcp(packet) != tcp(earlier)
 }
 
 fn describe(packet: &[u8]) -> String {
-    let tcp = if packet[0] >> 4 == 4 { &packet[20..] } else { &packet[40..] };
+    let tcp = tcp(packet);
     let payload = &tcp[usize::from(tcp[12] >> 4) * 4..];
     let flags = [(2, "SYN"), (1, "FIN"), (4, "RST")].into_iter().filter(|(bit, _)| tcp[13] & bit != 0);
     let mut words: Vec<String> = flags.map(|(_, name)| name.to_owned()).collect();
