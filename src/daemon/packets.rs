@@ -113,12 +113,11 @@ fn hold(engine: &mut Engine, waiting: Waiting, packets: &mut Vec<HeldPacket>) ->
 /// Lets a packet go on, and then those that may have waited for it, and those that have waited too long.
 fn finish_and_show(shared: &Shared, waiting: Waiting, verdict: Verdict, held: &Held) -> io::Result<()> {
     let flow = Segment::parse(waiting.packet()).map(|segment| segment.flow);
-    let mut finished = finish(waiting, verdict);
+    finish(waiting, verdict)?;
     while let Some((waiting, verdict)) = next_to_go(shared, flow.ok(), held) {
-        // That one is not there any more is no reason to keep those behind it.
-        finished = finished.and(finish(waiting, verdict));
+        finish(waiting, verdict)?;
     }
-    finished
+    Ok(())
 }
 
 /// One of those that wait and need not any more, with what is to become of it.
