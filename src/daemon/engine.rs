@@ -229,7 +229,7 @@ impl Engine {
             Ok(restored) if restored.is_nothing() => {}
             Ok(restored) => {
                 self.journal.counters.restored += 1;
-                if restored.table {
+                if restored.was_gone {
                     self.firewall.judge_liberally(self.tracker.live().map(|(_, connection, _)| connection));
                 }
                 info!(

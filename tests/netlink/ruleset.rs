@@ -100,13 +100,14 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         let wait = || mended.iter().take(1000).flatten().next().expect("within the time of many changes");
         host.nft(&format!("flush ruleset\n{DEFAULT_DROP}"));
         let restored = wait();
-        assert!(restored.table && restored.elements == 2, "{restored:?}");
+        assert!(restored.was_gone && restored.table && restored.elements == 2, "{restored:?}");
         connects(&client, "10.9.0.2:50000").expect("it is still announced");
 
         // Rules of ours alone, and the accept rule alone.
         host.nft("flush chain inet pinhole inspect");
         let restored = wait();
         assert!(restored.table && restored.elements == 0, "what was used up stays so: {restored:?}");
+        assert!(!restored.was_gone, "the kernel went on looking at packets");
         host.nft("flush chain inet filter input\nadd rule inet filter input tcp dport 21 accept");
         assert_eq!(wait().admitted.len(), 1);
         drop(mended);

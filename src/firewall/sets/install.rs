@@ -60,6 +60,8 @@ pub enum SetupError {
 pub struct Restored {
     /// The table, or rules of it.
     pub table: bool,
+    /// All of it was gone, and perhaps whatever else asked for connection tracking.
+    pub was_gone: bool,
     /// Pinholes and corridors.
     pub elements: usize,
     /// Accept rules in chains of others.
@@ -188,7 +190,7 @@ impl Sets {
         if !is_untouched || self.sets_are_lost {
             let elements = if self.sets_are_lost { self.lost_elements(now, standing) } else { BySet::new() };
             self.put_back(&elements)?;
-            self.sets_are_lost = false;
+            restored.was_gone = std::mem::take(&mut self.sets_are_lost);
             restored.table = true;
             restored.elements = elements.values().flatten().filter(|element| element.value.is_none()).count();
         }
