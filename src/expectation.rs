@@ -140,11 +140,17 @@ pub enum Refusal {
     NoPort,
     /// NAT would have to write another address, and the line cannot be changed.
     CannotRewrite,
+    /// The session was picked up in the middle, and no earlier run left word that it is FTP.
+    PickedUp,
+    /// The line may be read in more than one way.
+    Ambiguous,
+    /// The session has ended.
+    SessionOver,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 19] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -161,6 +167,9 @@ impl Refusal {
         Self::NotOpened,
         Self::NoPort,
         Self::CannotRewrite,
+        Self::PickedUp,
+        Self::Ambiguous,
+        Self::SessionOver,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -182,6 +191,9 @@ impl Refusal {
             Self::NotOpened => "not-opened",
             Self::NoPort => "no-port",
             Self::CannotRewrite => "cannot-rewrite",
+            Self::PickedUp => "picked-up",
+            Self::Ambiguous => "ambiguous",
+            Self::SessionOver => "session-over",
         }
     }
 
@@ -212,6 +224,15 @@ impl Refusal {
                 "NAT would have to write another address into it, and the kernel cannot correct the sequence numbers of \
                  this session, or part of the line was sent on before the rest came (a new session will do)"
             }
+            Self::PickedUp => {
+                "the session went on before it was read, and it is not known whether it is FTP (a new session will do; \
+                 `pickup` in the policy says more)"
+            }
+            Self::Ambiguous => {
+                "the line may be read in more than one way: it ends in a bare LF or comes behind one, or has CR, NUL, \
+                 Telnet or urgent data in it"
+            }
+            Self::SessionOver => "the session has ended",
         }
     }
 }

@@ -113,6 +113,11 @@ impl Waiting {
         Ok(self.verdicts.go_on(self.message.get_packet_id(), None)?)
     }
 
+    /// Does not let it go on.
+    pub fn discard(self) -> io::Result<()> {
+        Ok(self.verdicts.discard(self.message.get_packet_id())?)
+    }
+
     /// Lets another packet go on in its place: from its IP header on, with all lengths and checksums in it as they have
     /// to be. It may be longer or shorter.
     pub fn accept_as(self, packet: &[u8]) -> io::Result<()> {

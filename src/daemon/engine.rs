@@ -13,7 +13,7 @@ use crate::firewall::sets::{Queueing, SetupError, own_rule};
 use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::packet::{NotSegment, Segment};
-use crate::policy::{Inspect, Mechanism, Policy, WhenDown};
+use crate::policy::{Mechanism, Policy, WhenDown};
 use crate::rewrite::Verdict;
 use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
 
@@ -88,13 +88,9 @@ impl Engine {
     pub(super) fn introduction(&self) -> Vec<String> {
         let ports: Vec<_> = self.policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
         let queueing = self.firewall.queueing();
-        let inspect = match self.policy.capture.inspect {
-            Inspect::Dialogue => "all that is said",
-            Inspect::Announcements => "after the start of a session only what names an address",
-        };
         let when_down = match self.policy.capture.when_down {
-            WhenDown::Open => "control connections go on unread",
-            WhenDown::Closed => "control connections stand still",
+            WhenDown::Open => "fail-open for control connections while the daemon is down",
+            WhenDown::Closed => "fail-closed for control connections while the daemon is down",
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
         let mechanism = self.firewall.mechanism();
@@ -106,7 +102,7 @@ impl Engine {
             (chains, _) => format!("a rule at the top of {}", chains.join(", ")),
         };
         vec![
-            format!("control ports {}, {inspect} is read; without this program {when_down}", ports.join(", ")),
+            format!("control ports {}; {when_down}", ports.join(", ")),
             format!("mechanism {mechanism}, {}", self.firewall.because()),
             format!("the table inet pinhole stands; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),

@@ -77,9 +77,9 @@ impl Observer for Journal {
                 warn!("session {session} does not talk FTP: nothing opens for it");
             }
             News::Ended(how) => debug!("session {session} is over: {}", how.name()),
-            News::Odd(oddity) => {
-                counters.oddities += 1;
-                debug!("session {session}: {oddity:?}");
+            News::Anomaly(anomaly) => {
+                counters.anomalies += 1;
+                debug!("session {session}: {anomaly:?}");
             }
         }
     }

@@ -142,9 +142,12 @@ fn next_to_go(shared: &Shared, flow: Option<Flow>, held: &Held) -> Option<(Waiti
 }
 
 fn finish(waiting: Waiting, verdict: Verdict) -> io::Result<()> {
-    let Verdict::Replace(Replacement { seq, payload }) = verdict else { return waiting.accept() };
-    match replaced(waiting.packet(), seq, &payload) {
-        Some(packet) => waiting.accept_as(&packet),
-        None => waiting.accept(),
+    match verdict {
+        Verdict::Accept | Verdict::Later => waiting.accept(),
+        Verdict::Drop => waiting.discard(),
+        Verdict::Replace(Replacement { seq, payload }) => match replaced(waiting.packet(), seq, &payload) {
+            Some(packet) => waiting.accept_as(&packet),
+            None => waiting.discard(),
+        },
     }
 }

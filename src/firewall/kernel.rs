@@ -9,6 +9,7 @@ use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Error, TableChange};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::{Mechanism, Policy};
+use crate::session::Progress;
 use crate::time::Timestamp;
 use crate::tracker::Remains;
 
@@ -218,11 +219,7 @@ impl Firewall for Kernel {
         self.firewall().close_corridor(corridor);
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.firewall().settled(connection);
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.firewall().stop_reading(connection);
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.firewall().record(connection, progress);
     }
 }

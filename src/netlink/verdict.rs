@@ -24,6 +24,7 @@ const WHICH_FLAGS: u16 = 4;
 const FLAGS: u16 = 5;
 /// What it has no room for is accepted.
 const OPEN_WHEN_FULL: u32 = 1;
+const NF_DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 /// To a queue, whose number is in the upper half; passed by if nobody reads it.
 const QUEUE: u32 = 3;
@@ -68,6 +69,13 @@ impl Verdicts {
         }
         let mut message = Writer::default();
         write(&mut message, self.queue, self.verdict, packet, instead);
+        self.send(&message)
+    }
+
+    /// Drops the packet with that number.
+    pub fn discard(&self, packet: u32) -> io::Result<()> {
+        let mut message = Writer::default();
+        write(&mut message, self.queue, NF_DROP, packet, None);
         self.send(&message)
     }
 

@@ -25,7 +25,8 @@ pub use problem::{Problem, Problems, Severity};
 pub use rule::{Rule, RuleId};
 pub use schema::schema;
 pub use settings::{
-    Capture, Chain, ChainError, ChainFamily, ControlPorts, Inspect, Limits, Mark, Mechanism, Queues, WhenDown,
+    Capture, Chain, ChainError, ChainFamily, ControlPorts, Limits, Mark, Mechanism, Pickup, ProgressBits, Queues,
+    WhenDown,
 };
 pub use terms::{Action, Login, PortRanges, Terms, ThirdParty, Tls, Verbs};
 
@@ -54,6 +55,8 @@ pub struct Policy {
     pub mechanism: Mechanism,
     /// How packets reach us.
     pub capture: Capture,
+    /// Which sessions that went on before they were read are believed.
+    pub pickup: Pickup,
     /// The chains at whose top an accept rule is kept, with the mechanism `sets`.
     pub admit: Vec<Chain>,
     /// The bits set in the mark of a connection that is admitted.

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use super::word::{Word, words};
 use crate::net::Port;
+use crate::session::Progress;
 
 words! {
     /// How the kernel holds what it was told to admit.
@@ -24,12 +25,14 @@ words! {
 }
 
 words! {
-    /// Which packets of a control connection leave the kernel to be read.
-    Inspect {
-        /// All that carry payload, so that the whole dialogue is known.
-        Dialogue = "dialogue",
-        /// Only those that begin with a line that announces an address.
-        Announcements = "announcements",
+    /// Which sessions that went on before they were read are believed, so that something may open for them.
+    Pickup {
+        /// Those of which an earlier run left word in the kernel.
+        Marked = "marked",
+        /// None.
+        Never = "never",
+        /// All. Whoever can have a packet dropped, or make a server repeat a text, may open ports then.
+        Trust = "trust",
     }
 }
 
@@ -55,6 +58,14 @@ words! {
     }
 }
 
+/// `Marked`.
+#[allow(clippy::derivable_impls, reason = "the variants are declared by a macro")]
+impl Default for Pickup {
+    fn default() -> Self {
+        Self::Marked
+    }
+}
+
 /// `Auto`.
 #[allow(clippy::derivable_impls, reason = "the variants are declared by a macro")]
 impl Default for Mechanism {
@@ -68,15 +79,13 @@ impl Default for Mechanism {
 pub struct Capture {
     /// The queues that the kernel hands packets to.
     pub queues: Queues,
-    /// Which packets those are.
-    pub inspect: Inspect,
     /// What happens to them while nobody reads.
     pub when_down: WhenDown,
 }
 
 impl Default for Capture {
     fn default() -> Self {
-        Self { queues: Queues::default(), inspect: Inspect::Dialogue, when_down: WhenDown::Open }
+        Self { queues: Queues::default(), when_down: WhenDown::Open }
     }
 }
 
@@ -189,14 +198,45 @@ impl Mark {
         self.0.get()
     }
 
-    /// The bit that a control connection gets when its start has been read.
-    pub const fn settled_bit(self) -> u32 {
-        nearest_free(self.bits())
+    /// The two bits in the mark of a control connection that say how far it has come.
+    pub const fn progress_bits(self) -> ProgressBits {
+        let known = nearest_free(self.bits());
+        ProgressBits { known, beyond: nearest_free(self.bits() | known) }
+    }
+}
+
+/// How far a control connection has come, in two bits of its mark: neither, nothing is known; the first, both ends
+/// speak FTP; both, and a user is logged in; the second alone, nothing can be read any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgressBits {
+    known: u32,
+    beyond: u32,
+}
+
+impl ProgressBits {
+    /// Both bits.
+    pub const fn mask(self) -> u32 {
+        self.known | self.beyond
     }
 
-    /// The bit that a control connection gets when nothing in it can be read any more.
-    pub const fn unread_bit(self) -> u32 {
-        nearest_free(self.bits() | self.settled_bit())
+    /// The bits that say this.
+    pub const fn of(self, progress: Progress) -> u32 {
+        match progress {
+            Progress::Unknown => 0,
+            Progress::Ftp => self.known,
+            Progress::LoggedIn => self.known | self.beyond,
+            Progress::Unreadable => self.beyond,
+        }
+    }
+
+    /// What a mark says.
+    pub const fn read(self, mark: u32) -> Progress {
+        match (mark & self.known != 0, mark & self.beyond != 0) {
+            (false, false) => Progress::Unknown,
+            (true, false) => Progress::Ftp,
+            (true, true) => Progress::LoggedIn,
+            (false, true) => Progress::Unreadable,
+        }
     }
 }
 
@@ -333,7 +373,9 @@ mod tests {
 
     #[test]
     fn beside_the_mark_are_two_bits_of_which_none_is_another() {
-        let bits = |mark| Mark::new(mark).map(|mark| (mark.settled_bit(), mark.unread_bit()));
+        let bits = |mark| {
+            Mark::new(mark).map(Mark::progress_bits).map(|bits| (bits.of(Progress::Ftp), bits.of(Progress::Unreadable)))
+        };
         assert_eq!(bits(0x1000_0000), Some((0x2000_0000, 0x4000_0000)));
         assert_eq!(bits(0x30), Some((0x40, 0x80)));
         assert_eq!(bits(0x4000_0000), Some((0x8000_0000, 0x2000_0000)));
@@ -341,6 +383,15 @@ mod tests {
         assert_eq!(bits(0x9fff_ffff), Some((0x4000_0000, 0x2000_0000)));
         assert_eq!(bits(0x7fff_fffe), Some((0x8000_0000, 1)));
         assert_eq!((bits(0), bits(0xffff_fffe), bits(u32::MAX)), (None, None, None));
+    }
+
+    #[test]
+    fn progress_is_read_as_it_was_written() {
+        let bits = Mark::default().progress_bits();
+        for progress in [Progress::Unknown, Progress::Ftp, Progress::LoggedIn, Progress::Unreadable] {
+            assert_eq!(bits.read(bits.of(progress) | !bits.mask()), progress);
+            assert_eq!(bits.of(progress) & !bits.mask(), 0);
+        }
     }
 
     #[test]

@@ -23,17 +23,19 @@ use crate::expectation::{Closed, Corridor, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
-use crate::policy::{Inspect, Policy};
-use crate::rewrite::{Courses, Verdict};
-use crate::session::{Dialogue, Ending, Event, Session, Told};
+use crate::policy::{Pickup, Policy};
+use crate::rewrite::{Courses, Replacement, Verdict};
+use crate::session::{Dialogue, Ending, Progress, Session, SessionOutput};
+use crate::stream::{Acceptance, StreamAnomaly};
 use crate::time::Timestamp;
 use about::About;
 use adopt::Heritage;
 use expectations::{Expectations, Standing};
 use table::{Table, Tracked};
 
-/// How long the addresses of a session that ended are remembered: its last packets may still be under way.
-const LINGER: Duration = Duration::from_secs(60);
+/// How long a session that ended is read on, unless the kernel forgets its connection before: longer than the kernel
+/// remembers a connection that both ends have closed.
+const LINGER: Duration = Duration::from_secs(150);
 
 /// How long a session may be silent for which a corridor is open: as long as the kernel remembers a silent connection.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
@@ -108,7 +110,7 @@ impl Tracker {
     }
 
     /// Forgets everything but how many sessions there have been. Nothing is closed and nobody is told.
-    pub fn forget(&mut self) {
+    pub fn forget_all(&mut self) {
         *self = Self { sessions_begun: self.sessions_begun, ..Self::default() };
     }
 
@@ -140,32 +142,34 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Handled {
         let (slot, direction) = match self.sessions.find(&segment.flow) {
-            Some(found) => found,
+            Some((slot, direction)) => {
+                if direction == Direction::FromServer
+                    && segment.flags.has(Flags::SYN)
+                    && self.is_another_start(slot, segment)
+                {
+                    // The client ignores a SYN in the middle of a connection. Whether this is one, the kernel knows.
+                    if !world.firewall.control_connection(&segment.flow).is_some_and(|control| control.is_opening) {
+                        return Handled::Session(Verdict::Accept);
+                    }
+                    self.end(slot, Ended::Replaced, world);
+                    self.sessions.remove(slot);
+                    return self.take(segment, patience, world);
+                }
+                (slot, direction)
+            }
             None => match self.begin(segment, world) {
                 Some(begun) => begun,
-                None => {
-                    if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
-                        self.close_heritage(&segment.flow, world);
-                    }
-                    return Handled::NotOurs;
-                }
+                None => return Handled::NotOurs,
             },
         };
-        let Some(tracked) = self.sessions.get(slot) else { return Handled::NotOurs };
-        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
-        let reopens = is_opened && tracked.ended.is_some();
-        if reopens || tracked.session.is_superseded_by(segment, direction) {
-            self.end(slot, Ended::Replaced, world);
-            self.sessions.remove(slot);
-            return self.take(segment, patience, world);
-        }
-        match tracked.ended {
-            None => {}
-            // What was rewritten may be sent again behind the end.
-            Some(Ended::Finished) if !segment.payload.is_empty() => return self.repeat(slot, segment, direction),
-            Some(_) => return Handled::NotOurs,
-        }
         Handled::Session(self.converse(slot, segment, direction, patience, world))
+    }
+
+    /// Whether a SYN of the server's is not the one that began this session.
+    fn is_another_start(&self, slot: u32, segment: &Segment<'_>) -> bool {
+        self.sessions
+            .get(slot)
+            .is_some_and(|tracked| tracked.ended.is_some() || tracked.session.is_another_start(segment.seq))
     }
 
     /// Where the receiver counts what the sender of packets with these addresses counts at `place`; none if these belong
@@ -194,8 +198,7 @@ impl Tracker {
             && let Some(tracked) = self.sessions.get(slot)
             && tracked.due <= now
         {
-            self.end(slot, Ended::Idle, world);
-            self.sessions.remove(slot);
+            self.forget(slot, Ended::Idle, world);
         }
     }
 
@@ -246,21 +249,29 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_unread, is_settled, adjustments } =
+        let Control { connection, is_opening, progress, adjustments } =
             world.firewall.control_connection(&segment.flow)?;
-        if is_unread && !segment.flags.has(Flags::SYN) {
+        let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
+        if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
             return None;
         }
         let direction = connection.direction_of(&segment.flow)?;
         while self.sessions.len() >= world.policy.limits.sessions.get() as usize {
             let oldest = self.oldest(world.policy)?;
-            self.end(oldest, Ended::Evicted, world);
-            self.sessions.remove(oldest);
+            self.forget(oldest, Ended::Evicted, world);
         }
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
-        let session = Session::new(segment, is_settled);
-        let picked_up = session.dialogue().is_picked_up();
+        let session = if from_the_start {
+            Session::from_the_start()
+        } else {
+            Session::from_the_middle(match world.policy.pickup {
+                Pickup::Marked => progress,
+                Pickup::Never => Progress::Unknown,
+                Pickup::Trust => Progress::LoggedIn,
+            })
+        };
+        let recorded = if from_the_start { Progress::Unknown } else { progress };
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
         let due = world.now + world.policy.limits.idle;
         let may_change = connection.is_translated() || rewriting::holds_back(world.policy.terms(rule));
@@ -273,18 +284,11 @@ impl Tracker {
             last_heard: world.now,
             due,
             session,
+            recorded,
             courses,
         });
-        world.tell(number, &News::Began { connection: &connection, picked_up });
+        world.tell(number, &News::Began { connection: &connection, picked_up: !from_the_start });
         Some((slot, direction))
-    }
-
-    /// Takes a segment of a session that is over: nothing in it is read any more, but what is sent again must not say
-    /// something else than before.
-    fn repeat(&mut self, slot: u32, segment: &Segment<'_>, direction: Direction) -> Handled {
-        let courses = self.sessions.get_mut(slot).and_then(|tracked| tracked.courses.as_deref_mut());
-        let verdict = courses.map(|courses| courses.of(direction).verdict(segment));
-        verdict.map_or(Handled::NotOurs, Handled::Session)
     }
 
     /// Hands a segment to its session and acts on what that tells.
@@ -299,14 +303,34 @@ impl Tracker {
         let Self { sessions, expectations, corridors, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
         tracked.last_heard = world.now;
-        let Tracked { session, connection, number, rule, courses, .. } = tracked;
+        let Tracked { session, connection, number, rule, ended, recorded, courses, .. } = tracked;
         let mut courses = courses.as_deref_mut();
+        let policy = world.policy;
+        let terms = policy.terms(*rule);
+        let corrected = match session.judge(segment, direction, &policy.limits) {
+            Acceptance::AsSent => None,
+            Acceptance::Corrected(payload) => Some(payload),
+            Acceptance::Refused(anomaly) => {
+                world.tell(*number, &News::Anomaly(anomaly));
+                return Verdict::Drop;
+            }
+        };
         let mut segment = *segment;
+        let seq = segment.seq;
+        if let Some(payload) = &corrected {
+            world.tell(*number, &News::Anomaly(StreamAnomaly::DifferingCopy));
+            segment.payload = payload;
+        }
         if let Some(courses) = &mut courses {
-            // What stays in the kernel unread never comes.
-            let all_comes = world.policy.capture.inspect == Inspect::Dialogue;
-            if all_comes && patience == Patience::MayWait && session.is_ahead(&segment, direction) {
-                return Verdict::Later;
+            if session.is_ahead(&segment, direction) {
+                match patience {
+                    Patience::MayWait => return Verdict::Later,
+                    // What the policy denies must not pass unread.
+                    Patience::GoesOn if direction == Direction::FromClient && rewriting::holds_back(terms) => {
+                        return Verdict::Drop;
+                    }
+                    Patience::GoesOn => {}
+                }
             }
             if !segment.payload.is_empty() {
                 courses.of(direction).goes_on_from(segment.seq);
@@ -315,13 +339,13 @@ impl Tracker {
                 segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);
             }
         }
-        let policy = world.policy;
-        let terms = policy.terms(*rule);
         let mut about = About {
             slot,
             number: *number,
             connection,
             terms,
+            is_over: ended.is_some(),
+            must_drop: false,
             expectations,
             corridors,
             segment: &segment,
@@ -329,13 +353,30 @@ impl Tracker {
             courses,
             world,
         };
-        let ending = session.segment(&segment, direction, &policy.limits, policy.capture.inspect, |told| match told {
-            Told::Event(Event::Nothing, ..) => {}
-            Told::Event(event, dialogue, line) => about.event(event, dialogue, line),
-            Told::Odd(oddity) => about.tell(&News::Odd(oddity)),
-            Told::Settled => about.world.firewall.settled(about.connection),
+        let ending = session.segment(&segment, direction, &policy.limits, |output| match output {
+            SessionOutput::Read(direction, place, bytes) => {
+                about.world.observer.read(about.number, direction, place, bytes);
+            }
+            SessionOutput::Event(event, dialogue, line) => about.event(event, dialogue, line),
+            SessionOutput::NotFtp => about.not_ftp(),
+            SessionOutput::Anomaly(anomaly) => about.tell(&News::Anomaly(anomaly)),
         });
-        let verdict = about.verdict(session);
+        let mut verdict = about.verdict(session);
+        if verdict == Verdict::Accept
+            && let Some(payload) = corrected
+        {
+            verdict = Verdict::Replace(Replacement { seq, payload });
+        }
+        // Where commands are held back, what is not FTP is read on: its server may take it for FTP.
+        let may_go_unread = session.dialogue().is_encrypted() || !rewriting::holds_back(terms);
+        let progress = match session.dialogue().progress() {
+            Progress::Unreadable if !may_go_unread => Progress::Unknown,
+            progress => progress,
+        };
+        if progress != *recorded {
+            *recorded = progress;
+            world.firewall.record(connection, progress);
+        }
         match ending {
             None => {}
             Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
@@ -366,6 +407,19 @@ impl Tracker {
         }
         self.close_heritage(&flow, world);
         world.tell(number, &News::Ended(how));
+    }
+
+    /// Ends a session of which the kernel may know the connection still, and forgets it. What ended before is not
+    /// trusted when it is picked up again.
+    fn forget(&mut self, slot: u32, how: Ended, world: &mut World<'_, impl Firewall, impl Observer>) {
+        if let Some(tracked) = self.sessions.get(slot)
+            && tracked.ended.is_some()
+            && !matches!(tracked.recorded, Progress::Unknown | Progress::Unreadable)
+        {
+            world.firewall.record(&tracked.connection, Progress::Unknown);
+        }
+        self.end(slot, how, world);
+        self.sessions.remove(slot);
     }
 
     /// The session that was silent longest, with its deadline brought up to date.

@@ -11,7 +11,7 @@ use super::{Ended, SessionNumber};
 use crate::packet::{Connection, Direction, Flow};
 use crate::policy::RuleId;
 use crate::rewrite::Courses;
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use crate::time::Timestamp;
 
 /// A session as the tracker keeps it.
@@ -26,6 +26,8 @@ pub(super) struct Tracked {
     /// The moment at which it stands among the deadlines; it may be later by now.
     pub(super) due: Timestamp,
     pub(super) session: Session,
+    /// What the kernel knows of how far it has come.
+    pub(super) recorded: Progress,
     /// Where something of what is said may have to be changed: behind NAT, or under a rule that holds commands back.
     pub(super) courses: Option<Box<Courses>>,
 }

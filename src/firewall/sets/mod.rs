@@ -28,6 +28,7 @@ use crate::net::{Port, PortRange};
 use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
+use crate::session::Progress;
 use ruleset::TABLE;
 use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
 
@@ -153,13 +154,6 @@ impl Sets {
         }
     }
 
-    /// Sets a bit in the mark of a control connection; what that means to the capture is said in `rules/`.
-    fn mark(&mut self, connection: &Connection, bit: u32) {
-        // A connection that the kernel has forgotten brings no packets either.
-        let marked = self.conntrack.mark(&connection.original, bit, bit);
-        self.note(marked);
-    }
-
     /// The result, unless it is trouble, which is kept.
     pub(super) fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         result.inspect_err(|error| self.trouble(error)).ok()
@@ -218,6 +212,20 @@ impl Sets {
         if self.maps_used { stored::places(from, to).collect() } else { Vec::new() }
     }
 
+    /// The connection as its client opened it, if its server's port is one of control connections. The kernel may have
+    /// found it in the middle, by a packet of the server's.
+    fn control_end(&self, connection: Connection) -> Option<Connection> {
+        let Connection { original, reply } = connection;
+        let is_control = |flow: &Flow| self.policy.control_ports.contains(flow.destination.port);
+        if is_control(&original) {
+            Some(connection)
+        } else if is_control(&reply) {
+            Some(Connection { original: reply, reply: original })
+        } else {
+            None
+        }
+    }
+
     /// The control connection with these addresses, where nothing translates them.
     fn direct(&self, flow: &Flow) -> Option<Connection> {
         let is_control = |port: Port| self.policy.control_ports.contains(port);
@@ -236,16 +244,17 @@ impl Firewall for Sets {
         let found = self.conntrack.find(flow);
         match self.note(found)? {
             Some(entry) => {
-                let connection = entry.connection;
-                let is_unread = entry.mark & self.policy.mark.unread_bit() != 0;
-                let is_settled = entry.mark & self.policy.mark.settled_bit() != 0;
-                let is_control = self.policy.control_ports.contains(connection.server().port);
-                is_control.then_some(Control { connection, is_unread, is_settled, adjustments: adjustments(&entry) })
+                let connection = self.control_end(entry.connection)?;
+                let progress = self.policy.mark.progress_bits().read(entry.mark);
+                let is_opening = entry.is_opening;
+                Some(Control { connection, is_opening, progress, adjustments: adjustments(&entry) })
             }
-            // It is tracked, or its packet had not come here; but not where we can ask: in another zone.
+            // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
+            // kept either.
             None => {
                 let adjustments = Adjustments::default();
-                let control = |connection| Control { connection, is_unread: false, is_settled: false, adjustments };
+                let progress = Progress::Unknown;
+                let control = |connection| Control { connection, is_opening: true, progress, adjustments };
                 self.direct(flow).map(control)
             }
         }
@@ -321,12 +330,11 @@ impl Firewall for Sets {
         }
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.mark(connection, self.policy.mark.settled_bit());
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.mark(connection, self.policy.mark.unread_bit());
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        let bits = self.policy.mark.progress_bits();
+        // A connection that the kernel has forgotten brings no packets either.
+        let marked = self.conntrack.mark(&connection.original, bits.of(progress), bits.mask());
+        self.note(marked);
     }
 }
 

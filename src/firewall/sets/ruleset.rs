@@ -6,7 +6,8 @@
 use std::fmt::{self, Write as _};
 
 use crate::netlink::{Expression, Family, Object, ObjectKind, Table};
-use crate::policy::{Capture, Inspect, Policy, WhenDown};
+use crate::policy::{Capture, Policy, WhenDown};
+use crate::session::Progress;
 
 /// The table that is Pinhole's own.
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -69,8 +70,7 @@ impl Holder {
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
 const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
 const NAT: &str = include_str!("../../../rules/nat.nft");
-const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
-const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
+const INSPECT: &str = include_str!("../../../rules/inspect.nft");
 
 /// Why writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";
@@ -153,18 +153,15 @@ pub(super) fn is_own_chain(name: &str) -> bool {
 ///
 /// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
 pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
-    let inspect = match policy.capture.inspect {
-        Inspect::Dialogue => DIALOGUE,
-        Inspect::Announcements => ANNOUNCEMENTS,
-    };
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mark = policy.mark;
     let mut text = format!("define mark_bits = {mark}\ndefine control_ports = {{ {} }}\n", ports.join(", "));
-    writeln!(text, "define settled_bit = {:#010x}", mark.settled_bit()).expect(TAKES_ALL);
-    writeln!(text, "define unread_bit = {:#010x}\n", mark.unread_bit()).expect(TAKES_ALL);
+    let progress = mark.progress_bits();
+    writeln!(text, "define progress_bits = {:#010x}", progress.mask()).expect(TAKES_ALL);
+    writeln!(text, "define unreadable = {:#010x}\n", progress.of(Progress::Unreadable)).expect(TAKES_ALL);
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), inspect, &sized(TABLE_TEXT), holder.text()];
+    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
     text.push_str(&rest.join("\n"));
     text
 }
