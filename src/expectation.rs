@@ -229,8 +229,8 @@ impl Refusal {
                  `pickup` in the policy says more)"
             }
             Self::Ambiguous => {
-                "the line may be read in more than one way: it ends in a bare LF or comes behind one, or has CR, NUL, \
-                 Telnet or urgent data in it"
+                "the line may be read in more than one way: something before it passed unread, it ends in a bare LF or comes \
+                 behind one, or it has CR, NUL, Telnet or urgent data in it (announce it once more)"
             }
             Self::SessionOver => "the session has ended",
         }

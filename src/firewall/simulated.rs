@@ -10,7 +10,7 @@ use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::Port;
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
-use crate::session::Progress;
+use crate::session::{InStep, Progress};
 use crate::time::Timestamp;
 
 /// Through what a data connection came.
@@ -34,6 +34,7 @@ pub struct Simulated {
     /// Whether connections are in the middle, whatever is asked of them.
     nothing_opens: bool,
     recorded: Recorded,
+    in_step: InStep,
 }
 
 /// How many connections are remembered. The kernel remembers all that it has.
@@ -77,6 +78,7 @@ impl Simulated {
             cannot_adjust: false,
             nothing_opens: false,
             recorded: Recorded::default(),
+            in_step: InStep::default(),
         }
     }
 
@@ -99,6 +101,11 @@ impl Simulated {
     /// From now on sequence numbers cannot be corrected.
     pub const fn refuse_to_adjust(&mut self) {
         self.cannot_adjust = true;
+    }
+
+    /// From now on these ends of every connection are in step.
+    pub const fn find_in_step(&mut self, in_step: InStep) {
+        self.in_step = in_step;
     }
 
     /// From now on every connection is one in the middle.
@@ -132,6 +139,7 @@ impl Firewall for Simulated {
             connection,
             is_opening: !self.nothing_opens,
             progress: self.recorded.get(&connection.original),
+            in_step: self.in_step,
             adjustments: self.adjustments(&connection),
         })
     }

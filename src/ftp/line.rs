@@ -121,6 +121,11 @@ impl LineReader {
         self.unfinished.is_some()
     }
 
+    /// Whether the next byte begins a line, as far as all readers agree.
+    pub fn is_at_start(&self) -> bool {
+        self.unfinished.is_none() && self.is_in_step && !self.is_lost
+    }
+
     /// How many bytes are kept.
     pub fn buffered_bytes(&self) -> usize {
         self.unfinished.as_ref().map_or(0, |unfinished| unfinished.text.len())

@@ -155,8 +155,8 @@ fn mark(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Mark> {
     let bits = reader.integer(entry, 1..=u32::MAX)?;
     let mark = Mark::new(bits);
     if mark.is_none() {
-        let message = format!("{bits:#010x} leaves fewer than two bits for the marks of control connections");
-        reader.error(entry, message, "expected at most 30 bits, such as the one of 0x10000000");
+        let message = format!("{bits:#010x} leaves fewer than five bits for the marks of control connections");
+        reader.error(entry, message, "expected at most 27 bits, such as the one of 0x10000000");
     }
     mark
 }

@@ -25,7 +25,7 @@ pub use problem::{Problem, Problems, Severity};
 pub use rule::{Rule, RuleId};
 pub use schema::schema;
 pub use settings::{
-    Capture, Chain, ChainError, ChainFamily, ControlPorts, Limits, Mark, Mechanism, Pickup, ProgressBits, Queues,
+    Capture, Chain, ChainError, ChainFamily, ControlBits, ControlPorts, Limits, Mark, Mechanism, Pickup, Queues,
     WhenDown,
 };
 pub use terms::{Action, Login, PortRanges, Terms, ThirdParty, Tls, Verbs};

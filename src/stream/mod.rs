@@ -104,6 +104,11 @@ impl Stream {
         self.next.number() ^ u32::from(self.unacked.touch()) ^ u32::from(self.reorder.is_some())
     }
 
+    /// Whether something waits for what is missing in front of it.
+    pub fn is_waiting(&self) -> bool {
+        self.reorder.is_some()
+    }
+
     /// How many bytes are kept of it.
     pub fn buffered_bytes(&self) -> usize {
         self.unacked.len() + self.reorder.as_ref().map_or(0, |reorder| reorder.memory())
@@ -115,9 +120,14 @@ impl Stream {
         self.begun && place.is_after(self.next) && !is_acknowledged
     }
 
-    /// Whether everything up to the sender's FIN has been delivered, and the receiver has acknowledged the FIN.
+    /// Whether everything up to the sender's FIN has been delivered.
+    pub fn is_at_fin(&self) -> bool {
+        self.begun && self.has_fin && self.fin == self.next
+    }
+
+    /// And whether the receiver has acknowledged the FIN.
     pub fn has_ended(&self) -> bool {
-        self.begun && self.has_fin && self.fin == self.next && self.has_acked && self.acked.is_after(self.fin)
+        self.is_at_fin() && self.has_acked && self.acked.is_after(self.fin)
     }
 
     /// Whether a reset with this sequence number is one that the receiver believes at once (RFC 5961).

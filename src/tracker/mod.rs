@@ -159,7 +159,13 @@ impl Tracker {
             }
             None => match self.begin(segment, world) {
                 Some(begun) => begun,
-                None => return Handled::NotOurs,
+                None => {
+                    // What an earlier run left is closed rather too early than too late.
+                    if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
+                        self.close_heritage(&segment.flow, world);
+                    }
+                    return Handled::NotOurs;
+                }
             },
         };
         Handled::Session(self.converse(slot, segment, direction, patience, world))
@@ -178,6 +184,13 @@ impl Tracker {
         let (slot, direction) = self.sessions.find(flow)?;
         let tracked = self.sessions.get(slot)?;
         Some(tracked.courses.as_ref().map_or(place, |courses| courses.get(direction).place_for_receiver(place)))
+    }
+
+    /// Whether the sender of packets with these addresses is in step: all that it sent has been read, and its next byte
+    /// begins a line. None if these belong to no session that is known.
+    pub fn is_in_step(&self, flow: &Flow) -> Option<bool> {
+        let (slot, direction) = self.sessions.find(flow)?;
+        Some(self.sessions.get(slot)?.session.is_in_step(direction))
     }
 
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
@@ -249,7 +262,7 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_opening, progress, adjustments } =
+        let Control { connection, is_opening, progress, in_step, adjustments } =
             world.firewall.control_connection(&segment.flow)?;
         let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
         if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
@@ -265,11 +278,12 @@ impl Tracker {
         let session = if from_the_start {
             Session::from_the_start()
         } else {
-            Session::from_the_middle(match world.policy.pickup {
+            let known = match world.policy.pickup {
                 Pickup::Marked => progress,
                 Pickup::Never => Progress::Unknown,
                 Pickup::Trust => Progress::LoggedIn,
-            })
+            };
+            Session::from_the_middle(known, in_step)
         };
         let recorded = if from_the_start { Progress::Unknown } else { progress };
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);

@@ -337,6 +337,16 @@ fn an_expectation_ends_with_its_session() {
 }
 
 #[test]
+fn session_ends_when_both_ends_close_at_once() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    let mut other = talk.clone();
+    stage.sees(&talk.closes(FromClient));
+    stage.sees(&other.closes(FromServer));
+    assert_eq!(stage.take_told(), ["1 ended: finished"]);
+}
+
+#[test]
 fn the_last_packets_of_a_session_do_not_begin_another() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
