@@ -23,6 +23,8 @@ pub(crate) struct Case {
     pub(crate) oob_inline: bool,
     /// The peer's initial sequence number.
     pub(crate) first: u32,
+    /// What happens between the first SYN and the end of the handshake.
+    pub(crate) early_steps: Vec<Step>,
     pub(crate) steps: Vec<Step>,
 }
 
@@ -128,16 +130,30 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
     let role = prop_oneof![Just(Role::Client), Just(Role::Server)];
     let buffer = prop_oneof![3 => Just(None), 1 => Just(Some(2304)), 1 => Just(Some(8192))];
     let first = prop_oneof![Just(1_000_000u32), Just(u32::MAX - 60), Just(0x7fff_ffff - 60), any::<u32>()];
-    (role, any::<bool>(), buffer, any::<bool>(), first, proptest::collection::vec(step(), 1..14)).prop_map(
-        |(role, timestamps, buffer, oob_inline, first, steps)| Case {
+    let early_steps = prop_oneof![
+        3 => Just(Vec::new()),
+        1 => proptest::collection::vec(early_step(), 1..4),
+    ];
+    let steps = proptest::collection::vec(step(), 1..14);
+    (role, any::<bool>(), buffer, any::<bool>(), first, early_steps, steps).prop_map(
+        |(role, timestamps, buffer, oob_inline, first, early_steps, steps)| Case {
             role,
             timestamps,
             buffer,
             oob_inline,
             first,
+            early_steps,
             steps,
         },
     )
+}
+
+fn early_step() -> impl Strategy<Value = Step> {
+    let flags =
+        [flag::SYN, flag::SYN | flag::ACK, flag::RST, flag::RST | flag::ACK, flag::ACK, 0, flag::FIN | flag::ACK];
+    let offset = prop_oneof![Just(-1), Just(0), Just(1), Just(100), Just(-100_000), Just(1 << 30)];
+    (sent(), proptest::sample::select(flags.to_vec()), offset)
+        .prop_map(|(sent, flags, offset)| Step::Sends(Sent { flags, offset, ..sent }))
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -245,6 +261,12 @@ impl Case {
             change(&mut case);
             cases.push(case);
         };
+        for at in 0..self.early_steps.len() {
+            with(&|case| drop(case.early_steps.remove(at)));
+            for simpler in self.early_steps[at].simpler() {
+                with(&|case| case.early_steps[at] = simpler.clone());
+            }
+        }
         let count = self.steps.len();
         for size in [count / 2, count / 4, 1] {
             for at in (0..count).step_by(size.max(1)) {
@@ -279,7 +301,7 @@ impl Case {
         words.extend(self.timestamps.then(|| "timestamps".to_owned()));
         words.extend(self.buffer.map(|_| "small buffer".to_owned()));
         words.extend((!self.oob_inline).then(|| "urgent data apart".to_owned()));
-        for step in &self.steps {
+        for step in self.early_steps.iter().chain(&self.steps) {
             words.push(match step {
                 Step::Sends(sent) => sent.shape(),
                 Step::Says(_) => "says".to_owned(),
@@ -287,6 +309,9 @@ impl Case {
                 Step::Stops => "stops".to_owned(),
                 Step::Waits(_) => "waits".to_owned(),
             });
+        }
+        if !self.early_steps.is_empty() {
+            words.insert(1, format!("{} within the handshake", self.early_steps.len()));
         }
         words.join(", ")
     }

@@ -15,8 +15,8 @@ mod run;
 use std::collections::BTreeMap;
 
 use case::{Case, cases};
-use network::Network;
-use pinhole::policy::Policy;
+use network::{Conntrack, Network};
+use pinhole::policy::{self, Policy};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use run::{Outcome, explain, run};
@@ -26,6 +26,11 @@ fn number(variable: &str, otherwise: u64) -> u64 {
         Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable} must be a number, and is {text:?}")),
         Err(_) => otherwise,
     }
+}
+
+/// The embedded policy, but no session reaches a limit.
+fn policy() -> Policy {
+    policy::parse("policy.yaml", "defaults: { pinholes_per_session: 1000 }").expect("a good policy").policy
 }
 
 /// Random cases, which are the same for the same seed.
@@ -44,15 +49,29 @@ fn minimised(mut case: Case, fails: impl Fn(&Case) -> bool) -> Case {
 
 #[test]
 fn reader_and_socket_read_the_same_in_random_sequences() {
-    let (count, seed) = (number("PINHOLE_DIFFERENTIAL_CASES", 10_000), number("PINHOLE_DIFFERENTIAL_SEED", 1));
+    compare(Conntrack::Absent, 10_000);
+}
+
+#[test]
+fn reader_and_socket_read_the_same_behind_strict_conntrack() {
+    compare(Conntrack::Strict, 3000);
+}
+
+#[test]
+fn reader_and_socket_read_the_same_behind_liberal_conntrack() {
+    compare(Conntrack::Liberal, 3000);
+}
+
+fn compare(conntrack: Conntrack, count: u64) {
+    let (count, seed) = (number("PINHOLE_DIFFERENTIAL_CASES", count), number("PINHOLE_DIFFERENTIAL_SEED", 1));
     let most = number("PINHOLE_DIFFERENTIAL_FAILURES", 3);
     let explained = std::env::var("PINHOLE_DIFFERENTIAL_EXPLAIN").ok();
-    let policy = Policy::embedded();
+    let policy = policy();
     let mut outcomes: BTreeMap<Outcome, u64> = BTreeMap::new();
     let mut failures = 0;
     // Of each kind of failure how often it was met, and one.
     let mut kinds: BTreeMap<String, (u64, String)> = BTreeMap::new();
-    Network::with(|network| {
+    Network::with(conntrack, |network| {
         let strategy = cases();
         for index in 0..count {
             let case = strategy.new_tree(&mut runner(seed, index)).expect("a case").current();

@@ -139,15 +139,16 @@ impl<'a> Run<'a> {
     }
 
     fn judge(mut self) -> (Result<Outcome, Failure>, String) {
-        self.begin();
-        for step in &self.case.steps {
-            self.step(step);
+        if !self.begin() {
+            return (Ok(Outcome::Over), String::new());
         }
+        self.steps(&self.case.steps);
         self.note(|_| "what is missing is filled up".to_owned());
         self.fill();
         let before = self.reader.tap.opened.len();
         self.probe();
         let outcome = self.compare(before);
+        self.note(|run| format!("refused: {:?}", run.reader.tap.refused));
         let log = self.log.take().unwrap_or_default().join("\n");
         (outcome, log)
     }
@@ -159,8 +160,8 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The handshake and the login, in which nothing is wrong.
-    fn begin(&mut self) {
+    /// The handshake, with what the peer sends within it, and the login. Whether the connection was established.
+    fn begin(&mut self) -> bool {
         // Packets of earlier cases.
         while self.network.read().is_some() {}
         while self.network.accept().is_some() {}
@@ -168,18 +169,21 @@ impl<'a> Run<'a> {
             Role::Client => {
                 self.network.buffer(self.case.buffer);
                 self.opens(flag::SYN);
+                self.steps(&self.case.early_steps);
                 self.send(&Sent::default());
                 self.socket = self.network.accept();
             }
             Role::Server => {
                 self.socket = Some(Network::connect(*self.peer.ip(), self.case.buffer));
                 let local = self.socket.as_ref().and_then(|socket| socket.local_addr().ok());
-                self.host.set_port(local.expect("a socket that connects has a port").port());
+                let Some(local) = local.filter(|local| local.port() != 0) else { return false };
+                self.host.set_port(local.port());
                 self.pump();
+                self.steps(&self.case.early_steps);
                 self.opens(flag::SYN | flag::ACK);
             }
         }
-        let socket = self.socket.as_ref().expect("the connection is established");
+        let Some(socket) = &self.socket else { return false };
         set_socket_oobinline(socket, self.case.oob_inline).expect("a socket");
         match self.case.role {
             Role::Client => {
@@ -196,6 +200,13 @@ impl<'a> Run<'a> {
         }
         self.send(&Sent::default());
         self.base = self.cursor;
+        true
+    }
+
+    fn steps(&mut self, steps: &[Step]) {
+        for step in steps {
+            self.step(step);
+        }
     }
 
     /// The peer's SYN.
@@ -331,8 +342,10 @@ impl<'a> Run<'a> {
             padding: usize::from(*defect == Defect::Padding),
         };
         let packet = packet.bytes();
-        let passed = self.reader.takes(packet, *defect == Defect::Unreachable);
-        self.pass(passed);
+        for packet in self.network.tracked_from_peer(packet) {
+            let passed = self.reader.takes(packet, *defect == Defect::Unreachable);
+            self.pass(passed);
+        }
         self.pump();
     }
 
@@ -405,6 +418,11 @@ impl<'a> Run<'a> {
             self.kernel_next = self.kernel_next.later(seq + fields.payload.len() + fin);
             if fields.flags & flag::ACK != 0 {
                 let ack = Seq::new(fields.ack);
+                if fields.flags & flag::SYN != 0 || self.kernel_acks.is_none() {
+                    // It has taken a SYN with this sequence number, and maybe not the one that was meant to count.
+                    self.first = ack;
+                    (self.cursor, self.farthest, self.kernel_acks) = (0, 0, None);
+                }
                 self.kernel_acks = Some(self.kernel_acks.map_or(ack, |before| before.later(ack)));
             }
         }
@@ -422,8 +440,10 @@ impl<'a> Run<'a> {
             {
                 continue;
             }
-            let passed = self.reader.takes(packet, false);
-            self.pass(passed);
+            for packet in self.network.tracked_from_kernel(packet) {
+                let passed = self.reader.takes(packet, false);
+                self.pass(passed);
+            }
         }
     }
 
@@ -475,10 +495,11 @@ impl<'a> Run<'a> {
     /// The peer sends everything once more that the kernel has not acknowledged, but with other bytes in it.
     fn fill(&mut self) {
         let mut without_progress = 0;
+        let limit = self.cursor + 2 * NEAR;
         while without_progress < 3 {
             self.drain();
             let from = self.acknowledged();
-            let to = self.farthest.max(self.read_up_to().min(self.cursor + 2 * NEAR));
+            let to = self.farthest.max(self.read_up_to()).min(limit);
             if self.is_over || from >= to {
                 break;
             }
@@ -493,14 +514,18 @@ impl<'a> Run<'a> {
 
     /// The peer announces a port, where the socket expects its next byte and where the reader does.
     fn probe(&mut self) {
-        if self.case.role == Role::Server {
-            self.says(b"PASV\r\n");
-        }
-        let places = [self.acknowledged(), self.read_up_to()];
-        for (place, port) in places.into_iter().zip(PROBES) {
+        for port in PROBES {
             self.note(|_| format!("announces {port}"));
-            self.cursor = place;
-            self.send_text(format!("\r\n{}", announcement(self.case.role, *self.peer.ip(), port)).as_bytes());
+            let is_first = port == PROBES[0];
+            // The end of a line that had begun.
+            self.cursor = if is_first { self.acknowledged() } else { self.read_up_to() };
+            self.send_text(b"\r\n");
+            self.drain();
+            if self.case.role == Role::Server {
+                self.says(b"PASV\r\n");
+            }
+            self.cursor = if is_first { self.acknowledged() } else { self.read_up_to() };
+            self.send_text(announcement(self.case.role, *self.peer.ip(), port).as_bytes());
             self.drain();
             if self.reader.tap.opened.iter().any(|opened| opened.port == port) {
                 break;
@@ -634,7 +659,7 @@ fn line_that_announces(role: Role, stream: &[u8], port: u16) -> Option<(usize, u
             let numbers = line[word.len()..].split(|byte| !digits(byte)).filter(|number| !number.is_empty());
             let numbers: Vec<u16> =
                 numbers.filter_map(|number| std::str::from_utf8(number).ok()?.parse().ok()).collect();
-            if numbers.get(4..6).is_some_and(|port_bytes| port_bytes[0] * 256 + port_bytes[1] == port) {
+            if numbers.get(4..6).is_some_and(|port_bytes| port_bytes == port.to_be_bytes().map(u16::from)) {
                 return Some((at, end));
             }
         }
