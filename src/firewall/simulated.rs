@@ -32,6 +32,7 @@ pub struct Simulated {
     cannot_adjust: bool,
     unread: Marked,
     settled: Marked,
+    lookups: u64,
 }
 
 /// How many connections of a kind are remembered. The kernel remembers all that it has.
@@ -75,6 +76,7 @@ impl Simulated {
             cannot_adjust: false,
             unread: Marked::default(),
             settled: Marked::default(),
+            lookups: 0,
         }
     }
 
@@ -102,6 +104,11 @@ impl Simulated {
     /// How the sequence numbers of a connection are corrected.
     pub fn adjustments(&self, connection: &Connection) -> Adjustments {
         self.adjustments.get(&connection.original).copied().unwrap_or_default()
+    }
+
+    /// How often it was asked what NAT makes of a connection.
+    pub const fn mapping_lookups(&self) -> u64 {
+        self.lookups
     }
 
     /// How many pinholes stand, expired ones that nobody closed included.
@@ -139,6 +146,7 @@ impl Firewall for Simulated {
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        self.lookups += 1;
         self.pinholes.get(&(from, to)).map(|pinhole| pinhole.mapping)
     }
 

@@ -9,6 +9,7 @@ mod adopt;
 mod deadlines;
 mod expectations;
 mod news;
+mod port_search;
 mod rewriting;
 mod slab;
 mod table;
