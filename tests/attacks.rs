@@ -55,6 +55,15 @@ fn port_to_a_service_of_the_client_does_not_open_it() {
 }
 
 #[test]
+fn ports_of_known_services_do_not_open() {
+    for (high, low) in [(12, 234), (24, 235), (13, 61), (23, 112), (43, 203)] {
+        assert_refused(&[(FromClient, &format!("PORT 10,0,0,1,{high},{low}\r\n"))], "known-service");
+        let passive = format!("227 (10,0,0,2,{high},{low})\r\n");
+        assert_refused(&[(FromClient, "PASV\r\n"), (FromServer, &passive)], "known-service");
+    }
+}
+
+#[test]
 fn an_announcement_before_the_login_opens_nothing() {
     let lines = [
         (FromServer, "220 ready\r\n"),
@@ -158,7 +167,7 @@ fn a_hundred_thousand_announcements_hold_no_more_than_the_limit() {
     // A packet a millisecond: the 200 seconds see a few lifetimes of eight pinholes each.
     assert_eq!(tally.expectations, 8 * 4);
     assert_eq!(tally.refusals, 100_000 - 8 * 4);
-    assert!(refusals(&report).iter().all(|&why| why == "too-many"));
+    assert!(refusals(&report).iter().all(|why| ["too-many", "known-service"].contains(why)));
 }
 
 #[test]

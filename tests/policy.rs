@@ -8,7 +8,7 @@ use pinhole::ftp::mode::{Mode, Modes};
 use pinhole::net::{Network, Port, PortRange};
 use pinhole::policy::{
     self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Inspect, Limits, Login, MAX_BYTES, Mark, Mechanism, Policy,
-    PortRanges, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
+    PortRanges, PortSet, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
 };
 use proptest::prelude::*;
 
@@ -262,6 +262,8 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("defaults: { pinholes_per_session: 1024 }", "defaults: { pinholes_per_session: 1025 }"),
         ("defaults: { data_ports: 1-65535 }", "defaults: { data_ports: 0-65535 }"),
         ("defaults: { data_ports: [1, 65535] }", "defaults: { data_ports: [1, 65536] }"),
+        ("defaults: { known_services: [1, 65535] }", "defaults: { known_services: [1, 65536] }"),
+        ("defaults: { known_services: [] }", "defaults: { known_services: none }"),
         ("defaults: { commands: { deny: [XSHA512] } }", "defaults: { commands: { deny: [XSHA51234] } }"),
     ] {
         good(inside);
@@ -284,6 +286,9 @@ fn ports_are_written_in_several_ways() {
         &warnings("defaults: { data_ports: [5000-5009, 5009-6000] }"),
         "1:37: warning: data_ports: 5009-6000 overlaps 5000-5009, which is in the list already",
     );
+    // A known service is named beside the range that has it.
+    let named = good("defaults: { data_ports: [3000-4000, 3306] }").defaults.data_ports;
+    assert!(named.names(port(3306)) && !named.names(port(3389)) && named.contains(port(3389)));
 }
 
 #[test]
@@ -435,8 +440,12 @@ fn the_page_about_the_policy_shows_what_happens() {
 }
 
 prop_compose! {
-    fn some_ports()(ends in prop::collection::vec((1_u16.., 1_u16..), 1..4)) -> PortRanges {
-        PortRanges::new(ends.into_iter().map(|(a, b)| range(a.min(b), a.max(b)))).expect("not empty")
+    fn some_ports()(
+        ends in prop::collection::vec((1_u16.., 1_u16..), 1..4),
+        single in prop::collection::vec(1_u16.., 0..3),
+    ) -> PortRanges {
+        let ranges = ends.into_iter().map(|(a, b)| range(a.min(b), a.max(b)));
+        PortRanges::new(ranges.chain(single.into_iter().map(|port| range(port, port)))).expect("not empty")
     }
 }
 
@@ -455,11 +464,15 @@ fn some_terms() -> impl Strategy<Value = Terms> {
         (1_u16.., 1_u16..).prop_map(|(a, b)| Tls::Range(range(a.min(b), a.max(b))))
     ];
     let verbs = prop::collection::vec("[A-Z][A-Z0-9]{0,7}", 0..4);
-    (modes, some_ports(), 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 2]>(), tls, verbs).prop_map(
-        |(modes, data_ports, millis, most, [third_party, login], tls, verbs)| Terms {
+    let services = prop::option::of(prop::collection::vec((1_u16.., 0_u16..3), 0..9));
+    (modes, some_ports(), services, 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 2]>(), tls, verbs).prop_map(
+        |(modes, data_ports, services, millis, most, [third_party, login], tls, verbs)| Terms {
             action: Action::Allow,
             modes,
             data_ports,
+            known_services: services.map_or(Terms::default().known_services, |services| {
+                PortSet::new(services.into_iter().map(|(first, more)| range(first, first.saturating_add(more))))
+            }),
             timeout: Duration::from_millis(millis),
             pinholes_per_session: NonZeroU16::new(most).expect("not zero"),
             third_party: if third_party { ThirdParty::Allow } else { ThirdParty::Deny },

@@ -14,6 +14,7 @@ mod problem;
 mod reader;
 mod rule;
 mod schema;
+mod services;
 mod settings;
 mod source;
 mod terms;
@@ -27,7 +28,7 @@ pub use schema::schema;
 pub use settings::{
     Capture, Chain, ChainError, ChainFamily, ControlPorts, Inspect, Limits, Mark, Mechanism, Queues, WhenDown,
 };
-pub use terms::{Action, Login, PortRanges, Terms, ThirdParty, Tls, Verbs};
+pub use terms::{Action, Login, PortRanges, PortSet, Terms, ThirdParty, Tls, Verbs};
 
 pub(crate) use reader::{Entry, Reader};
 pub(crate) use source::Quoted;

@@ -63,6 +63,9 @@ fn terms(f: &mut Formatter<'_>, indent: &str, terms: &Terms, unlike: Option<&Ter
     if shown(|a, b| a.data_ports == b.data_ports) {
         writeln!(f, "{indent}data_ports: {}", ports(&terms.data_ports))?;
     }
+    if shown(|a, b| a.known_services == b.known_services) {
+        writeln!(f, "{indent}known_services: {}", List(terms.known_services.as_slice()))?;
+    }
     if shown(|a, b| a.timeout == b.timeout) {
         writeln!(f, "{indent}timeout: {}", show_duration(terms.timeout))?;
     }
@@ -96,7 +99,7 @@ impl Display for Tls {
 }
 
 fn ports(ports: &PortRanges) -> String {
-    match ports.as_slice() {
+    match ports.entries().as_slice() {
         [one] => one.to_string(),
         several => List(several).to_string(),
     }
