@@ -144,6 +144,16 @@ rules:
 }
 
 #[test]
+fn a_rule_may_close_known_services_that_the_defaults_open() {
+    let policy = good("defaults: { known_services: [] }\nrules: [{ name: x, known_services: default }]");
+    assert!(policy.defaults.may_use(port(3306)) && !policy.rules[0].terms.may_use(port(3306)));
+    assert!(
+        policy.to_string().contains("known_services: []\n") && policy.to_string().contains("known_services: default\n")
+    );
+    assert_eq!(good(&policy.to_string()), policy);
+}
+
+#[test]
 fn a_rule_may_take_back_what_the_defaults_deny() {
     let policy = good(
         "defaults: { commands: { deny: [SITE] } }
@@ -264,6 +274,7 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("defaults: { data_ports: [1, 65535] }", "defaults: { data_ports: [1, 65536] }"),
         ("defaults: { known_services: [1, 65535] }", "defaults: { known_services: [1, 65536] }"),
         ("defaults: { known_services: [] }", "defaults: { known_services: none }"),
+        ("defaults: { known_services: default }", "defaults: { known_services: 3306 }"),
         ("defaults: { commands: { deny: [XSHA512] } }", "defaults: { commands: { deny: [XSHA51234] } }"),
     ] {
         good(inside);

@@ -249,7 +249,11 @@ fn data_ports(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<PortRanges> {
 }
 
 fn known_services(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<PortSet> {
-    let list = reader.list(entry, MOST_SERVICES, "expected a list of ports such as [3306, 5900-5909]; [] for none")?;
+    const EXPECTED: &str = "expected default, or a list of ports such as [3306, 5900-5909]; [] for none";
+    if matches!(&entry.node.value, Value::Text(text) if text == "default") {
+        return Some(Terms::default().known_services);
+    }
+    let list = reader.list(entry, MOST_SERVICES, EXPECTED)?;
     Some(PortSet::new(list.filter_map(|entry| reader.port_range(entry))))
 }
 

@@ -64,7 +64,11 @@ fn terms(f: &mut Formatter<'_>, indent: &str, terms: &Terms, unlike: Option<&Ter
         writeln!(f, "{indent}data_ports: {}", ports(&terms.data_ports))?;
     }
     if shown(|a, b| a.known_services == b.known_services) {
-        writeln!(f, "{indent}known_services: {}", List(terms.known_services.as_slice()))?;
+        if terms.known_services == Terms::default().known_services {
+            writeln!(f, "{indent}known_services: default")?;
+        } else {
+            writeln!(f, "{indent}known_services: {}", List(terms.known_services.as_slice()))?;
+        }
     }
     if shown(|a, b| a.timeout == b.timeout) {
         writeln!(f, "{indent}timeout: {}", show_duration(terms.timeout))?;
