@@ -209,8 +209,8 @@ impl Refusal {
             Self::NotLoggedIn => "nobody is logged in (set `login: optional` if the server needs no login)",
             Self::AfterEpsvAll => "the client said EPSV ALL before",
             Self::TooMany => {
-                "there are as many pinholes as `pinholes_per_session` or `limits: pinholes` allow, or the client is far \
-                 ahead of the server's answers"
+                "there are as many pinholes as `pinholes_per_session`, `limits: pinholes` or `limits: pinholes_per_client` \
+                 allow, or the client is far ahead of the server's answers"
             }
             Self::NotFtp => "the two ends do not talk FTP",
             Self::ByRule => "a rule of the policy denies it",

@@ -230,7 +230,7 @@ fn a_blind_reset_or_syn_does_not_end_a_session() {
 }
 
 #[test]
-fn a_million_sessions_take_the_room_of_a_thousand_where_the_policy_says_so() {
+fn a_million_silent_sessions_take_a_quarter_of_the_table() {
     let flood = (0..1_000_000u32).flat_map(|index| {
         let address = std::net::Ipv4Addr::from(0x0b00_0000 + index / 50_000);
         let client = endpoint(&format!("{address}:{}", 10_000 + index % 50_000));
@@ -240,5 +240,6 @@ fn a_million_sessions_take_the_room_of_a_thousand_where_the_policy_says_so() {
     });
     let policy = policy("limits: { sessions: 1000, idle: 168h }");
     let tally = count_packets(flood, policy);
-    assert_eq!((tally.sessions, tally.evicted, tally.expectations), (1_000_000, 1_000_000 - 1000, 0));
+    // They never said anything: a quarter of the room is theirs.
+    assert_eq!((tally.sessions, tally.evicted, tally.expectations), (1_000_000, 1_000_000 - 250, 0));
 }

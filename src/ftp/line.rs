@@ -102,6 +102,11 @@ impl LineReader {
         }
     }
 
+    /// How many bytes it keeps of a line that has begun and not ended.
+    pub fn buffered_bytes(&self) -> usize {
+        self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
+    }
+
     /// Whether a line has begun and not ended.
     pub fn is_in_line(&self) -> bool {
         self.unfinished.is_some()

@@ -24,7 +24,16 @@ pub(super) mod keys {
     pub(crate) const POLICY: &[&str] =
         &["control_ports", "mechanism", "capture", "admit", "mark", "limits", "defaults", "rules"];
     pub(crate) const CAPTURE: &[&str] = &["queue", "queues", "inspect", "when_down"];
-    pub(crate) const LIMITS: &[&str] = &["sessions", "pinholes", "line_bytes", "reorder_bytes", "idle"];
+    pub(crate) const LIMITS: &[&str] = &[
+        "sessions",
+        "sessions_per_client",
+        "pinholes",
+        "pinholes_per_client",
+        "line_bytes",
+        "reorder_bytes",
+        "buffered_bytes",
+        "idle",
+    ];
     pub(crate) const TERMS: &[&str] = &[
         "modes",
         "data_ports",
@@ -178,9 +187,12 @@ fn limits(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Limits> {
     };
     Some(Limits {
         sessions: number("sessions", default.sessions, 1..=4_194_304),
+        sessions_per_client: number("sessions_per_client", default.sessions_per_client, 1..=4_194_304),
         pinholes: number("pinholes", default.pinholes, 1..=1_048_576),
+        pinholes_per_client: number("pinholes_per_client", default.pinholes_per_client, 1..=1_048_576),
         line_bytes: number("line_bytes", default.line_bytes, 128..=65_536),
         reorder_bytes: number("reorder_bytes", default.reorder_bytes, 1024..=1_048_576),
+        buffered_bytes: number("buffered_bytes", default.buffered_bytes, 65_536..=1_073_741_824),
         idle: value(&fields, "idle", default.idle, |entry| {
             reader.duration(entry, Duration::from_secs(1)..=Duration::from_secs(168 * 3600))
         }),

@@ -27,9 +27,12 @@ impl Display for Policy {
         let limits = self.limits;
         writeln!(f, "limits:")?;
         writeln!(f, "  sessions: {}", limits.sessions)?;
+        writeln!(f, "  sessions_per_client: {}", limits.sessions_per_client)?;
         writeln!(f, "  pinholes: {}", limits.pinholes)?;
+        writeln!(f, "  pinholes_per_client: {}", limits.pinholes_per_client)?;
         writeln!(f, "  line_bytes: {}", limits.line_bytes)?;
         writeln!(f, "  reorder_bytes: {}", limits.reorder_bytes)?;
+        writeln!(f, "  buffered_bytes: {}", limits.buffered_bytes)?;
         writeln!(f, "  idle: {}", show_duration(limits.idle))?;
         writeln!(f, "defaults:")?;
         terms(f, "  ", &self.defaults, None)?;

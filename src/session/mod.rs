@@ -89,6 +89,12 @@ impl Session {
         &self.dialogue
     }
 
+    /// How many bytes its buffers hold, with what it takes to hold them: bytes out of order, and lines without their end.
+    pub fn buffered_bytes(&self) -> usize {
+        let of = |voice: &Voice| voice.stream.buffered_bytes() + voice.lines.buffered_bytes();
+        of(&self.client) + of(&self.server)
+    }
+
     /// Whether bytes are missing in front of this segment, which may come yet.
     pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
         !segment.payload.is_empty() && self.voice(direction).stream.misses_before(segment.seq)

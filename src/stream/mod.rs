@@ -81,6 +81,11 @@ impl Stream {
         self.next.number() ^ u32::from(self.history.touch()) ^ u32::from(self.waiting.is_some())
     }
 
+    /// How many bytes wait for what stands in front of them, with what it takes to hold them.
+    pub fn buffered_bytes(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |waiting| waiting.held_bytes())
+    }
+
     /// Whether something waits for what stands in front of it.
     pub fn is_waiting(&self) -> bool {
         self.waiting.is_some()

@@ -20,6 +20,12 @@ impl Waiting {
         self.pieces.is_empty()
     }
 
+    /// The bytes, and what each piece costs beside them.
+    pub(super) fn held_bytes(&self) -> usize {
+        const PIECE: usize = size_of::<(Seq, Vec<u8>)>() + 16;
+        self.bytes + self.pieces.capacity().max(1) * PIECE
+    }
+
     pub(super) fn is_over(&self, limit: usize) -> bool {
         self.bytes > limit || self.pieces.len() > MOST_PIECES
     }

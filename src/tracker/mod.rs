@@ -6,10 +6,14 @@
 
 mod about;
 mod adopt;
-mod deadlines;
+mod client;
 mod expectations;
+mod list;
+mod memory;
 mod news;
 mod port_search;
+mod quotas;
+mod rank;
 mod rewriting;
 mod slab;
 mod table;
@@ -27,11 +31,15 @@ use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::policy::{Inspect, Policy};
 use crate::rewrite::{Courses, Verdict};
 use crate::session::{Dialogue, Ending, Event, Session, Told};
+use crate::stream::Oddity;
 use crate::time::Timestamp;
 use about::About;
 use adopt::Heritage;
+use client::ClientKey;
 use expectations::{Expectations, Standing};
-use table::{Table, Tracked};
+use memory::{Buffered, MemoryBudget};
+use rank::Rank;
+use table::{Placed, Table, Tracked};
 
 /// How long the addresses of a session that ended are remembered: its last packets may still be under way.
 const LINGER: Duration = Duration::from_secs(60);
@@ -81,6 +89,8 @@ pub struct Tracker {
     expectations: Expectations,
     /// The corridors of encrypted sessions, by slot; only where a policy allows any.
     corridors: BTreeMap<u32, Corridor>,
+    /// What the buffers of all sessions hold.
+    memory: MemoryBudget,
     /// What an earlier run left.
     heritage: Heritage,
     sessions_begun: u64,
@@ -157,7 +167,7 @@ impl Tracker {
         let reopens = is_opened && tracked.ended.is_some();
         if reopens || tracked.session.is_superseded_by(segment, direction) {
             self.end(slot, Ended::Replaced, world);
-            self.sessions.remove(slot);
+            self.remove(slot);
             return self.take(segment, patience, world);
         }
         match tracked.ended {
@@ -190,13 +200,10 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.observer.observe(expectation.expires(), session, &News::Expired(expectation));
         }
-        while self.sessions.next_due().is_some_and(|due| due <= now)
-            && let Some(slot) = self.oldest(world.policy)
-            && let Some(tracked) = self.sessions.get(slot)
-            && tracked.due <= now
-        {
+        self.sessions.set_idle(world.policy.limits.idle);
+        while let Some(slot) = self.sessions.find_due(now) {
             self.end(slot, Ended::Idle, world);
-            self.sessions.remove(slot);
+            self.remove(slot);
         }
     }
 
@@ -230,7 +237,7 @@ impl Tracker {
     pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
         if let Some((slot, _)) = self.sessions.find(flow) {
             self.end(slot, Ended::Finished, world);
-            self.sessions.remove(slot);
+            self.remove(slot);
         }
         self.close_heritage(flow, world);
     }
@@ -253,17 +260,13 @@ impl Tracker {
             return None;
         }
         let direction = connection.direction_of(&segment.flow)?;
-        while self.sessions.len() >= world.policy.limits.sessions.get() as usize {
-            let oldest = self.oldest(world.policy)?;
-            self.end(oldest, Ended::Evicted, world);
-            self.sessions.remove(oldest);
-        }
+        let session = Session::new(segment, is_settled);
+        let rank = quotas::first_rank(&session, segment, direction);
+        self.make_room(ClientKey::of(connection.client().address), rank, world);
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
-        let session = Session::new(segment, is_settled);
         let picked_up = session.dialogue().is_picked_up();
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
-        let due = world.now + world.policy.limits.idle;
         let may_change = connection.is_translated() || rewriting::holds_back(world.policy.terms(rule));
         let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
         let slot = self.sessions.insert(Tracked {
@@ -272,7 +275,8 @@ impl Tracker {
             rule,
             ended: None,
             last_heard: world.now,
-            due,
+            place: Placed::new(rank, world.now),
+            buffered: Buffered::nothing(!rank.is_established()),
             session,
             courses,
         });
@@ -297,10 +301,10 @@ impl Tracker {
         patience: Patience,
         world: &mut World<'_, F, O>,
     ) -> Verdict {
-        let Self { sessions, expectations, corridors, .. } = self;
+        self.sessions.heard(slot, world.now);
+        let Self { sessions, expectations, corridors, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        tracked.last_heard = world.now;
-        let Tracked { session, connection, number, rule, courses, .. } = tracked;
+        let Tracked { session, connection, number, rule, courses, buffered, .. } = tracked;
         let mut courses = courses.as_deref_mut();
         let mut segment = *segment;
         if let Some(courses) = &mut courses {
@@ -330,13 +334,22 @@ impl Tracker {
             courses,
             world,
         };
-        let ending = session.segment(&segment, direction, &policy.limits, policy.capture.inspect, |told| match told {
+        let client = ClientKey::of(connection.client().address);
+        let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
+        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
+        let ending = session.segment(&segment, direction, limits, policy.capture.inspect, |told| match told {
             Told::Event(Event::Nothing, ..) => {}
             Told::Event(event, dialogue, line) => about.event(event, dialogue, line),
-            Told::Odd(oddity) => about.tell(&News::Odd(oddity)),
+            Told::Odd(oddity) => {
+                if narrowed.is_some() && oddity == Oddity::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                about.tell(&News::Odd(oddity));
+            }
             Told::Settled => about.world.firewall.settled(about.connection),
         });
         let verdict = about.verdict(session);
+        self.classify(slot, (direction, segment.payload.len()), world.now);
         match ending {
             None => {}
             Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
@@ -348,7 +361,7 @@ impl Tracker {
     /// Ends a session but remembers its addresses for a while.
     fn end_for_now<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
         self.end(slot, how, world);
-        self.sessions.set_due(slot, world.now + LINGER);
+        self.sessions.set_rank(slot, Rank::Ended, world.now);
     }
 
     /// Closes whatever a session had open.
@@ -369,25 +382,10 @@ impl Tracker {
         world.tell(number, &News::Ended(how));
     }
 
-    /// The session that was silent longest, with its deadline brought up to date.
-    ///
-    /// Deadlines are not moved with every packet, only when they are looked at: then those that turn out to be later
-    /// are put where they belong. Each packet causes one such move at most, however the calls come.
-    fn oldest(&mut self, policy: &Policy) -> Option<u32> {
-        loop {
-            let (slot, tracked) = self.sessions.first_due()?;
-            let patience = match tracked.ended {
-                Some(_) => LINGER,
-                // An encrypted session is silent here however busy it is; its end is told from elsewhere.
-                None if self.corridors.contains_key(&slot) => policy.limits.idle.max(LONGEST_SILENCE),
-                None => policy.limits.idle,
-            };
-            let due = tracked.last_heard + patience;
-            if due <= tracked.due {
-                return Some(slot);
-            }
-            self.sessions.set_due(slot, due);
-        }
+    /// Forgets a session that has ended.
+    fn remove(&mut self, slot: u32) {
+        self.release_memory(slot);
+        self.sessions.remove(slot);
     }
 }
 

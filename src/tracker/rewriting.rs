@@ -2,6 +2,7 @@
 //! policy holds back.
 
 use super::about::About;
+use super::client::ClientKey;
 use super::expectations::Standing;
 use super::port_search::PortSearch;
 use super::{Observer, World};
@@ -284,14 +285,17 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     /// Opens what is expected.
     pub(super) fn admit(&mut self, announcement: &Announcement<'_>, expectation: &Expectation) -> Result<(), Refusal> {
         let owner = self.expectations.owner_of(expectation);
+        let client = ClientKey::of(self.connection.client().address);
+        let limits = &self.world.policy.limits;
         let per_session = usize::from(self.terms.pinholes_per_session.get());
-        let in_all = self.world.policy.limits.pinholes.get() as usize;
+        let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
         // One that replaces another takes no more room than that had.
         let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
+        let is_full_for_client = owner != Some(self.slot) && self.expectations.count_of_client(client) >= per_client;
         let is_full = owner.is_none() && self.expectations.len() >= in_all;
         // Behind so many commands the server's refusal of this one would not be recognised as such.
         let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
-        if is_full_here || is_full || is_beyond {
+        if is_full_here || is_full_for_client || is_full || is_beyond {
             return Err(Refusal::TooMany);
         }
         self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
@@ -300,6 +304,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             mode: Some(announcement.mode),
             owner: self.slot,
             session: self.number,
+            client: Some(client),
             command: announcement.number,
         });
         Ok(())
