@@ -7,7 +7,7 @@ use tracing::{debug, error, info, warn};
 
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
-use super::status::{Standing, Status};
+use super::status::{Buffers, Standing, Status};
 use crate::firewall::Kernel;
 use crate::firewall::sets::{Queueing, SetupError, own_rule};
 use crate::ftp::Mode;
@@ -337,6 +337,7 @@ impl Engine {
                 Queueing::Statement => "nft_queue",
                 Queueing::CompatTarget => "nft_compat",
             },
+            buffers: Buffers { bytes: self.tracker.buffered_bytes(), refusals: self.tracker.buffer_refusals() },
             counters: self.journal.counters.clone(),
         }
     }

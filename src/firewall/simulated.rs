@@ -35,6 +35,7 @@ pub struct Simulated {
     nothing_opens: bool,
     recorded: Recorded,
     in_step: InStep,
+    lookups: u64,
 }
 
 /// How many connections are remembered. The kernel remembers all that it has.
@@ -79,6 +80,7 @@ impl Simulated {
             nothing_opens: false,
             recorded: Recorded::default(),
             in_step: InStep::default(),
+            lookups: 0,
         }
     }
 
@@ -118,6 +120,11 @@ impl Simulated {
         self.adjustments.get(&connection.original).copied().unwrap_or_default()
     }
 
+    /// How often it was asked what NAT makes of a connection.
+    pub const fn mapping_lookups(&self) -> u64 {
+        self.lookups
+    }
+
     /// How many pinholes stand, expired ones that nobody closed included.
     pub fn pinholes(&self) -> usize {
         self.pinholes.len()
@@ -154,6 +161,7 @@ impl Firewall for Simulated {
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        self.lookups += 1;
         self.pinholes.get(&(from, to)).map(|pinhole| pinhole.mapping)
     }
 

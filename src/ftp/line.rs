@@ -128,7 +128,7 @@ impl LineReader {
 
     /// How many bytes are kept.
     pub fn buffered_bytes(&self) -> usize {
-        self.unfinished.as_ref().map_or(0, |unfinished| unfinished.text.len())
+        self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
     }
 
     /// The line that has begun and not ended, as far as it has come.

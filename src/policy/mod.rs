@@ -14,6 +14,7 @@ mod problem;
 mod reader;
 mod rule;
 mod schema;
+mod services;
 mod settings;
 mod source;
 mod terms;
@@ -28,7 +29,7 @@ pub use settings::{
     Capture, Chain, ChainError, ChainFamily, ControlBits, ControlPorts, Limits, Mark, Mechanism, Pickup, Queues,
     WhenDown,
 };
-pub use terms::{Action, Login, PortRanges, Terms, ThirdParty, Tls, Verbs};
+pub use terms::{Action, Login, PortRanges, PortSet, Terms, ThirdParty, Tls, Verbs};
 
 pub(crate) use reader::{Entry, Reader};
 pub(crate) use source::Quoted;

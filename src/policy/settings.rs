@@ -401,12 +401,18 @@ impl fmt::Display for Chain {
 pub struct Limits {
     /// Sessions at one time; when one more comes, the one that was idle longest is forgotten.
     pub sessions: NonZeroU32,
+    /// Sessions of one client at one time; when one more comes, that client's own one that was idle longest is forgotten.
+    pub sessions_per_client: NonZeroU32,
     /// Pinholes at one time, all sessions together; when there are that many, an announcement is refused.
     pub pinholes: NonZeroU32,
+    /// Pinholes of one client's sessions at one time; when there are that many, an announcement is refused.
+    pub pinholes_per_client: NonZeroU32,
     /// Bytes of one line of the dialogue; a longer one passes unread.
     pub line_bytes: NonZeroU32,
     /// Bytes kept of each direction while an earlier segment is missing.
     pub reorder_bytes: NonZeroU32,
+    /// Bytes in the buffers of all sessions together; a session that would need more gives up what is missing.
+    pub buffered_bytes: NonZeroU32,
     /// How long a session may be silent before it is forgotten.
     pub idle: Duration,
 }
@@ -419,9 +425,12 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             sessions: const { at_least_one(65_536) },
+            sessions_per_client: const { at_least_one(4096) },
             pinholes: const { at_least_one(16_384) },
+            pinholes_per_client: const { at_least_one(1024) },
             line_bytes: const { at_least_one(1024) },
             reorder_bytes: const { at_least_one(16_384) },
+            buffered_bytes: const { at_least_one(16 << 20) },
             idle: Duration::from_secs(3600),
         }
     }

@@ -193,6 +193,16 @@ impl Dialogue {
         self.language == Language::Secret
     }
 
+    /// Whether the server is known to have let the user in.
+    pub fn is_logged_in(&self) -> bool {
+        self.is_logged_in
+    }
+
+    /// Whether it turned out not to be FTP.
+    pub fn is_other_protocol(&self) -> bool {
+        self.language == Language::Other
+    }
+
     /// Reads a little of it, so that all of it is near when it is needed.
     pub(super) fn touch(&self) -> u32 {
         u32::from(self.is_encrypted()) ^ u32::from(self.unanswered.is_beyond()) ^ u32::from(self.user.is_some())

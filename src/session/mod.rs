@@ -77,7 +77,7 @@ impl Session {
         &self.dialogue
     }
 
-    /// How many bytes are kept of what its ends sent.
+    /// How many bytes its buffers hold, with what it takes to hold them.
     pub fn buffered_bytes(&self) -> usize {
         let of = |half: &HalfStream| half.stream.buffered_bytes() + half.lines.buffered_bytes();
         of(&self.client) + of(&self.server)

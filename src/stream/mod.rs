@@ -20,6 +20,9 @@ const FARTHEST_AHEAD: u32 = 1 << 20;
 /// By how much a timestamp may lie before the latest one: what Linux tolerates (`TCP_PAWS_WINDOW`).
 const TIMESTAMP_TOLERANCE: i32 = 1;
 
+/// How many bytes that the receiver has not acknowledged are kept whatever the limit: nearly every line.
+const USUAL_UNACKED: usize = 1024;
+
 /// What a [`Stream`] delivers, in the order of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery<'a> {
@@ -109,9 +112,10 @@ impl Stream {
         self.reorder.is_some()
     }
 
-    /// How many bytes are kept of it.
+    /// How many bytes are kept of it, with what it takes to keep them, beyond the few that nearly every stream keeps.
     pub fn buffered_bytes(&self) -> usize {
-        self.unacked.len() + self.reorder.as_ref().map_or(0, |reorder| reorder.memory())
+        let reorder = self.reorder.as_ref().map_or(0, |reorder| reorder.held_bytes());
+        self.unacked.len().saturating_sub(USUAL_UNACKED) + reorder
     }
 
     /// Whether bytes are missing in front of this place that the receiver has not acknowledged, so that they may come.
@@ -288,7 +292,7 @@ impl Stream {
 
     fn deliver(&mut self, bytes: &[u8], limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
         let next = self.next;
-        self.unacked.remember(bytes, limit);
+        self.unacked.remember(bytes, limit.max(USUAL_UNACKED));
         self.next = next + bytes.len();
         deliver(Delivery::Bytes(next, bytes));
     }

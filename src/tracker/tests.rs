@@ -502,7 +502,7 @@ fn when_the_table_is_full_the_one_that_was_silent_longest_is_forgotten() {
     stage.sees_all(talks[3].handshake());
     let told = [
         "2 closed 10.0.0.2 -> 10.0.1.2:1025: session-ended",
-        "2 ended: evicted",
+        "2 ended: evicted-before-login",
         "4 began 10.0.1.4:4000 -> 10.0.0.2:21",
     ];
     assert_eq!(stage.take_told(), told);
@@ -631,3 +631,6 @@ fn what_belongs_to_no_control_connection_is_not_ours() {
     assert_eq!(stage.take_told(), Vec::<String>::new());
     assert_eq!(stage.tracker.sessions(), 0);
 }
+
+#[path = "quota_tests.rs"]
+mod quotas;
