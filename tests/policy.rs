@@ -176,7 +176,7 @@ rules:
 1:24: error: control_ports: \"990\" is a text, because of its quotes or a leading zero (expected a number from 1 to 65535)
 1:31: error: control_ports: 70000 is out of limits (expected a number from 1 to 65535)
 1:38: error: control_ports: port 21 is there twice (expected each port once)
-2:1: error: unknown key mechanizm; did you mean mechanism? (the keys here are control_ports, mechanism, capture, \
+2:1: error: unknown key mechanizm; did you mean mechanism? (the keys here are control_ports, mechanism, capture, pickup, \
 admit, mark, limits, defaults, rules)
 3:34: error: queues: 2 queues from number 65535 would end at 65536 (expected the last queue to be 65535 or lower)
 3:48: error: when_down: unknown word all (expected open or closed)
@@ -362,7 +362,7 @@ fn settings_without_effect_are_pointed_out() {
     );
     one(
         &warnings("capture: { inspect: announcements }"),
-        "1:12: warning: inspect: this has no effect any more: every line is read (expected nothing: leave it out)",
+        "1:21: warning: inspect: this has no effect any more: every line is read (expected nothing: leave it out)",
     );
 }
 
