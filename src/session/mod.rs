@@ -32,7 +32,7 @@ pub struct Session {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// One end has nothing more to say, and the other one knows.
+    /// One end has nothing more to say, and the other one knows, or has nothing more to say either.
     Finished,
     /// One end aborted it.
     Reset,
@@ -129,22 +129,24 @@ impl Session {
         }
         let kept = limits.reorder_bytes.get() as usize;
         let line_limit = limits.line_bytes.get() as usize;
-        let mut ended = false;
+        let has_ended = |[one, other]: [&Stream; 2]| {
+            let have_crossed = one.has_come_to_fin() && other.has_come_to_fin();
+            one.has_ended() || other.has_ended() || have_crossed
+        };
+        let had_ended = has_ended([&speaker.stream, &listener.stream]);
         if segment.flags.has(Flags::ACK) {
             if segment.flags.has(Flags::SYN) {
                 listener.stream.begin_at(segment.ack);
             }
-            let HalfStream { stream, lines } = listener;
-            let had_ended = stream.has_ended();
+            let HalfStream { stream, lines } = &mut *listener;
             let deliver = |delivery: Delivery<'_>| {
                 read(direction.opposite(), delivery, |_| false, lines, dialogue, line_limit, &mut tell);
             };
             if let Some(anomaly) = stream.acknowledged(segment.ack, kept, deliver) {
                 tell(SessionOutput::Anomaly(anomaly));
             }
-            ended = !had_ended && stream.has_ended();
         }
-        let HalfStream { stream, lines } = speaker;
+        let HalfStream { stream, lines } = &mut *speaker;
         // What urgent data there is has to be known before the first line.
         let urgent_end = stream.urgent_end_with(segment);
         let is_urgent = |line: &Line<'_>| urgent_end.is_some_and(|end| end.is_after(line.start));
@@ -154,7 +156,7 @@ impl Session {
         if let Some(anomaly) = stream.segment(segment, kept, deliver) {
             tell(SessionOutput::Anomaly(anomaly));
         }
-        ended.then_some(Ending::Finished)
+        (!had_ended && has_ended([&speaker.stream, &listener.stream])).then_some(Ending::Finished)
     }
 }
 

@@ -115,9 +115,14 @@ impl Stream {
         self.begun && place.is_after(self.next) && !is_acknowledged
     }
 
-    /// Whether everything up to the sender's FIN has been delivered, and the receiver has acknowledged the FIN.
+    /// Whether the sender's FIN has come, and everything up to it has been delivered.
+    pub fn has_come_to_fin(&self) -> bool {
+        self.begun && self.has_fin && self.fin == self.next
+    }
+
+    /// Whether that is so, and the receiver has acknowledged the FIN.
     pub fn has_ended(&self) -> bool {
-        self.begun && self.has_fin && self.fin == self.next && self.has_acked && self.acked.is_after(self.fin)
+        self.has_come_to_fin() && self.has_acked && self.acked.is_after(self.fin)
     }
 
     /// Whether a reset with this sequence number is one that the receiver believes at once (RFC 5961).
