@@ -51,6 +51,9 @@ fn a_reload_loses_no_session_and_holds_at_once() {
             ));
             reload();
             drop(client.connect_data(pending)?);
+            assert!(other.download(Mode::Pasv, FILE).is_err(), "it went on before it was read");
+            other.quit()?;
+            let mut other = MiniClient::log_in(second, PATIENCE)?;
             for client in [&mut client, &mut other] {
                 assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             }
