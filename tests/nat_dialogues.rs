@@ -486,17 +486,9 @@ fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
 }
 
 #[test]
-fn with_pinhole_reading_announcements_only_they_may_as_well() {
-    for (nat, mode) in MANY {
-        transfer_many(Helper::Excerpts, nat, mode, lab::share_of(500), None);
-    }
-}
-
-#[test]
 fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
     for (nat, mode) in MANY {
         let transfers = lab::share_of(100).max(10);
         transfer_many(Helper::Pinhole, nat, mode, transfers, Some(5));
-        transfer_many(Helper::Excerpts, nat, mode, transfers, Some(5));
     }
 }

@@ -32,7 +32,7 @@ pub struct Session {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// One end has nothing more to say, and the other one knows.
+    /// One end has nothing more to say, and the other one knows, or has nothing more to say either.
     Finished,
     /// One end aborted it.
     Reset,
@@ -86,6 +86,26 @@ impl Session {
     /// Whether bytes are missing in front of this segment, which may come yet.
     pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
         !segment.payload.is_empty() && self.half(direction).stream.misses_before(segment.seq)
+    }
+
+    /// Whether the sender of this segment has got something from the other end that was not read here.
+    pub fn acknowledges_unread(&self, segment: &Segment<'_>, direction: Direction) -> bool {
+        let read_to = self.half(direction.opposite()).stream.next();
+        segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next))
+    }
+
+    /// What is missing in front of this segment will not come.
+    pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
+        let HalfStream { stream, lines } = match direction {
+            Direction::FromClient => &mut self.client,
+            Direction::FromServer => &mut self.server,
+        };
+        stream.give_up_before(segment.seq);
+        lines.gap();
+        match direction {
+            Direction::FromClient => self.dialogue.client_was_lost(),
+            Direction::FromServer => self.dialogue.server_was_lost(),
+        }
     }
 
     /// The line of that end that has begun and not ended.
@@ -154,7 +174,7 @@ impl Session {
                 tell(SessionOutput::Anomaly(anomaly));
             }
         }
-        let HalfStream { stream, lines } = speaker;
+        let HalfStream { stream, lines } = &mut *speaker;
         // What urgent data there is has to be known before the first line.
         let urgent_end = stream.urgent_end_with(segment);
         let is_urgent = |line: &Line<'_>| urgent_end.is_some_and(|end| end.is_after(line.start));

@@ -272,6 +272,16 @@ impl Stream {
         anomaly
     }
 
+    /// Gives up what is missing before this place, and what waits before it.
+    pub fn give_up_before(&mut self, place: Seq) {
+        if place.is_after(self.next) {
+            self.next = place;
+            self.read_from = place;
+            self.unacked.clear();
+            self.reorder = None;
+        }
+    }
+
     /// Takes the other side's acknowledgement, which may tell that missing bytes will never come.
     pub fn acknowledged(
         &mut self,

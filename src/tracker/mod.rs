@@ -350,9 +350,13 @@ impl Tracker {
             if session.is_ahead(&segment, direction) {
                 match patience {
                     Patience::MayWait => return Verdict::Later,
-                    // What the policy denies must not pass unread.
                     Patience::GoesOn if direction == Direction::FromClient && rewriting::holds_back(terms) => {
-                        return Verdict::Drop;
+                        // What the policy denies must not pass unread; but where something passed that nobody could
+                        // read, it will not come again.
+                        if !session.acknowledges_unread(&segment, direction) {
+                            return Verdict::Drop;
+                        }
+                        session.give_up_before(&segment, direction);
                     }
                     Patience::GoesOn => {}
                 }

@@ -336,6 +336,22 @@ fn an_expectation_ends_with_its_session() {
     }
 }
 
+/// Their acknowledgements carry nothing, and the kernel does not bring such packets.
+#[test]
+fn crossing_fins_end_a_session() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    let mut crossing = talk.clone();
+    stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    crossing.loses(FromClient, "PORT 10,0,0,1,4,1\r\n".len());
+    stage.sees(&talk.closes(FromClient));
+    stage.sees(&crossing.closes(FromServer));
+    assert_eq!(stage.take_told()[1..], ["1 closed 10.0.0.2 -> 10.0.0.1:1025: session-ended", "1 ended: finished"]);
+    stage.sees(&talk.ack(FromServer));
+    stage.sees(&talk.ack(FromClient));
+    assert_eq!(stage.take_told(), [""; 0]);
+}
+
 #[test]
 fn session_ends_when_both_ends_close_at_once() {
     let mut stage = Stage::new();
