@@ -22,7 +22,7 @@ use crate::policy;
 const SOCKET: &str = "/run/pinhole/control.sock";
 /// The longest question, and how long it may take to come.
 const LONGEST_REQUEST: u64 = 64;
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How many clients are served at a time. When one more comes, the one that connected first has to go.
 const MOST_CLIENTS: usize = 32;
@@ -255,14 +255,15 @@ pub fn ask(request: Request) -> Result<String, ControlError> {
     let path = path();
     let ask = || {
         let mut stream = std::os::unix::net::UnixStream::connect(&path)?;
-        stream.set_read_timeout(Some(PATIENCE * 5))?;
+        stream.set_read_timeout(Some(PATIENCE * 2))?;
         let mut answer = String::new();
         let asked = stream.write_all(serde_json::to_string(&request)?.as_bytes());
         let asked = asked.and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+        let read = stream.read_to_string(&mut answer);
         // Who may not ask has the answer before the question.
-        match asked.and_then(|()| stream.read_to_string(&mut answer).map(drop)) {
-            Err(_) if answer.starts_with("error: ") => {}
-            read => read?,
+        if !answer.starts_with("error: ") {
+            asked?;
+            read?;
         }
         Ok(answer)
     };

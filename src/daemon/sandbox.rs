@@ -138,7 +138,7 @@ fn restrict_system_calls() -> Result<(), Missing> {
 fn filters() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     let arch = TargetArch::try_from(ARCH)?;
     let program = |rules, otherwise, matched| SeccompFilter::new(rules, otherwise, matched, arch)?.try_into();
-    let all = |calls: &[libc::c_long]| calls.iter().map(|call| ((*call).into(), Vec::new())).collect();
+    let all = |calls: &[libc::c_long]| calls.iter().map(|call| (*call, Vec::new())).collect();
     let (allow, refuse) =
         (SeccompAction::Allow, |errno: Errno| SeccompAction::Errno(errno.raw_os_error().unsigned_abs()));
     // Nothing here starts a program, so an attempt is somebody else's code. It ends with the process, which the service
@@ -148,7 +148,7 @@ fn filters() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     let unknown = [libc::SYS_clone3];
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = all(&[ALLOWED, &ALLOWED_HERE, &programs, &unknown].concat());
     for (call, conditions) in conditions()? {
-        allowed.entry(call.into()).or_default().push(SeccompRule::new(conditions)?);
+        allowed.entry(call).or_default().push(SeccompRule::new(conditions)?);
     }
     Ok([
         program(all(&programs), allow.clone(), SeccompAction::KillProcess)?,
