@@ -1,0 +1,169 @@
+//! A connection that looks as if it were over, or new, and goes on: nothing that it says then is believed.
+
+use std::io::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
+
+use pinhole::lab::{ServerKind, Shape};
+
+use crate::raw_tcp::{RawSegment, RawTcp};
+use crate::scene::{ClientScene, LINGER, ServerScene, announced, forget_resets_soon};
+
+/// A client that nobody has let in has a real server say a line that begins with 227. `between` happens when the reply to
+/// the user's name has been cut in front of it.
+fn cut_reply_opens_nothing(shape: Shape, early: fn(&mut RawTcp), between: impl FnOnce(&mut ServerScene, &mut RawTcp)) {
+    let mut scene = ServerScene::new(shape, ServerKind::PureFtpd, "");
+    let mut peer = scene.attacker();
+    early(&mut peer);
+    let before_the_227 = "331 User ";
+    peer.let_come(before_the_227.len());
+    // A smaller window counts only behind something new.
+    peer.send_for_sure(b"US");
+    peer.send_for_sure(format!("ER 227 ({})\r\n", announced(scene.cache)).as_bytes());
+    peer.wait_for("the beginning of a reply", |peer| peer.unread_text() == before_the_227);
+    between(&mut scene, &mut peer);
+    peer.send_for_sure(b"PASV\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    assert!(peer.read_until("\r\n").contains("227 (10,21,"));
+    scene.assert_cache_is_closed();
+}
+
+/// A web page has a browser send a form to a server of the attacker's. `between` happens when the form's head has come.
+fn posted_port_opens_nothing(
+    early: impl FnOnce(&mut ClientScene, &mut RawTcp),
+    between: impl FnOnce(&mut ClientScene, &mut RawTcp),
+) {
+    let mut scene = ClientScene::new("");
+    let (mut client, mut peer) = scene.visit(0);
+    let port = scene.port_line();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", port.len());
+    early(&mut scene, &mut peer);
+    client.write_all(format!("{head}{port}").as_bytes()).expect("there is room");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    between(&mut scene, &mut peer);
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+    scene.assert_desktop_is_closed();
+}
+
+/// With a different sequence number from the next it is answered, and changes nothing.
+fn reset_that_is_ignored(peer: &mut RawTcp) {
+    peer.send_segment(&peer.reset(1));
+}
+
+/// It passes the firewall's conntrack, and no further.
+fn fin_that_never_arrives(peer: &mut RawTcp) {
+    peer.send_segment(&RawSegment { fin: true, ttl: 1, ..peer.segment(b"") });
+}
+
+/// Waits longer than a minute, because the attack does: all that has to is in here, side by side.
+#[test]
+fn session_that_seems_over_is_not_picked_up_a_minute_later() {
+    let waits = |_: &mut ServerScene, peer: &mut RawTcp| peer.idle(LINGER);
+    let attacks: [(&str, Box<dyn FnOnce() + Send>); 4] = [
+        (
+            "a reset that the server ignores",
+            Box::new(move || cut_reply_opens_nothing(Shape::ServerHost, reset_that_is_ignored, waits)),
+        ),
+        (
+            "a FIN that never arrives",
+            Box::new(move || cut_reply_opens_nothing(Shape::Gateway, fin_that_never_arrives, waits)),
+        ),
+        (
+            "a reset that the browser ignores",
+            Box::new(|| {
+                posted_port_opens_nothing(|_, peer| reset_that_is_ignored(peer), |_, peer| peer.idle(LINGER));
+            }),
+        ),
+        (
+            "a FIN that never arrives at the browser",
+            Box::new(|| {
+                posted_port_opens_nothing(|_, peer| fin_that_never_arrives(peer), |_, peer| peer.idle(LINGER));
+            }),
+        ),
+    ];
+    let failed = thread::scope(|scope| {
+        let run = |(name, attack): (&'static str, Box<dyn FnOnce() + Send>)| {
+            let thread = scope.spawn(|| catch_unwind(AssertUnwindSafe(attack)));
+            (name, thread)
+        };
+        let running: Vec<_> = attacks.into_iter().map(run).collect();
+        let failed = |(name, thread): (_, thread::ScopedJoinHandle<'_, thread::Result<()>>)| {
+            thread.join().is_ok_and(|result| result.is_ok()).then_some(()).map_or(Some(name), |()| None)
+        };
+        running.into_iter().filter_map(failed).collect::<Vec<&str>>()
+    });
+    assert!(failed.is_empty(), "these opened something: {failed:?}");
+}
+
+#[test]
+fn reply_cut_before_a_restart_opens_nothing_behind_it() {
+    cut_reply_opens_nothing(
+        Shape::ServerHost,
+        |_| {},
+        |scene, _| {
+            scene.daemon.kill().and_then(|()| scene.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+        },
+    );
+}
+
+#[test]
+fn post_that_begins_while_the_daemon_is_down_opens_nothing() {
+    posted_port_opens_nothing(
+        |scene, _| scene.daemon.kill().unwrap_or_else(|error| panic!("{error}")),
+        |scene, _| scene.daemon.restart().unwrap_or_else(|error| panic!("{error}")),
+    );
+}
+
+/// The reset has the next sequence number, so that conntrack believes it; it never arrives. What the client sends then is
+/// a new connection to the kernel, and to nobody else.
+#[test]
+fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
+    let scene = ClientScene::new("");
+    forget_resets_soon(scene.gateway());
+    let (mut client, mut peer) = scene.visit(1000);
+    client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n").expect("there is room");
+    peer.read_until("\r\n\r\n");
+    peer.let_all_come();
+    peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
+    scene.wait_until_forgotten(21);
+    client.write_all(b"text=a\r\n").expect("there is room");
+    peer.read_until("a\r\n");
+    client.write_all(scene.port_line().as_bytes()).expect("there is room");
+    peer.read_until("PORT");
+    scene.assert_desktop_is_closed();
+}
+
+/// The client's kernel answers a SYN in the middle with an acknowledgement, and goes on; conntrack takes no notice. The
+/// form's head lies in front of where the new session would begin, and its body looks like FTP from the start.
+#[test]
+fn syn_ack_in_the_middle_begins_no_session() {
+    let scene = ClientScene::new("");
+    let (mut client, mut peer) = scene.visit(0);
+    let (user, port) = ("USER a\r\n", scene.port_line());
+    let length = user.len() + port.len();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    client.write_all(format!("{head}{user}{port}").as_bytes()).expect("there is room");
+    let start = peer.next() + 1000;
+    let body = peer.expected() + head.len();
+    let invented = |peer: &RawTcp, at: usize, text: &'static str| {
+        peer.send_segment(&RawSegment { seq: start + at, ttl: 1, ..peer.segment(text.as_bytes()) });
+    };
+    peer.send_segment(&RawSegment { syn: true, seq: peer.next() + 999, ack: Some(body), ..peer.segment(b"") });
+    invented(&peer, 0, "220 Hello.\r\n");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    peer.let_come(user.len());
+    peer.acknowledge();
+    peer.read_until(user);
+    invented(&peer, 12, "230 In.\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+    scene.assert_desktop_is_closed();
+}
