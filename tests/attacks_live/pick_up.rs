@@ -7,7 +7,7 @@ use std::thread;
 use pinhole::lab::{ServerKind, Shape};
 
 use crate::raw_tcp::{RawSegment, RawTcp};
-use crate::scene::{ClientScene, LINGER, ServerScene, announced, forget_resets_soon};
+use crate::scene::{ClientScene, LINGER, ServerScene, announced, forget_resets_soon, wait_until_forgotten};
 
 /// A client that nobody has let in has a real server say a line that begins with 227. `between` happens when the reply to
 /// the user's name has been cut in front of it.
@@ -130,7 +130,7 @@ fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
     peer.read_until("\r\n\r\n");
     peer.let_all_come();
     peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
-    scene.wait_until_forgotten(21);
+    wait_until_forgotten(scene.gateway(), client.local_addr().expect("it is connected").port());
     client.write_all(b"text=a\r\n").expect("there is room");
     peer.read_until("a\r\n");
     client.write_all(scene.port_line().as_bytes()).expect("there is room");

@@ -121,17 +121,12 @@ impl ClientScene {
         assert_closed(&self.topology.server.namespace, public);
         assert_eq!(pinholes(self.gateway()), 0, "something is open on {}", self.gateway());
     }
-
-    /// Waits until the gateway's kernel has forgotten all connections to that port.
-    pub(crate) fn wait_until_forgotten(&self, port: u16) {
-        wait_until_forgotten(self.gateway(), port);
-    }
 }
 
-/// Waits until the kernel of a namespace has forgotten all connections to that port.
+/// Waits until the kernel of a namespace has forgotten the connection of a client that comes from this port.
 pub(crate) fn wait_until_forgotten(namespace: &Namespace, port: u16) {
     let is_forgotten = || {
-        let is_it = |entry: &pinhole::netlink::Entry| entry.connection.original.destination.port.number() == port;
+        let is_it = |entry: &pinhole::netlink::Entry| entry.connection.original.source.port.number() == port;
         let list = || Conntrack::open(PATIENCE).and_then(|mut all| all.list(is_it));
         Ok(namespace.run(list)?.expect("a list").is_empty())
     };

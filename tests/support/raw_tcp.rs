@@ -331,16 +331,25 @@ impl RawTcp {
     }
 
     /// Sends bytes in one segment, and again until the other end has acknowledged them.
+    #[track_caller]
     pub(crate) fn send_for_sure(&mut self, payload: &[u8]) {
+        assert!(self.try_to_send(payload, PATIENCE), "{} acknowledges nothing", self.remote);
+    }
+
+    /// The same for so long; whether they were acknowledged.
+    pub(crate) fn try_to_send(&mut self, payload: &[u8], patience: Duration) -> bool {
         let again = self.segment(payload);
         self.next = self.next + payload.len();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + patience;
         while self.acked.is_before(self.next) {
-            assert!(Instant::now() < until && !self.is_reset, "{} acknowledges nothing", self.remote);
+            if self.is_reset || Instant::now() >= until {
+                return false;
+            }
             self.send_segment(&RawSegment { ack: Some(self.expected), window: self.window(), ..again.clone() });
-            let retry = Instant::now() + RETRY;
+            let retry = until.min(Instant::now() + RETRY);
             while self.acked.is_before(self.next) && self.take_next(retry) {}
         }
+        true
     }
 
     /// The sequence number of the next byte of this end.
@@ -402,6 +411,17 @@ impl RawTcp {
     pub(crate) fn idle(&mut self, duration: Duration) {
         let until = Instant::now() + duration;
         while self.take_next(until) {}
+    }
+
+    /// Whether the other end says this within so long.
+    pub(crate) fn hears(&mut self, text: &str, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        while !self.unread_text().contains(text) {
+            if self.is_reset || !self.take_next(until) {
+                return false;
+            }
+        }
+        true
     }
 
     /// Waits until the other end has said this, and returns all that it said up to there.
