@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use nix::sys::signal::Signal;
 use pinhole::lab::{PASSWORD, ServerKind, Shape, USER};
 
+use crate::daemon::PATIENCE;
 use crate::scene::ServerScene;
 use crate::stage::connect;
 
@@ -27,4 +29,19 @@ fn reset_far_from_the_next_byte_does_not_stop_the_reading() {
         let passive = named(&peer.asks("PASV", "227"));
         connect(client, passive).unwrap_or_else(|error| panic!("{off} bytes off: {passive}: {error}"));
     }
+}
+
+/// Control connections are more important than what the policy denies, unless it says otherwise: a program that hangs is
+/// a program that is down.
+#[test]
+fn stopped_daemon_does_not_stop_control_connections() {
+    let scene = ServerScene::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
+    let mut before = scene.attacker();
+    before.asks(&format!("USER {USER}"), "331");
+    scene.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    // One that lives, and one that begins.
+    let goes_on = before.try_to_send(format!("PASS {PASSWORD}\r\n").as_bytes(), PATIENCE);
+    let begins = std::thread::scope(|scope| scope.spawn(|| scene.attacker()).join().is_ok());
+    scene.daemon.child.signal(Signal::SIGCONT).expect("it is there");
+    assert!(goes_on && begins, "while it is stopped: a session goes on: {goes_on}, one begins: {begins}");
 }
