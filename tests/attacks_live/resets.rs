@@ -35,7 +35,7 @@ fn reset_far_from_the_next_byte_does_not_stop_the_reading() {
 /// a program that is down.
 #[test]
 fn stopped_daemon_does_not_stop_control_connections() {
-    let scene = ServerScene::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
+    let mut scene = ServerScene::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
     let mut before = scene.attacker();
     before.asks(&format!("USER {USER}"), "331");
     scene.daemon.child.signal(Signal::SIGSTOP).expect("it runs");

@@ -230,7 +230,7 @@ impl RawListener {
         end.expected = syn.seq + 1;
         end.let_come(room);
         let syn_ack = RawSegment { syn: true, ..end.segment(b"") };
-        end.next = end.next + 1;
+        end.next += 1;
         end.wire.send(remote, &syn_ack);
         end.wait_for("the handshake's last segment", |end| end.acked == end.next);
         end
@@ -276,7 +276,7 @@ impl RawTcp {
         end.open = window;
         let mut syn = RawSegment { syn: true, ack: None, ..end.segment(b"") };
         syn.options.insert(0, TcpOptionElement::MaximumSegmentSize(1460));
-        end.next = end.next + 1;
+        end.next += 1;
         let until = Instant::now() + PATIENCE;
         while end.acked != end.next {
             assert!(Instant::now() < until, "no answer from {remote} to a SYN");
@@ -327,7 +327,7 @@ impl RawTcp {
     /// Sends bytes in one segment.
     pub(crate) fn send(&mut self, payload: &[u8]) {
         self.send_segment(&self.segment(payload));
-        self.next = self.next + payload.len();
+        self.next += payload.len();
     }
 
     /// Sends bytes in one segment, and again until the other end has acknowledged them.
@@ -339,7 +339,7 @@ impl RawTcp {
     /// The same for so long; whether they were acknowledged.
     pub(crate) fn try_to_send(&mut self, payload: &[u8], patience: Duration) -> bool {
         let again = self.segment(payload);
-        self.next = self.next + payload.len();
+        self.next += payload.len();
         let until = Instant::now() + patience;
         while self.acked.is_before(self.next) {
             if self.is_reset || Instant::now() >= until {
@@ -374,7 +374,7 @@ impl RawTcp {
 
     /// The next bytes count as sent without being sent.
     pub(crate) fn skip(&mut self, bytes: usize) {
-        self.next = self.next + bytes;
+        self.next += bytes;
     }
 
     /// From now on the other end may send so many bytes more. Nothing is sent that says so.
@@ -491,10 +491,10 @@ impl RawTcp {
         let known = usize::try_from(self.expected - received.seq).unwrap_or(usize::MAX);
         if let Some(bytes) = received.payload.get(known..).filter(|_| !received.syn) {
             self.unread.extend_from_slice(bytes);
-            self.expected = self.expected + bytes.len();
+            self.expected += bytes.len();
             if received.fin {
                 self.is_finished = true;
-                self.expected = self.expected + 1;
+                self.expected += 1;
             }
         }
         let asks = received.syn || received.fin || !received.payload.is_empty() || known == 1;
