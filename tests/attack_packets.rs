@@ -12,6 +12,7 @@ use pinhole::packet::{Flags, Flow, Segment, Seq};
 use pinhole::policy::Policy;
 use pinhole::rewrite::Verdict;
 use pinhole::script::{endpoint, packet};
+use pinhole::session::Progress;
 use pinhole::time::Timestamp;
 use pinhole::tracker::{Handled, News, SessionNumber, Tracker, World};
 use proptest::collection::vec;
@@ -128,7 +129,8 @@ impl Packets {
             }
             let segment = Segment::parse(packet).expect("a segment");
             let is_edge = [Flags::SYN, Flags::FIN, Flags::RST].iter().any(|flag| segment.flags.has(*flag));
-            let is_unread = firewall.control_connection(&segment.flow).is_some_and(|control| control.is_unread);
+            let control = firewall.control_connection(&segment.flow);
+            let is_unread = control.is_some_and(|control| control.progress == Progress::Unreadable);
             let mut observer = |_: Timestamp, _: SessionNumber, news: &News<'_>| {
                 if let News::Expected { expectation, .. } = news {
                     opened.push(expectation.to.to_string());

@@ -11,6 +11,7 @@ use pinhole::packet::Direction::{self, FromClient, FromServer};
 use pinhole::packet::{Connection, Endpoint, Flow, Segment, Seq};
 use pinhole::policy::Policy;
 use pinhole::script::{Conversation, endpoint};
+use pinhole::session::Progress;
 use pinhole::time::Timestamp;
 use pinhole::tracker::{Tracker, World};
 
@@ -56,12 +57,8 @@ impl Firewall for Counting {
         self.inner.close_corridor(corridor);
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.inner.settled(connection);
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.inner.stop_reading(connection);
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.inner.record(connection, progress);
     }
 }
 
