@@ -160,6 +160,47 @@ const FORMS: &[(&str, Form)] = &[
         }
         say(peer, &[b"\r\n", line(command).as_slice()].concat());
     }),
+    ("in front of where a connection seems to begin that conntrack forgot", |peer, command, firewall| {
+        peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
+        wait_until_forgotten(firewall, peer.local().port());
+        peer.send_segment(&RawSegment { seq: peer.next() + 100, ttl: 1, ..peer.segment(b"NOOP\r\n") });
+        say(peer, &line(command));
+    }),
+    ("behind a decoy that a forged reply acknowledges", |peer, command, _| {
+        let line = line(command);
+        let decoy = decoy(line.len());
+        peer.send_segment(&RawSegment { ttl: 1, ..peer.segment(&decoy) });
+        let ack = Some(peer.next() + decoy.len());
+        peer.forge_reply(&RawSegment { ack, ..peer.reply(0, b"2") });
+        say(peer, &line);
+    }),
+    ("with a decoy of the same length out of order", |peer, command, _| {
+        let line = line(command);
+        let ahead = [b"NOOP\r\n", decoy(line.len()).as_slice()].concat();
+        peer.send_segment(&RawSegment { seq: peer.next() + 6, ttl: 1, ..peer.segment(&ahead[6..]) });
+        say(peer, b"NOOP\r\n");
+        say(peer, &line);
+    }),
+    ("behind an urgent byte", |peer, command, _| {
+        let payload = [b"X", line(command).as_slice()].concat();
+        peer.send_segment(&RawSegment { urgent: Some(1), ..peer.segment(&payload) });
+        peer.skip(payload.len());
+    }),
+    ("with an urgent byte, in single bytes", |peer, command, _| {
+        let line = line(command);
+        let (head, tail) = line.split_at(2);
+        say(peer, head);
+        peer.send_segment(&RawSegment { urgent: Some(1), ..peer.segment(b"X") });
+        peer.skip(1);
+        say(peer, tail);
+    }),
+    ("with an urgent byte that the segment before promises", |peer, command, _| {
+        let line = line(command);
+        let (head, tail) = line.split_at(2);
+        peer.send_segment(&RawSegment { urgent: Some(3), ..peer.segment(head) });
+        peer.skip(head.len());
+        say(peer, &[b"X", tail].concat());
+    }),
     ("in the first segment behind a connection that conntrack forgot", |peer, command, firewall| {
         peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
         wait_until_forgotten(firewall, peer.local().port());
@@ -204,7 +245,7 @@ fn send_all(stage: &Stage, command: &str, arrives: impl Fn(&mut RawTcp) -> bool 
 fn connect(stage: &Stage, timestamps: bool) -> RawTcp {
     let host = &stage.topology.client;
     let target = stage.target(Family::V4, 21);
-    RawTcp::connect_with(&host.namespace, host.addresses.of(Family::V4), target, timestamps, SMALL_WINDOW)
+    RawTcp::connect_with(&host.namespace, host.addresses.of(Family::V4), target, timestamps, SMALL_WINDOW, b"")
 }
 
 fn stage() -> Stage {
@@ -269,6 +310,65 @@ fn denied_command_does_not_arrive_in_any_form() {
 #[test]
 fn denied_encryption_does_not_arrive_in_any_form() {
     assert_does_not_arrive("AUTH TLS");
+}
+
+/// Of all that a packet may have in front of TCP's header.
+#[test]
+fn denied_command_behind_ip_options_does_not_arrive() {
+    for family in Family::ALL {
+        let stage = stage();
+        let target = stage.target(family, 21);
+        let recorder = Recorder::start(&stage.topology.server.namespace, target);
+        let host = &stage.topology.client;
+        let arrives = || {
+            let mut peer = RawTcp::connect(&host.namespace, host.addresses.of(family), target, false);
+            peer.read_reply("220");
+            peer.send_segment(&RawSegment { has_ip_options: true, ..peer.segment(b"FEAT\r\n") });
+            peer.skip(6);
+            recorder.hears("FEAT", peer.local())
+        };
+        assert!(arrives(), "{family}: without the program it does not arrive");
+        let _daemon = stage.daemon(POLICY);
+        assert!(!arrives(), "{family}: FEAT arrives in spite of the policy");
+    }
+}
+
+/// TCP Fast Open, where the server's host takes it from everybody.
+#[test]
+fn denied_command_in_a_syn_does_not_arrive() {
+    let stage = stage();
+    stage.topology.server.namespace.set("net/ipv4/tcp_fastopen", "1538").expect("root may"); // 0x602
+    let target = stage.target(Family::V4, 21);
+    let recorder = Recorder::start(&stage.topology.server.namespace, target);
+    let host = &stage.topology.client;
+    let connect = || {
+        let address = host.addresses.of(Family::V4);
+        let mut peer = RawTcp::connect_with(&host.namespace, address, target, false, SMALL_WINDOW, b"FEAT\r\n");
+        peer.read_reply("220");
+        recorder.hears("FEAT", peer.local())
+    };
+    assert!(connect(), "without the program it does not arrive");
+    let _daemon = stage.daemon(POLICY);
+    assert!(
+        !thread::scope(|scope| scope.spawn(connect).join()).unwrap_or(false),
+        "FEAT arrives in spite of the policy"
+    );
+}
+
+/// Many a filter lets in whatever comes for port 21, also what conntrack calls invalid, and that is not read.
+#[test]
+fn denied_command_does_not_arrive_in_a_packet_that_conntrack_calls_invalid() {
+    let stage = stage();
+    stage
+        .firewall()
+        .nft("table inet filter { chain forward { tcp dport 21 accept; tcp sport 21 accept; }; }")
+        .expect("fine");
+    stage.firewall().set("net/netfilter/nf_conntrack_tcp_loose", "0").expect("root may");
+    let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
+    let arrives = |peer: &mut RawTcp| recorder.hears("FEAT", peer.local());
+    let _daemon = stage.daemon(POLICY);
+    let arrived = send_all(&stage, "FEAT", arrives);
+    assert!(arrived.is_empty(), "FEAT arrives in spite of the policy: {arrived:#?}");
 }
 
 #[test]

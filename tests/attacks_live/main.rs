@@ -11,6 +11,7 @@ mod raw_tcp;
 mod stage;
 
 mod denied;
+mod forged;
 mod lines;
 mod pick_up;
 mod resets;

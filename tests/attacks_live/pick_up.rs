@@ -154,3 +154,40 @@ fn syn_ack_in_the_middle_begins_no_session() {
     peer.read_until("\r\n");
     scene.assert_desktop_is_closed();
 }
+
+/// The server answers the same SYN twice, and the second answer comes before the client's acknowledgement of the first.
+/// The client ignores it; conntrack says still that the connection is opening.
+#[test]
+fn second_syn_ack_before_the_handshake_is_done_begins_no_session() {
+    let scene = ClientScene::new("");
+    let inside = &scene.topology.client.namespace;
+    // The way to the client is long. Its acknowledgements take their time.
+    let slow = "chain output { type filter hook output priority 0; tcp dport 21 tcp flags & (syn | ack) == ack drop; }";
+    inside.nft(&format!("table inet slow {{ {slow}; }}")).expect("the rules are right");
+    let (user, port) = ("USER a\r\n", scene.port_line());
+    let length = user.len() + port.len();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let (mut client, mut peer) = scene.visit_slowly(0);
+    let start = peer.next() + 1000;
+    let body = peer.expected() + head.len();
+    peer.send_segment(&RawSegment { syn: true, seq: peer.next() + 999, ack: Some(body), ..peer.segment(b"") });
+    inside.nft("delete table inet slow").expect("it is there");
+    client.write_all(format!("{head}{user}{port}").as_bytes()).expect("there is room");
+    // It has to say once more what was lost.
+    peer.wait_for("the handshake's last segment", |peer| !peer.log.is_empty());
+    let invented = |peer: &RawTcp, at: usize, text: &'static str| {
+        peer.send_segment(&RawSegment { seq: start + at, ttl: 1, ..peer.segment(text.as_bytes()) });
+    };
+    invented(&peer, 0, "220 Hello.\r\n");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    peer.let_come(user.len());
+    peer.acknowledge();
+    peer.read_until(user);
+    invented(&peer, 12, "230 In.\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+    scene.assert_desktop_is_closed();
+}

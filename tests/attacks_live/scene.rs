@@ -98,10 +98,19 @@ impl ClientScene {
 
     /// A client of the attacker's server connects to it. It may be sent so many bytes at first.
     pub(crate) fn visit(&self, room: usize) -> (TcpStream, RawTcp) {
+        self.visit_with(|listener| listener.accept(room))
+    }
+
+    /// The same without waiting for the handshake's last segment.
+    pub(crate) fn visit_slowly(&self, room: usize) -> (TcpStream, RawTcp) {
+        self.visit_with(|listener| listener.answer(room))
+    }
+
+    fn visit_with(&self, accept: impl FnOnce(RawListener) -> RawTcp + Send) -> (TcpStream, RawTcp) {
         let address = SocketAddr::new(self.topology.target.of(Family::V4), 21);
         let listener = RawListener::bind(&self.topology.server.namespace, address);
         std::thread::scope(|scope| {
-            let accepting = scope.spawn(|| listener.accept(room));
+            let accepting = scope.spawn(move || accept(listener));
             let client = crate::stage::connect(&self.topology.client.namespace, address).expect("port 21 is let out");
             client.set_nodelay(true).expect("it is a socket");
             (client, accepting.join().expect("it accepts"))

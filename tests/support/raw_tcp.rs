@@ -6,12 +6,15 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
+use std::cell::Cell;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
+use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
 use pinhole::lab::Namespace;
 use pinhole::packet::Seq;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -49,6 +52,8 @@ pub(crate) struct RawSegment<'a> {
     /// Options in front of the others that etherparse has no name for, in whole words of four bytes.
     pub(crate) raw_options: Vec<u8>,
     pub(crate) checksum: Checksum,
+    /// Whether something that means nothing stands between the IP header and TCP's: options, or a header of IPv6.
+    pub(crate) has_ip_options: bool,
     pub(crate) payload: &'a [u8],
 }
 
@@ -78,6 +83,8 @@ struct Wire {
     local: SocketAddr,
     out: Socket,
     tap: Socket,
+    /// Where the latest packet came from, on the link.
+    neighbour: Cell<Option<LinkAddr>>,
 }
 
 impl Wire {
@@ -95,13 +102,21 @@ impl Wire {
             Ok((out, tap))
         };
         let (out, tap) = namespace.run(open).expect("root may enter").expect("root may open raw sockets");
-        Self { namespace: namespace.clone(), local, out, tap }
+        Self { namespace: namespace.clone(), local, out, tap, neighbour: Cell::new(None) }
     }
 
     fn send(&self, remote: SocketAddr, segment: &RawSegment<'_>) {
         let bytes = packet(self.local, remote, segment);
         let to = SockAddr::from(SocketAddr::new(remote.ip(), 0));
         self.out.send_to(&bytes, &to).unwrap_or_else(|error| panic!("send from {}: {error}", self.namespace));
+    }
+
+    /// Sends a segment with any addresses to the host on the link that the latest packet came from.
+    fn inject(&self, from: SocketAddr, to: SocketAddr, segment: &RawSegment<'_>) {
+        let neighbour = self.neighbour.get().expect("something has come");
+        let bytes = packet(from, to, segment);
+        sendto(self.tap.as_raw_fd(), &bytes, &neighbour, MsgFlags::empty())
+            .unwrap_or_else(|error| panic!("send from {}: {error}", self.namespace));
     }
 
     /// The next segment for this port and who sent it, if one comes until then.
@@ -113,9 +128,10 @@ impl Wire {
                 return None;
             }
             self.tap.set_read_timeout(Some(left.max(Duration::from_millis(1)))).expect("a duration that is not zero");
-            let Ok(length) = io::Read::read(&mut &self.tap, &mut buffer) else { continue };
+            let Ok((length, neighbour)) = recvfrom::<LinkAddr>(self.tap.as_raw_fd(), &mut buffer) else { continue };
             let Some((from, to, received)) = parse(&buffer[..length]) else { continue };
             if to == self.local {
+                self.neighbour.set(neighbour);
                 return Some((from, received));
             }
         }
@@ -159,7 +175,27 @@ pub(crate) fn packet(from: SocketAddr, to: SocketAddr, segment: &RawSegment<'_>)
         let ip_header = if from.is_ipv4() { 20 } else { 40 };
         bytes[ip_header + 16] ^= 0x5a;
     }
+    if segment.has_ip_options {
+        add_ip_options(&mut bytes);
+    }
     bytes
+}
+
+/// Puts options without a meaning behind the IP header. The checksum of IPv4 is the sending kernel's.
+fn add_ip_options(bytes: &mut Vec<u8>) {
+    let at_length = if bytes[0] >> 4 == 4 {
+        bytes[0] += 1;
+        bytes.splice(20..20, [1, 1, 1, 0]);
+        2
+    } else {
+        const DESTINATION_OPTIONS: u8 = 60;
+        let next = std::mem::replace(&mut bytes[6], DESTINATION_OPTIONS);
+        bytes.splice(40..40, [next, 0, 1, 4, 0, 0, 0, 0]);
+        4
+    };
+    let added = if at_length == 2 { 4 } else { 8 };
+    let length = u16::from_be_bytes([bytes[at_length], bytes[at_length + 1]]) + added;
+    bytes[at_length..at_length + 2].copy_from_slice(&length.to_be_bytes());
 }
 
 fn parse(bytes: &[u8]) -> Option<(SocketAddr, SocketAddr, Received)> {
@@ -219,6 +255,13 @@ impl RawListener {
 
     /// Answers the next SYN. The other end may send so many bytes at first.
     pub(crate) fn accept(self, room: usize) -> RawTcp {
+        let mut end = self.answer(room);
+        end.wait_for("the handshake's last segment", |end| end.acked == end.next);
+        end
+    }
+
+    /// The same without waiting for the handshake's last segment.
+    pub(crate) fn answer(self, room: usize) -> RawTcp {
         let until = Instant::now() + PATIENCE;
         let (remote, syn) = loop {
             let (remote, received) = self.0.receive(until).expect("a SYN comes");
@@ -232,7 +275,6 @@ impl RawListener {
         let syn_ack = RawSegment { syn: true, ..end.segment(b"") };
         end.next += 1;
         end.wire.send(remote, &syn_ack);
-        end.wait_for("the handshake's last segment", |end| end.acked == end.next);
         end
     }
 }
@@ -259,24 +301,25 @@ impl RawTcp {
 
     /// Connects without options but MSS and, if wanted, timestamps. `address` is the namespace's own.
     pub(crate) fn connect(namespace: &Namespace, address: IpAddr, remote: SocketAddr, timestamps: bool) -> Self {
-        Self::connect_with(namespace, address, remote, timestamps, OPEN_WINDOW)
+        Self::connect_with(namespace, address, remote, timestamps, OPEN_WINDOW, b"")
     }
 
-    /// The same with a window, which stays open.
+    /// The same with a window, which stays open, and with so much said in the SYN.
     pub(crate) fn connect_with(
         namespace: &Namespace,
         address: IpAddr,
         remote: SocketAddr,
         timestamps: bool,
         window: u16,
+        early: &[u8],
     ) -> Self {
         static PORT: AtomicU16 = AtomicU16::new(20_000);
         let local = SocketAddr::new(address, PORT.fetch_add(1, Ordering::Relaxed));
         let mut end = Self::new(Wire::open(namespace, local), remote, timestamps.then_some(0));
         end.open = window;
-        let mut syn = RawSegment { syn: true, ack: None, ..end.segment(b"") };
+        let mut syn = RawSegment { syn: true, ack: None, ..end.segment(early) };
         syn.options.insert(0, TcpOptionElement::MaximumSegmentSize(1460));
-        end.next += 1;
+        end.next = end.next + 1 + early.len();
         let until = Instant::now() + PATIENCE;
         while end.acked != end.next {
             assert!(Instant::now() < until, "no answer from {remote} to a SYN");
@@ -302,6 +345,7 @@ impl RawTcp {
             options,
             raw_options: Vec::new(),
             checksum: Checksum::Correct,
+            has_ip_options: false,
             payload,
         }
     }
@@ -322,6 +366,22 @@ impl RawTcp {
     /// Sends a segment as it is. It advances nothing.
     pub(crate) fn send_segment(&self, segment: &RawSegment<'_>) {
         self.wire.send(self.remote, segment);
+    }
+
+    /// Sends a segment in the name of the other end to this one, by way of the host on the link. It says so much, behind
+    /// all that the other end has said.
+    pub(crate) fn forge_reply(&self, segment: &RawSegment<'_>) {
+        self.wire.inject(self.remote, self.wire.local, segment);
+    }
+
+    /// Sends a segment with any addresses to the host on the link.
+    pub(crate) fn inject(&self, from: SocketAddr, to: SocketAddr, segment: &RawSegment<'_>) {
+        self.wire.inject(from, to, segment);
+    }
+
+    /// A segment of the other end's, so many bytes behind what it has said, that has heard all of this end.
+    pub(crate) fn reply<'a>(&self, behind: usize, payload: &'a [u8]) -> RawSegment<'a> {
+        RawSegment { seq: self.expected + behind, ack: Some(self.next), window: OPEN_WINDOW, ..self.segment(payload) }
     }
 
     /// Sends bytes in one segment.
