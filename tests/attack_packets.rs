@@ -19,6 +19,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use support::policy;
 
+/// How many packets the handshake has. Behind it no connection is opening, as far as the kernel knows.
+const HANDSHAKE: usize = 3;
+
 /// Longer than anything is remembered of a session that seems to be over.
 const A_MINUTE: u64 = 61_000;
 
@@ -129,6 +132,9 @@ impl Packets {
             }
             let segment = Segment::parse(packet).expect("a segment");
             let is_edge = [Flags::SYN, Flags::FIN, Flags::RST].iter().any(|flag| segment.flags.has(*flag));
+            if index == HANDSHAKE {
+                firewall.finds_nothing_opening();
+            }
             let control = firewall.control_connection(&segment.flow);
             let is_unread = control.is_some_and(|control| control.progress == Progress::Unreadable);
             let mut observer = |_: Timestamp, _: SessionNumber, news: &News<'_>| {
