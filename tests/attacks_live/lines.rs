@@ -2,6 +2,8 @@
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::Duration;
 
 use pinhole::lab::{Family, PASSWORD, ServerKind, Shape, USER};
 use socket2::SockRef;
@@ -9,6 +11,9 @@ use socket2::SockRef;
 use crate::daemon::PATIENCE;
 use crate::scene::{DESKTOP, ServerScene, announced};
 use crate::stage::{Stage, assert_closed};
+
+/// How long a server may take to answer some commands, if it does.
+const ANSWER: Duration = Duration::from_secs(2);
 
 #[test]
 fn bare_line_feed_in_a_repeated_argument_ends_no_reply() {
@@ -20,6 +25,58 @@ fn bare_line_feed_in_a_repeated_argument_ends_no_reply() {
     let repeated = peer.read_until("227 Entering");
     assert!(repeated.contains("\n227"), "the server repeats nothing: {repeated:?}");
     scene.assert_cache_is_closed();
+}
+
+/// Whatever the servers make of bytes that other readers take for the end of a line: none of them is made to say a reply
+/// that somebody else has written.
+#[test]
+fn odd_bytes_that_servers_repeat_open_nothing() {
+    let odd: &[&[u8]] = &[
+        b"",
+        b"\n",
+        b"\r",
+        b"\r\r",
+        b"\r\0\n",
+        b"\r\r\n",
+        b"\0\n",
+        b"\0",
+        b"\n\r",
+        b"\x0b",
+        b"\x0c",
+        b"\x1a",
+        b"\xff\n",
+        b"\r\xff\n",
+        b"\xff\xfb\n",
+        b"\r\xff\xf1\n",
+        b"\xff\xfa\r\n\xff\xf0",
+        b"\xc2\x85",
+        b"\xe2\x80\xa8",
+        b"%0d%0a",
+        b"\\r\\n",
+        b"\"\"\n",
+    ];
+    let try_all = |kind: ServerKind| {
+        let scene = ServerScene::new(Shape::ServerHost, kind, "");
+        let passive = format!("227 ({})", announced(scene.cache)).into_bytes();
+        for odd in odd {
+            let mut peer = scene.attacker();
+            peer.asks(&format!("USER {USER}"), "331");
+            peer.asks(&format!("PASS {PASSWORD}"), "230");
+            for verb in ["TYPE ", "CWD ", "XY ", "MKD ", "SITE ", "STAT "] {
+                peer.try_to_send(&[verb.as_bytes(), odd, &passive, b"\r\nPASV\r\n"].concat(), ANSWER);
+            }
+            // Behind some of them a server does not read on, or hangs up.
+            peer.try_to_send(b"SYST\r\n", ANSWER);
+            peer.hears("215 ", ANSWER);
+            scene.assert_cache_is_closed();
+        }
+    };
+    thread::scope(|scope| {
+        let servers = ServerKind::ALL.map(|kind| scope.spawn(move || try_all(kind)));
+        for server in servers {
+            server.join().expect("it has said why");
+        }
+    });
 }
 
 /// A program that can be told which address, method and body to send is told to talk to port 21 of a server of the

@@ -2,10 +2,12 @@
 
 use std::net::SocketAddr;
 
+use etherparse::TcpOptionElement;
 use nix::sys::signal::Signal;
 use pinhole::lab::{PASSWORD, ServerKind, Shape, USER};
 
 use crate::daemon::PATIENCE;
+use crate::raw_tcp::RawSegment;
 use crate::scene::ServerScene;
 use crate::stage::connect;
 
@@ -29,6 +31,19 @@ fn reset_far_from_the_next_byte_does_not_stop_the_reading() {
         let passive = named(&peer.asks("PASV", "227"));
         connect(client, passive).unwrap_or_else(|error| panic!("{off} bytes off: {passive}: {error}"));
     }
+}
+
+/// The receiver has all of it already, and takes no notice of its timestamp.
+#[test]
+fn old_segment_with_a_future_timestamp_does_not_stop_the_reading() {
+    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let mut peer = scene.attacker_with(true);
+    peer.asks(&format!("USER {USER}"), "331");
+    peer.asks(&format!("PASS {PASSWORD}"), "230");
+    let old = RawSegment { seq: peer.next().moved(-10), ..peer.segment(b"x") };
+    peer.send_segment(&RawSegment { options: vec![TcpOptionElement::Timestamp(2_000_000_000, 0)], ..old });
+    let passive = named(&peer.asks("PASV", "227"));
+    connect(&scene.stage.topology.client.namespace, passive).unwrap_or_else(|error| panic!("{passive}: {error}"));
 }
 
 /// Control connections are more important than what the policy denies, unless it says otherwise: a program that hangs is
