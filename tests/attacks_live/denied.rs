@@ -166,6 +166,14 @@ const FORMS: &[(&str, Form)] = &[
         peer.send_segment(&RawSegment { seq: peer.next() + 100, ttl: 1, ..peer.segment(b"NOOP\r\n") });
         say(peer, &line(command));
     }),
+    ("cut where a connection seems to begin that conntrack forgot", |peer, command, firewall| {
+        let line = line(command);
+        let (head, tail) = line.split_at(2);
+        say(peer, head);
+        peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
+        wait_until_forgotten(firewall, peer.local().port());
+        say(peer, tail);
+    }),
     ("behind a decoy that a forged reply acknowledges", |peer, command, _| {
         let line = line(command);
         let decoy = decoy(line.len());
