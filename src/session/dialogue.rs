@@ -188,6 +188,11 @@ impl Dialogue {
         }
     }
 
+    /// Whether it was read from its start, or an earlier run left word of it.
+    pub fn is_known(&self) -> bool {
+        self.is_known
+    }
+
     /// Whether nothing in it can be read any more.
     pub fn is_encrypted(&self) -> bool {
         self.language == Language::Secret

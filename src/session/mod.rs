@@ -12,7 +12,7 @@ use crate::ftp::unfinished::{address_in_command, address_in_reply};
 use crate::ftp::{Ending as LineEnding, Line, LineReader};
 use crate::packet::{Direction, Flags, Segment, Seq};
 use crate::policy::Limits;
-use crate::stream::{Acceptance, Delivery, Stream, StreamAnomaly};
+use crate::stream::{Acceptance, Delivery, Start, Stream, StreamAnomaly, Trust};
 
 /// One direction: its bytes, and the lines that they make.
 #[derive(Debug)]
@@ -137,8 +137,15 @@ impl Session {
     }
 
     /// What of a segment may go on, so that its receiver reads nothing else than what is read here.
-    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, limits: &Limits) -> Acceptance {
-        self.half(direction).stream.judge(segment, direction, limits.reorder_bytes.get() as usize)
+    ///
+    /// `holds_back`: some of what the client says must not arrive, whatever it or somebody else does.
+    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, holds_back: bool, limits: &Limits) -> Acceptance {
+        let trust = if holds_back && direction == Direction::FromClient {
+            Trust::OnlyReadFrom(if self.dialogue.is_known() { Start::Known } else { Start::Unknown })
+        } else {
+            Trust::Acknowledgements
+        };
+        self.half(direction).stream.judge(segment, direction, trust, limits.reorder_bytes.get() as usize)
     }
 
     /// Takes a segment, as it goes on, and tells in order what the lines mean that it completes.

@@ -23,6 +23,29 @@ const TIMESTAMP_TOLERANCE: i32 = 1;
 /// How many bytes that the receiver has not acknowledged are kept whatever the limit: nearly every line.
 const USUAL_UNACKED: usize = 1024;
 
+/// What stands in place of bytes that must not be read in another version than before, and are not known any more. No
+/// command of FTP becomes another one by it.
+pub const OVERWRITTEN: u8 = b'X';
+
+/// What is believed of bytes that come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The receiver does not read again what it has acknowledged.
+    Acknowledgements,
+    /// An acknowledgement may be forged: only what was read here and is known still comes again as it was.
+    OnlyReadFrom(Start),
+}
+
+/// Whether what came in front of the first byte that was read is known to be harmless: a run before this one has read it,
+/// or it was nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is.
+    Known,
+    /// It is not.
+    Unknown,
+}
+
 /// What a [`Stream`] delivers, in the order of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery<'a> {
@@ -72,6 +95,8 @@ pub struct Stream {
     has_fin: bool,
     has_timestamp: bool,
     has_urgent: bool,
+    /// Whether bytes passed unread in the middle.
+    has_gap: bool,
     /// The sequence number of the first byte that was seen, or that a SYN promised; once it has begun.
     start: Seq,
     /// The sequence number of the next byte to deliver; once it has begun.
@@ -164,7 +189,7 @@ impl Stream {
     /// from [`segment`](Self::segment).
     ///
     /// `limit` bounds the bytes that may be kept.
-    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, limit: usize) -> Acceptance {
+    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
         let Segment { flags, payload, .. } = segment;
         let says_something = !payload.is_empty() || segment.missing > 0 || flags.has(Flags::FIN);
         if !says_something {
@@ -182,11 +207,11 @@ impl Stream {
         if !self.begun || (segment.seq == self.next && self.reorder.is_none()) {
             return Acceptance::AsSent;
         }
-        self.judge_unusual(segment, direction, limit)
+        self.judge_unusual(segment, direction, trust, limit)
     }
 
     #[cold]
-    fn judge_unusual(&self, segment: &Segment<'_>, direction: Direction, limit: usize) -> Acceptance {
+    fn judge_unusual(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
         let (seq, payload) = (segment.seq, segment.payload);
         let ahead = seq - self.next;
         let is_acknowledged = self.has_acked && !self.acked.is_before(seq);
@@ -203,10 +228,20 @@ impl Stream {
                 return Acceptance::Refused(StreamAnomaly::TooMuchWaiting);
             }
         }
-        if direction == Direction::FromClient && self.repeats_unverifiable(seq, seq + payload.len()) {
-            return Acceptance::Refused(StreamAnomaly::Unverifiable);
-        }
         let mut corrected = payload.to_vec();
+        match trust {
+            Trust::Acknowledgements => {
+                if direction == Direction::FromClient && self.repeats_unverifiable(seq, seq + payload.len()) {
+                    return Acceptance::Refused(StreamAnomaly::Unverifiable);
+                }
+            }
+            Trust::OnlyReadFrom(start) => {
+                let known = usize::try_from(self.next - seq).unwrap_or(0).min(corrected.len());
+                let never_read = usize::try_from(self.read_from - seq).unwrap_or(0).min(known);
+                let kept = if start == Start::Known && !self.has_gap { never_read } else { 0 };
+                corrected[kept..known].fill(OVERWRITTEN);
+            }
+        }
         self.unacked.correct(self.next, seq, &mut corrected);
         if let Some(reorder) = &self.reorder {
             reorder.correct(seq, &mut corrected);
@@ -238,8 +273,10 @@ impl Stream {
         self.begin_at(seq);
         let next = self.next;
         let end = seq + (segment.payload.len() + segment.missing);
+        // Only what brings something new, or nothing in the right place, tells the time.
+        let is_next = !seq.is_after(next) && (end.is_after(next) || (end == next && seq == next));
         if let Some(timestamp) = segment.timestamp
-            && !seq.is_after(next)
+            && is_next
         {
             let is_later = timestamp.wrapping_sub(self.timestamp).cast_signed() > 0;
             self.timestamp = if self.has_timestamp && !is_later { self.timestamp } else { timestamp };
@@ -277,6 +314,7 @@ impl Stream {
         if place.is_after(self.next) {
             self.next = place;
             self.read_from = place;
+            self.has_gap = true;
             self.unacked.clear();
             self.reorder = None;
         }
@@ -359,6 +397,7 @@ impl Stream {
     fn skip_to(&mut self, place: Seq, limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
         self.next = place;
         self.read_from = place;
+        self.has_gap = true;
         self.unacked.clear();
         deliver(Delivery::Gap);
         self.drain(limit, deliver);

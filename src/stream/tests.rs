@@ -34,7 +34,7 @@ impl Listener {
     fn takes_from(&mut self, direction: Direction, segment: &Segment<'_>) -> Option<StreamAnomaly> {
         let heard = &mut self.heard;
         let mut deliver = |delivery: Delivery<'_>| write_down(heard, delivery);
-        match self.stream.judge(segment, direction, LIMIT) {
+        match self.stream.judge(segment, direction, Trust::Acknowledgements, LIMIT) {
             Acceptance::AsSent => self.stream.segment(segment, LIMIT, &mut deliver),
             Acceptance::Corrected(payload) => {
                 let corrected = Segment { payload: &payload, ..*segment };
@@ -46,7 +46,7 @@ impl Listener {
     }
 
     fn may_go_on(&self, segment: &Segment<'_>) -> Acceptance {
-        self.stream.judge(segment, Direction::FromClient, LIMIT)
+        self.stream.judge(segment, Direction::FromClient, Trust::Acknowledgements, LIMIT)
     }
 
     fn learns_of_ack(&mut self, ack: u32) -> Option<StreamAnomaly> {
@@ -116,6 +116,21 @@ fn copy_of_what_is_not_known_any_more_does_not_go_on() {
     assert_eq!(listener.may_go_on(&segment(98, Flags::ACK, b"xx")), Acceptance::AsSent, "that was never read");
     listener.learns_of_ack(102);
     assert_eq!(listener.may_go_on(&segment(100, Flags::ACK, b"aa")), Acceptance::AsSent, "nobody reads it");
+}
+
+#[test]
+fn bytes_that_are_acknowledged_or_too_old_are_overwritten_where_nothing_is_trusted() {
+    let mut listener = Listener::default();
+    listener.hears(100, b"NOOP\r\nLIST");
+    listener.learns_of_ack(106);
+    let judged = |listener: &Listener, seq, text, start| {
+        let segment = segment(seq, Flags::ACK, text);
+        listener.stream.judge(&segment, Direction::FromClient, Trust::OnlyReadFrom(start), LIMIT)
+    };
+    let corrected = |text: &[u8]| Acceptance::Corrected(text.to_vec());
+    assert_eq!(judged(&listener, 98, b"xxFEAT\r\nabcdQUIT", Start::Known), corrected(b"xxXXXXXXLISTQUIT"));
+    assert_eq!(judged(&listener, 98, b"xxFEAT\r\n", Start::Unknown), corrected(b"XXXXXXXX"));
+    assert_eq!(judged(&listener, 110, b"QUIT", Start::Unknown), Acceptance::AsSent);
 }
 
 #[test]

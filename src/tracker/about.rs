@@ -21,6 +21,8 @@ pub(super) struct About<'a, 'w, F, O> {
     pub(super) terms: &'a Terms,
     /// The session has ended: what is announced in it now opens nothing.
     pub(super) is_over: bool,
+    /// The session was read from its start, or an earlier run left word of it.
+    pub(super) is_known: bool,
     /// The segment holds something that must not go on, and could not be changed.
     pub(super) must_drop: bool,
     pub(super) expectations: &'a mut Expectations,

@@ -329,7 +329,7 @@ impl Tracker {
         let client = ClientKey::of(connection.client().address);
         let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
         let limits = narrowed.as_ref().unwrap_or(&policy.limits);
-        let corrected = match session.judge(segment, direction, limits) {
+        let corrected = match session.judge(segment, direction, rewriting::holds_back(terms), limits) {
             Acceptance::AsSent => None,
             Acceptance::Corrected(payload) => Some(payload),
             Acceptance::Refused(anomaly) => {
@@ -374,6 +374,7 @@ impl Tracker {
             connection,
             terms,
             is_over: ended.is_some(),
+            is_known: session.dialogue().is_known(),
             must_drop: false,
             expectations,
             corridors,
@@ -396,10 +397,15 @@ impl Tracker {
             }
         });
         let mut verdict = about.verdict(session);
-        if verdict == Verdict::Accept
-            && let Some(payload) = corrected
-        {
-            verdict = Verdict::Replace(Replacement { seq, payload });
+        if verdict == Verdict::Accept {
+            // A server may leave an urgent byte out of what it reads. A packet that is replaced points at none.
+            let is_urgent =
+                direction == Direction::FromClient && segment.flags.has(Flags::URG) && rewriting::holds_back(terms);
+            let payload = match corrected {
+                None if is_urgent => Some(segment.payload.to_vec()),
+                corrected => corrected,
+            };
+            verdict = payload.map_or(Verdict::Accept, |payload| Verdict::Replace(Replacement { seq, payload }));
         }
         // Where commands are held back, what is not FTP is read on: its server may take it for FTP.
         let may_go_unread = session.dialogue().is_encrypted() || !rewriting::holds_back(terms);

@@ -17,9 +17,7 @@ use crate::packet::{Direction, Endpoint, Seq};
 use crate::policy::{Terms, Tls};
 use crate::rewrite::{Course, Obstacle, Replaced, Verdict};
 use crate::session::{Announcement, Session, Written};
-
-/// What stands in place of a byte of a command that is held back. No command of FTP becomes another one by it.
-const HELD_BACK: u8 = b'X';
+use crate::stream::OVERWRITTEN;
 
 /// Whether anything is held back on these terms.
 pub(super) fn holds_back(terms: &Terms) -> bool {
@@ -226,17 +224,21 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         if !holds_back(self.terms) {
             return None;
         }
+        let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
+        if !line.begins && !self.is_known {
+            // It may be the end of a denied command of which the beginning passed unread.
+            self.overwrite(line.start, last);
+        }
         if begins_plainly(line.text) {
             let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
             let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
-            let last = line.start + verb.checked_sub(1)?;
-            self.overwrite(last, last + 1);
+            let letter = line.start + verb.checked_sub(1)?;
+            self.overwrite(letter, letter + 1);
             return Some(word.to_ascii_uppercase());
         }
         let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
         let word = words.into_iter().find(|word| self.is_denied(word))?;
-        let has_ended = line.end != line.start + line.text.len();
-        self.overwrite(line.start, if has_ended { line.end.moved(-1) } else { line.end });
+        self.overwrite(line.start, last);
         Some(word.to_ascii_uppercase())
     }
 
@@ -247,7 +249,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let from = from.later(self.segment.seq);
         let to = if to.is_after(end) { end } else { to };
         let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
-        let replaced = Replaced { start: from, length, text: vec![HELD_BACK; length], before: b' ' };
+        let replaced = Replaced { start: from, length, text: vec![OVERWRITTEN; length], before: b' ' };
         self.must_drop |= self.replace(replaced).is_err();
     }
 

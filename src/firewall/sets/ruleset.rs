@@ -17,7 +17,7 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 22] = [
+pub(super) const CHAINS: [&str; 23] = [
     "prerouting",
     "output",
     "inspect",
@@ -26,6 +26,7 @@ pub(super) const CHAINS: [&str; 22] = [
     "deliver",
     "insist",
     "prepare",
+    "opens",
     "nat_prerouting",
     "nat_output",
     "nat_input",
