@@ -281,6 +281,16 @@ fn idle_clients_keep_nobody_waiting() {
     daemon.end(Signal::SIGTERM).expect("it ends");
 }
 
+#[test]
+fn a_client_that_asks_nothing_is_let_go() {
+    let namespace = namespace();
+    let daemon = start(&namespace, "{}");
+    let client = UnixStream::connect(daemon.socket()).expect("it listens");
+    client.set_read_timeout(Some(PATIENCE)).expect("it is open");
+    let mut said = String::new();
+    assert_eq!((&client).read_to_string(&mut said).map_err(|error| error.kind()), Ok(0), "{said}");
+}
+
 /// The program, where everybody may run it.
 fn copy_for_everybody(folder: &Path) -> PathBuf {
     let copy = folder.join("pinhole");
