@@ -10,7 +10,7 @@ mod stage;
 
 use daemon::PATIENCE;
 use stage::{
-    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, assert_read, connect, modes, pinholes, policy, serve_by_hand,
+    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, assert_read, connect, modes, pinholes, serve_by_hand,
     some_transfers,
 };
 
