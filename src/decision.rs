@@ -55,8 +55,11 @@ pub fn decide(
     if !is_own && !is_allowed_elsewhere {
         return Err(Refusal::ThirdParty);
     }
-    if !terms.may_use(port) {
+    if !terms.data_ports.contains(port) {
         return Err(if port.is_low() { Refusal::LowPort } else { Refusal::PortNotAllowed });
+    }
+    if terms.is_known_service(port) {
+        return Err(Refusal::KnownService);
     }
     // Last, because what it names tells more: an answer that nobody asked for may be one whose question was lost.
     if !standing.asked_for {

@@ -96,6 +96,27 @@ fn the_address_must_be_of_the_sessions_family() {
 }
 
 #[test]
+fn known_services_open_only_where_data_ports_name_them() {
+    let (mysql, x11) = ("10,0,0,2,12,234", "10,0,0,2,23,112");
+    let at = |policy, text| decided_by(policy, &announcement(Mode::Pasv, text), &ipv4());
+    let by_default = "control_ports: [21]";
+    assert_eq!((at(by_default, mysql), at(by_default, x11)), ("known-service".into(), "known-service".into()));
+    assert_eq!(decided(&announcement(Mode::Port, "10,0,0,1,24,235"), &ipv4()), "known-service", "a client's Redis");
+    // A range that merely has it does not name it.
+    assert_eq!(at("defaults: { data_ports: 3300-3310 }", mysql), "known-service");
+    assert_eq!(at("defaults: { data_ports: [3300-3310, 3306] }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    assert_eq!(at("defaults: { data_ports: 3306 }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    // Outside of `data_ports` that is the reason.
+    assert_eq!(at("defaults: { data_ports: 50000-50100 }", mysql), "port-not-allowed");
+    // The list is the administrator's.
+    assert_eq!(at("defaults: { known_services: [] }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    assert_eq!(at("defaults: { known_services: [6000-6010] }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    assert_eq!(at("defaults: { known_services: [6000-6010] }", x11), "known-service");
+    let rule = "rules: [{ name: cluster, clients: [10.0.0.1], known_services: [] }]";
+    assert_eq!(at(rule, mysql), "10.0.0.1 -> 10.0.0.2:3306");
+}
+
+#[test]
 fn ports_are_bounded_by_the_policy() {
     let port = |text| announcement(Mode::Port, text);
     assert_eq!(decided(&port("10,0,0,1,0,0"), &ipv4()), "port-zero");

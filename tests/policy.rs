@@ -8,7 +8,7 @@ use pinhole::ftp::mode::{Mode, Modes};
 use pinhole::net::{Network, Port, PortRange};
 use pinhole::policy::{
     self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mark, Mechanism, Pickup, Policy,
-    PortRanges, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
+    PortRanges, PortSet, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
 };
 use proptest::prelude::*;
 
@@ -144,6 +144,16 @@ rules:
 }
 
 #[test]
+fn a_rule_may_close_known_services_that_the_defaults_open() {
+    let policy = good("defaults: { known_services: [] }\nrules: [{ name: x, known_services: default }]");
+    assert!(policy.defaults.may_use(port(3306)) && !policy.rules[0].terms.may_use(port(3306)));
+    assert!(
+        policy.to_string().contains("known_services: []\n") && policy.to_string().contains("known_services: default\n")
+    );
+    assert_eq!(good(&policy.to_string()), policy);
+}
+
+#[test]
 fn a_rule_may_take_back_what_the_defaults_deny() {
     let policy = good(
         "defaults: { commands: { deny: [SITE] } }
@@ -254,6 +264,9 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("limits: { pinholes: 1048576 }", "limits: { pinholes: -1 }"),
         ("limits: { line_bytes: 128 }", "limits: { line_bytes: 127 }"),
         ("limits: { reorder_bytes: 1048576 }", "limits: { reorder_bytes: 1048577 }"),
+        ("limits: { sessions_per_client: 1 }", "limits: { sessions_per_client: 0 }"),
+        ("limits: { pinholes_per_client: 1048576 }", "limits: { pinholes_per_client: 1048577 }"),
+        ("limits: { buffered_bytes: 65536 }", "limits: { buffered_bytes: 65535 }"),
         ("limits: { idle: 168h }", "limits: { idle: 169h }"),
         ("limits: { idle: 1 }", "limits: { idle: 0 }"),
         ("defaults: { timeout: 10ms }", "defaults: { timeout: 9ms }"),
@@ -262,6 +275,9 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("defaults: { pinholes_per_session: 1024 }", "defaults: { pinholes_per_session: 1025 }"),
         ("defaults: { data_ports: 1-65535 }", "defaults: { data_ports: 0-65535 }"),
         ("defaults: { data_ports: [1, 65535] }", "defaults: { data_ports: [1, 65536] }"),
+        ("defaults: { known_services: [1, 65535] }", "defaults: { known_services: [1, 65536] }"),
+        ("defaults: { known_services: [] }", "defaults: { known_services: none }"),
+        ("defaults: { known_services: default }", "defaults: { known_services: 3306 }"),
         ("defaults: { commands: { deny: [XSHA512] } }", "defaults: { commands: { deny: [XSHA51234] } }"),
     ] {
         good(inside);
@@ -284,6 +300,9 @@ fn ports_are_written_in_several_ways() {
         &warnings("defaults: { data_ports: [5000-5009, 5009-6000] }"),
         "1:37: warning: data_ports: 5009-6000 overlaps 5000-5009, which is in the list already",
     );
+    // A known service is named beside the range that has it.
+    let named = good("defaults: { data_ports: [3000-4000, 3306] }").defaults.data_ports;
+    assert!(named.names(port(3306)) && !named.names(port(3389)) && named.contains(port(3389)));
 }
 
 #[test]
@@ -439,8 +458,12 @@ fn the_page_about_the_policy_shows_what_happens() {
 }
 
 prop_compose! {
-    fn some_ports()(ends in prop::collection::vec((1_u16.., 1_u16..), 1..4)) -> PortRanges {
-        PortRanges::new(ends.into_iter().map(|(a, b)| range(a.min(b), a.max(b)))).expect("not empty")
+    fn some_ports()(
+        ends in prop::collection::vec((1_u16.., 1_u16..), 1..4),
+        single in prop::collection::vec(1_u16.., 0..3),
+    ) -> PortRanges {
+        let ranges = ends.into_iter().map(|(a, b)| range(a.min(b), a.max(b)));
+        PortRanges::new(ranges.chain(single.into_iter().map(|port| range(port, port)))).expect("not empty")
     }
 }
 
@@ -459,11 +482,15 @@ fn some_terms() -> impl Strategy<Value = Terms> {
         (1_u16.., 1_u16..).prop_map(|(a, b)| Tls::Range(range(a.min(b), a.max(b))))
     ];
     let verbs = prop::collection::vec("[A-Z][A-Z0-9]{0,7}", 0..4);
-    (modes, some_ports(), 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 2]>(), tls, verbs).prop_map(
-        |(modes, data_ports, millis, most, [third_party, login], tls, verbs)| Terms {
+    let services = prop::option::of(prop::collection::vec((1_u16.., 0_u16..3), 0..9));
+    (modes, some_ports(), services, 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 2]>(), tls, verbs).prop_map(
+        |(modes, data_ports, services, millis, most, [third_party, login], tls, verbs)| Terms {
             action: Action::Allow,
             modes,
             data_ports,
+            known_services: services.map_or(Terms::default().known_services, |services| {
+                PortSet::new(services.into_iter().map(|(first, more)| range(first, first.saturating_add(more))))
+            }),
             timeout: Duration::from_millis(millis),
             pinholes_per_session: NonZeroU16::new(most).expect("not zero"),
             third_party: if third_party { ThirdParty::Allow } else { ThirdParty::Deny },
@@ -507,6 +534,7 @@ prop_compose! {
         admit in prop::collection::btree_set("(ip|ip6|inet) [a-zA-Z_.][a-zA-Z0-9_./-]{0,9} [a-zA-Z_.][a-zA-Z0-9_./-]{0,9}", 0..4),
         mark in (1_u32..).prop_filter("two bits are left", |bits| bits.count_zeros() >= 2),
         (sessions, pinholes, line, reorder) in (1_u32..=4_194_304, 1_u32..=1_048_576, 128_u32..=65_536, 1024_u32..=1_048_576),
+        (of_client, opened, buffered) in (1_u32..=4_194_304, 1_u32..=1_048_576, 65_536_u32..=1_073_741_824),
         idle in 1_u64..=168 * 3600,
         (defaults, rules) in some_terms().prop_flat_map(some_rules),
     ) -> Policy {
@@ -524,9 +552,12 @@ prop_compose! {
             mark: Mark::new(mark).expect("not zero"),
             limits: Limits {
                 sessions: nonzero(sessions),
+                sessions_per_client: nonzero(of_client),
                 pinholes: nonzero(pinholes),
+                pinholes_per_client: nonzero(opened),
                 line_bytes: nonzero(line),
                 reorder_bytes: nonzero(reorder),
+                buffered_bytes: nonzero(buffered),
                 idle: Duration::from_secs(idle),
             },
             defaults,

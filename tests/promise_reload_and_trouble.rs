@@ -76,14 +76,14 @@ fn what_waits_for_a_packet_that_never_comes_goes_on_though_nothing_else_is_said(
     let server = stage.serve(Family::V4);
     // Denied commands are held back, so nothing overtakes what may be one.
     let _daemon = stage.daemon("defaults: { commands: { deny: [SITE] } }\n");
-    let progress = Policy::embedded().mark.progress_bits();
+    let progress = Policy::embedded().mark.control_bits();
     let [logged_in, unread] = [Progress::LoggedIn, Progress::Unreadable].map(|known| progress.of(known));
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
         let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"));
         let flow = Flow { source: end(client.local_address()?), destination: end(server.address()) };
         let mark = |bits| {
-            let marked = stage.firewall().run(|| Conntrack::open(PATIENCE)?.mark(&flow, bits, progress.mask()));
+            let marked = stage.firewall().run(|| Conntrack::open(PATIENCE)?.mark(&flow, bits, progress.progress()));
             assert_eq!(marked.expect("root may enter"), Ok(true));
         };
         // As if the table had been gone for a moment.

@@ -248,7 +248,7 @@ fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, Vec<i32>)> {
             tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");
             loop {
                 let waiting = queue.next_packet().expect("the queue is ours");
-                waiting.accept().expect("the packet waits");
+                waiting.accept(None).expect("the packet waits");
             }
         });
         told.recv().expect("the thread says it first")

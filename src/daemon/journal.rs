@@ -76,7 +76,12 @@ impl Observer for Journal {
                 counters.not_ftp += 1;
                 warn!("session {session} does not talk FTP: nothing opens for it");
             }
-            News::Ended(how) => debug!("session {session} is over: {}", how.name()),
+            News::Ended(how) => {
+                if how.is_eviction() {
+                    *counters.evicted.entry(how.name()).or_default() += 1;
+                }
+                debug!("session {session} is over: {}", how.name());
+            }
             News::Anomaly(anomaly) => {
                 counters.anomalies += 1;
                 debug!("session {session}: {anomaly:?}");

@@ -145,6 +145,11 @@ impl Kernel {
         self.sets_mut().judge_liberally(connections);
     }
 
+    /// Control connections may have gone on unseen while rules of the table were gone: see [`Sets::forget_in_step`].
+    pub fn forget_in_step<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.sets_mut().forget_in_step(connections);
+    }
+
     /// Whether the table stands without what should stand in its sets, so that it must be restored.
     pub fn lacks_pinholes(&self) -> bool {
         self.sets().lacks_pinholes()

@@ -16,7 +16,7 @@ pub use simulated::{Admitted, Simulated};
 
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
-use crate::session::Progress;
+use crate::session::{InStep, Progress};
 
 /// The firewall could not do what was asked; it has said why to whoever watches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -47,6 +47,9 @@ pub struct Control {
     pub is_opening: bool,
     /// How far it has come, as [`Firewall::record`] was told last, by this run or an earlier one.
     pub progress: Progress,
+    /// Which of its ends are in step, as [`Tracker::is_in_step`](crate::tracker::Tracker::is_in_step) said of the last
+    /// packet of each, and nothing passed unread since then.
+    pub in_step: InStep,
     /// How its sequence numbers are corrected, whoever asked for that.
     pub adjustments: Adjustments,
 }

@@ -10,7 +10,7 @@ use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::Port;
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
-use crate::session::Progress;
+use crate::session::{InStep, Progress};
 use crate::time::Timestamp;
 
 /// Through what a data connection came.
@@ -34,6 +34,8 @@ pub struct Simulated {
     /// Whether connections are in the middle, whatever is asked of them.
     nothing_opens: bool,
     recorded: Recorded,
+    in_step: InStep,
+    lookups: u64,
 }
 
 /// How many connections are remembered. The kernel remembers all that it has.
@@ -77,6 +79,8 @@ impl Simulated {
             cannot_adjust: false,
             nothing_opens: false,
             recorded: Recorded::default(),
+            in_step: InStep::default(),
+            lookups: 0,
         }
     }
 
@@ -101,6 +105,11 @@ impl Simulated {
         self.cannot_adjust = true;
     }
 
+    /// From now on these ends of every connection are in step.
+    pub const fn find_in_step(&mut self, in_step: InStep) {
+        self.in_step = in_step;
+    }
+
     /// From now on every connection is one in the middle.
     pub const fn finds_nothing_opening(&mut self) {
         self.nothing_opens = true;
@@ -109,6 +118,11 @@ impl Simulated {
     /// How the sequence numbers of a connection are corrected.
     pub fn adjustments(&self, connection: &Connection) -> Adjustments {
         self.adjustments.get(&connection.original).copied().unwrap_or_default()
+    }
+
+    /// How often it was asked what NAT makes of a connection.
+    pub const fn mapping_lookups(&self) -> u64 {
+        self.lookups
     }
 
     /// How many pinholes stand, expired ones that nobody closed included.
@@ -132,6 +146,7 @@ impl Firewall for Simulated {
             connection,
             is_opening: !self.nothing_opens,
             progress: self.recorded.get(&connection.original),
+            in_step: self.in_step,
             adjustments: self.adjustments(&connection),
         })
     }
@@ -146,6 +161,7 @@ impl Firewall for Simulated {
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        self.lookups += 1;
         self.pinholes.get(&(from, to)).map(|pinhole| pinhole.mapping)
     }
 

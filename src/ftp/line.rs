@@ -121,9 +121,14 @@ impl LineReader {
         self.unfinished.is_some()
     }
 
+    /// Whether the next byte begins a line, as far as all readers agree.
+    pub fn is_at_start(&self) -> bool {
+        self.unfinished.is_none() && self.is_in_step && !self.is_lost
+    }
+
     /// How many bytes are kept.
     pub fn buffered_bytes(&self) -> usize {
-        self.unfinished.as_ref().map_or(0, |unfinished| unfinished.text.len())
+        self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
     }
 
     /// The line that has begun and not ended, as far as it has come.

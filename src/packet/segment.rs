@@ -119,6 +119,18 @@ impl<'a> Segment<'a> {
     }
 }
 
+/// Whether the TCP checksum of a packet is right. Captures often hold packets of which the network card had not written
+/// it yet; a queue does not.
+pub fn has_sound_checksum(packet: &[u8]) -> bool {
+    let Ok((ip, _)) = LaxIpSlice::from_slice(packet) else { return false };
+    let Ok(tcp) = TcpSlice::from_slice(ip.payload().payload) else { return false };
+    let calculated = match &ip {
+        LaxIpSlice::Ipv4(ip) => tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()),
+        LaxIpSlice::Ipv6(ip) => tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()),
+    };
+    calculated == Ok(tcp.checksum())
+}
+
 /// How long the packet says that it is.
 fn packet_length(ip: &LaxIpSlice<'_>) -> usize {
     match ip {
@@ -220,6 +232,19 @@ mod tests {
         let mut packet = ipv4(b"");
         packet.extend([0; 6]);
         assert_eq!(Segment::parse(&packet).expect("a segment").payload, b"");
+    }
+
+    #[test]
+    fn one_bit_makes_a_checksum_unsound() {
+        for packet in [ipv4(b"NOOP\r\n"), ipv6_with_extensions(b"NOOP\r\n")] {
+            assert!(has_sound_checksum(&packet));
+            for at in packet.len() - 26..packet.len() {
+                let mut damaged = packet.clone();
+                damaged[at] ^= 0x10;
+                assert!(!has_sound_checksum(&damaged), "{at}");
+            }
+        }
+        assert!(!has_sound_checksum(b"") && !has_sound_checksum(&[0x45; 30]));
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod problem;
 mod reader;
 mod rule;
 mod schema;
+mod services;
 mod settings;
 mod source;
 mod terms;
@@ -25,10 +26,10 @@ pub use problem::{Problem, Problems, Severity};
 pub use rule::{Rule, RuleId};
 pub use schema::schema;
 pub use settings::{
-    Capture, Chain, ChainError, ChainFamily, ControlPorts, Limits, Mark, Mechanism, Pickup, ProgressBits, Queues,
+    Capture, Chain, ChainError, ChainFamily, ControlBits, ControlPorts, Limits, Mark, Mechanism, Pickup, Queues,
     WhenDown,
 };
-pub use terms::{Action, Login, PortRanges, Terms, ThirdParty, Tls, Verbs};
+pub use terms::{Action, Login, PortRanges, PortSet, Terms, ThirdParty, Tls, Verbs};
 
 pub(crate) use reader::{Entry, Reader};
 pub(crate) use source::Quoted;

@@ -1,6 +1,6 @@
 //! What a replay counted.
 
-use crate::tracker::{Ended, News};
+use crate::tracker::News;
 
 /// Counts of everything that a summary tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -45,7 +45,7 @@ impl Tally {
             News::Used { .. } => self.related += 1,
             News::Expired(_) => self.expired += 1,
             News::Anomaly(_) => self.oddities += 1,
-            News::Ended(Ended::Evicted) => self.evicted += 1,
+            News::Ended(how) if how.is_eviction() => self.evicted += 1,
             News::Said { .. }
             | News::Denied { .. }
             | News::LoggedIn { .. }

@@ -82,6 +82,16 @@ pub enum Progress {
     Unreadable,
 }
 
+/// Which ends of a session are in step when it is picked up: all that they sent was read, and their next byte begins a
+/// line, the server's one that begins a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct InStep {
+    /// The client.
+    pub client: bool,
+    /// The server.
+    pub server: bool,
+}
+
 /// What a line means to those outside.
 #[derive(Debug, PartialEq)]
 pub enum Event<'a> {
@@ -126,6 +136,8 @@ pub struct Dialogue {
     extended_only: bool,
     /// Whether all commands and replies were read, so that it is known which answers which.
     in_step: bool,
+    /// The next reply is the first since an earlier run, which may have read the question that it answers.
+    may_answer_earlier_run: bool,
     user: Option<Box<str>>,
 }
 
@@ -142,12 +154,13 @@ impl Dialogue {
             is_known: true,
             extended_only: false,
             in_step: true,
+            may_answer_earlier_run: false,
             user: None,
         }
     }
 
     /// A dialogue that went on before it was read, of which this is known.
-    pub fn from_the_middle(progress: Progress) -> Self {
+    pub fn from_the_middle(progress: Progress, in_step: InStep) -> Self {
         Self {
             language: match progress {
                 Progress::Unknown | Progress::Ftp => Language::Undecided,
@@ -159,6 +172,7 @@ impl Dialogue {
             has_commanded: progress != Progress::Unknown,
             is_known: progress != Progress::Unknown,
             in_step: false,
+            may_answer_earlier_run: in_step.server,
             ..Self::from_the_start()
         }
     }
@@ -177,6 +191,16 @@ impl Dialogue {
     /// Whether nothing in it can be read any more.
     pub fn is_encrypted(&self) -> bool {
         self.language == Language::Secret
+    }
+
+    /// Whether the server is known to have let the user in.
+    pub fn is_logged_in(&self) -> bool {
+        self.is_logged_in
+    }
+
+    /// Whether it turned out not to be FTP.
+    pub fn is_other_protocol(&self) -> bool {
+        self.language == Language::Other
     }
 
     /// Reads a little of it, so that all of it is near when it is needed.
@@ -297,8 +321,14 @@ impl Dialogue {
         }
     }
 
+    /// Whether a reply has begun and not ended.
+    pub fn is_inside_reply(&self) -> bool {
+        self.replies.is_inside()
+    }
+
     /// A reply ended with this line.
     fn server_replies<'a>(&mut self, line: &Line<'a>, reply: &Reply<'_>) -> Event<'a> {
+        let may_answer_earlier_run = std::mem::take(&mut self.may_answer_earlier_run);
         match reply.meaning {
             Meaning::Preliminary => Event::Nothing,
             _ if !self.is_greeted => match reply.meaning {
@@ -315,7 +345,7 @@ impl Dialogue {
                 if !asked_for {
                     self.unanswered.pop(reply.code, self.in_step);
                 }
-                self.server_announces(mode, line, reply, asked_for)
+                self.server_announces(mode, line, reply, asked_for || may_answer_earlier_run)
             }
             Meaning::LoggedIn => {
                 let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);

@@ -203,15 +203,26 @@ fn session_picked_up_is_as_far_as_an_earlier_run_says() {
     for (progress, doubts) in
         [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
     {
-        let mut dialogue = Dialogue::from_the_middle(progress);
+        let mut dialogue = Dialogue::from_the_middle(progress, InStep::default());
         assert_eq!(dialogue.progress(), progress);
         assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
         let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
         let port = if progress == Progress::Unknown { "PORT not known" } else { "PORT" };
         assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
     }
-    let mut encrypted = Dialogue::from_the_middle(Progress::Unknown);
+    let mut encrypted = Dialogue::from_the_middle(Progress::Unknown, InStep::default());
     assert_eq!(describe(&encrypted.client_says(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
+}
+
+#[test]
+fn first_reply_in_step_may_answer_what_an_earlier_run_read() {
+    for (in_step, first) in [(true, "227"), (false, "227 not asked for")] {
+        let in_step = InStep { client: true, server: in_step };
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+        assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+        assert_eq!(play(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
+    }
 }
 
 #[test]
@@ -322,7 +333,7 @@ proptest! {
         picked_up: bool,
     ) {
         let mut dialogue =
-            if picked_up { Dialogue::from_the_middle(Progress::LoggedIn) } else { Dialogue::from_the_start() };
+            if picked_up { Dialogue::from_the_middle(Progress::LoggedIn, InStep::default()) } else { Dialogue::from_the_start() };
         for (client, text) in &lines {
             let _ = if *client { dialogue.client_says(&line(text)) } else { dialogue.server_says(&line(text)) };
         }

@@ -6,7 +6,7 @@ mod asked;
 mod dialogue;
 
 pub use asked::CommandNumber;
-pub use dialogue::{Announcement, Dialogue, Event, Progress, Standing, Written};
+pub use dialogue::{Announcement, Dialogue, Event, InStep, Progress, Standing, Written};
 
 use crate::ftp::unfinished::{address_in_command, address_in_reply};
 use crate::ftp::{Ending as LineEnding, Line, LineReader};
@@ -41,17 +41,29 @@ pub enum Ending {
 impl Session {
     /// A session that is read from its start.
     pub fn from_the_start() -> Self {
-        Self::new(Dialogue::from_the_start(), LineReader::new)
+        let in_step = InStep { client: true, server: true };
+        Self::new(Dialogue::from_the_start(), in_step)
     }
 
     /// A session that went on before it was read, of which this is known.
-    pub fn from_the_middle(progress: Progress) -> Self {
-        Self::new(Dialogue::from_the_middle(progress), LineReader::in_the_middle)
+    pub fn from_the_middle(progress: Progress, in_step: InStep) -> Self {
+        Self::new(Dialogue::from_the_middle(progress, in_step), in_step)
     }
 
-    fn new(dialogue: Dialogue, lines: impl Fn(LineEnding) -> LineReader) -> Self {
-        let half = |ending| HalfStream { stream: Stream::default(), lines: lines(ending) };
-        Self { client: half(LineEnding::Lf), server: half(LineEnding::CrLf), dialogue }
+    fn new(dialogue: Dialogue, in_step: InStep) -> Self {
+        let half = |ending, in_step| HalfStream {
+            stream: Stream::default(),
+            lines: if in_step { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
+        };
+        let client = half(LineEnding::Lf, in_step.client);
+        Self { client, server: half(LineEnding::CrLf, in_step.server), dialogue }
+    }
+
+    /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
+    pub fn is_in_step(&self, end: Direction) -> bool {
+        let HalfStream { stream, lines } = self.half(end);
+        let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
+        lines.is_at_start() && !stream.is_waiting() && !is_in_reply
     }
 
     /// Reads a little of every part, so that all of it is near when it is needed.
@@ -65,7 +77,7 @@ impl Session {
         &self.dialogue
     }
 
-    /// How many bytes are kept of what its ends sent.
+    /// How many bytes its buffers hold, with what it takes to hold them.
     pub fn buffered_bytes(&self) -> usize {
         let of = |half: &HalfStream| half.stream.buffered_bytes() + half.lines.buffered_bytes();
         of(&self.client) + of(&self.server)
@@ -74,6 +86,26 @@ impl Session {
     /// Whether bytes are missing in front of this segment, which may come yet.
     pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
         !segment.payload.is_empty() && self.half(direction).stream.misses_before(segment.seq)
+    }
+
+    /// Whether the sender of this segment has got something from the other end that was not read here.
+    pub fn acknowledges_unread(&self, segment: &Segment<'_>, direction: Direction) -> bool {
+        let read_to = self.half(direction.opposite()).stream.next();
+        segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next))
+    }
+
+    /// What is missing in front of this segment will not come.
+    pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
+        let HalfStream { stream, lines } = match direction {
+            Direction::FromClient => &mut self.client,
+            Direction::FromServer => &mut self.server,
+        };
+        stream.give_up_before(segment.seq);
+        lines.gap();
+        match direction {
+            Direction::FromClient => self.dialogue.client_was_lost(),
+            Direction::FromServer => self.dialogue.server_was_lost(),
+        }
     }
 
     /// The line of that end that has begun and not ended.
@@ -129,16 +161,12 @@ impl Session {
         }
         let kept = limits.reorder_bytes.get() as usize;
         let line_limit = limits.line_bytes.get() as usize;
-        let has_ended = |[one, other]: [&Stream; 2]| {
-            let have_crossed = one.has_come_to_fin() && other.has_come_to_fin();
-            one.has_ended() || other.has_ended() || have_crossed
-        };
-        let had_ended = has_ended([&speaker.stream, &listener.stream]);
+        let had_ended = has_ended(&speaker.stream, &listener.stream);
         if segment.flags.has(Flags::ACK) {
             if segment.flags.has(Flags::SYN) {
                 listener.stream.begin_at(segment.ack);
             }
-            let HalfStream { stream, lines } = &mut *listener;
+            let HalfStream { stream, lines } = listener;
             let deliver = |delivery: Delivery<'_>| {
                 read(direction.opposite(), delivery, |_| false, lines, dialogue, line_limit, &mut tell);
             };
@@ -156,8 +184,14 @@ impl Session {
         if let Some(anomaly) = stream.segment(segment, kept, deliver) {
             tell(SessionOutput::Anomaly(anomaly));
         }
-        (!had_ended && has_ended([&speaker.stream, &listener.stream])).then_some(Ending::Finished)
+        (!had_ended && has_ended(&speaker.stream, &listener.stream)).then_some(Ending::Finished)
     }
+}
+
+/// Whether one end has nothing more to say and the other one knows, or neither has. Where both end at once, bare
+/// acknowledgements are all that follows, and those may pass unseen.
+fn has_ended(one: &Stream, other: &Stream) -> bool {
+    one.has_ended() || other.has_ended() || (one.is_at_fin() && other.is_at_fin())
 }
 
 /// What a [`Session`] tells while it takes a segment.

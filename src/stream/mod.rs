@@ -20,6 +20,9 @@ const FARTHEST_AHEAD: u32 = 1 << 20;
 /// By how much a timestamp may lie before the latest one: what Linux tolerates (`TCP_PAWS_WINDOW`).
 const TIMESTAMP_TOLERANCE: i32 = 1;
 
+/// How many bytes that the receiver has not acknowledged are kept whatever the limit: nearly every line.
+const USUAL_UNACKED: usize = 1024;
+
 /// What a [`Stream`] delivers, in the order of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery<'a> {
@@ -104,9 +107,15 @@ impl Stream {
         self.next.number() ^ u32::from(self.unacked.touch()) ^ u32::from(self.reorder.is_some())
     }
 
-    /// How many bytes are kept of it.
+    /// Whether something waits for what is missing in front of it.
+    pub fn is_waiting(&self) -> bool {
+        self.reorder.is_some()
+    }
+
+    /// How many bytes are kept of it, with what it takes to keep them, beyond the few that nearly every stream keeps.
     pub fn buffered_bytes(&self) -> usize {
-        self.unacked.len() + self.reorder.as_ref().map_or(0, |reorder| reorder.memory())
+        let reorder = self.reorder.as_ref().map_or(0, |reorder| reorder.held_bytes());
+        self.unacked.len().saturating_sub(USUAL_UNACKED) + reorder
     }
 
     /// Whether bytes are missing in front of this place that the receiver has not acknowledged, so that they may come.
@@ -115,14 +124,14 @@ impl Stream {
         self.begun && place.is_after(self.next) && !is_acknowledged
     }
 
-    /// Whether the sender's FIN has come, and everything up to it has been delivered.
-    pub fn has_come_to_fin(&self) -> bool {
+    /// Whether everything up to the sender's FIN has been delivered.
+    pub fn is_at_fin(&self) -> bool {
         self.begun && self.has_fin && self.fin == self.next
     }
 
-    /// Whether that is so, and the receiver has acknowledged the FIN.
+    /// And whether the receiver has acknowledged the FIN.
     pub fn has_ended(&self) -> bool {
-        self.has_come_to_fin() && self.has_acked && self.acked.is_after(self.fin)
+        self.is_at_fin() && self.has_acked && self.acked.is_after(self.fin)
     }
 
     /// Whether a reset with this sequence number is one that the receiver believes at once (RFC 5961).
@@ -263,6 +272,16 @@ impl Stream {
         anomaly
     }
 
+    /// Gives up what is missing before this place, and what waits before it.
+    pub fn give_up_before(&mut self, place: Seq) {
+        if place.is_after(self.next) {
+            self.next = place;
+            self.read_from = place;
+            self.unacked.clear();
+            self.reorder = None;
+        }
+    }
+
     /// Takes the other side's acknowledgement, which may tell that missing bytes will never come.
     pub fn acknowledged(
         &mut self,
@@ -283,7 +302,7 @@ impl Stream {
 
     fn deliver(&mut self, bytes: &[u8], limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
         let next = self.next;
-        self.unacked.remember(bytes, limit);
+        self.unacked.remember(bytes, limit.max(USUAL_UNACKED));
         self.next = next + bytes.len();
         deliver(Delivery::Bytes(next, bytes));
     }

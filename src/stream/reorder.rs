@@ -21,6 +21,12 @@ impl ReorderBuffer {
         self.pieces.is_empty()
     }
 
+    /// The bytes, and what each piece costs beside them.
+    pub(super) fn held_bytes(&self) -> usize {
+        const PIECE: usize = size_of::<(Seq, Vec<u8>)>() + 16;
+        self.bytes + self.pieces.capacity().max(1) * PIECE
+    }
+
     pub(super) fn is_over(&self, limit: usize) -> bool {
         self.bytes > limit || self.pieces.len() > MOST_PIECES
     }
@@ -28,11 +34,6 @@ impl ReorderBuffer {
     /// Whether so many bytes more may be too many.
     pub(super) fn would_be_over(&self, bytes: usize, limit: usize) -> bool {
         self.bytes + bytes > limit || self.pieces.len() >= MOST_PIECES
-    }
-
-    /// How much memory it takes.
-    pub(super) fn memory(&self) -> usize {
-        self.bytes + self.pieces.len() * size_of::<(Seq, Vec<u8>)>()
     }
 
     /// Puts what waits in place of a copy of it that begins at `seq`.

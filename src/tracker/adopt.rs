@@ -141,7 +141,8 @@ impl Tracker {
                 shared.pinholes.push(expectation);
             }
             let session = SessionNumber::EARLIER;
-            self.expectations.insert(Standing { expectation, mode: None, owner: NOBODY, session, command: None });
+            let (owner, client) = (NOBODY, None);
+            self.expectations.insert(Standing { expectation, mode: None, owner, session, client, command: None });
         }
         for corridor in corridors {
             // Opened once more, so that the firewall knows that somebody needs it.

@@ -6,9 +6,14 @@
 
 mod about;
 mod adopt;
-mod deadlines;
+mod client;
 mod expectations;
+mod list;
+mod memory;
 mod news;
+mod port_search;
+mod quotas;
+mod rank;
 mod rewriting;
 mod slab;
 mod table;
@@ -30,8 +35,11 @@ use crate::stream::{Acceptance, StreamAnomaly};
 use crate::time::Timestamp;
 use about::About;
 use adopt::Heritage;
+use client::ClientKey;
 use expectations::{Expectations, Standing};
-use table::{Table, Tracked};
+use memory::{Buffered, MemoryBudget};
+use rank::Rank;
+use table::{Placed, Table, Tracked};
 
 /// How long a session that ended is read on, unless the kernel forgets its connection before: longer than the kernel
 /// remembers a connection that both ends have closed.
@@ -82,6 +90,8 @@ pub struct Tracker {
     expectations: Expectations,
     /// The corridors of encrypted sessions, by slot; only where a policy allows any.
     corridors: BTreeMap<u32, Corridor>,
+    /// What the buffers of all sessions hold.
+    memory: MemoryBudget,
     /// What an earlier run left.
     heritage: Heritage,
     sessions_begun: u64,
@@ -152,14 +162,20 @@ impl Tracker {
                         return Handled::Session(Verdict::Accept);
                     }
                     self.end(slot, Ended::Replaced, world);
-                    self.sessions.remove(slot);
+                    self.remove(slot);
                     return self.take(segment, patience, world);
                 }
                 (slot, direction)
             }
             None => match self.begin(segment, world) {
                 Some(begun) => begun,
-                None => return Handled::NotOurs,
+                None => {
+                    // What an earlier run left is closed rather too early than too late.
+                    if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
+                        self.close_heritage(&segment.flow, world);
+                    }
+                    return Handled::NotOurs;
+                }
             },
         };
         Handled::Session(self.converse(slot, segment, direction, patience, world))
@@ -180,6 +196,13 @@ impl Tracker {
         Some(tracked.courses.as_ref().map_or(place, |courses| courses.get(direction).place_for_receiver(place)))
     }
 
+    /// Whether the sender of packets with these addresses is in step: all that it sent has been read, and its next byte
+    /// begins a line. None if these belong to no session that is known.
+    pub fn is_in_step(&self, flow: &Flow) -> Option<bool> {
+        let (slot, direction) = self.sessions.find(flow)?;
+        Some(self.sessions.get(slot)?.session.is_in_step(direction))
+    }
+
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
     /// nothing but how long that will take.
     pub fn anticipate(&self, flows: &[Flow]) {
@@ -193,11 +216,8 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.observer.observe(expectation.expires(), session, &News::Expired(expectation));
         }
-        while self.sessions.next_due().is_some_and(|due| due <= now)
-            && let Some(slot) = self.oldest(world.policy)
-            && let Some(tracked) = self.sessions.get(slot)
-            && tracked.due <= now
-        {
+        self.sessions.set_idle(world.policy.limits.idle);
+        while let Some(slot) = self.sessions.find_due(now) {
             self.forget(slot, Ended::Idle, world);
         }
     }
@@ -232,7 +252,7 @@ impl Tracker {
     pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
         if let Some((slot, _)) = self.sessions.find(flow) {
             self.end(slot, Ended::Finished, world);
-            self.sessions.remove(slot);
+            self.remove(slot);
         }
         self.close_heritage(flow, world);
     }
@@ -249,31 +269,29 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_opening, progress, adjustments } =
+        let Control { connection, is_opening, progress, in_step, adjustments } =
             world.firewall.control_connection(&segment.flow)?;
         let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
         if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
             return None;
         }
         let direction = connection.direction_of(&segment.flow)?;
-        while self.sessions.len() >= world.policy.limits.sessions.get() as usize {
-            let oldest = self.oldest(world.policy)?;
-            self.forget(oldest, Ended::Evicted, world);
-        }
-        self.sessions_begun += 1;
-        let number = SessionNumber(self.sessions_begun);
         let session = if from_the_start {
             Session::from_the_start()
         } else {
-            Session::from_the_middle(match world.policy.pickup {
+            let known = match world.policy.pickup {
                 Pickup::Marked => progress,
                 Pickup::Never => Progress::Unknown,
                 Pickup::Trust => Progress::LoggedIn,
-            })
+            };
+            Session::from_the_middle(known, in_step)
         };
         let recorded = if from_the_start { Progress::Unknown } else { progress };
+        let rank = quotas::first_rank(&session, segment, direction);
+        self.make_room(ClientKey::of(connection.client().address), rank, world);
+        self.sessions_begun += 1;
+        let number = SessionNumber(self.sessions_begun);
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
-        let due = world.now + world.policy.limits.idle;
         let may_change = connection.is_translated() || rewriting::holds_back(world.policy.terms(rule));
         let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
         let slot = self.sessions.insert(Tracked {
@@ -282,7 +300,8 @@ impl Tracker {
             rule,
             ended: None,
             last_heard: world.now,
-            due,
+            place: Placed::new(rank, world.now),
+            buffered: Buffered::nothing(!rank.is_established()),
             session,
             recorded,
             courses,
@@ -300,23 +319,29 @@ impl Tracker {
         patience: Patience,
         world: &mut World<'_, F, O>,
     ) -> Verdict {
-        let Self { sessions, expectations, corridors, .. } = self;
+        self.sessions.heard(slot, world.now);
+        let Self { sessions, expectations, corridors, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        tracked.last_heard = world.now;
-        let Tracked { session, connection, number, rule, ended, recorded, courses, .. } = tracked;
+        let Tracked { session, connection, number, rule, ended, recorded, courses, buffered, .. } = tracked;
         let mut courses = courses.as_deref_mut();
         let policy = world.policy;
         let terms = policy.terms(*rule);
-        let corrected = match session.judge(segment, direction, &policy.limits) {
+        let client = ClientKey::of(connection.client().address);
+        let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
+        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
+        let corrected = match session.judge(segment, direction, limits) {
             Acceptance::AsSent => None,
             Acceptance::Corrected(payload) => Some(payload),
             Acceptance::Refused(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
                 world.tell(*number, &News::Anomaly(anomaly));
                 return Verdict::Drop;
             }
         };
         let mut segment = *segment;
-        let seq = segment.seq;
+        let (seq, bytes) = (segment.seq, segment.payload.len());
         if let Some(payload) = &corrected {
             world.tell(*number, &News::Anomaly(StreamAnomaly::DifferingCopy));
             segment.payload = payload;
@@ -325,9 +350,13 @@ impl Tracker {
             if session.is_ahead(&segment, direction) {
                 match patience {
                     Patience::MayWait => return Verdict::Later,
-                    // What the policy denies must not pass unread.
                     Patience::GoesOn if direction == Direction::FromClient && rewriting::holds_back(terms) => {
-                        return Verdict::Drop;
+                        // What the policy denies must not pass unread; but where something passed that nobody could
+                        // read, it will not come again.
+                        if !session.acknowledges_unread(&segment, direction) {
+                            return Verdict::Drop;
+                        }
+                        session.give_up_before(&segment, direction);
                     }
                     Patience::GoesOn => {}
                 }
@@ -353,13 +382,18 @@ impl Tracker {
             courses,
             world,
         };
-        let ending = session.segment(&segment, direction, &policy.limits, |output| match output {
+        let ending = session.segment(&segment, direction, limits, |output| match output {
             SessionOutput::Read(direction, place, bytes) => {
                 about.world.observer.read(about.number, direction, place, bytes);
             }
             SessionOutput::Event(event, dialogue, line) => about.event(event, dialogue, line),
             SessionOutput::NotFtp => about.not_ftp(),
-            SessionOutput::Anomaly(anomaly) => about.tell(&News::Anomaly(anomaly)),
+            SessionOutput::Anomaly(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                about.tell(&News::Anomaly(anomaly));
+            }
         });
         let mut verdict = about.verdict(session);
         if verdict == Verdict::Accept
@@ -377,6 +411,7 @@ impl Tracker {
             *recorded = progress;
             world.firewall.record(connection, progress);
         }
+        self.classify(slot, (direction, bytes), world.now);
         match ending {
             None => {}
             Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
@@ -388,7 +423,7 @@ impl Tracker {
     /// Ends a session but remembers its addresses for a while.
     fn end_for_now<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
         self.end(slot, how, world);
-        self.sessions.set_due(slot, world.now + LINGER);
+        self.sessions.set_rank(slot, Rank::Ended, world.now);
     }
 
     /// Closes whatever a session had open.
@@ -419,28 +454,13 @@ impl Tracker {
             world.firewall.record(&tracked.connection, Progress::Unknown);
         }
         self.end(slot, how, world);
-        self.sessions.remove(slot);
+        self.remove(slot);
     }
 
-    /// The session that was silent longest, with its deadline brought up to date.
-    ///
-    /// Deadlines are not moved with every packet, only when they are looked at: then those that turn out to be later
-    /// are put where they belong. Each packet causes one such move at most, however the calls come.
-    fn oldest(&mut self, policy: &Policy) -> Option<u32> {
-        loop {
-            let (slot, tracked) = self.sessions.first_due()?;
-            let patience = match tracked.ended {
-                Some(_) => LINGER,
-                // An encrypted session is silent here however busy it is; its end is told from elsewhere.
-                None if self.corridors.contains_key(&slot) => policy.limits.idle.max(LONGEST_SILENCE),
-                None => policy.limits.idle,
-            };
-            let due = tracked.last_heard + patience;
-            if due <= tracked.due {
-                return Some(slot);
-            }
-            self.sessions.set_due(slot, due);
-        }
+    /// Forgets a session that has ended.
+    fn remove(&mut self, slot: u32) {
+        self.release_memory(slot);
+        self.sessions.remove(slot);
     }
 }
 

@@ -114,11 +114,20 @@ pub enum Ended {
     Replaced,
     /// Nothing was heard of it for so long that it was forgotten.
     Idle,
-    /// It was idle longest when room was needed.
+    /// The table was full, and it was of the lowest rank, and silent longest.
     Evicted,
+    /// Sessions before a login had their share of the table, and it was the one among them that was silent longest.
+    EvictedBeforeLogin,
+    /// Its client had its share of the table, and it was that client's own that was silent longest.
+    EvictedOverShare,
 }
 
 impl Ended {
+    /// Whether it was forgotten while it went on, to make room.
+    pub const fn is_eviction(self) -> bool {
+        matches!(self, Self::Evicted | Self::EvictedBeforeLogin | Self::EvictedOverShare)
+    }
+
     /// Its name, as logs and JSON have it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -127,6 +136,8 @@ impl Ended {
             Self::Replaced => "replaced",
             Self::Idle => "idle",
             Self::Evicted => "evicted",
+            Self::EvictedBeforeLogin => "evicted-before-login",
+            Self::EvictedOverShare => "evicted-over-share",
         }
     }
 }

@@ -2,7 +2,9 @@
 //! policy holds back.
 
 use super::about::About;
+use super::client::ClientKey;
 use super::expectations::Standing;
+use super::port_search::PortSearch;
 use super::{Observer, World};
 use crate::decision;
 use crate::expectation::{Expectation, Refusal};
@@ -50,8 +52,9 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return self.expect_again(announcement, written, decided);
         }
         let mut why = Refusal::CannotRewrite;
+        let mut search = PortSearch::new(self.number.get() << 16 | u64::from(decided.to.port.number()));
         for length in [Length::Any, Length::Same] {
-            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length) {
+            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length, &mut search) {
                 Ok(choice) => choice,
                 Err(refusal) if length == Length::Any => return Err(refusal),
                 Err(_) => return Err(why),
@@ -116,51 +119,65 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         announcement: &Announcement<'_>,
         decided: &Expectation,
         length: Length,
+        search: &mut PortSearch,
     ) -> Result<Choice, Refusal> {
         let named = announcement.named.ok_or(Refusal::BadSyntax)?;
-        let most = match length {
-            // More than all that are taken need not be tried.
-            Length::Any => self.expectations.len() + 1,
-            Length::Same => usize::from(u16::MAX),
-        };
         let fitting = match (length, announcement.mode, &announcement.written) {
             // The words in front of it make up for any length.
             (Length::Any, ..) | (_, Mode::Pasv, _) | (.., None) => None,
             (Length::Same, mode, Some(written)) => Some(fitting_length(mode, &named, decided, written)),
         };
         let terms = self.terms;
-        for port in terms.data_ports.cycle_from(decided.to.port).take(most) {
-            if fitting.is_some_and(|fitting| fitting != length_of(announcement.mode, port)) {
-                continue;
+        let mut from = decided.to.port;
+        'jump: loop {
+            for port in terms.data_ports.cycle_from(from) {
+                if !search.may_go_on() {
+                    return Err(Refusal::NoPort);
+                }
+                let has_length = fitting.is_none_or(|fitting| fitting == length_of(announcement.mode, port));
+                if !has_length || terms.is_known_service(port) {
+                    continue;
+                }
+                if !search.may_look_up() {
+                    return Err(Refusal::NoPort);
+                }
+                let expectation = at_port(decided, port);
+                if self.expectations.is_taken(&expectation) {
+                    continue;
+                }
+                let replaced = match decision::instead(&named, &expectation) {
+                    None => None,
+                    Some(announced) => {
+                        let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
+                        let text = Notation::of(announcement.mode).print(&announced).ok_or(Refusal::CannotRewrite)?;
+                        match length {
+                            Length::Any => {
+                                let replaced = self.replacing(written, text.into_bytes());
+                                Some(replaced.ok_or(Refusal::CannotRewrite)?)
+                            }
+                            Length::Same => match same_length(announcement.mode, written, text.into_bytes()) {
+                                Some(replaced) => Some(replaced),
+                                None => continue,
+                            },
+                        }
+                    }
+                };
+                if self.expectations.owner_of(&expectation).is_some() {
+                    return Ok(Choice { expectation, replaced });
+                }
+                // What an earlier run, or another program, has opened there is known to the kernel alone.
+                if !search.may_ask() {
+                    return Err(Refusal::NoPort);
+                }
+                let Expectation { from: caller, to, mapping, .. } = expectation;
+                if self.world.firewall.mapping_of(caller, to).is_none_or(|installed| installed == mapping) {
+                    return Ok(Choice { expectation, replaced });
+                }
+                from = search.jump(terms);
+                continue 'jump;
             }
-            let expectation = at_port(decided, port);
-            if self.is_taken(&expectation) {
-                continue;
-            }
-            let Some(announced) = decision::instead(&named, &expectation) else {
-                return Ok(Choice { expectation, replaced: None });
-            };
-            let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
-            let text = Notation::of(announcement.mode).print(&announced).ok_or(Refusal::CannotRewrite)?;
-            let replaced = match length {
-                Length::Any => self.replacing(written, text.into_bytes()),
-                Length::Same => same_length(announcement.mode, written, text.into_bytes()),
-            };
-            if let Some(replaced) = replaced {
-                return Ok(Choice { expectation, replaced: Some(replaced) });
-            }
+            return Err(Refusal::NoPort);
         }
-        Err(Refusal::NoPort)
-    }
-
-    /// Whether something else than this would be delivered there already.
-    fn is_taken(&mut self, expectation: &Expectation) -> bool {
-        if self.expectations.is_taken(expectation) {
-            return true;
-        }
-        let Expectation { from, to, mapping, .. } = *expectation;
-        let is_known = self.expectations.owner_of(expectation).is_some();
-        !is_known && self.world.firewall.mapping_of(from, to).is_some_and(|standing| standing != mapping)
     }
 
     /// What replaces the address of a line, together with what was withheld around it.
@@ -278,14 +295,17 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     /// Opens what is expected.
     pub(super) fn admit(&mut self, announcement: &Announcement<'_>, expectation: &Expectation) -> Result<(), Refusal> {
         let owner = self.expectations.owner_of(expectation);
+        let client = ClientKey::of(self.connection.client().address);
+        let limits = &self.world.policy.limits;
         let per_session = usize::from(self.terms.pinholes_per_session.get());
-        let in_all = self.world.policy.limits.pinholes.get() as usize;
+        let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
         // One that replaces another takes no more room than that had.
         let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
+        let is_full_for_client = owner != Some(self.slot) && self.expectations.count_of_client(client) >= per_client;
         let is_full = owner.is_none() && self.expectations.len() >= in_all;
         // Behind so many commands the server's refusal of this one would not be recognised as such.
         let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
-        if is_full_here || is_full || is_beyond {
+        if is_full_here || is_full_for_client || is_full || is_beyond {
             return Err(Refusal::TooMany);
         }
         self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
@@ -294,6 +314,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             mode: Some(announcement.mode),
             owner: self.slot,
             session: self.number,
+            client: Some(client),
             command: announcement.number,
         });
         Ok(())

@@ -353,6 +353,16 @@ fn crossing_fins_end_a_session() {
 }
 
 #[test]
+fn session_ends_when_both_ends_close_at_once() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    let mut other = talk.clone();
+    stage.sees(&talk.closes(FromClient));
+    stage.sees(&other.closes(FromServer));
+    assert_eq!(stage.take_told(), ["1 ended: finished"]);
+}
+
+#[test]
 fn the_last_packets_of_a_session_do_not_begin_another() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
@@ -508,7 +518,7 @@ fn when_the_table_is_full_the_one_that_was_silent_longest_is_forgotten() {
     stage.sees_all(talks[3].handshake());
     let told = [
         "2 closed 10.0.0.2 -> 10.0.1.2:1025: session-ended",
-        "2 ended: evicted",
+        "2 ended: evicted-before-login",
         "4 began 10.0.1.4:4000 -> 10.0.0.2:21",
     ];
     assert_eq!(stage.take_told(), told);
@@ -637,3 +647,6 @@ fn what_belongs_to_no_control_connection_is_not_ours() {
     assert_eq!(stage.take_told(), Vec::<String>::new());
     assert_eq!(stage.tracker.sessions(), 0);
 }
+
+#[path = "quota_tests.rs"]
+mod quotas;

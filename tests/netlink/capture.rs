@@ -10,7 +10,7 @@ use std::time::Duration;
 use pinhole::firewall::sets::Sets;
 use pinhole::firewall::{Adjustments, Control, Firewall};
 use pinhole::policy::{Policy, Queues, WhenDown};
-use pinhole::session::Progress;
+use pinhole::session::{InStep, Progress};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::host::{Host, connects, flow_of, listens};
@@ -108,7 +108,8 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
             let (mut theirs, _) = listener.accept().expect("it came");
             let connection = sets.control_connection(&flow_of(&ours)).expect("a control connection").connection;
             let adjustments = Adjustments::default();
-            let control = |progress| Control { connection, is_opening: false, progress, adjustments };
+            let in_step = InStep::default();
+            let control = |progress| Control { connection, is_opening: false, progress, in_step, adjustments };
             assert_eq!(sets.control_connection(&flow_of(&theirs)), Some(control(Progress::Unknown)));
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE[..5]);

@@ -13,7 +13,7 @@ use pinhole::net::PortRange;
 use pinhole::netlink::{ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables};
 use pinhole::packet::{Connection, Flow};
 use pinhole::policy::Policy;
-use pinhole::session::Progress;
+use pinhole::session::{InStep, Progress};
 
 use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, run, tidy_up};
 
@@ -187,6 +187,7 @@ fn a_translated_connection_has_four_addresses() {
         connection,
         is_opening: false,
         progress: Progress::Unknown,
+        in_step: InStep::default(),
         adjustments: Adjustments::default(),
     });
     assert_eq!(sets.control_connection(&connection.original), control);

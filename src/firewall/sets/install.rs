@@ -104,6 +104,7 @@ impl Sets {
             sets_are_lost: false,
             corridors: HashMap::default(),
             used: HashSet::default(),
+            may_be_in_step: !is_anew,
             maps_used: false,
             troubles: Troubles::default(),
         };

@@ -28,7 +28,7 @@ use crate::net::{Port, PortRange};
 use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
-use crate::session::Progress;
+use crate::session::{InStep, Progress};
 use ruleset::TABLE;
 use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
 
@@ -80,6 +80,9 @@ pub struct Sets {
     corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
     /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
     used: HashSet<(IpAddr, Endpoint), RandomState>,
+    /// Whether every packet since the marks were set has passed the table's rules: whether what they say of ends that
+    /// are in step can be believed.
+    may_be_in_step: bool,
     /// Whether something may be in the maps. Where nothing ever was, nobody need look there.
     maps_used: bool,
     troubles: Troubles,
@@ -152,6 +155,22 @@ impl Sets {
             let judged = self.conntrack.judge_liberally(&connection.original);
             self.note(judged);
         }
+    }
+
+    /// Control connections may have gone on unseen while rules of the table were gone: none of their ends is known to be
+    /// in step.
+    pub fn forget_in_step<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.may_be_in_step = false;
+        let bits = self.policy.mark.control_bits();
+        let mask = bits.in_step(Direction::FromClient) | bits.in_step(Direction::FromServer);
+        connections.for_each(|connection| self.mark(connection, 0, mask));
+    }
+
+    /// Sets these bits of a mask in the mark of a control connection.
+    fn mark(&mut self, connection: &Connection, bits: u32, mask: u32) {
+        // A connection that the kernel has forgotten brings no packets either.
+        let marked = self.conntrack.mark(&connection.original, bits, mask);
+        self.note(marked);
     }
 
     /// The result, unless it is trouble, which is kept.
@@ -245,16 +264,18 @@ impl Firewall for Sets {
         match self.note(found)? {
             Some(entry) => {
                 let connection = self.control_end(entry.connection)?;
-                let progress = self.policy.mark.progress_bits().read(entry.mark);
+                let bits = self.policy.mark.control_bits();
+                let progress = bits.read_progress(entry.mark);
+                let in_step = if self.may_be_in_step { bits.read_in_step(entry.mark) } else { InStep::default() };
                 let is_opening = entry.is_opening;
-                Some(Control { connection, is_opening, progress, adjustments: adjustments(&entry) })
+                Some(Control { connection, is_opening, progress, in_step, adjustments: adjustments(&entry) })
             }
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
             // kept either.
             None => {
                 let adjustments = Adjustments::default();
-                let progress = Progress::Unknown;
-                let control = |connection| Control { connection, is_opening: true, progress, adjustments };
+                let (progress, in_step) = (Progress::Unknown, InStep::default());
+                let control = |connection| Control { connection, is_opening: true, progress, in_step, adjustments };
                 self.direct(flow).map(control)
             }
         }
@@ -331,10 +352,8 @@ impl Firewall for Sets {
     }
 
     fn record(&mut self, connection: &Connection, progress: Progress) {
-        let bits = self.policy.mark.progress_bits();
-        // A connection that the kernel has forgotten brings no packets either.
-        let marked = self.conntrack.mark(&connection.original, bits.of(progress), bits.mask());
-        self.note(marked);
+        let bits = self.policy.mark.control_bits();
+        self.mark(connection, bits.of(progress), bits.progress());
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fmt::{self, Write as _};
 
 use crate::netlink::{Expression, Family, Object, ObjectKind, Table};
+use crate::packet::Direction;
 use crate::policy::{Capture, Policy, WhenDown};
 use crate::session::Progress;
 
@@ -16,7 +17,7 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 19] = [
+pub(super) const CHAINS: [&str; 22] = [
     "prerouting",
     "output",
     "inspect",
@@ -36,6 +37,9 @@ pub(super) const CHAINS: [&str; 19] = [
     "shorten",
     "bounds",
     "repeated",
+    "record_prerouting",
+    "record_output",
+    "record",
 ];
 
 /// Who holds the pinholes.
@@ -156,9 +160,19 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mark = policy.mark;
     let mut text = format!("define mark_bits = {mark}\ndefine control_ports = {{ {} }}\n", ports.join(", "));
-    let progress = mark.progress_bits();
-    writeln!(text, "define progress_bits = {:#010x}", progress.mask()).expect(TAKES_ALL);
-    writeln!(text, "define unreadable = {:#010x}\n", progress.of(Progress::Unreadable)).expect(TAKES_ALL);
+    let bits = mark.control_bits();
+    for (name, number) in [
+        ("progress_bits", bits.progress()),
+        ("unreadable", bits.of(Progress::Unreadable)),
+        ("client_in_step", bits.in_step(Direction::FromClient)),
+        ("server_in_step", bits.in_step(Direction::FromServer)),
+        ("packet_read", bits.of_read_packet()),
+        ("packet_in_step", bits.of_packet(0, true)),
+    ] {
+        // nft computes no complement.
+        writeln!(text, "define {name} = {number:#010x}\ndefine all_but_{name} = {:#010x}", !number).expect(TAKES_ALL);
+    }
+    text.push('\n');
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
     let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];

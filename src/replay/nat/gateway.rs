@@ -11,7 +11,7 @@ use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::firewall::{Adjustment, Adjustments, Admitted, Control, Firewall, NotAdjusted, NotOpened, Simulated};
 use crate::packet::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
 use crate::policy::ControlPorts;
-use crate::session::Progress;
+use crate::session::{InStep, Progress};
 use crate::time::Timestamp;
 
 /// Pinholes, the connections that are translated, and how they are shifted.
@@ -140,7 +140,8 @@ impl Firewall for Gateway {
         if let Some(adjustment) = adjustment {
             adjustments.set(translated.outwards(), *adjustment);
         }
-        let control = Control { connection, is_opening: true, progress: *progress, adjustments };
+        let in_step = InStep::default();
+        let control = Control { connection, is_opening: true, progress: *progress, in_step, adjustments };
         self.control_ports.contains(connection.server().port).then_some(control)
     }
 
