@@ -165,6 +165,7 @@ fn finish(packet: Vec<u8>, is_lost: bool, verdict: Verdict) -> Option<Passed> {
     let packet = match verdict {
         Verdict::Replace(Replacement { seq, payload }) => replaced(&packet, seq, &payload).unwrap_or(packet),
         Verdict::Accept | Verdict::Later => packet,
+        Verdict::Drop => return None,
     };
     Some(Passed { packet, is_lost })
 }

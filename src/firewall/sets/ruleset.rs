@@ -7,7 +7,7 @@ use std::fmt::{self, Write as _};
 
 use crate::netlink::{Expression, Family, Object, ObjectKind, Table};
 use crate::packet::Direction;
-use crate::policy::{Capture, Policy, WhenDown};
+use crate::policy::{Capture, Limits, Policy, WhenDown};
 use crate::session::Progress;
 
 /// The table that is Pinhole's own.
@@ -78,12 +78,18 @@ const INSPECT: &str = include_str!("../../../rules/inspect.nft");
 
 /// Why writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";
+/// What stands in the files for the control ports, and what it becomes: the set of that name, which a reload can fill anew
+/// and a rule need not be exchanged for.
+const PORTS_IN_FILES: &str = "$control_ports";
+const PORTS_IN_TABLE: &str = "@control_ports";
+/// The set of the control ports.
+pub(super) const CONTROL_PORTS: &str = "control_ports";
 /// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
 /// How many elements a set of pinholes has room for. What was used counts until the kernel sweeps it out, so there are
 /// more than may stand at one time.
-fn set_size(policy: &Policy) -> u32 {
+pub(super) fn set_size(policy: &Policy) -> u32 {
     policy.limits.pinholes.get().saturating_mul(4).max(65_535)
 }
 
@@ -157,9 +163,8 @@ pub(super) fn is_own_chain(name: &str) -> bool {
 ///
 /// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
 pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
-    let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mark = policy.mark;
-    let mut text = format!("define mark_bits = {mark}\ndefine control_ports = {{ {} }}\n", ports.join(", "));
+    let mut text = format!("define mark_bits = {mark}\n");
     let bits = mark.control_bits();
     for (name, number) in [
         ("progress_bits", bits.progress()),
@@ -175,9 +180,43 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     text.push('\n');
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
-    text.push_str(&rest.join("\n"));
+    let (ports, queue) = (control_ports(policy), queue(&policy.capture, queueing));
+    let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
+    text.push_str(&rest.join("\n").replace(PORTS_IN_FILES, PORTS_IN_TABLE));
     text
+}
+
+/// What of a ruleset cannot be exchanged in an installed table: all but control ports, marks, sizes, and what becomes of
+/// packets that nobody reads. Two policies for which this is the same need the same rules, but for those.
+pub(super) fn fixed_part(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
+    let Policy { control_ports, mark, limits, capture, .. } = Policy::default();
+    let capture = Capture { when_down: capture.when_down, ..policy.capture };
+    let limits = Limits { pinholes: limits.pinholes, ..policy.limits };
+    text(&Policy { control_ports, mark, limits, capture, ..policy.clone() }, queueing, holder)
+}
+
+/// The sets and maps whose size follows from the policy.
+pub(super) fn sized_sets() -> impl Iterator<Item = &'static str> {
+    [NAT, TABLE_TEXT].into_iter().flat_map(|text| {
+        let mut name = "";
+        text.lines().filter_map(move |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["set" | "map", of, "{"] => {
+                name = of;
+                None
+            }
+            _ => (line.trim() == SIZE).then_some(name),
+        })
+    })
+}
+
+/// The set of the control ports. It is emptied first: an earlier policy may have had others.
+fn control_ports(policy: &Policy) -> String {
+    let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
+    format!(
+        "# The ports of `control_ports:`.\nadd set inet pinhole {CONTROL_PORTS} {{ type inet_service; }}\n\
+         flush set inet pinhole {CONTROL_PORTS}\nadd element inet pinhole {CONTROL_PORTS} {{ {} }}\n",
+        ports.join(", ")
+    )
 }
 
 /// The chains that hand packets to the daemon.
@@ -285,6 +324,26 @@ mod tests {
                 assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
             }
         }
+    }
+
+    #[test]
+    fn sets_of_pinholes_and_their_maps_are_as_large_as_the_policy_says() {
+        let sized: Vec<&str> = sized_sets().collect();
+        for set in ["pinholes4", "pinholes6", "targets4", "targets6", "sources4", "sources6"] {
+            assert!(sized.contains(&set), "{set}: {sized:?}");
+        }
+        assert!(!sized.contains(&"rewritten4"), "its size does not follow from the policy");
+    }
+
+    #[test]
+    fn ports_marks_sizes_and_when_down_are_no_fixed_part_of_the_rules() {
+        let fixed = |policy: &Policy| fixed_part(policy, Queueing::Statement, Holder::Sets);
+        let text = "control_ports: [2121]\nmark: 0x30\nlimits: { pinholes: 50000 }\ncapture: { when_down: closed }\n";
+        let exchanged = crate::policy::parse("policy.yaml", text).expect("a good policy").policy;
+        assert_eq!(fixed(&exchanged), fixed(&Policy::embedded()));
+        let mut other = policy();
+        other.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        assert_ne!(fixed(&other), fixed(&Policy::embedded()));
     }
 
     #[test]

@@ -1,0 +1,193 @@
+//! A connection that looks as if it were over, or new, and goes on: nothing that it says then is believed.
+
+use std::io::Write as _;
+use std::thread;
+
+use pinhole::lab::{ServerKind, Shape};
+
+use crate::raw_tcp::{RawSegment, RawTcp};
+use crate::scene::{ClientScene, LINGER, ServerScene, announced, forget_resets_soon, wait_until_forgotten};
+
+/// A client that nobody has let in has a real server say a line that begins with 227. `between` happens when the reply to
+/// the user's name has been cut in front of it.
+fn cut_reply_opens_nothing(shape: Shape, early: fn(&mut RawTcp), between: impl FnOnce(&mut ServerScene, &mut RawTcp)) {
+    let mut scene = ServerScene::new(shape, ServerKind::PureFtpd, "");
+    let mut peer = scene.attacker();
+    early(&mut peer);
+    let before_the_227 = "331 User ";
+    peer.let_come(before_the_227.len());
+    // A smaller window counts only behind something new.
+    peer.send_for_sure(b"US");
+    peer.send_for_sure(format!("ER 227 ({})\r\n", announced(scene.cache)).as_bytes());
+    peer.wait_for("the beginning of a reply", |peer| peer.unread_text() == before_the_227);
+    between(&mut scene, &mut peer);
+    peer.send_for_sure(b"PASV\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    assert!(peer.read_until("\r\n").contains("227 (10,21,"));
+    scene.assert_cache_is_closed();
+}
+
+/// A web page has a browser send a form to a server of the attacker's. `between` happens when the form's head has come.
+fn posted_port_opens_nothing(
+    early: impl FnOnce(&mut ClientScene, &mut RawTcp),
+    between: impl FnOnce(&mut ClientScene, &mut RawTcp),
+) {
+    let mut scene = ClientScene::new("");
+    let (mut client, mut peer) = scene.visit(0);
+    let port = scene.port_line();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", port.len());
+    early(&mut scene, &mut peer);
+    client.write_all(format!("{head}{port}").as_bytes()).expect("there is room");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    between(&mut scene, &mut peer);
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+    scene.assert_desktop_is_closed();
+}
+
+/// With a different sequence number from the next it is answered, and changes nothing.
+fn reset_that_is_ignored(peer: &mut RawTcp) {
+    peer.send_segment(&peer.reset(1));
+}
+
+/// It passes the firewall's conntrack, and no further.
+fn fin_that_never_arrives(peer: &mut RawTcp) {
+    peer.send_segment(&RawSegment { fin: true, ttl: 1, ..peer.segment(b"") });
+}
+
+fn a_minute<T>(_: &mut T, peer: &mut RawTcp) {
+    peer.idle(LINGER);
+}
+
+/// Waits longer than a minute, because the attack does: all that has to is in here, side by side.
+#[test]
+fn session_that_seems_over_is_not_picked_up_a_minute_later() {
+    let attacks: [(&str, fn()); 4] = [
+        ("a reset that the server ignores", || {
+            cut_reply_opens_nothing(Shape::ServerHost, reset_that_is_ignored, a_minute);
+        }),
+        ("a FIN that never reaches the server", || {
+            cut_reply_opens_nothing(Shape::Gateway, fin_that_never_arrives, a_minute);
+        }),
+        ("a reset that the browser ignores", || {
+            posted_port_opens_nothing(|_, peer| reset_that_is_ignored(peer), a_minute);
+        }),
+        ("a FIN that never reaches the browser", || {
+            posted_port_opens_nothing(|_, peer| fin_that_never_arrives(peer), a_minute);
+        }),
+    ];
+    let failed: Vec<&str> = thread::scope(|scope| {
+        let running = attacks.map(|(name, attack)| (name, scope.spawn(attack)));
+        running.into_iter().filter_map(|(name, thread)| thread.join().is_err().then_some(name)).collect()
+    });
+    assert!(failed.is_empty(), "something is open behind {failed:?}");
+}
+
+#[test]
+fn reply_cut_before_a_restart_opens_nothing_behind_it() {
+    cut_reply_opens_nothing(
+        Shape::ServerHost,
+        |_| {},
+        |scene, _| {
+            scene.daemon.kill().and_then(|()| scene.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+        },
+    );
+}
+
+#[test]
+fn post_that_begins_while_the_daemon_is_down_opens_nothing() {
+    posted_port_opens_nothing(
+        |scene, _| scene.daemon.kill().unwrap_or_else(|error| panic!("{error}")),
+        |scene, _| scene.daemon.restart().unwrap_or_else(|error| panic!("{error}")),
+    );
+}
+
+/// The reset has the next sequence number, so that conntrack believes it; it never arrives. What the client sends then is
+/// a new connection to the kernel, and to nobody else.
+#[test]
+fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
+    let scene = ClientScene::new("");
+    forget_resets_soon(scene.gateway());
+    let (mut client, mut peer) = scene.visit(1000);
+    client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n").expect("there is room");
+    peer.read_until("\r\n\r\n");
+    peer.let_all_come();
+    peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
+    wait_until_forgotten(scene.gateway(), client.local_addr().expect("it is connected").port());
+    client.write_all(b"text=a\r\n").expect("there is room");
+    peer.read_until("a\r\n");
+    client.write_all(scene.port_line().as_bytes()).expect("there is room");
+    peer.read_until("PORT");
+    scene.assert_desktop_is_closed();
+}
+
+/// The client's kernel answers a SYN in the middle with an acknowledgement, and goes on; conntrack takes no notice. The
+/// form's head lies in front of where the new session would begin, and its body looks like FTP from the start.
+#[test]
+fn syn_ack_in_the_middle_begins_no_session() {
+    let scene = ClientScene::new("");
+    let (mut client, mut peer) = scene.visit(0);
+    let (user, port) = ("USER a\r\n", scene.port_line());
+    let length = user.len() + port.len();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    client.write_all(format!("{head}{user}{port}").as_bytes()).expect("there is room");
+    let start = peer.next() + 1000;
+    let body = peer.expected() + head.len();
+    let invented = |peer: &RawTcp, at: usize, text: &'static str| {
+        peer.send_segment(&RawSegment { seq: start + at, ttl: 1, ..peer.segment(text.as_bytes()) });
+    };
+    peer.send_segment(&RawSegment { syn: true, seq: peer.next() + 999, ack: Some(body), ..peer.segment(b"") });
+    invented(&peer, 0, "220 Hello.\r\n");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    peer.let_come(user.len());
+    peer.acknowledge();
+    peer.read_until(user);
+    invented(&peer, 12, "230 In.\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+    scene.assert_desktop_is_closed();
+}
+
+/// The server answers the same SYN twice, and the second answer comes before the client's acknowledgement of the first.
+/// The client ignores it; conntrack says still that the connection is opening.
+#[test]
+fn second_syn_ack_before_the_handshake_is_done_begins_no_session() {
+    let scene = ClientScene::new("");
+    let inside = &scene.topology.client.namespace;
+    // The way to the client is long. Its acknowledgements take their time.
+    let slow = "chain output { type filter hook output priority 0; tcp dport 21 tcp flags & (syn | ack) == ack drop; }";
+    inside.nft(&format!("table inet slow {{ {slow}; }}")).expect("the rules are right");
+    let (user, port) = ("USER a\r\n", scene.port_line());
+    let length = user.len() + port.len();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let (mut client, mut peer) = scene.visit_slowly(0);
+    let start = peer.next() + 1000;
+    let body = peer.expected() + head.len();
+    peer.send_segment(&RawSegment { syn: true, seq: peer.next() + 999, ack: Some(body), ..peer.segment(b"") });
+    inside.nft("delete table inet slow").expect("it is there");
+    client.write_all(format!("{head}{user}{port}").as_bytes()).expect("there is room");
+    // It has to say once more what was lost.
+    peer.wait_for("the handshake's last segment", |peer| !peer.log.is_empty());
+    let invented = |peer: &RawTcp, at: usize, text: &'static str| {
+        peer.send_segment(&RawSegment { seq: start + at, ttl: 1, ..peer.segment(text.as_bytes()) });
+    };
+    invented(&peer, 0, "220 Hello.\r\n");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    peer.let_come(user.len());
+    peer.acknowledge();
+    peer.read_until(user);
+    invented(&peer, 12, "230 In.\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+    scene.assert_desktop_is_closed();
+}
