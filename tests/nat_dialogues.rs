@@ -382,7 +382,9 @@ impl Recorded {
         let folder = daemon::new_folder();
         self.testimony.write(&folder, "real")?;
         let (inside, outside) = if case.mode.is_active() { ("client", "server") } else { ("server", "client") };
-        let files = [("nat.yaml", self.nat.as_str()), ("policy.yaml", ALL_MODES)];
+        // The recording begins when the control connection is open already.
+        let policy = format!("pickup: trust\n{ALL_MODES}");
+        let files = [("nat.yaml", &self.nat), ("policy.yaml", &policy)];
         files.iter().for_each(|(name, text)| std::fs::write(folder.join(name), text).expect("it can be written"));
         let (recorded, written) = (folder.join(format!("real-{inside}.pcap")), folder.join("written.pcap"));
         let mut replay = Command::new(daemon::PROGRAM);

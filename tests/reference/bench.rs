@@ -207,9 +207,9 @@ impl Bench {
         Ok(Outcome::For((seconds / 10.0).round() as u64 * 10))
     }
 
-    /// The client ends the session.
+    /// Both ends end the session.
     pub(crate) fn hang_up(&mut self) -> Result<()> {
-        self.pair.hang_up()
+        self.pair.end()
     }
 
     /// Another session.
