@@ -83,6 +83,11 @@ impl<'p> Reader<'p> {
         }
     }
 
+    /// Conntrack has seen the whole handshake: what looks like another one belongs to the same connection.
+    pub(crate) fn handshake_is_over(&mut self) {
+        self.firewall.finds_nothing_opening();
+    }
+
     /// Lets time pass. Packets that have waited too long go on.
     pub(crate) fn waits(&mut self, seconds: u16) -> Vec<Passed> {
         self.now = self.now + Duration::from_secs(seconds.into());
@@ -163,7 +168,7 @@ impl<'p> Reader<'p> {
 /// Carries out a verdict.
 fn finish(packet: Vec<u8>, is_lost: bool, verdict: Verdict) -> Option<Passed> {
     let packet = match verdict {
-        Verdict::Replace(Replacement { seq, payload }) => replaced(&packet, seq, &payload).unwrap_or(packet),
+        Verdict::Replace(Replacement { seq, payload }) => replaced(&packet, seq, &payload)?,
         Verdict::Accept | Verdict::Later => packet,
         Verdict::Drop => return None,
     };

@@ -183,6 +183,7 @@ impl<'a> Run<'a> {
                 self.opens(flag::SYN | flag::ACK);
             }
         }
+        self.reader.handshake_is_over();
         let Some(socket) = &self.socket else { return false };
         set_socket_oobinline(socket, self.case.oob_inline).expect("a socket");
         match self.case.role {
