@@ -37,6 +37,8 @@ impl Observer for Tap {
                 let port = expectation.to.port.number();
                 self.opened.push(Opened { port, while_closing: self.is_closing });
             }
+            // What a session read that turned out to be none is forgotten.
+            News::Began { picked_up: false, .. } => self.reads.clear(),
             News::Refused { why, .. } => self.refused.push(why.to_string()),
             _ => {}
         }

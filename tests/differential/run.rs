@@ -602,11 +602,13 @@ impl<'a> Run<'a> {
             let text = String::from_utf8_lossy(stream);
             return fail("opens what is no line of the stream", format!("the reader read {text:?}"));
         };
-        let is_skipped = alignment.skipped.iter().any(|place| (at.saturating_sub(2)..end).contains(place));
+        // Without the end of the line in front of it, it is no line of its own.
+        let from = at.saturating_sub(if role == Role::Client { 1 } else { 2 });
+        let is_skipped = alignment.skipped.iter().any(|place| (from..end).contains(place));
         if end <= alignment.read && !is_skipped {
             return Ok(());
         }
-        let is_under_way = at >= alignment.read && alignment.received == self.received.len();
+        let is_under_way = end > alignment.read && alignment.received == self.received.len();
         if is_under_way && self.is_over && !while_closing && !is_probe {
             return Ok(());
         }
