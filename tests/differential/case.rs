@@ -341,10 +341,14 @@ impl Sent {
         };
         with(Self { offset: 0, ..self.clone() });
         with(Self { offset: self.offset / 2, ..self.clone() });
-        with(Self { offset: self.offset - self.offset.signum(), ..self.clone() });
+        if self.offset.unsigned_abs() < 64 {
+            with(Self { offset: self.offset - self.offset.signum(), ..self.clone() });
+        }
         with(Self { length: 0, ..self.clone() });
         with(Self { length: self.length / 2, ..self.clone() });
-        with(Self { length: self.length.saturating_sub(1), ..self.clone() });
+        if self.length < 64 {
+            with(Self { length: self.length.saturating_sub(1), ..self.clone() });
+        }
         with(Self { text: 0, ..self.clone() });
         with(Self { flags: flag::ACK, ..self.clone() });
         for bit in 0..5 {

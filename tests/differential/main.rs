@@ -7,6 +7,7 @@
 //! data connections.
 
 mod case;
+mod known;
 mod network;
 mod packet;
 mod reader;

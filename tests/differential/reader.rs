@@ -37,6 +37,8 @@ impl Observer for Tap {
                 let port = expectation.to.port.number();
                 self.opened.push(Opened { port, while_closing: self.is_closing });
             }
+            // What a session read that turned out to be none is forgotten.
+            News::Began { picked_up: false, .. } => self.reads.clear(),
             News::Refused { why, .. } => self.refused.push(why.to_string()),
             _ => {}
         }
@@ -81,6 +83,11 @@ impl<'p> Reader<'p> {
             held: Vec::new(),
             tap: Tap::default(),
         }
+    }
+
+    /// Conntrack has seen the whole handshake: what looks like another one belongs to the same connection.
+    pub(crate) fn handshake_is_over(&mut self) {
+        self.firewall.finds_nothing_opening();
     }
 
     /// Lets time pass. Packets that have waited too long go on.
@@ -163,7 +170,7 @@ impl<'p> Reader<'p> {
 /// Carries out a verdict.
 fn finish(packet: Vec<u8>, is_lost: bool, verdict: Verdict) -> Option<Passed> {
     let packet = match verdict {
-        Verdict::Replace(Replacement { seq, payload }) => replaced(&packet, seq, &payload).unwrap_or(packet),
+        Verdict::Replace(Replacement { seq, payload }) => replaced(&packet, seq, &payload)?,
         Verdict::Accept | Verdict::Later => packet,
         Verdict::Drop => return None,
     };

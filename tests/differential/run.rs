@@ -17,6 +17,9 @@ use crate::reader::{Opened, Passed, Reader};
 /// Ports that are announced when all is over.
 const PROBES: [u16; 2] = [65_001, 65_002];
 
+/// The peer's first timestamp.
+const FIRST_STAMP: u32 = 1 << 20;
+
 /// How far from the stream a segment may begin so that the rest of the case fills up to its end.
 const NEAR: i64 = 4000;
 
@@ -82,6 +85,7 @@ struct Run<'a> {
     kernel_first: Option<Seq>,
     kernel_next: Seq,
     kernel_acks: Option<Seq>,
+    has_kernel_acked: bool,
     kernel_stamp: u32,
     stamp: u32,
     /// The kernel's bytes that went on to the peer.
@@ -124,8 +128,9 @@ impl<'a> Run<'a> {
             kernel_first: None,
             kernel_next: Seq::default(),
             kernel_acks: None,
+            has_kernel_acked: false,
             kernel_stamp: 0,
-            stamp: 1 << 20,
+            stamp: FIRST_STAMP,
             emitted: BTreeMap::new(),
             log: logs.then(Vec::new),
         }
@@ -183,6 +188,7 @@ impl<'a> Run<'a> {
                 self.opens(flag::SYN | flag::ACK);
             }
         }
+        self.reader.handshake_is_over();
         let Some(socket) = &self.socket else { return false };
         set_socket_oobinline(socket, self.case.oob_inline).expect("a socket");
         match self.case.role {
@@ -298,7 +304,9 @@ impl<'a> Run<'a> {
             Stamp::Right | Stamp::Missing => Vec::new(),
             Stamp::Stale(by) => option::timestamps(self.stamp.wrapping_sub(by), echo),
             Stamp::Ahead(by) => {
-                self.stamp = self.stamp.wrapping_add(by);
+                // Twice as far would be in the past.
+                let is_far_ahead = self.stamp > FIRST_STAMP + (1 << 29);
+                self.stamp = self.stamp.wrapping_add(if is_far_ahead { 1 } else { by });
                 option::timestamps(self.stamp, echo)
             }
             Stamp::TwiceStaleFirst => [stale, right].concat(),
@@ -418,11 +426,6 @@ impl<'a> Run<'a> {
             self.kernel_next = self.kernel_next.later(seq + fields.payload.len() + fin);
             if fields.flags & flag::ACK != 0 {
                 let ack = Seq::new(fields.ack);
-                if fields.flags & flag::SYN != 0 || self.kernel_acks.is_none() {
-                    // It has taken a SYN with this sequence number, and maybe not the one that was meant to count.
-                    self.first = ack;
-                    (self.cursor, self.farthest, self.kernel_acks) = (0, 0, None);
-                }
                 self.kernel_acks = Some(self.kernel_acks.map_or(ack, |before| before.later(ack)));
             }
         }
@@ -439,6 +442,13 @@ impl<'a> Run<'a> {
                 || fields.destination != self.peer.port()
             {
                 continue;
+            }
+            let is_first = fields.flags & flag::SYN != 0 || !self.has_kernel_acked;
+            if fields.flags & flag::ACK != 0 && fields.flags & flag::RST == 0 && is_first {
+                // It has taken a SYN with this sequence number, and maybe not the one that was meant to count.
+                self.has_kernel_acked = true;
+                self.first = Seq::new(fields.ack);
+                (self.cursor, self.farthest, self.kernel_acks) = (0, 0, None);
             }
             for packet in self.network.tracked_from_kernel(packet) {
                 let passed = self.reader.takes(packet, false);
@@ -601,11 +611,13 @@ impl<'a> Run<'a> {
             let text = String::from_utf8_lossy(stream);
             return fail("opens what is no line of the stream", format!("the reader read {text:?}"));
         };
-        let is_skipped = alignment.skipped.iter().any(|place| (at.saturating_sub(2)..end).contains(place));
+        // Without the end of the line in front of it, it is no line of its own.
+        let from = at.saturating_sub(if role == Role::Client { 1 } else { 2 });
+        let is_skipped = alignment.skipped.iter().any(|place| (from..end).contains(place));
         if end <= alignment.read && !is_skipped {
             return Ok(());
         }
-        let is_under_way = at >= alignment.read && alignment.received == self.received.len();
+        let is_under_way = end > alignment.read && alignment.received == self.received.len();
         if is_under_way && self.is_over && !while_closing && !is_probe {
             return Ok(());
         }
