@@ -12,10 +12,11 @@ use crate::daemon::{Daemon, PATIENCE};
 use crate::raw_tcp::{RawListener, RawTcp};
 use crate::stage::{Stage, assert_closed, pinholes};
 
-/// Redis, which asks nobody for a password: on the server's host, for its own programs.
-pub(crate) const CACHE: u16 = 6379;
-/// Remote desktop, on the client's host.
-pub(crate) const DESKTOP: u16 = 3389;
+/// A cache that asks nobody for a password, on the server's host, for its own programs. Nobody knows this port for that, so
+/// that it is not closed for that reason.
+pub(crate) const CACHE: u16 = 15079;
+/// The same of a remote desktop, on the client's host.
+pub(crate) const DESKTOP: u16 = 15489;
 
 /// A host and a port as a 227 or PORT says them.
 pub(crate) fn announced(address: SocketAddr) -> String {
