@@ -1,12 +1,15 @@
 //! A connection that looks as if it were over, or new, and goes on: nothing that it says then is believed.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::thread;
 
-use pinhole::lab::{ServerKind, Shape};
+use pinhole::lab::{Family, ServerKind, Shape};
 
+use crate::daemon::PATIENCE;
 use crate::raw_tcp::{RawSegment, RawTcp};
-use crate::scene::{ClientScene, LINGER, ServerScene, announced, forget_resets_soon, wait_until_forgotten};
+use crate::scene::{ClientScene, DESKTOP, LINGER, ServerScene, announced, forget_resets_soon, wait_until_forgotten};
+use crate::stage::{Stage, assert_closed};
 
 /// A client that nobody has let in has a real server say a line that begins with 227. `between` happens when the reply to
 /// the user's name has been cut in front of it.
@@ -190,4 +193,47 @@ fn second_syn_ack_before_the_handshake_is_done_begins_no_session() {
     peer.acknowledge();
     peer.read_until("\r\n");
     scene.assert_desktop_is_closed();
+}
+
+/// TCP Fast Open: what lies in the SYN, the server has acknowledged before anything else is said.
+#[test]
+fn request_whose_head_is_in_the_syn_opens_nothing() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let (client, server) = (&stage.topology.client, &stage.topology.server);
+    server.namespace.set("net/ipv4/tcp_fastopen", "1538").expect("root may"); // 0x602
+    let target = stage.target(Family::V4, 21);
+    let listener = server.namespace.run(|| TcpListener::bind(target)).expect("root may enter").expect("it is free");
+    let own = client.addresses.of(Family::V4);
+    let desktop = SocketAddr::new(own, DESKTOP);
+    let _desktop = client.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
+    thread::scope(|scope| {
+        let browser = scope.spawn(|| {
+            let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n";
+            let mut peer = RawTcp::connect_with(&client.namespace, own, target, false, 60_000, head);
+            peer.read_reply("220");
+            peer.send_for_sure(b"USER a\r\n");
+            peer.read_reply("230");
+            peer.send_for_sure(format!("PORT {}\r\n", announced(desktop)).as_bytes());
+        });
+        let (mut control, _) = listener.accept().expect("it comes");
+        control.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+        control.write_all(b"220 Hello.\r\n").expect("it is connected");
+        let mut heard = Vec::new();
+        let mut answered = false;
+        let mut buffer = [0; 1000];
+        while let Ok(length @ 1..) = control.read(&mut buffer) {
+            heard.extend_from_slice(&buffer[..length]);
+            let text = String::from_utf8_lossy(&heard);
+            if !answered && text.contains("USER a") {
+                answered = true;
+                control.write_all(b"230 In.\r\n").expect("it is connected");
+            }
+            if text.ends_with(&format!("{}\r\n", announced(desktop))) {
+                break;
+            }
+        }
+        let _ = browser.join();
+    });
+    assert_closed(&server.namespace, desktop);
 }
