@@ -109,13 +109,7 @@ impl ClientScene {
 
     fn visit_with(&self, accept: impl FnOnce(RawListener) -> RawTcp + Send) -> (TcpStream, RawTcp) {
         let address = SocketAddr::new(self.topology.target.of(Family::V4), 21);
-        let listener = RawListener::bind(&self.topology.server.namespace, address);
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(move || accept(listener));
-            let client = crate::stage::connect(&self.topology.client.namespace, address).expect("port 21 is let out");
-            client.set_nodelay(true).expect("it is a socket");
-            (client, accepting.join().expect("it accepts"))
-        })
+        visit(&self.topology.client.namespace, &self.topology.server.namespace, address, accept)
     }
 
     /// The line that opens the client's desktop to the server, if it is believed.
@@ -131,6 +125,22 @@ impl ClientScene {
         assert_closed(&self.topology.server.namespace, public);
         assert_eq!(pinholes(self.gateway()), 0, "something is open on {}", self.gateway());
     }
+}
+
+/// A client connects to a raw end, which `accept` does.
+pub(crate) fn visit(
+    client: &Namespace,
+    server: &Namespace,
+    address: SocketAddr,
+    accept: impl FnOnce(RawListener) -> RawTcp + Send,
+) -> (TcpStream, RawTcp) {
+    let listener = RawListener::bind(server, address);
+    std::thread::scope(|scope| {
+        let accepting = scope.spawn(move || accept(listener));
+        let client = crate::stage::connect(client, address).expect("port 21 is let out");
+        client.set_nodelay(true).expect("it is a socket");
+        (client, accepting.join().expect("it accepts"))
+    })
 }
 
 /// Waits until the kernel of a namespace has forgotten the connection of a client that comes from this port.
