@@ -3,6 +3,7 @@
 
 mod support;
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use pinhole::firewall::{Firewall as _, Simulated};
@@ -12,7 +13,7 @@ use pinhole::packet::{Flags, Flow, Segment, Seq};
 use pinhole::policy::Policy;
 use pinhole::rewrite::Verdict;
 use pinhole::script::{endpoint, packet};
-use pinhole::session::Progress;
+use pinhole::session::{InStep, Progress};
 use pinhole::time::Timestamp;
 use pinhole::tracker::{Handled, News, SessionNumber, Tracker, World};
 use proptest::collection::vec;
@@ -34,6 +35,8 @@ struct Packets {
     now: u64,
     all: Vec<(Timestamp, Vec<u8>)>,
     restarts: Vec<usize>,
+    /// Those that pass while nobody reads them, as when a queue overflows.
+    unseen: BTreeSet<usize>,
 }
 
 impl Packets {
@@ -58,6 +61,7 @@ impl Packets {
             now: 1000,
             all: Vec::new(),
             restarts: Vec::new(),
+            unseen: BTreeSet::new(),
         }
     }
 
@@ -115,6 +119,14 @@ impl Packets {
         self
     }
 
+    /// What is added passes while nobody reads it.
+    fn unseen(mut self, add: impl FnOnce(Self) -> Self) -> Self {
+        let before = self.all.len();
+        self = add(self);
+        self.unseen.extend(before..self.all.len());
+        self
+    }
+
     /// The program is started anew here. The kernel keeps what it has.
     fn restart(mut self) -> Self {
         self.restarts.push(self.all.len());
@@ -125,6 +137,7 @@ impl Packets {
     fn run(&self, policy: &Policy) -> (Vec<String>, Vec<Vec<u8>>) {
         let mut tracker = Tracker::default();
         let mut firewall = Simulated::new([Port::FTP]);
+        let mut in_step = InStep::default();
         let (mut opened, mut passed) = (Vec::new(), Vec::new());
         for (index, (now, packet)) in self.all.iter().enumerate() {
             if self.restarts.contains(&index) {
@@ -145,7 +158,13 @@ impl Packets {
             let mut world = World { now: *now, policy, firewall: &mut firewall, observer: &mut observer };
             tracker.advance(&mut world);
             // The kernel does not bring what cannot be read any more.
-            let handled = if is_unread && !is_edge { Handled::NotOurs } else { tracker.handle(&segment, &mut world) };
+            let is_unread = (is_unread && !is_edge) || self.unseen.contains(&index);
+            let handled = if is_unread { Handled::NotOurs } else { tracker.handle(&segment, &mut world) };
+            if !segment.payload.is_empty() {
+                let is_in_step = !is_unread && tracker.is_in_step(&segment.flow).unwrap_or_default();
+                *(if segment.flow == self.flow { &mut in_step.client } else { &mut in_step.server }) = is_in_step;
+                firewall.find_in_step(in_step);
+            }
             let payload = match handled {
                 Handled::NotOurs | Handled::Session(Verdict::Accept) => segment.payload.to_vec(),
                 Handled::Session(Verdict::Replace(other)) => other.payload,
@@ -193,7 +212,8 @@ impl fmt::Display for Packets {
                 .filter_map(|(flag, letter)| segment.flags.has(flag).then_some(letter))
                 .collect();
             let (seq, ack, text) = (segment.seq.number(), segment.ack.number(), segment.payload.escape_ascii());
-            writeln!(f, "{time:>10} {who} {flags} seq {seq} ack {ack} \"{text}\"")?;
+            let seen = if self.unseen.contains(&index) { "unseen " } else { "" };
+            writeln!(f, "{time:>10} {seen}{who} {flags} seq {seq} ack {ack} \"{text}\"")?;
         }
         Ok(())
     }
@@ -201,9 +221,9 @@ impl fmt::Display for Packets {
 
 /// The client is not logged in, and has the server say this line by a trick with the window.
 fn cut_reply(begun: Packets) -> Packets {
-    let end = "227 (10,0,0,2,24,235) OK. Password required\r\n";
+    let end = "227 (10,0,0,2,58,231) OK. Password required\r\n";
     begun
-        .client("USER 227 (10,0,0,2,24,235)\r\n")
+        .client("USER 227 (10,0,0,2,58,231)\r\n")
         .server("331 User ")
         .wait(A_MINUTE)
         .client("PASV\r\n")
@@ -219,8 +239,8 @@ fn reset_that_the_server_ignores_does_not_end_the_session() {
             .ignored(FromClient, off, Flags::RST, "")
             .ignored(FromServer, off, Flags::RST, "")
             .client("PASV\r\n")
-            .server("227 (10,0,0,2,24,234)\r\n");
-        passive.assert_opens(&["10.0.0.2:6378"]);
+            .server("227 (10,0,0,2,58,230)\r\n");
+        passive.assert_opens(&["10.0.0.2:15078"]);
     }
 }
 
@@ -230,9 +250,9 @@ fn fin_that_nobody_acknowledges_does_not_end_the_session() {
     cut_reply(Packets::greeted().ignored(FromClient, 0, fin, "")).assert_opens(&[]);
     cut_reply(Packets::greeted().ignored(FromServer, 0, fin, "")).assert_opens(&[]);
     let passive =
-        Packets::logged_in().ignored(FromClient, 0, fin, "").client("PASV\r\n").server("227 (10,0,0,2,24,234)\r\n");
+        Packets::logged_in().ignored(FromClient, 0, fin, "").client("PASV\r\n").server("227 (10,0,0,2,58,230)\r\n");
     let opened = passive.opened();
-    assert!(opened.is_empty() || opened == ["10.0.0.2:6378"], "{opened:?}");
+    assert!(opened.is_empty() || opened == ["10.0.0.2:15078"], "{opened:?}");
 }
 
 #[test]
@@ -240,20 +260,20 @@ fn reset_at_the_next_byte_opens_nothing_for_what_follows() {
     for who in [FromClient, FromServer] {
         cut_reply(Packets::greeted().ignored(who, 0, Flags::RST, "")).assert_opens(&[]);
         let port =
-            Packets::logged_in().ignored(who, 0, Flags::RST, "").wait(A_MINUTE).client("PORT 10,0,0,1,13,61\r\n");
+            Packets::logged_in().ignored(who, 0, Flags::RST, "").wait(A_MINUTE).client("PORT 10,0,0,1,60,129\r\n");
         port.assert_opens(&[]);
     }
 }
 
 #[test]
 fn session_without_a_beginning_opens_nothing() {
-    let passive = Packets::in_the_middle().client("PASV\r\n").server("227 (10,0,0,2,24,235) OK. Password required\r\n");
+    let passive = Packets::in_the_middle().client("PASV\r\n").server("227 (10,0,0,2,58,231) OK. Password required\r\n");
     passive.assert_opens(&[]);
-    Packets::in_the_middle().client("PORT 10,0,0,1,13,61\r\n").assert_opens(&[]);
+    Packets::in_the_middle().client("PORT 10,0,0,1,60,129\r\n").assert_opens(&[]);
     Packets::in_the_middle()
         .client("USER a\r\n")
         .server("230 In.\r\n")
-        .client("PORT 10,0,0,1,13,61\r\n")
+        .client("PORT 10,0,0,1,60,129\r\n")
         .assert_opens(&[]);
 }
 
@@ -272,7 +292,7 @@ fn syn_ack_in_the_middle_begins_no_session() {
             .client(head)
             .client(body)
             .ignored(FromServer, invented + 12, Flags::ACK, "230 In.\r\n")
-            .client("PORT 10,0,0,1,13,61\r\n")
+            .client("PORT 10,0,0,1,60,129\r\n")
             .assert_opens(&[]);
     }
 }
@@ -281,11 +301,11 @@ fn syn_ack_in_the_middle_begins_no_session() {
 fn bare_line_feed_in_a_reply_begins_no_reply() {
     for odd in ["\n", "\r\0\n", "\n\r", "\r", "\r\r", "\0", "\x0b", "\x0c", "\u{85}", "\u{2028}"] {
         let packets = Packets::logged_in()
-            .client(format!("TYPE {odd}227 (10,0,0,2,24,235)\r\nPASV\r\n"))
-            .server(format!("504 Unsupported type \"{odd}227 (10,0,0,2,24,235)\".\r\n"))
-            .server("227 Entering Passive Mode (10,0,0,2,24,234).\r\n");
+            .client(format!("TYPE {odd}227 (10,0,0,2,58,231)\r\nPASV\r\n"))
+            .server(format!("504 Unsupported type \"{odd}227 (10,0,0,2,58,231)\".\r\n"))
+            .server("227 Entering Passive Mode (10,0,0,2,58,230).\r\n");
         let opened = packets.opened();
-        assert!(!opened.contains(&"10.0.0.2:6379".to_owned()), "behind {odd:?}: {opened:?}");
+        assert!(!opened.contains(&"10.0.0.2:15079".to_owned()), "behind {odd:?}: {opened:?}");
     }
 }
 
@@ -294,7 +314,7 @@ fn telnet_bytes_in_a_reply_begin_no_reply() {
     let before: [&[u8]; 6] =
         [b"\xff\xf1", b"\xff\xfb\r\n", b"\xff\xfa\r\n\xff\xf0", b"\xff\n", b"\xff\r\n", b"\xff\xff\r\n"];
     for odd in before {
-        let passive = b"227 (10,0,0,2,24,235)";
+        let passive = b"227 (10,0,0,2,58,231)";
         let packets = Packets::logged_in()
             .client([b"XY ".as_slice(), odd, passive, b"\r\nPASV\r\n"].concat())
             .server([b"500 'XY ".as_slice(), odd, passive, b"' not understood\r\n"].concat());
@@ -314,7 +334,7 @@ fn http_method_that_is_an_ftp_command_opens_nothing() {
         {
             let head = Packets::greeted().client(format!("{method}{request}Host: 10.0.0.2:21\r\nAccept: */*\r\n\r\n"));
             let answered = head.server("331 And?\r\n230 In.\r\n").client("text=a\r\nUSER a\r\n").server("230 In.\r\n");
-            answered.client("PORT 10,0,0,1,13,61\r\n").assert_opens(&[]);
+            answered.client("PORT 10,0,0,1,60,129\r\n").assert_opens(&[]);
         }
     }
 }
@@ -322,10 +342,21 @@ fn http_method_that_is_an_ftp_command_opens_nothing() {
 #[test]
 fn client_that_speaks_before_the_greeting_opens_nothing() {
     let early = Packets::connected().client("USER a\r\n").server("220 Hello.\r\n230 In.\r\n");
-    early.client("PORT 10,0,0,1,13,61\r\n").assert_opens(&[]);
+    early.client("PORT 10,0,0,1,60,129\r\n").assert_opens(&[]);
     let late =
         Packets::connected().client("POST").server("220 Hello.\r\n").client("\r\nUSER a\r\n").server("230 In.\r\n");
-    late.client("PORT 10,0,0,1,13,61\r\n").assert_opens(&[]);
+    late.client("PORT 10,0,0,1,60,129\r\n").assert_opens(&[]);
+}
+
+/// The head of the request passes while the queue is full, which the server can see to.
+#[test]
+fn request_whose_head_passed_unread_opens_nothing() {
+    let head = "POST / HTTP/1.1\r\nHost: 10.0.0.2:21\r\n\r\n";
+    for greeted in [Packets::greeted(), Packets::connected()] {
+        let lost = greeted.unseen(|packets| packets.client(head));
+        let talk = lost.server("220 Hello.\r\n").client("a=b\r\n").client("USER a\r\n").server("230 In.\r\n");
+        talk.client("PORT 10,0,0,1,60,129\r\n").assert_opens(&[]);
+    }
 }
 
 #[test]
@@ -333,7 +364,7 @@ fn first_reply_other_than_a_greeting_opens_nothing_later() {
     for first in ["230 In.\r\n", "331 And?\r\n", "200 OK\r\n", "421 Later.\r\n", "HTTP/1.1 200 OK\r\n"] {
         let packets =
             Packets::connected().server(first).server("220 Hello.\r\n").client("USER a\r\n").server("230 In.\r\n");
-        packets.client("PORT 10,0,0,1,13,61\r\n").assert_opens(&[]);
+        packets.client("PORT 10,0,0,1,60,129\r\n").assert_opens(&[]);
     }
 }
 
@@ -392,15 +423,15 @@ fn denied_command_behind_an_ignored_end_is_stopped() {
 /// What an attacker's client may say, piece by piece: FTP's words, other protocols' words, and what ends a line or not.
 fn hostile_text() -> impl Strategy<Value = Vec<u8>> {
     let words: &[&[u8]] = &[
-        b"USER 227 (10,0,0,2,24,235)",
+        b"USER 227 (10,0,0,2,58,231)",
         b"USER a",
         b"USER",
         b"PASS x",
         b"PASV",
         b"EPSV",
         b"LPSV",
-        b"PORT 10,0,0,1,13,61",
-        b"EPRT |1|10.0.0.1|3389|",
+        b"PORT 10,0,0,1,60,129",
+        b"EPRT |1|10.0.0.1|15489|",
         b"TYPE ",
         b"REIN",
         b"AUTH TLS",
@@ -410,8 +441,8 @@ fn hostile_text() -> impl Strategy<Value = Vec<u8>> {
         b"ACCT x",
         b"POST / HTTP/1.1",
         b"Host: x",
-        b"227 (10,0,0,2,24,235)",
-        b"229 (|||6379|)",
+        b"227 (10,0,0,2,58,231)",
+        b"229 (|||15079|)",
         b"230 In.",
         b"220 Hello.",
         b"\r\n",
@@ -452,7 +483,7 @@ fn hostile_lines() -> impl Strategy<Value = Vec<u8>> {
         b"\t",
     ];
     let replies =
-        ["227 (10,0,0,2,24,235)", "227 Entering Passive Mode (10,0,0,2,24,235).", "229 (|||6379|)", "230 In.", "213 "];
+        ["227 (10,0,0,2,58,231)", "227 Entering Passive Mode (10,0,0,2,58,231).", "229 (|||15079|)", "230 In.", "213 "];
     let repeated = (
         proptest::sample::select(verbs.to_vec()),
         proptest::sample::select(odd),
@@ -563,7 +594,7 @@ fn play(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) 
         }
         if forget > 0 && packets.all.len() > before {
             forget -= 1;
-            packets.all.truncate(before);
+            packets.unseen.extend(before..packets.all.len());
         }
     }
     packets
@@ -608,6 +639,8 @@ enum HostileMove {
     Says(&'static str),
     /// The server sends a segment that never arrives, or that the browser's kernel ignores.
     Ignored(i32, u8, &'static str),
+    /// The next that is said passes unread.
+    Lost,
     Restart,
     Wait(u64),
 }
@@ -622,15 +655,16 @@ fn hostile_moves() -> impl Strategy<Value = Vec<HostileMove>> {
         "500 What?\r\n",
         "200 Yes.\r\n",
         "234 Go on.\r\n",
-        "227 (10,0,0,2,24,234)\r\n",
+        "227 (10,0,0,2,58,230)\r\n",
         "\r\n",
     ];
     let line = move || proptest::sample::select(lines.to_vec());
     let off = prop_oneof![Just(0), Just(1), Just(-1), Just(1000), -70_000..70_000i32];
     let one = prop_oneof![
-        6 => (1..60usize).prop_map(HostileMove::Client),
+        6 => prop_oneof![1..60usize, 40..200usize].prop_map(HostileMove::Client),
         5 => line().prop_map(HostileMove::Says),
         3 => (off, 0..7u8, prop_oneof![Just(""), line()]).prop_map(|(off, flags, text)| HostileMove::Ignored(off, flags, text)),
+        1 => Just(HostileMove::Lost),
         1 => Just(HostileMove::Restart),
         1 => prop_oneof![Just(11_000), Just(A_MINUTE), Just(4_000_000)].prop_map(HostileMove::Wait),
     ];
@@ -643,8 +677,8 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
     let body = [
         "USER a\r\n",
         "PASS b\r\n",
-        "PORT 10,0,0,1,13,61\r\n",
-        "EPRT |1|10.0.0.1|3389|\r\n",
+        "PORT 10,0,0,1,60,129\r\n",
+        "EPRT |1|10.0.0.1|15489|\r\n",
         "NOOP\r\n",
         "text=a&",
         "\r\n",
@@ -685,8 +719,9 @@ proptest! {
     #[test]
     fn nothing_that_a_browser_is_made_to_send_opens_anything(text in request(), moves in hostile_moves()) {
         let mut packets = Packets::connected();
-        let mut said = 0;
+        let (mut said, mut is_lost) = (0, false);
         for one in &moves {
+            let before = packets.all.len();
             packets = match one {
                 HostileMove::Client(length) => {
                     let piece = &text[said..text.len().min(said + length)];
@@ -695,9 +730,17 @@ proptest! {
                 }
                 HostileMove::Says(line) => packets.server(line),
                 HostileMove::Ignored(off, flags, text) => packets.ignored(FromServer, *off, flags_of(*flags), text),
+                HostileMove::Lost => {
+                    is_lost = true;
+                    packets
+                }
                 HostileMove::Restart => packets.restart(),
                 HostileMove::Wait(milliseconds) => packets.wait(*milliseconds),
             };
+            if is_lost && packets.all.len() > before {
+                is_lost = false;
+                packets.unseen.extend(before..packets.all.len());
+            }
         }
         let opened = packets.opened();
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.1:")), "{opened:?} by these:\n{packets}");

@@ -12,10 +12,11 @@ use crate::daemon::{Daemon, PATIENCE};
 use crate::raw_tcp::{RawListener, RawTcp};
 use crate::stage::{Stage, assert_closed, pinholes};
 
-/// Redis, which asks nobody for a password: on the server's host, for its own programs.
-pub(crate) const CACHE: u16 = 6379;
-/// Remote desktop, on the client's host.
-pub(crate) const DESKTOP: u16 = 3389;
+/// A cache that asks nobody for a password, on the server's host, for its own programs. Nobody knows this port for that, so
+/// that it is not closed for that reason.
+pub(crate) const CACHE: u16 = 15079;
+/// The same of a remote desktop, on the client's host.
+pub(crate) const DESKTOP: u16 = 15489;
 
 /// A host and a port as a 227 or PORT says them.
 pub(crate) fn announced(address: SocketAddr) -> String {
@@ -108,13 +109,7 @@ impl ClientScene {
 
     fn visit_with(&self, accept: impl FnOnce(RawListener) -> RawTcp + Send) -> (TcpStream, RawTcp) {
         let address = SocketAddr::new(self.topology.target.of(Family::V4), 21);
-        let listener = RawListener::bind(&self.topology.server.namespace, address);
-        std::thread::scope(|scope| {
-            let accepting = scope.spawn(move || accept(listener));
-            let client = crate::stage::connect(&self.topology.client.namespace, address).expect("port 21 is let out");
-            client.set_nodelay(true).expect("it is a socket");
-            (client, accepting.join().expect("it accepts"))
-        })
+        visit(&self.topology.client.namespace, &self.topology.server.namespace, address, accept)
     }
 
     /// The line that opens the client's desktop to the server, if it is believed.
@@ -130,6 +125,22 @@ impl ClientScene {
         assert_closed(&self.topology.server.namespace, public);
         assert_eq!(pinholes(self.gateway()), 0, "something is open on {}", self.gateway());
     }
+}
+
+/// A client connects to a raw end, which `accept` does.
+pub(crate) fn visit(
+    client: &Namespace,
+    server: &Namespace,
+    address: SocketAddr,
+    accept: impl FnOnce(RawListener) -> RawTcp + Send,
+) -> (TcpStream, RawTcp) {
+    let listener = RawListener::bind(server, address);
+    std::thread::scope(|scope| {
+        let accepting = scope.spawn(move || accept(listener));
+        let client = crate::stage::connect(client, address).expect("port 21 is let out");
+        client.set_nodelay(true).expect("it is a socket");
+        (client, accepting.join().expect("it accepts"))
+    })
 }
 
 /// Waits until the kernel of a namespace has forgotten the connection of a client that comes from this port.
