@@ -33,6 +33,7 @@ pub struct Simulated {
     unread: Marked,
     settled: Marked,
     lookups: u64,
+    renewals: usize,
 }
 
 /// How many connections of a kind are remembered. The kernel remembers all that it has.
@@ -77,6 +78,7 @@ impl Simulated {
             unread: Marked::default(),
             settled: Marked::default(),
             lookups: 0,
+            renewals: 0,
         }
     }
 
@@ -104,6 +106,11 @@ impl Simulated {
     /// How the sequence numbers of a connection are corrected.
     pub fn adjustments(&self, connection: &Connection) -> Adjustments {
         self.adjustments.get(&connection.original).copied().unwrap_or_default()
+    }
+
+    /// How often an open corridor was renewed.
+    pub const fn renewals(&self) -> usize {
+        self.renewals
     }
 
     /// How often it was asked what NAT makes of a connection.
@@ -167,6 +174,10 @@ impl Firewall for Simulated {
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
         self.corridors.push(*corridor);
         Ok(())
+    }
+
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.renewals += usize::from(self.corridors.contains(corridor));
     }
 
     fn close_corridor(&mut self, corridor: &Corridor) {

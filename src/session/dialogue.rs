@@ -115,6 +115,7 @@ pub struct Dialogue {
     greeted: bool,
     picked_up: bool,
     extended_only: bool,
+    encryption_requested: bool,
     /// Whether all commands and replies were heard, so that it is known which answers which.
     in_step: bool,
     /// A hole in what the server said that the client has no part in.
@@ -163,6 +164,7 @@ impl Dialogue {
             greeted: false,
             picked_up: false,
             extended_only: false,
+            encryption_requested: false,
             in_step: true,
             hole: Hole::default(),
             excerpt: None,
@@ -213,6 +215,11 @@ impl Dialogue {
     /// Whether the server is known to have let the user in.
     pub fn is_logged_in(&self) -> bool {
         self.login == Login::In
+    }
+
+    /// Whether it is encrypted because the client asked for that.
+    pub fn is_encryption_requested(&self) -> bool {
+        self.encryption_requested
     }
 
     /// Whether it turned out not to be FTP.
@@ -368,6 +375,7 @@ impl Dialogue {
                     return self.server_answers(reply);
                 }
                 self.language = Language::Secret;
+                self.encryption_requested = was_asked;
                 Event::Encrypted
             }
             Meaning::Ready | Meaning::NeedSecret | Meaning::NotLoggedIn | Meaning::Done | Meaning::Failed => {

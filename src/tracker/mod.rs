@@ -7,24 +7,26 @@
 mod about;
 mod adopt;
 mod client;
+mod encrypted;
 mod expectations;
 mod list;
 mod memory;
 mod news;
 mod port_search;
 mod quotas;
+mod ranges;
 mod rank;
 mod rewriting;
 mod slab;
 mod table;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use adopt::{Adoption, Remains};
+pub use client::ClientKey;
 pub use news::{Ended, News, Observer, SessionNumber};
 
-use crate::expectation::{Closed, Corridor, Expectation};
+use crate::expectation::{Closed, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
@@ -35,9 +37,9 @@ use crate::stream::Oddity;
 use crate::time::Timestamp;
 use about::About;
 use adopt::Heritage;
-use client::ClientKey;
 use expectations::{Expectations, Standing};
 use memory::{Buffered, MemoryBudget};
+use ranges::Ranges;
 use rank::Rank;
 use table::{Placed, Table, Tracked};
 
@@ -87,8 +89,8 @@ enum Patience {
 pub struct Tracker {
     sessions: Table,
     expectations: Expectations,
-    /// The corridors of encrypted sessions, by slot; only where a policy allows any.
-    corridors: BTreeMap<u32, Corridor>,
+    /// The port ranges of encrypted sessions; only where a policy allows any.
+    ranges: Ranges,
     /// What the buffers of all sessions hold.
     memory: MemoryBudget,
     /// What an earlier run left.
@@ -125,7 +127,10 @@ impl Tracker {
 
     /// The moment at which [`advance`](Self::advance) will have something to do, at the earliest.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        [self.expectations.next_expiry(), self.sessions.next_due()].into_iter().flatten().min()
+        [self.expectations.next_expiry(), self.sessions.next_due(), self.ranges.next_renewal()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes a segment as it was seen. Before it goes on, every pinhole that it announces stands.
@@ -200,6 +205,7 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.observer.observe(expectation.expires(), session, &News::Expired(expectation));
         }
+        self.renew_ranges(world);
         self.sessions.set_idle(world.policy.limits.idle);
         while let Some(slot) = self.sessions.find_due(now) {
             self.end(slot, Ended::Idle, world);
@@ -217,7 +223,7 @@ impl Tracker {
             Some(standing) => (standing.session, standing.mode),
             None if self.heritage.admits(flow) => (SessionNumber::EARLIER, None),
             None => {
-                let (&slot, _) = self.corridors.iter().find(|(_, corridor)| corridor.matches(flow))?;
+                let slot = self.ranges.session_of(flow)?;
                 (self.sessions.get(slot)?.number, None)
             }
         };
@@ -302,7 +308,7 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Verdict {
         self.sessions.heard(slot, world.now);
-        let Self { sessions, expectations, corridors, memory, .. } = self;
+        let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
         let Tracked { session, connection, number, rule, courses, buffered, .. } = tracked;
         let mut courses = courses.as_deref_mut();
@@ -328,7 +334,7 @@ impl Tracker {
             connection,
             terms,
             expectations,
-            corridors,
+            ranges,
             segment: &segment,
             direction,
             courses,
@@ -337,6 +343,7 @@ impl Tracker {
         let client = ClientKey::of(connection.client().address);
         let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
         let limits = narrowed.as_ref().unwrap_or(&policy.limits);
+        about.encrypted_segment(&segment, direction);
         let ending = session.segment(&segment, direction, limits, policy.capture.inspect, |told| match told {
             Told::Event(Event::Nothing, ..) => {}
             Told::Event(event, dialogue, line) => about.event(event, dialogue, line),
@@ -375,7 +382,7 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.tell(number, &News::Closed { expectation, why: Closed::SessionEnded });
         }
-        if let Some(corridor) = self.corridors.remove(&slot) {
+        if let Some(corridor) = self.ranges.remove(slot) {
             world.firewall.close_corridor(&corridor);
         }
         self.close_heritage(&flow, world);
