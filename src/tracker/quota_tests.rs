@@ -86,8 +86,8 @@ fn full_table_evicts_ended_then_half_open_then_before_login() {
     logs_in(&mut stage, &mut talks[4]);
     stage.sees(&talks[4].resets(FromClient));
     stage.take_told();
-    for talk in 5..9 {
-        logs_in(&mut stage, &mut talks[talk]);
+    for talk in &mut talks[5..9] {
+        logs_in(&mut stage, talk);
     }
     // The fifth had ended and was told of; then the half-open one, the one before a login, and the oldest of the others.
     let order = ["4 ended: evicted", "3 ended: evicted", "1 ended: evicted"];
