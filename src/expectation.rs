@@ -91,6 +91,9 @@ pub struct Corridor {
 }
 
 impl Corridor {
+    /// How long one lasts in the firewall unless it is renewed.
+    pub const LIFETIME: Duration = Duration::from_secs(3600);
+
     /// Whether a connection with these addresses goes through it.
     pub fn matches(&self, flow: &Flow) -> bool {
         flow.source.address == self.from

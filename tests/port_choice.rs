@@ -57,6 +57,10 @@ impl Firewall for Counting {
         self.inner.close_corridor(corridor);
     }
 
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.inner.renew_corridor(corridor);
+    }
+
     fn record(&mut self, connection: &Connection, progress: Progress) {
         self.inner.record(connection, progress);
     }

@@ -53,6 +53,7 @@ pub struct Engine {
     clock: Clock,
     queue_troubles: Seldom,
     firewall_troubles: Seldom,
+    missed_news: Seldom,
     /// Why the kernel does not tell of connections any more, if it does not.
     deaf: Option<Error>,
     /// What was installed is gone for good: the watchers hear of that, too, and must not mend it.
@@ -73,6 +74,7 @@ impl Engine {
             clock: Clock::start(),
             queue_troubles: Seldom::default(),
             firewall_troubles: Seldom::default(),
+            missed_news: Seldom::default(),
             deaf: None,
             has_stopped: false,
         };
@@ -177,6 +179,7 @@ impl Engine {
     /// Some time has gone by without anything else to do.
     pub(super) fn pass_time(&mut self) {
         self.act(Tracker::advance);
+        self.journal.say_omitted(self.clock.now());
         self.tell_troubles();
     }
 
@@ -198,7 +201,14 @@ impl Engine {
             match self.connections.next(Duration::ZERO) {
                 Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
                 Ok(Heard::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
-                Ok(Heard::Missed) => warn!("missed some news of connections: counts of used pinholes may be too low"),
+                Ok(Heard::Missed) => {
+                    if let Some(times) = self.missed_news.worth_telling(self.clock.now()) {
+                        warn!(
+                            "missed some news of connections ({times} times since the last such line): counts of used \
+                             pinholes may be too low"
+                        );
+                    }
+                }
                 Ok(Heard::Nothing) => return,
                 // Whoever watches ends the program, and the next one listens anew.
                 Err(error) => {

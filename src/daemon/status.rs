@@ -28,6 +28,8 @@ pub struct Counters {
     pub evicted: BTreeMap<&'static str, u64>,
     /// Sessions that became encrypted.
     pub encrypted: u64,
+    /// Port ranges opened for encrypted sessions.
+    pub ranges: u64,
     /// Connections to a control port that do not talk FTP.
     pub not_ftp: u64,
     /// Fragments, passed unread.

@@ -220,6 +220,10 @@ impl Firewall for Kernel {
         self.firewall().open_corridor(corridor)
     }
 
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.firewall().renew_corridor(corridor);
+    }
+
     fn close_corridor(&mut self, corridor: &Corridor) {
         self.firewall().close_corridor(corridor);
     }

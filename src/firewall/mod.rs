@@ -92,6 +92,9 @@ pub trait Firewall {
     /// Admits a corridor until it is closed.
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened>;
 
+    /// Has a corridor that is open last for its whole [lifetime](Corridor::LIFETIME) from now on, where one ends by itself.
+    fn renew_corridor(&mut self, corridor: &Corridor);
+
     /// Does not admit a corridor any more.
     fn close_corridor(&mut self, corridor: &Corridor);
 

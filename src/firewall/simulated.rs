@@ -36,6 +36,7 @@ pub struct Simulated {
     recorded: Recorded,
     in_step: InStep,
     lookups: u64,
+    renewals: usize,
 }
 
 /// How many connections are remembered. The kernel remembers all that it has.
@@ -81,6 +82,7 @@ impl Simulated {
             recorded: Recorded::default(),
             in_step: InStep::default(),
             lookups: 0,
+            renewals: 0,
         }
     }
 
@@ -118,6 +120,11 @@ impl Simulated {
     /// How the sequence numbers of a connection are corrected.
     pub fn adjustments(&self, connection: &Connection) -> Adjustments {
         self.adjustments.get(&connection.original).copied().unwrap_or_default()
+    }
+
+    /// How often an open corridor was renewed.
+    pub const fn renewals(&self) -> usize {
+        self.renewals
     }
 
     /// How often it was asked what NAT makes of a connection.
@@ -182,6 +189,10 @@ impl Firewall for Simulated {
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
         self.corridors.push(*corridor);
         Ok(())
+    }
+
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.renewals += usize::from(self.corridors.contains(corridor));
     }
 
     fn close_corridor(&mut self, corridor: &Corridor) {

@@ -41,7 +41,7 @@ impl Tally {
         match news {
             News::Began { .. } => self.sessions += 1,
             News::Expected { .. } => self.expectations += 1,
-            News::Refused { .. } => self.refusals += 1,
+            News::Refused { .. } | News::RangeRefused { .. } => self.refusals += 1,
             News::Used { .. } => self.related += 1,
             News::Expired(_) => self.expired += 1,
             News::Anomaly(_) => self.oddities += 1,
@@ -51,6 +51,7 @@ impl Tally {
             | News::LoggedIn { .. }
             | News::Closed { .. }
             | News::Encrypted { .. }
+            | News::RangeOpened(_)
             | News::NotFtp
             | News::Ended(_) => {}
         }

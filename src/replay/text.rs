@@ -94,7 +94,11 @@ impl<W: Write> Report for Text<W> {
                 say(format_args!("encrypted from here on: nothing more can be read, nothing opens"));
             }
             News::Encrypted { corridor: Some(corridor) } => {
-                say(format_args!("encrypted from here on: the policy admits {corridor}"));
+                say(format_args!("encrypted from here on: {corridor} opens when as much was said as a login takes"));
+            }
+            News::RangeOpened(corridor) => say(format_args!("{corridor} opens while the session lasts")),
+            News::RangeRefused { corridor, why } => {
+                say(format_args!("{corridor} refused, {why}: {}", why.explanation()));
             }
             News::NotFtp => say(format_args!("this is not FTP: nothing opens")),
             News::Ended(how) => say(format_args!("end, {}", how.name())),

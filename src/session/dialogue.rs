@@ -134,6 +134,7 @@ pub struct Dialogue {
     /// Its beginning was read, or an earlier run left word of it.
     is_known: bool,
     extended_only: bool,
+    encryption_requested: bool,
     /// Whether all commands and replies were read, so that it is known which answers which.
     in_step: bool,
     /// The next reply is the first since an earlier run, which may have read the question that it answers.
@@ -153,6 +154,7 @@ impl Dialogue {
             has_commanded: false,
             is_known: true,
             extended_only: false,
+            encryption_requested: false,
             in_step: true,
             may_answer_earlier_run: false,
             user: None,
@@ -201,6 +203,11 @@ impl Dialogue {
     /// Whether the server is known to have let the user in.
     pub fn is_logged_in(&self) -> bool {
         self.is_logged_in
+    }
+
+    /// Whether it is encrypted because the client asked for that.
+    pub fn is_encryption_requested(&self) -> bool {
+        self.encryption_requested
     }
 
     /// Whether it turned out not to be FTP.
@@ -379,6 +386,7 @@ impl Dialogue {
                     return Event::Nothing;
                 }
                 self.language = Language::Secret;
+                self.encryption_requested = was_asked;
                 Event::Encrypted
             }
             Meaning::Ready | Meaning::NeedSecret | Meaning::NotLoggedIn | Meaning::Done | Meaning::Failed => {

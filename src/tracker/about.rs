@@ -1,15 +1,14 @@
 //! What the events of a session lead to: pinholes, refusals, news.
 
-use std::collections::BTreeMap;
-
 use super::expectations::{Expectations, Standing};
+use super::ranges::Ranges;
 use super::{News, Observer, SessionNumber, World};
 use crate::decision;
-use crate::expectation::{Closed, Corridor, Expectation, Refusal};
+use crate::expectation::{Closed, Expectation, Refusal};
 use crate::firewall::Firewall;
 use crate::ftp::Line;
 use crate::packet::{Connection, Direction, Segment};
-use crate::policy::{Terms, Tls};
+use crate::policy::Terms;
 use crate::rewrite::Courses;
 use crate::session::{Announcement, Dialogue, Event};
 
@@ -26,7 +25,7 @@ pub(super) struct About<'a, 'w, F, O> {
     /// The segment holds something that must not go on, and could not be changed.
     pub(super) must_drop: bool,
     pub(super) expectations: &'a mut Expectations,
-    pub(super) corridors: &'a mut BTreeMap<u32, Corridor>,
+    pub(super) ranges: &'a mut Ranges,
     /// The segment that brought them.
     pub(super) segment: &'a Segment<'a>,
     pub(super) direction: Direction,
@@ -52,7 +51,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
                 }
             }
             Event::LoggedIn => self.tell(&News::LoggedIn { user: dialogue.user() }),
-            Event::Encrypted => self.encrypted(),
+            Event::Encrypted => self.encrypted(dialogue.is_encryption_requested()),
             Event::NotFtp => self.not_ftp(),
         }
         if self.direction == Direction::FromClient
@@ -103,19 +102,5 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         }
         self.admit(announcement, &expectation)?;
         Ok(expectation)
-    }
-
-    fn encrypted(&mut self) {
-        let corridor = match self.terms.tls {
-            Tls::Pass | Tls::Deny => None,
-            Tls::Range(_) if self.is_over => None,
-            Tls::Range(ports) => {
-                let Connection { original, .. } = *self.connection;
-                let corridor = Corridor { from: original.source.address, to: original.destination.address, ports };
-                self.world.firewall.open_corridor(&corridor).is_ok().then_some(corridor)
-            }
-        };
-        self.corridors.extend(corridor.map(|corridor| (self.slot, corridor)));
-        self.tell(&News::Encrypted { corridor });
     }
 }

@@ -104,6 +104,12 @@ impl Heritage {
         orphans
     }
 
+    /// Whether that corridor was left, and may be needed still.
+    pub(super) fn holds(&self, corridor: &Corridor) -> bool {
+        let shared = self.by_hosts.get(&hosts(corridor.from, corridor.to));
+        shared.is_some_and(|shared| shared.corridors.contains(corridor))
+    }
+
     /// Whether a connection with these addresses goes through a corridor that was left.
     pub(super) fn admits(&self, flow: &Flow) -> bool {
         let shared = self.by_hosts.get(&hosts(flow.source.address, flow.destination.address));
@@ -151,6 +157,7 @@ impl Tracker {
                 Some(shared) if is_open => {
                     adoption.corridors += 1;
                     shared.corridors.push(corridor);
+                    self.ranges.note_adopted(corridor, world.now);
                 }
                 _ => {
                     adoption.closed += 1;

@@ -6,10 +6,11 @@ use std::net::IpAddr;
 ///
 /// An IPv6 host chooses the last 64 bits of its address itself, so they do not tell one client from another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub(super) struct ClientKey(u64);
+pub struct ClientKey(u64);
 
 impl ClientKey {
-    pub(super) const fn of(address: IpAddr) -> Self {
+    /// The client with that address.
+    pub const fn of(address: IpAddr) -> Self {
         match address {
             // No network of IPv6 hosts begins with 32 zero bits.
             IpAddr::V4(address) => Self(address.to_bits() as u64),

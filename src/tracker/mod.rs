@@ -7,24 +7,26 @@
 mod about;
 mod adopt;
 mod client;
+mod encrypted;
 mod expectations;
 mod list;
 mod memory;
 mod news;
 mod port_search;
 mod quotas;
+mod ranges;
 mod rank;
 mod rewriting;
 mod slab;
 mod table;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use adopt::{Adoption, Remains};
+pub use client::ClientKey;
 pub use news::{Ended, News, Observer, SessionNumber};
 
-use crate::expectation::{Closed, Corridor, Expectation};
+use crate::expectation::{Closed, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
@@ -35,9 +37,9 @@ use crate::stream::{Acceptance, StreamAnomaly};
 use crate::time::Timestamp;
 use about::About;
 use adopt::Heritage;
-use client::ClientKey;
 use expectations::{Expectations, Standing};
 use memory::{Buffered, MemoryBudget};
+use ranges::Ranges;
 use rank::Rank;
 use table::{Placed, Table, Tracked};
 
@@ -88,8 +90,8 @@ enum Patience {
 pub struct Tracker {
     sessions: Table,
     expectations: Expectations,
-    /// The corridors of encrypted sessions, by slot; only where a policy allows any.
-    corridors: BTreeMap<u32, Corridor>,
+    /// The port ranges of encrypted sessions; only where a policy allows any.
+    ranges: Ranges,
     /// What the buffers of all sessions hold.
     memory: MemoryBudget,
     /// What an earlier run left.
@@ -126,7 +128,10 @@ impl Tracker {
 
     /// The moment at which [`advance`](Self::advance) will have something to do, at the earliest.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        [self.expectations.next_expiry(), self.sessions.next_due()].into_iter().flatten().min()
+        [self.expectations.next_expiry(), self.sessions.next_due(), self.ranges.next_renewal()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes a segment as it was seen. Before it goes on, every pinhole that it announces stands.
@@ -216,6 +221,7 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.observer.observe(expectation.expires(), session, &News::Expired(expectation));
         }
+        self.renew_ranges(world);
         self.sessions.set_idle(world.policy.limits.idle);
         while let Some(slot) = self.sessions.find_due(now) {
             self.forget(slot, Ended::Idle, world);
@@ -232,7 +238,7 @@ impl Tracker {
             Some(standing) => (standing.session, standing.mode),
             None if self.heritage.admits(flow) => (SessionNumber::EARLIER, None),
             None => {
-                let (&slot, _) = self.corridors.iter().find(|(_, corridor)| corridor.matches(flow))?;
+                let slot = self.ranges.session_of(flow)?;
                 (self.sessions.get(slot)?.number, None)
             }
         };
@@ -320,7 +326,7 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Verdict {
         self.sessions.heard(slot, world.now);
-        let Self { sessions, expectations, corridors, memory, .. } = self;
+        let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
         let Tracked { session, connection, number, rule, ended, recorded, courses, buffered, .. } = tracked;
         let mut courses = courses.as_deref_mut();
@@ -377,12 +383,13 @@ impl Tracker {
             is_known: session.dialogue().is_known(),
             must_drop: false,
             expectations,
-            corridors,
+            ranges,
             segment: &segment,
             direction,
             courses,
             world,
         };
+        about.encrypted_segment(&segment, direction);
         let ending = session.segment(&segment, direction, limits, |output| match output {
             SessionOutput::Read(direction, place, bytes) => {
                 about.world.observer.read(about.number, direction, place, bytes);
@@ -407,8 +414,10 @@ impl Tracker {
             };
             verdict = payload.map_or(Verdict::Accept, |payload| Verdict::Replace(Replacement { seq, payload }));
         }
-        // Where commands are held back, what is not FTP is read on: its server may take it for FTP.
-        let may_go_unread = session.dialogue().is_encrypted() || !rewriting::holds_back(terms);
+        // Of an encrypted session it may matter how far it has come. And where commands are held back, what is not FTP is
+        // read on: its server may take it for FTP.
+        let may_go_unread =
+            if session.dialogue().is_encrypted() { !ranges.is_planned(slot) } else { !rewriting::holds_back(terms) };
         let progress = match session.dialogue().progress() {
             Progress::Unreadable if !may_go_unread => Progress::Unknown,
             progress => progress,
@@ -443,7 +452,7 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.tell(number, &News::Closed { expectation, why: Closed::SessionEnded });
         }
-        if let Some(corridor) = self.corridors.remove(&slot) {
+        if let Some(corridor) = self.ranges.remove(slot) {
             world.firewall.close_corridor(&corridor);
         }
         self.close_heritage(&flow, world);

@@ -92,8 +92,17 @@ pub enum News<'a> {
     },
     /// The session cannot be read from here on.
     Encrypted {
-        /// Where the policy lets its data connections go.
+        /// Where the policy will let its data connections go.
         corridor: Option<Corridor>,
+    },
+    /// The encrypted dialogue has come as far as a login: its data connections may go there while the session lasts.
+    RangeOpened(Corridor),
+    /// The range that the policy has for an encrypted session was not opened.
+    RangeRefused {
+        /// Which one.
+        corridor: Corridor,
+        /// Why not.
+        why: Refusal,
     },
     /// What the two ends talk is not FTP.
     NotFtp,

@@ -86,8 +86,8 @@ fn full_table_evicts_ended_then_half_open_then_before_login() {
     logs_in(&mut stage, &mut talks[4]);
     stage.sees(&talks[4].resets(FromClient));
     stage.take_told();
-    for talk in 5..9 {
-        logs_in(&mut stage, &mut talks[talk]);
+    for talk in &mut talks[5..9] {
+        logs_in(&mut stage, talk);
     }
     // The fifth had ended and was told of; then the half-open one, the one before a login, and the oldest of the others.
     let order = ["4 ended: evicted", "3 ended: evicted", "1 ended: evicted"];
@@ -242,6 +242,79 @@ fn lines_without_an_end_are_bounded_too() {
     }
     let kept = stage.tracker.buffered_bytes();
     assert!(kept <= 65_536 + 1000 * BEYOND, "{kept}");
+}
+
+/// A TLS handshake, and two commands with their answers; then the client goes on.
+pub(super) fn goes_on_encrypted(stage: &mut Stage, talk: &mut Conversation) {
+    let (hello, data) = (b"\x16\x03\x01\0\x02ab", b"\x17\x03\x03\0\x02ab");
+    for who in [FromClient, FromServer] {
+        stage.sees(&talk.says(who, hello));
+    }
+    for who in [FromClient, FromServer, FromClient, FromServer, FromClient] {
+        stage.sees(&talk.says(who, data));
+    }
+}
+
+/// A session that has become encrypted before any login, as FTPS clients do.
+fn secures(stage: &mut Stage, talk: &mut Conversation) {
+    stage.sees_all(talk.handshake());
+    let lines = [(FromServer, "220 ready\r\n"), (FromClient, "AUTH TLS\r\n"), (FromServer, "234 go\r\n")];
+    for (who, line) in lines {
+        stage.sees(&talk.says(who, line));
+    }
+}
+
+const RANGE: &str = "defaults: { tls: range 50000-50100 }\n";
+
+#[test]
+fn range_stays_open_as_long_as_its_silent_session_lives() {
+    let mut stage = Stage::with_policy(RANGE);
+    let mut talk = client(CLIENT);
+    secures(&mut stage, &mut talk);
+    goes_on_encrypted(&mut stage, &mut talk);
+    assert_eq!(told_of(&mut stage, "range"), ["1 range 10.0.0.1 -> 10.0.0.2 ports 50000-50100"]);
+    // The kernel forgets the element after an hour, unless it is renewed; `idle` is an hour, too.
+    for _ in 0..100 {
+        assert!(stage.tracker.next_deadline().is_some_and(|due| due <= stage.now + Duration::from_secs(1800)));
+        stage.waits(Duration::from_secs(1800));
+    }
+    assert_eq!((stage.firewall.renewals(), stage.take_told().len()), (100, 0));
+    stage.sees(&talk.resets(FromClient));
+    stage.waits(Duration::from_secs(1800));
+    assert_eq!((stage.firewall.renewals(), stage.tracker.next_deadline()), (100, None));
+}
+
+#[test]
+fn range_needs_a_234_that_was_asked_for() {
+    let mut stage = Stage::with_policy(RANGE);
+    let mut talk = client(CLIENT);
+    stage.sees_all(talk.handshake());
+    stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+    // Behind so many commands nobody knows what is answered.
+    stage.sees(&talk.says(FromClient, "NOOP\r\n".repeat(20)));
+    stage.sees(&talk.says(FromServer, "234 go\r\n"));
+    stage.take_told();
+    goes_on_encrypted(&mut stage, &mut talk);
+    assert_eq!((stage.take_told(), stage.connects("10.0.0.1:5000", "10.0.0.2:50001")), (vec![], false));
+}
+
+#[test]
+fn range_counts_as_a_pinhole_of_its_client() {
+    let mut stage = Stage::with_policy(&format!("{RANGE}limits: {{ pinholes_per_client: 2 }}"));
+    let mut talks: Vec<_> = (0..3).map(|number| client(&format!("10.0.0.1:{}", 4000 + number))).collect();
+    for talk in &mut talks {
+        secures(&mut stage, talk);
+        goes_on_encrypted(&mut stage, talk);
+    }
+    let told = told_of(&mut stage, "range 10");
+    assert_eq!(told.len(), 3);
+    assert!(told[2].ends_with("refused: too-many"), "{told:?}");
+    // With one that ends there is room again.
+    stage.sees(&talks[0].resets(FromClient));
+    let mut another = client("10.0.0.1:4009");
+    secures(&mut stage, &mut another);
+    goes_on_encrypted(&mut stage, &mut another);
+    assert_eq!(told_of(&mut stage, "range 10"), ["4 range 10.0.0.1 -> 10.0.0.2 ports 50000-50100"]);
 }
 
 proptest::proptest! {

@@ -1,7 +1,7 @@
 //! Who gives way when a session begins, and what each session counts for.
 
 use super::client::ClientKey;
-use super::rank::Rank;
+use super::rank::{RangeState, Rank};
 use super::{Ended, Observer, Tracker, World};
 use crate::firewall::Firewall;
 use crate::packet::{Direction, Flags, Segment};
@@ -28,7 +28,7 @@ fn most_before_login(limits: &Limits) -> usize {
 pub(super) fn first_rank(session: &Session, segment: &Segment<'_>, direction: Direction) -> Rank {
     let is_new = segment.flags.has(Flags::SYN);
     let before = if is_new { Rank::HalfOpen } else { Rank::NotLoggedIn };
-    Rank::of(session, None, false, before, (direction, segment.payload.len()))
+    Rank::of(session, None, None, before, (direction, segment.payload.len()))
 }
 
 impl Tracker {
@@ -73,10 +73,14 @@ impl Tracker {
     /// Brings the rank of a session, and what its buffers hold, up to date after a segment of that direction with so many
     /// bytes.
     pub(super) fn classify(&mut self, slot: u32, segment: (Direction, usize), now: Timestamp) {
-        let has_range = self.corridors.contains_key(&slot);
+        let range = if self.ranges.is_open(slot) {
+            Some(RangeState::Open)
+        } else {
+            self.ranges.is_planned(slot).then_some(RangeState::Planned)
+        };
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
         let before = tracked.place.rank;
-        let rank = Rank::of(&tracked.session, tracked.ended, has_range, before, segment);
+        let rank = Rank::of(&tracked.session, tracked.ended, range, before, segment);
         let client = ClientKey::of(tracked.connection.client().address);
         let bytes = tracked.session.buffered_bytes();
         self.memory.count(client, &mut tracked.buffered, bytes, !rank.is_established());

@@ -22,6 +22,14 @@ pub(super) enum Rank {
     LoggedIn,
 }
 
+/// How it stands with the range of an encrypted session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RangeState {
+    /// It will open when the dialogue has come far enough.
+    Planned,
+    Open,
+}
+
 impl Rank {
     pub(super) const COUNT: usize = 6;
 
@@ -33,15 +41,17 @@ impl Rank {
     pub(super) fn of(
         session: &Session,
         ended: Option<Ended>,
-        has_range: bool,
+        range: Option<RangeState>,
         before: Self,
         (direction, bytes): (Direction, usize),
     ) -> Self {
         let dialogue = session.dialogue();
         if ended.is_some() {
             Self::Ended
-        } else if has_range {
+        } else if range == Some(RangeState::Open) {
             Self::Ranged
+        } else if range == Some(RangeState::Planned) {
+            Self::NotLoggedIn
         } else if dialogue.is_encrypted() || dialogue.is_other_protocol() {
             Self::Unread
         } else if dialogue.is_logged_in() {

@@ -303,8 +303,9 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
         // One that replaces another takes no more room than that had.
         let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
-        let is_full_for_client = owner != Some(self.slot) && self.expectations.count_of_client(client) >= per_client;
-        let is_full = owner.is_none() && self.expectations.len() >= in_all;
+        let is_full_for_client = owner != Some(self.slot)
+            && self.expectations.count_of_client(client) + self.ranges.count_of_client(client) >= per_client;
+        let is_full = owner.is_none() && self.expectations.len() + self.ranges.len() >= in_all;
         // Behind so many commands the server's refusal of this one would not be recognised as such.
         let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
         if is_full_here || is_full_for_client || is_full || is_beyond {

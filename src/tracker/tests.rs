@@ -114,6 +114,8 @@ fn describe(news: &News<'_>) -> Option<String> {
         News::Closed { expectation, why } => format!("closed {expectation}: {}", why.name()),
         News::Encrypted { corridor: None } => "encrypted".to_owned(),
         News::Encrypted { corridor: Some(corridor) } => format!("encrypted, {corridor}"),
+        News::RangeOpened(corridor) => format!("range {corridor}"),
+        News::RangeRefused { corridor, why } => format!("range {corridor} refused: {why}"),
         News::NotFtp => "not FTP".to_owned(),
         News::Ended(how) => format!("ended: {}", how.name()),
         News::Anomaly(anomaly) => format!("anomaly: {anomaly:?}"),
@@ -558,6 +560,8 @@ fn the_policy_may_give_an_encrypted_session_a_corridor() {
     stage.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
     assert!(!stage.connects("10.0.0.1:5000", "10.0.0.2:50001"));
     stage.sees(&talk.says(FromServer, "234 go\r\n"));
+    assert!(!stage.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+    quotas::goes_on_encrypted(&mut stage, &mut talk);
     assert!(stage.connects("10.0.0.1:5000", "10.0.0.2:50001"));
     assert!(stage.connects("10.0.0.1:5001", "10.0.0.2:50001"));
     assert!(!stage.connects("10.0.0.3:5000", "10.0.0.2:50001"));

@@ -310,6 +310,10 @@ impl Firewall for Native {
         self.sets.open_corridor(corridor)
     }
 
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.sets.renew_corridor(corridor);
+    }
+
     fn close_corridor(&mut self, corridor: &Corridor) {
         self.sets.close_corridor(corridor);
     }

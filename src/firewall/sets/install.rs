@@ -5,7 +5,7 @@ use super::nft::{self, NftError};
 use super::ruleset::{self, Holder, PRIORITY, QueueChain, Queueing, TABLE};
 use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
-use crate::expectation::Expectation;
+use crate::expectation::{Corridor, Expectation};
 use crate::firewall::native::Impossible;
 use crate::net::Port;
 use crate::netlink::{Conntrack, Element, Error, Key, TableChange, TableImage, Tables};
@@ -366,9 +366,7 @@ impl Sets {
                 self.maps_used |= !expectation.mapping.is_none();
             }
         }
-        for (set, element) in
-            self.corridors.values().filter_map(|(corridor, _)| range(corridor, self.policy.limits.idle))
-        {
+        for (set, element) in self.corridors.values().filter_map(|(corridor, _)| range(corridor, Corridor::LIFETIME)) {
             elements.entry(set).or_default().push(element);
         }
         elements

@@ -334,10 +334,17 @@ impl Firewall for Sets {
     }
 
     fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        let stored = range(corridor, self.policy.limits.idle).ok_or(NotOpened)?;
+        let stored = range(corridor, Corridor::LIFETIME).ok_or(NotOpened)?;
         self.put(&[], &[stored])?;
         self.corridors.entry(corridor_key(corridor)).or_insert((*corridor, 0)).1 += 1;
         Ok(())
+    }
+
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        if let Some(stored) = range(corridor, Corridor::LIFETIME) {
+            // It has been noted if that failed, and there is time for another try.
+            let _ = self.put(&[], &[stored]);
+        }
     }
 
     fn close_corridor(&mut self, corridor: &Corridor) {
@@ -345,7 +352,7 @@ impl Firewall for Sets {
         *sessions -= 1;
         if *sessions == 0 {
             self.corridors.remove(&corridor_key(corridor));
-            if let Some(stored) = range(corridor, self.policy.limits.idle) {
+            if let Some(stored) = range(corridor, Corridor::LIFETIME) {
                 self.take(&[stored]);
             }
         }

@@ -182,6 +182,10 @@ impl Firewall for Gateway {
         self.simulated.open_corridor(corridor)
     }
 
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.simulated.renew_corridor(corridor);
+    }
+
     fn close_corridor(&mut self, corridor: &Corridor) {
         self.simulated.close_corridor(corridor);
     }
