@@ -635,6 +635,8 @@ fn repeats_everything(line: &[u8]) -> Vec<u8> {
 enum HostileMove {
     /// The browser sends the next so many bytes of its request.
     Client(usize),
+    /// Or up to where that stands for the next time, as far as the server's window lets it.
+    Through(&'static str),
     /// The server says a line, which the browser's kernel takes.
     Says(&'static str),
     /// The server sends a segment that never arrives, or that the browser's kernel ignores.
@@ -660,15 +662,36 @@ fn hostile_moves() -> impl Strategy<Value = Vec<HostileMove>> {
     ];
     let line = move || proptest::sample::select(lines.to_vec());
     let off = prop_oneof![Just(0), Just(1), Just(-1), Just(1000), -70_000..70_000i32];
-    let one = prop_oneof![
-        6 => prop_oneof![1..60usize, 40..200usize].prop_map(HostileMove::Client),
-        5 => line().prop_map(HostileMove::Says),
-        3 => (off, 0..7u8, prop_oneof![Just(""), line()]).prop_map(|(off, flags, text)| HostileMove::Ignored(off, flags, text)),
-        1 => Just(HostileMove::Lost),
+    let odd = prop_oneof![
+        3 => (off, 0..7u8, prop_oneof![Just(""), line()])
+            .prop_map(|(off, flags, text)| HostileMove::Ignored(off, flags, text)),
+        2 => Just(HostileMove::Lost),
         1 => Just(HostileMove::Restart),
         1 => prop_oneof![Just(11_000), Just(A_MINUTE), Just(4_000_000)].prop_map(HostileMove::Wait),
     ];
-    vec(one, 1..40)
+    let any = prop_oneof![
+        2 => (1..60usize).prop_map(HostileMove::Client),
+        6 => prop_oneof![Just("\r\n\r\n"), Just("\n"), Just("\n")].prop_map(HostileMove::Through),
+        5 => line().prop_map(HostileMove::Says),
+        7 => odd.clone(),
+    ];
+    // What would lead to the goal if the head were not there, and something odd here and there.
+    let plain = [
+        HostileMove::Says("220 Hello.\r\n"),
+        HostileMove::Through("\r\n\r\n"),
+        HostileMove::Through("\n"),
+        HostileMove::Through("\n"),
+        HostileMove::Says("230 In.\r\n"),
+        HostileMove::Through("\n"),
+    ];
+    let straight = vec((0..=plain.len(), odd), 0..5).prop_map(move |odd| {
+        let mut moves = plain.to_vec();
+        for (at, one) in odd {
+            moves.insert(at, one);
+        }
+        moves
+    });
+    prop_oneof![1 => straight, 1 => vec(any, 1..40)]
 }
 
 /// A request whose method, path and body are the attacker's, and whose head is the browser's.
@@ -684,7 +707,9 @@ fn request() -> impl Strategy<Value = Vec<u8>> {
         "\r\n",
         "\n",
     ];
-    let body = vec(proptest::sample::select(body.to_vec()), 1..6);
+    let body = vec(proptest::sample::select(body.to_vec()), 1..10);
+    let straight = vec!["text=a\r\n", "USER a\r\n", "PORT 10,0,0,1,60,129\r\n"];
+    let body = prop_oneof![1 => Just(straight), 1 => body];
     (proptest::sample::select(methods.to_vec()), body).prop_map(|(method, body)| {
         let body = body.concat();
         let head = format!("Host: 10.0.0.2:21\r\nContent-Length: {}\r\n", body.len());
@@ -723,6 +748,13 @@ proptest! {
         for one in &moves {
             let before = packets.all.len();
             packets = match one {
+                HostileMove::Through(end) => {
+                    let rest = &text[said..];
+                    let at = rest.windows(end.len()).position(|window| window == end.as_bytes());
+                    let piece = &rest[..at.map_or(0, |at| at + end.len())];
+                    said += piece.len();
+                    packets.client(piece)
+                }
                 HostileMove::Client(length) => {
                     let piece = &text[said..text.len().min(said + length)];
                     said += piece.len();
