@@ -151,11 +151,13 @@ pub enum Refusal {
     Ambiguous,
     /// The session has ended.
     SessionOver,
+    /// Both ends speak from the same side, where one of them cannot be.
+    Forged,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -176,6 +178,7 @@ impl Refusal {
         Self::PickedUp,
         Self::Ambiguous,
         Self::SessionOver,
+        Self::Forged,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -201,6 +204,7 @@ impl Refusal {
             Self::PickedUp => "picked-up",
             Self::Ambiguous => "ambiguous",
             Self::SessionOver => "session-over",
+            Self::Forged => "forged",
         }
     }
 
@@ -244,6 +248,10 @@ impl Refusal {
                  behind one, or it has CR, NUL, Telnet or urgent data in it (announce it once more)"
             }
             Self::SessionOver => "the session has ended",
+            Self::Forged => {
+                "both ends' packets come through the same interface, behind which the routes do not have one of them: \
+                 somebody there speaks in its name"
+            }
         }
     }
 }

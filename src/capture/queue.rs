@@ -120,6 +120,11 @@ impl Waiting {
         self.message.get_nfmark()
     }
 
+    /// The number of the interface through which it came; 0 if this host sends it.
+    pub fn interface(&self) -> u32 {
+        if self.is_outgoing() { 0 } else { self.message.get_indev() }
+    }
+
     /// Whether this host sends it, so that it has a route already.
     pub fn is_outgoing(&self) -> bool {
         self.message.get_hook() == NF_INET_LOCAL_OUT

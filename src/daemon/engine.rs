@@ -8,11 +8,12 @@ use tracing::{debug, error, info, warn};
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Buffers, Standing, Status};
+use crate::capture::queue::Waiting;
 use crate::firewall::Kernel;
 use crate::firewall::sets::{Queueing, SetupError, own_rule};
 use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
-use crate::packet::{NotSegment, Segment, has_sound_checksum};
+use crate::packet::{NotSegment, Origin, Segment, has_sound_checksum};
 use crate::policy::{ControlBits, Mechanism, Policy, WhenDown};
 use crate::rewrite::Verdict;
 use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
@@ -134,16 +135,17 @@ impl Engine {
     }
 
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
-    pub(super) fn packet(&mut self, packet: &[u8]) -> Decision {
-        self.take(packet, Tracker::handle)
+    pub(super) fn packet(&mut self, waiting: &Waiting) -> Decision {
+        self.take(waiting, Tracker::handle)
     }
 
     /// Takes a packet that has waited long enough for what is missing in front of it.
-    pub(super) fn packet_at_last(&mut self, packet: &[u8]) -> Decision {
-        self.take(packet, Tracker::handle_at_last)
+    pub(super) fn packet_at_last(&mut self, waiting: &Waiting) -> Decision {
+        self.take(waiting, Tracker::handle_at_last)
     }
 
-    fn take(&mut self, packet: &[u8], handle: Handle) -> Decision {
+    fn take(&mut self, waiting: &Waiting, handle: Handle) -> Decision {
+        let packet = waiting.packet();
         self.journal.counters.packets += 1;
         // The kernel told of a data connection before its peers could go on talking: what has been used by now counts
         // against no limit, and is not mistaken for what this packet announces.
@@ -154,8 +156,10 @@ impl Engine {
                 self.journal.counters.damaged += 1;
                 decision.verdict = Verdict::Drop;
             }
-            Ok(segment) => {
+            Ok(mut segment) => {
                 let bits = self.policy.mark.control_bits();
+                let is_doubtful = bits.is_doubtful(waiting.mark());
+                segment.origin = Some(Origin { interface: waiting.interface(), is_doubtful });
                 self.act(|tracker, world| {
                     if tracker.next_deadline().is_some_and(|due| due <= world.now) {
                         tracker.advance(world);

@@ -83,7 +83,7 @@ pub(super) fn take(mut queue: Queue, queues: Queues, shared: &Shared, held: &Hel
 /// Lets a packet go on, unless it has to wait; and those that waited for it.
 fn go_on(shared: &Shared, waiting: Waiting, held: &Held) -> io::Result<()> {
     let mut engine = shared.lock();
-    let decision = engine.packet(waiting.packet());
+    let decision = engine.packet(&waiting);
     let mut packets = held.lock();
     if decision.verdict == Verdict::Later {
         let Some((waiting, decision)) = hold(&mut engine, waiting, &mut packets) else { return Ok(()) };
@@ -107,7 +107,7 @@ fn hold(engine: &mut Engine, waiting: Waiting, packets: &mut Vec<HeldPacket>) ->
         packets.push(HeldPacket { waiting, flow, seq, since: Instant::now() });
         return None;
     }
-    let decision = engine.packet_at_last(waiting.packet());
+    let decision = engine.packet_at_last(&waiting);
     Some((waiting, decision))
 }
 
@@ -127,14 +127,14 @@ fn next_to_go(shared: &Shared, flow: Option<Flow>, held: &Held) -> Option<(Waiti
     let mut packets = held.lock();
     if packets.first().is_some_and(|oldest| oldest.since.elapsed() > LONGEST_HELD) {
         let HeldPacket { waiting, .. } = packets.remove(0);
-        let decision = engine.packet_at_last(waiting.packet());
+        let decision = engine.packet_at_last(&waiting);
         return Some((waiting, decision));
     }
     for index in 0..packets.len() {
         if Some(packets[index].flow) != flow {
             continue;
         }
-        let decision = engine.packet(packets[index].waiting.packet());
+        let decision = engine.packet(&packets[index].waiting);
         if decision.verdict != Verdict::Later {
             return Some((packets.remove(index).waiting, decision));
         }

@@ -59,6 +59,17 @@ pub struct Segment<'a> {
     pub payload: &'a [u8],
     /// How many bytes of payload follow that the capture did not keep.
     pub missing: usize,
+    /// Where it came from, if that is known.
+    pub origin: Option<Origin>,
+}
+
+/// Where this host got a packet from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The number of the interface; 0 is this host itself.
+    pub interface: u32,
+    /// This host would send nothing to the packet's source through that interface.
+    pub is_doubtful: bool,
 }
 
 /// Why a packet is not a segment that we can read.
@@ -115,6 +126,7 @@ impl<'a> Segment<'a> {
             timestamp: timestamp(tcp.options()),
             payload: tcp.payload(),
             missing,
+            origin: None,
         })
     }
 }

@@ -293,6 +293,12 @@ impl ControlBits {
         self.known
     }
 
+    /// Whether the mark of a packet that is to be read says that its source is not where it comes from.
+    pub const fn is_doubtful(self, mark: u32) -> bool {
+        let both = self.of_packet(0, true);
+        mark & both == both
+    }
+
     /// The mark of a packet that was read, and whether its sender is in step behind it.
     pub const fn of_packet(self, mark: u32, in_step: bool) -> u32 {
         let cleared = mark & !(self.of_read_packet() | self.of_packet_in_step());

@@ -20,6 +20,7 @@ fn segment(at: usize, payload: &[u8]) -> Segment<'_> {
         timestamp: None,
         payload,
         missing: 0,
+        origin: None,
     }
 }
 

@@ -70,6 +70,8 @@ pub enum StreamAnomaly {
     Unacceptable,
     /// The segment's timestamp is older than the latest one (PAWS, RFC 7323).
     StaleTimestamp,
+    /// The segment comes from the side of its receiver.
+    WrongSide,
     /// The segment repeats bytes that the receiver may not have, and what they were is not known any more.
     Unverifiable,
 }

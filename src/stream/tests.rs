@@ -11,7 +11,17 @@ const LIMIT: usize = 16 * 1024;
 fn segment(seq: u32, flags: Flags, payload: &[u8]) -> Segment<'_> {
     let end = Endpoint::new(IpAddr::V4(Ipv4Addr::LOCALHOST), Port::FTP);
     let flow = Flow { source: end, destination: end };
-    Segment { flow, seq: Seq::new(seq), ack: Seq::default(), flags, urgent: 0, timestamp: None, payload, missing: 0 }
+    Segment {
+        flow,
+        seq: Seq::new(seq),
+        ack: Seq::default(),
+        flags,
+        urgent: 0,
+        timestamp: None,
+        payload,
+        missing: 0,
+        origin: None,
+    }
 }
 
 /// A stream and what it delivered; `|` stands for a gap.

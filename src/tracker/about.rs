@@ -20,6 +20,8 @@ pub(super) struct About<'a, 'w, F, O> {
     pub(super) terms: &'a Terms,
     /// The session has ended: what is announced in it now opens nothing.
     pub(super) is_over: bool,
+    /// One end seems to have spoken for the other one.
+    pub(super) is_forged: bool,
     /// The session was read from its start, or an earlier run left word of it.
     pub(super) is_known: bool,
     /// The segment holds something that must not go on, and could not be changed.
@@ -85,6 +87,9 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     fn expect(&mut self, announcement: &Announcement<'_>) -> Result<Expectation, Refusal> {
         if self.is_over {
             return Err(Refusal::SessionOver);
+        }
+        if self.is_forged {
+            return Err(Refusal::Forged);
         }
         let decide = |announcement: &_| decision::decide(announcement, self.connection, self.terms, self.world.now);
         let expectation = match decide(announcement) {

@@ -12,6 +12,7 @@ mod expectations;
 mod list;
 mod memory;
 mod news;
+mod origins;
 mod port_search;
 mod quotas;
 mod ranges;
@@ -39,6 +40,7 @@ use about::About;
 use adopt::Heritage;
 use expectations::{Expectations, Standing};
 use memory::{Buffered, MemoryBudget};
+use origins::Origins;
 use ranges::Ranges;
 use rank::Rank;
 use table::{Placed, Table, Tracked};
@@ -309,6 +311,7 @@ impl Tracker {
             place: Placed::new(rank, world.now),
             buffered: Buffered::nothing(!rank.is_established()),
             session,
+            origins: Origins::default(),
             recorded,
             courses,
         });
@@ -328,7 +331,11 @@ impl Tracker {
         self.sessions.heard(slot, world.now);
         let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        let Tracked { session, connection, number, rule, ended, recorded, courses, buffered, .. } = tracked;
+        let Tracked { session, connection, number, rule, ended, origins, recorded, courses, buffered, .. } = tracked;
+        if origins.is_forged(direction, segment.origin) {
+            world.tell(*number, &News::Anomaly(StreamAnomaly::WrongSide));
+            return Verdict::Drop;
+        }
         let mut courses = courses.as_deref_mut();
         let policy = world.policy;
         let terms = policy.terms(*rule);
@@ -380,6 +387,7 @@ impl Tracker {
             connection,
             terms,
             is_over: ended.is_some(),
+            is_forged: origins.are_doubtful(),
             is_known: session.dialogue().is_known(),
             must_drop: false,
             expectations,

@@ -148,7 +148,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     /// What follows cannot be read.
     pub(super) fn encrypted(&mut self, is_requested: bool) {
         let corridor = match self.terms.tls {
-            Tls::Range(ports) if is_requested && !self.is_over => {
+            Tls::Range(ports) if is_requested && !self.is_over && !self.is_forged => {
                 let Connection { original, .. } = *self.connection;
                 Some(Corridor { from: original.source.address, to: original.destination.address, ports })
             }

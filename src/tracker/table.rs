@@ -9,6 +9,7 @@ use hashbrown::HashTable;
 use super::client::ClientKey;
 use super::list::{Links, List};
 use super::memory::Buffered;
+use super::origins::Origins;
 use super::rank::Rank;
 use super::slab::Slab;
 use super::{Ended, LINGER, LONGEST_SILENCE, SessionNumber};
@@ -33,6 +34,8 @@ pub(super) struct Tracked {
     pub(super) place: Placed,
     pub(super) buffered: Buffered,
     pub(super) session: Session,
+    /// Where the packets of its client and of its server come from, once that is known.
+    pub(super) origins: Origins,
     /// What the kernel knows of how far it has come.
     pub(super) recorded: Progress,
     /// Where something of what is said may have to be changed: behind NAT, or under a rule that holds commands back.

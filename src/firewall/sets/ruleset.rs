@@ -17,11 +17,12 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 23] = [
+pub(super) const CHAINS: [&str; 24] = [
     "prerouting",
     "output",
     "inspect",
     "data",
+    "doubt",
     "admit",
     "deliver",
     "insist",
