@@ -15,7 +15,7 @@ mod stage;
 
 use daemon::PATIENCE;
 use disturbance::disturb_transfers;
-use stage::{CONTENT, FILE, FILTER, Stage, TABLE, filter, some_transfers};
+use stage::{CONTENT, FILE, FILTER, Stage, TABLE, filter, modes, some_transfers};
 
 use std::net::SocketAddr;
 use std::thread;
@@ -160,6 +160,24 @@ fn a_session_that_the_kernel_lost_track_of_while_nothing_stood_goes_on() {
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         client.quit()
     });
+}
+
+/// Routing and filters of others may ask for it.
+#[test]
+fn no_packet_goes_on_with_a_mark_of_pinhole() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let watch = "table inet watch {
+                     counter marked { }
+                     chain forward { type filter hook forward priority -1; meta mark != 0 counter name marked; }
+                 }";
+    stage.firewall().nft(watch).expect("the rules are right");
+    let server = stage.serve(Family::V4);
+    for &mode in modes(Family::V4) {
+        stage.as_client(|| some_transfers(server.address(), mode));
+    }
+    let listed = stage.firewall().nft_says(&["list", "counter", "inet", "watch", "marked"]).expect("nft lists");
+    assert!(listed.contains("packets 0 "), "{listed}");
 }
 
 #[test]

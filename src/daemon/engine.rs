@@ -165,7 +165,8 @@ impl Engine {
                         tracker.advance(world);
                     }
                     if let Handled::Session(verdict) = handle(tracker, &segment, world) {
-                        let is_in_step = tracker.is_in_step(&segment.flow);
+                        // The chain that takes the mark away again sees what carries payload.
+                        let is_in_step = tracker.is_in_step(&segment.flow).filter(|_| !segment.payload.is_empty());
                         decision = Decision { verdict, read: is_in_step.map(|in_step| Read { bits, in_step }) };
                     }
                 });
