@@ -43,6 +43,8 @@ pub enum NotAdjusted {
 pub struct Control {
     /// Its addresses.
     pub connection: Connection,
+    /// A number that no other connection with these addresses has, where that is known.
+    pub id: Option<u32>,
     /// Whether it is just being opened: the server has answered the client's SYN, and nothing has come since then.
     pub is_opening: bool,
     /// How far it has come, as [`Firewall::record`] was told last, by this run or an earlier one.

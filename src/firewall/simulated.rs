@@ -35,6 +35,7 @@ pub struct Simulated {
     nothing_opens: bool,
     recorded: Recorded,
     in_step: InStep,
+    ids: u32,
     lookups: u64,
     renewals: usize,
 }
@@ -81,6 +82,7 @@ impl Simulated {
             nothing_opens: false,
             recorded: Recorded::default(),
             in_step: InStep::default(),
+            ids: 0,
             lookups: 0,
             renewals: 0,
         }
@@ -105,6 +107,12 @@ impl Simulated {
     /// From now on sequence numbers cannot be corrected.
     pub const fn refuse_to_adjust(&mut self) {
         self.cannot_adjust = true;
+    }
+
+    /// Whoever asks for a connection gets another one: it is only asked for when one begins.
+    pub(crate) const fn next_id(&mut self) -> u32 {
+        self.ids = self.ids.wrapping_add(1);
+        self.ids
     }
 
     /// From now on these ends of every connection are in step.
@@ -151,6 +159,7 @@ impl Firewall for Simulated {
         };
         Some(Control {
             connection,
+            id: Some(self.next_id()),
             is_opening: !self.nothing_opens,
             progress: self.recorded.get(&connection.original),
             in_step: self.in_step,

@@ -172,7 +172,12 @@ impl Dialogue {
             is_logged_in: progress == Progress::LoggedIn,
             is_greeted: true,
             has_commanded: progress != Progress::Unknown,
-            is_known: progress != Progress::Unknown,
+            is_known: match progress {
+                Progress::Unknown => false,
+                // Before a login, what passed unread may have been what tells FTP from something else.
+                Progress::Ftp => in_step.client && in_step.server,
+                Progress::LoggedIn | Progress::Unreadable => true,
+            },
             in_step: false,
             may_answer_earlier_run: in_step.server,
             ..Self::from_the_start()
@@ -348,8 +353,11 @@ impl Dialogue {
                     self.is_greeted = true;
                     Event::Nothing
                 }
-                // A server that is full says 421 and hangs up.
-                Meaning::Failed | Meaning::NotLoggedIn => Event::Nothing,
+                // A server that is full says 421 and hangs up: nothing worth telling.
+                Meaning::Failed | Meaning::NotLoggedIn => {
+                    self.is_not_ftp();
+                    Event::Nothing
+                }
                 _ => self.is_not_ftp(),
             },
             Meaning::Announce(mode) => {
@@ -429,6 +437,7 @@ impl Dialogue {
 
     /// Some of the client's lines were lost. The server's answers will show what they were, or not.
     pub fn client_was_lost(&mut self) {
+        self.forget_beginning();
         self.unanswered.clear();
         self.in_step = false;
     }
@@ -436,9 +445,15 @@ impl Dialogue {
     /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts again
     /// when it is asked for again.
     pub fn server_was_lost(&mut self) {
+        self.forget_beginning();
         self.replies = ReplyReader::default();
         self.unanswered.clear();
         self.in_step = false;
+    }
+
+    /// Some of what was said passed unread. Before a login it may have been what tells FTP from something else.
+    fn forget_beginning(&mut self) {
+        self.is_known &= self.language != Language::Undecided;
     }
 
     fn is_not_ftp(&mut self) -> Event<'static> {

@@ -187,7 +187,7 @@ fn client_that_speaks_before_the_greeting_does_not_talk_ftp() {
 fn server_that_does_not_greet_with_220_does_not_talk_ftp() {
     assert_eq!(told("< SSH-2.0-x\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
     assert_eq!(told("< 230 in\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
-    assert_eq!(told("< 421 too many users\n> USER a\n> PORT 1"), ["PORT not FTP not logged in"]);
+    assert_eq!(told("< 421 too many users\n< 220 hello\n> USER a\n< 230 in\n> PORT 1"), ["PORT not FTP not logged in"]);
     assert_eq!(told("< 120 in a minute\n< 220 now\n> USER a\n< 230 in\n> PORT 1"), ["in", "PORT"]);
 }
 
@@ -203,7 +203,7 @@ fn session_picked_up_is_as_far_as_an_earlier_run_says() {
     for (progress, doubts) in
         [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
     {
-        let mut dialogue = Dialogue::from_the_middle(progress, InStep::default());
+        let mut dialogue = Dialogue::from_the_middle(progress, InStep { client: true, server: true });
         assert_eq!(dialogue.progress(), progress);
         assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
         let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
@@ -254,8 +254,21 @@ fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
     play(&mut dialogue, "< 220 hello\n> USER a");
     dialogue.server_was_lost();
     dialogue.client_was_lost();
-    assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
-    assert_eq!(play(&mut dialogue, PASSIVE), ["227 not asked for not logged in"]);
+    assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not known not logged in"]);
+    assert_eq!(play(&mut dialogue, PASSIVE), ["227 not known not asked for not logged in"]);
+}
+
+#[test]
+fn what_was_lost_before_a_login_may_have_shown_that_it_is_not_ftp() {
+    for lost in [Dialogue::client_was_lost, Dialogue::server_was_lost] {
+        let mut dialogue = Dialogue::from_the_start();
+        play(&mut dialogue, "< 220 hello");
+        lost(&mut dialogue);
+        assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+        assert_eq!(dialogue.progress(), Progress::Unknown);
+    }
+    let mut dialogue = Dialogue::from_the_middle(Progress::Ftp, InStep::default());
+    assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
 }
 
 #[test]

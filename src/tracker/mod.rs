@@ -164,8 +164,12 @@ impl Tracker {
                     && segment.flags.has(Flags::SYN)
                     && self.is_another_start(slot, segment)
                 {
-                    // The client ignores a SYN in the middle of a connection. Whether this is one, the kernel knows.
-                    if !world.firewall.control_connection(&segment.flow).is_some_and(|control| control.is_opening) {
+                    // The client ignores a SYN in the middle of a connection, and a second one while it opens. Whether
+                    // there is another connection now, the kernel knows.
+                    let known = self.sessions.get(slot).and_then(|tracked| tracked.id);
+                    let control = world.firewall.control_connection(&segment.flow);
+                    if !control.is_some_and(|control| control.is_opening && control.id.is_some() && control.id != known)
+                    {
                         return Handled::Session(Verdict::Accept);
                     }
                     self.end(slot, Ended::Replaced, world);
@@ -277,7 +281,7 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_opening, progress, in_step, adjustments } =
+        let Control { connection, id, is_opening, progress, in_step, adjustments } =
             world.firewall.control_connection(&segment.flow)?;
         let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
         if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
@@ -304,6 +308,7 @@ impl Tracker {
         let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
         let slot = self.sessions.insert(Tracked {
             connection,
+            id,
             number,
             rule,
             ended: None,

@@ -26,6 +26,8 @@ const COARSE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Tracked {
     pub(super) connection: Connection,
+    /// The kernel's number of the connection, where that is known.
+    pub(super) id: Option<u32>,
     pub(super) number: SessionNumber,
     pub(super) rule: RuleId,
     /// How it ended, if it did: it stays for a while, so that the last packets of it do not look like a new one.

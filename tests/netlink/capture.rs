@@ -106,10 +106,12 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
         let heard = eavesdrop(guard, || {
             let mut ours = connects(&client, address).expect("it listens");
             let (mut theirs, _) = listener.accept().expect("it came");
-            let connection = sets.control_connection(&flow_of(&ours)).expect("a control connection").connection;
+            let Control { connection, id, .. } =
+                sets.control_connection(&flow_of(&ours)).expect("a control connection");
+            assert!(id.is_some());
             let adjustments = Adjustments::default();
             let in_step = InStep::default();
-            let control = |progress| Control { connection, is_opening: false, progress, in_step, adjustments };
+            let control = |progress| Control { connection, id, is_opening: false, progress, in_step, adjustments };
             assert_eq!(sets.control_connection(&flow_of(&theirs)), Some(control(Progress::Unknown)));
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE[..5]);

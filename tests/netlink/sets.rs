@@ -206,8 +206,10 @@ fn a_translated_connection_has_four_addresses() {
     let (theirs, _) = listener.accept().expect("it came");
     let connection = Connection { original: flow_of(&ours), reply: flow_of(&theirs) };
     assert_eq!(theirs.peer_addr().map(|peer| peer.ip()).ok(), Some(ip("10.9.0.9")));
+    let id = sets.control_connection(&connection.original).and_then(|control| control.id);
     let control = Some(Control {
         connection,
+        id,
         is_opening: false,
         progress: Progress::Unknown,
         in_step: InStep::default(),

@@ -268,14 +268,16 @@ impl Firewall for Sets {
                 let progress = bits.read_progress(entry.mark);
                 let in_step = if self.may_be_in_step { bits.read_in_step(entry.mark) } else { InStep::default() };
                 let is_opening = entry.is_opening;
-                Some(Control { connection, is_opening, progress, in_step, adjustments: adjustments(&entry) })
+                let id = entry.id;
+                Some(Control { connection, id, is_opening, progress, in_step, adjustments: adjustments(&entry) })
             }
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
             // kept either.
             None => {
                 let adjustments = Adjustments::default();
                 let (progress, in_step) = (Progress::Unknown, InStep::default());
-                let control = |connection| Control { connection, is_opening: true, progress, in_step, adjustments };
+                let control =
+                    |connection| Control { connection, id: None, is_opening: true, progress, in_step, adjustments };
                 self.direct(flow).map(control)
             }
         }

@@ -141,7 +141,14 @@ impl Firewall for Gateway {
             adjustments.set(translated.outwards(), *adjustment);
         }
         let in_step = InStep::default();
-        let control = Control { connection, is_opening: true, progress: *progress, in_step, adjustments };
+        let control = Control {
+            connection,
+            id: Some(self.simulated.next_id()),
+            is_opening: true,
+            progress: *progress,
+            in_step,
+            adjustments,
+        };
         self.control_ports.contains(connection.server().port).then_some(control)
     }
 
