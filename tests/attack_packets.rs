@@ -504,6 +504,8 @@ fn hostile_lines() -> impl Strategy<Value = Vec<u8>> {
 enum Move {
     /// The client sends the next so many bytes of its text.
     Client(usize),
+    /// Or its next line.
+    ClientLine,
     /// The server sends the next so many bytes of what it has to say.
     Server(usize),
     /// A segment that its receiver ignores.
@@ -525,16 +527,32 @@ fn moves() -> impl Strategy<Value = Vec<Move>> {
     let off = prop_oneof![Just(0), Just(1), Just(-1), -20..20i32, -70_000..70_000i32];
     let ignored = (any::<bool>(), off, 0..7u8, hostile_text())
         .prop_map(|(from_client, off, flags, text)| Move::Ignored { from_client, off, flags, text });
-    let one = prop_oneof![
-        6 => (1..80usize).prop_map(Move::Client),
-        6 => (1..80usize).prop_map(Move::Server),
+    let odd = prop_oneof![
         2 => ignored,
         1 => Just(Move::Again),
         1 => Just(Move::Lost),
         1 => Just(Move::Restart),
         1 => prop_oneof![Just(10), Just(11_000), Just(A_MINUTE), Just(4_000_000)].prop_map(Move::Wait),
     ];
-    vec(one, 1..40)
+    let any = prop_oneof![
+        3 => (1..80usize).prop_map(Move::Client),
+        3 => Just(Move::ClientLine),
+        6 => (1..80usize).prop_map(Move::Server),
+        6 => odd.clone(),
+    ];
+    // Two lines to log in or not, one to be repeated, one to ask; the reply to the third is cut somewhere.
+    let plain = |cut: usize| {
+        let mut moves = vec![Move::Server(200)];
+        (0..2).for_each(|_| moves.extend([Move::ClientLine, Move::Server(200)]));
+        moves.extend([Move::ClientLine, Move::Server(cut), Move::ClientLine, Move::Server(200), Move::Server(200)]);
+        moves
+    };
+    let straight = (1..40usize, vec((0..=9usize, odd), 0..5)).prop_map(move |(cut, odd)| {
+        let mut moves = plain(cut);
+        odd.into_iter().for_each(|(at, one)| moves.insert(at, one));
+        moves
+    });
+    prop_oneof![1 => straight, 1 => vec(any, 1..40)]
 }
 
 fn flags_of(number: u8) -> Flags {
@@ -560,8 +578,13 @@ fn play(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) 
     for one in moves {
         let before = packets.all.len();
         match one {
-            Move::Client(length) => {
-                let piece = &text[said..text.len().min(said + length)];
+            Move::Client(_) | Move::ClientLine => {
+                let rest = &text[said..];
+                let length = match one {
+                    Move::Client(length) => rest.len().min(*length),
+                    _ => rest.iter().position(|byte| *byte == b'\n').map_or(rest.len(), |at| at + 1),
+                };
+                let piece = &rest[..length];
                 said += piece.len();
                 for &byte in piece {
                     line.push(byte);

@@ -292,10 +292,15 @@ impl Recorder {
         let has = || {
             let heard = self.0.lock().expect("nobody panics with it");
             let text = heard.get(&client.port()).map(|bytes| String::from_utf8_lossy(bytes).to_ascii_uppercase());
-            Ok(text.is_some_and(|text| text.contains(command)))
+            Ok(text.is_some_and(|text| has_word(&text, command)))
         };
         lab::wait_until("a command", ARRIVAL, has).is_ok()
     }
+}
+
+/// Whether a text has a word that is not the end of a longer one.
+fn has_word(text: &str, word: &str) -> bool {
+    text.match_indices(word).any(|(at, _)| !text[..at].ends_with(|before: char| before.is_ascii_alphanumeric()))
 }
 
 /// As the kernel of the server has it.

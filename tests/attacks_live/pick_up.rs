@@ -6,7 +6,6 @@ use std::thread;
 
 use pinhole::lab::{Family, ServerKind, Shape};
 
-use crate::daemon::PATIENCE;
 use crate::raw_tcp::{RawSegment, RawTcp};
 use crate::scene::{
     ClientScene, DESKTOP, LINGER, ServerScene, announced, forget_resets_soon, visit, wait_until_forgotten,
@@ -212,33 +211,30 @@ fn request_whose_head_is_in_the_syn_opens_nothing() {
     let own = client.addresses.of(Family::V4);
     let desktop = SocketAddr::new(own, DESKTOP);
     let _desktop = client.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
-    thread::scope(|scope| {
-        let browser = scope.spawn(|| {
-            let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n";
-            let mut peer = RawTcp::connect_with(&client.namespace, own, target, false, 60_000, head);
-            peer.read_reply("220");
-            peer.send_for_sure(b"USER a\r\n");
-            peer.read_reply("230");
-            peer.send_for_sure(format!("PORT {}\r\n", announced(desktop)).as_bytes());
-        });
-        let (mut control, _) = listener.accept().expect("it comes");
-        control.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
-        control.write_all(b"220 Hello.\r\n").expect("it is connected");
-        let mut heard = Vec::new();
-        let mut answered = false;
-        let mut buffer = [0; 1000];
+    let said = format!("PORT {}\r\n", announced(desktop));
+    // It plays along, and hangs up when all has come.
+    let last = said.clone();
+    thread::spawn(move || {
+        let Ok((mut control, _)) = listener.accept() else { return };
+        let _ = control.write_all(b"220 Hello.\r\n");
+        let (mut heard, mut buffer, mut is_in) = (String::new(), [0; 1000], false);
         while let Ok(length @ 1..) = control.read(&mut buffer) {
-            heard.extend_from_slice(&buffer[..length]);
-            let text = String::from_utf8_lossy(&heard);
-            if !answered && text.contains("USER a") {
-                answered = true;
-                control.write_all(b"230 In.\r\n").expect("it is connected");
+            heard += &String::from_utf8_lossy(&buffer[..length]);
+            if !is_in && heard.contains("USER a") {
+                is_in = true;
+                let _ = control.write_all(b"230 In.\r\n");
             }
-            if text.ends_with(&format!("{}\r\n", announced(desktop))) {
-                break;
+            if heard.ends_with(&last) {
+                let _ = control.write_all(b"200 Yes.\r\n");
             }
         }
-        let _ = browser.join();
     });
+    let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n";
+    let mut peer = RawTcp::connect_with(&client.namespace, own, target, false, 60_000, head);
+    peer.read_reply("220");
+    peer.send_for_sure(b"USER a\r\n");
+    peer.read_reply("230");
+    peer.send_for_sure(said.as_bytes());
+    peer.read_reply("200");
     assert_closed(&server.namespace, desktop);
 }

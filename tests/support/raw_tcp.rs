@@ -304,7 +304,7 @@ impl RawTcp {
         Self::connect_with(namespace, address, remote, timestamps, OPEN_WINDOW, b"")
     }
 
-    /// The same with a window, which stays open, and with so much said in the SYN.
+    /// The same with a window, which stays open, and with so much said in the SYN, or behind it if that is not answered.
     pub(crate) fn connect_with(
         namespace: &Namespace,
         address: IpAddr,
@@ -319,13 +319,22 @@ impl RawTcp {
         end.open = window;
         let mut syn = RawSegment { syn: true, ack: None, ..end.segment(early) };
         syn.options.insert(0, TcpOptionElement::MaximumSegmentSize(1460));
-        end.next = end.next + 1 + early.len();
+        let first = end.next;
+        end.next = first + 1 + early.len();
         let until = Instant::now() + PATIENCE;
         while end.acked != end.next {
             assert!(Instant::now() < until, "no answer from {remote} to a SYN");
             end.send_segment(&syn);
             let retry = Instant::now() + RETRY;
             while end.acked != end.next && end.take_next(retry) {}
+            if end.acked != end.next {
+                // As TCP Fast Open does where what is said early does not get through.
+                syn.payload = b"";
+                end.next = first + 1;
+            }
+        }
+        if !early.is_empty() && syn.payload.is_empty() {
+            end.send_for_sure(early);
         }
         end
     }
