@@ -170,11 +170,19 @@ fn reload_that_needs_other_rules_is_refused_and_the_old_ones_stay() {
 }
 
 #[test]
-fn ports_that_somebody_added_are_gone_after_a_repair() {
+fn control_ports_that_somebody_changed_are_put_right() {
     let namespace = Namespace::new("host").expect("a namespace");
     let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
     let before = ruleset(&namespace);
-    namespace.nft("add element inet pinhole control_ports { 80 }\nflush chain inet pinhole data").expect("it stands");
-    assert!(sets.restore(NOW, [].iter()).expect("it is put back").table);
-    assert_eq!(ruleset(&namespace), before);
+    let changes = [
+        "add element inet pinhole control_ports { 80 }",
+        "flush set inet pinhole control_ports",
+        "flush set inet pinhole control_ports\nadd element inet pinhole control_ports { 80 }\nflush chain inet pinhole data",
+    ];
+    for change in changes {
+        namespace.nft(change).expect("it stands");
+        assert_eq!(sets.stands(), Ok(false), "{change}");
+        assert!(sets.restore(NOW, [].iter()).expect("it is put back").table, "{change}");
+        assert_eq!((sets.stands(), ruleset(&namespace)), (Ok(true), before.clone()), "{change}");
+    }
 }
