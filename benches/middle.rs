@@ -51,7 +51,7 @@ struct Stage {
 
 impl Stage {
     fn new() -> Self {
-        let policy = policy::parse("bench.yaml", "limits: { sessions: 2000000, pinholes: 1000000, idle: 168h }")
+        let policy = policy::parse("bench.yaml", "limits: { sessions: 2000000, sessions_per_client: 2000000, pinholes: 1000000, pinholes_per_client: 1000000, idle: 168h }")
             .expect("the policy is good")
             .policy;
         let firewall = Simulated::new([Port::FTP]);

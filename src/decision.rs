@@ -25,6 +25,9 @@ pub fn decide(
     if !standing.is_ftp {
         return Err(Refusal::NotFtp);
     }
+    if !standing.is_known {
+        return Err(Refusal::PickedUp);
+    }
     if terms.denies_all() || terms.denies(mode.command()) {
         return Err(Refusal::ByRule);
     }
@@ -36,6 +39,9 @@ pub fn decide(
     }
     if terms.login == Login::Required && !standing.logged_in {
         return Err(Refusal::NotLoggedIn);
+    }
+    if !standing.is_plain {
+        return Err(Refusal::Ambiguous);
     }
     let named = announcement.named.ok_or(Refusal::BadSyntax)?;
     let address = address(mode, &named, connection);
@@ -49,8 +55,11 @@ pub fn decide(
     if !is_own && !is_allowed_elsewhere {
         return Err(Refusal::ThirdParty);
     }
-    if !terms.may_use(port) {
+    if !terms.data_ports.contains(port) {
         return Err(if port.is_low() { Refusal::LowPort } else { Refusal::PortNotAllowed });
+    }
+    if terms.is_known_service(port) {
+        return Err(Refusal::KnownService);
     }
     // Last, because what it names tells more: an answer that nobody asked for may be one whose question was lost.
     if !standing.asked_for {

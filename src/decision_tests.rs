@@ -5,7 +5,8 @@ use crate::policy;
 use crate::script::endpoint;
 use crate::session::Standing;
 
-const GOOD: Standing = Standing { is_ftp: true, asked_for: true, logged_in: true, extended_only: false };
+const GOOD: Standing =
+    Standing { is_ftp: true, is_known: true, is_plain: true, asked_for: true, logged_in: true, extended_only: false };
 
 fn direct(client: &str, server: &str) -> Connection {
     Connection::direct(Flow { source: endpoint(client), destination: endpoint(server) })
@@ -92,6 +93,27 @@ fn the_address_must_be_of_the_sessions_family() {
     assert_eq!(decided(&announcement(Mode::Eprt, "|2|fd00::1|1025|"), &ipv4()), "wrong-family");
     assert_eq!(decided(&announcement(Mode::Eprt, "|1|10.0.0.1|1025|"), &ipv6()), "wrong-family");
     assert_eq!(decided(&announcement(Mode::Port, "10,0,0,1,4,1"), &ipv6()), "wrong-family");
+}
+
+#[test]
+fn known_services_open_only_where_data_ports_name_them() {
+    let (mysql, x11) = ("10,0,0,2,12,234", "10,0,0,2,23,112");
+    let at = |policy, text| decided_by(policy, &announcement(Mode::Pasv, text), &ipv4());
+    let by_default = "control_ports: [21]";
+    assert_eq!((at(by_default, mysql), at(by_default, x11)), ("known-service".into(), "known-service".into()));
+    assert_eq!(decided(&announcement(Mode::Port, "10,0,0,1,24,235"), &ipv4()), "known-service", "a client's Redis");
+    // A range that merely has it does not name it.
+    assert_eq!(at("defaults: { data_ports: 3300-3310 }", mysql), "known-service");
+    assert_eq!(at("defaults: { data_ports: [3300-3310, 3306] }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    assert_eq!(at("defaults: { data_ports: 3306 }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    // Outside of `data_ports` that is the reason.
+    assert_eq!(at("defaults: { data_ports: 50000-50100 }", mysql), "port-not-allowed");
+    // The list is the administrator's.
+    assert_eq!(at("defaults: { known_services: [] }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    assert_eq!(at("defaults: { known_services: [6000-6010] }", mysql), "10.0.0.1 -> 10.0.0.2:3306");
+    assert_eq!(at("defaults: { known_services: [6000-6010] }", x11), "known-service");
+    let rule = "rules: [{ name: cluster, clients: [10.0.0.1], known_services: [] }]";
+    assert_eq!(at(rule, mysql), "10.0.0.1 -> 10.0.0.2:3306");
 }
 
 #[test]

@@ -91,6 +91,9 @@ pub struct Corridor {
 }
 
 impl Corridor {
+    /// How long one lasts in the firewall unless it is renewed.
+    pub const LIFETIME: Duration = Duration::from_secs(3600);
+
     /// Whether a connection with these addresses goes through it.
     pub fn matches(&self, flow: &Flow) -> bool {
         flow.source.address == self.from
@@ -120,6 +123,8 @@ pub enum Refusal {
     LowPort,
     /// It names a port that the policy does not name.
     PortNotAllowed,
+    /// It names a port of a well-known service that the policy does not name by itself.
+    KnownService,
     /// The policy does not allow this way of announcing.
     ModeDenied,
     /// The server announced something that the client did not ask for.
@@ -136,21 +141,28 @@ pub enum Refusal {
     ByRule,
     /// The firewall could not open it.
     NotOpened,
-    /// Every port under which it could be announced outside is taken.
+    /// The ports under which it could be announced outside are taken, as far as they were tried.
     NoPort,
     /// NAT would have to write another address, and the line cannot be changed.
     CannotRewrite,
+    /// The session was picked up in the middle, and no earlier run left word that it is FTP.
+    PickedUp,
+    /// The line may be read in more than one way.
+    Ambiguous,
+    /// The session has ended.
+    SessionOver,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
         Self::PortZero,
         Self::LowPort,
         Self::PortNotAllowed,
+        Self::KnownService,
         Self::ModeDenied,
         Self::NotAskedFor,
         Self::NotLoggedIn,
@@ -161,6 +173,9 @@ impl Refusal {
         Self::NotOpened,
         Self::NoPort,
         Self::CannotRewrite,
+        Self::PickedUp,
+        Self::Ambiguous,
+        Self::SessionOver,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -172,6 +187,7 @@ impl Refusal {
             Self::PortZero => "port-zero",
             Self::LowPort => "low-port",
             Self::PortNotAllowed => "port-not-allowed",
+            Self::KnownService => "known-service",
             Self::ModeDenied => "mode-denied",
             Self::NotAskedFor => "not-asked-for",
             Self::NotLoggedIn => "not-logged-in",
@@ -182,6 +198,9 @@ impl Refusal {
             Self::NotOpened => "not-opened",
             Self::NoPort => "no-port",
             Self::CannotRewrite => "cannot-rewrite",
+            Self::PickedUp => "picked-up",
+            Self::Ambiguous => "ambiguous",
+            Self::SessionOver => "session-over",
         }
     }
 
@@ -196,22 +215,35 @@ impl Refusal {
             Self::PortZero => "it names port 0",
             Self::LowPort => "it names a port below 1024 (`data_ports` would have to name it)",
             Self::PortNotAllowed => "it names a port outside of the policy's `data_ports`",
+            Self::KnownService => {
+                "it names the port of a well-known service (give the server a passive range without it, or name the \
+                 port by itself in `data_ports`)"
+            }
             Self::ModeDenied => "the policy's `modes` do not have this way of announcing",
             Self::NotAskedFor => "the client did not ask for it",
             Self::NotLoggedIn => "nobody is logged in (set `login: optional` if the server needs no login)",
             Self::AfterEpsvAll => "the client said EPSV ALL before",
             Self::TooMany => {
-                "there are as many pinholes as `pinholes_per_session` or `limits: pinholes` allow, or the client is far \
-                 ahead of the server's answers"
+                "there are as many pinholes as `pinholes_per_session`, `limits: pinholes` or `limits: pinholes_per_client` \
+                 allow, or the client is far ahead of the server's answers"
             }
             Self::NotFtp => "the two ends do not talk FTP",
             Self::ByRule => "a rule of the policy denies it",
             Self::NotOpened => "the firewall did not take it",
-            Self::NoPort => "every port of the policy's `data_ports` is taken at the outside address",
+            Self::NoPort => "no free port of the policy's `data_ports` was found at the outside address",
             Self::CannotRewrite => {
                 "NAT would have to write another address into it, and the kernel cannot correct the sequence numbers of \
                  this session, or part of the line was sent on before the rest came (a new session will do)"
             }
+            Self::PickedUp => {
+                "the session went on before it was read, and it is not known whether it is FTP (a new session will do; \
+                 `pickup` in the policy says more)"
+            }
+            Self::Ambiguous => {
+                "the line may be read in more than one way: something before it passed unread, it ends in a bare LF or comes \
+                 behind one, or it has CR, NUL, Telnet or urgent data in it (announce it once more)"
+            }
+            Self::SessionOver => "the session has ended",
         }
     }
 }

@@ -6,6 +6,7 @@
 mod program;
 
 use std::ffi::OsStr;
+use std::os::unix::fs::PermissionsExt;
 
 use program::*;
 use serde_json::Value;
@@ -87,6 +88,33 @@ fn check_tells_warnings_beside_the_policy() {
         "{}",
         ran.out
     );
+}
+
+#[test]
+fn check_warns_of_a_policy_that_others_may_write() {
+    let folder = Folder::new("check-writable");
+    let policy = folder.file("policy.yaml", "{}");
+    assert_eq!(run([OsStr::new("check"), policy.as_os_str()]).success().err, "");
+    std::fs::set_permissions(&policy, std::fs::Permissions::from_mode(0o666)).expect("root may");
+    let ran = run([OsStr::new("check"), policy.as_os_str()]);
+    assert_eq!((ran.status, ran.err.lines().count()), (Some(0), 1), "{}", ran.err);
+    for expected in ["warning", "policy file", "(mode 0666)", "chmod go-w"] {
+        assert!(ran.err.contains(expected), "{expected} is not in {}", ran.err);
+    }
+    assert!(ran.out.contains("is good, with 1 warning."), "{}", ran.out);
+}
+
+#[test]
+fn check_warns_of_what_a_policy_allows_in_a_line_each() {
+    let text =
+        "limits: { sessions: 10 }\ndefaults: { tls: range 1024-65535, third_party: allow, commands: { deny: [SITE] } }";
+    let ran = run_with_input(["check", "-"], text.as_bytes());
+    assert_eq!((ran.status, ran.err.lines().count()), (Some(0), 4), "{}", ran.err);
+    for expected in
+        ["tls: range: defaults", "commands: deny: defaults", "third_party: allow: ", "limits: sessions_per_client"]
+    {
+        assert!(ran.err.contains(expected), "{expected} is not in {}", ran.err);
+    }
 }
 
 #[test]

@@ -127,6 +127,14 @@ fn a_chain_in_admit_that_is_not_there_is_a_problem() {
 }
 
 #[test]
+fn what_a_policy_allows_is_told_with_the_host() {
+    let found = check(&host(""), Some("mechanism: sets\ndefaults: { tls: range 1024-65535 }\n"), &[]);
+    assert_eq!(found.status.code(), Some(0), "{}", found.said());
+    let warning = lines(&found, "warning").concat();
+    assert!(warning.contains("tls: range") && warning.contains("passive range"), "{warning}");
+}
+
+#[test]
 fn somebody_elses_table_is_a_problem() {
     let found = check(&host("table inet pinhole { chain theirs { accept; }; }"), None, &[]);
     let problem = problem(&found);

@@ -10,7 +10,7 @@ use pinhole::firewall::sets::{Sets, SetupError};
 use pinhole::lab::{self, Namespace};
 use pinhole::net::Port;
 use pinhole::packet::Endpoint;
-use pinhole::policy::{self, Inspect, Policy, Queues, WhenDown};
+use pinhole::policy::{self, Policy, Queues, WhenDown};
 use pinhole::time::Timestamp;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,9 +18,9 @@ const NOW: Timestamp = Timestamp::from_secs(1);
 
 fn policies() -> Vec<Policy> {
     let mut policies = vec![Policy::embedded()];
-    let text = "control_ports: [21, 2121]\ncapture: { inspect: announcements, when_down: closed }\n";
+    let text = "control_ports: [21, 2121]\ncapture: { when_down: closed }\n";
     let mut other = policy::parse("policy.yaml", text).expect("a good policy").policy;
-    assert_eq!((other.capture.inspect, other.capture.when_down), (Inspect::Announcements, WhenDown::Closed));
+    assert_eq!(other.capture.when_down, WhenDown::Closed);
     other.capture.queues = Queues::new(3, NonZeroU16::new(4).expect("four")).expect("queues");
     policies.push(other);
     policies

@@ -7,8 +7,8 @@ use std::time::Duration;
 use pinhole::ftp::mode::{Mode, Modes};
 use pinhole::net::{Network, Port, PortRange};
 use pinhole::policy::{
-    self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Inspect, Limits, Login, MAX_BYTES, Mark, Mechanism, Policy,
-    PortRanges, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
+    self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mark, Mechanism, Pickup, Policy,
+    PortRanges, PortSet, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
 };
 use proptest::prelude::*;
 
@@ -19,8 +19,8 @@ mechanism: auto            # native | sets
 capture:
   queue: 0                 # first queue; queues: how many
   queues: 1
-  inspect: dialogue        # announcements: only those lines leave the kernel
   when_down: open          # closed
+pickup: marked             # never | trust
 admit: [inet filter input, inet filter forward]   # sets only
 mark: 0x10000000
 defaults:
@@ -144,6 +144,16 @@ rules:
 }
 
 #[test]
+fn a_rule_may_close_known_services_that_the_defaults_open() {
+    let policy = good("defaults: { known_services: [] }\nrules: [{ name: x, known_services: default }]");
+    assert!(policy.defaults.may_use(port(3306)) && !policy.rules[0].terms.may_use(port(3306)));
+    assert!(
+        policy.to_string().contains("known_services: []\n") && policy.to_string().contains("known_services: default\n")
+    );
+    assert_eq!(good(&policy.to_string()), policy);
+}
+
+#[test]
 fn a_rule_may_take_back_what_the_defaults_deny() {
     let policy = good(
         "defaults: { commands: { deny: [SITE] } }
@@ -157,7 +167,7 @@ rules: [{ name: trusted, clients: [192.0.2.1], commands: { deny: [] } }]",
 fn all_mistakes_are_told_at_once_and_in_order() {
     let problems = bad("control_ports: [21, 0, \"990\", 70000, 21]
 mechanizm: native
-capture: { queue: 65535, queues: 2, inspect: all }
+capture: { queue: 65535, queues: 2, when_down: all }
 admit: [filter input, inet pinhole x]
 mark: 0
 defaults:
@@ -176,10 +186,10 @@ rules:
 1:24: error: control_ports: \"990\" is a text, because of its quotes or a leading zero (expected a number from 1 to 65535)
 1:31: error: control_ports: 70000 is out of limits (expected a number from 1 to 65535)
 1:38: error: control_ports: port 21 is there twice (expected each port once)
-2:1: error: unknown key mechanizm; did you mean mechanism? (the keys here are control_ports, mechanism, capture, \
+2:1: error: unknown key mechanizm; did you mean mechanism? (the keys here are control_ports, mechanism, capture, pickup, \
 admit, mark, limits, defaults, rules)
 3:34: error: queues: 2 queues from number 65535 would end at 65536 (expected the last queue to be 65535 or lower)
-3:46: error: inspect: unknown word all (expected dialogue or announcements)
+3:48: error: when_down: unknown word all (expected open or closed)
 4:9: error: admit: filter input names no chain: it takes three words, not 2 (expected chains as \"FAMILY TABLE \
 CHAIN\", such as [inet filter input])
 4:23: error: admit: inet pinhole x names no chain: the table inet pinhole is Pinhole's own (expected a chain of your \
@@ -248,12 +258,16 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("capture: { queue: 65535 }", "capture: { queue: 65536 }"),
         ("capture: { queue: 1, queues: 65535 }", "capture: { queue: 2, queues: 65535 }"),
         ("capture: { queues: auto }", "capture: { queues: all }"),
-        ("mark: 0xfffffff3", "mark: 0x100000000"),
+        ("mark: 0xffffffe0", "mark: 0x100000000"),
+        ("mark: 0xffffffe0", "mark: 0xfffffff0"),
         ("limits: { sessions: 4194304 }", "limits: { sessions: 4194305 }"),
         ("limits: { sessions: 1 }", "limits: { sessions: 0 }"),
         ("limits: { pinholes: 1048576 }", "limits: { pinholes: -1 }"),
         ("limits: { line_bytes: 128 }", "limits: { line_bytes: 127 }"),
         ("limits: { reorder_bytes: 1048576 }", "limits: { reorder_bytes: 1048577 }"),
+        ("limits: { sessions_per_client: 1 }", "limits: { sessions_per_client: 0 }"),
+        ("limits: { pinholes_per_client: 1048576 }", "limits: { pinholes_per_client: 1048577 }"),
+        ("limits: { buffered_bytes: 65536 }", "limits: { buffered_bytes: 65535 }"),
         ("limits: { idle: 168h }", "limits: { idle: 169h }"),
         ("limits: { idle: 1 }", "limits: { idle: 0 }"),
         ("defaults: { timeout: 10ms }", "defaults: { timeout: 9ms }"),
@@ -262,6 +276,9 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("defaults: { pinholes_per_session: 1024 }", "defaults: { pinholes_per_session: 1025 }"),
         ("defaults: { data_ports: 1-65535 }", "defaults: { data_ports: 0-65535 }"),
         ("defaults: { data_ports: [1, 65535] }", "defaults: { data_ports: [1, 65536] }"),
+        ("defaults: { known_services: [1, 65535] }", "defaults: { known_services: [1, 65536] }"),
+        ("defaults: { known_services: [] }", "defaults: { known_services: none }"),
+        ("defaults: { known_services: default }", "defaults: { known_services: 3306 }"),
         ("defaults: { commands: { deny: [XSHA512] } }", "defaults: { commands: { deny: [XSHA51234] } }"),
     ] {
         good(inside);
@@ -284,6 +301,9 @@ fn ports_are_written_in_several_ways() {
         &warnings("defaults: { data_ports: [5000-5009, 5009-6000] }"),
         "1:37: warning: data_ports: 5009-6000 overlaps 5000-5009, which is in the list already",
     );
+    // A known service is named beside the range that has it.
+    let named = good("defaults: { data_ports: [3000-4000, 3306] }").defaults.data_ports;
+    assert!(named.names(port(3306)) && !named.names(port(3389)) && named.contains(port(3389)));
 }
 
 #[test]
@@ -360,6 +380,10 @@ fn settings_without_effect_are_pointed_out() {
         &warnings("rules: [{ name: x, action: deny, modes: [PASV], clients: [192.0.2.1] }]"),
         "1:34: warning: modes: this has no effect, because the rule's action is deny",
     );
+    one(
+        &warnings("capture: { inspect: announcements }"),
+        "1:21: warning: inspect: this has no effect any more: every line is read (expected nothing: leave it out)",
+    );
 }
 
 #[test]
@@ -435,8 +459,12 @@ fn the_page_about_the_policy_shows_what_happens() {
 }
 
 prop_compose! {
-    fn some_ports()(ends in prop::collection::vec((1_u16.., 1_u16..), 1..4)) -> PortRanges {
-        PortRanges::new(ends.into_iter().map(|(a, b)| range(a.min(b), a.max(b)))).expect("not empty")
+    fn some_ports()(
+        ends in prop::collection::vec((1_u16.., 1_u16..), 1..4),
+        single in prop::collection::vec(1_u16.., 0..3),
+    ) -> PortRanges {
+        let ranges = ends.into_iter().map(|(a, b)| range(a.min(b), a.max(b)));
+        PortRanges::new(ranges.chain(single.into_iter().map(|port| range(port, port)))).expect("not empty")
     }
 }
 
@@ -455,11 +483,15 @@ fn some_terms() -> impl Strategy<Value = Terms> {
         (1_u16.., 1_u16..).prop_map(|(a, b)| Tls::Range(range(a.min(b), a.max(b))))
     ];
     let verbs = prop::collection::vec("[A-Z][A-Z0-9]{0,7}", 0..4);
-    (modes, some_ports(), 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 2]>(), tls, verbs).prop_map(
-        |(modes, data_ports, millis, most, [third_party, login], tls, verbs)| Terms {
+    let services = prop::option::of(prop::collection::vec((1_u16.., 0_u16..3), 0..9));
+    (modes, some_ports(), services, 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 2]>(), tls, verbs).prop_map(
+        |(modes, data_ports, services, millis, most, [third_party, login], tls, verbs)| Terms {
             action: Action::Allow,
             modes,
             data_ports,
+            known_services: services.map_or(Terms::default().known_services, |services| {
+                PortSet::new(services.into_iter().map(|(first, more)| range(first, first.saturating_add(more))))
+            }),
             timeout: Duration::from_millis(millis),
             pinholes_per_session: NonZeroU16::new(most).expect("not zero"),
             third_party: if third_party { ThirdParty::Allow } else { ThirdParty::Deny },
@@ -498,10 +530,12 @@ prop_compose! {
         ports in prop::collection::btree_set(1_u16.., 1..5),
         mechanism in prop::sample::select(vec![Mechanism::Auto, Mechanism::Native, Mechanism::Sets]),
         (queue, queues) in (0_u16.., prop::option::of(1_u16..)),
-        [announcements, closed] in any::<[bool; 2]>(),
+        closed in any::<bool>(),
+        pickup in prop::sample::select(vec![Pickup::Marked, Pickup::Never, Pickup::Trust]),
         admit in prop::collection::btree_set("(ip|ip6|inet) [a-zA-Z_.][a-zA-Z0-9_./-]{0,9} [a-zA-Z_.][a-zA-Z0-9_./-]{0,9}", 0..4),
         mark in (1_u32..).prop_filter("two bits are left", |bits| bits.count_zeros() >= 2),
         (sessions, pinholes, line, reorder) in (1_u32..=4_194_304, 1_u32..=1_048_576, 128_u32..=65_536, 1024_u32..=1_048_576),
+        (of_client, opened, buffered) in (1_u32..=4_194_304, 1_u32..=1_048_576, 65_536_u32..=1_073_741_824),
         idle in 1_u64..=168 * 3600,
         (defaults, rules) in some_terms().prop_flat_map(some_rules),
     ) -> Policy {
@@ -512,16 +546,19 @@ prop_compose! {
             mechanism,
             capture: Capture {
                 queues: queues.map_or(Queues::automatic(queue), several),
-                inspect: if announcements { Inspect::Announcements } else { Inspect::Dialogue },
                 when_down: if closed { WhenDown::Closed } else { WhenDown::Open },
             },
+            pickup,
             admit: admit.iter().map(|chain| chain.parse().expect("a chain")).collect(),
             mark: Mark::new(mark).expect("not zero"),
             limits: Limits {
                 sessions: nonzero(sessions),
+                sessions_per_client: nonzero(of_client),
                 pinholes: nonzero(pinholes),
+                pinholes_per_client: nonzero(opened),
                 line_bytes: nonzero(line),
                 reorder_bytes: nonzero(reorder),
+                buffered_bytes: nonzero(buffered),
                 idle: Duration::from_secs(idle),
             },
             defaults,

@@ -6,7 +6,7 @@
 #[path = "support/daemon.rs"]
 mod daemon;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use daemon::{Daemon, PATIENCE};
@@ -184,12 +184,20 @@ fn a_corridor_of_a_killed_daemon_goes_with_its_session_too() {
     let (mut served, _) = listener.accept().expect("it comes");
     let mut says = |command: &str, reply: &str| {
         (&control).write_all(command.as_bytes()).expect("it is sent");
+        served.read_exact(&mut vec![0; command.len()]).expect("it comes");
         served.write_all(reply.as_bytes()).expect("it is sent");
         let mut line = String::new();
         BufReader::new(&control).read_line(&mut line).expect("a reply");
     };
     says("", "220 Ready.\r\n");
     says("AUTH TLS\r\n", "234 Let us whisper.\r\n");
+    // Records as TLS has them, which end with a line feed.
+    says("\x16\x03\x01\0\x02a\n", "\x16\x03\x03\0\x02a\n");
+    for _ in 0..2 {
+        says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
+    }
+    assert_eq!(stage.stands("corridors4"), "");
+    says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
     assert!(stage.stands("corridors4").contains("50000-50100"), "{}", stage.stands("corridors4"));
 
     stage.restart_after_kill();

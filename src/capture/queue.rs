@@ -28,6 +28,9 @@ const LONGEST: u32 = 4096;
 /// The bytes that so many packets of a control connection take at most, as the kernel counts.
 const ROOM: usize = LONGEST as usize * 4096;
 
+/// The hook of the packets that this host sends.
+const NF_INET_LOCAL_OUT: u8 = 3;
+
 /// In how many queues from the end is looked for one that nobody reads.
 const MOST_TRIED: usize = 1000;
 
@@ -112,15 +115,30 @@ impl Waiting {
         self.message.get_payload()
     }
 
-    /// Lets it go on.
-    pub fn accept(self) -> io::Result<()> {
-        Ok(self.verdicts.go_on(self.message.get_packet_id(), None)?)
+    /// Its mark.
+    pub fn mark(&self) -> u32 {
+        self.message.get_nfmark()
+    }
+
+    /// Whether this host sends it, so that it has a route already.
+    pub fn is_outgoing(&self) -> bool {
+        self.message.get_hook() == NF_INET_LOCAL_OUT
+    }
+
+    /// Lets it go on, with another mark if one is given.
+    pub fn accept(self, mark: Option<u32>) -> io::Result<()> {
+        Ok(self.verdicts.go_on(self.message.get_packet_id(), None, mark)?)
+    }
+
+    /// Does not let it go on.
+    pub fn discard(self) -> io::Result<()> {
+        Ok(self.verdicts.discard(self.message.get_packet_id())?)
     }
 
     /// Lets another packet go on in its place: from its IP header on, with all lengths and checksums in it as they have
     /// to be. It may be longer or shorter.
-    pub fn accept_as(self, packet: &[u8]) -> io::Result<()> {
-        Ok(self.verdicts.go_on(self.message.get_packet_id(), Some(packet))?)
+    pub fn accept_as(self, packet: &[u8], mark: Option<u32>) -> io::Result<()> {
+        Ok(self.verdicts.go_on(self.message.get_packet_id(), Some(packet), mark)?)
     }
 }
 

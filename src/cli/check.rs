@@ -4,7 +4,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Outcome, input};
-use crate::host::{self, Finding, Weight};
+use crate::host::{self, Finding, PolicyFile, Weight};
 use crate::policy::{Parsed, Policy};
 
 #[derive(Debug, clap::Args)]
@@ -31,7 +31,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         }
         Some(path) if !args.host => check_policy(path),
         path => match input::policy(path.as_deref()) {
-            Ok(policy) => check_host(&policy, args.json),
+            Ok(policy) => check_host(&policy, path.as_deref(), args.json),
             Err(outcome) => Ok(outcome),
         },
     }
@@ -43,12 +43,18 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
         Err(outcome) => return Ok(outcome),
     };
     let name = super::name(path);
+    let risks = host::risks(&policy, &PolicyFile::look(path));
     let mut out = io::stdout().lock();
-    if warnings.is_empty() {
+    let count = warnings.warnings() + risks.len();
+    if !warnings.is_empty() {
+        writeln!(io::stderr(), "{}", warnings.to_string().trim_end())?;
+    }
+    for risk in &risks {
+        writeln!(io::stderr(), "{risk}")?;
+    }
+    if count == 0 {
         writeln!(out, "# {name} is good. As understood:")?;
     } else {
-        writeln!(io::stderr(), "{}", warnings.to_string().trim_end())?;
-        let count = warnings.warnings();
         let plural = if count == 1 { "" } else { "s" };
         writeln!(out, "# {name} is good, with {count} warning{plural}. As understood:")?;
     }
@@ -56,8 +62,9 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
     Ok(Outcome::Good)
 }
 
-fn check_host(policy: &Policy, json: bool) -> anyhow::Result<Outcome> {
-    let findings = host::examine(policy);
+fn check_host(policy: &Policy, path: Option<&Path>, json: bool) -> anyhow::Result<Outcome> {
+    let mut findings = host::examine(policy);
+    findings.extend(host::risks(policy, &path.map(PolicyFile::look).unwrap_or_default()));
     let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
     let (problems, warnings) = (count(Weight::Problem), count(Weight::Warning));
     let mut out = io::stdout().lock();

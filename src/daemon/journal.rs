@@ -1,12 +1,17 @@
 //! The news as log lines and counts: one line for each pinhole opened, used, expired and refused.
 
+use std::fmt;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 use tracing::{debug, info, warn};
 
+use super::log_limit::{LineKind, LogLimit, Omitted};
 use super::status::Counters;
+use crate::packet::Endpoint;
 use crate::time::Timestamp;
-use crate::tracker::{News, Observer, SessionNumber};
+use crate::tracker::{ClientKey, News, Observer, SessionNumber};
 
 /// How long nothing more is said of something that happens all the time.
 const SELDOM: Duration = Duration::from_secs(1);
@@ -15,71 +20,146 @@ const SELDOM: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Journal {
     pub(super) counters: Counters,
-    refusals: Seldom,
-    denials: Seldom,
+    /// Between whom the sessions are; as many as there are sessions.
+    sessions: HashMap<SessionNumber, Ends, RandomState>,
+    limit: LogLimit,
+}
+
+/// The two ends of a session.
+#[derive(Clone, Copy, Debug)]
+struct Ends {
+    client: Endpoint,
+    server: Endpoint,
+}
+
+impl fmt::Display for Ends {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.client, self.server)
+    }
+}
+
+/// The two ends, where they are known.
+struct Known(Option<Ends>);
+
+impl fmt::Display for Known {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.map_or(Ok(()), |ends| write!(f, " ({ends})"))
+    }
+}
+
+/// Lines that were left out before this one.
+struct More(u64);
+
+impl fmt::Display for More {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(more) = self;
+        if *more == 0 { Ok(()) } else { write!(f, " ({more} more of this client since the last such line)") }
+    }
+}
+
+impl Journal {
+    /// Says what was left out, where no line follows that would.
+    pub(super) fn say_omitted(&mut self, now: Timestamp) {
+        for (kind, Omitted { lines, clients }) in self.limit.sweep(now) {
+            let kind = kind.name();
+            warn!(
+                "left out {lines} lines `{kind}`, of {clients} clients: each may cause a few a second (`status` counts)"
+            );
+        }
+    }
+
+    fn may_say(&mut self, at: Timestamp, kind: LineKind, ends: Option<Ends>) -> Option<More> {
+        let client = ends.map(|ends| ClientKey::of(ends.client.address));
+        self.limit.admit(kind, client, at).map(More)
+    }
 }
 
 impl Observer for Journal {
     fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
-        let counters = &mut self.counters;
+        let ends = self.sessions.get(&session).copied();
+        let known = Known(ends);
         match *news {
             News::Began { connection, picked_up } => {
-                counters.sessions += 1;
+                self.counters.sessions += 1;
+                let ends = Ends { client: connection.client(), server: connection.server() };
+                self.sessions.insert(session, ends);
                 let how = if picked_up { "picked up" } else { "began" };
-                debug!("session {session} {how}: {} -> {}", connection.client(), connection.server());
+                debug!("session {session} {how}: {ends}");
             }
             News::Said { command, .. } => debug!("session {session}: {command}"),
             News::Denied { command } => {
-                let Some(times) = self.denials.worth_telling(at) else { return };
-                let more =
-                    if times > 1 { format!(" ({times} denied since the last such line)") } else { String::new() };
-                warn!("session {session}: the client gave {command}, which the policy denies{more}");
+                let Some(more) = self.may_say(at, LineKind::Denied, ends) else { return };
+                warn!("session {session}{known}: the client gave {command}, which the policy denies{more}");
             }
             News::LoggedIn { user } => debug!("session {session}: logged in as {}", user.unwrap_or("?")),
             News::Expected { mode, expectation, rewritten_from } => {
-                counters.opened += 1;
+                self.counters.opened += 1;
+                let Some(more) = self.may_say(at, LineKind::Opened, ends) else { return };
                 let (by, lifetime) = (mode.announced_by(), expectation.lifetime);
                 let rewritten = Rewritten(rewritten_from);
-                info!("opened {expectation} for {lifetime:?}: announced by {by}{rewritten} in session {session}");
+                info!("opened {expectation} for {lifetime:?}: announced by {by}{rewritten} in session {session}{more}");
             }
             News::Refused { mode, to, why } => {
-                *counters.refused.entry(why.name()).or_default() += 1;
-                // Whoever announces nonsense all day long shall not fill the log.
-                let Some(times) = self.refusals.worth_telling(at) else { return };
-                let more =
-                    if times > 1 { format!(" ({times} refused since the last such line)") } else { String::new() };
+                *self.counters.refused.entry(why.name()).or_default() += 1;
+                let Some(more) = self.may_say(at, LineKind::Refused, ends) else { return };
                 let to = to.map_or_else(String::new, |to| format!(" {to}"));
                 let (by, explanation) = (mode.announced_by(), why.explanation());
-                warn!("refused{to}: {by} in session {session}: {why}, {explanation}{more}");
+                warn!("refused{to}: {by} in session {session}: {why}, {explanation}{known}{more}");
             }
             News::Used { flow, .. } => {
-                counters.used += 1;
-                info!("used {flow}: {}", announced(session));
+                self.counters.used += 1;
+                let Some(more) = self.may_say(at, LineKind::Used, ends) else { return };
+                info!("used {flow}: {}{more}", announced(session));
             }
             News::Expired(expectation) => {
-                counters.expired += 1;
-                info!("expired {expectation}: nobody came, {}", announced(session));
+                self.counters.expired += 1;
+                let Some(more) = self.may_say(at, LineKind::Expired, ends) else { return };
+                info!("expired {expectation}: nobody came, {}{more}", announced(session));
             }
             News::Closed { expectation, why } => {
-                counters.closed += 1;
-                info!("closed {expectation}: {}, {}", why.explanation(), announced(session));
+                self.counters.closed += 1;
+                let Some(more) = self.may_say(at, LineKind::Closed, ends) else { return };
+                info!("closed {expectation}: {}, {}{more}", why.explanation(), announced(session));
             }
-            News::Encrypted { corridor: None } => {
-                counters.encrypted += 1;
-                info!("session {session} is encrypted: nothing opens for it (see `tls` in the policy)");
+            News::Encrypted { corridor } => {
+                self.counters.encrypted += 1;
+                let Some(more) = self.may_say(at, LineKind::Encrypted, ends) else { return };
+                match corridor {
+                    None => info!(
+                        "session {session}{known} is encrypted: nothing opens for it (see `tls` in the policy){more}"
+                    ),
+                    Some(corridor) => info!(
+                        "session {session}{known} is encrypted: {corridor} opens when as much was said as a login \
+                         takes{more}"
+                    ),
+                }
             }
-            News::Encrypted { corridor: Some(corridor) } => {
-                counters.encrypted += 1;
-                info!("session {session} is encrypted: the policy admits {corridor} while it lasts");
+            News::RangeOpened(corridor) => {
+                self.counters.ranges += 1;
+                let Some(more) = self.may_say(at, LineKind::Opened, ends) else { return };
+                info!("opened {corridor} for encrypted session {session}, while it lasts{more}");
+            }
+            News::RangeRefused { corridor, why } => {
+                *self.counters.refused.entry(why.name()).or_default() += 1;
+                let Some(more) = self.may_say(at, LineKind::Refused, ends) else { return };
+                let explanation = why.explanation();
+                warn!("refused {corridor}: encrypted session {session}: {why}, {explanation}{known}{more}");
             }
             News::NotFtp => {
-                counters.not_ftp += 1;
-                warn!("session {session} does not talk FTP: nothing opens for it");
+                self.counters.not_ftp += 1;
+                let Some(more) = self.may_say(at, LineKind::NotFtp, ends) else { return };
+                warn!("session {session}{known} does not talk FTP: nothing opens for it{more}");
             }
-            News::Ended(how) => debug!("session {session} is over: {}", how.name()),
-            News::Odd(oddity) => {
-                counters.oddities += 1;
-                debug!("session {session}: {oddity:?}");
+            News::Ended(how) => {
+                self.sessions.remove(&session);
+                if how.is_eviction() {
+                    *self.counters.evicted.entry(how.name()).or_default() += 1;
+                }
+                debug!("session {session} is over: {}", how.name());
+            }
+            News::Anomaly(anomaly) => {
+                self.counters.anomalies += 1;
+                debug!("session {session}: {anomaly:?}");
             }
         }
     }
@@ -115,8 +195,8 @@ impl Seldom {
 /// What had been announced, where the line was rewritten.
 struct Rewritten(Option<std::net::SocketAddr>);
 
-impl std::fmt::Display for Rewritten {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Rewritten {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.map_or(Ok(()), |from| write!(f, " as {from}, rewritten,"))
     }
 }

@@ -8,6 +8,7 @@ mod clock;
 pub mod control;
 mod engine;
 mod journal;
+mod log_limit;
 mod packets;
 pub mod sandbox;
 pub mod status;

@@ -24,8 +24,12 @@ pub struct Counters {
     pub closed: u64,
     /// Announcements refused, by reason.
     pub refused: BTreeMap<&'static str, u64>,
+    /// Sessions that were forgotten to make room, by reason.
+    pub evicted: BTreeMap<&'static str, u64>,
     /// Sessions that became encrypted.
     pub encrypted: u64,
+    /// Port ranges opened for encrypted sessions.
+    pub ranges: u64,
     /// Connections to a control port that do not talk FTP.
     pub not_ftp: u64,
     /// Fragments, passed unread.
@@ -33,7 +37,7 @@ pub struct Counters {
     /// Packets with headers that make no sense, passed unread.
     pub damaged: u64,
     /// Copies that differ, segments out of reach, losses.
-    pub oddities: u64,
+    pub anomalies: u64,
     /// How often the ruleset was put back.
     pub restored: u64,
     /// Errors of the queue.
@@ -63,6 +67,15 @@ pub struct Standing {
     pub remaining: f64,
 }
 
+/// The buffers of all sessions.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Buffers {
+    /// What they hold now: bytes out of order, and lines without their end.
+    pub bytes: usize,
+    /// How often a session gave up bytes, because the buffers of all, or those of its client, were full.
+    pub refusals: u64,
+}
+
 /// How things stand.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -78,6 +91,8 @@ pub struct Status {
     pub because: String,
     /// What hands packets to this program.
     pub queueing: &'static str,
+    /// The buffers of all sessions.
+    pub buffers: Buffers,
     /// What was counted.
     pub counters: Counters,
 }
@@ -96,7 +111,7 @@ pub enum Request {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sessions, pinholes, in_kernel, mechanism, because, queueing, counters } = self;
+        let Self { sessions, pinholes, in_kernel, mechanism, because, queueing, buffers, counters } = self;
         writeln!(f, "{sessions} sessions, {} pinholes; mechanism {mechanism}, queued by {queueing}", pinholes.len())?;
         writeln!(f, "mechanism {mechanism}, {because}")?;
         if let Some(in_kernel) = in_kernel
@@ -127,11 +142,18 @@ impl fmt::Display for Status {
         for (reason, count) in refused {
             write!(f, "\n  refused, {reason}: {count}")?;
         }
-        let Counters { not_ftp, fragments, damaged, oddities, restored, queue_troubles, kernel_troubles, .. } =
+        for (reason, count) in &counters.evicted {
+            write!(f, "\n  sessions {reason}: {count}")?;
+        }
+        if buffers.refusals > 0 {
+            let Buffers { bytes, refusals } = buffers;
+            write!(f, "\n  buffers: {bytes} bytes; {refusals} times a session gave up bytes because they were full")?;
+        }
+        let Counters { not_ftp, fragments, damaged, anomalies, restored, queue_troubles, kernel_troubles, .. } =
             counters;
         writeln!(
             f,
-            "\n  not FTP: {not_ftp}, fragments: {fragments}, damaged: {damaged}, oddities: {oddities}, \
+            "\n  not FTP: {not_ftp}, fragments: {fragments}, damaged: {damaged}, anomalies: {anomalies}, \
              ruleset put back: {restored}, trouble with the queue: {queue_troubles}, with the kernel: {kernel_troubles}"
         )
     }

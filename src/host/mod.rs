@@ -6,6 +6,7 @@
 mod filter;
 mod judge;
 mod look;
+mod risks;
 mod ruleset;
 
 use std::fmt;
@@ -14,6 +15,7 @@ use serde::Serialize;
 
 pub use judge::judge;
 pub use look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
+pub use risks::{PolicyFile, risks};
 pub use ruleset::{BadRuleset, Ruleset};
 
 use crate::capture::queue::processors;

@@ -1,4 +1,4 @@
-//! The numbers in a rule that the mark of a connection is compared with, masked by or set to.
+//! The numbers in a rule that the mark of a connection or of a packet is compared with, masked by or set to.
 //!
 //! A rule is a list of expressions that work on registers. Which registers hold a mark follows from the expressions that
 //! fill them, so a number that has nothing to do with marks is left alone.
@@ -10,8 +10,9 @@ use super::bytes::Attribute;
 const EXPRESSION_NAME: u16 = 1;
 const EXPRESSION_DATA: u16 = 2;
 const DATA_VALUE: u16 = 1;
-const CT_KEY: u16 = 2;
-/// `NFT_CT_MARK`.
+/// Of `ct` and of `meta`.
+const KEY: u16 = 2;
+/// `NFT_CT_MARK`, and `NFT_META_MARK`.
 const MARK: u32 = 3;
 const BITWISE_MASK: u16 = 4;
 const BITWISE_XOR: u16 = 5;
@@ -79,7 +80,7 @@ fn numbers(expressions: &[u8]) -> Option<Vec<usize>> {
         };
         let register = |kind: Option<u16>| find(kind?).and_then(Attribute::u32);
         let read = register(source).and_then(|register| contents.get(&register));
-        let is_mark = name == "ct" && find(CT_KEY).and_then(Attribute::u32) == Some(MARK);
+        let is_mark = matches!(name, "ct" | "meta") && find(KEY).and_then(Attribute::u32) == Some(MARK);
         let mut filled = is_mark.then_some(Content::Mark);
         match (name, read) {
             ("bitwise", Some(Content::Mark)) => {
@@ -90,7 +91,7 @@ fn numbers(expressions: &[u8]) -> Option<Vec<usize>> {
                 filled = Some(Content::Mark);
             }
             ("cmp", Some(Content::Mark)) => numbers.push(number_in(find(CMP_DATA))?),
-            ("ct", Some(Content::Number(place))) if is_mark => numbers.push(*place),
+            ("ct" | "meta", Some(Content::Number(place))) if is_mark => numbers.push(*place),
             // A mark that becomes another mark, as it is.
             ("ct" | "meta", Some(Content::Mark)) => {}
             (_, Some(Content::Mark)) => return None,
@@ -128,7 +129,7 @@ mod tests {
     fn load(list: &mut Writer, key: u32) {
         expression(list, "ct", |w| {
             w.number(1, 1);
-            w.number(CT_KEY, key);
+            w.number(KEY, key);
         });
     }
 
@@ -151,7 +152,7 @@ mod tests {
     fn set_mark(list: &mut Writer) {
         expression(list, "ct", |w| {
             w.number(4, 1);
-            w.number(CT_KEY, MARK);
+            w.number(KEY, MARK);
         });
     }
 

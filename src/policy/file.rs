@@ -10,9 +10,9 @@ use super::hosts::Hosts;
 use super::overlap::{Clash, clashes};
 use super::reader::{Entry, Fields, Reader};
 use super::rule::Rule;
-use super::settings::{Capture, Chain, ChainError, ControlPorts, Limits, Mark, Mechanism, Queues};
+use super::settings::{Capture, Chain, ChainError, ControlPorts, Limits, Mark, Mechanism, Pickup, Queues};
 use super::source::{Quoted, is_visible};
-use super::terms::{Action, PortRanges, Terms, Tls, Verbs};
+use super::terms::{Action, PortRanges, PortSet, Terms, Tls, Verbs};
 use super::tree::Value;
 use super::word::{COMMANDS, nearest};
 use super::{MAX_RULES, Policy};
@@ -22,11 +22,29 @@ use crate::net::Network;
 /// The keys that a policy may have, level by level.
 pub(super) mod keys {
     pub(crate) const POLICY: &[&str] =
-        &["control_ports", "mechanism", "capture", "admit", "mark", "limits", "defaults", "rules"];
+        &["control_ports", "mechanism", "capture", "pickup", "admit", "mark", "limits", "defaults", "rules"];
     pub(crate) const CAPTURE: &[&str] = &["queue", "queues", "inspect", "when_down"];
-    pub(crate) const LIMITS: &[&str] = &["sessions", "pinholes", "line_bytes", "reorder_bytes", "idle"];
-    pub(crate) const TERMS: &[&str] =
-        &["modes", "data_ports", "timeout", "pinholes_per_session", "third_party", "login", "tls", "commands"];
+    pub(crate) const LIMITS: &[&str] = &[
+        "sessions",
+        "sessions_per_client",
+        "pinholes",
+        "pinholes_per_client",
+        "line_bytes",
+        "reorder_bytes",
+        "buffered_bytes",
+        "idle",
+    ];
+    pub(crate) const TERMS: &[&str] = &[
+        "modes",
+        "data_ports",
+        "known_services",
+        "timeout",
+        "pinholes_per_session",
+        "third_party",
+        "login",
+        "tls",
+        "commands",
+    ];
     pub(crate) const RULE: &[&str] = &[
         "name",
         "clients",
@@ -34,6 +52,7 @@ pub(super) mod keys {
         "action",
         "modes",
         "data_ports",
+        "known_services",
         "timeout",
         "pinholes_per_session",
         "third_party",
@@ -46,6 +65,8 @@ pub(super) mod keys {
 
 /// The most ports, port ranges, chains or verbs in one list.
 const MOST_LISTED: usize = 64;
+/// The most ports and port ranges of known services.
+const MOST_SERVICES: usize = 256;
 /// The most networks in one list.
 const MOST_NETWORKS: usize = 1000;
 /// The most characters in the name of a rule.
@@ -65,6 +86,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Policy {
         control_ports: value(&fields, "control_ports", ControlPorts::default(), |entry| control_ports(reader, entry)),
         mechanism,
         capture: value(&fields, "capture", Capture::default(), |entry| capture(reader, entry)),
+        pickup: value(&fields, "pickup", Pickup::default(), |entry| reader.word(entry)),
         admit: value(&fields, "admit", Vec::new(), |entry| admit(reader, entry, mechanism)),
         mark: value(&fields, "mark", Mark::default(), |entry| mark(reader, entry)),
         limits: value(&fields, "limits", Limits::default(), |entry| limits(reader, entry)),
@@ -113,9 +135,11 @@ fn capture(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Capture> {
     let default = Capture::default();
     let first = value(&fields, "queue", default.queues.first(), |entry| reader.integer(entry, 0..=65_535));
     let queues = fields.get("queues").and_then(|entry| queues(reader, entry, first));
+    if let Some(entry) = fields.get("inspect") {
+        reader.warn(entry, "this has no effect any more: every line is read", "expected nothing: leave it out");
+    }
     Some(Capture {
         queues: queues.unwrap_or(Queues::automatic(first)),
-        inspect: value(&fields, "inspect", default.inspect, |entry| reader.word(entry)),
         when_down: value(&fields, "when_down", default.when_down, |entry| reader.word(entry)),
     })
 }
@@ -152,8 +176,8 @@ fn mark(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Mark> {
     let bits = reader.integer(entry, 1..=u32::MAX)?;
     let mark = Mark::new(bits);
     if mark.is_none() {
-        let message = format!("{bits:#010x} leaves fewer than two bits for the marks of control connections");
-        reader.error(entry, message, "expected at most 30 bits, such as the one of 0x10000000");
+        let message = format!("{bits:#010x} leaves fewer than five bits for the marks of control connections");
+        reader.error(entry, message, "expected at most 27 bits, such as the one of 0x10000000");
     }
     mark
 }
@@ -166,9 +190,12 @@ fn limits(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Limits> {
     };
     Some(Limits {
         sessions: number("sessions", default.sessions, 1..=4_194_304),
+        sessions_per_client: number("sessions_per_client", default.sessions_per_client, 1..=4_194_304),
         pinholes: number("pinholes", default.pinholes, 1..=1_048_576),
+        pinholes_per_client: number("pinholes_per_client", default.pinholes_per_client, 1..=1_048_576),
         line_bytes: number("line_bytes", default.line_bytes, 128..=65_536),
         reorder_bytes: number("reorder_bytes", default.reorder_bytes, 1024..=1_048_576),
+        buffered_bytes: number("buffered_bytes", default.buffered_bytes, 65_536..=1_073_741_824),
         idle: value(&fields, "idle", default.idle, |entry| {
             reader.duration(entry, Duration::from_secs(1)..=Duration::from_secs(168 * 3600))
         }),
@@ -182,6 +209,7 @@ fn read_terms(reader: &mut Reader<'_>, fields: &Fields<'_>, base: &Terms) -> Ter
         action: base.action,
         modes: value(fields, "modes", base.modes, |entry| modes(reader, entry)),
         data_ports: value(fields, "data_ports", base.data_ports, |entry| data_ports(reader, entry)),
+        known_services: value(fields, "known_services", base.known_services, |entry| known_services(reader, entry)),
         timeout: value(fields, "timeout", base.timeout, |entry| {
             reader.duration(entry, Duration::from_millis(10)..=Duration::from_secs(3600))
         }),
@@ -221,13 +249,27 @@ fn data_ports(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<PortRanges> {
     let mut ranges: Vec<crate::net::PortRange> = Vec::new();
     for entry in reader.full_list(entry, MOST_LISTED, "expected ports such as 50000-50100, or a list of such")? {
         let Some(range) = reader.port_range(entry) else { continue };
-        if let Some(other) = ranges.iter().find(|r| r.first() <= range.last() && range.first() <= r.last()) {
+        // A port within a range may be named beside it, because it may be a known service's.
+        let is_single = |range: crate::net::PortRange| range.first() == range.last();
+        let overlaps = |r: &&crate::net::PortRange| {
+            r.first() <= range.last() && range.first() <= r.last() && is_single(**r) == is_single(range)
+        };
+        if let Some(other) = ranges.iter().find(overlaps) {
             let message = format!("{range} overlaps {other}, which is in the list already");
             reader.warn(entry, message, "expected each port once");
         }
         ranges.push(range);
     }
     PortRanges::new(ranges)
+}
+
+fn known_services(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<PortSet> {
+    const EXPECTED: &str = "expected default, or a list of ports such as [3306, 5900-5909]; [] for none";
+    if matches!(&entry.node.value, Value::Text(text) if text == "default") {
+        return Some(Terms::default().known_services);
+    }
+    let list = reader.list(entry, MOST_SERVICES, EXPECTED)?;
+    Some(PortSet::new(list.filter_map(|entry| reader.port_range(entry))))
 }
 
 fn tls(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Tls> {

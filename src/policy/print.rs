@@ -20,16 +20,19 @@ impl Display for Policy {
             Some(count) => writeln!(f, "  queues: {count}")?,
             None => writeln!(f, "  queues: auto")?,
         }
-        writeln!(f, "  inspect: {}", capture.inspect)?;
         writeln!(f, "  when_down: {}", capture.when_down)?;
+        writeln!(f, "pickup: {}", self.pickup)?;
         writeln!(f, "admit: {}", List(&self.admit))?;
         writeln!(f, "mark: {}", self.mark)?;
         let limits = self.limits;
         writeln!(f, "limits:")?;
         writeln!(f, "  sessions: {}", limits.sessions)?;
+        writeln!(f, "  sessions_per_client: {}", limits.sessions_per_client)?;
         writeln!(f, "  pinholes: {}", limits.pinholes)?;
+        writeln!(f, "  pinholes_per_client: {}", limits.pinholes_per_client)?;
         writeln!(f, "  line_bytes: {}", limits.line_bytes)?;
         writeln!(f, "  reorder_bytes: {}", limits.reorder_bytes)?;
+        writeln!(f, "  buffered_bytes: {}", limits.buffered_bytes)?;
         writeln!(f, "  idle: {}", show_duration(limits.idle))?;
         writeln!(f, "defaults:")?;
         terms(f, "  ", &self.defaults, None)?;
@@ -62,6 +65,13 @@ fn terms(f: &mut Formatter<'_>, indent: &str, terms: &Terms, unlike: Option<&Ter
     }
     if shown(|a, b| a.data_ports == b.data_ports) {
         writeln!(f, "{indent}data_ports: {}", ports(&terms.data_ports))?;
+    }
+    if shown(|a, b| a.known_services == b.known_services) {
+        if terms.known_services == Terms::default().known_services {
+            writeln!(f, "{indent}known_services: default")?;
+        } else {
+            writeln!(f, "{indent}known_services: {}", List(terms.known_services.as_slice()))?;
+        }
     }
     if shown(|a, b| a.timeout == b.timeout) {
         writeln!(f, "{indent}timeout: {}", show_duration(terms.timeout))?;
@@ -96,7 +106,7 @@ impl Display for Tls {
 }
 
 fn ports(ports: &PortRanges) -> String {
-    match ports.as_slice() {
+    match ports.entries().as_slice() {
         [one] => one.to_string(),
         several => List(several).to_string(),
     }

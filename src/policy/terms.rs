@@ -5,6 +5,7 @@
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use super::services;
 use super::word::words;
 use crate::ftp::mode::{Mode, Modes};
 use crate::net::{Port, PortRange};
@@ -50,40 +51,44 @@ pub enum Tls {
     Range(PortRange),
 }
 
-/// A set of ports; never empty.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct PortRanges(Box<[PortRange]>);
+/// Ranges in order, none of which overlaps or touches another.
+fn joined(ranges: impl IntoIterator<Item = PortRange>) -> Box<[PortRange]> {
+    let mut ranges: Vec<PortRange> = ranges.into_iter().collect();
+    ranges.sort_unstable_by_key(|range| (range.first(), range.last()));
+    ranges.dedup_by(|next, kept| {
+        let meet = u32::from(next.first().number()) <= u32::from(kept.last().number()) + 1;
+        match PortRange::new(kept.first(), kept.last().max(next.last())) {
+            Some(joined) if meet => *kept = joined,
+            _ => {}
+        }
+        meet
+    });
+    ranges.into()
+}
 
-impl PortRanges {
-    /// The ports of all those ranges, unless there is none. Ranges that meet are joined.
-    pub fn new(ranges: impl IntoIterator<Item = PortRange>) -> Option<Self> {
-        let mut ranges: Vec<PortRange> = ranges.into_iter().collect();
-        ranges.sort_unstable_by_key(|range| (range.first(), range.last()));
-        ranges.dedup_by(|next, kept| {
-            let meet = u32::from(next.first().number()) <= u32::from(kept.last().number()) + 1;
-            match PortRange::new(kept.first(), kept.last().max(next.last())) {
-                Some(joined) if meet => *kept = joined,
-                _ => {}
-            }
-            meet
-        });
-        (!ranges.is_empty()).then(|| Self(ranges.into()))
+fn is_in(ranges: &[PortRange], port: Port) -> bool {
+    let behind = ranges.partition_point(|range| range.first() <= port);
+    behind.checked_sub(1).is_some_and(|index| ranges[index].contains(port))
+}
+
+/// A set of ports, perhaps empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PortSet(Box<[PortRange]>);
+
+impl PortSet {
+    /// The ports of all those ranges. Ranges that meet are joined.
+    pub fn new(ranges: impl IntoIterator<Item = PortRange>) -> Self {
+        Self(joined(ranges))
     }
 
     /// Whether `port` is one of them.
     pub fn contains(&self, port: Port) -> bool {
-        self.0.iter().any(|range| range.contains(port))
+        is_in(&self.0, port)
     }
 
-    /// All of them once: `from`, those above it, then those below it.
-    pub fn cycle_from(&self, from: Port) -> impl Iterator<Item = Port> {
-        let ports = |first: u16, last: u16| {
-            let ranges =
-                self.0.iter().map(move |range| range.first().number().max(first)..=range.last().number().min(last));
-            ranges.flatten().filter_map(Port::new)
-        };
-        let from = from.number();
-        ports(from, u16::MAX).chain(ports(1, from - 1))
+    /// Whether one of them is in that range.
+    pub fn overlaps(&self, range: PortRange) -> bool {
+        self.0.iter().any(|one| one.first() <= range.last() && range.first() <= one.last())
     }
 
     /// The ranges, the lowest first; no two meet.
@@ -92,9 +97,69 @@ impl PortRanges {
     }
 }
 
+/// A set of ports, never empty, that knows which of them were named one by one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortRanges {
+    ranges: Box<[PortRange]>,
+    /// The entries of a single port, in order.
+    named: Box<[Port]>,
+}
+
+impl PortRanges {
+    /// The ports of all those ranges, unless there is none. Ranges that meet are joined.
+    pub fn new(ranges: impl IntoIterator<Item = PortRange>) -> Option<Self> {
+        let ranges: Vec<PortRange> = ranges.into_iter().collect();
+        let single = ranges.iter().filter(|range| range.first() == range.last());
+        let mut named: Vec<Port> = single.map(|range| range.first()).collect();
+        named.sort_unstable();
+        named.dedup();
+        let ranges = joined(ranges);
+        (!ranges.is_empty()).then(|| Self { ranges, named: named.into() })
+    }
+
+    /// Whether `port` is one of them.
+    pub fn contains(&self, port: Port) -> bool {
+        is_in(&self.ranges, port)
+    }
+
+    /// Whether `port` is an entry of its own, not only within a range.
+    pub fn names(&self, port: Port) -> bool {
+        self.named.binary_search(&port).is_ok()
+    }
+
+    /// All of them once: `from`, those above it, then those below it.
+    pub fn cycle_from(&self, from: Port) -> impl Iterator<Item = Port> {
+        let ports = |first: u16, last: u16| {
+            let ranges = self
+                .ranges
+                .iter()
+                .map(move |range| range.first().number().max(first)..=range.last().number().min(last));
+            ranges.flatten().filter_map(Port::new)
+        };
+        let from = from.number();
+        ports(from, u16::MAX).chain(ports(1, from - 1))
+    }
+
+    /// The ranges, the lowest first; no two meet.
+    pub fn as_slice(&self) -> &[PortRange] {
+        &self.ranges
+    }
+
+    /// As few entries as mean the same, those named one by one included.
+    pub(super) fn entries(&self) -> Vec<PortRange> {
+        let is_named = |range: &PortRange| {
+            let count = usize::from(range.last().number() - range.first().number()) + 1;
+            self.named.iter().filter(|port| range.contains(**port)).count() == count
+        };
+        let named = self.named.iter().filter_map(|&port| PortRange::new(port, port));
+        self.ranges.iter().copied().filter(|range| !is_named(range)).chain(named).collect()
+    }
+}
+
 impl From<PortRange> for PortRanges {
     fn from(range: PortRange) -> Self {
-        Self(Box::new([range]))
+        let named = if range.first() == range.last() { Box::from([range.first()]) } else { Box::default() };
+        Self { ranges: Box::new([range]), named }
     }
 }
 
@@ -143,6 +208,8 @@ pub struct Terms {
     pub modes: Modes,
     /// Which ports may be announced.
     pub data_ports: PortRanges,
+    /// Ports of well-known services, which may be announced only where `data_ports` names them one by one.
+    pub known_services: PortSet,
     /// How long an expectation waits for its connection.
     pub timeout: Duration,
     /// How many pinholes one session may have at a time.
@@ -173,9 +240,14 @@ impl Terms {
         self.denied_commands.iter().find(|denied| denied.eq_ignore_ascii_case(verb))
     }
 
-    /// Whether `port` may be announced. A port below 1024 may be only if [`data_ports`](Self::data_ports) names it.
+    /// Whether `port` may be announced. A port below 1024 may be only if [`data_ports`](Self::data_ports) has it.
     pub fn may_use(&self, port: Port) -> bool {
-        self.data_ports.contains(port)
+        self.data_ports.contains(port) && !self.is_known_service(port)
+    }
+
+    /// Whether `port` is a well-known service's, and [`data_ports`](Self::data_ports) does not name it by itself.
+    pub fn is_known_service(&self, port: Port) -> bool {
+        self.known_services.contains(port) && !self.data_ports.names(port)
     }
 }
 
@@ -192,6 +264,7 @@ impl Default for Terms {
             action: Action::Allow,
             modes: [Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv].into_iter().collect(),
             data_ports: PortRange::new(unprivileged.0, unprivileged.1).expect("1024 is below 65535").into(),
+            known_services: services::default_set(),
             timeout: Duration::from_secs(60),
             pinholes_per_session: const { NonZeroU16::new(8).expect("8 is not zero") },
             third_party: ThirdParty::Deny,
@@ -235,6 +308,31 @@ mod tests {
         assert!(terms.may_use(port(1024)) && terms.may_use(port(65_535)) && !terms.may_use(port(1023)));
         terms.data_ports = PortRanges::new([range(20, 20), range(1024, 65_535)]).expect("not empty");
         assert!(terms.may_use(port(20)) && !terms.may_use(port(21)));
+    }
+
+    #[test]
+    fn a_known_service_must_be_named_by_itself() {
+        let port = |n| Port::new(n).expect("not zero");
+        let mut terms = Terms::default();
+        assert!(!terms.may_use(port(3306)) && terms.may_use(port(3307)));
+        terms.data_ports = PortRanges::new([range(3300, 3400), range(3306, 3306)]).expect("not empty");
+        assert!(terms.may_use(port(3306)) && !terms.may_use(port(3389)));
+        terms.known_services = PortSet::default();
+        assert!(terms.may_use(port(3389)));
+    }
+
+    #[test]
+    fn the_entries_of_a_set_mean_the_same() {
+        for entries in [
+            &[range(5, 9)][..],
+            &[range(5, 5)],
+            &[range(5, 5), range(6, 6)],
+            &[range(5, 9), range(7, 7), range(10, 10), range(20, 20)],
+        ] {
+            let ports = PortRanges::new(entries.iter().copied()).expect("not empty");
+            assert!(ports.entries().len() <= entries.len(), "{entries:?}");
+            assert_eq!(PortRanges::new(ports.entries()), Some(ports));
+        }
     }
 
     #[test]

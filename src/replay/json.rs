@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Blocked, Report, Tally};
+use crate::expectation::Corridor;
 use crate::time::Timestamp;
 use crate::tracker::{News, SessionNumber};
 
@@ -78,6 +79,8 @@ enum Fields<'a> {
         from: String,
         to: String,
         ports: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        reason: Option<&'static str>,
     },
     Reason {
         reason: &'static str,
@@ -172,16 +175,13 @@ impl<W: Write> Report for Json<W> {
                 ("closed", Fields::HoleAndReason { from, to, reason: why.name() })
             }
             News::Encrypted { corridor } => {
-                let fields = corridor.map_or(Fields::None {}, |corridor| Fields::Corridor {
-                    from: corridor.from.to_string(),
-                    to: corridor.to.to_string(),
-                    ports: corridor.ports.to_string(),
-                });
-                ("encrypted", fields)
+                ("encrypted", corridor.map_or(Fields::None {}, |corridor| range(&corridor, None)))
             }
+            News::RangeOpened(corridor) => ("range", range(&corridor, None)),
+            News::RangeRefused { corridor, why } => ("range-refusal", range(&corridor, Some(why.name()))),
             News::NotFtp => ("not-ftp", Fields::None {}),
             News::Ended(how) => ("end", Fields::Reason { reason: how.name() }),
-            News::Said { .. } | News::Odd(_) => return,
+            News::Said { .. } | News::Anomaly(_) => return,
         };
         self.line(event, at, Some(session), fields);
     }
@@ -197,4 +197,9 @@ impl<W: Write> Report for Json<W> {
         let fields = Fields::Summary { packets, sessions, expectations, refusals, related, blocked, anomalies };
         self.line("summary", at, None, fields);
     }
+}
+
+fn range(corridor: &Corridor, reason: Option<&'static str>) -> Fields<'static> {
+    let Corridor { from, to, ports } = corridor;
+    Fields::Corridor { from: from.to_string(), to: to.to_string(), ports: ports.to_string(), reason }
 }

@@ -1,6 +1,6 @@
 //! What a replay counted.
 
-use crate::tracker::{Ended, News};
+use crate::tracker::News;
 
 /// Counts of everything that a summary tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,16 +41,17 @@ impl Tally {
         match news {
             News::Began { .. } => self.sessions += 1,
             News::Expected { .. } => self.expectations += 1,
-            News::Refused { .. } => self.refusals += 1,
+            News::Refused { .. } | News::RangeRefused { .. } => self.refusals += 1,
             News::Used { .. } => self.related += 1,
             News::Expired(_) => self.expired += 1,
-            News::Odd(_) => self.oddities += 1,
-            News::Ended(Ended::Evicted) => self.evicted += 1,
+            News::Anomaly(_) => self.oddities += 1,
+            News::Ended(how) if how.is_eviction() => self.evicted += 1,
             News::Said { .. }
             | News::Denied { .. }
             | News::LoggedIn { .. }
             | News::Closed { .. }
             | News::Encrypted { .. }
+            | News::RangeOpened(_)
             | News::NotFtp
             | News::Ended(_) => {}
         }

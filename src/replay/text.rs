@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
 use super::{Blocked, Report, Tally};
-use crate::stream::Oddity;
+use crate::stream::StreamAnomaly;
 use crate::time::Timestamp;
 use crate::tracker::{News, SessionNumber};
 
@@ -94,11 +94,15 @@ impl<W: Write> Report for Text<W> {
                 say(format_args!("encrypted from here on: nothing more can be read, nothing opens"));
             }
             News::Encrypted { corridor: Some(corridor) } => {
-                say(format_args!("encrypted from here on: the policy admits {corridor}"));
+                say(format_args!("encrypted from here on: {corridor} opens when as much was said as a login takes"));
+            }
+            News::RangeOpened(corridor) => say(format_args!("{corridor} opens while the session lasts")),
+            News::RangeRefused { corridor, why } => {
+                say(format_args!("{corridor} refused, {why}: {}", why.explanation()));
             }
             News::NotFtp => say(format_args!("this is not FTP: nothing opens")),
             News::Ended(how) => say(format_args!("end, {}", how.name())),
-            News::Odd(oddity) => say(format_args!("odd: {}", explain(oddity))),
+            News::Anomaly(anomaly) => say(format_args!("anomaly: {}", explain(anomaly))),
         }
     }
 
@@ -147,12 +151,15 @@ impl<W: Write> Report for Text<W> {
     }
 }
 
-const fn explain(oddity: Oddity) -> &'static str {
-    match oddity {
-        Oddity::DifferingCopy => "bytes came a second time with other values; the first ones count",
-        Oddity::FarAway => "a segment far away from where the stream is; ignored",
-        Oddity::TooMuchWaiting => "too much came out of order; what is missing is given up",
-        Oddity::Lost => "bytes are missing in the capture that the receiver had",
+const fn explain(anomaly: StreamAnomaly) -> &'static str {
+    match anomaly {
+        StreamAnomaly::DifferingCopy => "bytes came a second time with other values; the first ones count",
+        StreamAnomaly::FarAway => "a segment far away from where the stream is; it does not count",
+        StreamAnomaly::TooMuchWaiting => "too much came out of order",
+        StreamAnomaly::Lost => "bytes are missing in the capture that the receiver had",
+        StreamAnomaly::Unacceptable => "a segment that its receiver ignores; it does not count",
+        StreamAnomaly::StaleTimestamp => "a segment with an old timestamp (PAWS); it does not count",
+        StreamAnomaly::Unverifiable => "bytes came a second time, too late to compare; they do not count",
     }
 }
 

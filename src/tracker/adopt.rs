@@ -104,6 +104,12 @@ impl Heritage {
         orphans
     }
 
+    /// Whether that corridor was left, and may be needed still.
+    pub(super) fn holds(&self, corridor: &Corridor) -> bool {
+        let shared = self.by_hosts.get(&hosts(corridor.from, corridor.to));
+        shared.is_some_and(|shared| shared.corridors.contains(corridor))
+    }
+
     /// Whether a connection with these addresses goes through a corridor that was left.
     pub(super) fn admits(&self, flow: &Flow) -> bool {
         let shared = self.by_hosts.get(&hosts(flow.source.address, flow.destination.address));
@@ -141,7 +147,8 @@ impl Tracker {
                 shared.pinholes.push(expectation);
             }
             let session = SessionNumber::EARLIER;
-            self.expectations.insert(Standing { expectation, mode: None, owner: NOBODY, session, command: None });
+            let (owner, client) = (NOBODY, None);
+            self.expectations.insert(Standing { expectation, mode: None, owner, session, client, command: None });
         }
         for corridor in corridors {
             // Opened once more, so that the firewall knows that somebody needs it.
@@ -150,6 +157,7 @@ impl Tracker {
                 Some(shared) if is_open => {
                     adoption.corridors += 1;
                     shared.corridors.push(corridor);
+                    self.ranges.note_adopted(corridor, world.now);
                 }
                 _ => {
                     adoption.closed += 1;

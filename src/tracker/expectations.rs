@@ -11,6 +11,8 @@ use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashTable};
 
 use super::SessionNumber;
+use super::client::ClientKey;
+use super::list::{Links, List, Which};
 use super::slab::Slab;
 use crate::expectation::Expectation;
 use crate::ftp::Mode;
@@ -27,6 +29,8 @@ pub(super) struct Standing {
     /// The slot of the session that announced it last.
     pub(super) owner: u32,
     pub(super) session: SessionNumber,
+    /// Against whose share it counts, where that is known.
+    pub(super) client: Option<ClientKey>,
     /// The command that announced it, if a refusal of it would be recognised.
     pub(super) command: Option<CommandNumber>,
 }
@@ -39,23 +43,12 @@ struct Entry {
     by_age: Links,
 }
 
-/// The slots of the entries before and behind one in a list.
+/// A list and how many are in it.
 #[derive(Clone, Copy, Debug, Default)]
-struct Links {
-    before: Option<u32>,
-    behind: Option<u32>,
-}
-
-/// The ends of a list.
-#[derive(Clone, Copy, Debug, Default)]
-struct List {
-    first: Option<u32>,
-    last: Option<u32>,
+struct Counted {
+    list: List,
     length: usize,
 }
-
-/// Which of its two links an entry is to use.
-type Which = fn(&mut Entry) -> &mut Links;
 
 /// Expectations by address, by session and by the time when they expire.
 #[derive(Debug, Default)]
@@ -63,9 +56,11 @@ pub(super) struct Expectations {
     entries: Slab<Entry>,
     by_address: HashTable<u32>,
     /// Only sessions that have any are here.
-    by_owner: HashMap<u32, List, RandomState>,
+    by_owner: HashMap<u32, Counted, RandomState>,
+    /// How many are open for each client; only those that have any are here.
+    by_client: HashMap<ClientKey, usize, RandomState>,
     /// Those of the same lifetime expire in the order in which they came. There are few lifetimes: one a rule.
-    by_lifetime: Vec<(Duration, List)>,
+    by_lifetime: Vec<(Duration, Counted)>,
     next_expiry: Option<Timestamp>,
     /// Where those are delivered that NAT delivers elsewhere, by where they are announced, and how many they are.
     delivered: HashMap<Endpoint, (Endpoint, usize), RandomState>,
@@ -79,6 +74,11 @@ impl Expectations {
 
     pub(super) fn count_of(&self, owner: u32) -> usize {
         self.by_owner.get(&owner).map_or(0, |list| list.length)
+    }
+
+    /// How many are open for that client.
+    pub(super) fn count_of_client(&self, client: ClientKey) -> usize {
+        self.by_client.get(&client).copied().unwrap_or(0)
     }
 
     /// The session to which one with the same addresses belongs, if it stands.
@@ -105,12 +105,15 @@ impl Expectations {
         let hash = self.hash(from, to);
         let Self { entries, by_address, by_owner, by_lifetime, hasher, .. } = self;
         by_address.insert_unique(hash, slot, |&slot| rehash(entries, hasher, slot));
-        append(entries, by_owner.entry(standing.owner).or_default(), slot, |entry| &mut entry.of_owner);
+        by_owner.entry(standing.owner).or_default().append(entries, slot, |entry| &mut entry.of_owner);
         let place = by_lifetime.iter().position(|(of, _)| *of == lifetime).unwrap_or_else(|| {
-            by_lifetime.push((lifetime, List::default()));
+            by_lifetime.push((lifetime, Counted::default()));
             by_lifetime.len() - 1
         });
-        append(entries, &mut by_lifetime[place].1, slot, |entry| &mut entry.by_age);
+        by_lifetime[place].1.append(entries, slot, |entry| &mut entry.by_age);
+        if let Some(client) = standing.client {
+            *self.by_client.entry(client).or_default() += 1;
+        }
         if let Some(target) = standing.expectation.mapping.to {
             self.delivered.entry(to).or_insert((target, 0)).1 += 1;
         }
@@ -139,19 +142,19 @@ impl Expectations {
 
     /// Removes one of that session's, the oldest first.
     pub(super) fn pop_of(&mut self, owner: u32) -> Option<Standing> {
-        let slot = self.by_owner.get(&owner)?.first?;
+        let slot = self.by_owner.get(&owner)?.list.first()?;
         self.remove_slot(slot)
     }
 
     /// Removes the one that this command of the session announced.
     pub(super) fn remove_of_command(&mut self, owner: u32, command: CommandNumber) -> Option<Standing> {
-        let mut place = self.by_owner.get(&owner)?.first;
+        let mut place = self.by_owner.get(&owner)?.list.first();
         while let Some(slot) = place {
             let entry = self.entries.get(slot)?;
             if entry.standing.command == Some(command) {
                 return self.remove_slot(slot);
             }
-            place = entry.of_owner.behind;
+            place = entry.of_owner.behind.get();
         }
         None
     }
@@ -162,22 +165,30 @@ impl Expectations {
     }
 
     fn remove_slot(&mut self, slot: u32) -> Option<Standing> {
-        let Standing { expectation, owner, .. } = self.entries.get(slot)?.standing;
+        let Standing { expectation, owner, client, .. } = self.entries.get(slot)?.standing;
         let hash = self.hash(expectation.from, expectation.to);
         if let Ok(found) = self.by_address.find_entry(hash, |&other| other == slot) {
             found.remove();
         }
         if let Some(list) = self.by_owner.get_mut(&owner) {
-            unlink(&mut self.entries, list, slot, |entry| &mut entry.of_owner);
+            list.unlink(&mut self.entries, slot, |entry| &mut entry.of_owner);
             if list.length == 0 {
                 self.by_owner.remove(&owner);
             }
         }
         if let Some(place) = self.by_lifetime.iter().position(|(of, _)| *of == expectation.lifetime) {
             let list = &mut self.by_lifetime[place].1;
-            unlink(&mut self.entries, list, slot, |entry| &mut entry.by_age);
+            list.unlink(&mut self.entries, slot, |entry| &mut entry.by_age);
             if list.length == 0 {
                 self.by_lifetime.swap_remove(place);
+            }
+        }
+        if let Some(client) = client
+            && let Some(count) = self.by_client.get_mut(&client)
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.by_client.remove(&client);
             }
         }
         if expectation.mapping.to.is_some()
@@ -195,7 +206,7 @@ impl Expectations {
     }
 
     fn first_to_expire(&self) -> Option<(Timestamp, u32)> {
-        let firsts = self.by_lifetime.iter().filter_map(|(_, list)| list.first);
+        let firsts = self.by_lifetime.iter().filter_map(|(_, counted)| counted.list.first());
         firsts.filter_map(|slot| Some((self.entries.get(slot)?.standing.expectation.expires(), slot))).min()
     }
 
@@ -219,30 +230,16 @@ fn rehash(entries: &Slab<Entry>, hasher: &RandomState, slot: u32) -> u64 {
     })
 }
 
-fn append(entries: &mut Slab<Entry>, list: &mut List, slot: u32, which: Which) {
-    let last = list.last.replace(slot);
-    match last.and_then(|last| entries.get_mut(last)) {
-        Some(last) => which(last).behind = Some(slot),
-        None => list.first = Some(slot),
+impl Counted {
+    fn append(&mut self, entries: &mut Slab<Entry>, slot: u32, which: Which<Entry>) {
+        self.list.append(entries, slot, which);
+        self.length += 1;
     }
-    if let Some(entry) = entries.get_mut(slot) {
-        *which(entry) = Links { before: last, behind: None };
-    }
-    list.length += 1;
-}
 
-fn unlink(entries: &mut Slab<Entry>, list: &mut List, slot: u32, which: Which) {
-    let Some(entry) = entries.get_mut(slot) else { return };
-    let Links { before, behind } = std::mem::take(which(entry));
-    match before.and_then(|before| entries.get_mut(before)) {
-        Some(before) => which(before).behind = behind,
-        None => list.first = behind,
+    fn unlink(&mut self, entries: &mut Slab<Entry>, slot: u32, which: Which<Entry>) {
+        self.list.unlink(entries, slot, which);
+        self.length -= 1;
     }
-    match behind.and_then(|behind| entries.get_mut(behind)) {
-        Some(behind) => which(behind).before = before,
-        None => list.last = before,
-    }
-    list.length -= 1;
 }
 
 #[cfg(test)]
@@ -261,7 +258,13 @@ mod tests {
             lifetime: Duration::from_secs(lifetime),
             mapping: Mapping::NONE,
         };
-        Standing { expectation, mode: Some(Mode::Pasv), owner, session: SessionNumber(1), command: None }
+        let client = (owner > 0).then(|| client(owner));
+        Standing { expectation, mode: Some(Mode::Pasv), owner, session: SessionNumber(1), client, command: None }
+    }
+
+    /// Two of the sessions are of one client.
+    fn client(owner: u32) -> ClientKey {
+        ClientKey::of(std::net::Ipv4Addr::from(owner / 2).into())
     }
 
     #[derive(Clone, Debug)]
@@ -322,10 +325,13 @@ mod tests {
                 }
                 prop_assert_eq!(all.len(), plain.len());
                 prop_assert_eq!(all.iter().count(), plain.len());
+                prop_assert!(all.by_client.len() <= plain.len());
                 prop_assert_eq!(all.next_expiry(), plain.iter().map(|one| one.expectation.expires()).min());
                 for owner in 0..4 {
                     let count = plain.iter().filter(|one| one.owner == owner).count();
                     prop_assert_eq!(all.count_of(owner), count);
+                    let of_client = plain.iter().filter(|one| one.client == Some(client(owner))).count();
+                    prop_assert_eq!(all.count_of_client(client(owner)), of_client);
                 }
             }
         }

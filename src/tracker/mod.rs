@@ -6,34 +6,46 @@
 
 mod about;
 mod adopt;
-mod deadlines;
+mod client;
+mod encrypted;
 mod expectations;
+mod list;
+mod memory;
 mod news;
+mod port_search;
+mod quotas;
+mod ranges;
+mod rank;
 mod rewriting;
 mod slab;
 mod table;
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 pub use adopt::{Adoption, Remains};
+pub use client::ClientKey;
 pub use news::{Ended, News, Observer, SessionNumber};
 
-use crate::expectation::{Closed, Corridor, Expectation};
+use crate::expectation::{Closed, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
-use crate::policy::{Inspect, Policy};
-use crate::rewrite::{Courses, Verdict};
-use crate::session::{Dialogue, Ending, Event, Session, Told};
+use crate::policy::{Pickup, Policy};
+use crate::rewrite::{Courses, Replacement, Verdict};
+use crate::session::{Dialogue, Ending, Progress, Session, SessionOutput};
+use crate::stream::{Acceptance, StreamAnomaly};
 use crate::time::Timestamp;
 use about::About;
 use adopt::Heritage;
 use expectations::{Expectations, Standing};
-use table::{Table, Tracked};
+use memory::{Buffered, MemoryBudget};
+use ranges::Ranges;
+use rank::Rank;
+use table::{Placed, Table, Tracked};
 
-/// How long the addresses of a session that ended are remembered: its last packets may still be under way.
-const LINGER: Duration = Duration::from_secs(60);
+/// How long a session that ended is read on, unless the kernel forgets its connection before: longer than the kernel
+/// remembers a connection that both ends have closed.
+const LINGER: Duration = Duration::from_secs(150);
 
 /// How long a session may be silent for which a corridor is open: as long as the kernel remembers a silent connection.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
@@ -78,8 +90,10 @@ enum Patience {
 pub struct Tracker {
     sessions: Table,
     expectations: Expectations,
-    /// The corridors of encrypted sessions, by slot; only where a policy allows any.
-    corridors: BTreeMap<u32, Corridor>,
+    /// The port ranges of encrypted sessions; only where a policy allows any.
+    ranges: Ranges,
+    /// What the buffers of all sessions hold.
+    memory: MemoryBudget,
     /// What an earlier run left.
     heritage: Heritage,
     sessions_begun: u64,
@@ -108,13 +122,16 @@ impl Tracker {
     }
 
     /// Forgets everything but how many sessions there have been. Nothing is closed and nobody is told.
-    pub fn forget(&mut self) {
+    pub fn forget_all(&mut self) {
         *self = Self { sessions_begun: self.sessions_begun, ..Self::default() };
     }
 
     /// The moment at which [`advance`](Self::advance) will have something to do, at the earliest.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        [self.expectations.next_expiry(), self.sessions.next_due()].into_iter().flatten().min()
+        [self.expectations.next_expiry(), self.sessions.next_due(), self.ranges.next_renewal()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Takes a segment as it was seen. Before it goes on, every pinhole that it announces stands.
@@ -140,10 +157,25 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Handled {
         let (slot, direction) = match self.sessions.find(&segment.flow) {
-            Some(found) => found,
+            Some((slot, direction)) => {
+                if direction == Direction::FromServer
+                    && segment.flags.has(Flags::SYN)
+                    && self.is_another_start(slot, segment)
+                {
+                    // The client ignores a SYN in the middle of a connection. Whether this is one, the kernel knows.
+                    if !world.firewall.control_connection(&segment.flow).is_some_and(|control| control.is_opening) {
+                        return Handled::Session(Verdict::Accept);
+                    }
+                    self.end(slot, Ended::Replaced, world);
+                    self.remove(slot);
+                    return self.take(segment, patience, world);
+                }
+                (slot, direction)
+            }
             None => match self.begin(segment, world) {
                 Some(begun) => begun,
                 None => {
+                    // What an earlier run left is closed rather too early than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
                         self.close_heritage(&segment.flow, world);
                     }
@@ -151,21 +183,14 @@ impl Tracker {
                 }
             },
         };
-        let Some(tracked) = self.sessions.get(slot) else { return Handled::NotOurs };
-        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
-        let reopens = is_opened && tracked.ended.is_some();
-        if reopens || tracked.session.is_superseded_by(segment, direction) {
-            self.end(slot, Ended::Replaced, world);
-            self.sessions.remove(slot);
-            return self.take(segment, patience, world);
-        }
-        match tracked.ended {
-            None => {}
-            // What was rewritten may be sent again behind the end.
-            Some(Ended::Finished) if !segment.payload.is_empty() => return self.repeat(slot, segment, direction),
-            Some(_) => return Handled::NotOurs,
-        }
         Handled::Session(self.converse(slot, segment, direction, patience, world))
+    }
+
+    /// Whether a SYN of the server's is not the one that began this session.
+    fn is_another_start(&self, slot: u32, segment: &Segment<'_>) -> bool {
+        self.sessions
+            .get(slot)
+            .is_some_and(|tracked| tracked.ended.is_some() || tracked.session.is_another_start(segment.seq))
     }
 
     /// Where the receiver counts what the sender of packets with these addresses counts at `place`; none if these belong
@@ -174,6 +199,13 @@ impl Tracker {
         let (slot, direction) = self.sessions.find(flow)?;
         let tracked = self.sessions.get(slot)?;
         Some(tracked.courses.as_ref().map_or(place, |courses| courses.get(direction).place_for_receiver(place)))
+    }
+
+    /// Whether the sender of packets with these addresses is in step: all that it sent has been read, and its next byte
+    /// begins a line. None if these belong to no session that is known.
+    pub fn is_in_step(&self, flow: &Flow) -> Option<bool> {
+        let (slot, direction) = self.sessions.find(flow)?;
+        Some(self.sessions.get(slot)?.session.is_in_step(direction))
     }
 
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
@@ -189,13 +221,10 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.observer.observe(expectation.expires(), session, &News::Expired(expectation));
         }
-        while self.sessions.next_due().is_some_and(|due| due <= now)
-            && let Some(slot) = self.oldest(world.policy)
-            && let Some(tracked) = self.sessions.get(slot)
-            && tracked.due <= now
-        {
-            self.end(slot, Ended::Idle, world);
-            self.sessions.remove(slot);
+        self.renew_ranges(world);
+        self.sessions.set_idle(world.policy.limits.idle);
+        while let Some(slot) = self.sessions.find_due(now) {
+            self.forget(slot, Ended::Idle, world);
         }
     }
 
@@ -209,7 +238,7 @@ impl Tracker {
             Some(standing) => (standing.session, standing.mode),
             None if self.heritage.admits(flow) => (SessionNumber::EARLIER, None),
             None => {
-                let (&slot, _) = self.corridors.iter().find(|(_, corridor)| corridor.matches(flow))?;
+                let slot = self.ranges.session_of(flow)?;
                 (self.sessions.get(slot)?.number, None)
             }
         };
@@ -229,7 +258,7 @@ impl Tracker {
     pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
         if let Some((slot, _)) = self.sessions.find(flow) {
             self.end(slot, Ended::Finished, world);
-            self.sessions.remove(slot);
+            self.remove(slot);
         }
         self.close_heritage(flow, world);
     }
@@ -246,23 +275,29 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_unread, is_settled, adjustments } =
+        let Control { connection, is_opening, progress, in_step, adjustments } =
             world.firewall.control_connection(&segment.flow)?;
-        if is_unread && !segment.flags.has(Flags::SYN) {
+        let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
+        if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
             return None;
         }
         let direction = connection.direction_of(&segment.flow)?;
-        while self.sessions.len() >= world.policy.limits.sessions.get() as usize {
-            let oldest = self.oldest(world.policy)?;
-            self.end(oldest, Ended::Evicted, world);
-            self.sessions.remove(oldest);
-        }
+        let session = if from_the_start {
+            Session::from_the_start()
+        } else {
+            let known = match world.policy.pickup {
+                Pickup::Marked => progress,
+                Pickup::Never => Progress::Unknown,
+                Pickup::Trust => Progress::LoggedIn,
+            };
+            Session::from_the_middle(known, in_step)
+        };
+        let recorded = if from_the_start { Progress::Unknown } else { progress };
+        let rank = quotas::first_rank(&session, segment, direction);
+        self.make_room(ClientKey::of(connection.client().address), rank, world);
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
-        let session = Session::new(segment, is_settled);
-        let picked_up = session.dialogue().is_picked_up();
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
-        let due = world.now + world.policy.limits.idle;
         let may_change = connection.is_translated() || rewriting::holds_back(world.policy.terms(rule));
         let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
         let slot = self.sessions.insert(Tracked {
@@ -271,20 +306,14 @@ impl Tracker {
             rule,
             ended: None,
             last_heard: world.now,
-            due,
+            place: Placed::new(rank, world.now),
+            buffered: Buffered::nothing(!rank.is_established()),
             session,
+            recorded,
             courses,
         });
-        world.tell(number, &News::Began { connection: &connection, picked_up });
+        world.tell(number, &News::Began { connection: &connection, picked_up: !from_the_start });
         Some((slot, direction))
-    }
-
-    /// Takes a segment of a session that is over: nothing in it is read any more, but what is sent again must not say
-    /// something else than before.
-    fn repeat(&mut self, slot: u32, segment: &Segment<'_>, direction: Direction) -> Handled {
-        let courses = self.sessions.get_mut(slot).and_then(|tracked| tracked.courses.as_deref_mut());
-        let verdict = courses.map(|courses| courses.of(direction).verdict(segment));
-        verdict.map_or(Handled::NotOurs, Handled::Session)
     }
 
     /// Hands a segment to its session and acts on what that tells.
@@ -296,17 +325,47 @@ impl Tracker {
         patience: Patience,
         world: &mut World<'_, F, O>,
     ) -> Verdict {
-        let Self { sessions, expectations, corridors, .. } = self;
+        self.sessions.heard(slot, world.now);
+        let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        tracked.last_heard = world.now;
-        let Tracked { session, connection, number, rule, courses, .. } = tracked;
+        let Tracked { session, connection, number, rule, ended, recorded, courses, buffered, .. } = tracked;
         let mut courses = courses.as_deref_mut();
+        let policy = world.policy;
+        let terms = policy.terms(*rule);
+        let client = ClientKey::of(connection.client().address);
+        let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
+        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
+        let corrected = match session.judge(segment, direction, rewriting::holds_back(terms), limits) {
+            Acceptance::AsSent => None,
+            Acceptance::Corrected(payload) => Some(payload),
+            Acceptance::Refused(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                world.tell(*number, &News::Anomaly(anomaly));
+                return Verdict::Drop;
+            }
+        };
         let mut segment = *segment;
+        let (seq, bytes) = (segment.seq, segment.payload.len());
+        if let Some(payload) = &corrected {
+            world.tell(*number, &News::Anomaly(StreamAnomaly::DifferingCopy));
+            segment.payload = payload;
+        }
         if let Some(courses) = &mut courses {
-            // What stays in the kernel unread never comes.
-            let all_comes = world.policy.capture.inspect == Inspect::Dialogue;
-            if all_comes && patience == Patience::MayWait && session.is_ahead(&segment, direction) {
-                return Verdict::Later;
+            if session.is_ahead(&segment, direction) {
+                match patience {
+                    Patience::MayWait => return Verdict::Later,
+                    Patience::GoesOn if direction == Direction::FromClient && rewriting::holds_back(terms) => {
+                        // What the policy denies must not pass unread; but where something passed that nobody could
+                        // read, it will not come again.
+                        if !session.acknowledges_unread(&segment, direction) {
+                            return Verdict::Drop;
+                        }
+                        session.give_up_before(&segment, direction);
+                    }
+                    Patience::GoesOn => {}
+                }
             }
             if !segment.payload.is_empty() {
                 courses.of(direction).goes_on_from(segment.seq);
@@ -315,27 +374,59 @@ impl Tracker {
                 segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);
             }
         }
-        let policy = world.policy;
-        let terms = policy.terms(*rule);
         let mut about = About {
             slot,
             number: *number,
             connection,
             terms,
+            is_over: ended.is_some(),
+            is_known: session.dialogue().is_known(),
+            must_drop: false,
             expectations,
-            corridors,
+            ranges,
             segment: &segment,
             direction,
             courses,
             world,
         };
-        let ending = session.segment(&segment, direction, &policy.limits, policy.capture.inspect, |told| match told {
-            Told::Event(Event::Nothing, ..) => {}
-            Told::Event(event, dialogue, line) => about.event(event, dialogue, line),
-            Told::Odd(oddity) => about.tell(&News::Odd(oddity)),
-            Told::Settled => about.world.firewall.settled(about.connection),
+        about.encrypted_segment(&segment, direction);
+        let ending = session.segment(&segment, direction, limits, |output| match output {
+            SessionOutput::Read(direction, place, bytes) => {
+                about.world.observer.read(about.number, direction, place, bytes);
+            }
+            SessionOutput::Event(event, dialogue, line) => about.event(event, dialogue, line),
+            SessionOutput::NotFtp => about.not_ftp(),
+            SessionOutput::Anomaly(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                about.tell(&News::Anomaly(anomaly));
+            }
         });
-        let verdict = about.verdict(session);
+        let mut verdict = about.verdict(session);
+        if verdict == Verdict::Accept {
+            // A server may leave an urgent byte out of what it reads. A packet that is replaced points at none.
+            let is_urgent =
+                direction == Direction::FromClient && segment.flags.has(Flags::URG) && rewriting::holds_back(terms);
+            let payload = match corrected {
+                None if is_urgent => Some(segment.payload.to_vec()),
+                corrected => corrected,
+            };
+            verdict = payload.map_or(Verdict::Accept, |payload| Verdict::Replace(Replacement { seq, payload }));
+        }
+        // Of an encrypted session it may matter how far it has come. And where commands are held back, what is not FTP is
+        // read on: its server may take it for FTP.
+        let may_go_unread =
+            if session.dialogue().is_encrypted() { !ranges.is_planned(slot) } else { !rewriting::holds_back(terms) };
+        let progress = match session.dialogue().progress() {
+            Progress::Unreadable if !may_go_unread => Progress::Unknown,
+            progress => progress,
+        };
+        if progress != *recorded {
+            *recorded = progress;
+            world.firewall.record(connection, progress);
+        }
+        self.classify(slot, (direction, bytes), world.now);
         match ending {
             None => {}
             Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
@@ -347,7 +438,7 @@ impl Tracker {
     /// Ends a session but remembers its addresses for a while.
     fn end_for_now<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
         self.end(slot, how, world);
-        self.sessions.set_due(slot, world.now + LINGER);
+        self.sessions.set_rank(slot, Rank::Ended, world.now);
     }
 
     /// Closes whatever a session had open.
@@ -361,32 +452,30 @@ impl Tracker {
             world.firewall.close(&expectation);
             world.tell(number, &News::Closed { expectation, why: Closed::SessionEnded });
         }
-        if let Some(corridor) = self.corridors.remove(&slot) {
+        if let Some(corridor) = self.ranges.remove(slot) {
             world.firewall.close_corridor(&corridor);
         }
         self.close_heritage(&flow, world);
         world.tell(number, &News::Ended(how));
     }
 
-    /// The session that was silent longest, with its deadline brought up to date.
-    ///
-    /// Deadlines are not moved with every packet, only when they are looked at: then those that turn out to be later
-    /// are put where they belong. Each packet causes one such move at most, however the calls come.
-    fn oldest(&mut self, policy: &Policy) -> Option<u32> {
-        loop {
-            let (slot, tracked) = self.sessions.first_due()?;
-            let patience = match tracked.ended {
-                Some(_) => LINGER,
-                // An encrypted session is silent here however busy it is; its end is told from elsewhere.
-                None if self.corridors.contains_key(&slot) => policy.limits.idle.max(LONGEST_SILENCE),
-                None => policy.limits.idle,
-            };
-            let due = tracked.last_heard + patience;
-            if due <= tracked.due {
-                return Some(slot);
-            }
-            self.sessions.set_due(slot, due);
+    /// Ends a session of which the kernel may know the connection still, and forgets it. What ended before is not
+    /// trusted when it is picked up again.
+    fn forget(&mut self, slot: u32, how: Ended, world: &mut World<'_, impl Firewall, impl Observer>) {
+        if let Some(tracked) = self.sessions.get(slot)
+            && tracked.ended.is_some()
+            && !matches!(tracked.recorded, Progress::Unknown | Progress::Unreadable)
+        {
+            world.firewall.record(&tracked.connection, Progress::Unknown);
         }
+        self.end(slot, how, world);
+        self.remove(slot);
+    }
+
+    /// Forgets a session that has ended.
+    fn remove(&mut self, slot: u32) {
+        self.release_memory(slot);
+        self.sessions.remove(slot);
     }
 }
 

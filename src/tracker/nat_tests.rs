@@ -1,6 +1,7 @@
 //! What the two ends of a session hear of each other where something has to be said differently.
 
 use super::*;
+use crate::expectation::Mapping;
 use crate::firewall::Simulated;
 use crate::net::Port;
 use crate::packet::Seq;
@@ -27,6 +28,7 @@ struct Gateway {
 enum Left {
     As(Seq, String),
     Waits,
+    Dropped,
 }
 
 impl Gateway {
@@ -82,6 +84,7 @@ impl Gateway {
             Verdict::Accept => (seq, text.to_vec()),
             Verdict::Replace(Replacement { seq, payload }) => (seq, payload),
             Verdict::Later => return Left::Waits,
+            Verdict::Drop => return Left::Dropped,
         };
         let adjustment = self.firewall.adjustments(&self.connection).of(who);
         let place = adjustment.map_or(seq, |adjustment| adjustment.sequence(seq));
@@ -168,6 +171,7 @@ fn a_port_that_another_client_has_outside_is_exchanged() {
     gateway.connection = other;
     gateway.policy = policy::parse("p", "defaults: { data_ports: 4000-4001, login: optional }").expect("good").policy;
     gateway.took();
+    gateway.passes(FromServer, gateway.server_next.moved(-1), Flags::SYN.and(Flags::ACK), b"");
     assert_eq!(gateway.says(FromServer, "220 hello\r\n"), "220 hello\r\n");
     assert_eq!(gateway.says(FromClient, "PORT 192,168,0,10,15,161\r\n"), "PORT 198,51,100,100,15,160\r\n");
     gateway.says(FromServer, "200 good\r\n");
@@ -176,6 +180,55 @@ fn a_port_that_another_client_has_outside_is_exchanged() {
     let line = "PORT 192,168,0,10,15,160\r\n";
     assert_eq!(gateway.says(FromClient, line), line);
     assert_eq!(gateway.took(), ["no-port"]);
+}
+
+/// Some other program admits connections from the server to these ports of the outside address.
+fn take_outside_ports(gateway: &mut Gateway, ports: impl Iterator<Item = u16>) {
+    for port in ports {
+        let expectation = Expectation {
+            from: endpoint("203.0.113.5:21").address,
+            to: endpoint(&format!("198.51.100.100:{port}")),
+            since: Timestamp::from_secs(1000),
+            lifetime: Duration::from_secs(60),
+            mapping: Mapping { to: Some(endpoint("192.168.0.77:9")), from: None },
+        };
+        let connection = gateway.connection;
+        gateway.firewall.open(&expectation, &connection).expect("memory takes it");
+    }
+}
+
+#[test]
+fn one_announcement_asks_the_kernel_for_32_ports_at_most() {
+    let mut gateway = Gateway::masquerade();
+    take_outside_ports(&mut gateway, 1024..=65_535);
+    let line = "PORT 192,168,0,9,15,161\r\n";
+    assert_eq!(gateway.says(FromClient, line), line);
+    assert_eq!((gateway.took(), gateway.firewall.mapping_lookups()), (vec!["no-port".to_owned()], 32));
+    // Nor where the line has to keep its length.
+    gateway.firewall.refuse_to_adjust();
+    let line = "EPRT |1|192.168.0.9|4002|\r\n";
+    assert_eq!(gateway.says(FromClient, line), line);
+    assert_eq!((gateway.took(), gateway.firewall.mapping_lookups()), (vec!["no-port".to_owned()], 64));
+}
+
+#[test]
+fn a_free_port_is_found_among_many_that_are_taken() {
+    let mut gateway = Gateway::masquerade();
+    // A run of them from the announced one on, and half of all others.
+    take_outside_ports(&mut gateway, (4001..20_000).chain((20_000..=65_535).step_by(2)));
+    gateway.says(FromClient, "PORT 192,168,0,9,15,161\r\n");
+    let took = gateway.took();
+    assert!(took.len() == 1 && took[0].ends_with("(to 192.168.0.9:4001)"), "{took:?}");
+    assert!(gateway.firewall.mapping_lookups() <= 32);
+}
+
+#[test]
+fn nat_never_chooses_the_port_of_a_known_service() {
+    let mut gateway = Gateway::masquerade();
+    gateway.policy = policy::parse("p", "defaults: { data_ports: 3305-3307 }").expect("good").policy;
+    take_outside_ports(&mut gateway, 3305..=3305);
+    assert_eq!(gateway.says(FromClient, "PORT 192,168,0,9,12,233\r\n"), "PORT 198,51,100,100,12,235\r\n");
+    assert_eq!(gateway.took(), ["opened 203.0.113.5 -> 198.51.100.100:3307 (to 192.168.0.9:3305)"]);
 }
 
 #[test]
@@ -242,7 +295,7 @@ fn what_is_withheld_of_a_line_that_went_on_unread_is_given_up_and_the_next_line_
     assert_eq!(gateway.says(FromClient, "68,0,9,15,161\r\n"), "198,51,100,100,15,161\r\n");
     assert_eq!(place_of_next(&mut gateway), first + sent + "NOOP\r\nPORT 198,51,100,100,15,161\r\n".len());
     let opened = "opened 203.0.113.5 -> 198.51.100.100:4001 (to 192.168.0.9:4001)";
-    assert_eq!(gateway.took(), ["bad-syntax", opened]);
+    assert_eq!(gateway.took(), [opened]);
 }
 
 #[test]

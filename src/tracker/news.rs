@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use crate::expectation::{Closed, Corridor, Expectation, Refusal};
 use crate::ftp::Mode;
-use crate::packet::{Connection, Flow};
-use crate::stream::Oddity;
+use crate::packet::{Connection, Direction, Flow, Seq};
+use crate::stream::StreamAnomaly;
 use crate::time::Timestamp;
 
 /// The number of a session, in the order in which they began; the first one is 1.
@@ -92,15 +92,24 @@ pub enum News<'a> {
     },
     /// The session cannot be read from here on.
     Encrypted {
-        /// Where the policy lets its data connections go.
+        /// Where the policy will let its data connections go.
         corridor: Option<Corridor>,
+    },
+    /// The encrypted dialogue has come as far as a login: its data connections may go there while the session lasts.
+    RangeOpened(Corridor),
+    /// The range that the policy has for an encrypted session was not opened.
+    RangeRefused {
+        /// Which one.
+        corridor: Corridor,
+        /// Why not.
+        why: Refusal,
     },
     /// What the two ends talk is not FTP.
     NotFtp,
     /// The session is over.
     Ended(Ended),
     /// Something about its segments that does not happen in a healthy connection.
-    Odd(Oddity),
+    Anomaly(StreamAnomaly),
 }
 
 /// How a session ended.
@@ -114,11 +123,20 @@ pub enum Ended {
     Replaced,
     /// Nothing was heard of it for so long that it was forgotten.
     Idle,
-    /// It was idle longest when room was needed.
+    /// The table was full, and it was of the lowest rank, and silent longest.
     Evicted,
+    /// Sessions before a login had their share of the table, and it was the one among them that was silent longest.
+    EvictedBeforeLogin,
+    /// Its client had its share of the table, and it was that client's own that was silent longest.
+    EvictedOverShare,
 }
 
 impl Ended {
+    /// Whether it was forgotten while it went on, to make room.
+    pub const fn is_eviction(self) -> bool {
+        matches!(self, Self::Evicted | Self::EvictedBeforeLogin | Self::EvictedOverShare)
+    }
+
     /// Its name, as logs and JSON have it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -127,6 +145,8 @@ impl Ended {
             Self::Replaced => "replaced",
             Self::Idle => "idle",
             Self::Evicted => "evicted",
+            Self::EvictedBeforeLogin => "evicted-before-login",
+            Self::EvictedOverShare => "evicted-over-share",
         }
     }
 }
@@ -135,6 +155,9 @@ impl Ended {
 pub trait Observer {
     /// Something happened in a session.
     fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>);
+
+    /// These bytes of a session were read, the first of which has that sequence number. In the order of the stream.
+    fn read(&mut self, _session: SessionNumber, _direction: Direction, _place: Seq, _bytes: &[u8]) {}
 }
 
 /// Nobody wants to know.

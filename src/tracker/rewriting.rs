@@ -2,21 +2,22 @@
 //! policy holds back.
 
 use super::about::About;
+use super::client::ClientKey;
 use super::expectations::Standing;
+use super::port_search::PortSearch;
 use super::{Observer, World};
 use crate::decision;
 use crate::expectation::{Expectation, Refusal};
 use crate::firewall::Firewall;
 use crate::ftp::notation::{Announced, Notation};
+use crate::ftp::telnet::{begins_plainly, possible_verbs};
 use crate::ftp::{Line, Mode};
 use crate::net::Port;
-use crate::packet::{Direction, Endpoint};
+use crate::packet::{Direction, Endpoint, Seq};
 use crate::policy::{Terms, Tls};
 use crate::rewrite::{Course, Obstacle, Replaced, Verdict};
 use crate::session::{Announcement, Session, Written};
-
-/// What stands in place of a byte of a command that is held back. No command of FTP becomes another one by it.
-const HELD_BACK: u8 = b'X';
+use crate::stream::OVERWRITTEN;
 
 /// Whether anything is held back on these terms.
 pub(super) fn holds_back(terms: &Terms) -> bool {
@@ -49,8 +50,9 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return self.expect_again(announcement, written, decided);
         }
         let mut why = Refusal::CannotRewrite;
+        let mut search = PortSearch::new(self.number.get() << 16 | u64::from(decided.to.port.number()));
         for length in [Length::Any, Length::Same] {
-            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length) {
+            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length, &mut search) {
                 Ok(choice) => choice,
                 Err(refusal) if length == Length::Any => return Err(refusal),
                 Err(_) => return Err(why),
@@ -115,51 +117,65 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         announcement: &Announcement<'_>,
         decided: &Expectation,
         length: Length,
+        search: &mut PortSearch,
     ) -> Result<Choice, Refusal> {
         let named = announcement.named.ok_or(Refusal::BadSyntax)?;
-        let most = match length {
-            // More than all that are taken need not be tried.
-            Length::Any => self.expectations.len() + 1,
-            Length::Same => usize::from(u16::MAX),
-        };
         let fitting = match (length, announcement.mode, &announcement.written) {
             // The words in front of it make up for any length.
             (Length::Any, ..) | (_, Mode::Pasv, _) | (.., None) => None,
             (Length::Same, mode, Some(written)) => Some(fitting_length(mode, &named, decided, written)),
         };
         let terms = self.terms;
-        for port in terms.data_ports.cycle_from(decided.to.port).take(most) {
-            if fitting.is_some_and(|fitting| fitting != length_of(announcement.mode, port)) {
-                continue;
+        let mut from = decided.to.port;
+        'jump: loop {
+            for port in terms.data_ports.cycle_from(from) {
+                if !search.may_go_on() {
+                    return Err(Refusal::NoPort);
+                }
+                let has_length = fitting.is_none_or(|fitting| fitting == length_of(announcement.mode, port));
+                if !has_length || terms.is_known_service(port) {
+                    continue;
+                }
+                if !search.may_look_up() {
+                    return Err(Refusal::NoPort);
+                }
+                let expectation = at_port(decided, port);
+                if self.expectations.is_taken(&expectation) {
+                    continue;
+                }
+                let replaced = match decision::instead(&named, &expectation) {
+                    None => None,
+                    Some(announced) => {
+                        let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
+                        let text = Notation::of(announcement.mode).print(&announced).ok_or(Refusal::CannotRewrite)?;
+                        match length {
+                            Length::Any => {
+                                let replaced = self.replacing(written, text.into_bytes());
+                                Some(replaced.ok_or(Refusal::CannotRewrite)?)
+                            }
+                            Length::Same => match same_length(announcement.mode, written, text.into_bytes()) {
+                                Some(replaced) => Some(replaced),
+                                None => continue,
+                            },
+                        }
+                    }
+                };
+                if self.expectations.owner_of(&expectation).is_some() {
+                    return Ok(Choice { expectation, replaced });
+                }
+                // What an earlier run, or another program, has opened there is known to the kernel alone.
+                if !search.may_ask() {
+                    return Err(Refusal::NoPort);
+                }
+                let Expectation { from: caller, to, mapping, .. } = expectation;
+                if self.world.firewall.mapping_of(caller, to).is_none_or(|installed| installed == mapping) {
+                    return Ok(Choice { expectation, replaced });
+                }
+                from = search.jump(terms);
+                continue 'jump;
             }
-            let expectation = at_port(decided, port);
-            if self.is_taken(&expectation) {
-                continue;
-            }
-            let Some(announced) = decision::instead(&named, &expectation) else {
-                return Ok(Choice { expectation, replaced: None });
-            };
-            let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
-            let text = Notation::of(announcement.mode).print(&announced).ok_or(Refusal::CannotRewrite)?;
-            let replaced = match length {
-                Length::Any => self.replacing(written, text.into_bytes()),
-                Length::Same => same_length(announcement.mode, written, text.into_bytes()),
-            };
-            if let Some(replaced) = replaced {
-                return Ok(Choice { expectation, replaced: Some(replaced) });
-            }
+            return Err(Refusal::NoPort);
         }
-        Err(Refusal::NoPort)
-    }
-
-    /// Whether something else than this would be delivered there already.
-    fn is_taken(&mut self, expectation: &Expectation) -> bool {
-        if self.expectations.is_taken(expectation) {
-            return true;
-        }
-        let Expectation { from, to, mapping, .. } = *expectation;
-        let is_known = self.expectations.owner_of(expectation).is_some();
-        !is_known && self.world.firewall.mapping_of(from, to).is_some_and(|standing| standing != mapping)
     }
 
     /// What replaces the address of a line, together with what was withheld around it.
@@ -202,20 +218,39 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         self.courses.as_mut().map(|courses| courses.of(direction))
     }
 
-    /// The client gave a command that the policy denies: the server gets something that is none.
-    pub(super) fn hold_back(&mut self, line: &Line<'_>, verb: usize) {
-        let segment_end = self.segment.seq + self.segment.payload.len();
-        let replaced = if line.verbatim && verb > 0 {
-            Replaced { start: line.start + (verb - 1), length: 1, text: vec![HELD_BACK], before: b' ' }
-        } else {
-            // Telnet stands in it: whatever of the line is here goes.
-            let start = if line.start.is_before(self.segment.seq) { self.segment.seq } else { line.start };
-            let end = if line.end.is_after(segment_end) { segment_end } else { line.end };
-            let Some(length) = usize::try_from(end - start).ok().filter(|length| *length > 1) else { return };
-            Replaced { start, length: length - 1, text: vec![HELD_BACK; length - 1], before: b' ' }
-        };
-        // Where the last letter of the verb has gone on, it was this already.
-        let _ = self.replace(replaced);
+    /// Has the server get something that is no command, if some server may take this line for one that the policy
+    /// denies. That command.
+    pub(super) fn hold_back_denied(&mut self, line: &Line<'_>) -> Option<String> {
+        if !holds_back(self.terms) {
+            return None;
+        }
+        let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
+        if !line.begins && !self.is_known {
+            // It may be the end of a denied command of which the beginning passed unread.
+            self.overwrite(line.start, last);
+        }
+        if begins_plainly(line.text) {
+            let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
+            let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
+            let letter = line.start + verb.checked_sub(1)?;
+            self.overwrite(letter, letter + 1);
+            return Some(word.to_ascii_uppercase());
+        }
+        let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
+        let word = words.into_iter().find(|word| self.is_denied(word))?;
+        self.overwrite(line.start, last);
+        Some(word.to_ascii_uppercase())
+    }
+
+    /// Puts something that means nothing in place of those of these bytes that are in the segment. What went on before
+    /// was this already.
+    fn overwrite(&mut self, from: Seq, to: Seq) {
+        let end = self.segment.seq + self.segment.payload.len();
+        let from = from.later(self.segment.seq);
+        let to = if to.is_after(end) { end } else { to };
+        let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
+        let replaced = Replaced { start: from, length, text: vec![OVERWRITTEN; length], before: b' ' };
+        self.must_drop |= self.replace(replaced).is_err();
     }
 
     /// What is to become of the segment, now that all that it says is known.
@@ -224,10 +259,13 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return Verdict::Accept;
         }
         if self.direction == Direction::FromClient
-            && holds_back(self.terms)
             && let Some(line) = session.unfinished(Direction::FromClient)
         {
-            self.hold_back_unfinished(&line);
+            // All of a verb may have come: what follows may be sent separately.
+            self.hold_back_denied(&line);
+        }
+        if self.must_drop {
+            return Verdict::Drop;
         }
         let is_translated = self.connection.is_translated();
         let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };
@@ -250,15 +288,6 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         course.verdict(segment)
     }
 
-    /// The line is not whole, but all of a verb has come: what follows may be sent separately.
-    fn hold_back_unfinished(&mut self, line: &Line<'_>) {
-        let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
-        let Ok(word) = std::str::from_utf8(&line.text[..verb]) else { return };
-        if self.is_denied(word) {
-            self.hold_back(line, verb);
-        }
-    }
-
     /// Whether the policy denies this command.
     pub(super) fn is_denied(&self, command: &str) -> bool {
         let secures = command.eq_ignore_ascii_case("AUTH") && self.terms.tls == Tls::Deny;
@@ -268,14 +297,18 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     /// Opens what is expected.
     pub(super) fn admit(&mut self, announcement: &Announcement<'_>, expectation: &Expectation) -> Result<(), Refusal> {
         let owner = self.expectations.owner_of(expectation);
+        let client = ClientKey::of(self.connection.client().address);
+        let limits = &self.world.policy.limits;
         let per_session = usize::from(self.terms.pinholes_per_session.get());
-        let in_all = self.world.policy.limits.pinholes.get() as usize;
+        let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
         // One that replaces another takes no more room than that had.
         let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
-        let is_full = owner.is_none() && self.expectations.len() >= in_all;
+        let is_full_for_client = owner != Some(self.slot)
+            && self.expectations.count_of_client(client) + self.ranges.count_of_client(client) >= per_client;
+        let is_full = owner.is_none() && self.expectations.len() + self.ranges.len() >= in_all;
         // Behind so many commands the server's refusal of this one would not be recognised as such.
         let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
-        if is_full_here || is_full || is_beyond {
+        if is_full_here || is_full_for_client || is_full || is_beyond {
             return Err(Refusal::TooMany);
         }
         self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
@@ -284,6 +317,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             mode: Some(announcement.mode),
             owner: self.slot,
             session: self.number,
+            client: Some(client),
             command: announcement.number,
         });
         Ok(())

@@ -13,6 +13,7 @@ use pinhole::net::PortRange;
 use pinhole::netlink::{ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables};
 use pinhole::packet::{Connection, Flow};
 use pinhole::policy::Policy;
+use pinhole::session::{InStep, Progress};
 
 use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, run, tidy_up};
 
@@ -167,6 +168,29 @@ fn a_corridor_admits_many_until_the_last_session_closes_it() {
 }
 
 #[test]
+fn renewed_range_lasts_its_whole_lifetime() {
+    let host = Host::new("range");
+    let mut sets = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
+    let ports = PortRange::new(port(50_000), port(50_100)).expect("a range");
+    let corridor = Corridor { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
+    let table = Table { family: Family::Inet, name: "pinhole" };
+    let lifetimes = || {
+        let elements = host.run(|| Tables::open(Duration::from_secs(1)).expect("root").elements(table, "corridors4"));
+        elements.expect("a set").iter().map(|element| element.timeout).collect::<Vec<_>>()
+    };
+    sets.open_corridor(&corridor).expect("opened");
+    assert_eq!(lifetimes(), [Some(Corridor::LIFETIME)]);
+    // As it is when most of its life is over.
+    let element = "element inet pinhole corridors4 { 10.9.0.1 . 10.9.0.2 . 50000-50100";
+    host.nft(&format!("delete {element} }}\nadd {element} timeout 20s }}"));
+    assert_eq!(lifetimes(), [Some(Duration::from_secs(20))]);
+    sets.renew_corridor(&corridor);
+    assert_eq!(lifetimes(), [Some(Corridor::LIFETIME)]);
+    sets.close_corridor(&corridor);
+    assert_eq!((lifetimes(), sets.take_troubles().count), (Vec::new(), 0));
+}
+
+#[test]
 fn a_translated_connection_has_four_addresses() {
     let (client, host) = Host::pair();
     host.nft(
@@ -182,8 +206,13 @@ fn a_translated_connection_has_four_addresses() {
     let (theirs, _) = listener.accept().expect("it came");
     let connection = Connection { original: flow_of(&ours), reply: flow_of(&theirs) };
     assert_eq!(theirs.peer_addr().map(|peer| peer.ip()).ok(), Some(ip("10.9.0.9")));
-    let control =
-        Some(Control { connection, is_unread: false, is_settled: false, adjustments: Adjustments::default() });
+    let control = Some(Control {
+        connection,
+        is_opening: false,
+        progress: Progress::Unknown,
+        in_step: InStep::default(),
+        adjustments: Adjustments::default(),
+    });
     assert_eq!(sets.control_connection(&connection.original), control);
     assert_eq!(sets.control_connection(&connection.reply), control);
     let unknown: Flow = flow("10.1.1.1:9".parse().expect("one"), "10.1.1.2:80".parse().expect("one"));

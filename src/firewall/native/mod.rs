@@ -25,6 +25,7 @@ use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
+use crate::session::Progress;
 use crate::time::Timestamp;
 use crate::tracker::Remains;
 
@@ -309,16 +310,16 @@ impl Firewall for Native {
         self.sets.open_corridor(corridor)
     }
 
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.sets.renew_corridor(corridor);
+    }
+
     fn close_corridor(&mut self, corridor: &Corridor) {
         self.sets.close_corridor(corridor);
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.sets.settled(connection);
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.sets.stop_reading(connection);
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.sets.record(connection, progress);
     }
 }
 

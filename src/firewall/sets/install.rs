@@ -5,7 +5,7 @@ use super::nft::{self, NftError};
 use super::ruleset::{self, Holder, PRIORITY, QueueChain, Queueing, TABLE};
 use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
-use crate::expectation::Expectation;
+use crate::expectation::{Corridor, Expectation};
 use crate::firewall::native::Impossible;
 use crate::net::Port;
 use crate::netlink::{Conntrack, Element, Error, Key, TableChange, TableImage, Tables};
@@ -111,6 +111,7 @@ impl Sets {
             sets_are_lost: false,
             corridors: HashMap::default(),
             used: HashSet::default(),
+            may_be_in_step: !is_anew,
             maps_used: false,
             troubles: Troubles::default(),
         };
@@ -370,9 +371,7 @@ impl Sets {
                 self.maps_used |= !expectation.mapping.is_none();
             }
         }
-        for (set, element) in
-            self.corridors.values().filter_map(|(corridor, _)| range(corridor, self.policy.limits.idle))
-        {
+        for (set, element) in self.corridors.values().filter_map(|(corridor, _)| range(corridor, Corridor::LIFETIME)) {
             elements.entry(set).or_default().push(element);
         }
         elements
@@ -389,8 +388,11 @@ fn control_ports(policy: &Policy) -> Vec<Element> {
 /// become the bits of the other. None where that cannot be told.
 fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
     // What Pinhole's marks are made of. A number has all bits of such a part or none.
-    let parts = |mark: Mark| [mark.bits(), mark.settled_bit(), mark.unread_bit()];
-    let union = |parts: [u32; 3]| parts.into_iter().fold(0, |all, part| all | part);
+    let parts = |mark: Mark| {
+        let [known, beyond, server_in_step, client_in_step, read] = mark.control_bits().each();
+        [mark.bits(), known, beyond, server_in_step, client_in_step, read]
+    };
+    let union = |parts: [u32; 6]| parts.into_iter().fold(0, |all, part| all | part);
     let others = !union(parts(old));
     // A mask that clears bits has all bits of others set.
     let mut exchanged = match number & others {
@@ -435,11 +437,12 @@ mod tests {
         let exchanged = |number| exchanged_bits(number, old, new);
         assert_eq!(exchanged(0), Some(0));
         assert_eq!(exchanged(old.bits()), Some(0x3));
-        assert_eq!(exchanged(old.settled_bit() | old.unread_bit()), Some(new.settled_bit() | new.unread_bit()));
+        let [old_bits, new_bits] = [old, new].map(Mark::control_bits);
+        assert_eq!(exchanged(old_bits.all_of_connection()), Some(new_bits.all_of_connection()));
         assert_eq!(exchanged(!old.bits()), Some(!0x3), "a mask that clears it");
         assert_eq!(exchanged(u32::MAX), Some(u32::MAX));
         assert_eq!(exchanged(0x1), None, "somebody else's bit");
         assert_eq!(exchanged_bits(0x1, new, old), None, "one of two");
-        assert_eq!(exchanged_bits(0x3fff_ffff, mark(0x3fff_ffff), old), None, "no bit is somebody else's");
+        assert_eq!(exchanged_bits(0x07ff_ffff, mark(0x07ff_ffff), old), None, "no bit is somebody else's");
     }
 }

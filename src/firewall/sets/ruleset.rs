@@ -6,7 +6,9 @@
 use std::fmt::{self, Write as _};
 
 use crate::netlink::{Expression, Family, Object, ObjectKind, Table};
-use crate::policy::{Capture, Inspect, Limits, Policy, WhenDown};
+use crate::packet::Direction;
+use crate::policy::{Capture, Limits, Policy, WhenDown};
+use crate::session::Progress;
 
 /// The table that is Pinhole's own.
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -15,7 +17,7 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 19] = [
+pub(super) const CHAINS: [&str; 23] = [
     "prerouting",
     "output",
     "inspect",
@@ -24,6 +26,7 @@ pub(super) const CHAINS: [&str; 19] = [
     "deliver",
     "insist",
     "prepare",
+    "opens",
     "nat_prerouting",
     "nat_output",
     "nat_input",
@@ -35,6 +38,9 @@ pub(super) const CHAINS: [&str; 19] = [
     "shorten",
     "bounds",
     "repeated",
+    "record_prerouting",
+    "record_output",
+    "record",
 ];
 
 /// Who holds the pinholes.
@@ -69,8 +75,7 @@ impl Holder {
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
 const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
 const NAT: &str = include_str!("../../../rules/nat.nft");
-const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
-const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
+const INSPECT: &str = include_str!("../../../rules/inspect.nft");
 
 /// Why writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";
@@ -159,18 +164,25 @@ pub(super) fn is_own_chain(name: &str) -> bool {
 ///
 /// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
 pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
-    let inspect = match policy.capture.inspect {
-        Inspect::Dialogue => DIALOGUE,
-        Inspect::Announcements => ANNOUNCEMENTS,
-    };
     let mark = policy.mark;
     let mut text = format!("define mark_bits = {mark}\n");
-    writeln!(text, "define settled_bit = {:#010x}", mark.settled_bit()).expect(TAKES_ALL);
-    writeln!(text, "define unread_bit = {:#010x}\n", mark.unread_bit()).expect(TAKES_ALL);
+    let bits = mark.control_bits();
+    for (name, number) in [
+        ("progress_bits", bits.progress()),
+        ("unreadable", bits.of(Progress::Unreadable)),
+        ("client_in_step", bits.in_step(Direction::FromClient)),
+        ("server_in_step", bits.in_step(Direction::FromServer)),
+        ("packet_read", bits.of_read_packet()),
+        ("packet_in_step", bits.of_packet(0, true)),
+    ] {
+        // nft computes no complement.
+        writeln!(text, "define {name} = {number:#010x}\ndefine all_but_{name} = {:#010x}", !number).expect(TAKES_ALL);
+    }
+    text.push('\n');
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
     let (ports, queue) = (control_ports(policy), queue(&policy.capture, queueing));
-    let rest = [BEGIN, &ports, &queue, &sized(NAT), inspect, &sized(TABLE_TEXT), holder.text()];
+    let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
     text.push_str(&rest.join("\n").replace(PORTS_IN_FILES, PORTS_IN_TABLE));
     text
 }
