@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pinhole::expectation::{Expectation, Mapping};
 use pinhole::firewall::Firewall as _;
-use pinhole::firewall::sets::{Sets, SetupError};
+use pinhole::firewall::sets::Sets;
 use pinhole::lab::{self, Namespace};
 use pinhole::net::Port;
 use pinhole::packet::Endpoint;
@@ -156,17 +156,6 @@ fn reload_makes_the_table_that_a_start_would_install() {
         assert_eq!(rules_and_ports(&namespace), installed[number], "{number}, put back");
     }
     assert_eq!(sets.take_troubles().count, 0);
-}
-
-#[test]
-fn reload_that_needs_other_rules_is_refused_and_the_old_ones_stay() {
-    let namespace = Namespace::new("host").expect("a namespace");
-    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
-    let before = ruleset(&namespace);
-    let other = "control_ports: [2121]\ncapture: { inspect: announcements }\n";
-    let other = policy::parse("policy.yaml", other).expect("a good policy").policy;
-    assert_eq!(sets.reload(&other), Err(SetupError::OtherRules));
-    assert_eq!((sets.stands(), ruleset(&namespace)), (Ok(true), before));
 }
 
 #[test]
