@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pinhole::expectation::{Expectation, Mapping};
 use pinhole::firewall::Firewall as _;
-use pinhole::firewall::sets::{Sets, SetupError};
+use pinhole::firewall::sets::Sets;
 use pinhole::lab::{self, Namespace};
 use pinhole::net::Port;
 use pinhole::packet::Endpoint;
@@ -159,22 +159,19 @@ fn reload_makes_the_table_that_a_start_would_install() {
 }
 
 #[test]
-fn reload_that_needs_other_rules_is_refused_and_the_old_ones_stay() {
+fn control_ports_that_somebody_changed_are_put_right() {
     let namespace = Namespace::new("host").expect("a namespace");
     let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
     let before = ruleset(&namespace);
-    let other = "control_ports: [2121]\ncapture: { inspect: announcements }\n";
-    let other = policy::parse("policy.yaml", other).expect("a good policy").policy;
-    assert_eq!(sets.reload(&other), Err(SetupError::OtherRules));
-    assert_eq!((sets.stands(), ruleset(&namespace)), (Ok(true), before));
-}
-
-#[test]
-fn ports_that_somebody_added_are_gone_after_a_repair() {
-    let namespace = Namespace::new("host").expect("a namespace");
-    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
-    let before = ruleset(&namespace);
-    namespace.nft("add element inet pinhole control_ports { 80 }\nflush chain inet pinhole data").expect("it stands");
-    assert!(sets.restore(NOW, [].iter()).expect("it is put back").table);
-    assert_eq!(ruleset(&namespace), before);
+    let changes = [
+        "add element inet pinhole control_ports { 80 }",
+        "flush set inet pinhole control_ports",
+        "flush set inet pinhole control_ports\nadd element inet pinhole control_ports { 80 }\nflush chain inet pinhole data",
+    ];
+    for change in changes {
+        namespace.nft(change).expect("it stands");
+        assert_eq!(sets.stands(), Ok(false), "{change}");
+        assert!(sets.restore(NOW, [].iter()).expect("it is put back").table, "{change}");
+        assert_eq!((sets.stands(), ruleset(&namespace)), (Ok(true), before.clone()), "{change}");
+    }
 }

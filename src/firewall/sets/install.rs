@@ -262,9 +262,7 @@ impl Sets {
         for chain in QueueChain::ALL {
             image.fill_chain(TABLE, chain.name(), &[queueing.rule(&chain.of(policy.capture))]);
         }
-        let port = |port: &Port| Element::lasting(Key::port(port.number()));
-        let ports: Vec<Element> = policy.control_ports.as_slice().iter().map(port).collect();
-        image.fill_set(TABLE, ruleset::CONTROL_PORTS, &ports);
+        image.fill_set(TABLE, ruleset::CONTROL_PORTS, &control_ports(policy));
         ruleset::sized_sets().for_each(|set| image.resize_set(set, ruleset::set_size(policy)));
         if old.mark != policy.mark && !image.exchange_marks(|number| exchanged_bits(number, old.mark, policy.mark)) {
             return Err(SetupError::OtherRules);
@@ -320,9 +318,16 @@ impl Sets {
         Ok(())
     }
 
-    /// Whether our table holds the rules that were installed, and no others.
+    /// Whether our table holds the rules and the control ports that were installed, and no others.
     fn is_untouched(&mut self) -> Result<bool, Error> {
-        Ok(!self.installed.is_empty() && self.handles()? == self.installed)
+        Ok(!self.installed.is_empty() && self.handles()? == self.installed && self.has_ports()?)
+    }
+
+    fn has_ports(&mut self) -> Result<bool, Error> {
+        let found = self.tables.elements(TABLE, ruleset::CONTROL_PORTS)?;
+        let wanted = control_ports(&self.policy);
+        let is_there = |port: &Element| found.iter().any(|element| element.key == port.key);
+        Ok(found.len() == wanted.len() && wanted.iter().all(is_there))
     }
 
     fn handles(&mut self) -> Result<Vec<u64>, Error> {
@@ -371,6 +376,12 @@ impl Sets {
         }
         elements
     }
+}
+
+/// The elements of the set of control ports.
+fn control_ports(policy: &Policy) -> Vec<Element> {
+    let element = |port: &Port| Element::lasting(Key::port(port.number()));
+    policy.control_ports.as_slice().iter().map(element).collect()
 }
 
 /// What a number that rules compare or combine with a mark of a connection is for another policy: the bits of the one
