@@ -16,6 +16,22 @@ use pinhole::script::{Conversation, endpoint};
 use pinhole::time::Timestamp;
 use pinhole::tracker::{News, SessionNumber, Tracker, World};
 
+#[path = "targets/captures.rs"]
+mod captures;
+#[path = "targets/input.rs"]
+mod input;
+#[path = "targets/nat.rs"]
+mod nat;
+#[path = "targets/packet.rs"]
+mod packet;
+#[path = "targets/sessions.rs"]
+mod sessions;
+
+pub use captures::captures;
+pub use nat::nat;
+pub use packet::replacement;
+pub use sessions::{pickup, time};
+
 /// How long a line may be here: short, so that the limit is reached often.
 const LIMIT: usize = 128;
 
@@ -136,4 +152,11 @@ pub fn policy(data: &[u8]) {
         }
         Err(problems) => assert!(problems.errors() > 0 && !problems.to_string().is_empty()),
     }
+}
+
+/// A datagram from the kernel, by whatever reads such: there are no more messages in it than have room, and each element
+/// of a set is the same when it is written and read again.
+pub fn netlink(data: &[u8]) {
+    let (messages, _) = pinhole::netlink::fuzzing::read_datagram(data);
+    assert!(messages <= data.len() / 16, "{messages} messages in {} bytes", data.len());
 }

@@ -174,7 +174,7 @@ fn whole_seconds(time: Duration) -> u32 {
 }
 
 /// The expectation in a message, if it is of TCP and for one address and port.
-fn read(message: Message<'_>) -> Option<Expected> {
+pub(super) fn read(message: Message<'_>) -> Option<Expected> {
     let attributes = message.attributes();
     let tuple_at = |kind| Tuple::read(attributes.find(kind)?.nested());
     let Tuple { source: (from, _), destination: (address, port) } = tuple_at(TUPLE)?;

@@ -13,6 +13,8 @@ mod error;
 mod expected;
 mod expression;
 mod filter;
+#[doc(hidden)]
+pub mod fuzzing;
 mod helper;
 mod image;
 mod marks;

@@ -338,7 +338,7 @@ pub(super) fn write_rule_body(w: &mut Writer, table: Table<'_>, chain: &str, com
     }
 }
 
-fn read_chain(message: Message<'_>) -> Option<Chain> {
+pub(super) fn read_chain(message: Message<'_>) -> Option<Chain> {
     let name = message.attributes().find(attribute::CHAIN_NAME)?.text()?.into();
     let hook = message.attributes().find(attribute::CHAIN_HOOK).and_then(|hook| {
         let number = hook.nested().find(attribute::HOOK_NUMBER)?.u32()?;
@@ -348,7 +348,7 @@ fn read_chain(message: Message<'_>) -> Option<Chain> {
     Some(Chain { name, hook })
 }
 
-fn read_rule(message: Message<'_>) -> Option<Rule> {
+pub(super) fn read_rule(message: Message<'_>) -> Option<Rule> {
     let chain = message.attributes().find(attribute::RULE_CHAIN)?.text()?.into();
     let handle = message.attributes().find(attribute::RULE_HANDLE)?.u64()?;
     let userdata = message.attributes().find(attribute::RULE_USERDATA).map(Attribute::bytes);

@@ -128,6 +128,11 @@ impl Change for ConnectionChange {
     }
 }
 
+/// Whether the message tells of a change of some kind.
+pub(super) fn reads_change(message: Message<'_>) -> bool {
+    TableChange::read(message).is_some() || ConnectionChange::read(message).is_some()
+}
+
 #[derive(Debug)]
 struct Watch<T> {
     socket: Socket,

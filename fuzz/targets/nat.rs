@@ -1,0 +1,251 @@
+//! A control connection behind NAT, with the kernel's correction of sequence numbers and with both ends' TCP.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pinhole::firewall::Simulated;
+use pinhole::net::Port;
+use pinhole::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
+use pinhole::policy::{self, Policy};
+use pinhole::rewrite::{Replacement, Verdict};
+use pinhole::script::{endpoint, packet};
+use pinhole::time::Timestamp;
+use pinhole::tracker::{Handled, Tracker, World};
+
+use super::input::Input;
+
+/// What the two ends say, whole and in pieces.
+const TEXTS: [&str; 24] = [
+    "PORT 192,168,0,9,15,161\r\n",
+    "EPRT |1|192.168.0.9|4001|\r\n",
+    "PORT 192,168,0,9,",
+    "PORT 192,1",
+    "68,0,9,15,162\r\n",
+    "15,163\r\n",
+    "PO",
+    "RT 192,168,0,9,4,1\r\n",
+    "NOOP\r\n",
+    "PASV\r\n",
+    "EPSV\r\n",
+    "LIST\r\nPORT 192,168,0,9,15,164\r\nNOOP\r\n",
+    "\r\n",
+    "\n",
+    "227 Entering Passive Mode (10,0,0,5,15,161).\r\n",
+    "227 Entering Passive Mode (10,0,",
+    "0,5,15,162).\r\n",
+    "229 Extended (|||4002|)\r\n",
+    "200 good\r\n",
+    "500 no\r\n",
+    "220-hello\r\n",
+    "220 ",
+    "DELE x\r\n",
+    "QUIT\r\n",
+];
+
+/// How much of a stream is sent at most.
+const MOST_SENT: usize = 4000;
+
+/// One direction: what its sender has sent, and what its receiver has.
+#[derive(Default)]
+struct Way {
+    first: Seq,
+    sent: Vec<u8>,
+    /// How much of that the sender knows to be received.
+    acknowledged: usize,
+    /// What the receiver has, by where it counts that.
+    received: BTreeMap<usize, u8>,
+}
+
+impl Way {
+    /// Up to where the receiver has everything.
+    fn next(&self) -> usize {
+        (0..).find(|place| !self.received.contains_key(place)).unwrap_or_default()
+    }
+}
+
+struct Gateway {
+    tracker: Tracker,
+    firewall: Simulated,
+    policy: Policy,
+    connection: Connection,
+    client: Way,
+    server: Way,
+    now: Timestamp,
+}
+
+impl Gateway {
+    fn new(is_client_translated: bool, policy: &str) -> Self {
+        let flow = |source, destination| Flow { source: endpoint(source), destination: endpoint(destination) };
+        let connection = if is_client_translated {
+            Connection {
+                original: flow("192.168.0.9:4000", "203.0.113.5:21"),
+                reply: flow("203.0.113.5:21", "198.51.100.100:6000"),
+            }
+        } else {
+            Connection {
+                original: flow("192.0.2.9:4000", "203.0.113.5:21"),
+                reply: flow("10.0.0.5:2121", "192.0.2.9:4000"),
+            }
+        };
+        let mut firewall = Simulated::new([Port::FTP]);
+        firewall.translate(&connection);
+        let way = |first| Way { first: Seq::new(first), ..Way::default() };
+        Self {
+            tracker: Tracker::default(),
+            firewall,
+            policy: policy::parse("policy.yaml", policy).expect("a good policy").policy,
+            connection,
+            client: way(u32::MAX - 100),
+            server: way(7000),
+            now: Timestamp::from_secs(1000),
+        }
+    }
+
+    fn way(&mut self, who: Direction) -> &mut Way {
+        match who {
+            Direction::FromClient => &mut self.client,
+            Direction::FromServer => &mut self.server,
+        }
+    }
+
+    /// A packet goes through: what its receiver has of it then is what it will ever have there.
+    fn passes(&mut self, who: Direction, seq: Seq, flags: Flags, payload: &[u8]) {
+        let heard = self.way(who.opposite());
+        let ack = heard.first + heard.next();
+        let bytes = packet(self.connection.flow(who), seq, ack, flags, payload);
+        let segment = Segment::parse(&bytes).expect("a segment");
+        let Self { tracker, firewall, policy, now, .. } = self;
+        let mut world = World { now: *now, policy, firewall, observer: &mut () };
+        let verdict = match tracker.handle(&segment, &mut world) {
+            Handled::Session(verdict) => verdict,
+            Handled::NotOurs => Verdict::Accept,
+        };
+        let adjustments = self.firewall.adjustments(&self.connection);
+        let (seq, payload) = match verdict {
+            Verdict::Accept => (seq, payload.to_vec()),
+            Verdict::Replace(Replacement { seq, payload }) => (seq, payload),
+            // It is sent again.
+            Verdict::Later | Verdict::Drop => return,
+        };
+        if !flags.has(Flags::SYN) {
+            let place = adjustments.of(who).map_or(seq, |adjustment| adjustment.sequence(seq));
+            let way = self.way(who);
+            for (offset, byte) in payload.iter().enumerate() {
+                let place = usize::try_from(place - way.first + offset as i32).expect("nothing in front of the stream");
+                let known = *way.received.entry(place).or_insert(*byte);
+                assert_eq!(known, *byte, "the byte at {place} is sent again with another value");
+            }
+        }
+        // The sender of the other direction hears what was received.
+        let acknowledged = adjustments.of(who.opposite()).map_or(ack, |adjustment| adjustment.acknowledgement(ack));
+        let heard = self.way(who.opposite());
+        let acknowledged = usize::try_from(acknowledged - heard.first).unwrap_or(0);
+        assert!(acknowledged <= heard.sent.len(), "{acknowledged} bytes of {} are acknowledged", heard.sent.len());
+        heard.acknowledged = heard.acknowledged.max(acknowledged);
+    }
+
+    fn sends(&mut self, who: Direction, from: usize, length: usize) {
+        let way = self.way(who);
+        let to = (from + length).min(way.sent.len());
+        let (seq, payload) = (way.first + from, way.sent[from..to].to_vec());
+        self.passes(who, seq, Flags::ACK, &payload);
+    }
+
+    fn says(&mut self, who: Direction, text: &[u8]) {
+        let way = self.way(who);
+        let from = way.sent.len();
+        way.sent.extend(text);
+        self.sends(who, from, text.len());
+    }
+
+    fn acknowledges(&mut self, who: Direction) {
+        let way = self.way(who);
+        let seq = way.first + way.sent.len();
+        self.passes(who, seq, Flags::ACK, b"");
+    }
+
+    fn begins(&mut self) {
+        let (client, server) = (self.client.first.moved(-1), self.server.first.moved(-1));
+        self.passes(Direction::FromClient, client, Flags::SYN, b"");
+        self.passes(Direction::FromServer, server, Flags::SYN.and(Flags::ACK), b"");
+        self.acknowledges(Direction::FromClient);
+        let lines = [
+            (Direction::FromServer, "220 hello\r\n"),
+            (Direction::FromClient, "USER ftp\r\n"),
+            (Direction::FromServer, "230 in\r\n"),
+        ];
+        for (who, line) in lines {
+            self.says(who, line.as_bytes());
+        }
+    }
+
+    fn step(&mut self, input: &mut Input<'_>) {
+        let what = input.byte();
+        let who = if what & 1 == 0 { Direction::FromClient } else { Direction::FromServer };
+        match what >> 1 & 7 {
+            0..=2 => {
+                let text = input.text(&TEXTS);
+                if self.way(who).sent.len() + text.len() < MOST_SENT {
+                    self.says(who, text);
+                }
+            }
+            3 | 4 => {
+                let way = self.way(who);
+                let (from, length) = (way.acknowledged, way.sent.len() - way.acknowledged);
+                let from = from + input.below(length + 1);
+                self.sends(who, from, usize::from(input.byte()));
+            }
+            5 => self.acknowledges(who),
+            // It does not come through.
+            6 => {
+                let text = input.text(&TEXTS);
+                let way = self.way(who);
+                if way.sent.len() + text.len() < MOST_SENT {
+                    way.sent.extend(text);
+                }
+            }
+            _ => self.now = self.now + Duration::from_secs(u64::from(input.byte())),
+        }
+    }
+
+    /// Everything that is missing is sent again until it is there.
+    fn ends(&mut self) {
+        for who in [Direction::FromClient, Direction::FromServer] {
+            // Of a line that has not ended, some may be withheld.
+            self.says(who, b"\r\n");
+            for _ in 0..MOST_SENT {
+                let way = self.way(who);
+                let (from, end) = (way.acknowledged, way.sent.len());
+                if from == end {
+                    break;
+                }
+                self.sends(who, from, 500);
+                self.acknowledges(who.opposite());
+            }
+            let way = self.way(who);
+            assert_eq!(way.acknowledged, way.sent.len(), "{who:?} waits for ever for the rest to be acknowledged");
+            assert_eq!(way.next(), way.received.len(), "the receiver has all that was sent");
+            let received: Vec<u8> = way.received.values().copied().collect();
+            assert_eq!(others(&way.sent), others(&received), "only announcements are rewritten");
+        }
+    }
+}
+
+/// The lines that announce nothing.
+fn others(stream: &[u8]) -> Vec<String> {
+    let lines = stream.split(|byte| *byte == b'\n').map(|line| String::from_utf8_lossy(line).into_owned());
+    lines.filter(|line| !line.contains(',') && !line.contains('|')).collect()
+}
+
+/// What the ends of a connection behind NAT say, lose and send again: whatever that is, both go on, no byte changes once
+/// it has been sent, and nothing is acknowledged that was not sent.
+pub fn nat(data: &[u8]) {
+    let mut input = Input::new(data);
+    let policy = "control_ports: [21]";
+    let mut gateway = Gateway::new(input.byte() & 1 == 0, policy);
+    gateway.begins();
+    while !input.is_empty() {
+        gateway.step(&mut input);
+    }
+    gateway.ends();
+}
