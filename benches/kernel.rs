@@ -31,6 +31,7 @@ use pinhole::net::Port;
 use pinhole::netlink::TableWatch;
 use pinhole::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use pinhole::policy::Policy;
+use pinhole::session::Progress;
 use pinhole::time::Timestamp;
 
 /// Numbers that are corrected are those of connections that NAT touches.
@@ -251,7 +252,11 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
         };
         table.add(what, many(&mut adjust));
     }
-    table.add("stop reading a connection", many(&mut |_| sets.stop_reading(connection)));
+    let mut record = |index: usize| {
+        let progress = if index.is_multiple_of(2) { Progress::Ftp } else { Progress::LoggedIn };
+        sets.record(connection, progress);
+    };
+    table.add("record how far a connection has come", many(&mut record));
 
     // Last: from now on, who opens one looks into the maps as well.
     let [open, close] = come_and_go(sets, plan, mapped);

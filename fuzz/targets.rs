@@ -9,7 +9,7 @@ use pinhole::firewall::Simulated;
 use pinhole::ftp::command::Command;
 use pinhole::ftp::notation::Notation;
 use pinhole::ftp::reply::ReplyReader;
-use pinhole::ftp::{Line, LineReader, Mode};
+use pinhole::ftp::{Ending, Line, LineReader, Mode};
 use pinhole::packet::{Direction, Segment, Seq};
 use pinhole::policy::Policy;
 use pinhole::script::{Conversation, endpoint};
@@ -69,20 +69,20 @@ pub fn packets(data: &[u8]) {
 pub fn lines(data: &[u8]) {
     let at = Seq::new(u32::MAX - 10);
     let mut whole = Vec::new();
-    LineReader::default().feed(at, data, LIMIT, |line| {
+    LineReader::new(Ending::Lf).feed(at, data, LIMIT, |line| {
         let _ = Command::parse(&line);
         for notation in Mode::ALL.map(Notation::of) {
             let _ = notation.read(line.text);
         }
-        whole.push((line.text.to_vec(), line.start, line.end, line.whole));
+        whole.push((line.text.to_vec(), line.start, line.end, line.whole, line.plain));
         true
     });
     // Byte by byte the lines are the same.
     let mut piecewise = Vec::new();
-    let mut reader = LineReader::default();
+    let mut reader = LineReader::new(Ending::Lf);
     for (index, byte) in data.iter().enumerate() {
         reader.feed(at + index, std::slice::from_ref(byte), LIMIT, |line| {
-            piecewise.push((line.text.to_vec(), line.start, line.end, line.whole));
+            piecewise.push((line.text.to_vec(), line.start, line.end, line.whole, line.plain));
             true
         });
     }
@@ -93,7 +93,7 @@ pub fn lines(data: &[u8]) {
 /// What a server sends: replies of one line and of several, and the same as a dialogue with a curious client.
 pub fn replies(data: &[u8]) {
     let mut reader = ReplyReader::default();
-    LineReader::default().feed(Seq::new(0), data, LIMIT, |line: Line<'_>| {
+    LineReader::new(Ending::CrLf).feed(Seq::new(0), data, LIMIT, |line: Line<'_>| {
         let _ = reader.line(line.text);
         for notation in Mode::ALL.map(Notation::of) {
             if let Some(found) = notation.find(line.text) {
@@ -122,6 +122,7 @@ fn dialogue(who: Direction, data: &[u8], answers: &[&str]) {
         }
     }
     middle.takes(&talk.closes(who));
+    middle.takes(&talk.ack(who.opposite()));
     assert_eq!(middle.tracker.expectations(), 0, "what was open ends with its session");
 }
 

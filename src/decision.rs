@@ -25,6 +25,9 @@ pub fn decide(
     if !standing.is_ftp {
         return Err(Refusal::NotFtp);
     }
+    if !standing.is_known {
+        return Err(Refusal::PickedUp);
+    }
     if terms.denies_all() || terms.denies(mode.command()) {
         return Err(Refusal::ByRule);
     }
@@ -36,6 +39,9 @@ pub fn decide(
     }
     if terms.login == Login::Required && !standing.logged_in {
         return Err(Refusal::NotLoggedIn);
+    }
+    if !standing.is_plain {
+        return Err(Refusal::Ambiguous);
     }
     let named = announcement.named.ok_or(Refusal::BadSyntax)?;
     let address = address(mode, &named, connection);

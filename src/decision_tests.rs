@@ -5,7 +5,8 @@ use crate::policy;
 use crate::script::endpoint;
 use crate::session::Standing;
 
-const GOOD: Standing = Standing { is_ftp: true, asked_for: true, logged_in: true, extended_only: false };
+const GOOD: Standing =
+    Standing { is_ftp: true, is_known: true, is_plain: true, asked_for: true, logged_in: true, extended_only: false };
 
 fn direct(client: &str, server: &str) -> Connection {
     Connection::direct(Flow { source: endpoint(client), destination: endpoint(server) })

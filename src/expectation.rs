@@ -145,11 +145,19 @@ pub enum Refusal {
     NoPort,
     /// NAT would have to write another address, and the line cannot be changed.
     CannotRewrite,
+    /// The session was picked up in the middle, and no earlier run left word that it is FTP.
+    PickedUp,
+    /// The line may be read in more than one way.
+    Ambiguous,
+    /// The session has ended.
+    SessionOver,
+    /// Both ends speak from the same side, where one of them cannot be.
+    Forged,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 21] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -167,6 +175,10 @@ impl Refusal {
         Self::NotOpened,
         Self::NoPort,
         Self::CannotRewrite,
+        Self::PickedUp,
+        Self::Ambiguous,
+        Self::SessionOver,
+        Self::Forged,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -189,6 +201,10 @@ impl Refusal {
             Self::NotOpened => "not-opened",
             Self::NoPort => "no-port",
             Self::CannotRewrite => "cannot-rewrite",
+            Self::PickedUp => "picked-up",
+            Self::Ambiguous => "ambiguous",
+            Self::SessionOver => "session-over",
+            Self::Forged => "forged",
         }
     }
 
@@ -222,6 +238,19 @@ impl Refusal {
             Self::CannotRewrite => {
                 "NAT would have to write another address into it, and the kernel cannot correct the sequence numbers of \
                  this session, or part of the line was sent on before the rest came (a new session will do)"
+            }
+            Self::PickedUp => {
+                "the session went on before it was read, and it is not known whether it is FTP (a new session will do; \
+                 `pickup` in the policy says more)"
+            }
+            Self::Ambiguous => {
+                "the line may be read in more than one way: something before it passed unread, it ends in a bare LF or comes \
+                 behind one, or it has CR, NUL, Telnet or urgent data in it (announce it once more)"
+            }
+            Self::SessionOver => "the session has ended",
+            Self::Forged => {
+                "both ends' packets come through the same interface, behind which the routes do not have one of them: \
+                 somebody there speaks in its name"
             }
         }
     }

@@ -87,7 +87,7 @@ fn a_last_packet_that_the_snap_length_cut_is_an_anomaly_and_no_error() {
     let answer = talk.says(FromServer, "227 Entering Passive Mode (10,0,0,2,4,1).\r\n");
     let path = folder.file("snap.pcap", capture.add_cut(&answer, 68).bytes());
     let ran = run([OsStr::new("replay"), path.as_os_str()]).success();
-    assert!(ran.out.contains("227 refused, bad-syntax"), "{}", ran.out);
+    assert!(ran.out.contains("1 session: 0 announcements admitted, 0 refused"), "{}", ran.out);
     assert!(ran.out.contains("1 anomalies: 0 fragments, 1 packets cut short"), "{}", ran.out);
 }
 

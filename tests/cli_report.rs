@@ -29,7 +29,7 @@ fn a_report_for_people_tells_the_story_of_a_session() {
     let capture = capture.add_all(passive(&mut talk)).add(opens("10.0.0.1:5000", "10.0.0.2:1025"));
     let capture =
         capture.add(talk.says(FromClient, "PORT 10,0,0,99,4,1\r\n")).add(opens("10.0.0.2:20", "10.0.0.1:1026"));
-    let path = folder.file("story.pcap", capture.add(talk.closes(FromServer)).bytes());
+    let path = folder.file("story.pcap", capture.add(talk.closes(FromServer)).add(talk.ack(FromClient)).bytes());
     let ran = run([OsStr::new("replay"), path.as_os_str()]).success();
     for told in [
         "0.000 #1    session 10.0.0.1:4000 -> 10.0.0.2:21\n",
@@ -97,7 +97,7 @@ fn eventful() -> Vec<u8> {
     let mut capture = Capture { now: capture.now + Duration::from_secs(61), ..capture };
     capture = capture.add_all(later.handshake()).add(later.says(FromServer, "220 ready\r\n"));
     capture = capture.add(later.says(FromClient, "AUTH TLS\r\n")).add(later.says(FromServer, "234 go\r\n"));
-    capture.add(later.closes(FromClient)).bytes()
+    capture.add(later.closes(FromClient)).add(later.ack(FromServer)).bytes()
 }
 
 #[test]

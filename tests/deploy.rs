@@ -279,7 +279,8 @@ fn systemd_finds_the_unit_good_and_confined() {
     let here = folder.join("pinhole.service");
     let text = read("pinhole.service").replace("/usr/local/bin/pinhole", PROGRAM);
     std::fs::write(&here, text).expect("the folder is ours");
-    for arguments in [&["verify"][..], &["security", "--offline=yes", "--threshold=20", "--no-pager"]] {
+    // In tenths. What is left of it is what the service is for: netfilter of the host's own network.
+    for arguments in [&["verify"][..], &["security", "--offline=yes", "--threshold=12", "--no-pager"]] {
         let done = Command::new("systemd-analyze").args(arguments).arg(&here).output().expect("it is installed");
         let said = [done.stdout, done.stderr].concat();
         assert!(done.status.success(), "{arguments:?}:\n{}", String::from_utf8_lossy(&said));

@@ -15,25 +15,25 @@ use pinhole::lab::matrix::{self, Outcome, Scene, Stage};
 use pinhole::lab::{self, Namespace, Shape};
 
 /// The policy that admits in the lab's own filter.
-fn policy(shape: Shape, inspect: &str) -> String {
+fn policy(shape: Shape) -> String {
     let admit = match shape {
         Shape::ServerHost | Shape::ClientHost => "[inet filter input, inet filter output]",
         Shape::Gateway => "[inet filter forward]",
     };
-    format!("admit: {admit}\ncapture: {{ inspect: {inspect} }}\n")
+    format!("admit: {admit}\n")
 }
 
-fn play(inspect: &str) -> Vec<Outcome> {
+fn play() -> Vec<Outcome> {
     let prepare = |stage: &Stage| {
         let firewall = &stage.topology.firewall;
         firewall.nft(stage.scene.shape.default_drop())?;
-        Daemon::start(firewall, &policy(stage.scene.shape, inspect))
+        Daemon::start(firewall, &policy(stage.scene.shape))
     };
     let each = |stage: &Stage, cell: &matrix::Cell| stage.transfer(cell.client, cell.mode, PATIENCE);
     let outcomes = matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     for Outcome { cell, result, took } in &outcomes {
         let how = if result.is_ok() { "works" } else { "fails" };
-        println!("{inspect}  {cell}  {how}  {:4} ms", took.as_millis());
+        println!("{cell}  {how}  {:4} ms", took.as_millis());
     }
     outcomes
 }
@@ -48,7 +48,7 @@ fn assert_all_work(outcomes: &[Outcome]) {
 
 #[test]
 fn every_mode_of_every_server_and_client_works_through_a_firewall_that_drops_by_default() {
-    assert_all_work(&play("dialogue"));
+    assert_all_work(&play());
 }
 
 #[test]
@@ -56,7 +56,7 @@ fn it_leaves_nothing_behind_when_it_is_told_to_end() {
     let namespace = Namespace::new("host").expect("a namespace");
     namespace.nft(Shape::ServerHost.default_drop()).expect("the filter is good");
     let before = namespace.nft_says(&["list", "ruleset"]).expect("nft lists");
-    let mut daemon = Daemon::start(&namespace, &policy(Shape::ServerHost, "dialogue")).expect("it starts");
+    let mut daemon = Daemon::start(&namespace, &policy(Shape::ServerHost)).expect("it starts");
     let during = namespace.nft_says(&["list", "ruleset"]).expect("nft lists");
     assert!(during.contains("table inet pinhole") && during != before);
     daemon.child.signal(Signal::SIGTERM).expect("it runs");

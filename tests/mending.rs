@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use pinhole::expectation::{Expectation, Mapping};
 use pinhole::firewall::Firewall as _;
-use pinhole::firewall::sets::Sets;
+use pinhole::firewall::sets::{Sets, SetupError};
 use pinhole::lab::{self, Namespace};
 use pinhole::net::Port;
 use pinhole::packet::Endpoint;
-use pinhole::policy::{self, Inspect, Policy, Queues, WhenDown};
+use pinhole::policy::{self, Policy, Queues, WhenDown};
 use pinhole::time::Timestamp;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -18,9 +18,9 @@ const NOW: Timestamp = Timestamp::from_secs(1);
 
 fn policies() -> Vec<Policy> {
     let mut policies = vec![Policy::embedded()];
-    let text = "control_ports: [21, 2121]\ncapture: { inspect: announcements, when_down: closed }\n";
+    let text = "control_ports: [21, 2121]\ncapture: { when_down: closed }\n";
     let mut other = policy::parse("policy.yaml", text).expect("a good policy").policy;
-    assert_eq!((other.capture.inspect, other.capture.when_down), (Inspect::Announcements, WhenDown::Closed));
+    assert_eq!(other.capture.when_down, WhenDown::Closed);
     other.capture.queues = Queues::new(3, NonZeroU16::new(4).expect("four")).expect("queues");
     policies.push(other);
     policies
@@ -115,4 +115,66 @@ fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() 
     assert_eq!(sets.pinholes().expect("the sets stand").len(), 3);
     assert!(sets.restore(NOW, pinholes.iter()).expect("nothing is to do").is_nothing());
     assert_eq!(sets.take_troubles().count, 0);
+}
+
+/// A ruleset without the sizes of its sets, which not every kernel can change, and without what is in them for a time.
+fn rules_and_ports(namespace: &Namespace) -> String {
+    let ruleset = ruleset(namespace);
+    let is_size = |line: &str| line.trim().starts_with("size ");
+    let is_element = |line: &str| line.contains("elements = ") && line.contains(" timeout ");
+    ruleset.lines().filter(|line| !is_size(line) && !is_element(line)).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn reload_makes_the_table_that_a_start_would_install() {
+    let policy = |text: &str| policy::parse("policy.yaml", text).expect("a good policy").policy;
+    let policies = [
+        "{}",
+        "control_ports: [2121]",
+        "control_ports: [21, 990, 2121]\nmark: 0x3",
+        "mark: 0xc0000000\ncapture: { when_down: closed }\nlimits: { pinholes: 40000 }",
+        "mark: 0x00010100",
+    ]
+    .map(policy);
+    let installed = policies.each_ref().map(|policy| {
+        let namespace = Namespace::new("host").expect("a namespace");
+        let _sets = namespace.run(|| Sets::install(policy)).expect("root may enter").expect("installed");
+        rules_and_ports(&namespace)
+    });
+    let namespace = Namespace::new("host").expect("a namespace");
+    let mut sets = namespace.run(|| Sets::install(&policies[0])).expect("root may enter").expect("installed");
+    let [kept, _] = pinholes(2)[..] else { panic!("two") };
+    sets.open(&kept).expect("opened");
+    // There and back: from each to each that follows.
+    let order = [1, 2, 3, 4, 3, 2, 4, 1, 0];
+    for number in order {
+        sets.reload(&policies[number]).unwrap_or_else(|error| panic!("{number}: {error}"));
+        assert_eq!(rules_and_ports(&namespace), installed[number], "{number}");
+        assert_eq!(sets.pinholes().expect("the sets stand").len(), 1, "{number}: what stands stays");
+        namespace.nft("flush ruleset").expect("it is empty");
+        sets.restore(NOW, [kept].iter()).expect("it is put back");
+        assert_eq!(rules_and_ports(&namespace), installed[number], "{number}, put back");
+    }
+    assert_eq!(sets.take_troubles().count, 0);
+}
+
+#[test]
+fn reload_that_needs_other_rules_is_refused_and_the_old_ones_stay() {
+    let namespace = Namespace::new("host").expect("a namespace");
+    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
+    let before = ruleset(&namespace);
+    let other = "control_ports: [2121]\ncapture: { inspect: announcements }\n";
+    let other = policy::parse("policy.yaml", other).expect("a good policy").policy;
+    assert_eq!(sets.reload(&other), Err(SetupError::OtherRules));
+    assert_eq!((sets.stands(), ruleset(&namespace)), (Ok(true), before));
+}
+
+#[test]
+fn ports_that_somebody_added_are_gone_after_a_repair() {
+    let namespace = Namespace::new("host").expect("a namespace");
+    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
+    let before = ruleset(&namespace);
+    namespace.nft("add element inet pinhole control_ports { 80 }\nflush chain inet pinhole data").expect("it stands");
+    assert!(sets.restore(NOW, [].iter()).expect("it is put back").table);
+    assert_eq!(ruleset(&namespace), before);
 }

@@ -150,8 +150,3 @@ fn assert_lets_through(helper: Helper, scenes: &[NatScene]) {
 fn pinhole_lets_every_cell_through() {
     assert_lets_through(Helper::Pinhole, &scenes());
 }
-
-#[test]
-fn pinhole_lets_every_topology_through_with_announcements_only() {
-    assert_lets_through(Helper::Excerpts, &NatScene::all(&Nat::ALL, &[ServerKind::Proftpd]));
-}

@@ -383,6 +383,8 @@ fn a_queue_that_overflows_breaks_no_session_whose_lines_have_grown() {
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(hear(&session.server), "NOOP");
     assert_eq!(session.server_says("200 Yes."), "200 Yes.");
+    // It may have passed unread. Then the next line may be the rest of it, and does not count.
+    session.asks("NOOP", "200 Yes.");
     (164..166).for_each(grows);
 
     // With a chain that packets pass, the kernel takes away all that waits.

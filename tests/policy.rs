@@ -7,7 +7,7 @@ use std::time::Duration;
 use pinhole::ftp::mode::{Mode, Modes};
 use pinhole::net::{Network, Port, PortRange};
 use pinhole::policy::{
-    self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Inspect, Limits, Login, MAX_BYTES, Mark, Mechanism, Policy,
+    self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mark, Mechanism, Pickup, Policy,
     PortRanges, PortSet, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
 };
 use proptest::prelude::*;
@@ -19,8 +19,8 @@ mechanism: auto            # native | sets
 capture:
   queue: 0                 # first queue; queues: how many
   queues: 1
-  inspect: dialogue        # announcements: only those lines leave the kernel
   when_down: open          # closed
+pickup: marked             # never | trust
 admit: [inet filter input, inet filter forward]   # sets only
 mark: 0x10000000
 defaults:
@@ -167,7 +167,7 @@ rules: [{ name: trusted, clients: [192.0.2.1], commands: { deny: [] } }]",
 fn all_mistakes_are_told_at_once_and_in_order() {
     let problems = bad("control_ports: [21, 0, \"990\", 70000, 21]
 mechanizm: native
-capture: { queue: 65535, queues: 2, inspect: all }
+capture: { queue: 65535, queues: 2, when_down: all }
 admit: [filter input, inet pinhole x]
 mark: 0
 defaults:
@@ -186,10 +186,10 @@ rules:
 1:24: error: control_ports: \"990\" is a text, because of its quotes or a leading zero (expected a number from 1 to 65535)
 1:31: error: control_ports: 70000 is out of limits (expected a number from 1 to 65535)
 1:38: error: control_ports: port 21 is there twice (expected each port once)
-2:1: error: unknown key mechanizm; did you mean mechanism? (the keys here are control_ports, mechanism, capture, \
+2:1: error: unknown key mechanizm; did you mean mechanism? (the keys here are control_ports, mechanism, capture, pickup, \
 admit, mark, limits, defaults, rules)
 3:34: error: queues: 2 queues from number 65535 would end at 65536 (expected the last queue to be 65535 or lower)
-3:46: error: inspect: unknown word all (expected dialogue or announcements)
+3:48: error: when_down: unknown word all (expected open or closed)
 4:9: error: admit: filter input names no chain: it takes three words, not 2 (expected chains as \"FAMILY TABLE \
 CHAIN\", such as [inet filter input])
 4:23: error: admit: inet pinhole x names no chain: the table inet pinhole is Pinhole's own (expected a chain of your \
@@ -258,7 +258,8 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("capture: { queue: 65535 }", "capture: { queue: 65536 }"),
         ("capture: { queue: 1, queues: 65535 }", "capture: { queue: 2, queues: 65535 }"),
         ("capture: { queues: auto }", "capture: { queues: all }"),
-        ("mark: 0xfffffff3", "mark: 0x100000000"),
+        ("mark: 0xffffffe0", "mark: 0x100000000"),
+        ("mark: 0xffffffe0", "mark: 0xfffffff0"),
         ("limits: { sessions: 4194304 }", "limits: { sessions: 4194305 }"),
         ("limits: { sessions: 1 }", "limits: { sessions: 0 }"),
         ("limits: { pinholes: 1048576 }", "limits: { pinholes: -1 }"),
@@ -378,6 +379,10 @@ fn settings_without_effect_are_pointed_out() {
     one(
         &warnings("rules: [{ name: x, action: deny, modes: [PASV], clients: [192.0.2.1] }]"),
         "1:34: warning: modes: this has no effect, because the rule's action is deny",
+    );
+    one(
+        &warnings("capture: { inspect: announcements }"),
+        "1:21: warning: inspect: this has no effect any more: every line is read (expected nothing: leave it out)",
     );
 }
 
@@ -525,7 +530,8 @@ prop_compose! {
         ports in prop::collection::btree_set(1_u16.., 1..5),
         mechanism in prop::sample::select(vec![Mechanism::Auto, Mechanism::Native, Mechanism::Sets]),
         (queue, queues) in (0_u16.., prop::option::of(1_u16..)),
-        [announcements, closed] in any::<[bool; 2]>(),
+        closed in any::<bool>(),
+        pickup in prop::sample::select(vec![Pickup::Marked, Pickup::Never, Pickup::Trust]),
         admit in prop::collection::btree_set("(ip|ip6|inet) [a-zA-Z_.][a-zA-Z0-9_./-]{0,9} [a-zA-Z_.][a-zA-Z0-9_./-]{0,9}", 0..4),
         mark in (1_u32..).prop_filter("two bits are left", |bits| bits.count_zeros() >= 2),
         (sessions, pinholes, line, reorder) in (1_u32..=4_194_304, 1_u32..=1_048_576, 128_u32..=65_536, 1024_u32..=1_048_576),
@@ -540,9 +546,9 @@ prop_compose! {
             mechanism,
             capture: Capture {
                 queues: queues.map_or(Queues::automatic(queue), several),
-                inspect: if announcements { Inspect::Announcements } else { Inspect::Dialogue },
                 when_down: if closed { WhenDown::Closed } else { WhenDown::Open },
             },
+            pickup,
             admit: admit.iter().map(|chain| chain.parse().expect("a chain")).collect(),
             mark: Mark::new(mark).expect("not zero"),
             limits: Limits {

@@ -14,7 +14,7 @@ use stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
 use std::net::{SocketAddr, TcpListener};
 
 use pinhole::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
+use pinhole::lab::mini::{MiniClient, Pair, Speaker};
 use pinhole::lab::{self, Addresses, End, Family, Namespace, Shape, Topology};
 
 /// A host behind the gateway that is neither the client nor the server.
@@ -123,6 +123,27 @@ fn a_pinhole_is_gone_as_soon_as_its_session_is() {
         assert!(resets() > before, "it ended without RST");
         stage.wait_for_pinholes(0);
     }
+}
+
+/// Its acknowledgement is all that tells: the other end says nothing more.
+#[test]
+fn a_pinhole_is_gone_when_the_server_has_heard_that_the_client_hangs_up() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon(FOR_HOURS);
+    let control = stage.target(Family::V4, 21);
+    let [client, server] = stage.ends();
+    let mut pair = Pair::connect(client, control, server, control).expect("it is let through");
+    for (speaker, line) in [
+        (Speaker::Server, "220 Ready.\r\n"),
+        (Speaker::Client, "USER a\r\n"),
+        (Speaker::Server, "230 In.\r\n"),
+        (Speaker::Client, "PORT 10,21,1,10,15,161\r\n"),
+    ] {
+        pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
+    }
+    assert_eq!(stage.pinholes(), 1);
+    pair.hang_up().expect("the server hears of it");
+    stage.wait_for_pinholes(0);
 }
 
 #[test]

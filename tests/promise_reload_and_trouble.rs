@@ -19,6 +19,7 @@ use pinhole::net::Port;
 use pinhole::netlink::Conntrack;
 use pinhole::packet::{Endpoint, Flow};
 use pinhole::policy::Policy;
+use pinhole::session::Progress;
 use std::net::SocketAddr;
 
 #[test]
@@ -50,6 +51,9 @@ fn a_reload_loses_no_session_and_holds_at_once() {
             ));
             reload();
             drop(client.connect_data(pending)?);
+            assert!(other.download(Mode::Pasv, FILE).is_err(), "it went on before it was read");
+            other.quit()?;
+            let mut other = MiniClient::log_in(second, PATIENCE)?;
             for client in [&mut client, &mut other] {
                 assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             }
@@ -72,19 +76,20 @@ fn what_waits_for_a_packet_that_never_comes_goes_on_though_nothing_else_is_said(
     let server = stage.serve(Family::V4);
     // Denied commands are held back, so nothing overtakes what may be one.
     let _daemon = stage.daemon("defaults: { commands: { deny: [SITE] } }\n");
-    let unread = Policy::embedded().mark.unread_bit();
+    let progress = Policy::embedded().mark.control_bits();
+    let [logged_in, unread] = [Progress::LoggedIn, Progress::Unreadable].map(|known| progress.of(known));
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
         let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"));
         let flow = Flow { source: end(client.local_address()?), destination: end(server.address()) };
         let mark = |bits| {
-            let marked = stage.firewall().run(|| Conntrack::open(PATIENCE)?.mark(&flow, bits, unread));
+            let marked = stage.firewall().run(|| Conntrack::open(PATIENCE)?.mark(&flow, bits, progress.progress()));
             assert_eq!(marked.expect("root may enter"), Ok(true));
         };
         // As if the table had been gone for a moment.
         mark(unread);
         client.command("NOOP", 200)?;
-        mark(0);
+        mark(logged_in);
         // What waits in a queue of the host that sends it is not sent again.
         client.command("NOOP", 200)?;
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);

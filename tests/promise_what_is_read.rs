@@ -1,4 +1,4 @@
-//! What leaves the kernel, with either `inspect:`, in every shape, on every port; and what is never taken for FTP.
+//! What leaves the kernel, in every shape, on every port; and what is never taken for FTP.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.
@@ -10,7 +10,7 @@ mod stage;
 
 use daemon::PATIENCE;
 use stage::{
-    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, assert_read, connect, modes, pinholes, policy, serve_by_hand,
+    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, assert_read, connect, modes, pinholes, serve_by_hand,
     some_transfers,
 };
 
@@ -23,42 +23,31 @@ use pinhole::lab::{Family, Shape};
 
 #[test]
 fn every_mode_works_in_every_shape() {
-    transfer_in_every_mode_and_shape("dialogue");
-}
-
-#[test]
-fn every_mode_works_in_every_shape_with_announcements_only() {
-    transfer_in_every_mode_and_shape("announcements");
-}
-
-fn transfer_in_every_mode_and_shape(inspect: &str) {
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
-        let daemon = stage.daemon(&format!("{FOR_HOURS}capture: {{ inspect: {inspect} }}\n"));
+        let daemon = stage.daemon(FOR_HOURS);
         for family in Family::ALL {
             let server = stage.serve(family);
             for &mode in modes(family) {
                 stage.as_client(|| some_transfers(server.address(), mode));
             }
         }
-        assert_eq!(daemon.counted("opened"), 18, "{inspect}, {shape}");
+        assert_eq!(daemon.counted("opened"), 18, "{shape}");
         stage.wait_for_pinholes(0);
     }
 }
 
 #[test]
-fn with_announcements_only_little_is_read() {
-    for (inspect, packets) in [("dialogue", 200), ("announcements", 0)] {
-        let stage = Stage::new(Shape::Gateway);
-        let daemon = stage.daemon(&format!("capture: {{ inspect: {inspect} }}\n"));
-        let server = stage.serve(Family::V4);
-        stage.as_client(|| {
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-            assert_read(&daemon, &stage.ends(), packets, inspect, || say_noop(&mut client, 100));
-            assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
-            client.quit()
-        });
-    }
+fn each_line_is_read_once() {
+    let stage = Stage::new(Shape::Gateway);
+    let daemon = stage.daemon("");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        assert_read(&daemon, &stage.ends(), 200, "a hundred commands and replies", || say_noop(&mut client, 100));
+        assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
+        client.quit()
+    });
 }
 
 fn say_noop(client: &mut MiniClient, times: usize) {
@@ -68,146 +57,120 @@ fn say_noop(client: &mut MiniClient, times: usize) {
 }
 
 #[test]
-fn a_session_of_which_only_announcements_were_read_is_read_again_when_the_policy_says_so() {
+fn a_session_is_read_on_after_a_restart() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
-    let daemon = stage.daemon("capture: { inspect: announcements }\n");
+    let mut daemon = stage.daemon("");
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-        for (inspect, each) in [("announcements", 0), ("dialogue", 2), ("announcements", 0), ("dialogue", 2)] {
-            daemon.write_policy(&policy(Shape::Gateway, &format!("capture: {{ inspect: {inspect} }}\n")));
-            assert!(daemon.program(&["reload"])?.status.success());
-            assert_read(&daemon, &stage.ends(), 10 * each, inspect, || say_noop(&mut client, 10));
-            for &mode in modes(Family::V4) {
-                assert_eq!(client.download(mode, FILE)?, CONTENT, "{inspect}, {mode}");
-            }
+        daemon.kill()?;
+        daemon.restart()?;
+        assert_eq!(daemon.counted("packets"), 0);
+        assert_read(&daemon, &stage.ends(), 20, "ten commands and replies", || say_noop(&mut client, 10));
+        for &mode in modes(Family::V4) {
+            assert_eq!(client.download(mode, FILE)?, CONTENT, "{mode}");
         }
         client.quit()
     });
-    assert_eq!(daemon.counted("sessions"), 1);
-}
-
-#[test]
-fn after_a_restart_a_session_goes_on_being_read_as_it_was() {
-    for (inspect, each) in [("announcements", 0), ("dialogue", 2)] {
-        let stage = Stage::new(Shape::Gateway);
-        let server = stage.serve(Family::V4);
-        let mut daemon = stage.daemon(&format!("capture: {{ inspect: {inspect} }}\n"));
-        stage.as_client(|| {
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-            daemon.kill()?;
-            daemon.restart()?;
-            assert_eq!(daemon.counted("packets"), 0, "{inspect}");
-            assert_read(&daemon, &stage.ends(), 10 * each, inspect, || say_noop(&mut client, 10));
-            for &mode in modes(Family::V4) {
-                assert_eq!(client.download(mode, FILE)?, CONTENT, "{inspect}, {mode}");
-            }
-            client.quit()
-        });
-    }
 }
 
 #[test]
 fn what_is_no_ftp_stays_unread_after_a_restart() {
-    for inspect in ["dialogue", "announcements"] {
-        let stage = Stage::new(Shape::Gateway);
-        let address = stage.target(Family::V4, 21);
-        let mut daemon = stage.daemon(&format!("capture: {{ inspect: {inspect} }}\n"));
-        let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
-        let listener = listener.expect("root may enter").expect("a port");
-        let open = listener.local_addr().expect("it is bound");
-        let reply = format!("227 Here (10,21,2,10,{},{})\r\n", open.port() / 256, open.port() % 256);
-        let talk = |control: TcpStream| {
-            let mut lines = BufReader::new(control.try_clone()?).lines();
-            (&control).write_all(b"220 Ready.\r\n")?;
-            while lines.next().transpose()?.is_some() {
-                (&control).write_all(reply.as_bytes())?;
-            }
-            Ok(())
+    let stage = Stage::new(Shape::Gateway);
+    let address = stage.target(Family::V4, 21);
+    let mut daemon = stage.daemon("");
+    let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
+    let listener = listener.expect("root may enter").expect("a port");
+    let open = listener.local_addr().expect("it is bound");
+    let reply = format!("227 Here (10,21,2,10,{},{})\r\n", open.port() / 256, open.port() % 256);
+    let talk = |control: TcpStream| {
+        let mut lines = BufReader::new(control.try_clone()?).lines();
+        (&control).write_all(b"220 Ready.\r\n")?;
+        while lines.next().transpose()?.is_some() {
+            (&control).write_all(reply.as_bytes())?;
+        }
+        Ok(())
+    };
+    let visit = || {
+        let client = &stage.topology.client.namespace;
+        let control = connect(client, address).expect("control connections may pass");
+        let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
+        lines.next().expect("a greeting").expect("a greeting");
+        let mut says = |line: &str| {
+            (&control).write_all(line.as_bytes()).expect("it is sent");
+            lines.next().expect("a reply").expect("a reply");
         };
-        let visit = || {
-            let client = &stage.topology.client.namespace;
-            let control = connect(client, address).expect("control connections may pass");
-            let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
-            lines.next().expect("a greeting").expect("a greeting");
-            let mut says = |line: &str| {
-                (&control).write_all(line.as_bytes()).expect("it is sent");
-                lines.next().expect("a reply").expect("a reply");
-            };
-            says("POST / HTTP/1.1\r\n");
-            says("PASV\r\n");
-            assert_eq!(daemon.counted("not_ftp"), 1, "{inspect}");
-            daemon.kill().expect("it can be killed");
-            daemon.restart().expect("it comes back");
-            // To whoever does not know better this looks like a session in the middle.
-            says("PASV\r\n");
-            says("PASV\r\n");
-            assert_closed(client, open);
-            assert_eq!((daemon.counted("packets"), daemon.counted("opened")), (0, 0), "{inspect}");
-        };
-        serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
-    }
+        says("POST / HTTP/1.1\r\n");
+        says("PASV\r\n");
+        assert_eq!(daemon.counted("not_ftp"), 1);
+        daemon.kill().expect("it can be killed");
+        daemon.restart().expect("it comes back");
+        // To whoever does not know better this looks like a session in the middle.
+        says("PASV\r\n");
+        says("PASV\r\n");
+        assert_closed(client, open);
+        assert_eq!((daemon.counted("packets"), daemon.counted("opened")), (0, 0));
+    };
+    serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
 }
 
 #[test]
 fn what_is_encrypted_or_no_ftp_opens_nothing() {
-    for inspect in ["dialogue", "announcements"] {
-        let stage = Stage::new(Shape::Gateway);
-        let daemon = stage.daemon(&format!("capture: {{ inspect: {inspect} }}\n"));
-        let address = stage.target(Family::V4, 21);
-        let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
-        let listener = listener.expect("root may enter").expect("a port");
-        let open = listener.local_addr().expect("it is bound");
-        let numbers = format!("(10,21,2,10,{},{})", open.port() / 256, open.port() % 256);
-        let talk = |control: TcpStream| {
-            let mut lines = BufReader::new(control.try_clone()?).lines();
-            (&control).write_all(b"220 Ready.\r\n")?;
-            while let Some(line) = lines.next().transpose()? {
-                let reply = match line.split_once(' ').map_or(&*line, |(command, _)| command) {
-                    "USER" => "331 And?".to_owned(),
-                    "PASS" => "230 In.".to_owned(),
-                    "AUTH" => "234 Let us whisper.".to_owned(),
-                    "PASV" => format!("227 Here {numbers}"),
-                    _ => "200 Yes.".to_owned(),
-                };
-                (&control).write_all(format!("{reply}\r\n").as_bytes())?;
-            }
-            Ok(())
-        };
-        let visit = || {
-            let client = &stage.topology.client.namespace;
-            let says = |dialogue: &[(&str, &str)]| {
-                let control = connect(client, address).expect("control connections may pass");
-                control.set_nodelay(true).expect("a socket");
-                let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
-                let mut next = || lines.next().expect("a reply").expect("a reply");
-                next();
-                for (line, reply) in dialogue {
-                    (&control).write_all(format!("{line}\r\n").as_bytes()).expect("it is sent");
-                    let heard = next();
-                    assert!(heard.starts_with(reply), "{inspect}: {heard}");
-                }
-                assert_closed(client, open);
-                assert_eq!(stage.pinholes(), 0);
+    let stage = Stage::new(Shape::Gateway);
+    let daemon = stage.daemon("");
+    let address = stage.target(Family::V4, 21);
+    let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
+    let listener = listener.expect("root may enter").expect("a port");
+    let open = listener.local_addr().expect("it is bound");
+    let numbers = format!("(10,21,2,10,{},{})", open.port() / 256, open.port() % 256);
+    let talk = |control: TcpStream| {
+        let mut lines = BufReader::new(control.try_clone()?).lines();
+        (&control).write_all(b"220 Ready.\r\n")?;
+        while let Some(line) = lines.next().transpose()? {
+            let reply = match line.split_once(' ').map_or(&*line, |(command, _)| command) {
+                "USER" => "331 And?".to_owned(),
+                "PASS" => "230 In.".to_owned(),
+                "AUTH" => "234 Let us whisper.".to_owned(),
+                "PASV" => format!("227 Here {numbers}"),
+                _ => "200 Yes.".to_owned(),
             };
-            says(&[("AUTH TLS", "234"), ("PASV", "227"), ("PASV", "227")]);
-            says(&[("GET / HTTP/1.1", "200"), ("PASV", "227"), ("PASV", "227")]);
-            // Nor does one where nobody is logged in, or that nobody asked for.
-            says(&[("PASV", "227")]);
-            let counters = daemon.status()["counters"].clone();
-            assert_eq!((&counters["encrypted"], &counters["not_ftp"]), (&1.into(), &1.into()), "{inspect}: {counters}");
-            assert_eq!(counters["opened"], 0, "{inspect}");
-            // And one that is what it should be does.
+            (&control).write_all(format!("{reply}\r\n").as_bytes())?;
+        }
+        Ok(())
+    };
+    let visit = || {
+        let client = &stage.topology.client.namespace;
+        let says = |dialogue: &[(&str, &str)]| {
             let control = connect(client, address).expect("control connections may pass");
+            control.set_nodelay(true).expect("a socket");
             let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
-            for line in ["", "USER a\r\n", "PASS b\r\n", "PASV\r\n"] {
-                (&control).write_all(line.as_bytes()).expect("it is sent");
-                lines.next().expect("a reply").expect("a reply");
+            let mut next = || lines.next().expect("a reply").expect("a reply");
+            next();
+            for (line, reply) in dialogue {
+                (&control).write_all(format!("{line}\r\n").as_bytes()).expect("it is sent");
+                let heard = next();
+                assert!(heard.starts_with(reply), "{heard}");
             }
-            connect(client, open).expect("it is announced");
+            assert_closed(client, open);
+            assert_eq!(stage.pinholes(), 0);
         };
-        serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
-    }
+        says(&[("AUTH TLS", "234"), ("PASV", "227"), ("PASV", "227")]);
+        says(&[("GET / HTTP/1.1", "200"), ("PASV", "227"), ("PASV", "227")]);
+        // Nor does one where nobody is logged in, or that nobody asked for.
+        says(&[("PASV", "227")]);
+        let counters = daemon.status()["counters"].clone();
+        assert_eq!((&counters["encrypted"], &counters["not_ftp"]), (&1.into(), &1.into()), "{counters}");
+        assert_eq!(counters["opened"], 0);
+        // And one that is what it should be does.
+        let control = connect(client, address).expect("control connections may pass");
+        let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
+        for line in ["", "USER a\r\n", "PASS b\r\n", "PASV\r\n"] {
+            (&control).write_all(line.as_bytes()).expect("it is sent");
+            lines.next().expect("a reply").expect("a reply");
+        }
+        connect(client, open).expect("it is announced");
+    };
+    serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
 }
 
 #[test]

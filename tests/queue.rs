@@ -53,8 +53,8 @@ fn heard_instead(instead: &[u8]) -> Vec<u8> {
                 let is_last = segment.flags.has(Flags::FIN);
                 let other = (segment.payload == SAID).then(|| with_payload(waiting.packet(), instead));
                 match other {
-                    Some(other) => waiting.accept_as(&other).expect("it waits"),
-                    None => waiting.accept().expect("it waits"),
+                    Some(other) => waiting.accept_as(&other, None).expect("it waits"),
+                    None => waiting.accept(None).expect("it waits"),
                 }
                 if is_last {
                     return;

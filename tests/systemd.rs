@@ -146,6 +146,26 @@ impl Host {
         ours.next().map(|table| table["handle"].as_u64().expect("a table has a number"))
     }
 
+    /// The one process of the service has a user of its own, one capability, and filters for system calls of its own
+    /// besides those of systemd.
+    #[track_caller]
+    fn assert_is_confined(&self) {
+        let processes = self.processes();
+        let [process] = &processes[..] else { panic!("one process was expected: {processes:?}") };
+        let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+        let value = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+        };
+        assert!(!value("Uid").split_whitespace().any(|user| user == "0"), "{status}");
+        for set in ["CapPrm", "CapEff", "CapBnd"] {
+            assert_eq!(value(set), "0000000000001000", "{set}");
+        }
+        assert_eq!([value("CapAmb"), value("NoNewPrivs"), value("Seccomp")], ["0000000000000000", "1", "2"]);
+        assert!(value("Seccomp_filters").parse::<u32>().is_ok_and(|filters| filters > 3), "{status}");
+        assert_eq!(self.properties(["MemoryMax"]), [(512 << 20).to_string()]);
+    }
+
     fn processes(&self) -> Vec<String> {
         self.machine.processes("pinhole.service")
     }
@@ -188,6 +208,7 @@ fn installed_as_documented_it_lets_transfers_through_until_it_is_stopped() {
     host.machine.sh(&format!("systemctl enable --now nftables; {SHELL}; {start}"));
     // Nobody waits here: systemd was told that it is ready.
     assert!(host.table().is_some(), "it was ready before its table stood");
+    host.assert_is_confined();
     assert_eq!(host.status()["mechanism"], daemon::mechanism());
     host.assert_transfers_work();
     let closed = SocketAddr::new(host.control_port(false).ip(), 40_000);

@@ -13,7 +13,7 @@ use pinhole::firewall::sets::Sets;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
-use pinhole::policy::{self, Mark, WhenDown};
+use pinhole::policy::{self, WhenDown};
 
 use crate::figures::{percentile, timed};
 
@@ -36,52 +36,31 @@ pub(crate) enum Side {
     /// A queue and whoever accepts all that is in it unread, for nothing but the server's 227: the least that a program
     /// has to read, whatever it is. The filter accepts everything.
     QueueOne,
-    /// The same with what `inspect: announcements` queues: what reading that cannot be cheaper than.
-    QueueAnnouncements,
-    /// Pinhole, which reads announcements only.
-    Announcements,
-    /// The same as with announcements, for what `inspect: dialogue` queues.
-    QueueDialogue,
-    /// Pinhole, which reads all that is said.
-    Dialogue,
+    /// The same with all that Pinhole queues: what reading that cannot be cheaper than.
+    QueueAll,
+    /// Pinhole.
+    Pinhole,
 }
 
 impl Side {
-    pub(crate) const ALL: [Self; 7] = [
-        Self::Plain,
-        Self::Kernel,
-        Self::QueueOne,
-        Self::QueueAnnouncements,
-        Self::Announcements,
-        Self::QueueDialogue,
-        Self::Dialogue,
-    ];
+    pub(crate) const ALL: [Self; 5] = [Self::Plain, Self::Kernel, Self::QueueOne, Self::QueueAll, Self::Pinhole];
 
     fn rules(self) -> String {
         let filter = Shape::Gateway.default_drop();
         match self {
-            Self::Plain | Self::QueueOne | Self::QueueDialogue => filter.replace("policy drop", "policy accept"),
+            Self::Plain | Self::QueueOne | Self::QueueAll => filter.replace("policy drop", "policy accept"),
             Self::Kernel => format!("{filter}{KERNEL_HELPER}"),
-            Self::Announcements | Self::Dialogue => filter.to_owned(),
-            // Nobody reads the start, so somebody has to say that it has been read.
-            Self::QueueAnnouncements => format!(
-                "{}table inet start {{ chain prerouting {{ type filter hook prerouting priority -140; \
-                 ct state new tcp dport 21 ct mark set {}; }}; }}\n",
-                filter.replace("policy drop", "policy accept"),
-                Mark::default().settled_bit()
-            ),
+            Self::Pinhole => filter.to_owned(),
         }
     }
 
     /// The policy of Pinhole.
     fn policy(self) -> Option<String> {
-        let inspect = match self {
-            Self::Plain | Self::Kernel => return None,
-            Self::QueueOne | Self::QueueAnnouncements | Self::Announcements => "announcements",
-            Self::QueueDialogue | Self::Dialogue => "dialogue",
-        };
+        if matches!(self, Self::Plain | Self::Kernel) {
+            return None;
+        }
         let queues = std::env::var("PINHOLE_BENCH_QUEUES").unwrap_or_else(|_| "auto".to_owned());
-        Some(format!("admit: [inet filter forward]\ncapture: {{ inspect: {inspect}, queues: {queues} }}\n"))
+        Some(format!("admit: [inet filter forward]\ncapture: {{ queues: {queues} }}\n"))
     }
 }
 
@@ -91,10 +70,8 @@ impl fmt::Display for Side {
             Self::Plain => "no helper",
             Self::Kernel => "kernel helper",
             Self::QueueOne => "queue, 227",
-            Self::QueueAnnouncements => "queue, a.",
-            Self::Announcements => "announcements",
-            Self::QueueDialogue => "queue, d.",
-            Self::Dialogue => "dialogue",
+            Self::QueueAll => "queue, all",
+            Self::Pinhole => "Pinhole",
         })
     }
 }
@@ -129,11 +106,11 @@ impl Stand {
         let (mut daemon, mut installed, mut readers) = (None, None, Vec::new());
         match side {
             Side::Plain | Side::Kernel => {}
-            Side::Announcements | Side::Dialogue => {
+            Side::Pinhole => {
                 let policy = side.policy().expect("Pinhole has a policy");
                 daemon = Some(Daemon::start(&topology.firewall, &policy)?);
             }
-            Side::QueueOne | Side::QueueAnnouncements | Side::QueueDialogue => {
+            Side::QueueOne | Side::QueueAll => {
                 let (sets, threads) = accept_all(&topology.firewall, side)?;
                 (installed, readers) = (Some(sets), threads);
             }
@@ -271,7 +248,7 @@ fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, Vec<i32>)> {
             tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");
             loop {
                 let waiting = queue.next_packet().expect("the queue is ours");
-                waiting.accept().expect("the packet waits");
+                waiting.accept(None).expect("the packet waits");
             }
         });
         told.recv().expect("the thread says it first")

@@ -101,12 +101,26 @@ def one_session_a_mode(client, wanted, stage, **job):
     return [transfer(client, stage.job(mode, **job)) for mode in wanted]
 
 
+def without_waiting(wanted, stage):
+    """lftp says its first command before the server has greeted it: that alone is not FTP (RFC 959, 5.4)."""
+    sessions = one_session_a_mode("lftp", wanted, stage, options=("set ftp:sync-mode no",))
+    for session in sessions:
+        session.refusal = "not-ftp"
+        session.user = None
+    return sessions
+
+
 def truncated(client, wanted, from_client_fits, stage):
-    """With a short snap length the server's reply is cut, and the client's command is not."""
+    """With a short snap length the server's reply is cut, and the client's command is not.
+
+    The 331 is cut as well. The 230 behind it may be the rest of any line, so it does not count as a login.
+    """
     sessions = one_session_a_mode(client, wanted, stage)
     for session in sessions:
         fits = session.mode in from_client_fits
         session.data = [(mode, fits) for mode, _ in session.data]
+        session.user = None
+        session.refusal = "not-logged-in"
     return sessions
 
 
@@ -330,6 +344,7 @@ def joined_late(stage):
         talk.session.transfers = 0
         talk.session.user = None  # said before anybody listened
         talk.session.picked_up = True
+        talk.session.refusal = "picked-up"
         stage.lab.wait_until_idle()
         stage.start_capture()
         talk.download("PASV")
@@ -412,8 +427,7 @@ def _dialogues():
     yield Recording("rein-pyftpdlib", "REIN, and a new login on the same connection", start_over, "pyftpdlib")
     yield Recording("long-ipv4", "LPRT and LPSV on IPv4", long_commands, "inetutils-ftpd")
     yield Recording("pipelined-lftp", "lftp with ftp:sync-mode off",
-                    partial(one_session_a_mode, "lftp", ["PASV", "EPSV", "PORT"], options=("set ftp:sync-mode no",)),
-                    "proftpd")
+                    partial(without_waiting, ["PASV", "EPSV", "PORT"]), "proftpd")
     yield Recording("bytewise-ipv4", "every byte from the client in a segment of its own", bytewise, "vsftpd",
                     expected_trouble=CUT_LINES)
     yield Recording("bytewise-ipv6", "every byte from the client in a segment of its own", bytewise, "proftpd", "ipv6",

@@ -31,6 +31,7 @@ class Session:
     tls: bool = False
     ftp: bool = True
     picked_up: bool = False  # it began before the capture did
+    refusal: str | None = None  # why nothing may open, whatever it announces
     # One for each data connection, in order: its mode, and whether the capture holds
     # its announcement in clear and whole.
     data: list = field(default_factory=list)
@@ -131,6 +132,9 @@ def _session(control, session, connections):
         announced_by = ANNOUNCED_BY[mode]
         if session.misdirected_to:
             session.refuse(announced_by, endpoint(session.misdirected_to, connection.listener[1]), "third-party")
+            announced_by = None
+        if session.refusal and readable:
+            session.refuse(announced_by, endpoint(*connection.listener), session.refusal)
             announced_by = None
         data.append({
             "from": endpoint(*connection.opener),

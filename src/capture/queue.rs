@@ -1,18 +1,22 @@
 //! Packets from an NFQUEUE, and the verdicts on them.
 
 use std::fs;
-use std::io;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
 use std::num::NonZeroU16;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use nfq::Message;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, netlink, sockopt};
-use rustix::process::{PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, netlink, recvmsg,
+    socketpair, sockopt,
+};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::readers::readers;
@@ -23,6 +27,9 @@ use crate::policy::{Queues, WhenDown};
 const LONGEST: u32 = 4096;
 /// The bytes that so many packets of a control connection take at most, as the kernel counts.
 const ROOM: usize = LONGEST as usize * 4096;
+
+/// The hook of the packets that this host sends.
+const NF_INET_LOCAL_OUT: u8 = 3;
 
 /// In how many queues from the end is looked for one that nobody reads.
 const MOST_TRIED: usize = 1000;
@@ -108,15 +115,35 @@ impl Waiting {
         self.message.get_payload()
     }
 
-    /// Lets it go on.
-    pub fn accept(self) -> io::Result<()> {
-        Ok(self.verdicts.go_on(self.message.get_packet_id(), None)?)
+    /// Its mark.
+    pub fn mark(&self) -> u32 {
+        self.message.get_nfmark()
+    }
+
+    /// The number of the interface through which it came; 0 if this host sends it.
+    pub fn interface(&self) -> u32 {
+        if self.is_outgoing() { 0 } else { self.message.get_indev() }
+    }
+
+    /// Whether this host sends it, so that it has a route already.
+    pub fn is_outgoing(&self) -> bool {
+        self.message.get_hook() == NF_INET_LOCAL_OUT
+    }
+
+    /// Lets it go on, with another mark if one is given.
+    pub fn accept(self, mark: Option<u32>) -> io::Result<()> {
+        Ok(self.verdicts.go_on(self.message.get_packet_id(), None, mark)?)
+    }
+
+    /// Does not let it go on.
+    pub fn discard(self) -> io::Result<()> {
+        Ok(self.verdicts.discard(self.message.get_packet_id())?)
     }
 
     /// Lets another packet go on in its place: from its IP header on, with all lengths and checksums in it as they have
     /// to be. It may be longer or shorter.
-    pub fn accept_as(self, packet: &[u8]) -> io::Result<()> {
-        Ok(self.verdicts.go_on(self.message.get_packet_id(), Some(packet))?)
+    pub fn accept_as(self, packet: &[u8], mark: Option<u32>) -> io::Result<()> {
+        Ok(self.verdicts.go_on(self.message.get_packet_id(), Some(packet), mark)?)
     }
 }
 
@@ -164,10 +191,14 @@ impl Queue {
     }
 }
 
-/// How many processors this program may use.
+/// How many processors this program may use. It is found out once: later the files that tell of it cannot be read, and
+/// a queue for each processor is bound once as well.
 pub fn processors() -> NonZeroU16 {
-    let processors = thread::available_parallelism().map_or(1, usize::from);
-    u16::try_from(processors).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MAX)
+    static PROCESSORS: OnceLock<NonZeroU16> = OnceLock::new();
+    *PROCESSORS.get_or_init(|| {
+        let processors = thread::available_parallelism().map_or(1, usize::from);
+        u16::try_from(processors).ok().and_then(NonZeroU16::new).unwrap_or(NonZeroU16::MAX)
+    })
 }
 
 /// Keeps this thread on the processors whose packets come into that queue, one of these: the kernel deals them out by
@@ -212,7 +243,6 @@ fn make_room(socket: &OwnedFd) -> io::Result<()> {
 /// The sockets of the crate nfq in this process, each with a name of its own: those to netfilter that programs started
 /// from here would inherit. Nobody else opens such.
 fn sockets() -> io::Result<Vec<(PathBuf, OwnedFd)>> {
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
     let mut sockets = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")?.flatten() {
         let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
@@ -221,7 +251,7 @@ fn sockets() -> io::Result<Vec<(PathBuf, OwnedFd)>> {
         if !is_inherited(number) {
             continue;
         }
-        let Ok(file) = pidfd_getfd(&own, number, PidfdGetfdFlags::empty()) else { continue };
+        let Ok(file) = duplicate(number) else { continue };
         if sockopt::socket_domain(&file) == Ok(AddressFamily::NETLINK)
             && sockopt::socket_protocol(&file) == Ok(Some(netlink::NETFILTER))
         {
@@ -229,6 +259,22 @@ fn sockets() -> io::Result<Vec<(PathBuf, OwnedFd)>> {
         }
     }
     Ok(sockets)
+}
+
+/// Another name for an open file of this process that is known by its number alone: this process sends it to itself.
+fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
+    let (from, to) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let byte = [IoSlice::new(&[0])];
+    let files = [ControlMessage::ScmRights(&[number])];
+    sendmsg::<()>(from.as_raw_fd(), &byte, &files, MsgFlags::empty(), None)?;
+    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut room);
+    recvmsg(&to, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let files = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(files) => Some(files),
+        _ => None,
+    });
+    files.flatten().next().ok_or_else(|| io::Error::other("the file did not arrive"))
 }
 
 /// Whether programs that are started from here have that file as well.

@@ -39,17 +39,9 @@ struct Pile {
 pub(super) struct Rest(Lines);
 
 impl Lines {
-    /// Begins to write them to standard error. What is there at the end is written when the [`Rest`] is dropped.
-    pub(super) fn to_standard_error() -> (Self, Rest) {
+    /// For standard error. They gather until the [`Rest`] begins to write them or is dropped.
+    pub(super) fn for_standard_error() -> (Self, Rest) {
         let lines = Self::default();
-        let writer = lines.clone();
-        thread::spawn(move || {
-            loop {
-                writer.wait();
-                writer.write_to(&mut io::stderr());
-                thread::sleep(GATHER);
-            }
-        });
         (lines.clone(), Rest(lines))
     }
 
@@ -84,6 +76,21 @@ impl Lines {
 
     fn pile(&self) -> MutexGuard<'_, Pile> {
         self.0.pile.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Rest {
+    /// Starts the thread that writes them from now on.
+    pub(super) fn start_writing(&self) {
+        let Self(lines) = self;
+        let lines = lines.clone();
+        thread::spawn(move || {
+            loop {
+                lines.wait();
+                lines.write_to(&mut io::stderr());
+                thread::sleep(GATHER);
+            }
+        });
     }
 }
 

@@ -47,11 +47,11 @@ impl fmt::Display for Record<'_> {
     }
 }
 
-/// From now on, log lines go to standard error. `RUST_LOG` says what is worth one. Those that wait at the end are
-/// written when the rest is dropped.
+/// From now on log lines gather for standard error, and are written once [`Rest::start_writing`] was called. `RUST_LOG`
+/// says what is worth one. Those that wait at the end are written when the rest is dropped.
 pub(super) fn begin() -> Rest {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let (lines, rest) = Lines::to_standard_error();
+    let (lines, rest) = Lines::for_standard_error();
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_target(false);
     if goes_to_journal() {
         builder.event_format(Journal).init();

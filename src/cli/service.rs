@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use rustix::thread::{CapabilitySet, capabilities};
+
 use super::{Outcome, input};
 use crate::capture::queue::processors;
 use crate::daemon::control;
@@ -51,13 +53,21 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         Ok(policy) => policy,
         Err(outcome) => return Ok(outcome),
     };
-    if !nix::unistd::geteuid().is_root() {
-        super::complain(format_args!("`pinhole run` changes the firewall of this host: run it as root"));
+    if !may_change_firewall() {
+        super::complain(format_args!(
+            "`pinhole run` changes the firewall of this host: run it as root, or with the capability CAP_NET_ADMIN"
+        ));
         return Ok(Outcome::BadUsage);
     }
-    let _rest = super::messages::begin();
-    crate::daemon::run(policy, args.policy.as_deref())?;
+    let log = super::messages::begin();
+    crate::daemon::run(policy, args.policy.as_deref(), || log.start_writing())?;
     Ok(Outcome::Good)
+}
+
+/// Whether this process is root, or some user that was given what it takes. Root may lack it, and is told by the kernel.
+fn may_change_firewall() -> bool {
+    let has_capability = || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::NET_ADMIN));
+    nix::unistd::geteuid().is_root() || has_capability()
 }
 
 pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
@@ -80,7 +90,11 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
-    super::print(&control::ask(if args.json { Request::Json } else { Request::Status })?)
+    let answer = control::ask(if args.json { Request::Json } else { Request::Status })?;
+    match answer.strip_prefix("error: ") {
+        None => super::print(&answer),
+        Some(problem) => anyhow::bail!("{}", problem.trim_end()),
+    }
 }
 
 pub(super) fn reload() -> anyhow::Result<Outcome> {

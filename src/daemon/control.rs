@@ -1,13 +1,16 @@
 //! The control socket, signals, and what systemd wants to hear.
 
+use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::fs::Mode;
+use rustix::process::{geteuid, umask};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::AbortHandle;
 use tracing::{debug, error, info, warn};
 
 use super::Shared;
@@ -19,7 +22,13 @@ use crate::policy;
 const SOCKET: &str = "/run/pinhole/control.sock";
 /// The longest question, and how long it may take to come.
 const LONGEST_REQUEST: u64 = 64;
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How many clients are served at a time. When one more comes, the one that connected first has to go.
+const MOST_CLIENTS: usize = 32;
+
+/// What a client is told that may not ask.
+const NOT_ALLOWED: &str = "only root and the user that the service runs as may ask";
 
 /// Why there is no control socket.
 #[derive(Debug, thiserror::Error)]
@@ -51,7 +60,7 @@ pub enum ControlError {
 /// What to do where nobody answers.
 fn advice(cause: &io::Error) -> &'static str {
     match cause.kind() {
-        ErrorKind::PermissionDenied => "only root may ask",
+        ErrorKind::PermissionDenied => NOT_ALLOWED,
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             "does it run? `systemctl status pinhole`, or `pinhole run`"
         }
@@ -64,7 +73,9 @@ pub fn path() -> PathBuf {
     std::env::var_os("PINHOLE_SOCKET").map_or_else(|| PathBuf::from(SOCKET), PathBuf::from)
 }
 
-/// Begins to listen; only root may ask.
+/// Begins to listen. Only this user and root may connect, from the first moment on.
+///
+/// No other thread may make files meanwhile.
 pub(super) fn listen() -> Result<UnixListener, ControlError> {
     let path = path();
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
@@ -78,9 +89,10 @@ pub(super) fn listen() -> Result<UnixListener, ControlError> {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        let listener = UnixListener::bind(&path)?;
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
-        Ok(listener)
+        let others = umask(Mode::from_raw_mode(0o177));
+        let listener = UnixListener::bind(&path);
+        umask(others);
+        listener
     };
     make().map_err(|cause| ControlError::Make { path: path.clone(), cause })
 }
@@ -101,6 +113,7 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
     let mut make_way = signal(SignalKind::user_defined2())?;
     tell_systemd(&[sd_notify::NotifyState::Ready]);
     let mut watchdog = tokio::time::interval(watchdog_interval());
+    let mut clients = Clients::default();
     let ended_by = loop {
         tokio::select! {
             _ = terminate.recv() => break End::ForGood("SIGTERM"),
@@ -112,22 +125,59 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
                 shared.lock().pass_time();
                 tell_systemd(&[sd_notify::NotifyState::Watchdog]);
             }
-            Ok((stream, _)) = listener.accept() => {
-                match tokio::time::timeout(PATIENCE, answer(stream, shared, source)).await {
-                    Ok(Ok(())) => {}
-                    // Whoever asked does not want to know any more.
-                    Ok(Err(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
-                        debug!("the control socket: {error}");
-                    }
-                    Ok(Err(error)) => warn!("the control socket: {error}"),
-                    Err(_) => debug!("the control socket: somebody connected and did not ask in time"),
-                }
-            }
+            Ok((stream, _)) = listener.accept() => clients.serve(stream, shared, source),
         }
     };
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     let _ = std::fs::remove_file(path());
     Ok(ended_by)
+}
+
+/// Those who are being served, the one that connected first in front.
+#[derive(Default)]
+struct Clients(VecDeque<AbortHandle>);
+
+impl Clients {
+    /// Serves one more, besides the others: who connects and asks nothing keeps nobody waiting.
+    fn serve(&mut self, stream: UnixStream, shared: &Shared, source: Option<&Path>) {
+        let Self(clients) = self;
+        match stream.peer_cred().map(|peer| peer.uid()) {
+            Ok(user) if may_ask(user, geteuid().as_raw()) => {}
+            Ok(user) => {
+                debug!("the control socket: user {user} may not ask");
+                // A few bytes fit into an empty buffer.
+                let _ = stream.try_write(format!("error: {NOT_ALLOWED}\n").as_bytes());
+                return;
+            }
+            Err(error) => return warn!("the control socket: who asks is not known: {error}"),
+        }
+        clients.retain(|client| !client.is_finished());
+        if clients.len() >= MOST_CLIENTS
+            && let Some(oldest) = clients.pop_front()
+        {
+            debug!("the control socket: {MOST_CLIENTS} clients at a time, the first of them has to go");
+            oldest.abort();
+        }
+        let (shared, source) = (shared.clone(), source.map(Path::to_owned));
+        let serve = async move {
+            match tokio::time::timeout(PATIENCE, answer(stream, &shared, source.as_deref())).await {
+                Ok(Ok(())) => {}
+                // Whoever asked does not want to know any more.
+                Ok(Err(error)) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {
+                    debug!("the control socket: {error}");
+                }
+                Ok(Err(error)) => warn!("the control socket: {error}"),
+                Err(_) => debug!("the control socket: somebody connected and did not ask in time"),
+            }
+        };
+        clients.push_back(tokio::spawn(serve).abort_handle());
+    }
+}
+
+/// Whether a user may ask, by the number that the kernel says the peer has (`SO_PEERCRED`). The socket's mode keeps
+/// others out as well; but somebody may change that, or hand on a connection.
+const fn may_ask(user: u32, own: u32) -> bool {
+    user == 0 || user == own
 }
 
 async fn answer(mut stream: UnixStream, shared: &Shared, source: Option<&Path>) -> io::Result<()> {
@@ -205,12 +255,29 @@ pub fn ask(request: Request) -> Result<String, ControlError> {
     let path = path();
     let ask = || {
         let mut stream = std::os::unix::net::UnixStream::connect(&path)?;
-        stream.set_read_timeout(Some(PATIENCE * 5))?;
-        stream.write_all(serde_json::to_string(&request)?.as_bytes())?;
-        stream.shutdown(std::net::Shutdown::Write)?;
+        stream.set_read_timeout(Some(PATIENCE * 2))?;
         let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
+        let asked = stream.write_all(serde_json::to_string(&request)?.as_bytes());
+        let asked = asked.and_then(|()| stream.shutdown(std::net::Shutdown::Write));
+        let read = stream.read_to_string(&mut answer);
+        // Who may not ask has the answer before the question.
+        if !answer.starts_with("error: ") {
+            asked?;
+            read?;
+        }
         Ok(answer)
     };
     ask().map_err(|cause| ControlError::NobodyThere { path: path.clone(), cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_and_the_own_user_may_ask_and_nobody_else() {
+        for (user, own, may) in [(0, 0, true), (0, 990, true), (990, 990, true), (1000, 990, false), (1000, 0, false)] {
+            assert_eq!(may_ask(user, own), may, "{user} asks {own}");
+        }
+    }
 }

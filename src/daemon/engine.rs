@@ -8,17 +8,40 @@ use tracing::{debug, error, info, warn};
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Buffers, Standing, Status};
+use crate::capture::queue::Waiting;
 use crate::firewall::Kernel;
 use crate::firewall::sets::{Queueing, SetupError, own_rule};
 use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
-use crate::packet::{NotSegment, Segment};
-use crate::policy::{Inspect, Mechanism, Policy, WhenDown};
+use crate::packet::{NotSegment, Origin, Segment, has_sound_checksum};
+use crate::policy::{ControlBits, Mechanism, Policy, WhenDown};
 use crate::rewrite::Verdict;
 use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
 
 /// One of the ways in which the tracker takes a segment.
 type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Kernel, Journal>) -> Handled;
+
+/// What is to become of a packet.
+#[derive(Debug)]
+pub(super) struct Decision {
+    pub(super) verdict: Verdict,
+    /// What the kernel is to remember, if the packet was read.
+    pub(super) read: Option<Read>,
+}
+
+/// Of a packet that was read.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    bits: ControlBits,
+    in_step: bool,
+}
+
+impl Read {
+    /// The packet's mark, which tells the kernel's next chain.
+    pub(super) const fn mark(self, mark: u32) -> u32 {
+        self.bits.of_packet(mark, self.in_step)
+    }
+}
 
 /// Sessions, the firewall, the policy and the counts.
 #[derive(Debug)]
@@ -90,13 +113,9 @@ impl Engine {
     pub(super) fn introduction(&self) -> Vec<String> {
         let ports: Vec<_> = self.policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
         let queueing = self.firewall.queueing();
-        let inspect = match self.policy.capture.inspect {
-            Inspect::Dialogue => "all that is said",
-            Inspect::Announcements => "after the start of a session only what names an address",
-        };
         let when_down = match self.policy.capture.when_down {
-            WhenDown::Open => "control connections go on unread",
-            WhenDown::Closed => "control connections stand still",
+            WhenDown::Open => "fail-open for control connections while the daemon is down",
+            WhenDown::Closed => "fail-closed for control connections while the daemon is down",
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
         let mechanism = self.firewall.mechanism();
@@ -108,7 +127,7 @@ impl Engine {
             (chains, _) => format!("a rule at the top of {}", chains.join(", ")),
         };
         vec![
-            format!("control ports {}, {inspect} is read; without this program {when_down}", ports.join(", ")),
+            format!("control ports {}; {when_down}", ports.join(", ")),
             format!("mechanism {mechanism}, {}", self.firewall.because()),
             format!("the table inet pinhole stands; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
@@ -116,30 +135,42 @@ impl Engine {
     }
 
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
-    pub(super) fn packet(&mut self, packet: &[u8]) -> Verdict {
-        self.take(packet, Tracker::handle)
+    pub(super) fn packet(&mut self, waiting: &Waiting) -> Decision {
+        self.take(waiting, Tracker::handle)
     }
 
     /// Takes a packet that has waited long enough for what is missing in front of it.
-    pub(super) fn packet_at_last(&mut self, packet: &[u8]) -> Verdict {
-        self.take(packet, Tracker::handle_at_last)
+    pub(super) fn packet_at_last(&mut self, waiting: &Waiting) -> Decision {
+        self.take(waiting, Tracker::handle_at_last)
     }
 
-    fn take(&mut self, packet: &[u8], handle: Handle) -> Verdict {
+    fn take(&mut self, waiting: &Waiting, handle: Handle) -> Decision {
+        let packet = waiting.packet();
         self.journal.counters.packets += 1;
         // The kernel told of a data connection before its peers could go on talking: what has been used by now counts
         // against no limit, and is not mistaken for what this packet announces.
         self.hear_of_connections();
-        let mut verdict = Verdict::Accept;
+        let mut decision = Decision { verdict: Verdict::Accept, read: None };
         match Segment::parse(packet) {
-            Ok(segment) => self.act(|tracker, world| {
-                if tracker.next_deadline().is_some_and(|due| due <= world.now) {
-                    tracker.advance(world);
-                }
-                if let Handled::Session(decided) = handle(tracker, &segment, world) {
-                    verdict = decided;
-                }
-            }),
+            Ok(_) if !has_sound_checksum(packet) => {
+                self.journal.counters.damaged += 1;
+                decision.verdict = Verdict::Drop;
+            }
+            Ok(mut segment) => {
+                let bits = self.policy.mark.control_bits();
+                let is_doubtful = bits.is_doubtful(waiting.mark());
+                segment.origin = Some(Origin { interface: waiting.interface(), is_doubtful });
+                self.act(|tracker, world| {
+                    if tracker.next_deadline().is_some_and(|due| due <= world.now) {
+                        tracker.advance(world);
+                    }
+                    if let Handled::Session(verdict) = handle(tracker, &segment, world) {
+                        // The chain that takes the mark away again sees what carries payload.
+                        let is_in_step = tracker.is_in_step(&segment.flow).filter(|_| !segment.payload.is_empty());
+                        decision = Decision { verdict, read: is_in_step.map(|in_step| Read { bits, in_step }) };
+                    }
+                });
+            }
             Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
             Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
         }
@@ -147,7 +178,7 @@ impl Engine {
             self.restore();
         }
         self.tell_troubles();
-        verdict
+        decision
     }
 
     /// Some time has gone by without anything else to do.
@@ -239,6 +270,9 @@ impl Engine {
             Ok(restored) if restored.is_nothing() => {}
             Ok(restored) => {
                 self.journal.counters.restored += 1;
+                if restored.table {
+                    self.firewall.forget_in_step(self.tracker.live().map(|(_, connection, _)| connection));
+                }
                 if restored.was_gone {
                     self.firewall.judge_liberally(self.tracker.live().map(|(_, connection, _)| connection));
                 }

@@ -157,9 +157,9 @@ impl Observer for Journal {
                 }
                 debug!("session {session} is over: {}", how.name());
             }
-            News::Odd(oddity) => {
-                self.counters.oddities += 1;
-                debug!("session {session}: {oddity:?}");
+            News::Anomaly(anomaly) => {
+                self.counters.anomalies += 1;
+                debug!("session {session}: {anomaly:?}");
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! One plain thread a queue takes packets; one each watches the ruleset and the connections of the kernel. They share
 //! the [`Engine`] behind a lock. Signals, the control socket and the watchdog are the business of a small runtime on
-//! the first thread, which no packet waits for.
+//! the first thread, which no packet waits for. Before any thread is started, the daemon enters its [`sandbox`].
 
 mod clock;
 pub mod control;
@@ -10,6 +10,7 @@ mod engine;
 mod journal;
 mod log_limit;
 mod packets;
+pub mod sandbox;
 pub mod status;
 mod threads;
 
@@ -25,7 +26,7 @@ use packets::Held;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 pub use status::Status;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::capture::queue::{Queue, QueueError, processors};
 use crate::firewall::sets::SetupError;
@@ -88,8 +89,9 @@ impl Shared {
 
 /// Runs until SIGTERM or SIGINT, then removes what was installed; or until SIGUSR2, and leaves it to the next start.
 ///
-/// `source` is where the policy came from, to read it anew.
-pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
+/// `source` is where the policy came from, to read it anew. `write_log` is called once log lines may be written by a
+/// thread of their own: only now, so that it is as confined as all others.
+pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> Result<(), StartError> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     let policy = policy.on(processors());
     // A second instance must find out before it changes anything.
@@ -106,8 +108,15 @@ pub fn run(policy: Policy, source: Option<&Path>) -> Result<(), StartError> {
         queues.iter_mut().try_for_each(Queue::go_past_helpers).map_err(StartError::Verdicts)?;
     }
     tables.ignore(engine.number()?)?;
+    // From here on no program is run and no file is opened but the policy. No thread has been started yet, so this holds
+    // for all of them.
+    let missing = sandbox::enter(&sandbox::Files { policy: source, socket: &control::path() });
+    write_log();
     for line in engine.introduction() {
         info!("{line}");
+    }
+    for part in missing {
+        warn!("the sandbox is not complete: {part}");
     }
     let shared = Shared(Arc::new(Mutex::new(engine)));
     let (mut threads, crew) = threads::crew();

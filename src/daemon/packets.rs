@@ -8,6 +8,7 @@ use std::io;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::engine::Decision;
 use super::{Engine, Shared};
 use crate::capture::queue::{Queue, Waiting, stay_near};
 use crate::packet::{Flow, Segment, Seq, replaced};
@@ -49,8 +50,8 @@ impl Held {
 /// Lets those go on that have waited too long. Somebody has to ask: a sender on this host does not send again what still
 /// waits here, and then no packet comes that would show them.
 pub(super) fn let_overdue_go(shared: &Shared, held: &Held) {
-    while let Some((waiting, verdict)) = next_to_go(shared, None, held) {
-        if let Err(error) = finish_and_show(shared, waiting, verdict, held) {
+    while let Some((waiting, decision)) = next_to_go(shared, None, held) {
+        if let Err(error) = finish_and_show(shared, waiting, decision, held) {
             shared.lock().queue_trouble(&error);
         }
     }
@@ -82,69 +83,75 @@ pub(super) fn take(mut queue: Queue, queues: Queues, shared: &Shared, held: &Hel
 /// Lets a packet go on, unless it has to wait; and those that waited for it.
 fn go_on(shared: &Shared, waiting: Waiting, held: &Held) -> io::Result<()> {
     let mut engine = shared.lock();
-    let verdict = engine.packet(waiting.packet());
+    let decision = engine.packet(&waiting);
     let mut packets = held.lock();
-    if verdict == Verdict::Later {
-        let Some((waiting, verdict)) = hold(&mut engine, waiting, &mut packets) else { return Ok(()) };
+    if decision.verdict == Verdict::Later {
+        let Some((waiting, decision)) = hold(&mut engine, waiting, &mut packets) else { return Ok(()) };
         drop((packets, engine));
-        return finish_and_show(shared, waiting, verdict, held);
+        return finish_and_show(shared, waiting, decision, held);
     }
     let nobody_waits = packets.is_empty();
     drop((packets, engine));
     // The packet goes on only now, when what it announced stands in the kernel; and meanwhile others are read.
-    if nobody_waits { finish(waiting, verdict) } else { finish_and_show(shared, waiting, verdict, held) }
+    if nobody_waits { finish(waiting, decision) } else { finish_and_show(shared, waiting, decision, held) }
 }
 
 /// Keeps a packet until what is missing in front of it has come. If its sender has sent it again by then, that will
 /// hardly come, or the queue has let it pass unread: then it is given back, with what is to become of it.
-fn hold(engine: &mut Engine, waiting: Waiting, packets: &mut Vec<HeldPacket>) -> Option<(Waiting, Verdict)> {
+fn hold(engine: &mut Engine, waiting: Waiting, packets: &mut Vec<HeldPacket>) -> Option<(Waiting, Decision)> {
     let Ok(Segment { flow, seq, .. }) = Segment::parse(waiting.packet()) else {
-        return Some((waiting, Verdict::Accept));
+        return Some((waiting, Decision { verdict: Verdict::Accept, read: None }));
     };
     let is_sent_again = packets.iter().any(|one| one.flow == flow && one.seq == seq);
     if !is_sent_again && packets.len() < MOST_HELD {
         packets.push(HeldPacket { waiting, flow, seq, since: Instant::now() });
         return None;
     }
-    let verdict = engine.packet_at_last(waiting.packet());
-    Some((waiting, verdict))
+    let decision = engine.packet_at_last(&waiting);
+    Some((waiting, decision))
 }
 
 /// Lets a packet go on, and then those that may have waited for it, and those that have waited too long.
-fn finish_and_show(shared: &Shared, waiting: Waiting, verdict: Verdict, held: &Held) -> io::Result<()> {
+fn finish_and_show(shared: &Shared, waiting: Waiting, decision: Decision, held: &Held) -> io::Result<()> {
     let flow = Segment::parse(waiting.packet()).map(|segment| segment.flow);
-    finish(waiting, verdict)?;
-    while let Some((waiting, verdict)) = next_to_go(shared, flow.ok(), held) {
-        finish(waiting, verdict)?;
+    finish(waiting, decision)?;
+    while let Some((waiting, decision)) = next_to_go(shared, flow.ok(), held) {
+        finish(waiting, decision)?;
     }
     Ok(())
 }
 
 /// One of those that wait and need not any more, with what is to become of it.
-fn next_to_go(shared: &Shared, flow: Option<Flow>, held: &Held) -> Option<(Waiting, Verdict)> {
+fn next_to_go(shared: &Shared, flow: Option<Flow>, held: &Held) -> Option<(Waiting, Decision)> {
     let mut engine = shared.lock();
     let mut packets = held.lock();
     if packets.first().is_some_and(|oldest| oldest.since.elapsed() > LONGEST_HELD) {
         let HeldPacket { waiting, .. } = packets.remove(0);
-        let verdict = engine.packet_at_last(waiting.packet());
-        return Some((waiting, verdict));
+        let decision = engine.packet_at_last(&waiting);
+        return Some((waiting, decision));
     }
     for index in 0..packets.len() {
         if Some(packets[index].flow) != flow {
             continue;
         }
-        let verdict = engine.packet(packets[index].waiting.packet());
-        if verdict != Verdict::Later {
-            return Some((packets.remove(index).waiting, verdict));
+        let decision = engine.packet(&packets[index].waiting);
+        if decision.verdict != Verdict::Later {
+            return Some((packets.remove(index).waiting, decision));
         }
     }
     None
 }
 
-fn finish(waiting: Waiting, verdict: Verdict) -> io::Result<()> {
-    let Verdict::Replace(Replacement { seq, payload }) = verdict else { return waiting.accept() };
-    match replaced(waiting.packet(), seq, &payload) {
-        Some(packet) => waiting.accept_as(&packet),
-        None => waiting.accept(),
+fn finish(waiting: Waiting, Decision { verdict, read }: Decision) -> io::Result<()> {
+    // Routing may follow the mark of a packet that this host sends: one that somebody has marked stays as it is, and
+    // what it tells is lost.
+    let mark = read.filter(|_| !waiting.is_outgoing() || waiting.mark() == 0).map(|read| read.mark(waiting.mark()));
+    match verdict {
+        Verdict::Accept | Verdict::Later => waiting.accept(mark),
+        Verdict::Drop => waiting.discard(),
+        Verdict::Replace(Replacement { seq, payload }) => match replaced(waiting.packet(), seq, &payload) {
+            Some(packet) => waiting.accept_as(&packet, mark),
+            None => waiting.discard(),
+        },
     }
 }

@@ -37,7 +37,7 @@ pub struct Counters {
     /// Packets with headers that make no sense, passed unread.
     pub damaged: u64,
     /// Copies that differ, segments out of reach, losses.
-    pub oddities: u64,
+    pub anomalies: u64,
     /// How often the ruleset was put back.
     pub restored: u64,
     /// Errors of the queue.
@@ -149,11 +149,11 @@ impl fmt::Display for Status {
             let Buffers { bytes, refusals } = buffers;
             write!(f, "\n  buffers: {bytes} bytes; {refusals} times a session gave up bytes because they were full")?;
         }
-        let Counters { not_ftp, fragments, damaged, oddities, restored, queue_troubles, kernel_troubles, .. } =
+        let Counters { not_ftp, fragments, damaged, anomalies, restored, queue_troubles, kernel_troubles, .. } =
             counters;
         writeln!(
             f,
-            "\n  not FTP: {not_ftp}, fragments: {fragments}, damaged: {damaged}, oddities: {oddities}, \
+            "\n  not FTP: {not_ftp}, fragments: {fragments}, damaged: {damaged}, anomalies: {anomalies}, \
              ruleset put back: {restored}, trouble with the queue: {queue_troubles}, with the kernel: {kernel_troubles}"
         )
     }

@@ -9,6 +9,7 @@ use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Error, TableChange};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::{Mechanism, Policy};
+use crate::session::Progress;
 use crate::time::Timestamp;
 use crate::tracker::Remains;
 
@@ -144,6 +145,11 @@ impl Kernel {
         self.sets_mut().judge_liberally(connections);
     }
 
+    /// Control connections may have gone on unseen while rules of the table were gone: see [`Sets::forget_in_step`].
+    pub fn forget_in_step<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.sets_mut().forget_in_step(connections);
+    }
+
     /// Whether the table stands without what should stand in its sets, so that it must be restored.
     pub fn lacks_pinholes(&self) -> bool {
         self.sets().lacks_pinholes()
@@ -222,11 +228,7 @@ impl Firewall for Kernel {
         self.firewall().close_corridor(corridor);
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.firewall().settled(connection);
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.firewall().stop_reading(connection);
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.firewall().record(connection, progress);
     }
 }

@@ -16,6 +16,7 @@ pub use simulated::{Admitted, Simulated};
 
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
+use crate::session::{InStep, Progress};
 
 /// The firewall could not do what was asked; it has said why to whoever watches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,11 +43,13 @@ pub enum NotAdjusted {
 pub struct Control {
     /// Its addresses.
     pub connection: Connection,
-    /// Whether [`Firewall::stop_reading`] was said of it. That outlives whoever said it: a connection that turned out
-    /// not to be FTP must not look like a session in the middle after it was forgotten here.
-    pub is_unread: bool,
-    /// Whether [`Firewall::settled`] was said of it. That, too, outlives whoever said it.
-    pub is_settled: bool,
+    /// Whether it is just being opened: the server has answered the client's SYN, and nothing has come since then.
+    pub is_opening: bool,
+    /// How far it has come, as [`Firewall::record`] was told last, by this run or an earlier one.
+    pub progress: Progress,
+    /// Which of its ends are in step, as [`Tracker::is_in_step`](crate::tracker::Tracker::is_in_step) said of the last
+    /// packet of each, and nothing passed unread since then.
+    pub in_step: InStep,
     /// How its sequence numbers are corrected, whoever asked for that.
     pub adjustments: Adjustments,
 }
@@ -95,11 +98,7 @@ pub trait Firewall {
     /// Does not admit a corridor any more.
     fn close_corridor(&mut self, corridor: &Corridor);
 
-    /// The start of this control connection has been read: both ends talk FTP, and whoever has to be is logged in. From
-    /// now on only announcements, and what changes how they stand, need be brought. Said where the policy asks for no
-    /// more than that.
-    fn settled(&mut self, connection: &Connection);
-
-    /// Nothing in this control connection can be read any more; its packets need not be brought.
-    fn stop_reading(&mut self, connection: &Connection);
+    /// Keeps how far this control connection has come, so that it is not lost with whoever says it. Packets of one in
+    /// which nothing can be read any more need not be brought.
+    fn record(&mut self, connection: &Connection, progress: Progress);
 }

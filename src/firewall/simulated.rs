@@ -4,12 +4,13 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
 use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::Port;
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
+use crate::session::{InStep, Progress};
 use crate::time::Timestamp;
 
 /// Through what a data connection came.
@@ -30,37 +31,39 @@ pub struct Simulated {
     translated: HashMap<Flow, Connection, RandomState>,
     adjustments: HashMap<Flow, Adjustments, RandomState>,
     cannot_adjust: bool,
-    unread: Marked,
-    settled: Marked,
+    /// Whether connections are in the middle, whatever is asked of them.
+    nothing_opens: bool,
+    recorded: Recorded,
+    in_step: InStep,
     lookups: u64,
     renewals: usize,
 }
 
-/// How many connections of a kind are remembered. The kernel remembers all that it has.
-const MOST_MARKED: usize = 1 << 16;
+/// How many connections are remembered. The kernel remembers all that it has.
+const MOST_RECORDED: usize = 1 << 16;
 
-/// Connections that something was said of.
+/// How far connections have come.
 #[derive(Debug, Default)]
-struct Marked {
-    flows: HashSet<Flow, RandomState>,
-    /// The same in the order in which they came, to forget the oldest.
+struct Recorded {
+    progress: HashMap<Flow, Progress, RandomState>,
+    /// In the order in which they came, to forget the oldest.
     in_order: VecDeque<Flow>,
 }
 
-impl Marked {
-    fn contains(&self, flow: &Flow) -> bool {
-        self.flows.contains(flow)
+impl Recorded {
+    fn get(&self, flow: &Flow) -> Progress {
+        self.progress.get(flow).copied().unwrap_or_default()
     }
 
-    fn insert(&mut self, flow: Flow) {
-        if !self.flows.insert(flow) {
+    fn insert(&mut self, flow: Flow, progress: Progress) {
+        if self.progress.insert(flow, progress).is_some() {
             return;
         }
         self.in_order.push_back(flow);
-        if self.in_order.len() > MOST_MARKED
+        if self.in_order.len() > MOST_RECORDED
             && let Some(oldest) = self.in_order.pop_front()
         {
-            self.flows.remove(&oldest);
+            self.progress.remove(&oldest);
         }
     }
 }
@@ -75,8 +78,9 @@ impl Simulated {
             translated: HashMap::default(),
             adjustments: HashMap::default(),
             cannot_adjust: false,
-            unread: Marked::default(),
-            settled: Marked::default(),
+            nothing_opens: false,
+            recorded: Recorded::default(),
+            in_step: InStep::default(),
             lookups: 0,
             renewals: 0,
         }
@@ -101,6 +105,16 @@ impl Simulated {
     /// From now on sequence numbers cannot be corrected.
     pub const fn refuse_to_adjust(&mut self) {
         self.cannot_adjust = true;
+    }
+
+    /// From now on these ends of every connection are in step.
+    pub const fn find_in_step(&mut self, in_step: InStep) {
+        self.in_step = in_step;
+    }
+
+    /// From now on every connection is one in the middle.
+    pub const fn finds_nothing_opening(&mut self) {
+        self.nothing_opens = true;
     }
 
     /// How the sequence numbers of a connection are corrected.
@@ -137,8 +151,9 @@ impl Firewall for Simulated {
         };
         Some(Control {
             connection,
-            is_unread: self.unread.contains(&connection.original),
-            is_settled: self.settled.contains(&connection.original),
+            is_opening: !self.nothing_opens,
+            progress: self.recorded.get(&connection.original),
+            in_step: self.in_step,
             adjustments: self.adjustments(&connection),
         })
     }
@@ -186,11 +201,7 @@ impl Firewall for Simulated {
         }
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.settled.insert(connection.original);
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.unread.insert(connection.original);
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.recorded.insert(connection.original, progress);
     }
 }

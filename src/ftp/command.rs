@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of sessions; whether a command is allowed, or was sensible, is for others to say.
 
+use super::telnet::behind_commands;
 use super::{Line, Mode};
 
 /// A command that matters to us, or [`Verb::Other`].
@@ -136,7 +137,7 @@ const COMMANDS: [Entry; 65] = [
 impl<'a> Command<'a> {
     /// Understands a line of the client.
     pub fn parse(line: &Line<'a>) -> Said<'a> {
-        let text = line.text;
+        let text = behind_commands(line.text);
         let length = text.iter().take_while(|byte| !byte.is_ascii_whitespace()).count();
         if length == 0 {
             return if text.is_empty() && line.whole { Said::Nothing } else { Said::Unknown(b"") };
@@ -196,7 +197,14 @@ mod tests {
 
     fn said(text: &str) -> Said<'_> {
         let start = Seq::new(0);
-        Command::parse(&Line { text: text.as_bytes(), start, end: start + text.len() + 2, whole: true, verbatim: true })
+        Command::parse(&Line {
+            text: text.as_bytes(),
+            start,
+            end: start + text.len() + 2,
+            begins: true,
+            whole: true,
+            plain: true,
+        })
     }
 
     fn verb(text: &str) -> Option<Verb> {

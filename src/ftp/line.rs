@@ -1,110 +1,119 @@
-//! Lines out of bytes in order: CRLF or bare LF ends one, Telnet's own sequences are taken out, length is bounded.
+//! Lines out of bytes in order; length is bounded. Knows nothing of what a line means.
 //!
-//! Knows nothing of what a line means.
+//! Servers and clients disagree about what ends a line: CRLF, or a bare LF as well; and about what Telnet's sequences in
+//! it are. So a line is cut where the most lenient reader would cut it if its sender is the one who may be up to
+//! something, and where the strictest would if its words decide what opens; and each line says whether all readers
+//! agree about it.
 
-use memchr::memchr;
+use memchr::{memchr, memchr3};
 
 use crate::packet::Seq;
 
 /// Telnet's "interpret as command": what follows is not text (RFC 854).
-const IAC: u8 = 255;
-/// WILL, WON'T, DO, DON'T: one more byte follows, the option.
-const OPTION_COMMANDS: std::ops::RangeInclusive<u8> = 251..=254;
-/// A subnegotiation begins; it ends with IAC SE.
-const SUBNEGOTIATION: u8 = 250;
-/// A subnegotiation ends.
-const SUBNEGOTIATION_END: u8 = 240;
+pub(super) const IAC: u8 = 255;
+
+/// What ends a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Any LF: how the most lenient server reads a client.
+    Lf,
+    /// CRLF and nothing else: how the strictest client reads a server.
+    CrLf,
+}
 
 /// A line without what ended it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
-    /// The text; only its beginning when the line was longer than the limit.
+    /// The text as it was sent; only its beginning when the line was longer than the limit.
     pub text: &'a [u8],
-    /// Where the line's first byte stands in the stream, whatever Telnet put there.
+    /// The sequence number of the line's first byte.
     pub start: Seq,
     /// Where the next line begins.
     pub end: Seq,
+    /// Whether its beginning is known: not in front of the first CRLF after a gap.
+    pub begins: bool,
     /// Whether `text` is all of the line.
     pub whole: bool,
-    /// Whether `text` stands in the stream exactly so, from `start` on. Not when Telnet was taken out of it.
-    pub verbatim: bool,
-}
-
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Telnet {
-    #[default]
-    Text,
-    /// After IAC.
-    Command,
-    /// After IAC WILL and its like.
-    Option,
-    /// In a subnegotiation.
-    Inside,
-    /// In a subnegotiation, after IAC.
-    InsideCommand,
+    /// Whether all readers agree what this line is: it begins behind CRLF and ends with it, with neither CR, LF, NUL
+    /// nor Telnet in between.
+    pub plain: bool,
 }
 
 /// A line of which the end has not come yet.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Unfinished {
     text: Vec<u8>,
     start: Seq,
     too_long: bool,
-    had_telnet: bool,
+    /// Whether the last byte that came was a CR.
+    ends_in_cr: bool,
 }
 
 /// Cuts one direction's bytes into lines.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LineReader {
-    telnet: Telnet,
+    ending: Ending,
+    /// Whether the next line begins where all readers agree that one does.
+    is_in_step: bool,
+    /// Whether nothing counts up to the next CRLF: it may be the rest of a line.
+    is_lost: bool,
     /// Allocated only while a line is incomplete.
     unfinished: Option<Box<Unfinished>>,
 }
 
 impl LineReader {
-    /// Takes the next bytes, the first of which stands at `at`, and hands on each line that they complete.
+    /// A reader at the start of a line.
+    pub const fn new(ending: Ending) -> Self {
+        Self { ending, is_in_step: true, is_lost: false, unfinished: None }
+    }
+
+    /// A reader at any place: it counts from behind the first CRLF.
+    pub const fn in_the_middle(ending: Ending) -> Self {
+        Self { ending, is_in_step: false, is_lost: true, unfinished: None }
+    }
+
+    /// Takes the next bytes, the first of which has the sequence number `at`, and hands on each line that they complete.
+    /// What stands in front of the first CRLF after a gap is a line that is not whole.
     ///
     /// Of a line longer than `limit` only the beginning is kept. The reader stops, and forgets the rest of `bytes`,
     /// when `take` returns false: what follows is not text any more.
     pub fn feed(&mut self, at: Seq, bytes: &[u8], limit: usize, mut take: impl FnMut(Line<'_>) -> bool) {
         let mut at = at;
         let mut rest = bytes;
-        while !rest.is_empty() {
-            let plain = self.unfinished.is_none() && self.telnet == Telnet::Text;
-            let Some(length) = memchr(b'\n', rest) else {
-                self.keep(at, rest, limit);
-                return;
-            };
-            let (line, behind) = rest.split_at(length + 1);
-            let end = at + line.len();
-            let go_on = if plain && memchr(IAC, line).is_none() {
-                let whole = without_ending(line);
-                let text = &whole[..whole.len().min(limit)];
-                take(Line { text, start: at, end, whole: text.len() == whole.len(), verbatim: true })
-            } else {
-                self.finish(at, line, limit, &mut take)
-            };
-            if !go_on {
-                *self = Self::default();
+        while let Some(length) = self.length_of_line(rest) {
+            let (line, behind) = rest.split_at(length);
+            let end = at + length;
+            if !self.finish(at, line, limit, &mut take) {
+                *self = Self::new(self.ending);
                 return;
             }
             at = end;
             rest = behind;
         }
-    }
-
-    /// Bytes are missing here: what was begun will never be whole. Hands on its beginning, if there is one.
-    pub fn gap(&mut self, take: impl FnOnce(Line<'_>)) {
-        let Self { unfinished, .. } = std::mem::take(self);
-        if let Some(unfinished) = unfinished {
-            let Unfinished { text, start, had_telnet, .. } = *unfinished;
-            take(Line { text: &text, start, end: start + text.len(), whole: false, verbatim: !had_telnet });
+        if !rest.is_empty() {
+            self.keep(at, rest, limit);
         }
     }
 
-    /// How many bytes it keeps of a line that has begun and not ended.
-    pub fn buffered_bytes(&self) -> usize {
-        self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
+    /// How many of these bytes belong to the line that they end.
+    fn length_of_line(&self, bytes: &[u8]) -> Option<usize> {
+        let mut from = 0;
+        loop {
+            let at = from + memchr(b'\n', bytes.get(from..)?)?;
+            let is_behind_cr = match at.checked_sub(1) {
+                Some(before) => bytes[before] == b'\r',
+                None => self.unfinished.as_ref().is_some_and(|unfinished| unfinished.ends_in_cr),
+            };
+            if is_behind_cr || self.ending == Ending::Lf {
+                return Some(at + 1);
+            }
+            from = at + 1;
+        }
+    }
+
+    /// Bytes are missing here: what was begun will never be whole, and what follows may be the rest of a line.
+    pub fn gap(&mut self) {
+        *self = Self::in_the_middle(self.ending);
     }
 
     /// Whether a line has begun and not ended.
@@ -112,74 +121,80 @@ impl LineReader {
         self.unfinished.is_some()
     }
 
-    /// The line that has begun and not ended, as far as it has come.
-    pub fn unfinished(&self) -> Option<Line<'_>> {
-        let Unfinished { text, start, too_long, had_telnet } = self.unfinished.as_deref()?;
-        let (start, whole, verbatim) = (*start, !too_long, !had_telnet);
-        Some(Line { text, start, end: start + text.len(), whole, verbatim })
+    /// Whether the next byte begins a line, as far as all readers agree.
+    pub fn is_at_start(&self) -> bool {
+        self.unfinished.is_none() && self.is_in_step && !self.is_lost
     }
 
-    /// Takes bytes that end with a line feed, which may or may not end the line: Telnet may have used it as its own.
+    /// How many bytes are kept.
+    pub fn buffered_bytes(&self) -> usize {
+        self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
+    }
+
+    /// The line that has begun and not ended, as far as it has come.
+    pub fn unfinished(&self) -> Option<Line<'_>> {
+        let Unfinished { text, start, too_long, .. } = self.unfinished.as_deref()?;
+        // A CR in the last place may be the one that ends it.
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        let plain = self.is_in_step && is_plain(text);
+        let end = *start + text.len();
+        Some(Line { text, start: *start, end, begins: !self.is_lost, whole: !too_long && !self.is_lost, plain })
+    }
+
+    /// Takes bytes that end a line.
     fn finish(&mut self, at: Seq, bytes: &[u8], limit: usize, take: &mut impl FnMut(Line<'_>) -> bool) -> bool {
-        self.keep(at, &bytes[..bytes.len() - 1], limit);
-        if self.telnet != Telnet::Text {
-            self.keep(at + (bytes.len() - 1), b"\n", limit);
-            return true;
+        let end = at + bytes.len();
+        let without_lf = &bytes[..bytes.len() - 1];
+        let was_in_step = self.is_in_step;
+        let was_lost = self.is_lost;
+        if let Some(mut unfinished) = self.unfinished.take() {
+            unfinished.keep(without_lf, limit);
+            self.ended(unfinished.ends_in_cr);
+            let Unfinished { text, start, too_long, ends_in_cr } = &*unfinished;
+            // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
+            let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
+            let plain = was_in_step && *ends_in_cr && is_plain(text);
+            let whole = !*too_long && text.len() <= limit && !was_lost;
+            take(Line { text: &text[..text.len().min(limit)], start: *start, end, begins: !was_lost, whole, plain })
+        } else {
+            let line = without_lf.strip_suffix(b"\r");
+            self.ended(line.is_some());
+            let plain = was_in_step && line.is_some_and(is_plain);
+            let line = line.unwrap_or(without_lf);
+            let text = &line[..line.len().min(limit)];
+            let whole = text.len() == line.len() && !was_lost;
+            take(Line { text, start: at, end, begins: !was_lost, whole, plain })
         }
-        let unfinished = self.unfinished.take().unwrap_or_default();
-        // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
-        let text = if unfinished.too_long { &unfinished.text } else { without_ending(&unfinished.text) };
-        take(Line {
-            text,
-            start: unfinished.start,
-            end: at + bytes.len(),
-            whole: !unfinished.too_long,
-            verbatim: !unfinished.had_telnet,
-        })
+    }
+
+    /// A line has ended.
+    fn ended(&mut self, in_crlf: bool) {
+        self.is_in_step = in_crlf;
+        self.is_lost &= !in_crlf;
     }
 
     fn keep(&mut self, at: Seq, bytes: &[u8], limit: usize) {
-        let Self { telnet, unfinished } = self;
-        let unfinished = unfinished.get_or_insert_with(|| Box::new(Unfinished { start: at, ..Unfinished::default() }));
-        let mut put = |text: &[u8]| {
-            let room = limit.saturating_sub(unfinished.text.len()).min(text.len());
-            unfinished.text.extend_from_slice(&text[..room]);
-            // The CR of the line's end may find no room; it is no part of the text.
-            unfinished.too_long |= room < text.len() && text[room..] != *b"\r";
-        };
-        let mut rest = bytes;
-        while let Some((&byte, behind)) = rest.split_first() {
-            let next = match (*telnet, byte) {
-                (Telnet::Text, IAC) => Telnet::Command,
-                (Telnet::Text, _) => {
-                    let length = memchr(IAC, rest).unwrap_or(rest.len());
-                    put(&rest[..length]);
-                    rest = &rest[length..];
-                    continue;
-                }
-                (Telnet::Command, IAC) => {
-                    put(&[IAC]);
-                    Telnet::Text
-                }
-                (Telnet::Command, SUBNEGOTIATION) => Telnet::Inside,
-                (Telnet::Command, command) if OPTION_COMMANDS.contains(&command) => Telnet::Option,
-                (Telnet::Command | Telnet::Option, _) => Telnet::Text,
-                (Telnet::Inside, IAC) => Telnet::InsideCommand,
-                (Telnet::Inside, _) => Telnet::Inside,
-                (Telnet::InsideCommand, SUBNEGOTIATION_END) => Telnet::Text,
-                (Telnet::InsideCommand, _) => Telnet::Inside,
-            };
-            *telnet = next;
-            rest = behind;
-        }
-        unfinished.had_telnet |= *telnet != Telnet::Text || memchr(IAC, bytes).is_some();
+        let unfinished = self.unfinished.get_or_insert_with(|| {
+            Box::new(Unfinished { text: Vec::new(), start: at, too_long: false, ends_in_cr: false })
+        });
+        unfinished.keep(bytes, limit);
     }
 }
 
-/// The line without LF and without the CR in front of it.
-fn without_ending(line: &[u8]) -> &[u8] {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    line.strip_suffix(b"\r").unwrap_or(line)
+impl Unfinished {
+    /// Keeps as much as `limit` allows, and one byte more: a CR may end the line there.
+    fn keep(&mut self, bytes: &[u8], limit: usize) {
+        let Some(&last) = bytes.last() else { return };
+        let room = (limit + 1).saturating_sub(self.text.len()).min(bytes.len());
+        self.text.extend_from_slice(&bytes[..room]);
+        self.too_long |= room < bytes.len();
+        self.ends_in_cr = last == b'\r';
+    }
+}
+
+/// Whether nothing stands in a text that readers take for different things.
+fn is_plain(text: &[u8]) -> bool {
+    memchr3(b'\r', b'\n', 0, text).is_none() && memchr(IAC, text).is_none()
 }
 
 #[cfg(test)]
@@ -190,9 +205,11 @@ mod tests {
 
     const LIMIT: usize = 64;
 
-    /// The lines of `chunks`, each as its text and whether it was whole.
-    fn lines<'a>(chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<(String, bool)> {
-        let mut reader = LineReader::default();
+    /// A line as its text, whether it was whole, and whether it was plain.
+    type Read = (String, bool, bool);
+
+    /// The lines of `chunks`.
+    fn lines<'a>(mut reader: LineReader, chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Read> {
         let mut lines = Vec::new();
         let mut at = Seq::new(u32::MAX - 5);
         let mut expected_start = at;
@@ -200,7 +217,7 @@ mod tests {
             reader.feed(at, chunk, LIMIT, |line| {
                 assert_eq!(line.start, expected_start);
                 expected_start = line.end;
-                lines.push((String::from_utf8_lossy(line.text).into_owned(), line.whole));
+                lines.push((String::from_utf8_lossy(line.text).into_owned(), line.whole, line.plain));
                 true
             });
             at += chunk.len();
@@ -208,53 +225,74 @@ mod tests {
         lines
     }
 
-    fn whole_lines(text: &[u8]) -> Vec<String> {
-        let lines = lines([text]);
-        assert!(lines.iter().all(|(_, whole)| *whole));
-        lines.into_iter().map(|(text, _)| text).collect()
+    fn of_client(text: &[u8]) -> Vec<Read> {
+        lines(LineReader::new(Ending::Lf), [text])
+    }
+
+    fn of_server(text: &[u8]) -> Vec<Read> {
+        lines(LineReader::new(Ending::CrLf), [text])
+    }
+
+    fn read(text: &str, whole: bool, plain: bool) -> Read {
+        (text.to_owned(), whole, plain)
     }
 
     #[test]
-    fn crlf_or_a_bare_line_feed_ends_a_line() {
-        assert_eq!(whole_lines(b"USER a\r\nPASS b\n\r\nQU"), ["USER a", "PASS b", ""]);
+    fn crlf_ends_a_plain_line_of_either_end() {
+        let expected = [read("USER a", true, true), read("", true, true), read("PASS b", true, true)];
+        assert_eq!(of_client(b"USER a\r\n\r\nPASS b\r\nQU"), expected);
+        assert_eq!(of_server(b"USER a\r\n\r\nPASS b\r\nQU"), expected);
     }
 
     #[test]
-    fn a_carriage_return_alone_ends_nothing() {
-        assert_eq!(whole_lines(b"STOR a\rPORT 1\r\n"), ["STOR a\rPORT 1"]);
+    fn bare_lf_ends_a_client_line_and_makes_two_of_them_ambiguous() {
+        let expected = [read("TYPE ", true, false), read("PORT 1", true, false), read("NOOP", true, true)];
+        assert_eq!(of_client(b"TYPE \nPORT 1\r\nNOOP\r\n"), expected);
     }
 
     #[test]
-    fn telnet_sequences_are_no_text() {
-        assert_eq!(whole_lines(b"\xff\xf4\xff\xf2ABOR\r\n"), ["ABOR"]);
-        assert_eq!(whole_lines(b"\xff\xfb\x01\xff\xfe\x03NOOP\r\n"), ["NOOP"]);
-        assert_eq!(whole_lines(b"NO\xff\xfaany\r\nthing\xff\xff\xff\xf0OP\r\n"), ["NOOP"]);
+    fn bare_lf_does_not_end_a_server_line() {
+        assert_eq!(
+            of_server(b"504 \n227 (1)\r\n200\r\n"),
+            [read("504 \n227 (1)", true, false), read("200", true, true)]
+        );
     }
 
     #[test]
-    fn a_line_feed_that_telnet_uses_ends_nothing() {
-        assert_eq!(whole_lines(b"NO\xff\xfd\nOP\r\n"), ["NOOP"]);
+    fn cr_nul_and_telnet_inside_make_a_line_ambiguous() {
+        for odd in [b"a\rb".as_slice(), b"a\0b", b"\xff\xf4a", b"a\r", b"\r", b"a\xff"] {
+            let text = [odd, b"\r\nNOOP\r\n"].concat();
+            for lines in [of_client(&text), of_server(&text)] {
+                assert_eq!((lines.len(), lines[0].2, lines[1].2), (2, false, true), "{odd:?}");
+            }
+        }
     }
 
     #[test]
-    fn a_doubled_iac_is_a_letter() {
-        let mut texts = Vec::new();
-        let take = |line: Line<'_>| {
-            texts.push((line.text.to_vec(), line.verbatim));
-            true
-        };
-        LineReader::default().feed(Seq::new(0), b"RETR \xff\xff\r\nNOOP\r\n", LIMIT, take);
-        assert_eq!(texts, [(b"RETR \xff".to_vec(), false), (b"NOOP".to_vec(), true)]);
+    fn lf_ends_a_client_line_whatever_telnet_stands_before_it() {
+        for telnet in [b"NOOP \xff\xfa\r\n".as_slice(), b"NOOP \xff\xfb\n", b"NOOP \xff\n"] {
+            assert_eq!(of_client(&[telnet, b"FEAT\r\n"].concat())[1].0, "FEAT", "{telnet:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_whole_in_front_of_the_first_crlf_after_a_gap() {
+        let text = b"227 (1)\r\n227 (2)\r\n".as_slice();
+        let expected = [read("227 (1)", false, false), read("227 (2)", true, true)];
+        assert_eq!(lines(LineReader::in_the_middle(Ending::CrLf), [text]), expected);
+        let text = b"rest\nPORT 1\r\nPORT 2\r\n".as_slice();
+        let expected = [read("rest", false, false), read("PORT 1", false, false), read("PORT 2", true, true)];
+        assert_eq!(lines(LineReader::in_the_middle(Ending::Lf), [text]), expected);
     }
 
     #[test]
     fn an_overlong_line_is_passed_over_to_its_end() {
         let long = [b"STOR ".as_slice(), &[b'x'; 1_000_000], b"\r\nNOOP\r\n"].concat();
         for size in [1, 7, 1000, long.len()] {
-            let lines = lines(long.chunks(size));
+            let lines = lines(LineReader::new(Ending::Lf), long.chunks(size));
             assert_eq!(lines.len(), 2);
             assert_eq!((lines[0].0.len(), lines[0].1), (LIMIT, false));
-            assert_eq!(lines[1], ("NOOP".to_owned(), true));
+            assert_eq!(lines[1], read("NOOP", true, true));
         }
     }
 
@@ -262,21 +300,14 @@ mod tests {
     fn a_line_as_long_as_the_limit_is_whole() {
         let line = [[b'x'; LIMIT].as_slice(), b"\r\n"].concat();
         for size in [1, LIMIT, LIMIT + 1, LIMIT + 2] {
-            assert!(lines(line.chunks(size))[0].1, "in pieces of {size}");
-        }
-    }
-
-    #[test]
-    fn a_carriage_return_at_the_limit_is_not_the_lines_end() {
-        let line = [[b'x'; LIMIT - 1].as_slice(), b"\rmore\r\n"].concat();
-        for size in [1, LIMIT, 1000] {
-            assert_eq!(lines(line.chunks(size))[0].0.len(), LIMIT, "in pieces of {size}");
+            let lines = lines(LineReader::new(Ending::Lf), line.chunks(size));
+            assert_eq!((lines[0].1, lines[0].2), (true, true), "in pieces of {size}");
         }
     }
 
     #[test]
     fn nothing_is_kept_between_lines() {
-        let mut reader = LineReader::default();
+        let mut reader = LineReader::new(Ending::Lf);
         reader.feed(Seq::new(0), b"NO", LIMIT, |_| true);
         assert!(reader.is_in_line());
         reader.feed(Seq::new(2), b"OP\r\n", LIMIT, |_| true);
@@ -286,23 +317,11 @@ mod tests {
     #[test]
     fn stops_where_the_text_ends() {
         let mut count = 0;
-        LineReader::default().feed(Seq::new(0), b"234 go on\r\n\x16\x03\n\x01\n", LIMIT, |_| {
+        LineReader::new(Ending::CrLf).feed(Seq::new(0), b"234 go on\r\n\x16\x03\r\n\x01\r\n", LIMIT, |_| {
             count += 1;
             false
         });
         assert_eq!(count, 1);
-    }
-
-    #[test]
-    fn after_a_gap_a_line_is_known_by_its_beginning_only() {
-        let mut reader = LineReader::default();
-        reader.feed(Seq::new(0), b"STOR a", LIMIT, |_| true);
-        reader.gap(|line| assert_eq!((line.text, line.whole), (b"STOR a".as_slice(), false)));
-        reader.gap(|_| panic!("nothing was begun"));
-        reader.feed(Seq::new(9), b"NOOP\r\n", LIMIT, |line| {
-            assert_eq!(line.text, b"NOOP");
-            true
-        });
     }
 
     proptest! {
@@ -326,7 +345,10 @@ mod tests {
                 chunks.push(chunk);
                 rest = behind;
             }
-            prop_assert_eq!(lines(chunks), lines([text.as_slice()]));
+            for ending in [Ending::Lf, Ending::CrLf] {
+                let in_pieces = lines(LineReader::new(ending), chunks.iter().copied());
+                prop_assert_eq!(in_pieces, lines(LineReader::new(ending), [text.as_slice()]));
+            }
         }
     }
 }

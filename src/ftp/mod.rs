@@ -7,7 +7,8 @@ pub mod line;
 pub mod mode;
 pub mod notation;
 pub mod reply;
+pub mod telnet;
 pub mod unfinished;
 
-pub use line::{Line, LineReader};
+pub use line::{Ending, Line, LineReader};
 pub use mode::{Mode, Modes};

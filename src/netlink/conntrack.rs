@@ -42,6 +42,8 @@ const OFFSET_AFTER: u16 = 3;
 
 const TCP_STATE: u16 = 1;
 const TCP_STATE_NUMBER: u16 = 1;
+/// TCP_CONNTRACK_SYN_RECV: the SYN was answered, and the answer has not been acknowledged.
+const TCP_SYN_RECV: u8 = 2;
 const TCP_ESTABLISHED: u8 = 3;
 const TCP_FLAGS_ORIGINAL: u16 = 4;
 const TCP_FLAGS_REPLY: u16 = 5;
@@ -60,6 +62,8 @@ pub struct Entry {
     /// Whether both ends may go on talking: it has begun and neither has said that it ends. What the kernel tells of a
     /// connection that it has forgotten does not say so.
     pub is_established: bool,
+    /// Whether it is just being opened: the SYN was answered, and nothing has come since then.
+    pub is_opening: bool,
     /// A number that no other connection has while this one lasts.
     pub id: Option<u32>,
     /// How the sequence numbers of its packets are corrected, in the original direction and in the other one, where that
@@ -209,6 +213,7 @@ impl Entry {
             status: number(STATUS).unwrap_or(0),
             mark: number(MARK).unwrap_or(0),
             is_established: tcp_state(attributes) == Some(TCP_ESTABLISHED),
+            is_opening: tcp_state(attributes) == Some(TCP_SYN_RECV),
             id: number(ID),
             adjustments: [ADJUSTMENT_ORIGINAL, ADJUSTMENT_REPLY]
                 .map(|kind| attributes.find(kind).and_then(|found| SequenceAdjustment::read(found.nested()))),
@@ -288,7 +293,15 @@ mod tests {
             let adjustments = [None, Some(adjustment)];
             assert_eq!(
                 entry,
-                Some(Entry { connection, status: 0, mark: 7, is_established: false, id: None, adjustments })
+                Some(Entry {
+                    connection,
+                    status: 0,
+                    mark: 7,
+                    is_established: false,
+                    is_opening: false,
+                    id: None,
+                    adjustments
+                })
             );
         }
     }

@@ -84,6 +84,13 @@ impl Key {
         Self(fields)
     }
 
+    /// `port`.
+    pub fn port(port: u16) -> Self {
+        let mut fields = Fields::NONE;
+        fields.push(&port.to_be_bytes());
+        Self(fields)
+    }
+
     /// What [`connection`](Self::connection) was made of, if this is such a key.
     pub fn as_connection(&self) -> Option<(IpAddr, IpAddr, u16)> {
         let (addresses, port) = self.0.as_bytes().split_last_chunk::<4>()?;
@@ -184,7 +191,12 @@ impl Element {
         Self { key, last: None, value: None, timeout: Some(timeout), remaining: None }
     }
 
-    /// The same in a map.
+    /// A single key that stays.
+    pub const fn lasting(key: Key) -> Self {
+        Self { key, last: None, value: None, timeout: None, remaining: None }
+    }
+
+    /// The same as [`new`](Self::new) in a map.
     pub const fn mapped(key: Key, value: Value, timeout: Duration) -> Self {
         Self { key, last: None, value: Some(value), timeout: Some(timeout), remaining: None }
     }

@@ -3,11 +3,13 @@
 //! What the kernel shows is what it was given, so it is not understood here but repeated. Only what a table collects
 //! while it is used is left out: elements of sets with a timeout.
 
-use super::bytes::{Attribute, Message, Writer, flags};
+use super::bytes::{Attribute, Head, Message, Messages, Writer, flags};
 use super::element::Element;
 use super::elements::{ELEMENTS_A_MESSAGE, write_elements};
 use super::error::{Cause, Error, Operation};
-use super::tables::{Table, Tables, attribute, kind};
+use super::expression::Expression;
+use super::marks;
+use super::tables::{Table, Tables, attribute, kind, write_rule_body};
 
 /// Attributes that hold others.
 const NESTED: u16 = 0x8000;
@@ -44,7 +46,12 @@ mod step {
 }
 
 const SET_FLAGS: u16 = 3;
+const SET_DESCRIPTION: u16 = 9;
 const SET_ID: u16 = 10;
+/// The number of elements that a set has room for, within its description.
+const SIZE: u16 = 1;
+/// Sets that belong to one rule, and sets that nobody can change (`NFT_SET_ANONYMOUS`, `NFT_SET_CONSTANT`).
+const FIXED: u32 = 0x1 | 0x2;
 /// The elements of such a set come and go.
 const WITH_TIMEOUT: u32 = 0x10;
 
@@ -66,6 +73,14 @@ impl Request {
         Self { kind, flags, attributes: attributes.collect() }
     }
 
+    /// The request whose attributes `body` writes.
+    fn written(kind: u16, flags: u16, repeated: &[u16], body: impl FnOnce(&mut Writer)) -> Self {
+        let mut writer = Writer::default();
+        writer.message(Head { kind, flags, sequence: 0, family: 0, resource: 0 }, body);
+        let message = Messages::of(writer.as_bytes()).next().expect("it has just been written");
+        Self::repeating(message, kind, flags, repeated)
+    }
+
     /// The steps of a rule as the kernel takes them, which is not always as it shows them.
     fn mend_steps(&mut self) {
         let steps = self.attributes.iter_mut().find(|(kind, _)| *kind == attribute::RULE_EXPRESSIONS | NESTED);
@@ -75,6 +90,11 @@ impl Request {
             writer.nested(step::ELEMENT, |w| mended_step(w, step));
         }
         *bytes = writer.as_bytes().into();
+    }
+
+    /// The value of an attribute, to be changed.
+    fn value_mut(&mut self, kind: u16) -> Option<&mut Box<[u8]>> {
+        self.attributes.iter_mut().find(|(found, _)| found & !NESTED == kind).map(|(_, value)| value)
     }
 
     fn number(&self, kind: u16) -> Option<u32> {
@@ -122,6 +142,50 @@ impl TableImage {
     /// How many rules it has.
     pub fn rules(&self) -> usize {
         self.rules.len()
+    }
+
+    /// Makes this the one rule of a chain, in the place of those that are in it.
+    pub fn fill_chain(&mut self, table: Table<'_>, chain: &str, rule: &[Expression]) {
+        let is_in_chain = |request: &Request| request.text(attribute::RULE_CHAIN) == Some(chain);
+        let place = self.rules.iter().position(is_in_chain).unwrap_or(self.rules.len());
+        self.rules.retain(|request| !is_in_chain(request));
+        let body = |w: &mut Writer| write_rule_body(w, table, chain, "", rule);
+        let request = Request::written(kind::NEW_RULE, flags::CREATE | flags::APPEND, repeated::RULE, body);
+        self.rules.insert(place, request);
+    }
+
+    /// Makes these the elements of a set, in the place of those that are in it.
+    pub fn fill_set(&mut self, table: Table<'_>, set: &str, elements: &[Element]) {
+        self.elements.retain(|request| request.text(attribute::SET_NAME) != Some(set));
+        self.elements.extend(elements.chunks(ELEMENTS_A_MESSAGE).map(|elements| {
+            let body = |w: &mut Writer| write_elements(w, table, set, elements);
+            Request::written(kind::NEW_ELEMENT, flags::CREATE, repeated::ELEMENTS, body)
+        }));
+    }
+
+    /// Gives a set or map room for so many elements.
+    pub fn resize_set(&mut self, set: &str, size: u32) {
+        let sets = self.sets.iter_mut().filter(|request| request.text(attribute::SET_NAME) == Some(set));
+        for description in sets.filter_map(|request| request.value_mut(SET_DESCRIPTION)) {
+            let mut writer = Writer::default();
+            writer.number(SIZE, size);
+            let rest = Attribute::from(&**description).nested().filter(|(kind, _)| *kind != SIZE);
+            rest.for_each(|(kind, value)| writer.attribute(kind, value.bytes()));
+            *description = writer.as_bytes().into();
+        }
+    }
+
+    /// Exchanges the numbers that rules compare marks of connections with, mask them by or set them to. Whether every
+    /// use of such a mark was understood and has another number; if not, the image is of no use any more.
+    pub fn exchange_marks(&mut self, other: impl Fn(u32) -> Option<u32>) -> bool {
+        self.rules.iter_mut().all(|rule| {
+            let Some(steps) = rule.value_mut(attribute::RULE_EXPRESSIONS) else { return true };
+            match marks::exchanged(steps, &other) {
+                Some(exchanged) => *steps = exchanged,
+                None => return false,
+            }
+            true
+        })
     }
 }
 
@@ -174,8 +238,8 @@ impl Tables {
         Ok(image)
     }
 
-    /// Makes a table be again as it was, whatever is left of it, at once or not at all. Its chains are filled anew; sets
-    /// that still stand keep what is in them. The elements come with it, as far as they find room: what is left over
+    /// Makes a table be again as it was, whatever is left of it, at once or not at all. Its chains are filled anew, and
+    /// so are the sets of which the image has elements; others that still stand keep what is in them. The elements come with it, as far as they find room: what is left over
     /// is handed back.
     pub fn put_back<'e>(
         &mut self,
@@ -208,6 +272,22 @@ impl Tables {
                     }
                 };
                 make(&image.sets);
+                // What somebody else has put into a set whose elements are known goes.
+                for set in image.sets.iter().filter(|set| set.number(SET_FLAGS).unwrap_or(0) & FIXED == 0) {
+                    let name = set.text(attribute::SET_NAME).unwrap_or_default();
+                    let is_of_set = |elements: &Request| elements.text(attribute::SET_NAME) == Some(name);
+                    if image.elements.iter().any(is_of_set) {
+                        batch.request(kind::DELETE_ELEMENT, 0, family, |w| {
+                            w.text(attribute::TABLE, table.name);
+                            w.text(attribute::SET_NAME, name);
+                        });
+                    }
+                }
+                let mut make = |requests: &[Request]| {
+                    for request in requests {
+                        batch.request(request.kind, request.flags, family, |w| request.write(w));
+                    }
+                };
                 make(&image.elements);
                 make(&image.objects);
                 make(&image.rules);

@@ -15,6 +15,7 @@ mod expression;
 mod filter;
 mod helper;
 mod image;
+mod marks;
 mod socket;
 mod tables;
 mod tuple;

@@ -323,15 +323,19 @@ fn write_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &s
 
 fn write_rule(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, place: u16, comment: &str, rule: &[Expression]) {
     batch.request(kind::NEW_RULE, flags::CREATE | place, table.family.number(), |w| {
-        w.text(attribute::TABLE, table.name);
-        w.text(attribute::RULE_CHAIN, chain);
-        w.nested(attribute::RULE_EXPRESSIONS, |list| rule.iter().for_each(|step| step.write(list)));
-        // Type, length, text, zero.
-        if let Some(length) = u8::try_from(comment.len() + 1).ok().filter(|length| *length > 1) {
-            let userdata = [&[COMMENT, length], comment.as_bytes(), &[0]].concat();
-            w.attribute(attribute::RULE_USERDATA, &userdata);
-        }
+        write_rule_body(w, table, chain, comment, rule);
     });
+}
+
+pub(super) fn write_rule_body(w: &mut Writer, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
+    w.text(attribute::TABLE, table.name);
+    w.text(attribute::RULE_CHAIN, chain);
+    w.nested(attribute::RULE_EXPRESSIONS, |list| rule.iter().for_each(|step| step.write(list)));
+    // Type, length, text, zero.
+    if let Some(length) = u8::try_from(comment.len() + 1).ok().filter(|length| *length > 1) {
+        let userdata = [&[COMMENT, length], comment.as_bytes(), &[0]].concat();
+        w.attribute(attribute::RULE_USERDATA, &userdata);
+    }
 }
 
 fn read_chain(message: Message<'_>) -> Option<Chain> {

@@ -19,11 +19,13 @@ use super::bytes::{Head, Writer, flags};
 const VERDICT: u16 = 0x0301;
 const CONFIGURE: u16 = 0x0302;
 const VERDICT_HEADER: u16 = 2;
+const NFQA_MARK: u16 = 3;
 const PAYLOAD: u16 = 10;
 const WHICH_FLAGS: u16 = 4;
 const FLAGS: u16 = 5;
 /// What it has no room for is accepted.
 const OPEN_WHEN_FULL: u32 = 1;
+const NF_DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 /// To a queue, whose number is in the upper half; passed by if nobody reads it.
 const QUEUE: u32 = 3;
@@ -61,13 +63,20 @@ impl Verdicts {
         self.send(&message)
     }
 
-    /// Lets the packet with that number go on, or this one in its place.
-    pub fn go_on(&self, packet: u32, instead: Option<&[u8]>) -> io::Result<()> {
+    /// Lets the packet with that number go on, or this one in its place; with another mark if one is given.
+    pub fn go_on(&self, packet: u32, instead: Option<&[u8]>, mark: Option<u32>) -> io::Result<()> {
         if instead.is_some_and(|packet| packet.len() > LONGEST) {
             return Err(io::Errno::MSGSIZE);
         }
         let mut message = Writer::default();
-        write(&mut message, self.queue, self.verdict, packet, instead);
+        write(&mut message, self.queue, self.verdict, packet, instead, mark);
+        self.send(&message)
+    }
+
+    /// Drops the packet with that number.
+    pub fn discard(&self, packet: u32) -> io::Result<()> {
+        let mut message = Writer::default();
+        write(&mut message, self.queue, NF_DROP, packet, None, None);
         self.send(&message)
     }
 
@@ -76,10 +85,13 @@ impl Verdicts {
     }
 }
 
-fn write(message: &mut Writer, queue: u16, verdict: u32, packet: u32, instead: Option<&[u8]>) {
+fn write(message: &mut Writer, queue: u16, verdict: u32, packet: u32, instead: Option<&[u8]>, mark: Option<u32>) {
     let head = Head { kind: VERDICT, flags: flags::REQUEST, sequence: 0, family: 0, resource: queue };
     message.message(head, |w| {
         w.attribute(VERDICT_HEADER, &[verdict.to_be_bytes(), packet.to_be_bytes()].concat());
+        if let Some(mark) = mark {
+            w.number(NFQA_MARK, mark);
+        }
         if let Some(instead) = instead {
             w.attribute(PAYLOAD, instead);
         }
@@ -106,11 +118,13 @@ mod tests {
         let verdicts = Verdicts::new(socket, 7);
         assert_eq!(verdicts.verdict, 1);
         let mut message = Writer::default();
-        write(&mut message, 7, verdicts.past_helpers(0xfffe).expect("a copy").verdict, 0x0102_0304, Some(b"abc"));
+        let verdict = verdicts.past_helpers(0xfffe).expect("a copy").verdict;
+        write(&mut message, 7, verdict, 0x0102_0304, Some(b"abc"), Some(0x0506_0708));
         let bytes = message.as_bytes();
         assert_eq!(bytes[16..20], [0, 0, 0, 7]);
         assert_eq!(bytes[24..32], [0xff, 0xfe, 0x80, 3, 1, 2, 3, 4]);
-        assert_eq!(bytes[36..], *b"abc\0");
+        assert_eq!(bytes[36..40], [5, 6, 7, 8]);
+        assert_eq!(bytes[44..], *b"abc\0");
     }
 
     #[test]

@@ -7,5 +7,5 @@ mod seq;
 
 pub use flow::{Connection, Direction, Endpoint, Flow};
 pub use replace::{readdressed, replaced};
-pub use segment::{Flags, NotSegment, Segment};
+pub use segment::{Flags, NotSegment, Origin, Segment, has_sound_checksum};
 pub use seq::Seq;

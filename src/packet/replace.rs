@@ -9,7 +9,8 @@ use pnet_packet::tcp::{self, MutableTcpPacket, TcpFlags};
 
 use super::{Flow, Seq};
 
-/// The packet with another payload, which stands elsewhere in the stream. Options of IP and TCP stay as they are.
+/// The packet with another payload, which stands elsewhere in the stream. Options of IP and TCP stay as they are;
+/// nothing of the payload is urgent.
 ///
 /// None if it is no whole TCP segment, or would be longer than a packet can be.
 pub fn replaced(packet: &[u8], seq: Seq, payload: &[u8]) -> Option<Vec<u8>> {
@@ -17,7 +18,10 @@ pub fn replaced(packet: &[u8], seq: Seq, payload: &[u8]) -> Option<Vec<u8>> {
     let mut bytes = Vec::with_capacity(places.payload + payload.len());
     bytes.extend_from_slice(packet.get(..places.payload)?);
     bytes.extend_from_slice(payload);
-    MutableTcpPacket::new(&mut bytes[places.tcp..])?.set_sequence(seq.number());
+    let mut tcp = MutableTcpPacket::new(&mut bytes[places.tcp..])?;
+    tcp.set_sequence(seq.number());
+    tcp.set_flags(tcp.get_flags() & !TcpFlags::URG);
+    tcp.set_urgent_ptr(0);
     finish(&mut bytes, places)?;
     Some(bytes)
 }

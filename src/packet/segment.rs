@@ -25,6 +25,8 @@ impl Flags {
     pub const RST: Self = Self(0x04);
     /// The acknowledgement number counts.
     pub const ACK: Self = Self(0x10);
+    /// The urgent pointer counts.
+    pub const URG: Self = Self(0x20);
 
     /// Whether all of `other` are set.
     pub const fn has(self, other: Self) -> bool {
@@ -47,12 +49,27 @@ pub struct Segment<'a> {
     pub seq: Seq,
     /// What the sender expects next from the other side; means something with [`Flags::ACK`] only.
     pub ack: Seq,
-    /// SYN, ACK, FIN, RST.
+    /// SYN, ACK, FIN, RST, URG.
     pub flags: Flags,
+    /// How far behind `seq` urgent data ends; means something with [`Flags::URG`] only.
+    pub urgent: u16,
+    /// The sender's timestamp (RFC 7323), where the segment has one.
+    pub timestamp: Option<u32>,
     /// The bytes; fewer than were sent if the capture cut the packet.
     pub payload: &'a [u8],
     /// How many bytes of payload follow that the capture did not keep.
     pub missing: usize,
+    /// Where it came from, if that is known.
+    pub origin: Option<Origin>,
+}
+
+/// Where this host got a packet from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Origin {
+    /// The number of the interface; 0 is this host itself.
+    pub interface: u32,
+    /// This host would send nothing to the packet's source through that interface.
+    pub is_doubtful: bool,
 }
 
 /// Why a packet is not a segment that we can read.
@@ -99,16 +116,31 @@ impl<'a> Segment<'a> {
         let source = Endpoint::new(source, port(tcp.source_port())?);
         let destination = Endpoint::new(destination, port(tcp.destination_port())?);
         // The flags stand together in one byte of the header; taking it whole beats asking for each.
-        let flags = Flags(tcp.slice()[FLAGS_OFFSET] & 0x17);
+        let flags = Flags(tcp.slice()[FLAGS_OFFSET] & 0x37);
         Ok(Self {
             flow: Flow { source, destination },
             seq: Seq::new(tcp.sequence_number()),
             ack: Seq::new(tcp.acknowledgment_number()),
             flags,
+            urgent: tcp.urgent_pointer(),
+            timestamp: timestamp(tcp.options()),
             payload: tcp.payload(),
             missing,
+            origin: None,
         })
     }
+}
+
+/// Whether the TCP checksum of a packet is right. Captures often hold packets of which the network card had not written
+/// it yet; a queue does not.
+pub fn has_sound_checksum(packet: &[u8]) -> bool {
+    let Ok((ip, _)) = LaxIpSlice::from_slice(packet) else { return false };
+    let Ok(tcp) = TcpSlice::from_slice(ip.payload().payload) else { return false };
+    let calculated = match &ip {
+        LaxIpSlice::Ipv4(ip) => tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()),
+        LaxIpSlice::Ipv6(ip) => tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()),
+    };
+    calculated == Ok(tcp.checksum())
 }
 
 /// How long the packet says that it is.
@@ -118,6 +150,30 @@ fn packet_length(ip: &LaxIpSlice<'_>) -> usize {
         LaxIpSlice::Ipv6(ip) => ip.header().slice().len() + usize::from(ip.header().payload_length()),
     }
 }
+
+/// The value of the timestamp option, where there is one.
+fn timestamp(options: &[u8]) -> Option<u32> {
+    // The order in which nearly every system writes them.
+    if let [1, 1, TIMESTAMP, TIMESTAMP_LENGTH, a, b, c, d, ..] = *options {
+        return Some(u32::from_be_bytes([a, b, c, d]));
+    }
+    let mut rest = options;
+    loop {
+        rest = match *rest {
+            [TIMESTAMP, TIMESTAMP_LENGTH, a, b, c, d, ..] => return Some(u32::from_be_bytes([a, b, c, d])),
+            [END, ..] | [] => return None,
+            [NO_OPERATION, ..] => &rest[1..],
+            [_, length, ..] if length >= 2 => rest.get(usize::from(length)..)?,
+            _ => return None,
+        };
+    }
+}
+
+/// Kinds of TCP options.
+const END: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const TIMESTAMP: u8 = 8;
+const TIMESTAMP_LENGTH: u8 = 10;
 
 /// Where the flags stand in a TCP header.
 const FLAGS_OFFSET: usize = 13;
@@ -164,6 +220,17 @@ mod tests {
         assert_eq!((segment.seq, segment.ack), (Seq::new(7), Seq::new(9)));
         assert!(segment.flags.has(Flags::ACK) && !segment.flags.has(Flags::SYN));
         assert_eq!(segment.payload, b"NOOP\r\n");
+        assert_eq!(segment.timestamp, Some(1));
+    }
+
+    #[test]
+    fn timestamp_is_found_in_any_order_of_options() {
+        assert_eq!(timestamp(&[2, 4, 5, 180, 8, 10, 0, 0, 0, 9, 0, 0, 0, 2, 1, 3, 3, 7]), Some(9));
+        for options in
+            [&[][..], &[0, 8, 10, 0, 0, 0, 9, 0, 0, 0, 2], &[8, 9, 0, 0, 0, 9], &[5, 0, 8], &[2], &[8, 10, 0]]
+        {
+            assert_eq!(timestamp(options), None, "{options:?}");
+        }
     }
 
     #[test]
@@ -177,6 +244,19 @@ mod tests {
         let mut packet = ipv4(b"");
         packet.extend([0; 6]);
         assert_eq!(Segment::parse(&packet).expect("a segment").payload, b"");
+    }
+
+    #[test]
+    fn one_bit_makes_a_checksum_unsound() {
+        for packet in [ipv4(b"NOOP\r\n"), ipv6_with_extensions(b"NOOP\r\n")] {
+            assert!(has_sound_checksum(&packet));
+            for at in packet.len() - 26..packet.len() {
+                let mut damaged = packet.clone();
+                damaged[at] ^= 0x10;
+                assert!(!has_sound_checksum(&damaged), "{at}");
+            }
+        }
+        assert!(!has_sound_checksum(b"") && !has_sound_checksum(&[0x45; 30]));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::hosts::Hosts;
 use super::overlap::{Clash, clashes};
 use super::reader::{Entry, Fields, Reader};
 use super::rule::Rule;
-use super::settings::{Capture, Chain, ChainError, ControlPorts, Limits, Mark, Mechanism, Queues};
+use super::settings::{Capture, Chain, ChainError, ControlPorts, Limits, Mark, Mechanism, Pickup, Queues};
 use super::source::{Quoted, is_visible};
 use super::terms::{Action, PortRanges, PortSet, Terms, Tls, Verbs};
 use super::tree::Value;
@@ -22,7 +22,7 @@ use crate::net::Network;
 /// The keys that a policy may have, level by level.
 pub(super) mod keys {
     pub(crate) const POLICY: &[&str] =
-        &["control_ports", "mechanism", "capture", "admit", "mark", "limits", "defaults", "rules"];
+        &["control_ports", "mechanism", "capture", "pickup", "admit", "mark", "limits", "defaults", "rules"];
     pub(crate) const CAPTURE: &[&str] = &["queue", "queues", "inspect", "when_down"];
     pub(crate) const LIMITS: &[&str] = &[
         "sessions",
@@ -86,6 +86,7 @@ pub(super) fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Policy {
         control_ports: value(&fields, "control_ports", ControlPorts::default(), |entry| control_ports(reader, entry)),
         mechanism,
         capture: value(&fields, "capture", Capture::default(), |entry| capture(reader, entry)),
+        pickup: value(&fields, "pickup", Pickup::default(), |entry| reader.word(entry)),
         admit: value(&fields, "admit", Vec::new(), |entry| admit(reader, entry, mechanism)),
         mark: value(&fields, "mark", Mark::default(), |entry| mark(reader, entry)),
         limits: value(&fields, "limits", Limits::default(), |entry| limits(reader, entry)),
@@ -134,9 +135,11 @@ fn capture(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Capture> {
     let default = Capture::default();
     let first = value(&fields, "queue", default.queues.first(), |entry| reader.integer(entry, 0..=65_535));
     let queues = fields.get("queues").and_then(|entry| queues(reader, entry, first));
+    if let Some(entry) = fields.get("inspect") {
+        reader.warn(entry, "this has no effect any more: every line is read", "expected nothing: leave it out");
+    }
     Some(Capture {
         queues: queues.unwrap_or(Queues::automatic(first)),
-        inspect: value(&fields, "inspect", default.inspect, |entry| reader.word(entry)),
         when_down: value(&fields, "when_down", default.when_down, |entry| reader.word(entry)),
     })
 }
@@ -173,8 +176,8 @@ fn mark(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Mark> {
     let bits = reader.integer(entry, 1..=u32::MAX)?;
     let mark = Mark::new(bits);
     if mark.is_none() {
-        let message = format!("{bits:#010x} leaves fewer than two bits for the marks of control connections");
-        reader.error(entry, message, "expected at most 30 bits, such as the one of 0x10000000");
+        let message = format!("{bits:#010x} leaves fewer than five bits for the marks of control connections");
+        reader.error(entry, message, "expected at most 27 bits, such as the one of 0x10000000");
     }
     mark
 }

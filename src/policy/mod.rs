@@ -26,7 +26,8 @@ pub use problem::{Problem, Problems, Severity};
 pub use rule::{Rule, RuleId};
 pub use schema::schema;
 pub use settings::{
-    Capture, Chain, ChainError, ChainFamily, ControlPorts, Inspect, Limits, Mark, Mechanism, Queues, WhenDown,
+    Capture, Chain, ChainError, ChainFamily, ControlBits, ControlPorts, Limits, Mark, Mechanism, Pickup, Queues,
+    WhenDown,
 };
 pub use terms::{Action, Login, PortRanges, PortSet, Terms, ThirdParty, Tls, Verbs};
 
@@ -55,6 +56,8 @@ pub struct Policy {
     pub mechanism: Mechanism,
     /// How packets reach us.
     pub capture: Capture,
+    /// Which sessions that went on before they were read are believed.
+    pub pickup: Pickup,
     /// The chains at whose top an accept rule is kept, with the mechanism `sets`.
     pub admit: Vec<Chain>,
     /// The bits set in the mark of a connection that is admitted.

@@ -20,8 +20,8 @@ impl Display for Policy {
             Some(count) => writeln!(f, "  queues: {count}")?,
             None => writeln!(f, "  queues: auto")?,
         }
-        writeln!(f, "  inspect: {}", capture.inspect)?;
         writeln!(f, "  when_down: {}", capture.when_down)?;
+        writeln!(f, "pickup: {}", self.pickup)?;
         writeln!(f, "admit: {}", List(&self.admit))?;
         writeln!(f, "mark: {}", self.mark)?;
         let limits = self.limits;

@@ -12,7 +12,7 @@ mod tests {
     use serde_json::Value;
 
     use super::super::file::keys;
-    use super::super::settings::{Inspect, Mechanism, WhenDown};
+    use super::super::settings::{Mechanism, Pickup, WhenDown};
     use super::super::terms::{Action, Login, ThirdParty};
     use super::super::word::Word;
     use super::schema;
@@ -61,7 +61,7 @@ mod tests {
             set(W::ALL.iter().map(|word| word.word()))
         }
         assert_eq!(words_at("/properties/mechanism/enum"), all::<Mechanism>());
-        assert_eq!(words_at("/properties/capture/properties/inspect/enum"), all::<Inspect>());
+        assert_eq!(words_at("/properties/pickup/enum"), all::<Pickup>());
         assert_eq!(words_at("/properties/capture/properties/when_down/enum"), all::<WhenDown>());
         assert_eq!(words_at("/properties/rules/items/properties/action/enum"), all::<Action>());
         assert_eq!(words_at("/$defs/third_party/enum"), all::<ThirdParty>());

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use super::word::{Word, words};
 use crate::net::Port;
+use crate::packet::Direction;
+use crate::session::{InStep, Progress};
 
 words! {
     /// How the kernel holds what it was told to admit.
@@ -24,12 +26,14 @@ words! {
 }
 
 words! {
-    /// Which packets of a control connection leave the kernel to be read.
-    Inspect {
-        /// All that carry payload, so that the whole dialogue is known.
-        Dialogue = "dialogue",
-        /// Only those that begin with a line that announces an address.
-        Announcements = "announcements",
+    /// Which sessions that went on before they were read are believed, so that something may open for them.
+    Pickup {
+        /// Those of which an earlier run left word in the kernel.
+        Marked = "marked",
+        /// None.
+        Never = "never",
+        /// All. Whoever can have a packet dropped, or make a server repeat a text, may open ports then.
+        Trust = "trust",
     }
 }
 
@@ -55,6 +59,14 @@ words! {
     }
 }
 
+/// `Marked`.
+#[allow(clippy::derivable_impls, reason = "the variants are declared by a macro")]
+impl Default for Pickup {
+    fn default() -> Self {
+        Self::Marked
+    }
+}
+
 /// `Auto`.
 #[allow(clippy::derivable_impls, reason = "the variants are declared by a macro")]
 impl Default for Mechanism {
@@ -68,15 +80,13 @@ impl Default for Mechanism {
 pub struct Capture {
     /// The queues that the kernel hands packets to.
     pub queues: Queues,
-    /// Which packets those are.
-    pub inspect: Inspect,
     /// What happens to them while nobody reads.
     pub when_down: WhenDown,
 }
 
 impl Default for Capture {
     fn default() -> Self {
-        Self { queues: Queues::default(), inspect: Inspect::Dialogue, when_down: WhenDown::Open }
+        Self { queues: Queues::default(), when_down: WhenDown::Open }
     }
 }
 
@@ -170,16 +180,16 @@ impl Default for ControlPorts {
     }
 }
 
-/// The bits that Pinhole sets in the mark of a connection that it admits: at least one, and at least two are left. Of
-/// those, the two that stand nearest are for control connections.
+/// The bits that Pinhole sets in the mark of a connection that it admits: at least one, and at least five are left. Of
+/// those, the five that stand nearest are for control connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(NonZeroU32);
 
 impl Mark {
-    /// Those bits, unless there is none, or fewer than two are left.
+    /// Those bits, unless there is none, or fewer than five are left.
     pub const fn new(bits: u32) -> Option<Self> {
         match NonZeroU32::new(bits) {
-            Some(bits) if bits.get().count_zeros() >= 2 => Some(Self(bits)),
+            Some(bits) if bits.get().count_zeros() >= CONTROL_BITS => Some(Self(bits)),
             _ => None,
         }
     }
@@ -189,14 +199,110 @@ impl Mark {
         self.0.get()
     }
 
-    /// The bit that a control connection gets when its start has been read.
-    pub const fn settled_bit(self) -> u32 {
-        nearest_free(self.bits())
+    /// The bits beside them that are for control connections.
+    pub const fn control_bits(self) -> ControlBits {
+        let mut used = self.bits();
+        let mut bits = [0; CONTROL_BITS as usize];
+        let mut index = 0;
+        while index < bits.len() {
+            bits[index] = nearest_free(used);
+            used |= bits[index];
+            index += 1;
+        }
+        let [known, beyond, server_in_step, client_in_step, read] = bits;
+        ControlBits { known, beyond, server_in_step, client_in_step, read }
+    }
+}
+
+/// How many bits beside its own Pinhole needs for control connections.
+const CONTROL_BITS: u32 = 5;
+
+/// What Pinhole says in marks about control connections.
+///
+/// Four bits of a connection's mark outlive the daemon. Two say how far the session has come: neither, nothing is known;
+/// the first, both ends speak FTP; both, and a user is logged in; the second alone, nothing can be read any more. One
+/// more for each end says that all it sent was read, and that its next byte begins a line; it is cleared by every packet
+/// that nobody reads.
+///
+/// One bit of a packet's mark lives from the verdict to the next chain, which turns it into that. No connection has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlBits {
+    known: u32,
+    beyond: u32,
+    server_in_step: u32,
+    client_in_step: u32,
+    read: u32,
+}
+
+impl ControlBits {
+    /// All bits that a connection's mark may have.
+    pub const fn all_of_connection(self) -> u32 {
+        self.progress() | self.server_in_step | self.client_in_step
     }
 
-    /// The bit that a control connection gets when nothing in it can be read any more.
-    pub const fn unread_bit(self) -> u32 {
-        nearest_free(self.bits() | self.settled_bit())
+    /// Each of them, in a fixed order.
+    pub const fn each(self) -> [u32; CONTROL_BITS as usize] {
+        [self.known, self.beyond, self.server_in_step, self.client_in_step, self.read]
+    }
+
+    /// The two bits of how far a session has come.
+    pub const fn progress(self) -> u32 {
+        self.known | self.beyond
+    }
+
+    /// The bits that say this.
+    pub const fn of(self, progress: Progress) -> u32 {
+        match progress {
+            Progress::Unknown => 0,
+            Progress::Ftp => self.known,
+            Progress::LoggedIn => self.known | self.beyond,
+            Progress::Unreadable => self.beyond,
+        }
+    }
+
+    /// What a connection's mark says of how far its session has come.
+    pub const fn read_progress(self, mark: u32) -> Progress {
+        match (mark & self.known != 0, mark & self.beyond != 0) {
+            (false, false) => Progress::Unknown,
+            (true, false) => Progress::Ftp,
+            (true, true) => Progress::LoggedIn,
+            (false, true) => Progress::Unreadable,
+        }
+    }
+
+    /// The bit of a connection's mark that says that this end is in step.
+    pub const fn in_step(self, end: Direction) -> u32 {
+        match end {
+            Direction::FromClient => self.client_in_step,
+            Direction::FromServer => self.server_in_step,
+        }
+    }
+
+    /// Which ends are in step, by a connection's mark.
+    pub const fn read_in_step(self, mark: u32) -> InStep {
+        InStep { client: mark & self.client_in_step != 0, server: mark & self.server_in_step != 0 }
+    }
+
+    /// The bit of a packet's mark that says that it was read.
+    pub const fn of_read_packet(self) -> u32 {
+        self.read
+    }
+
+    /// The bit of a packet's mark that says that its sender is in step behind it.
+    pub const fn of_packet_in_step(self) -> u32 {
+        self.known
+    }
+
+    /// Whether the mark of a packet that is to be read says that its source is not where it comes from.
+    pub const fn is_doubtful(self, mark: u32) -> bool {
+        let both = self.of_packet(0, true);
+        mark & both == both
+    }
+
+    /// The mark of a packet that was read, and whether its sender is in step behind it.
+    pub const fn of_packet(self, mark: u32, in_step: bool) -> u32 {
+        let cleared = mark & !(self.of_read_packet() | self.of_packet_in_step());
+        cleared | self.of_read_packet() | if in_step { self.of_packet_in_step() } else { 0 }
     }
 }
 
@@ -341,15 +447,31 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beside_the_mark_are_two_bits_of_which_none_is_another() {
-        let bits = |mark| Mark::new(mark).map(|mark| (mark.settled_bit(), mark.unread_bit()));
-        assert_eq!(bits(0x1000_0000), Some((0x2000_0000, 0x4000_0000)));
-        assert_eq!(bits(0x30), Some((0x40, 0x80)));
-        assert_eq!(bits(0x4000_0000), Some((0x8000_0000, 0x2000_0000)));
-        assert_eq!(bits(0x8000_0001), Some((0x4000_0000, 0x2000_0000)));
-        assert_eq!(bits(0x9fff_ffff), Some((0x4000_0000, 0x2000_0000)));
-        assert_eq!(bits(0x7fff_fffe), Some((0x8000_0000, 1)));
-        assert_eq!((bits(0), bits(0xffff_fffe), bits(u32::MAX)), (None, None, None));
+    fn control_bits_stand_nearest_to_the_mark() {
+        let bits = |mark| Mark::new(mark).map(|mark| mark.control_bits().each());
+        assert_eq!(bits(0x1000_0000), Some([0x2000_0000, 0x4000_0000, 0x8000_0000, 0x0800_0000, 0x0400_0000]));
+        assert_eq!(bits(0x30), Some([0x40, 0x80, 0x100, 0x200, 0x400]));
+        assert_eq!(bits(0x07ff_fffe), Some([0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000, 0x8000_0000]));
+        assert_eq!((bits(0), bits(0x0fff_ffff), bits(u32::MAX)), (None, None, None));
+    }
+
+    #[test]
+    fn progress_is_read_as_it_was_written() {
+        let bits = Mark::default().control_bits();
+        for progress in [Progress::Unknown, Progress::Ftp, Progress::LoggedIn, Progress::Unreadable] {
+            assert_eq!(bits.read_progress(bits.of(progress) | !bits.progress()), progress);
+            assert_eq!(bits.of(progress) & !bits.progress(), 0);
+        }
+    }
+
+    #[test]
+    fn control_bits_are_five_beside_the_mark() {
+        for bits in [1, 0x1000_0000, 0x8000_0000, 0x07ff_ffff, 0xffff_ffe0] {
+            let mark = Mark::new(bits).expect("five bits are left");
+            let each = mark.control_bits().each();
+            assert_eq!(each.iter().fold(bits, |all, bit| all | bit).count_ones(), bits.count_ones() + 5, "{bits:#x}");
+            assert!(each.iter().all(|bit| bit.count_ones() == 1), "{bits:#x}");
+        }
     }
 
     #[test]

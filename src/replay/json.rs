@@ -181,7 +181,7 @@ impl<W: Write> Report for Json<W> {
             News::RangeRefused { corridor, why } => ("range-refusal", range(&corridor, Some(why.name()))),
             News::NotFtp => ("not-ftp", Fields::None {}),
             News::Ended(how) => ("end", Fields::Reason { reason: how.name() }),
-            News::Said { .. } | News::Odd(_) => return,
+            News::Said { .. } | News::Anomaly(_) => return,
         };
         self.line(event, at, Some(session), fields);
     }

@@ -108,7 +108,7 @@ impl<R: Report> Replay<R> {
     pub fn next_capture(&mut self, begins: Timestamp, outside: &mut impl Outside) {
         if begins < self.now {
             self.nothing_more_comes(outside);
-            self.tracker.forget();
+            self.tracker.forget_all();
             self.connections = DataConnections::default();
             self.firewall = self.firewall.anew();
             self.now = begins;
@@ -268,7 +268,7 @@ impl<R: Report> Replay<R> {
                 let seq = self.firewall.shifted(&translated, other.seq);
                 readdressed(&packet, &translated.outside, seq, |ack| ack)
             }),
-            (Way::Out, Verdict::Accept | Verdict::Later) => {
+            (Way::Out, Verdict::Accept | Verdict::Later | Verdict::Drop) => {
                 let seq = self.firewall.shifted(&translated, segment.seq);
                 readdressed(packet, &translated.outside, seq, |ack| ack)
             }

@@ -44,7 +44,7 @@ impl Tally {
             News::Refused { .. } | News::RangeRefused { .. } => self.refusals += 1,
             News::Used { .. } => self.related += 1,
             News::Expired(_) => self.expired += 1,
-            News::Odd(_) => self.oddities += 1,
+            News::Anomaly(_) => self.oddities += 1,
             News::Ended(how) if how.is_eviction() => self.evicted += 1,
             News::Said { .. }
             | News::Denied { .. }

@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
 use super::{Blocked, Report, Tally};
-use crate::stream::Oddity;
+use crate::stream::StreamAnomaly;
 use crate::time::Timestamp;
 use crate::tracker::{News, SessionNumber};
 
@@ -102,7 +102,7 @@ impl<W: Write> Report for Text<W> {
             }
             News::NotFtp => say(format_args!("this is not FTP: nothing opens")),
             News::Ended(how) => say(format_args!("end, {}", how.name())),
-            News::Odd(oddity) => say(format_args!("odd: {}", explain(oddity))),
+            News::Anomaly(anomaly) => say(format_args!("anomaly: {}", explain(anomaly))),
         }
     }
 
@@ -151,12 +151,16 @@ impl<W: Write> Report for Text<W> {
     }
 }
 
-const fn explain(oddity: Oddity) -> &'static str {
-    match oddity {
-        Oddity::DifferingCopy => "bytes came a second time with other values; the first ones count",
-        Oddity::FarAway => "a segment far away from where the stream is; ignored",
-        Oddity::TooMuchWaiting => "too much came out of order; what is missing is given up",
-        Oddity::Lost => "bytes are missing in the capture that the receiver had",
+const fn explain(anomaly: StreamAnomaly) -> &'static str {
+    match anomaly {
+        StreamAnomaly::DifferingCopy => "bytes came a second time with other values; the first ones count",
+        StreamAnomaly::FarAway => "a segment far away from where the stream is; it does not count",
+        StreamAnomaly::TooMuchWaiting => "too much came out of order",
+        StreamAnomaly::Lost => "bytes are missing in the capture that the receiver had",
+        StreamAnomaly::Unacceptable => "a segment that its receiver ignores; it does not count",
+        StreamAnomaly::StaleTimestamp => "a segment with an old timestamp (PAWS); it does not count",
+        StreamAnomaly::WrongSide => "a segment from the side of its receiver; it does not count",
+        StreamAnomaly::Unverifiable => "bytes came a second time, too late to compare; they do not count",
     }
 }
 

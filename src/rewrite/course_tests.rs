@@ -11,7 +11,17 @@ const FIRST: u32 = u32::MAX - 40;
 fn segment(at: usize, payload: &[u8]) -> Segment<'_> {
     let end = Endpoint::new(IpAddr::V4(Ipv4Addr::LOCALHOST), Port::FTP);
     let flow = Flow { source: end, destination: end };
-    Segment { flow, seq: Seq::new(FIRST) + at, ack: Seq::default(), flags: Flags::ACK, payload, missing: 0 }
+    Segment {
+        flow,
+        seq: Seq::new(FIRST) + at,
+        ack: Seq::default(),
+        flags: Flags::ACK,
+        urgent: 0,
+        timestamp: None,
+        payload,
+        missing: 0,
+        origin: None,
+    }
 }
 
 /// What stands in the stream, and what the receiver is to get.
@@ -100,7 +110,7 @@ impl Path {
         let (seq, payload) = match self.course.verdict(&segment) {
             Verdict::Accept => (segment.seq, bytes.clone()),
             Verdict::Replace(Replacement { seq, payload }) => (seq, payload),
-            Verdict::Later => unreachable!("a course lets nothing wait"),
+            Verdict::Later | Verdict::Drop => unreachable!("a course lets nothing wait, and drops nothing"),
         };
         assert!(!payload.is_empty(), "a segment without payload would not be answered");
         if is_lost {

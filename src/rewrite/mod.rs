@@ -19,6 +19,8 @@ pub enum Verdict {
     Accept,
     /// It goes on with something else in it.
     Replace(Replacement),
+    /// It does not go on: its receiver would ignore it, or read something else than was read here.
+    Drop,
     /// It waits until what is missing in front of it has come, and is then shown again.
     Later,
 }

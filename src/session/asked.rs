@@ -26,13 +26,6 @@ pub(super) enum Asked {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandNumber(u32);
 
-impl CommandNumber {
-    /// The number of the command behind this one.
-    pub(super) fn next(self) -> Self {
-        Self(self.0.wrapping_add(1))
-    }
-}
-
 /// A queue of [`Asked`].
 #[derive(Debug)]
 pub(super) struct Unanswered {
@@ -58,7 +51,7 @@ impl Unanswered {
             self.beyond = self.beyond.saturating_add(1);
             return None;
         }
-        let number = self.next_number();
+        let number = CommandNumber(self.number.0.wrapping_add(u32::from(self.count)));
         self.kinds[(usize::from(self.first) + usize::from(self.count)) % MOST] = kind;
         self.count += 1;
         Some(number)
@@ -80,33 +73,6 @@ impl Unanswered {
         }
         self.beyond = self.beyond.saturating_sub(1);
         None
-    }
-
-    /// An empty one whose first command has this number.
-    pub(super) fn starting_at(number: CommandNumber) -> Self {
-        Self { number, ..Self::default() }
-    }
-
-    /// Whether every command has been answered.
-    pub(super) fn is_empty(&self) -> bool {
-        self.count == 0 && self.beyond == 0
-    }
-
-    /// The number of the next command, while all that wait are known.
-    pub(super) fn next_number(&self) -> CommandNumber {
-        CommandNumber(self.number.0.wrapping_add(u32::from(self.count)))
-    }
-
-    /// Forgets all in front of that command, and nothing if it does not wait any more. Whether it does.
-    pub(super) fn forget_before(&mut self, number: CommandNumber) -> bool {
-        let place = number.0.wrapping_sub(self.number.0);
-        if place >= u32::from(self.count) {
-            return false;
-        }
-        for _ in 0..place {
-            self.advance();
-        }
-        true
     }
 
     /// Whether commands of unknown kind wait for an answer.

@@ -2,13 +2,12 @@
 //!
 //! Lines in, meanings out. Knows nothing of packets, policy or time.
 
-mod excerpted;
-
 use std::fmt::Write as _;
 use std::ops::Range;
 
+use memchr::memmem;
+
 use super::asked::{Asked, CommandNumber, Unanswered};
-use super::excerpt::Excerpt;
 use crate::ftp::command::{Command, Said, Verb};
 use crate::ftp::notation::{Announced, Found, Notation};
 use crate::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
@@ -18,8 +17,8 @@ use crate::packet::{Direction, Seq};
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
 
-/// `PASV` and a line feed.
-const SHORTEST_QUESTION: usize = 5;
+/// The longest line that a client of FTP sends before somebody is logged in.
+const LONGEST_BEFORE_LOGIN: usize = 512;
 
 /// A line that names where a data connection will go, and how it stands in the dialogue.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +31,7 @@ pub struct Announcement<'a> {
     pub number: Option<CommandNumber>,
     /// How it stands.
     pub standing: Standing,
-    /// Where it is written; none where it does not stand in one piece.
+    /// The bytes that name the address, where they can be read.
     pub written: Option<Written<'a>>,
 }
 
@@ -46,7 +45,7 @@ pub struct Written<'a> {
 }
 
 impl Written<'_> {
-    /// Where the address stands in the stream.
+    /// The sequence number of the address's first byte.
     pub fn place(&self) -> Seq {
         self.line.start + self.span.start
     }
@@ -57,12 +56,40 @@ impl Written<'_> {
 pub struct Standing {
     /// Both ends have spoken FTP so far.
     pub is_ftp: bool,
+    /// The dialogue was read from its start, or by an earlier run that left word of it.
+    pub is_known: bool,
+    /// All readers agree what this line says.
+    pub is_plain: bool,
     /// The client asked for it; always so where the client itself announces.
     pub asked_for: bool,
-    /// Somebody is logged in, as far as we know.
+    /// Somebody is logged in.
     pub logged_in: bool,
     /// The client said before that it would use nothing but EPSV.
     pub extended_only: bool,
+}
+
+/// How far a session has come: what is known of it when nobody remembers its dialogue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Progress {
+    /// Nothing is known.
+    #[default]
+    Unknown,
+    /// The server has sent its greeting, and the client commands of FTP.
+    Ftp,
+    /// And the server has let a user in.
+    LoggedIn,
+    /// Nothing more can be read: it is encrypted, or it is not FTP.
+    Unreadable,
+}
+
+/// Which ends of a session are in step when it is picked up: all that they sent was read, and their next byte begins a
+/// line, the server's one that begins a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct InStep {
+    /// The client.
+    pub client: bool,
+    /// The server.
+    pub server: bool,
 }
 
 /// What a line means to those outside.
@@ -72,8 +99,6 @@ pub enum Event<'a> {
     Nothing,
     /// The client gave a command; the argument only where no secret can be in it.
     Said(&'static str, Option<&'a [u8]>),
-    /// The client gave a command that FTP does not know: its first word.
-    SaidUnknown(&'a [u8]),
     /// One end announced where it listens.
     Announced(Announcement<'a>),
     /// The server refused the announcement that was the command of this number.
@@ -87,17 +112,8 @@ pub enum Event<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Login {
-    Out,
-    In,
-    /// The session was picked up in the middle, or something that the server said was not heard: it had its chance to log
-    /// in.
-    Unknown,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Language {
-    /// Nothing has been said that would tell.
+    /// Nobody has logged in yet. Up to then both ends have to keep to FTP.
     Undecided,
     Ftp,
     Other,
@@ -110,101 +126,73 @@ enum Language {
 pub struct Dialogue {
     unanswered: Unanswered,
     replies: ReplyReader,
-    login: Login,
     language: Language,
-    greeted: bool,
-    picked_up: bool,
+    is_logged_in: bool,
+    is_greeted: bool,
+    /// The client has given a command of FTP.
+    has_commanded: bool,
+    /// Its beginning was read, or an earlier run left word of it.
+    is_known: bool,
     extended_only: bool,
     encryption_requested: bool,
-    /// Whether all commands and replies were heard, so that it is known which answers which.
+    /// Whether all commands and replies were read, so that it is known which answers which.
     in_step: bool,
-    /// A hole in what the server said that the client has no part in.
-    hole: Hole,
-    /// What waits for an answer where only an excerpt of the dialogue is heard; then it is not `unanswered`.
-    excerpt: Option<Box<Excerpt>>,
+    /// The next reply is the first since an earlier run, which may have read the question that it answers.
+    may_answer_earlier_run: bool,
     user: Option<Box<str>>,
 }
 
-/// What is known of bytes that one end has heard and we have not.
-#[derive(Debug, Default)]
-struct Hole {
-    /// Up to where the client has heard the server, if that is farther than we have.
-    client_heard: Option<Seq>,
-    /// The first command that it gave having heard so much.
-    known_behind: Option<(CommandNumber, Seq)>,
-    /// Up to where the server has heard the client, if a question for an address may be missing here.
-    server_heard: Option<Seq>,
-    /// Up to where what is missing has been answered.
-    answered: Option<Seq>,
-}
-
-impl Hole {
-    /// The server answers what was not heard, if there is anything. Whether a question may be among it.
-    fn is_answered(&mut self) -> bool {
-        let heard = self.server_heard.take();
-        self.answered = heard.or(self.answered);
-        heard.is_some()
-    }
-
-    /// The client goes on after something that it alone has heard; it may have been let in by that. Who only claims to
-    /// have heard it gains nothing: a server takes no segment that acknowledges what was never sent.
-    fn may_hold_a_login(&self) -> bool {
-        self.client_heard.is_some()
-    }
-}
-
 impl Dialogue {
-    /// A dialogue that is heard from its first line on.
+    /// A dialogue that is read from its first line on.
     pub fn from_the_start() -> Self {
         Self {
             unanswered: Unanswered::default(),
             replies: ReplyReader::default(),
-            login: Login::Out,
             language: Language::Undecided,
-            greeted: false,
-            picked_up: false,
+            is_logged_in: false,
+            is_greeted: false,
+            has_commanded: false,
+            is_known: true,
             extended_only: false,
             encryption_requested: false,
             in_step: true,
-            hole: Hole::default(),
-            excerpt: None,
+            may_answer_earlier_run: false,
             user: None,
         }
     }
 
-    /// A dialogue that was going on before it was heard: it may have been greeted, and somebody may be logged in.
-    pub fn from_the_middle() -> Self {
-        Self { login: Login::Unknown, greeted: true, picked_up: true, in_step: false, ..Self::from_the_start() }
-    }
-
-    /// Whether enough is known to do without whatever announces nothing: both ends talk FTP, whoever has to be is
-    /// logged in, and nothing is under way.
-    pub fn is_settled(&self) -> bool {
-        let is_quiet = self.unanswered.is_empty() && !self.replies.is_inside();
-        self.language == Language::Ftp && self.greeted && self.login != Login::Out && is_quiet
-    }
-
-    /// Whoever says the following lines has heard the other up to there; of that, `unheard` bytes never came here.
-    pub fn speaker_has_heard(&mut self, speaker: Direction, place: Seq, unheard: usize) {
-        if let Some(excerpt) = &mut self.excerpt {
-            excerpt.speaker_has_heard(place);
-            return;
-        }
-        match speaker {
-            Direction::FromClient => self.hole.client_heard = (unheard > 0).then_some(place),
-            Direction::FromServer => {
-                let unanswered = self
-                    .hole
-                    .answered
-                    .map_or(unheard, |answered| usize::try_from(place - answered).unwrap_or(0).min(unheard));
-                self.hole.server_heard = (unanswered >= SHORTEST_QUESTION).then_some(place);
-            }
+    /// A dialogue that went on before it was read, of which this is known.
+    pub fn from_the_middle(progress: Progress, in_step: InStep) -> Self {
+        Self {
+            language: match progress {
+                Progress::Unknown | Progress::Ftp => Language::Undecided,
+                Progress::LoggedIn => Language::Ftp,
+                Progress::Unreadable => Language::Other,
+            },
+            is_logged_in: progress == Progress::LoggedIn,
+            is_greeted: true,
+            has_commanded: progress != Progress::Unknown,
+            is_known: progress != Progress::Unknown,
+            in_step: false,
+            may_answer_earlier_run: in_step.server,
+            ..Self::from_the_start()
         }
     }
 
-    /// Whether its beginning was not heard.
-    pub fn is_picked_up(&self) -> bool {
-        self.picked_up
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        match self.language {
+            Language::Secret | Language::Other => Progress::Unreadable,
+            _ if !self.is_known => Progress::Unknown,
+            Language::Ftp | Language::Undecided if self.is_logged_in => Progress::LoggedIn,
+            Language::Ftp | Language::Undecided if self.is_greeted && self.has_commanded => Progress::Ftp,
+            Language::Ftp | Language::Undecided => Progress::Unknown,
+        }
+    }
+
+    /// Whether it was read from its start, or an earlier run left word of it.
+    pub fn is_known(&self) -> bool {
+        self.is_known
     }
 
     /// Whether nothing in it can be read any more.
@@ -214,7 +202,7 @@ impl Dialogue {
 
     /// Whether the server is known to have let the user in.
     pub fn is_logged_in(&self) -> bool {
-        self.login == Login::In
+        self.is_logged_in
     }
 
     /// Whether it is encrypted because the client asked for that.
@@ -237,46 +225,51 @@ impl Dialogue {
         self.user.as_deref()
     }
 
+    /// The client sends something, whatever it is. A client of FTP waits for the greeting first.
+    pub fn client_speaks(&mut self) -> Event<'static> {
+        if self.is_greeted { Event::Nothing } else { self.is_not_ftp() }
+    }
+
     /// Takes the client's next line.
     pub fn client_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
         if self.language == Language::Secret {
             return Event::Nothing;
         }
-        let command = match Command::parse(line) {
-            Said::Command(command) => command,
-            Said::Nothing => {
-                self.ask(Asked::Nothing, line);
-                return Event::Nothing;
-            }
-            Said::Unknown(word) => {
-                self.ask(Asked::Other, line);
-                return self.client_says_something_else(line, word);
-            }
+        let said = Command::parse(line);
+        let is_out_of_place = self.language == Language::Undecided && self.is_known && !is_like_ftp(line, &said);
+        // Wherever it was picked up: a header line, or no text at all.
+        let is_no_command = match said {
+            Said::Unknown([.., b':']) => true,
+            Said::Unknown(_) => !self.is_known && line.text.iter().any(u8::is_ascii_control),
+            Said::Command(_) | Said::Nothing => false,
         };
-        if self.language == Language::Undecided {
-            self.language = Language::Ftp;
-        }
-        self.client_commands(line, &command)
-    }
-
-    /// A client of FTP begins with a command of FTP. What begins otherwise is not believed later either: the body
-    /// of an HTTP request can hold any line.
-    fn client_says_something_else<'a>(&mut self, line: &Line<'a>, word: &'a [u8]) -> Event<'a> {
-        // Where the session was picked up, this may be the end of a line; unless no line of FTP holds such bytes.
-        let decided = !self.picked_up || line.text.iter().any(u8::is_ascii_control);
-        if self.language == Language::Undecided && decided {
+        if is_out_of_place || is_no_command {
+            self.ask(Asked::Other);
             return self.is_not_ftp();
         }
-        Event::SaidUnknown(word)
+        match said {
+            Said::Command(command) => {
+                self.has_commanded = true;
+                self.client_commands(line, &command)
+            }
+            Said::Nothing => {
+                self.ask(Asked::Nothing);
+                Event::Nothing
+            }
+            Said::Unknown(_) => {
+                self.ask(Asked::Other);
+                Event::Nothing
+            }
+        }
     }
 
     fn client_commands<'a>(&mut self, line: &Line<'a>, command: &Command<'a>) -> Event<'a> {
         let asked = match command.verb {
             Verb::Announce(mode) => {
-                let number = self.ask(Asked::Announce(mode), line);
+                let number = self.ask(Asked::Announce(mode));
                 let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
                 let before = line.text.len() - command.argument.len();
-                return Event::Announced(self.announcement(mode, found, number, true, Some((line, before))));
+                return Event::Announced(self.announcement(mode, found, number, true, (line, before)));
             }
             Verb::Ask(mode) => Asked::Ask(mode),
             Verb::AskExtendedOnly => {
@@ -292,27 +285,39 @@ impl Dialogue {
             Verb::Secure => Asked::Secure,
             Verb::Other => Asked::Other,
         };
-        let is_known_later = self.ask(asked, line).is_some();
+        let is_known_later = self.ask(asked).is_some();
         if !is_known_later && matches!(asked, Asked::User | Asked::Reinitialize) {
             // Its answer will not be recognised as such. In doubt nobody is logged in.
-            self.login = Login::Out;
+            self.is_logged_in = false;
         }
         Event::Said(command.name, command.is_public.then_some(command.argument))
     }
 
+    /// Takes a line that may be the rest of one: nothing counts in it, but if it looks like an announcement, somebody may
+    /// know better, or want to know that it was not believed.
+    pub fn may_announce<'a>(&self, line: &Line<'a>, speaker: Direction) -> Event<'a> {
+        let (mode, text) = match speaker {
+            Direction::FromClient => match Command::parse(line) {
+                Said::Command(Command { verb: Verb::Announce(mode), argument, .. }) => (mode, argument),
+                _ => return Event::Nothing,
+            },
+            Direction::FromServer => match (Meaning::of(line.text), line.text.split_at_checked(4)) {
+                (Some(Meaning::Announce(mode)), Some((_, text))) => (mode, text),
+                _ => return Event::Nothing,
+            },
+        };
+        let notation = Notation::of(mode);
+        let found = match speaker {
+            Direction::FromClient => notation.read(text),
+            Direction::FromServer => notation.find(text),
+        };
+        let before = line.text.len() - text.len();
+        Event::Announced(self.announcement(mode, found, None, mode.is_active(), (line, before)))
+    }
+
     /// The client gave a command that will be answered. Its number, if its answer will be known.
-    fn ask(&mut self, asked: Asked, line: &Line<'_>) -> Option<CommandNumber> {
-        if let Some(excerpt) = &mut self.excerpt {
-            return Some(excerpt.push(asked, line.end));
-        }
-        let number = self.unanswered.push(asked)?;
-        let Hole { client_heard, known_behind, .. } = &mut self.hole;
-        if let Some(heard) = *client_heard
-            && known_behind.is_none_or(|(_, known)| known != heard)
-        {
-            *known_behind = Some((number, heard));
-        }
-        Some(number)
+    fn ask(&mut self, asked: Asked) -> Option<CommandNumber> {
+        self.unanswered.push(asked)
     }
 
     /// Takes the server's next line.
@@ -320,40 +325,39 @@ impl Dialogue {
         if self.language == Language::Secret {
             return Event::Nothing;
         }
-        if let Some(excerpt) = &mut self.excerpt {
-            excerpt.line_at(line.start);
-        }
         match self.replies.line(line.text) {
-            Heard::Reply(reply) => self.server_replies(Some(line), &reply),
+            Heard::Reply(reply) => self.server_replies(line, &reply),
             Heard::Part => Event::Nothing,
-            Heard::Noise if self.greeted => {
-                self.excerpt.iter_mut().for_each(|excerpt| excerpt.break_off());
-                Event::Nothing
-            }
+            Heard::Noise if self.is_greeted => Event::Nothing,
             Heard::Noise => self.is_not_ftp(),
         }
     }
 
-    /// A reply ended with this line, or was interrupted.
-    fn server_replies<'a>(&mut self, line: Option<&Line<'a>>, reply: &Reply<'_>) -> Event<'a> {
-        if self.excerpt.is_some() {
-            return self.server_replies_in_excerpt(line, reply);
-        }
+    /// Whether a reply has begun and not ended.
+    pub fn is_inside_reply(&self) -> bool {
+        self.replies.is_inside()
+    }
+
+    /// A reply ended with this line.
+    fn server_replies<'a>(&mut self, line: &Line<'a>, reply: &Reply<'_>) -> Event<'a> {
+        let may_answer_earlier_run = std::mem::take(&mut self.may_answer_earlier_run);
         match reply.meaning {
             Meaning::Preliminary => Event::Nothing,
-            _ if !self.greeted => {
-                // Nothing else than 220 invites to talk; a server that is full says 421 and hangs up.
-                self.greeted = reply.meaning == Meaning::Ready;
-                Event::Nothing
-            }
+            _ if !self.is_greeted => match reply.meaning {
+                Meaning::Ready => {
+                    self.is_greeted = true;
+                    Event::Nothing
+                }
+                // A server that is full says 421 and hangs up.
+                Meaning::Failed | Meaning::NotLoggedIn => Event::Nothing,
+                _ => self.is_not_ftp(),
+            },
             Meaning::Announce(mode) => {
-                let was_heard = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
-                // Or the question was not heard, and this is the first that was heard of the server behind it.
-                let asked_for = was_heard || self.hole.is_answered();
-                if !was_heard {
+                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
+                if !asked_for {
                     self.unanswered.pop(reply.code, self.in_step);
                 }
-                self.server_announces(mode, line, reply, asked_for)
+                self.server_announces(mode, line, reply, asked_for || may_answer_earlier_run)
             }
             Meaning::LoggedIn => {
                 let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);
@@ -366,13 +370,20 @@ impl Dialogue {
                     }
                     None => return self.server_answers(reply),
                 }
-                self.login = Login::In;
-                if self.language == Language::Other { Event::Nothing } else { Event::LoggedIn }
+                if self.language == Language::Other {
+                    return Event::Nothing;
+                }
+                self.is_logged_in = true;
+                self.language = Language::Ftp;
+                Event::LoggedIn
             }
             Meaning::Secured => {
                 let was_asked = self.unanswered.pop_through(|kind| kind == Asked::Secure).is_some();
                 if !was_asked && !self.unanswered.is_beyond() {
                     return self.server_answers(reply);
+                }
+                if self.language == Language::Other {
+                    return Event::Nothing;
                 }
                 self.language = Language::Secret;
                 self.encryption_requested = was_asked;
@@ -384,32 +395,21 @@ impl Dialogue {
         }
     }
 
-    fn server_announces<'a>(
-        &self,
-        mode: Mode,
-        line: Option<&Line<'a>>,
-        reply: &Reply<'_>,
-        asked_for: bool,
-    ) -> Event<'a> {
-        let is_whole = line.is_some_and(|line| line.whole);
-        let found = Notation::of(mode).find(reply.text).filter(|_| is_whole);
-        let line = line.map(|line| (line, line.text.len() - reply.text.len()));
-        Event::Announced(self.announcement(mode, found, None, asked_for, line))
+    fn server_announces<'a>(&self, mode: Mode, line: &Line<'a>, reply: &Reply<'_>, asked_for: bool) -> Event<'a> {
+        let found = Notation::of(mode).find(reply.text).filter(|_| line.whole);
+        let before = line.text.len() - reply.text.len();
+        Event::Announced(self.announcement(mode, found, None, asked_for, (line, before)))
     }
 
     /// A reply that answers the first command that has no answer, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.unanswered.pop(reply.code, self.in_step);
-        if answered.is_none() {
-            // It answers what was not heard.
-            self.hole.is_answered();
-        }
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
-            (Some((Asked::User, _)), Meaning::NeedSecret) => self.login = Login::Out,
+            (Some((Asked::User, _)), Meaning::NeedSecret) => self.is_logged_in = false,
             // Asking for another user, while logged in, may be refused and change nothing.
             (Some((Asked::User, _)), Meaning::NotLoggedIn) => {}
-            (_, Meaning::NotLoggedIn) => self.login = Login::Out,
+            (_, Meaning::NotLoggedIn) => self.is_logged_in = false,
             (Some((Asked::Reinitialize, _)), Meaning::Ready | Meaning::Done) => self.start_over(),
             (Some((Asked::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
             _ => {}
@@ -422,45 +422,30 @@ impl Dialogue {
 
     /// The server took a REIN.
     fn start_over(&mut self) {
-        self.login = Login::Out;
+        self.is_logged_in = false;
         self.extended_only = false;
         self.user = None;
     }
 
     /// Some of the client's lines were lost. The server's answers will show what they were, or not.
-    pub fn client_was_not_heard(&mut self) {
-        match &mut self.excerpt {
-            Some(excerpt) => excerpt.client_was_not_read(),
-            None => self.unanswered.clear(),
-        }
+    pub fn client_was_lost(&mut self) {
+        self.unanswered.clear();
         self.in_step = false;
     }
 
-    /// Some of the server's lines were lost, up to there: which commands they answered is unknown, except that they
-    /// answered none that the client gave when it had heard them. A passive announcement counts again when it is asked
-    /// for again. A reply of several lines that had begun ends here, with what its code says. And what was lost may have let
-    /// the user in: a server has no address to announce, and takes none, before that.
-    pub fn server_was_not_heard(&mut self, resumes: Seq) -> Event<'static> {
-        let event = match self.replies.interrupt() {
-            Some(reply) => self.server_replies(None, &reply),
-            None => Event::Nothing,
-        };
-        let known = self.hole.known_behind.take().filter(|(_, heard)| !resumes.is_after(*heard));
-        if !known.is_some_and(|(number, _)| self.unanswered.forget_before(number)) {
-            self.unanswered.clear();
-        }
-        if self.login == Login::Out {
-            self.login = Login::Unknown;
-        }
+    /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts again
+    /// when it is asked for again.
+    pub fn server_was_lost(&mut self) {
+        self.replies = ReplyReader::default();
+        self.unanswered.clear();
         self.in_step = false;
-        self.greeted = true;
-        event
     }
 
     fn is_not_ftp(&mut self) -> Event<'static> {
         if std::mem::replace(&mut self.language, Language::Other) == Language::Other {
             return Event::Nothing;
         }
+        self.is_logged_in = false;
         Event::NotFtp
     }
 
@@ -471,21 +456,31 @@ impl Dialogue {
         found: Option<Found>,
         number: Option<CommandNumber>,
         asked_for: bool,
-        line: Option<(&Line<'a>, usize)>,
+        (line, before): (&Line<'a>, usize),
     ) -> Announcement<'a> {
         let standing = Standing {
-            is_ftp: self.greeted && self.language != Language::Other,
+            is_ftp: self.is_greeted && self.language != Language::Other,
+            is_known: self.is_known,
+            is_plain: line.plain,
             asked_for,
-            logged_in: self.login != Login::Out || self.hole.may_hold_a_login(),
+            logged_in: self.is_logged_in,
             extended_only: self.extended_only,
         };
         let named = found.as_ref().map(|found| found.announced);
-        let written = found.zip(line).filter(|(_, (line, _))| line.verbatim).map(|(found, (line, before))| {
+        let written = found.map(|found| {
             let Range { start, end } = found.span;
             Written { line: *line, span: before + start..before + end }
         });
         Announcement { mode, named, number, standing, written }
     }
+}
+
+/// Whether a client of FTP may say this before it is logged in. Other clients may be made to say nearly anything in a
+/// later line (the body of an HTTP request, say), but not in their first ones.
+fn is_like_ftp(line: &Line<'_>, said: &Said<'_>) -> bool {
+    let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
+    let is_http = memmem::find(line.text, b" HTTP/").is_some();
+    is_short && !is_http && !matches!(said, Said::Unknown(_))
 }
 
 /// A name as it may be printed: nothing in it that a terminal or a log would take for more than text.

@@ -4,7 +4,7 @@ use super::*;
 use crate::packet::Seq;
 
 fn line(text: &[u8]) -> Line<'_> {
-    Line { text, start: Seq::new(0), end: Seq::new(0) + text.len() + 2, whole: true, verbatim: true }
+    Line { text, start: Seq::new(0), end: Seq::new(0) + text.len() + 2, begins: true, whole: true, plain: true }
 }
 
 /// Plays a dialogue; each line begins with `>` for the client and `<` for the server. What was announced, and how it
@@ -24,11 +24,13 @@ fn play(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
 
 fn describe(event: &Event<'_>) -> Option<String> {
     match event {
-        Event::Nothing | Event::Said(..) | Event::SaidUnknown(_) => None,
+        Event::Nothing | Event::Said(..) => None,
         Event::Announced(Announcement { mode, standing, .. }) => {
-            let Standing { is_ftp, asked_for, logged_in, extended_only } = *standing;
+            let Standing { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *standing;
             let doubts = [
                 (!is_ftp, " not FTP"),
+                (!is_known, " not known"),
+                (!is_plain, " not plain"),
                 (!asked_for, " not asked for"),
                 (!logged_in, " not logged in"),
                 (extended_only, " extended only"),
@@ -145,17 +147,46 @@ fn after_auth_and_234_nothing_is_text() {
 }
 
 #[test]
-fn what_begins_like_http_is_never_ftp() {
-    let lines = "> POST / HTTP/1.1\n> Host: a\n>\n> USER a\n< 220 hello\n< 230 in\n> PORT 10,0,0,2,4,5";
-    assert_eq!(told(lines), ["not FTP", "PORT not FTP"]);
-    let clever = "< 220 hello\n> POST / HTTP/1.1\n< 500 what?\n> USER a\n< 230 in\n> PORT 10,0,0,2,4,5";
-    assert_eq!(told(clever), ["not FTP", "PORT not FTP"]);
+fn what_looks_like_http_before_a_login_is_never_ftp() {
+    for first in [
+        "POST / HTTP/1.1",
+        "USER / HTTP/1.1",
+        "Host: a",
+        "EHLO a",
+        "SELECT 1",
+        "USER a\n> Content-Length: 9",
+        "USER a\n> x=y&z",
+    ] {
+        let lines = format!("< 220 hello\n> {first}\n< 500 what?\n> USER a\n< 230 in\n> PORT 10,0,0,2,4,5");
+        assert_eq!(told(&lines), ["not FTP", "PORT not FTP not logged in"], "{first}");
+    }
 }
 
 #[test]
-fn a_server_that_does_not_greet_with_220_does_not_talk_ftp() {
+fn header_line_after_a_login_ends_it_as_well() {
+    assert_eq!(told_inside("> XYZZY\n> Host: a\n> PORT 10,0,0,2,4,5"), ["not FTP", "PORT not FTP not logged in"]);
+}
+
+#[test]
+fn overlong_line_before_a_login_is_not_ftp() {
+    let lines = |length| format!("< 220 hello\n> USER {}\n< 230 in\n> PORT 1", "x".repeat(length));
+    assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 5)), ["in", "PORT"]);
+    assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 4)), ["not FTP", "PORT not FTP not logged in"]);
+}
+
+#[test]
+fn client_that_speaks_before_the_greeting_does_not_talk_ftp() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 120 in a minute");
+    assert_eq!(dialogue.client_speaks(), Event::NotFtp);
+    let lines = "> USER a\n< 220 hello\n< 230 in\n> PORT 1";
+    assert_eq!(play(&mut dialogue, lines), ["PORT not FTP not logged in"]);
+}
+
+#[test]
+fn server_that_does_not_greet_with_220_does_not_talk_ftp() {
     assert_eq!(told("< SSH-2.0-x\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
-    assert_eq!(told("> USER a\n> PORT 1"), ["PORT not FTP not logged in"]);
+    assert_eq!(told("< 230 in\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
     assert_eq!(told("< 421 too many users\n> USER a\n> PORT 1"), ["PORT not FTP not logged in"]);
     assert_eq!(told("< 120 in a minute\n< 220 now\n> USER a\n< 230 in\n> PORT 1"), ["in", "PORT"]);
 }
@@ -167,36 +198,81 @@ fn empty_lines_do_not_bring_out_of_step() {
 }
 
 #[test]
-fn picked_up_in_the_middle_a_session_had_its_chance_to_log_in() {
-    let mut dialogue = Dialogue::from_the_middle();
-    assert_eq!(play(&mut dialogue, "> T 1,2,3\n> PORT 10,0,0,2,4,5\n< 200 ok"), ["PORT"]);
-    let mut encrypted = Dialogue::from_the_middle();
+fn session_picked_up_is_as_far_as_an_earlier_run_says() {
+    let lines = format!("> NOOP\n< 200 ok\n> PORT 10,0,0,2,4,5\n< 200 ok\n> PASV\n{PASSIVE}");
+    for (progress, doubts) in
+        [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
+    {
+        let mut dialogue = Dialogue::from_the_middle(progress, InStep::default());
+        assert_eq!(dialogue.progress(), progress);
+        assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
+        let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
+        let port = if progress == Progress::Unknown { "PORT not known" } else { "PORT" };
+        assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
+    }
+    let mut encrypted = Dialogue::from_the_middle(Progress::Unknown, InStep::default());
     assert_eq!(describe(&encrypted.client_says(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
+}
+
+#[test]
+fn first_reply_in_step_may_answer_what_an_earlier_run_read() {
+    for (in_step, first) in [(true, "227"), (false, "227 not asked for")] {
+        let in_step = InStep { client: true, server: in_step };
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+        assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+        assert_eq!(play(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
+    }
+}
+
+#[test]
+fn progress_follows_the_dialogue() {
+    let mut dialogue = Dialogue::from_the_start();
+    for (lines, progress) in [
+        ("< 220 hello", Progress::Unknown),
+        ("> FEAT", Progress::Ftp),
+        ("< 211 no\n> USER a\n< 331 and?\n> PASS b\n< 230 in", Progress::LoggedIn),
+        ("> REIN\n< 220 again", Progress::Ftp),
+        ("> AUTH TLS\n< 234 go", Progress::Unreadable),
+    ] {
+        play(&mut dialogue, lines);
+        assert_eq!(dialogue.progress(), progress, "{lines}");
+    }
 }
 
 #[test]
 fn a_loss_makes_an_outstanding_question_void() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
-    dialogue.server_was_not_heard(Seq::new(0));
+    dialogue.server_was_lost();
     assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
 }
 
 #[test]
-fn what_was_not_heard_may_have_let_the_user_in() {
+fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
     let mut dialogue = Dialogue::from_the_start();
-    assert_eq!(play(&mut dialogue, "< 220 hello\n> USER a\n> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
-    dialogue.server_was_not_heard(Seq::new(0));
-    assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT"]);
-    assert_eq!(play(&mut dialogue, "< 530 Log in first.\n> PORT 10,0,0,2,4,5"), ["refused", "PORT not logged in"]);
+    play(&mut dialogue, "< 220 hello\n> USER a");
+    dialogue.server_was_lost();
+    dialogue.client_was_lost();
+    assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
+    assert_eq!(play(&mut dialogue, PASSIVE), ["227 not asked for not logged in"]);
 }
 
 #[test]
-fn a_reply_that_is_cut_short_counts_by_its_code_but_announces_nothing() {
+fn line_that_may_be_read_in_two_ways_says_so() {
     let mut dialogue = Dialogue::from_the_start();
-    play(&mut dialogue, "< 220 hello\n> USER a\n< 230-Welcome");
-    assert_eq!(dialogue.server_was_not_heard(Seq::new(0)), Event::LoggedIn);
-    play(&mut dialogue, "> PASV");
+    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    let announced = |event: &Event<'_>| describe(event).unwrap_or_default();
+    let port = Line { plain: false, ..line(b"PORT 10,0,0,2,4,5") };
+    assert_eq!(announced(&dialogue.client_says(&port)), "PORT not plain");
+    let reply = Line { plain: false, ..line(b"227 (10,0,0,1,4,5)\n") };
+    assert_eq!(announced(&dialogue.server_says(&reply)), "227 not plain");
+}
+
+#[test]
+fn line_that_is_cut_short_announces_nothing() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let Event::Announced(announcement) =
         dialogue.server_says(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })
     else {
@@ -210,7 +286,7 @@ fn a_name_is_printable_and_short() {
     let mut dialogue = Dialogue::from_the_start();
     dialogue.client_says(&line(b"USER a\x1b[31mb\xff"));
     assert_eq!(dialogue.user(), Some("a\\u{1b}[31mb\u{fffd}"));
-    dialogue.client_says(&line(format!("USER {}", "x".repeat(1000)).as_bytes()));
+    dialogue.client_says(&line(format!("USER {}", "x".repeat(500)).as_bytes()));
     assert_eq!(dialogue.user().map(str::len), Some(LONGEST_NAME));
 }
 
@@ -256,7 +332,8 @@ proptest! {
         lines in proptest::collection::vec((any::<bool>(), any_line()), 0..60),
         picked_up: bool,
     ) {
-        let mut dialogue = if picked_up { Dialogue::from_the_middle() } else { Dialogue::from_the_start() };
+        let mut dialogue =
+            if picked_up { Dialogue::from_the_middle(Progress::LoggedIn, InStep::default()) } else { Dialogue::from_the_start() };
         for (client, text) in &lines {
             let _ = if *client { dialogue.client_says(&line(text)) } else { dialogue.server_says(&line(text)) };
         }

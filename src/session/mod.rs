@@ -4,20 +4,19 @@
 
 mod asked;
 mod dialogue;
-mod excerpt;
 
 pub use asked::CommandNumber;
-pub use dialogue::{Announcement, Dialogue, Event, Standing, Written};
+pub use dialogue::{Announcement, Dialogue, Event, InStep, Progress, Standing, Written};
 
 use crate::ftp::unfinished::{address_in_command, address_in_reply};
-use crate::ftp::{Line, LineReader};
+use crate::ftp::{Ending as LineEnding, Line, LineReader};
 use crate::packet::{Direction, Flags, Segment, Seq};
-use crate::policy::{Inspect, Limits};
-use crate::stream::{Delivery, Oddity, Stream};
+use crate::policy::Limits;
+use crate::stream::{Acceptance, Delivery, Start, Stream, StreamAnomaly, Trust};
 
 /// One direction: its bytes, and the lines that they make.
-#[derive(Debug, Default)]
-struct Voice {
+#[derive(Debug)]
+struct HalfStream {
     stream: Stream,
     lines: LineReader,
 }
@@ -25,57 +24,46 @@ struct Voice {
 /// Both directions of a control connection, and the dialogue that they make.
 #[derive(Debug)]
 pub struct Session {
-    client: Voice,
-    server: Voice,
+    client: HalfStream,
+    server: HalfStream,
     dialogue: Dialogue,
-    /// Its start has been read, and whoever brings the segments knows that: excerpts may be all that is brought,
-    /// whenever the policy asks for no more.
-    has_settled: bool,
 }
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// One end has nothing more to say.
+    /// One end has nothing more to say, and the other one knows, or has nothing more to say either.
     Finished,
     /// One end aborted it.
     Reset,
 }
 
 impl Session {
-    /// A session that begins with this segment, or is picked up at it; `has_settled` if its start was read by somebody
-    /// before.
-    pub fn new(first: &Segment<'_>, has_settled: bool) -> Self {
-        let begins = first.flags.has(Flags::SYN);
-        let dialogue = if begins { Dialogue::from_the_start() } else { Dialogue::from_the_middle() };
-        let has_settled = has_settled && !begins;
-        Self { client: Voice::default(), server: Voice::default(), dialogue, has_settled }
+    /// A session that is read from its start.
+    pub fn from_the_start() -> Self {
+        let in_step = InStep { client: true, server: true };
+        Self::new(Dialogue::from_the_start(), in_step)
     }
 
-    fn voices(&mut self) -> impl Iterator<Item = &mut Voice> {
-        [&mut self.client, &mut self.server].into_iter()
+    /// A session that went on before it was read, of which this is known.
+    pub fn from_the_middle(progress: Progress, in_step: InStep) -> Self {
+        Self::new(Dialogue::from_the_middle(progress, in_step), in_step)
     }
 
-    /// From here on not everything is brought, only what names an address, or changes how that stands.
-    fn settle(&mut self) {
-        self.has_settled = true;
-        self.dialogue.expect_excerpts();
-        self.voices().for_each(|voice| voice.stream.expect_excerpts());
+    fn new(dialogue: Dialogue, in_step: InStep) -> Self {
+        let half = |ending, in_step| HalfStream {
+            stream: Stream::default(),
+            lines: if in_step { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
+        };
+        let client = half(LineEnding::Lf, in_step.client);
+        Self { client, server: half(LineEnding::CrLf, in_step.server), dialogue }
     }
 
-    /// From here on everything is brought again.
-    fn unsettle(&mut self) {
-        self.dialogue.expect_all();
-        for voice in self.voices() {
-            voice.stream.expect_all();
-            voice.lines = LineReader::default();
-        }
-    }
-
-    /// Whether nothing is under way, so that it makes no difference where the reading of excerpts begins.
-    fn is_settled(&self) -> bool {
-        let is_quiet = |voice: &Voice| !voice.stream.is_waiting() && !voice.lines.is_in_line();
-        self.dialogue.is_settled() && is_quiet(&self.client) && is_quiet(&self.server)
+    /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
+    pub fn is_in_step(&self, end: Direction) -> bool {
+        let HalfStream { stream, lines } = self.half(end);
+        let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
+        lines.is_at_start() && !stream.is_waiting() && !is_in_reply
     }
 
     /// Reads a little of every part, so that all of it is near when it is needed.
@@ -89,28 +77,46 @@ impl Session {
         &self.dialogue
     }
 
-    /// How many bytes its buffers hold, with what it takes to hold them: bytes out of order, and lines without their end.
+    /// How many bytes its buffers hold, with what it takes to hold them.
     pub fn buffered_bytes(&self) -> usize {
-        let of = |voice: &Voice| voice.stream.buffered_bytes() + voice.lines.buffered_bytes();
+        let of = |half: &HalfStream| half.stream.buffered_bytes() + half.lines.buffered_bytes();
         of(&self.client) + of(&self.server)
     }
 
     /// Whether bytes are missing in front of this segment, which may come yet.
     pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
-        !segment.payload.is_empty() && self.voice(direction).stream.misses_before(segment.seq)
+        !segment.payload.is_empty() && self.half(direction).stream.misses_before(segment.seq)
+    }
+
+    /// Whether the sender of this segment has got something from the other end that was not read here.
+    pub fn acknowledges_unread(&self, segment: &Segment<'_>, direction: Direction) -> bool {
+        let read_to = self.half(direction.opposite()).stream.next();
+        segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next))
+    }
+
+    /// What is missing in front of this segment will not come.
+    pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
+        let HalfStream { stream, lines } = match direction {
+            Direction::FromClient => &mut self.client,
+            Direction::FromServer => &mut self.server,
+        };
+        stream.give_up_before(segment.seq);
+        lines.gap();
+        match direction {
+            Direction::FromClient => self.dialogue.client_was_lost(),
+            Direction::FromServer => self.dialogue.server_was_lost(),
+        }
     }
 
     /// The line of that end that has begun and not ended.
     pub fn unfinished(&self, direction: Direction) -> Option<Line<'_>> {
-        // What follows an excerpt may never come.
-        let may_end = !self.dialogue.is_encrypted() && !self.dialogue.is_excerpt();
-        self.voice(direction).lines.unfinished().filter(|_| may_end)
+        self.half(direction).lines.unfinished().filter(|_| !self.dialogue.is_encrypted())
     }
 
     /// Where an address begins, or will begin, in the line of that end that has begun and not ended; and the byte in
     /// front of it.
     pub fn unfinished_address(&self, direction: Direction) -> Option<(Seq, u8)> {
-        let Line { text, start, .. } = self.unfinished(direction).filter(|line| line.whole && line.verbatim)?;
+        let Line { text, start, .. } = self.unfinished(direction).filter(|line| line.whole && line.plain)?;
         let offset = match direction {
             Direction::FromClient => address_in_command(text),
             Direction::FromServer => address_in_reply(text),
@@ -118,23 +124,31 @@ impl Session {
         Some((start + offset, *text.get(offset.checked_sub(1)?)?))
     }
 
-    fn voice(&self, direction: Direction) -> &Voice {
+    fn half(&self, direction: Direction) -> &HalfStream {
         match direction {
             Direction::FromClient => &self.client,
             Direction::FromServer => &self.server,
         }
     }
 
-    /// Whether this segment can only belong to a new connection with the same addresses.
-    pub fn is_superseded_by(&self, segment: &Segment<'_>, direction: Direction) -> bool {
-        // A stray SYN proves nothing, and the server would ignore it; only the server's own SYN does.
-        direction == Direction::FromServer
-            && segment.flags.has(Flags::SYN)
-            && self.server.stream.start().is_some_and(|start| start != segment.seq + 1)
+    /// Whether a SYN of the server's with this sequence number is not the one that began this connection.
+    pub fn is_another_start(&self, seq: Seq) -> bool {
+        self.server.stream.start() != Some(seq + 1)
     }
 
-    /// Takes a segment and tells, in order, what the lines mean that it completes. `inspect` says whether all segments
-    /// are brought, or only some once that has been told to be enough.
+    /// What of a segment may go on, so that its receiver reads nothing else than what is read here.
+    ///
+    /// `holds_back`: some of what the client says must not arrive, whatever it or somebody else does.
+    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, holds_back: bool, limits: &Limits) -> Acceptance {
+        let trust = if holds_back && direction == Direction::FromClient {
+            Trust::OnlyReadFrom(if self.dialogue.is_known() { Start::Known } else { Start::Unknown })
+        } else {
+            Trust::Acknowledgements
+        };
+        self.half(direction).stream.judge(segment, direction, trust, limits.reorder_bytes.get() as usize)
+    }
+
+    /// Takes a segment, as it goes on, and tells in order what the lines mean that it completes.
     ///
     /// Returns how the connection ended, if it did.
     pub fn segment(
@@ -142,32 +156,9 @@ impl Session {
         segment: &Segment<'_>,
         direction: Direction,
         limits: &Limits,
-        inspect: Inspect,
-        mut tell: impl FnMut(Told<'_>),
+        mut tell: impl FnMut(SessionOutput<'_>),
     ) -> Option<Ending> {
-        if inspect == Inspect::Dialogue && self.dialogue.is_excerpt() {
-            self.unsettle();
-        }
-        if inspect == Inspect::Announcements && !self.dialogue.is_excerpt() && self.has_settled {
-            self.settle();
-            self.dialogue.continue_in_excerpts();
-        }
-        let ending = self.converse(segment, direction, limits, &mut tell);
-        if inspect == Inspect::Announcements && !self.dialogue.is_excerpt() && self.is_settled() {
-            self.settle();
-            tell(Told::Settled);
-        }
-        ending
-    }
-
-    fn converse(
-        &mut self,
-        segment: &Segment<'_>,
-        direction: Direction,
-        limits: &Limits,
-        mut tell: impl FnMut(Told<'_>),
-    ) -> Option<Ending> {
-        let Self { client, server, dialogue, .. } = self;
+        let Self { client, server, dialogue } = self;
         let (speaker, listener) = match direction {
             Direction::FromClient => (client, server),
             Direction::FromServer => (server, client),
@@ -175,101 +166,90 @@ impl Session {
         if segment.flags.has(Flags::RST) {
             return speaker.stream.believes_reset_at(segment.seq).then_some(Ending::Reset);
         }
+        let kept = limits.reorder_bytes.get() as usize;
         let line_limit = limits.line_bytes.get() as usize;
+        let had_ended = has_ended(&speaker.stream, &listener.stream);
         if segment.flags.has(Flags::ACK) {
             if segment.flags.has(Flags::SYN) {
                 listener.stream.begin_at(segment.ack);
             }
-            let Voice { stream, lines } = listener;
-            let hear = |delivery: Delivery<'_>| {
-                hear(direction.opposite(), delivery, lines, dialogue, line_limit, &mut tell);
+            let HalfStream { stream, lines } = listener;
+            let deliver = |delivery: Delivery<'_>| {
+                read(direction.opposite(), delivery, |_| false, lines, dialogue, line_limit, &mut tell);
             };
-            if let Some(oddity) = stream.acknowledged(segment.ack, hear) {
-                tell(Told::Odd(oddity));
+            if let Some(anomaly) = stream.acknowledged(segment.ack, kept, deliver) {
+                tell(SessionOutput::Anomaly(anomaly));
             }
-            // What waits, or is a line half heard, is missing for a reason that will show.
-            let is_whole = !listener.stream.is_waiting() && !listener.lines.is_in_line();
-            let unheard = if is_whole { listener.stream.unheard_before(segment.ack) } else { 0 };
-            dialogue.speaker_has_heard(direction, segment.ack, unheard);
         }
-        let Voice { stream, lines } = speaker;
-        let hear = |delivery: Delivery<'_>| hear(direction, delivery, lines, dialogue, line_limit, &mut tell);
-        if let Some(oddity) = stream.segment(segment, limits.reorder_bytes.get() as usize, hear) {
-            tell(Told::Odd(oddity));
+        let HalfStream { stream, lines } = &mut *speaker;
+        // What urgent data there is has to be known before the first line.
+        let urgent_end = stream.urgent_end_with(segment);
+        let is_urgent = |line: &Line<'_>| urgent_end.is_some_and(|end| end.is_after(line.start));
+        let deliver = |delivery: Delivery<'_>| {
+            read(direction, delivery, is_urgent, lines, dialogue, line_limit, &mut tell);
+        };
+        if let Some(anomaly) = stream.segment(segment, kept, deliver) {
+            tell(SessionOutput::Anomaly(anomaly));
         }
-        stream.has_ended().then_some(Ending::Finished)
+        (!had_ended && has_ended(&speaker.stream, &listener.stream)).then_some(Ending::Finished)
     }
+}
+
+/// Whether one end has nothing more to say and the other one knows, or neither has. Where both end at once, bare
+/// acknowledgements are all that follows, and those may pass unseen.
+fn has_ended(one: &Stream, other: &Stream) -> bool {
+    one.has_ended() || other.has_ended() || (one.is_at_fin() && other.is_at_fin())
 }
 
 /// What a [`Session`] tells while it takes a segment.
 #[derive(Debug)]
-pub enum Told<'a> {
-    /// What a line means, and the line, where there is one.
-    Event(Event<'a>, &'a Dialogue, Option<&'a Line<'a>>),
+pub enum SessionOutput<'a> {
+    /// These bytes were read, the first of which has that sequence number.
+    Read(Direction, Seq, &'a [u8]),
+    /// What a line means, and the line.
+    Event(Event<'a>, &'a Dialogue, &'a Line<'a>),
+    /// The client sends something that no client of FTP would.
+    NotFtp,
     /// Something about the segments.
-    Odd(Oddity),
-    /// From here on excerpts will do.
-    Settled,
+    Anomaly(StreamAnomaly),
 }
 
 /// Takes what one direction delivers.
-fn hear(
+fn read(
     direction: Direction,
     delivery: Delivery<'_>,
+    is_urgent: impl Fn(&Line<'_>) -> bool,
     lines: &mut LineReader,
     dialogue: &mut Dialogue,
     limit: usize,
-    tell: &mut impl FnMut(Told<'_>),
+    tell: &mut impl FnMut(SessionOutput<'_>),
 ) {
+    let (at, bytes) = match delivery {
+        Delivery::Bytes(at, bytes) => (at, bytes),
+        Delivery::Gap => {
+            lines.gap();
+            match direction {
+                Direction::FromClient => dialogue.client_was_lost(),
+                Direction::FromServer => dialogue.server_was_lost(),
+            }
+            return;
+        }
+    };
+    tell(SessionOutput::Read(direction, at, bytes));
     if dialogue.is_encrypted() {
         return;
     }
-    match (delivery, direction) {
-        (Delivery::Bytes(at, bytes), _) => read(direction, at, bytes, lines, dialogue, limit, tell),
-        (Delivery::Overtaken(at, bytes), _) => {
-            // It stands alone, whichever lines have begun meanwhile, and in no order with the others.
-            dialogue.client_was_not_heard();
-            read(direction, at, bytes, &mut LineReader::default(), dialogue, limit, tell);
-            dialogue.client_was_not_heard();
-        }
-        (Delivery::Gap(_), Direction::FromClient) if dialogue.is_excerpt() => {
-            lines.gap(|line| tell(Told::Event(dialogue.client_broke_off(&line), dialogue, Some(&line))));
-            dialogue.client_was_not_heard();
-        }
-        (Delivery::Gap(_), Direction::FromServer) if dialogue.is_excerpt() => {
-            // The beginning of a reply tells its code, and no more.
-            lines.gap(|_| {});
-            let event = dialogue.server_was_not_read();
-            tell(Told::Event(event, dialogue, None));
-        }
-        (Delivery::Gap(_), Direction::FromClient) => {
-            lines.gap(|line| tell(Told::Event(dialogue.client_says(&line), dialogue, Some(&line))));
-            dialogue.client_was_not_heard();
-        }
-        (Delivery::Gap(resumes), Direction::FromServer) => {
-            lines.gap(|line| tell(Told::Event(dialogue.server_says(&line), dialogue, Some(&line))));
-            let event = dialogue.server_was_not_heard(resumes);
-            tell(Told::Event(event, dialogue, None));
-        }
+    if direction == Direction::FromClient && dialogue.client_speaks() == Event::NotFtp {
+        tell(SessionOutput::NotFtp);
     }
-}
-
-/// Takes the lines that these bytes complete.
-fn read(
-    direction: Direction,
-    at: Seq,
-    bytes: &[u8],
-    lines: &mut LineReader,
-    dialogue: &mut Dialogue,
-    limit: usize,
-    tell: &mut impl FnMut(Told<'_>),
-) {
-    lines.feed(at, bytes, limit, |line: Line<'_>| {
+    lines.feed(at, bytes, limit, |mut line| {
+        line.plain &= !is_urgent(&line);
         let event = match direction {
+            _ if !line.begins => dialogue.may_announce(&line, direction),
             Direction::FromClient => dialogue.client_says(&line),
             Direction::FromServer => dialogue.server_says(&line),
         };
-        tell(Told::Event(event, dialogue, Some(&line)));
+        tell(SessionOutput::Event(event, dialogue, &line));
         !dialogue.is_encrypted()
     });
 }

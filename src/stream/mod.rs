@@ -1,38 +1,64 @@
 //! One direction of a TCP connection as bytes in order. Knows nothing of lines.
 //!
-//! The first copy of a byte wins, because it is the one that was judged and let through. What is out of order waits,
-//! within bounds, until the missing part comes, or until the receiver's acknowledgement proves that it has what we
-//! never saw: a capture may lose packets, and a queue that overflows lets them pass unread.
+//! The first copy of a byte that was read is the one that counts: a segment that brings another value is corrected
+//! before it goes on, or does not go on at all, so that the receiver can read nothing else. What the receiver would not
+//! take does not count either. Segments out of order wait, within bounds, until the missing part comes, or until the
+//! receiver's acknowledgement proves that it has what was never read: a capture may lose packets, and a queue that
+//! overflows lets them pass unread.
 
-mod excerpt;
-mod history;
-mod waiting;
+mod reorder;
+mod unacked;
 
-use excerpt::Heard;
-use history::History;
-use waiting::Waiting;
+use reorder::ReorderBuffer;
+use unacked::Unacked;
 
-use crate::packet::{Flags, Segment, Seq};
+use crate::packet::{Direction, Flags, Segment, Seq};
 
 /// How far ahead of the stream a segment may lie and still be believed. A control connection's window is far smaller.
 const FARTHEST_AHEAD: u32 = 1 << 20;
 
-/// What a [`Stream`] has to say about a segment, in the order of the stream.
+/// By how much a timestamp may lie before the latest one: what Linux tolerates (`TCP_PAWS_WINDOW`).
+const TIMESTAMP_TOLERANCE: i32 = 1;
+
+/// How many bytes that the receiver has not acknowledged are kept whatever the limit: nearly every line.
+const USUAL_UNACKED: usize = 1024;
+
+/// What stands in place of bytes that must not be read in another version than before, and are not known any more. No
+/// command of FTP becomes another one by it.
+pub const OVERWRITTEN: u8 = b'X';
+
+/// What is believed of bytes that come again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The receiver does not read again what it has acknowledged.
+    Acknowledgements,
+    /// An acknowledgement may be forged: only what was read here and is known still comes again as it was.
+    OnlyReadFrom(Start),
+}
+
+/// Whether what came in front of the first byte that was read is known to be harmless: a run before this one has read it,
+/// or it was nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// It is.
+    Known,
+    /// It is not.
+    Unknown,
+}
+
+/// What a [`Stream`] delivers, in the order of the stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Delivery<'a> {
-    /// The next bytes, and the place of the first of them.
+    /// The next bytes, and the sequence number of the first of them.
     Bytes(Seq, &'a [u8]),
-    /// Bytes are missing here and will not come any more. What follows continues behind the gap, at this place.
-    Gap(Seq),
-    /// Bytes out of a gap that was passed over, and the place of the first of them: what was delivered last had
-    /// overtaken them. What follows continues where it was.
-    Overtaken(Seq, &'a [u8]),
+    /// Bytes are missing here and will not come any more. What follows continues behind the gap.
+    Gap,
 }
 
 /// Something about a segment that does not happen in a healthy connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Oddity {
-    /// A byte that came before came again with another value.
+pub enum StreamAnomaly {
+    /// A byte that was read before came again with another value.
     DifferingCopy,
     /// The segment lies too far from where the stream is.
     FarAway,
@@ -40,6 +66,25 @@ pub enum Oddity {
     TooMuchWaiting,
     /// Bytes never came, yet the receiver acknowledged them.
     Lost,
+    /// A segment that a receiver ignores: without ACK, or with a SYN in the middle of the connection.
+    Unacceptable,
+    /// The segment's timestamp is older than the latest one (PAWS, RFC 7323).
+    StaleTimestamp,
+    /// The segment comes from the side of its receiver.
+    WrongSide,
+    /// The segment repeats bytes that the receiver may not have, and what they were is not known any more.
+    Unverifiable,
+}
+
+/// What a segment may bring to its receiver, so that the receiver reads what was read here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Acceptance {
+    /// Its payload as it is.
+    AsSent,
+    /// This payload instead.
+    Corrected(Vec<u8>),
+    /// Nothing of it.
+    Refused(StreamAnomaly),
 }
 
 /// One direction's bytes, put in order.
@@ -48,75 +93,88 @@ pub enum Oddity {
 #[derive(Debug, Default)]
 pub struct Stream {
     begun: bool,
-    ack_heard: bool,
-    fin_heard: bool,
-    /// The place of the first byte that was seen, or that a SYN promised; once it has begun.
+    has_acked: bool,
+    has_fin: bool,
+    has_timestamp: bool,
+    has_urgent: bool,
+    /// Whether bytes passed unread in the middle.
+    has_gap: bool,
+    /// The sequence number of the first byte that was seen, or that a SYN promised; once it has begun.
     start: Seq,
-    /// The place of the next byte to deliver; once it has begun.
+    /// The sequence number of the next byte to deliver; once it has begun.
     next: Seq,
-    /// Up to where the other side has acknowledged; once it has.
+    /// What stands in front of this was never read.
+    read_from: Seq,
+    /// Up to where the receiver has acknowledged; once it has.
     acked: Seq,
     /// Where the sender said that its data ends; once it has.
     fin: Seq,
-    history: History,
+    /// The timestamp of the latest segment in order; once there was one.
+    timestamp: u32,
+    /// Where urgent data ended, at the farthest; once there was any.
+    urgent_end: Seq,
+    unacked: Unacked,
     /// Allocated only while something is out of order, which is rare.
-    waiting: Option<Box<Waiting>>,
-    /// What was heard lately, where only excerpts of the stream are brought.
-    heard: Option<Box<Heard>>,
+    reorder: Option<Box<ReorderBuffer>>,
 }
 
 impl Stream {
-    /// The place of the first byte that was seen, or that a SYN promised.
+    /// The sequence number of the first byte that was seen, or that a SYN promised.
     pub fn start(&self) -> Option<Seq> {
         self.begun.then_some(self.start)
     }
 
-    /// The place of the next byte to deliver; none before the first segment.
+    /// The sequence number of the next byte to deliver; none before the first segment.
     pub fn next(&self) -> Option<Seq> {
         self.begun.then_some(self.next)
     }
 
     /// Reads a little of it, so that all of it is near when it is needed.
     pub(crate) fn touch(&self) -> u32 {
-        self.next.number() ^ u32::from(self.history.touch()) ^ u32::from(self.waiting.is_some())
+        self.next.number() ^ u32::from(self.unacked.touch()) ^ u32::from(self.reorder.is_some())
     }
 
-    /// How many bytes wait for what stands in front of them, with what it takes to hold them.
-    pub fn buffered_bytes(&self) -> usize {
-        self.waiting.as_ref().map_or(0, |waiting| waiting.held_bytes())
-    }
-
-    /// Whether something waits for what stands in front of it.
+    /// Whether something waits for what is missing in front of it.
     pub fn is_waiting(&self) -> bool {
-        self.waiting.is_some()
+        self.reorder.is_some()
     }
 
-    /// How many bytes the receiver has acknowledged that never came here.
-    pub fn unheard_before(&self, ack: Seq) -> usize {
-        if self.begun { usize::try_from(ack - self.next).unwrap_or(0) } else { 0 }
+    /// How many bytes are kept of it, with what it takes to keep them, beyond the few that nearly every stream keeps.
+    pub fn buffered_bytes(&self) -> usize {
+        let reorder = self.reorder.as_ref().map_or(0, |reorder| reorder.held_bytes());
+        self.unacked.len().saturating_sub(USUAL_UNACKED) + reorder
     }
 
     /// Whether bytes are missing in front of this place that the receiver has not acknowledged, so that they may come.
     pub fn misses_before(&self, place: Seq) -> bool {
-        let is_acknowledged = self.ack_heard && !self.acked.is_before(place);
+        let is_acknowledged = self.has_acked && !self.acked.is_before(place);
         self.begun && place.is_after(self.next) && !is_acknowledged
     }
 
-    /// Gives up what the receiver has acknowledged and never came here.
-    pub fn give_up_before(&mut self, ack: Seq, mut deliver: impl FnMut(Delivery<'_>)) {
-        if self.unheard_before(ack) > 0 {
-            self.skip_to(ack, &mut deliver);
-        }
-    }
-
     /// Whether everything up to the sender's FIN has been delivered.
-    pub fn has_ended(&self) -> bool {
-        self.begun && self.fin_heard && self.fin == self.next
+    pub fn is_at_fin(&self) -> bool {
+        self.begun && self.has_fin && self.fin == self.next
     }
 
-    /// Whether a reset with this sequence number is one that the receiver would believe.
+    /// And whether the receiver has acknowledged the FIN.
+    pub fn has_ended(&self) -> bool {
+        self.is_at_fin() && self.has_acked && self.acked.is_after(self.fin)
+    }
+
+    /// Whether a reset with this sequence number is one that the receiver believes at once (RFC 5961).
     pub fn believes_reset_at(&self, seq: Seq) -> bool {
-        !self.begun || (-1..=i32::from(u16::MAX)).contains(&(seq - self.next))
+        self.begun && seq == self.next
+    }
+
+    /// Where urgent data ends, at the farthest, if this segment comes: its last byte may be missing in what the receiver
+    /// reads.
+    pub fn urgent_end_with(&self, segment: &Segment<'_>) -> Option<Seq> {
+        // Whether the pointer points at the last byte or behind it, systems do not agree.
+        let here = segment.flags.has(Flags::URG).then(|| segment.seq + usize::from(segment.urgent) + 1);
+        match (self.has_urgent.then_some(self.urgent_end), here) {
+            (Some(before), Some(here)) => Some(before.later(here)),
+            (before, here) => before.or(here),
+        }
     }
 
     /// Begins at this place, unless it has begun: the other side's acknowledgement of a SYN tells it.
@@ -125,61 +183,166 @@ impl Stream {
             self.begun = true;
             self.start = seq;
             self.next = seq;
+            self.read_from = seq;
         }
     }
 
-    /// Takes a segment of this direction and hands on, in order, all bytes that it completes.
+    /// What of a segment may go on, so that the receiver reads nothing else than what was read here and will be read
+    /// from [`segment`](Self::segment).
     ///
-    /// `limit` bounds the bytes that may wait out of order.
+    /// `limit` bounds the bytes that may be kept.
+    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
+        let Segment { flags, payload, .. } = segment;
+        let says_something = !payload.is_empty() || segment.missing > 0 || flags.has(Flags::FIN);
+        if !says_something {
+            return Acceptance::AsSent;
+        }
+        if flags.has(Flags::SYN) || (!flags.has(Flags::ACK) && !flags.has(Flags::RST)) {
+            return Acceptance::Refused(StreamAnomaly::Unacceptable);
+        }
+        if self.has_timestamp
+            && let Some(timestamp) = segment.timestamp
+            && (self.timestamp.wrapping_sub(timestamp)).cast_signed() > TIMESTAMP_TOLERANCE
+        {
+            return Acceptance::Refused(StreamAnomaly::StaleTimestamp);
+        }
+        if !self.begun || (segment.seq == self.next && self.reorder.is_none()) {
+            return Acceptance::AsSent;
+        }
+        self.judge_unusual(segment, direction, trust, limit)
+    }
+
+    #[cold]
+    fn judge_unusual(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
+        let (seq, payload) = (segment.seq, segment.payload);
+        let ahead = seq - self.next;
+        let is_acknowledged = self.has_acked && !self.acked.is_before(seq);
+        if ahead > 0 && !is_acknowledged {
+            if ahead.unsigned_abs() > FARTHEST_AHEAD {
+                return Acceptance::Refused(StreamAnomaly::FarAway);
+            }
+            let waits = self.reorder.as_ref();
+            // A client's commands must not pass unread. Of a server's, whose replies may be long and whose
+            // acknowledgements may pass unseen, what is missing is given up instead.
+            if direction == Direction::FromClient
+                && waits.is_some_and(|waits| waits.would_be_over(payload.len(), limit))
+            {
+                return Acceptance::Refused(StreamAnomaly::TooMuchWaiting);
+            }
+        }
+        let mut corrected = payload.to_vec();
+        match trust {
+            Trust::Acknowledgements => {
+                if direction == Direction::FromClient && self.repeats_unverifiable(seq, seq + payload.len()) {
+                    return Acceptance::Refused(StreamAnomaly::Unverifiable);
+                }
+            }
+            Trust::OnlyReadFrom(start) => {
+                let known = usize::try_from(self.next - seq).unwrap_or(0).min(corrected.len());
+                let never_read = usize::try_from(self.read_from - seq).unwrap_or(0).min(known);
+                let kept = if start == Start::Known && !self.has_gap { never_read } else { 0 };
+                corrected[kept..known].fill(OVERWRITTEN);
+            }
+        }
+        self.unacked.correct(self.next, seq, &mut corrected);
+        if let Some(reorder) = &self.reorder {
+            reorder.correct(seq, &mut corrected);
+        }
+        if corrected == payload { Acceptance::AsSent } else { Acceptance::Corrected(corrected) }
+    }
+
+    /// Whether these bytes have some among them that were read, that the receiver may not have, and that are not known
+    /// any more: it must not read them in another version.
+    fn repeats_unverifiable(&self, from: Seq, to: Seq) -> bool {
+        let known_from = self.next.moved(-(self.unacked.len() as i32));
+        let from = from.later(self.read_from);
+        let from = if self.has_acked { from.later(self.acked) } else { from };
+        let to = if to.is_before(known_from) { to } else { known_from };
+        from.is_before(to)
+    }
+
+    /// Takes a segment of this direction, as it goes on, and delivers in order all bytes that it completes.
+    ///
+    /// `limit` bounds the bytes that may be kept.
     pub fn segment(
         &mut self,
         segment: &Segment<'_>,
         limit: usize,
         mut deliver: impl FnMut(Delivery<'_>),
-    ) -> Option<Oddity> {
-        // A SYN takes a place in the stream of its own; its data, if any, follows.
+    ) -> Option<StreamAnomaly> {
+        // A SYN takes a place in the stream of its own.
         let seq = if segment.flags.has(Flags::SYN) { segment.seq + 1 } else { segment.seq };
         self.begin_at(seq);
-        if self.heard.is_some() {
-            return self.excerpt(segment, seq, deliver);
-        }
         let next = self.next;
         let end = seq + (segment.payload.len() + segment.missing);
+        // Only what brings something new, or nothing in the right place, tells the time.
+        let is_next = !seq.is_after(next) && (end.is_after(next) || (end == next && seq == next));
+        if let Some(timestamp) = segment.timestamp
+            && is_next
+        {
+            let is_later = timestamp.wrapping_sub(self.timestamp).cast_signed() > 0;
+            self.timestamp = if self.has_timestamp && !is_later { self.timestamp } else { timestamp };
+            self.has_timestamp = true;
+        }
+        if let Some(urgent_end) = self.urgent_end_with(segment) {
+            self.urgent_end = urgent_end;
+            // Long after it, a wrapped sequence number must not look like one before it.
+            self.has_urgent = next - urgent_end <= FARTHEST_AHEAD as i32;
+        }
         // The last one counts: one that lies too far ahead cannot hide the real one.
         if segment.flags.has(Flags::FIN) && !end.is_before(next) && (end - next).unsigned_abs() <= FARTHEST_AHEAD {
-            self.fin_heard = true;
+            self.has_fin = true;
             self.fin = end;
         }
-        let mut oddity = None;
-        if seq == next && self.waiting.is_none() {
+        let mut anomaly = None;
+        if seq == next && self.reorder.is_none() {
             if !segment.payload.is_empty() {
-                self.deliver(segment.payload, &mut deliver);
+                self.deliver(segment.payload, limit, &mut deliver);
             }
         } else if !segment.payload.is_empty() {
-            oddity = self.unusual_segment(seq, segment.payload, limit, &mut deliver);
+            anomaly = self.unusual_segment(seq, segment.payload, limit, &mut deliver);
         }
         if segment.missing > 0 && self.next == seq + segment.payload.len() {
             // What the capture did not keep was sent nevertheless.
-            self.skip_to(end, &mut deliver);
+            self.skip_to(end, limit, &mut deliver);
         }
-        oddity
+        // A FIN in front of bytes that follow was not one.
+        self.has_fin &= !self.next.is_after(self.fin);
+        anomaly
+    }
+
+    /// Gives up what is missing before this place, and what waits before it.
+    pub fn give_up_before(&mut self, place: Seq) {
+        if place.is_after(self.next) {
+            self.next = place;
+            self.read_from = place;
+            self.has_gap = true;
+            self.unacked.clear();
+            self.reorder = None;
+        }
     }
 
     /// Takes the other side's acknowledgement, which may tell that missing bytes will never come.
-    pub fn acknowledged(&mut self, ack: Seq, mut deliver: impl FnMut(Delivery<'_>)) -> Option<Oddity> {
-        self.acked = if self.ack_heard { self.acked.later(ack) } else { ack };
-        self.ack_heard = true;
-        let waits_at = self.waiting.as_ref()?.first();
+    pub fn acknowledged(
+        &mut self,
+        ack: Seq,
+        limit: usize,
+        mut deliver: impl FnMut(Delivery<'_>),
+    ) -> Option<StreamAnomaly> {
+        self.acked = if self.has_acked { self.acked.later(ack) } else { ack };
+        self.has_acked = true;
+        self.unacked.acknowledged(self.next, self.acked);
+        let waits_at = self.reorder.as_ref()?.first();
         if waits_at.is_after(ack) {
             return None;
         }
-        self.skip_to(waits_at, &mut deliver);
-        Some(Oddity::Lost)
+        self.skip_to(waits_at, limit, &mut deliver);
+        Some(StreamAnomaly::Lost)
     }
 
-    fn deliver(&mut self, bytes: &[u8], deliver: &mut impl FnMut(Delivery<'_>)) {
+    fn deliver(&mut self, bytes: &[u8], limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
         let next = self.next;
-        self.history.remember(next, bytes);
+        self.unacked.remember(bytes, limit.max(USUAL_UNACKED));
         self.next = next + bytes.len();
         deliver(Delivery::Bytes(next, bytes));
     }
@@ -192,69 +355,65 @@ impl Stream {
         payload: &[u8],
         limit: usize,
         deliver: &mut impl FnMut(Delivery<'_>),
-    ) -> Option<Oddity> {
-        let next = self.next;
-        let ahead = seq - next;
+    ) -> Option<StreamAnomaly> {
+        let ahead = seq - self.next;
         if ahead > 0 {
-            if self.ack_heard && !self.acked.is_before(seq) {
-                // The receiver has everything before this segment: what we miss was lost on the way to us alone.
-                let waits_at = self.waiting.as_ref().map(|waiting| waiting.first());
-                self.skip_to(waits_at.filter(|first| first.is_before(seq)).unwrap_or(seq), deliver);
+            if self.has_acked && !self.acked.is_before(seq) {
+                // The receiver has everything before this segment: what is missing here was lost on the way here alone.
+                let waits_at = self.reorder.as_ref().map(|reorder| reorder.first());
+                self.skip_to(waits_at.filter(|first| first.is_before(seq)).unwrap_or(seq), limit, deliver);
                 // What waited has brought the stream nearer to this segment, up to it, or beyond it.
                 self.unusual_segment(seq, payload, limit, deliver);
-                return Some(Oddity::Lost);
+                return Some(StreamAnomaly::Lost);
             }
             if ahead.unsigned_abs() > FARTHEST_AHEAD {
-                return Some(Oddity::FarAway);
+                return Some(StreamAnomaly::FarAway);
             }
-            let waiting = self.waiting.get_or_insert_default();
-            let differs = waiting.insert(seq, payload);
-            if waiting.is_over(limit) {
-                let first = waiting.first();
-                self.skip_to(first, deliver);
-                return Some(Oddity::TooMuchWaiting);
+            let reorder = self.reorder.get_or_insert_default();
+            reorder.insert(seq, payload);
+            if reorder.is_over(limit) {
+                let first = reorder.first();
+                self.skip_to(first, limit, deliver);
+                return Some(StreamAnomaly::TooMuchWaiting);
             }
-            return differs.then_some(Oddity::DifferingCopy);
+            return None;
         }
         if ahead.unsigned_abs() > FARTHEST_AHEAD {
-            return Some(Oddity::FarAway);
+            return Some(StreamAnomaly::FarAway);
         }
         let known = payload.len().min(usize::try_from(-ahead).unwrap_or(0));
-        // A keep-alive repeats the last place with a byte of no meaning, or none.
-        let keep_alive = payload.len() == 1 && ahead == -1;
-        let differs = !keep_alive && self.history.differs(next, seq, &payload[..known]);
-        if known < payload.len() {
-            // What waits arrived before this segment, so where they overlap, what waits is the first copy.
-            let rest = &payload[known..];
-            match &mut self.waiting {
-                None => self.deliver(rest, deliver),
-                Some(waiting) => {
-                    let waiting_differs = waiting.insert(next, rest);
-                    self.drain(deliver);
-                    return (differs || waiting_differs).then_some(Oddity::DifferingCopy);
+        let rest = &payload[known..];
+        if !rest.is_empty() {
+            match &mut self.reorder {
+                None => self.deliver(rest, limit, deliver),
+                Some(reorder) => {
+                    reorder.insert(self.next, rest);
+                    self.drain(limit, deliver);
                 }
             }
         }
-        differs.then_some(Oddity::DifferingCopy)
+        None
     }
 
     /// Gives up what is missing before `place`, which is not behind the stream.
-    fn skip_to(&mut self, place: Seq, deliver: &mut impl FnMut(Delivery<'_>)) {
+    fn skip_to(&mut self, place: Seq, limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
         self.next = place;
-        self.history = History::default();
-        deliver(Delivery::Gap(place));
-        self.drain(deliver);
+        self.read_from = place;
+        self.has_gap = true;
+        self.unacked.clear();
+        deliver(Delivery::Gap);
+        self.drain(limit, deliver);
     }
 
     /// Delivers what waits and has become next.
-    fn drain(&mut self, deliver: &mut impl FnMut(Delivery<'_>)) {
-        while let Some(waiting) = &mut self.waiting
-            && let Some(bytes) = waiting.take(self.next)
+    fn drain(&mut self, limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
+        while let Some(reorder) = &mut self.reorder
+            && let Some(bytes) = reorder.take(self.next)
         {
-            self.deliver(&bytes, deliver);
+            self.deliver(&bytes, limit, deliver);
         }
-        if self.waiting.as_ref().is_some_and(|waiting| waiting.is_empty()) {
-            self.waiting = None;
+        if self.reorder.as_ref().is_some_and(|reorder| reorder.is_empty()) {
+            self.reorder = None;
         }
     }
 }

@@ -18,6 +18,14 @@ pub(super) struct About<'a, 'w, F, O> {
     pub(super) number: SessionNumber,
     pub(super) connection: &'a Connection,
     pub(super) terms: &'a Terms,
+    /// The session has ended: what is announced in it now opens nothing.
+    pub(super) is_over: bool,
+    /// One end seems to have spoken for the other one.
+    pub(super) is_forged: bool,
+    /// The session was read from its start, or an earlier run left word of it.
+    pub(super) is_known: bool,
+    /// The segment holds something that must not go on, and could not be changed.
+    pub(super) must_drop: bool,
     pub(super) expectations: &'a mut Expectations,
     pub(super) ranges: &'a mut Ranges,
     /// The segment that brought them.
@@ -32,31 +40,12 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         self.world.tell(self.number, news);
     }
 
-    pub(super) fn event(&mut self, event: Event<'_>, dialogue: &Dialogue, line: Option<&Line<'_>>) {
+    pub(super) fn event(&mut self, event: Event<'_>, dialogue: &Dialogue, line: &Line<'_>) {
+        let is_announcement = matches!(event, Event::Announced(_));
         match event {
             Event::Nothing => {}
-            Event::Said(command, argument) => {
-                self.tell(&News::Said { command, argument });
-                if self.is_denied(command) {
-                    self.deny(command, line);
-                }
-            }
-            Event::SaidUnknown(word) => {
-                let command = std::str::from_utf8(word).ok();
-                if let Some(command) = command.and_then(|command| self.terms.denied(command)) {
-                    self.deny(command, line);
-                }
-            }
-            Event::Announced(announcement) => {
-                self.announced(&announcement);
-                let command = announcement.mode.command();
-                if announcement.mode.is_active()
-                    && self.is_denied(command)
-                    && let Some(line) = line
-                {
-                    self.hold_back(line, command.len());
-                }
-            }
+            Event::Said(command, argument) => self.tell(&News::Said { command, argument }),
+            Event::Announced(announcement) => self.announced(&announcement),
             Event::AnnouncementRefused(command) => {
                 if let Some(Standing { expectation, .. }) = self.expectations.remove_of_command(self.slot, command) {
                     self.world.firewall.close(&expectation);
@@ -65,18 +54,19 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             }
             Event::LoggedIn => self.tell(&News::LoggedIn { user: dialogue.user() }),
             Event::Encrypted => self.encrypted(dialogue.is_encryption_requested()),
-            Event::NotFtp => {
-                self.world.firewall.stop_reading(self.connection);
-                self.tell(&News::NotFtp);
-            }
+            Event::NotFtp => self.not_ftp(),
+        }
+        if self.direction == Direction::FromClient
+            && let Some(command) = self.hold_back_denied(line)
+            && !is_announcement
+        {
+            self.tell(&News::Denied { command: &command });
         }
     }
 
-    fn deny(&mut self, command: &str, line: Option<&Line<'_>>) {
-        if let Some(line) = line {
-            self.hold_back(line, command.len());
-        }
-        self.tell(&News::Denied { command });
+    /// What the two ends talk is not FTP.
+    pub(super) fn not_ftp(&mut self) {
+        self.tell(&News::NotFtp);
     }
 
     fn announced(&mut self, announcement: &Announcement<'_>) {
@@ -95,13 +85,20 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     }
 
     fn expect(&mut self, announcement: &Announcement<'_>) -> Result<Expectation, Refusal> {
+        if self.is_over {
+            return Err(Refusal::SessionOver);
+        }
+        if self.is_forged {
+            return Err(Refusal::Forged);
+        }
         let decide = |announcement: &_| decision::decide(announcement, self.connection, self.terms, self.world.now);
         let expectation = match decide(announcement) {
-            // Whoever rewrote it before has heard the question.
-            Err(Refusal::NotAskedFor) if self.was_replaced_before(announcement) => {
-                let mut asked_for = announcement.clone();
-                asked_for.standing.asked_for = true;
-                decide(&asked_for)
+            // The run that rewrote it before has read the line whole, and the question.
+            Err(Refusal::NotAskedFor | Refusal::Ambiguous) if self.was_replaced_before(announcement) => {
+                let mut known = announcement.clone();
+                known.standing.asked_for = true;
+                known.standing.is_plain = true;
+                decide(&known)
             }
             decided => decided,
         }?;

@@ -7,6 +7,7 @@ use crate::net::{Port, PortRange};
 use crate::packet::{Direction, Endpoint, Segment};
 use crate::policy::{self, Policy};
 use crate::script::{Conversation, endpoint};
+use crate::session::Progress;
 use crate::time::Timestamp;
 
 const CLIENT: &str = "10.0.0.1:4000";
@@ -130,15 +131,14 @@ fn what_stood_is_used_up_by_its_connection() {
 fn what_stood_is_closed_with_its_session_whether_that_was_picked_up_or_not() {
     let active = pinhole("10.0.0.2", "10.0.0.1:40000", 1, 60);
     type End = fn(&mut Stage);
-    let ends: [End; 4] = [
-        |stage| stage.sees(&talk().closes(Direction::FromServer)),
-        |stage| stage.sees(&talk().resets(Direction::FromClient)),
+    let ends: [End; 2] = [
         |stage| stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world)),
         |stage| {
             let mut talk = talk();
             stage.sees(&talk.says(Direction::FromClient, "QUIT\r\n"));
             assert_eq!((stage.tracker.sessions(), stage.firewall.pinholes()), (1, 2));
             stage.sees(&talk.closes(Direction::FromClient));
+            stage.sees(&talk.closes(Direction::FromServer));
         },
     ];
     for end in ends {
@@ -155,9 +155,7 @@ fn what_any_of_several_sessions_may_own_is_closed_with_the_last_of_them() {
     let strangers = connection("10.0.0.3:4000", SERVER);
     let (mut stage, _) =
         Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER), other, strangers]));
-    stage.sees(&talk().closes(Direction::FromClient));
-    // Both ends close.
-    stage.sees(&talk().closes(Direction::FromServer));
+    stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world));
     assert_eq!(stage.stands().len(), 1);
     stage.world(|tracker, world| tracker.forgotten(&other.original, world));
     assert_eq!(stage.told, ["0 closed 10.0.0.1 -> 10.0.0.2:50000"]);
@@ -179,6 +177,7 @@ fn what_a_session_announces_once_more_is_its_own() {
     let other = connection("10.0.0.1:4001", SERVER);
     let (mut stage, _) = Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER), other]));
     let mut talk = talk();
+    stage.firewall.record(&connection(CLIENT, SERVER), Progress::LoggedIn);
     for (who, line) in [
         (Direction::FromClient, "USER anna\r\n"),
         (Direction::FromServer, "230 in\r\n"),
@@ -190,7 +189,7 @@ fn what_a_session_announces_once_more_is_its_own() {
     assert_eq!(stage.tracker.standing().next().expect("it stands").0.get(), 1);
     stage.world(|tracker, world| tracker.forgotten(&other.original, world));
     assert_eq!(stage.stands().len(), 1);
-    stage.sees(&talk.closes(Direction::FromClient));
+    stage.sees(&talk.resets(Direction::FromClient));
     assert_eq!(stage.told, ["1 closed 10.0.0.1 -> 10.0.0.2:50000"]);
 }
 
@@ -220,7 +219,7 @@ fn a_corridor_stays_open_until_its_session_is_over() {
     assert_eq!(adoption, Adoption { pinholes: 0, corridors: 1, closed: 0 });
     assert!(stage.firewall.admit(NOW, &data).is_some());
     stage.world(|tracker, world| assert_eq!(tracker.admitted(&data, world), Some(SessionNumber::EARLIER)));
-    stage.sees(&talk().closes(Direction::FromClient));
+    stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world));
     assert!(stage.firewall.admit(NOW, &data).is_none());
 
     let (mut stage, adoption) = Stage::begin("", &left(Vec::new()));

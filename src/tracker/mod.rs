@@ -12,6 +12,7 @@ mod expectations;
 mod list;
 mod memory;
 mod news;
+mod origins;
 mod port_search;
 mod quotas;
 mod ranges;
@@ -30,21 +31,23 @@ use crate::expectation::{Closed, Expectation};
 use crate::firewall::{Control, Firewall};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
-use crate::policy::{Inspect, Policy};
-use crate::rewrite::{Courses, Verdict};
-use crate::session::{Dialogue, Ending, Event, Session, Told};
-use crate::stream::Oddity;
+use crate::policy::{Pickup, Policy};
+use crate::rewrite::{Courses, Replacement, Verdict};
+use crate::session::{Dialogue, Ending, Progress, Session, SessionOutput};
+use crate::stream::{Acceptance, StreamAnomaly};
 use crate::time::Timestamp;
 use about::About;
 use adopt::Heritage;
 use expectations::{Expectations, Standing};
 use memory::{Buffered, MemoryBudget};
+use origins::Origins;
 use ranges::Ranges;
 use rank::Rank;
 use table::{Placed, Table, Tracked};
 
-/// How long the addresses of a session that ended are remembered: its last packets may still be under way.
-const LINGER: Duration = Duration::from_secs(60);
+/// How long a session that ended is read on, unless the kernel forgets its connection before: longer than the kernel
+/// remembers a connection that both ends have closed.
+const LINGER: Duration = Duration::from_secs(150);
 
 /// How long a session may be silent for which a corridor is open: as long as the kernel remembers a silent connection.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
@@ -121,7 +124,7 @@ impl Tracker {
     }
 
     /// Forgets everything but how many sessions there have been. Nothing is closed and nobody is told.
-    pub fn forget(&mut self) {
+    pub fn forget_all(&mut self) {
         *self = Self { sessions_begun: self.sessions_begun, ..Self::default() };
     }
 
@@ -156,10 +159,25 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Handled {
         let (slot, direction) = match self.sessions.find(&segment.flow) {
-            Some(found) => found,
+            Some((slot, direction)) => {
+                if direction == Direction::FromServer
+                    && segment.flags.has(Flags::SYN)
+                    && self.is_another_start(slot, segment)
+                {
+                    // The client ignores a SYN in the middle of a connection. Whether this is one, the kernel knows.
+                    if !world.firewall.control_connection(&segment.flow).is_some_and(|control| control.is_opening) {
+                        return Handled::Session(Verdict::Accept);
+                    }
+                    self.end(slot, Ended::Replaced, world);
+                    self.remove(slot);
+                    return self.take(segment, patience, world);
+                }
+                (slot, direction)
+            }
             None => match self.begin(segment, world) {
                 Some(begun) => begun,
                 None => {
+                    // What an earlier run left is closed rather too early than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
                         self.close_heritage(&segment.flow, world);
                     }
@@ -167,21 +185,14 @@ impl Tracker {
                 }
             },
         };
-        let Some(tracked) = self.sessions.get(slot) else { return Handled::NotOurs };
-        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
-        let reopens = is_opened && tracked.ended.is_some();
-        if reopens || tracked.session.is_superseded_by(segment, direction) {
-            self.end(slot, Ended::Replaced, world);
-            self.remove(slot);
-            return self.take(segment, patience, world);
-        }
-        match tracked.ended {
-            None => {}
-            // What was rewritten may be sent again behind the end.
-            Some(Ended::Finished) if !segment.payload.is_empty() => return self.repeat(slot, segment, direction),
-            Some(_) => return Handled::NotOurs,
-        }
         Handled::Session(self.converse(slot, segment, direction, patience, world))
+    }
+
+    /// Whether a SYN of the server's is not the one that began this session.
+    fn is_another_start(&self, slot: u32, segment: &Segment<'_>) -> bool {
+        self.sessions
+            .get(slot)
+            .is_some_and(|tracked| tracked.ended.is_some() || tracked.session.is_another_start(segment.seq))
     }
 
     /// Where the receiver counts what the sender of packets with these addresses counts at `place`; none if these belong
@@ -190,6 +201,13 @@ impl Tracker {
         let (slot, direction) = self.sessions.find(flow)?;
         let tracked = self.sessions.get(slot)?;
         Some(tracked.courses.as_ref().map_or(place, |courses| courses.get(direction).place_for_receiver(place)))
+    }
+
+    /// Whether the sender of packets with these addresses is in step: all that it sent has been read, and its next byte
+    /// begins a line. None if these belong to no session that is known.
+    pub fn is_in_step(&self, flow: &Flow) -> Option<bool> {
+        let (slot, direction) = self.sessions.find(flow)?;
+        Some(self.sessions.get(slot)?.session.is_in_step(direction))
     }
 
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
@@ -208,8 +226,7 @@ impl Tracker {
         self.renew_ranges(world);
         self.sessions.set_idle(world.policy.limits.idle);
         while let Some(slot) = self.sessions.find_due(now) {
-            self.end(slot, Ended::Idle, world);
-            self.remove(slot);
+            self.forget(slot, Ended::Idle, world);
         }
     }
 
@@ -260,18 +277,28 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return None;
         }
-        let Control { connection, is_unread, is_settled, adjustments } =
+        let Control { connection, is_opening, progress, in_step, adjustments } =
             world.firewall.control_connection(&segment.flow)?;
-        if is_unread && !segment.flags.has(Flags::SYN) {
+        let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
+        if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
             return None;
         }
         let direction = connection.direction_of(&segment.flow)?;
-        let session = Session::new(segment, is_settled);
+        let session = if from_the_start {
+            Session::from_the_start()
+        } else {
+            let known = match world.policy.pickup {
+                Pickup::Marked => progress,
+                Pickup::Never => Progress::Unknown,
+                Pickup::Trust => Progress::LoggedIn,
+            };
+            Session::from_the_middle(known, in_step)
+        };
+        let recorded = if from_the_start { Progress::Unknown } else { progress };
         let rank = quotas::first_rank(&session, segment, direction);
         self.make_room(ClientKey::of(connection.client().address), rank, world);
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
-        let picked_up = session.dialogue().is_picked_up();
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
         let may_change = connection.is_translated() || rewriting::holds_back(world.policy.terms(rule));
         let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
@@ -284,18 +311,12 @@ impl Tracker {
             place: Placed::new(rank, world.now),
             buffered: Buffered::nothing(!rank.is_established()),
             session,
+            origins: Origins::default(),
+            recorded,
             courses,
         });
-        world.tell(number, &News::Began { connection: &connection, picked_up });
+        world.tell(number, &News::Began { connection: &connection, picked_up: !from_the_start });
         Some((slot, direction))
-    }
-
-    /// Takes a segment of a session that is over: nothing in it is read any more, but what is sent again must not say
-    /// something else than before.
-    fn repeat(&mut self, slot: u32, segment: &Segment<'_>, direction: Direction) -> Handled {
-        let courses = self.sessions.get_mut(slot).and_then(|tracked| tracked.courses.as_deref_mut());
-        let verdict = courses.map(|courses| courses.of(direction).verdict(segment));
-        verdict.map_or(Handled::NotOurs, Handled::Session)
     }
 
     /// Hands a segment to its session and acts on what that tells.
@@ -310,14 +331,48 @@ impl Tracker {
         self.sessions.heard(slot, world.now);
         let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        let Tracked { session, connection, number, rule, courses, buffered, .. } = tracked;
+        let Tracked { session, connection, number, rule, ended, origins, recorded, courses, buffered, .. } = tracked;
+        if origins.is_forged(direction, segment.origin) {
+            world.tell(*number, &News::Anomaly(StreamAnomaly::WrongSide));
+            return Verdict::Drop;
+        }
         let mut courses = courses.as_deref_mut();
+        let policy = world.policy;
+        let terms = policy.terms(*rule);
+        let client = ClientKey::of(connection.client().address);
+        let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
+        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
+        let corrected = match session.judge(segment, direction, rewriting::holds_back(terms), limits) {
+            Acceptance::AsSent => None,
+            Acceptance::Corrected(payload) => Some(payload),
+            Acceptance::Refused(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                world.tell(*number, &News::Anomaly(anomaly));
+                return Verdict::Drop;
+            }
+        };
         let mut segment = *segment;
+        let (seq, bytes) = (segment.seq, segment.payload.len());
+        if let Some(payload) = &corrected {
+            world.tell(*number, &News::Anomaly(StreamAnomaly::DifferingCopy));
+            segment.payload = payload;
+        }
         if let Some(courses) = &mut courses {
-            // What stays in the kernel unread never comes.
-            let all_comes = world.policy.capture.inspect == Inspect::Dialogue;
-            if all_comes && patience == Patience::MayWait && session.is_ahead(&segment, direction) {
-                return Verdict::Later;
+            if session.is_ahead(&segment, direction) {
+                match patience {
+                    Patience::MayWait => return Verdict::Later,
+                    Patience::GoesOn if direction == Direction::FromClient && rewriting::holds_back(terms) => {
+                        // What the policy denies must not pass unread; but where something passed that nobody could
+                        // read, it will not come again.
+                        if !session.acknowledges_unread(&segment, direction) {
+                            return Verdict::Drop;
+                        }
+                        session.give_up_before(&segment, direction);
+                    }
+                    Patience::GoesOn => {}
+                }
             }
             if !segment.payload.is_empty() {
                 courses.of(direction).goes_on_from(segment.seq);
@@ -326,13 +381,15 @@ impl Tracker {
                 segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);
             }
         }
-        let policy = world.policy;
-        let terms = policy.terms(*rule);
         let mut about = About {
             slot,
             number: *number,
             connection,
             terms,
+            is_over: ended.is_some(),
+            is_forged: origins.are_doubtful(),
+            is_known: session.dialogue().is_known(),
+            must_drop: false,
             expectations,
             ranges,
             segment: &segment,
@@ -340,23 +397,44 @@ impl Tracker {
             courses,
             world,
         };
-        let client = ClientKey::of(connection.client().address);
-        let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
-        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
         about.encrypted_segment(&segment, direction);
-        let ending = session.segment(&segment, direction, limits, policy.capture.inspect, |told| match told {
-            Told::Event(Event::Nothing, ..) => {}
-            Told::Event(event, dialogue, line) => about.event(event, dialogue, line),
-            Told::Odd(oddity) => {
-                if narrowed.is_some() && oddity == Oddity::TooMuchWaiting {
+        let ending = session.segment(&segment, direction, limits, |output| match output {
+            SessionOutput::Read(direction, place, bytes) => {
+                about.world.observer.read(about.number, direction, place, bytes);
+            }
+            SessionOutput::Event(event, dialogue, line) => about.event(event, dialogue, line),
+            SessionOutput::NotFtp => about.not_ftp(),
+            SessionOutput::Anomaly(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
                     memory.note_refusal();
                 }
-                about.tell(&News::Odd(oddity));
+                about.tell(&News::Anomaly(anomaly));
             }
-            Told::Settled => about.world.firewall.settled(about.connection),
         });
-        let verdict = about.verdict(session);
-        self.classify(slot, (direction, segment.payload.len()), world.now);
+        let mut verdict = about.verdict(session);
+        if verdict == Verdict::Accept {
+            // A server may leave an urgent byte out of what it reads. A packet that is replaced points at none.
+            let is_urgent =
+                direction == Direction::FromClient && segment.flags.has(Flags::URG) && rewriting::holds_back(terms);
+            let payload = match corrected {
+                None if is_urgent => Some(segment.payload.to_vec()),
+                corrected => corrected,
+            };
+            verdict = payload.map_or(Verdict::Accept, |payload| Verdict::Replace(Replacement { seq, payload }));
+        }
+        // Of an encrypted session it may matter how far it has come. And where commands are held back, what is not FTP is
+        // read on: its server may take it for FTP.
+        let may_go_unread =
+            if session.dialogue().is_encrypted() { !ranges.is_planned(slot) } else { !rewriting::holds_back(terms) };
+        let progress = match session.dialogue().progress() {
+            Progress::Unreadable if !may_go_unread => Progress::Unknown,
+            progress => progress,
+        };
+        if progress != *recorded {
+            *recorded = progress;
+            world.firewall.record(connection, progress);
+        }
+        self.classify(slot, (direction, bytes), world.now);
         match ending {
             None => {}
             Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
@@ -387,6 +465,19 @@ impl Tracker {
         }
         self.close_heritage(&flow, world);
         world.tell(number, &News::Ended(how));
+    }
+
+    /// Ends a session of which the kernel may know the connection still, and forgets it. What ended before is not
+    /// trusted when it is picked up again.
+    fn forget(&mut self, slot: u32, how: Ended, world: &mut World<'_, impl Firewall, impl Observer>) {
+        if let Some(tracked) = self.sessions.get(slot)
+            && tracked.ended.is_some()
+            && !matches!(tracked.recorded, Progress::Unknown | Progress::Unreadable)
+        {
+            world.firewall.record(&tracked.connection, Progress::Unknown);
+        }
+        self.end(slot, how, world);
+        self.remove(slot);
     }
 
     /// Forgets a session that has ended.

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use crate::expectation::{Closed, Corridor, Expectation, Refusal};
 use crate::ftp::Mode;
-use crate::packet::{Connection, Flow};
-use crate::stream::Oddity;
+use crate::packet::{Connection, Direction, Flow, Seq};
+use crate::stream::StreamAnomaly;
 use crate::time::Timestamp;
 
 /// The number of a session, in the order in which they began; the first one is 1.
@@ -109,7 +109,7 @@ pub enum News<'a> {
     /// The session is over.
     Ended(Ended),
     /// Something about its segments that does not happen in a healthy connection.
-    Odd(Oddity),
+    Anomaly(StreamAnomaly),
 }
 
 /// How a session ended.
@@ -155,6 +155,9 @@ impl Ended {
 pub trait Observer {
     /// Something happened in a session.
     fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>);
+
+    /// These bytes of a session were read, the first of which has that sequence number. In the order of the stream.
+    fn read(&mut self, _session: SessionNumber, _direction: Direction, _place: Seq, _bytes: &[u8]) {}
 }
 
 /// Nobody wants to know.

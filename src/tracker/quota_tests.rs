@@ -279,7 +279,7 @@ fn range_stays_open_as_long_as_its_silent_session_lives() {
         stage.waits(Duration::from_secs(1800));
     }
     assert_eq!((stage.firewall.renewals(), stage.take_told().len()), (100, 0));
-    stage.sees(&talk.closes(FromClient));
+    stage.sees(&talk.resets(FromClient));
     stage.waits(Duration::from_secs(1800));
     assert_eq!((stage.firewall.renewals(), stage.tracker.next_deadline()), (100, None));
 }
@@ -310,7 +310,7 @@ fn range_counts_as_a_pinhole_of_its_client() {
     assert_eq!(told.len(), 3);
     assert!(told[2].ends_with("refused: too-many"), "{told:?}");
     // With one that ends there is room again.
-    stage.sees(&talks[0].closes(FromClient));
+    stage.sees(&talks[0].resets(FromClient));
     let mut another = client("10.0.0.1:4009");
     secures(&mut stage, &mut another);
     goes_on_encrypted(&mut stage, &mut another);

@@ -67,8 +67,7 @@ impl Tracker {
     }
 
     fn evict<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
-        self.end(slot, how, world);
-        self.remove(slot);
+        self.forget(slot, how, world);
     }
 
     /// Brings the rank of a session, and what its buffers hold, up to date after a segment of that direction with so many

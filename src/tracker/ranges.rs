@@ -148,15 +148,14 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     /// What follows cannot be read.
     pub(super) fn encrypted(&mut self, is_requested: bool) {
         let corridor = match self.terms.tls {
-            Tls::Range(ports) if is_requested => {
+            Tls::Range(ports) if is_requested && !self.is_over && !self.is_forged => {
                 let Connection { original, .. } = *self.connection;
                 Some(Corridor { from: original.source.address, to: original.destination.address, ports })
             }
             Tls::Pass | Tls::Deny | Tls::Range(_) => None,
         };
-        match corridor {
-            Some(corridor) => self.ranges.plan(self.slot, corridor),
-            None => self.world.firewall.stop_reading(self.connection),
+        if let Some(corridor) = corridor {
+            self.ranges.plan(self.slot, corridor);
         }
         self.tell(&News::Encrypted { corridor });
     }
@@ -168,8 +167,6 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         if !dialogue.segment(segment, direction) {
             return;
         }
-        // From here on there is nothing more to be seen.
-        self.world.firewall.stop_reading(self.connection);
         match self.open_range(&corridor) {
             Ok(()) => {
                 self.ranges.note_open(self.slot, corridor, self.world.now);

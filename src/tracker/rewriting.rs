@@ -10,15 +10,14 @@ use crate::decision;
 use crate::expectation::{Expectation, Refusal};
 use crate::firewall::Firewall;
 use crate::ftp::notation::{Announced, Notation};
+use crate::ftp::telnet::{begins_plainly, possible_verbs};
 use crate::ftp::{Line, Mode};
 use crate::net::Port;
-use crate::packet::{Direction, Endpoint};
+use crate::packet::{Direction, Endpoint, Seq};
 use crate::policy::{Terms, Tls};
 use crate::rewrite::{Course, Obstacle, Replaced, Verdict};
 use crate::session::{Announcement, Session, Written};
-
-/// What stands in place of a byte of a command that is held back. No command of FTP becomes another one by it.
-const HELD_BACK: u8 = b'X';
+use crate::stream::OVERWRITTEN;
 
 /// Whether anything is held back on these terms.
 pub(super) fn holds_back(terms: &Terms) -> bool {
@@ -219,20 +218,39 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         self.courses.as_mut().map(|courses| courses.of(direction))
     }
 
-    /// The client gave a command that the policy denies: the server gets something that is none.
-    pub(super) fn hold_back(&mut self, line: &Line<'_>, verb: usize) {
-        let segment_end = self.segment.seq + self.segment.payload.len();
-        let replaced = if line.verbatim && verb > 0 {
-            Replaced { start: line.start + (verb - 1), length: 1, text: vec![HELD_BACK], before: b' ' }
-        } else {
-            // Telnet stands in it: whatever of the line is here goes.
-            let start = if line.start.is_before(self.segment.seq) { self.segment.seq } else { line.start };
-            let end = if line.end.is_after(segment_end) { segment_end } else { line.end };
-            let Some(length) = usize::try_from(end - start).ok().filter(|length| *length > 1) else { return };
-            Replaced { start, length: length - 1, text: vec![HELD_BACK; length - 1], before: b' ' }
-        };
-        // Where the last letter of the verb has gone on, it was this already.
-        let _ = self.replace(replaced);
+    /// Has the server get something that is no command, if some server may take this line for one that the policy
+    /// denies. That command.
+    pub(super) fn hold_back_denied(&mut self, line: &Line<'_>) -> Option<String> {
+        if !holds_back(self.terms) {
+            return None;
+        }
+        let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
+        if !line.begins && !self.is_known {
+            // It may be the end of a denied command of which the beginning passed unread.
+            self.overwrite(line.start, last);
+        }
+        if begins_plainly(line.text) {
+            let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
+            let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
+            let letter = line.start + verb.checked_sub(1)?;
+            self.overwrite(letter, letter + 1);
+            return Some(word.to_ascii_uppercase());
+        }
+        let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
+        let word = words.into_iter().find(|word| self.is_denied(word))?;
+        self.overwrite(line.start, last);
+        Some(word.to_ascii_uppercase())
+    }
+
+    /// Puts something that means nothing in place of those of these bytes that are in the segment. What went on before
+    /// was this already.
+    fn overwrite(&mut self, from: Seq, to: Seq) {
+        let end = self.segment.seq + self.segment.payload.len();
+        let from = from.later(self.segment.seq);
+        let to = if to.is_after(end) { end } else { to };
+        let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
+        let replaced = Replaced { start: from, length, text: vec![OVERWRITTEN; length], before: b' ' };
+        self.must_drop |= self.replace(replaced).is_err();
     }
 
     /// What is to become of the segment, now that all that it says is known.
@@ -241,10 +259,13 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return Verdict::Accept;
         }
         if self.direction == Direction::FromClient
-            && holds_back(self.terms)
             && let Some(line) = session.unfinished(Direction::FromClient)
         {
-            self.hold_back_unfinished(&line);
+            // All of a verb may have come: what follows may be sent separately.
+            self.hold_back_denied(&line);
+        }
+        if self.must_drop {
+            return Verdict::Drop;
         }
         let is_translated = self.connection.is_translated();
         let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };
@@ -265,15 +286,6 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             let _ = course.release(segment, &mut adjust);
         }
         course.verdict(segment)
-    }
-
-    /// The line is not whole, but all of a verb has come: what follows may be sent separately.
-    fn hold_back_unfinished(&mut self, line: &Line<'_>) {
-        let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
-        let Ok(word) = std::str::from_utf8(&line.text[..verb]) else { return };
-        if self.is_denied(word) {
-            self.hold_back(line, verb);
-        }
     }
 
     /// Whether the policy denies this command.

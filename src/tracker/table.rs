@@ -9,13 +9,14 @@ use hashbrown::HashTable;
 use super::client::ClientKey;
 use super::list::{Links, List};
 use super::memory::Buffered;
+use super::origins::Origins;
 use super::rank::Rank;
 use super::slab::Slab;
 use super::{Ended, LINGER, LONGEST_SILENCE, SessionNumber};
 use crate::packet::{Connection, Direction, Flow};
 use crate::policy::RuleId;
 use crate::rewrite::Courses;
-use crate::session::Session;
+use crate::session::{Progress, Session};
 use crate::time::Timestamp;
 
 /// How exact the order of silence is: a session that goes on talking moves in the lists so often, not with each packet.
@@ -33,6 +34,10 @@ pub(super) struct Tracked {
     pub(super) place: Placed,
     pub(super) buffered: Buffered,
     pub(super) session: Session,
+    /// Where the packets of its client and of its server come from, once that is known.
+    pub(super) origins: Origins,
+    /// What the kernel knows of how far it has come.
+    pub(super) recorded: Progress,
     /// Where something of what is said may have to be changed: behind NAT, or under a rule that holds commands back.
     pub(super) courses: Option<Box<Courses>>,
 }

@@ -13,6 +13,7 @@ use pinhole::net::PortRange;
 use pinhole::netlink::{ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables};
 use pinhole::packet::{Connection, Flow};
 use pinhole::policy::Policy;
+use pinhole::session::{InStep, Progress};
 
 use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, run, tidy_up};
 
@@ -205,8 +206,13 @@ fn a_translated_connection_has_four_addresses() {
     let (theirs, _) = listener.accept().expect("it came");
     let connection = Connection { original: flow_of(&ours), reply: flow_of(&theirs) };
     assert_eq!(theirs.peer_addr().map(|peer| peer.ip()).ok(), Some(ip("10.9.0.9")));
-    let control =
-        Some(Control { connection, is_unread: false, is_settled: false, adjustments: Adjustments::default() });
+    let control = Some(Control {
+        connection,
+        is_opening: false,
+        progress: Progress::Unknown,
+        in_step: InStep::default(),
+        adjustments: Adjustments::default(),
+    });
     assert_eq!(sets.control_connection(&connection.original), control);
     assert_eq!(sets.control_connection(&connection.reply), control);
     let unknown: Flow = flow("10.1.1.1:9".parse().expect("one"), "10.1.1.2:80".parse().expect("one"));

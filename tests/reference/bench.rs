@@ -197,7 +197,7 @@ impl Bench {
                 let list = self.firewall.read("/proc/thread-self/net/nf_conntrack_expect")?;
                 list.split_whitespace().next().and_then(|left| left.parse().ok()).expect("one expectation")
             }
-            Helper::Pinhole | Helper::Excerpts | Helper::Nobody => {
+            Helper::Pinhole | Helper::Nobody => {
                 let list = self.firewall.nft_says(&["-j", "list", "set", "inet", "pinhole", "pinholes4"])?;
                 let list: serde_json::Value = serde_json::from_str(&list).expect("nft writes JSON");
                 let elements = list["nftables"].as_array().expect("a list").iter().find_map(|one| one.get("set"));
@@ -207,9 +207,9 @@ impl Bench {
         Ok(Outcome::For((seconds / 10.0).round() as u64 * 10))
     }
 
-    /// The client ends the session.
+    /// Both ends end the session.
     pub(crate) fn hang_up(&mut self) -> Result<()> {
-        self.pair.hang_up()
+        self.pair.end()
     }
 
     /// Another session.

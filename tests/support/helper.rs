@@ -19,8 +19,6 @@ pub(crate) enum Helper {
     Conntrackd,
     /// The built program.
     Pinhole,
-    /// The same with `inspect: announcements`.
-    Excerpts,
 }
 
 /// What runs of a helper: it helps as long as this is kept.
@@ -44,13 +42,11 @@ impl Help {
 impl Helper {
     /// Begins to help in a namespace whose rules are loaded. The policy is for Pinhole.
     pub(crate) fn start(self, namespace: &Namespace, policy: &str) -> Result<Help> {
-        let pinhole = |policy: &str| Daemon::start(namespace, policy).map(|daemon| Help::Pinhole(Box::new(daemon)));
         match self {
             Self::Nobody => Ok(Help::Rules),
             Self::Kernel => namespace.nft(KERNEL_HELPER).map(|()| Help::Rules),
             Self::Conntrackd => Conntrackd::start(namespace).map(Help::Conntrackd),
-            Self::Pinhole => pinhole(policy),
-            Self::Excerpts => pinhole(&format!("{policy}capture: {{ inspect: announcements }}\n")),
+            Self::Pinhole => Daemon::start(namespace, policy).map(|daemon| Help::Pinhole(Box::new(daemon))),
         }
     }
 }
@@ -62,7 +58,6 @@ impl fmt::Display for Helper {
             Self::Kernel => "kernel",
             Self::Conntrackd => "conntrackd",
             Self::Pinhole => "Pinhole",
-            Self::Excerpts => "Pinhole, announcements only",
         })
     }
 }

@@ -25,6 +25,7 @@ use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
+use crate::session::Progress;
 use crate::time::Timestamp;
 use crate::tracker::Remains;
 
@@ -317,12 +318,8 @@ impl Firewall for Native {
         self.sets.close_corridor(corridor);
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.sets.settled(connection);
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.sets.stop_reading(connection);
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.sets.record(connection, progress);
     }
 }
 

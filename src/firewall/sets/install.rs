@@ -7,8 +7,9 @@ use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::expectation::{Corridor, Expectation};
 use crate::firewall::native::Impossible;
-use crate::netlink::{Conntrack, Element, Error, TableChange, TableImage, Tables};
-use crate::policy::{Capture, Chain, Mechanism, Policy};
+use crate::net::Port;
+use crate::netlink::{Conntrack, Element, Error, Key, TableChange, TableImage, Tables};
+use crate::policy::{Capture, Chain, Mark, Mechanism, Policy};
 use crate::time::Timestamp;
 
 /// Why the firewall does not stand.
@@ -44,6 +45,12 @@ pub enum SetupError {
          control connections and transfers go on, only what is announced and not yet used has to be announced again"
     )]
     OtherQueues,
+    /// Another policy asks for rules that are not in the table, and only the program nft could write them.
+    #[error(
+        "this policy needs other rules in the table inet pinhole, which are only written at the start: restart it \
+         (`systemctl restart pinhole`); control connections and transfers go on"
+    )]
+    OtherRules,
     /// The policy wants the kernel to expect connections, which it cannot.
     #[error("`mechanism: native` is not possible: {0}; `mechanism: auto` goes on with sets then")]
     NoNative(#[from] Impossible),
@@ -104,6 +111,7 @@ impl Sets {
             sets_are_lost: false,
             corridors: HashMap::default(),
             used: HashSet::default(),
+            may_be_in_step: !is_anew,
             maps_used: false,
             troubles: Troubles::default(),
         };
@@ -133,18 +141,17 @@ impl Sets {
                 return Err(SetupError::NoSuchChain(chain.clone()));
             }
         }
-        let old = std::mem::replace(&mut self.policy, policy.clone());
-        if let Err(error) = self.put_table() {
-            self.policy = old;
-            self.put_table()?;
-            return Err(error);
-        }
-        if let Err(error) = self.put_admit(&mut Restored::default()) {
-            self.policy = old;
-            self.put_table()?;
+        let old = (std::mem::replace(&mut self.policy, policy.clone()), self.image.clone());
+        let result = self.exchange_table(&old.0).and_then(|()| self.put_admit(&mut Restored::default()));
+        if let Err(error) = result {
+            (self.policy, self.image) = old;
+            if !self.is_untouched()? {
+                self.put_back(&BySet::new())?;
+            }
             self.put_admit(&mut Restored::default())?;
             return Err(error);
         }
+        let (old, _) = old;
         for chain in old.admit.iter().filter(|chain| !policy.admit.contains(chain)) {
             admit::remove(&mut self.tables, chain)?;
         }
@@ -237,6 +244,35 @@ impl Sets {
         self.verify()
     }
 
+    /// Exchanges in the table what the policy has otherwise than the old one, at once: by netlink alone, because no
+    /// program can be run any more.
+    fn exchange_table(&mut self, old: &Policy) -> Result<(), SetupError> {
+        let Self { policy, queueing, holder, .. } = self;
+        let fixed_part = |policy| ruleset::fixed_part(policy, *queueing, *holder);
+        if fixed_part(old) != fixed_part(policy) {
+            return Err(SetupError::OtherRules);
+        }
+        let text = |policy| ruleset::text(policy, *queueing, *holder);
+        let is_same = (text(old), old.capture) == (text(policy), policy.capture);
+        if is_same && self.is_untouched()? {
+            return Ok(());
+        }
+        self.sets_are_lost |= !self.tables.has_table(TABLE)?;
+        let Self { policy, queueing, image, .. } = self;
+        for chain in QueueChain::ALL {
+            image.fill_chain(TABLE, chain.name(), &[queueing.rule(&chain.of(policy.capture))]);
+        }
+        let port = |port: &Port| Element::lasting(Key::port(port.number()));
+        let ports: Vec<Element> = policy.control_ports.as_slice().iter().map(port).collect();
+        image.fill_set(TABLE, ruleset::CONTROL_PORTS, &ports);
+        ruleset::sized_sets().for_each(|set| image.resize_set(set, ruleset::set_size(policy)));
+        if old.mark != policy.mark && !image.exchange_marks(|number| exchanged_bits(number, old.mark, policy.mark)) {
+            return Err(SetupError::OtherRules);
+        }
+        self.tables.put_back(TABLE, &self.image, &[])?;
+        self.verify()
+    }
+
     /// Puts the table in the place of one that another version has left, with sets that this one's rules cannot go on
     /// with. What stands in the old sets is kept, as far as the new ones take it. For a moment there is no table.
     fn replace_table(&mut self) -> Result<(), SetupError> {
@@ -308,15 +344,7 @@ impl Sets {
     /// it.
     fn put_back(&mut self, elements: &BySet) -> Result<(), SetupError> {
         let lists: Vec<(&str, &[Element])> = elements.iter().map(|(set, list)| (*set, list.as_slice())).collect();
-        let left_over = match self.tables.put_back(TABLE, &self.image, &lists) {
-            Ok(left_over) => left_over,
-            Err(error) => {
-                // A kernel that does not take what it showed: then as at the start, which takes longer.
-                self.trouble(&error);
-                self.put_table()?;
-                lists
-            }
-        };
+        let left_over = self.tables.put_back(TABLE, &self.image, &lists)?;
         for (set, left_over) in left_over {
             self.tables.insert_all(TABLE, set, left_over)?;
         }
@@ -345,6 +373,36 @@ impl Sets {
     }
 }
 
+/// What a number that rules compare or combine with a mark of a connection is for another policy: the bits of the one
+/// become the bits of the other. None where that cannot be told.
+fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
+    // What Pinhole's marks are made of. A number has all bits of such a part or none.
+    let parts = |mark: Mark| {
+        let [known, beyond, server_in_step, client_in_step, read] = mark.control_bits().each();
+        [mark.bits(), known, beyond, server_in_step, client_in_step, read]
+    };
+    let union = |parts: [u32; 6]| parts.into_iter().fold(0, |all, part| all | part);
+    let others = !union(parts(old));
+    // A mask that clears bits has all bits of others set.
+    let mut exchanged = match number & others {
+        0 => 0,
+        kept if kept == others => !union(parts(new)),
+        _ => return None,
+    };
+    if others == 0 {
+        // Then it cannot be told whether they are kept.
+        return None;
+    }
+    for (old, new) in parts(old).into_iter().zip(parts(new)) {
+        match number & old {
+            0 => {}
+            all if all == old => exchanged |= new,
+            _ => return None,
+        }
+    }
+    Some(exchanged)
+}
+
 impl Queueing {
     /// How the kernel can be told to queue, by trying; none if it cannot.
     pub fn of_kernel(tables: &mut Tables) -> Result<Option<Self>, Error> {
@@ -354,5 +412,26 @@ impl Queueing {
             }
         }
         Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_part_of_a_mark_becomes_the_same_part_of_the_other() {
+        let mark = |bits| Mark::new(bits).expect("a mark");
+        let [old, new] = [0x1000_0000, 0x0000_0003].map(mark);
+        let exchanged = |number| exchanged_bits(number, old, new);
+        assert_eq!(exchanged(0), Some(0));
+        assert_eq!(exchanged(old.bits()), Some(0x3));
+        let [old_bits, new_bits] = [old, new].map(Mark::control_bits);
+        assert_eq!(exchanged(old_bits.all_of_connection()), Some(new_bits.all_of_connection()));
+        assert_eq!(exchanged(!old.bits()), Some(!0x3), "a mask that clears it");
+        assert_eq!(exchanged(u32::MAX), Some(u32::MAX));
+        assert_eq!(exchanged(0x1), None, "somebody else's bit");
+        assert_eq!(exchanged_bits(0x1, new, old), None, "one of two");
+        assert_eq!(exchanged_bits(0x07ff_ffff, mark(0x07ff_ffff), old), None, "no bit is somebody else's");
     }
 }

@@ -28,6 +28,7 @@ use crate::net::{Port, PortRange};
 use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::policy::Policy;
+use crate::session::{InStep, Progress};
 use ruleset::TABLE;
 use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
 
@@ -79,6 +80,9 @@ pub struct Sets {
     corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
     /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
     used: HashSet<(IpAddr, Endpoint), RandomState>,
+    /// Whether every packet since the marks were set has passed the table's rules: whether what they say of ends that
+    /// are in step can be believed.
+    may_be_in_step: bool,
     /// Whether something may be in the maps. Where nothing ever was, nobody need look there.
     maps_used: bool,
     troubles: Troubles,
@@ -153,10 +157,19 @@ impl Sets {
         }
     }
 
-    /// Sets a bit in the mark of a control connection; what that means to the capture is said in `rules/`.
-    fn mark(&mut self, connection: &Connection, bit: u32) {
+    /// Control connections may have gone on unseen while rules of the table were gone: none of their ends is known to be
+    /// in step.
+    pub fn forget_in_step<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.may_be_in_step = false;
+        let bits = self.policy.mark.control_bits();
+        let mask = bits.in_step(Direction::FromClient) | bits.in_step(Direction::FromServer);
+        connections.for_each(|connection| self.mark(connection, 0, mask));
+    }
+
+    /// Sets these bits of a mask in the mark of a control connection.
+    fn mark(&mut self, connection: &Connection, bits: u32, mask: u32) {
         // A connection that the kernel has forgotten brings no packets either.
-        let marked = self.conntrack.mark(&connection.original, bit, bit);
+        let marked = self.conntrack.mark(&connection.original, bits, mask);
         self.note(marked);
     }
 
@@ -218,6 +231,20 @@ impl Sets {
         if self.maps_used { stored::places(from, to).collect() } else { Vec::new() }
     }
 
+    /// The connection as its client opened it, if its server's port is one of control connections. The kernel may have
+    /// found it in the middle, by a packet of the server's.
+    fn control_end(&self, connection: Connection) -> Option<Connection> {
+        let Connection { original, reply } = connection;
+        let is_control = |flow: &Flow| self.policy.control_ports.contains(flow.destination.port);
+        if is_control(&original) {
+            Some(connection)
+        } else if is_control(&reply) {
+            Some(Connection { original: reply, reply: original })
+        } else {
+            None
+        }
+    }
+
     /// The control connection with these addresses, where nothing translates them.
     fn direct(&self, flow: &Flow) -> Option<Connection> {
         let is_control = |port: Port| self.policy.control_ports.contains(port);
@@ -236,16 +263,19 @@ impl Firewall for Sets {
         let found = self.conntrack.find(flow);
         match self.note(found)? {
             Some(entry) => {
-                let connection = entry.connection;
-                let is_unread = entry.mark & self.policy.mark.unread_bit() != 0;
-                let is_settled = entry.mark & self.policy.mark.settled_bit() != 0;
-                let is_control = self.policy.control_ports.contains(connection.server().port);
-                is_control.then_some(Control { connection, is_unread, is_settled, adjustments: adjustments(&entry) })
+                let connection = self.control_end(entry.connection)?;
+                let bits = self.policy.mark.control_bits();
+                let progress = bits.read_progress(entry.mark);
+                let in_step = if self.may_be_in_step { bits.read_in_step(entry.mark) } else { InStep::default() };
+                let is_opening = entry.is_opening;
+                Some(Control { connection, is_opening, progress, in_step, adjustments: adjustments(&entry) })
             }
-            // It is tracked, or its packet had not come here; but not where we can ask: in another zone.
+            // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
+            // kept either.
             None => {
                 let adjustments = Adjustments::default();
-                let control = |connection| Control { connection, is_unread: false, is_settled: false, adjustments };
+                let (progress, in_step) = (Progress::Unknown, InStep::default());
+                let control = |connection| Control { connection, is_opening: true, progress, in_step, adjustments };
                 self.direct(flow).map(control)
             }
         }
@@ -328,12 +358,9 @@ impl Firewall for Sets {
         }
     }
 
-    fn settled(&mut self, connection: &Connection) {
-        self.mark(connection, self.policy.mark.settled_bit());
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        self.mark(connection, self.policy.mark.unread_bit());
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        let bits = self.policy.mark.control_bits();
+        self.mark(connection, bits.of(progress), bits.progress());
     }
 }
 

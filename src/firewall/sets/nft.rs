@@ -1,15 +1,21 @@
-//! Running the program nft, once for a whole ruleset.
+//! Running the program nft, once for a whole ruleset, while the daemon starts.
 //!
-//! The crate `nftables` calls it with `-j` and would have it read JSON. Given a plain ruleset that way, nft 1.0.6
-//! installs nothing and reports success. It also lets nft's messages go to wherever this program's own go. So the
-//! crate is given a shell that calls nft for plain text, and hands its messages back as output.
+//! There is no shell in between. The crate `nftables` puts `-j` in front of what nft gets, and nft finds that what it
+//! reads is not JSON and reads it once more as plain text. On standard input there would be nothing left to be read
+//! then (nft 1.0.6 installs nothing and reports success), so the ruleset is a file, in memory. The crate's function
+//! that runs a command, unlike the one that applies a ruleset, also hands back what nft complains of.
 
-use nftables::helper::{NftablesError, apply_ruleset_raw};
+use std::env;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
 
-/// What the shell does; the crate's own arguments behind it are not used. In the directories for administrators too,
-/// as not everybody has them in the search path.
-const SCRIPT: &str =
-    "PATH=$PATH:/usr/sbin:/sbin; command -v nft >/dev/null || { echo NO-NFT; exit 127; }; exec nft -f - 2>&1";
+use nftables::helper::{NftablesError, get_current_ruleset_raw};
+use rustix::fs::{Access, MemfdFlags, access, memfd_create};
+
+/// Where administrators' programs are, as not everybody has them in the search path.
+const MORE_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 
 /// Why a ruleset was not installed. Nothing of it was.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -27,12 +33,37 @@ pub enum NftError {
 
 /// Installs a ruleset, written as nft reads it, all at once or not at all.
 pub(super) fn apply(ruleset: &str) -> Result<(), NftError> {
-    match apply_ruleset_raw(ruleset, Some("/bin/sh"), ["-c", SCRIPT]) {
+    let program = find().ok_or(NftError::NotFound)?;
+    let file = in_memory(ruleset).map_err(|error| NftError::NotRun(error.to_string().into()))?;
+    // nft inherits the file, under the same number.
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    match get_current_ruleset_raw(Some(&program), ["-f", &path]) {
         Ok(_) => Ok(()),
-        Err(NftablesError::NftFailed { stdout, .. }) if stdout.trim() == "NO-NFT" => Err(NftError::NotFound),
-        Err(NftablesError::NftFailed { stdout, .. }) => Err(NftError::Refused(in_one_line(&stdout).into())),
+        Err(NftablesError::NftFailed { stdout, stderr, .. }) => {
+            let complaints = format!("{stdout}\n{stderr}").replace(&format!("{path}:"), "line ");
+            Err(NftError::Refused(in_one_line(&complaints).into()))
+        }
         Err(error) => Err(NftError::NotRun(error.to_string().into())),
     }
+}
+
+/// A file that has no name, for programs that are started from here as well.
+fn in_memory(content: &str) -> io::Result<File> {
+    let name = "pinhole ruleset";
+    // Kernels before 6.3 do not know the flag, and later ones may insist on it.
+    let file = memfd_create(name, MemfdFlags::NOEXEC_SEAL).or_else(|_| memfd_create(name, MemfdFlags::empty()))?;
+    let mut file = File::from(file);
+    file.write_all(content.as_bytes())?;
+    Ok(file)
+}
+
+/// Where the program is. What stands in the search path without a leading slash depends on the current directory, and is
+/// passed over.
+fn find() -> Option<PathBuf> {
+    let search_path = env::var_os("PATH").unwrap_or_default();
+    let directories = env::split_paths(&search_path).chain(MORE_DIRECTORIES.map(PathBuf::from));
+    let programs = directories.filter(|directory| directory.is_absolute()).map(|directory| directory.join("nft"));
+    programs.into_iter().find(|program| program.is_file() && access(program, Access::EXEC_OK).is_ok())
 }
 
 /// What nft complains of, without the lines of the ruleset that it quotes between.
@@ -48,10 +79,11 @@ mod tests {
 
     #[test]
     fn what_nft_complains_of_is_one_line() {
-        let quoted = "/dev/stdin:3:2-6: Error: No such file or directory\n\t\tqueue\n\t\t^^^^^\n/dev/stdin:9:1-3: Error: syntax error\n";
+        let quoted =
+            "line 3:2-6: Error: No such file or directory\n\t\tqueue\n\t\t^^^^^\nline 9:1-3: Error: syntax error\n";
         assert_eq!(
             in_one_line(quoted),
-            "/dev/stdin:3:2-6: Error: No such file or directory; /dev/stdin:9:1-3: Error: syntax error"
+            "line 3:2-6: Error: No such file or directory; line 9:1-3: Error: syntax error"
         );
         assert_eq!(in_one_line("nft: cannot\nload a library\n"), "nft: cannot load a library");
     }
@@ -59,6 +91,9 @@ mod tests {
     #[test]
     fn a_ruleset_that_is_no_ruleset_is_refused_in_one_line() {
         let Err(NftError::Refused(complaint)) = apply("this is no ruleset\n") else { panic!("it is taken") };
-        assert!(complaint.contains("Error: ") && !complaint.contains('\n'), "{complaint}");
+        assert!(
+            complaint.starts_with("line 1:") && complaint.contains("Error: ") && !complaint.contains('\n'),
+            "{complaint}"
+        );
     }
 }

@@ -6,7 +6,9 @@
 use std::fmt::{self, Write as _};
 
 use crate::netlink::{Expression, Family, Object, ObjectKind, Table};
-use crate::policy::{Capture, Inspect, Policy, WhenDown};
+use crate::packet::Direction;
+use crate::policy::{Capture, Limits, Policy, WhenDown};
+use crate::session::Progress;
 
 /// The table that is Pinhole's own.
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -15,15 +17,17 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
-pub(super) const CHAINS: [&str; 19] = [
+pub(super) const CHAINS: [&str; 24] = [
     "prerouting",
     "output",
     "inspect",
     "data",
+    "doubt",
     "admit",
     "deliver",
     "insist",
     "prepare",
+    "opens",
     "nat_prerouting",
     "nat_output",
     "nat_input",
@@ -35,6 +39,9 @@ pub(super) const CHAINS: [&str; 19] = [
     "shorten",
     "bounds",
     "repeated",
+    "record_prerouting",
+    "record_output",
+    "record",
 ];
 
 /// Who holds the pinholes.
@@ -69,17 +76,22 @@ impl Holder {
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
 const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
 const NAT: &str = include_str!("../../../rules/nat.nft");
-const DIALOGUE: &str = include_str!("../../../rules/dialogue.nft");
-const ANNOUNCEMENTS: &str = include_str!("../../../rules/announcements.nft");
+const INSPECT: &str = include_str!("../../../rules/inspect.nft");
 
 /// Why writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";
+/// What stands in the files for the control ports, and what it becomes: the set of that name, which a reload can fill anew
+/// and a rule need not be exchanged for.
+const PORTS_IN_FILES: &str = "$control_ports";
+const PORTS_IN_TABLE: &str = "@control_ports";
+/// The set of the control ports.
+pub(super) const CONTROL_PORTS: &str = "control_ports";
 /// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
 /// How many elements a set of pinholes has room for. What was used counts until the kernel sweeps it out, so there are
 /// more than may stand at one time.
-fn set_size(policy: &Policy) -> u32 {
+pub(super) fn set_size(policy: &Policy) -> u32 {
     policy.limits.pinholes.get().saturating_mul(4).max(65_535)
 }
 
@@ -153,20 +165,60 @@ pub(super) fn is_own_chain(name: &str) -> bool {
 ///
 /// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
 pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
-    let inspect = match policy.capture.inspect {
-        Inspect::Dialogue => DIALOGUE,
-        Inspect::Announcements => ANNOUNCEMENTS,
-    };
-    let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
     let mark = policy.mark;
-    let mut text = format!("define mark_bits = {mark}\ndefine control_ports = {{ {} }}\n", ports.join(", "));
-    writeln!(text, "define settled_bit = {:#010x}", mark.settled_bit()).expect(TAKES_ALL);
-    writeln!(text, "define unread_bit = {:#010x}\n", mark.unread_bit()).expect(TAKES_ALL);
+    let mut text = format!("define mark_bits = {mark}\n");
+    let bits = mark.control_bits();
+    for (name, number) in [
+        ("progress_bits", bits.progress()),
+        ("unreadable", bits.of(Progress::Unreadable)),
+        ("client_in_step", bits.in_step(Direction::FromClient)),
+        ("server_in_step", bits.in_step(Direction::FromServer)),
+        ("packet_read", bits.of_read_packet()),
+        ("packet_in_step", bits.of_packet(0, true)),
+    ] {
+        // nft computes no complement.
+        writeln!(text, "define {name} = {number:#010x}\ndefine all_but_{name} = {:#010x}", !number).expect(TAKES_ALL);
+    }
+    text.push('\n');
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
-    let rest = [BEGIN, &queue(&policy.capture, queueing), &sized(NAT), inspect, &sized(TABLE_TEXT), holder.text()];
-    text.push_str(&rest.join("\n"));
+    let (ports, queue) = (control_ports(policy), queue(&policy.capture, queueing));
+    let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
+    text.push_str(&rest.join("\n").replace(PORTS_IN_FILES, PORTS_IN_TABLE));
     text
+}
+
+/// What of a ruleset cannot be exchanged in an installed table: all but control ports, marks, sizes, and what becomes of
+/// packets that nobody reads. Two policies for which this is the same need the same rules, but for those.
+pub(super) fn fixed_part(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
+    let Policy { control_ports, mark, limits, capture, .. } = Policy::default();
+    let capture = Capture { when_down: capture.when_down, ..policy.capture };
+    let limits = Limits { pinholes: limits.pinholes, ..policy.limits };
+    text(&Policy { control_ports, mark, limits, capture, ..policy.clone() }, queueing, holder)
+}
+
+/// The sets and maps whose size follows from the policy.
+pub(super) fn sized_sets() -> impl Iterator<Item = &'static str> {
+    [NAT, TABLE_TEXT].into_iter().flat_map(|text| {
+        let mut name = "";
+        text.lines().filter_map(move |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["set" | "map", of, "{"] => {
+                name = of;
+                None
+            }
+            _ => (line.trim() == SIZE).then_some(name),
+        })
+    })
+}
+
+/// The set of the control ports. It is emptied first: an earlier policy may have had others.
+fn control_ports(policy: &Policy) -> String {
+    let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
+    format!(
+        "# The ports of `control_ports:`.\nadd set inet pinhole {CONTROL_PORTS} {{ type inet_service; }}\n\
+         flush set inet pinhole {CONTROL_PORTS}\nadd element inet pinhole {CONTROL_PORTS} {{ {} }}\n",
+        ports.join(", ")
+    )
 }
 
 /// The chains that hand packets to the daemon.
@@ -274,6 +326,26 @@ mod tests {
                 assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
             }
         }
+    }
+
+    #[test]
+    fn sets_of_pinholes_and_their_maps_are_as_large_as_the_policy_says() {
+        let sized: Vec<&str> = sized_sets().collect();
+        for set in ["pinholes4", "pinholes6", "targets4", "targets6", "sources4", "sources6"] {
+            assert!(sized.contains(&set), "{set}: {sized:?}");
+        }
+        assert!(!sized.contains(&"rewritten4"), "its size does not follow from the policy");
+    }
+
+    #[test]
+    fn ports_marks_sizes_and_when_down_are_no_fixed_part_of_the_rules() {
+        let fixed = |policy: &Policy| fixed_part(policy, Queueing::Statement, Holder::Sets);
+        let text = "control_ports: [2121]\nmark: 0x30\nlimits: { pinholes: 50000 }\ncapture: { when_down: closed }\n";
+        let exchanged = crate::policy::parse("policy.yaml", text).expect("a good policy").policy;
+        assert_eq!(fixed(&exchanged), fixed(&Policy::embedded()));
+        let mut other = policy();
+        other.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        assert_ne!(fixed(&other), fixed(&Policy::embedded()));
     }
 
     #[test]

@@ -104,6 +104,16 @@ impl Pair {
         Ok(Hearing { how: Heard::Whole, bytes })
     }
 
+    /// Both ends end, the client first, and both have heard of it when this returns.
+    pub fn end(&mut self) -> Result<()> {
+        self.hang_up()?;
+        let doing = || "end a control connection".to_owned();
+        self.server.1.shutdown(Shutdown::Write).doing(doing)?;
+        let client = &mut self.client.1;
+        client.set_read_timeout(Some(PATIENCE)).doing(doing)?;
+        client.read_to_end(&mut Vec::new()).doing(doing).map(drop)
+    }
+
     /// The client ends, and the server has heard of it when this returns.
     pub fn hang_up(&mut self) -> Result<()> {
         let doing = || "end a control connection".to_owned();

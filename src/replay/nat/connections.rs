@@ -9,6 +9,7 @@ use hashbrown::HashMap;
 use crate::firewall::Adjustment;
 use crate::net::Port;
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
+use crate::session::Progress;
 
 /// How many connections are known at a time; a bound, not a tuning.
 const MOST_KNOWN: usize = 1 << 16;
@@ -70,9 +71,7 @@ pub(super) struct Standing {
     pub(super) translated: Translated,
     /// How what the inside end says is shifted.
     pub(super) adjustment: Option<Adjustment>,
-    pub(super) is_unread: bool,
-    /// Whether its start has been read.
-    pub(super) is_settled: bool,
+    pub(super) progress: Progress,
     /// The number of its SYN, if that was seen: one with another begins another connection.
     first: Option<Seq>,
 }
@@ -116,10 +115,8 @@ impl Connections {
                 }
             }
         }
-        self.by_inside.insert(
-            inside,
-            Standing { translated, adjustment: None, is_unread: false, is_settled: false, first: None },
-        );
+        self.by_inside
+            .insert(inside, Standing { translated, adjustment: None, progress: Progress::Unknown, first: None });
         self.by_outside.insert(outside, inside);
     }
 
@@ -130,8 +127,7 @@ impl Connections {
         if let Some(standing) = self.by_inside.get_mut(&inside)
             && standing.first != Some(first)
         {
-            *standing =
-                Standing { first: Some(first), adjustment: None, is_unread: false, is_settled: false, ..*standing };
+            *standing = Standing { first: Some(first), adjustment: None, progress: Progress::Unknown, ..*standing };
         }
     }
 

@@ -11,6 +11,7 @@ use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::firewall::{Adjustment, Adjustments, Admitted, Control, Firewall, NotAdjusted, NotOpened, Simulated};
 use crate::packet::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
 use crate::policy::ControlPorts;
+use crate::session::{InStep, Progress};
 use crate::time::Timestamp;
 
 /// Pinholes, the connections that are translated, and how they are shifted.
@@ -131,8 +132,7 @@ impl Gateway {
 
 impl Firewall for Gateway {
     fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
-        let Some(Standing { translated, adjustment, is_unread, is_settled, .. }) = self.connections.arriving(flow)
-        else {
+        let Some(Standing { translated, adjustment, progress, .. }) = self.connections.arriving(flow) else {
             return self.simulated.control_connection(flow);
         };
         let connection = translated.connection();
@@ -140,7 +140,8 @@ impl Firewall for Gateway {
         if let Some(adjustment) = adjustment {
             adjustments.set(translated.outwards(), *adjustment);
         }
-        let control = Control { connection, is_unread: *is_unread, is_settled: *is_settled, adjustments };
+        let in_step = InStep::default();
+        let control = Control { connection, is_opening: true, progress: *progress, in_step, adjustments };
         self.control_ports.contains(connection.server().port).then_some(control)
     }
 
@@ -189,17 +190,10 @@ impl Firewall for Gateway {
         self.simulated.close_corridor(corridor);
     }
 
-    fn settled(&mut self, connection: &Connection) {
+    fn record(&mut self, connection: &Connection, progress: Progress) {
         match self.connections.arriving(&connection.original) {
-            Some(standing) => standing.is_settled = true,
-            None => self.simulated.settled(connection),
-        }
-    }
-
-    fn stop_reading(&mut self, connection: &Connection) {
-        match self.connections.arriving(&connection.original) {
-            Some(standing) => standing.is_unread = true,
-            None => self.simulated.stop_reading(connection),
+            Some(standing) => standing.progress = progress,
+            None => self.simulated.record(connection, progress),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use super::unacked::overlay;
 use crate::packet::Seq;
 
 /// How many separate pieces may wait: each costs more than its bytes.
@@ -10,12 +11,12 @@ const MOST_PIECES: usize = 64;
 /// Pieces in the order of the stream, none overlapping or touching another: what was sent a byte at a time behind one
 /// lost segment is one piece.
 #[derive(Debug, Default)]
-pub(super) struct Waiting {
+pub(super) struct ReorderBuffer {
     pieces: VecDeque<(Seq, Vec<u8>)>,
     bytes: usize,
 }
 
-impl Waiting {
+impl ReorderBuffer {
     pub(super) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
     }
@@ -28,6 +29,18 @@ impl Waiting {
 
     pub(super) fn is_over(&self, limit: usize) -> bool {
         self.bytes > limit || self.pieces.len() > MOST_PIECES
+    }
+
+    /// Whether so many bytes more may be too many.
+    pub(super) fn would_be_over(&self, bytes: usize, limit: usize) -> bool {
+        self.bytes + bytes > limit || self.pieces.len() >= MOST_PIECES
+    }
+
+    /// Puts what waits in place of a copy of it that begins at `seq`.
+    pub(super) fn correct(&self, seq: Seq, copy: &mut [u8]) {
+        for (at, piece) in &self.pieces {
+            overlay(*at, piece, seq, copy);
+        }
     }
 
     /// Where the first piece stands. Only an empty one, which nobody keeps, has none: then the beginning of all.
@@ -48,9 +61,8 @@ impl Waiting {
         Some(piece)
     }
 
-    /// Adds what is new of `bytes`. Whether it differs from what was there where they overlap.
-    pub(super) fn insert(&mut self, at: Seq, bytes: &[u8]) -> bool {
-        let mut differs = false;
+    /// Adds what is new of `bytes`.
+    pub(super) fn insert(&mut self, at: Seq, bytes: &[u8]) {
         let mut at = at;
         let mut rest = bytes;
         let mut index = 0;
@@ -70,13 +82,11 @@ impl Waiting {
             // `at` lies in this piece or behind it.
             let offset = usize::try_from(at - *piece_at).unwrap_or(0).min(piece.len());
             let shared = rest.len().min(piece.len() - offset);
-            differs |= piece[offset..offset + shared] != rest[..shared];
             at += shared;
             rest = &rest[shared..];
             index += 1;
         }
         self.join();
-        differs
     }
 
     /// Makes one of pieces that touch.

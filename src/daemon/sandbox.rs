@@ -1,0 +1,302 @@
+//! What the daemon gives up once its table is installed and its sockets are open: capabilities, files, system calls.
+//!
+//! All of it holds for the calling thread and for those that it starts afterwards, and nothing of it can be undone. It
+//! has to be entered while there is one thread. Whoever took the daemon over could talk netlink to this network
+//! namespace's netfilter, as the daemon does, and nothing else.
+
+use std::collections::BTreeMap;
+use std::env::consts::ARCH;
+use std::path::{Path, PathBuf};
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, PathBeneath, PathFd, Ruleset, RulesetAttr, RulesetCreatedAttr,
+    RulesetStatus, Scope, make_bitflags,
+};
+use nix::libc;
+use rustix::io::Errno;
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, capabilities, capability_is_in_bounding_set, clear_ambient_capability_set,
+    remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+    TargetArch, apply_filter,
+};
+
+/// The one capability that stays: nf_tables, connection tracking and the queues ask for it.
+const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN;
+
+/// The version of Landlock whose rights are taken away. A kernel with an earlier one takes away those that it knows. The
+/// right to connect to a socket that has a path came later, and is needed to tell systemd how the service is.
+const LANDLOCK: ABI = ABI::V6;
+
+/// A part of the sandbox that cannot be had here.
+#[derive(Debug, thiserror::Error)]
+pub enum Missing {
+    /// Capabilities stay that are not needed.
+    #[error("it keeps capabilities that it does not need: {0}")]
+    Capabilities(Errno),
+    /// Programs that are started could have more privileges; and without this there is no seccomp.
+    #[error("it could gain privileges by starting a program (no_new_privs): {0}")]
+    NoNewPrivileges(Errno),
+    /// The kernel has no Landlock, or it is not switched on.
+    #[error("files are not restricted: this kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, and `lsm=` at boot)")]
+    Landlock,
+    /// Landlock did not work.
+    #[error("files are not restricted: {0}")]
+    Files(Box<str>),
+    /// Seccomp did not work.
+    #[error("system calls are not restricted: {0} (does this kernel have CONFIG_SECCOMP_FILTER?)")]
+    SystemCalls(Box<str>),
+}
+
+/// The files that are needed afterwards.
+#[derive(Clone, Copy, Debug)]
+pub struct Files<'a> {
+    /// The policy, which a reload reads; none if it is the embedded one.
+    pub policy: Option<&'a Path>,
+    /// The control socket, which is removed at the end.
+    pub socket: &'a Path,
+}
+
+/// Gives up what the daemon does not need any more. What stays beyond that, as this kernel or whoever started the
+/// program has no way to take it, is no reason not to run, and is handed back.
+pub fn enter(files: &Files<'_>) -> Vec<Missing> {
+    let mut missing = Vec::new();
+    missing.extend(drop_capabilities().err().map(Missing::Capabilities));
+    missing.extend(set_no_new_privs(true).err().map(Missing::NoNewPrivileges));
+    missing.extend(restrict_files(files).err());
+    missing.extend(restrict_system_calls().err());
+    missing
+}
+
+/// Keeps one capability, for this process and whatever it could start.
+fn drop_capabilities() -> Result<(), Errno> {
+    let every = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
+    for other in every.filter(|one| *one != KEPT) {
+        // Behind the last one that the kernel knows it says EINVAL.
+        if capability_is_in_bounding_set(other).unwrap_or(false) {
+            remove_capability_from_bounding_set(other)?;
+        }
+    }
+    // Kernels before 4.3 have no such set.
+    let _ = clear_ambient_capability_set();
+    let has = capabilities(None)?;
+    let effective = has.effective & KEPT;
+    let permitted = has.permitted & KEPT;
+    // What programs inherit matters to nobody, as none is started; a service manager may refuse this call.
+    if (has.effective, has.permitted) != (effective, permitted) {
+        set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })?;
+    }
+    Ok(())
+}
+
+/// Leaves these files, and no TCP: the policy may be read and the control socket be removed. What is open stays so.
+fn restrict_files(files: &Files<'_>) -> Result<(), Missing> {
+    let failed = |error: landlock::RulesetError| Missing::Files(error.to_string().into());
+    let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
+    let remove: BitFlags<AccessFs> = AccessFs::RemoveFile.into();
+    // The directory and not the file: editors put another file in its place. If it is a symbolic link, also where that
+    // leads.
+    let policies = files.policy.into_iter().flat_map(|path| [Some(path.to_owned()), path.canonicalize().ok()]);
+    let readable = policies.flatten().map(|path| (directory(&path), read));
+    let rules = readable.chain([(directory(files.socket), remove)]);
+    let mut ruleset = Ruleset::default()
+        .handle_access(AccessFs::from_all(LANDLOCK))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
+        .and_then(|ruleset| ruleset.scope(Scope::Signal))
+        .and_then(Ruleset::create)
+        .map_err(failed)?;
+    for (path, access) in rules {
+        // A directory that is not there any more holds nothing that is needed.
+        let Ok(path) = PathFd::new(&path) else { continue };
+        ruleset = ruleset.add_rule(PathBeneath::new(path, access)).map_err(failed)?;
+    }
+    match ruleset.restrict_self().map_err(failed)?.ruleset {
+        RulesetStatus::NotEnforced => Err(Missing::Landlock),
+        RulesetStatus::PartiallyEnforced | RulesetStatus::FullyEnforced => Ok(()),
+    }
+}
+
+fn directory(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent.to_owned(),
+        _ => PathBuf::from("."),
+    }
+}
+
+/// Leaves the system calls that a daemon makes which only talks, waits and reads files. Any other one fails with EPERM,
+/// so that one that was forgotten here breaks what asks for it and not all of FTP on this host.
+fn restrict_system_calls() -> Result<(), Missing> {
+    let failed = |error: &dyn ToString| Missing::SystemCalls(error.to_string().into());
+    let filters = filters().map_err(|error| failed(&error))?;
+    filters.iter().try_for_each(|filter| apply_filter(filter)).map_err(|error| failed(&error))
+}
+
+/// The filters, in the order in which they are applied. The kernel asks all of them, and the strictest answer holds; of
+/// two error numbers, that of the last one.
+fn filters() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
+    let arch = TargetArch::try_from(ARCH)?;
+    let program = |rules, otherwise, matched| SeccompFilter::new(rules, otherwise, matched, arch)?.try_into();
+    let all = |calls: &[libc::c_long]| calls.iter().map(|call| (*call, Vec::new())).collect();
+    let (allow, refuse) =
+        (SeccompAction::Allow, |errno: Errno| SeccompAction::Errno(errno.raw_os_error().unsigned_abs()));
+    // Nothing here starts a program, so an attempt is somebody else's code. It ends with the process, which the service
+    // manager tells and starts anew; sessions, transfers and pinholes outlast that.
+    let programs = [libc::SYS_execve, libc::SYS_execveat];
+    // Its flags cannot be seen from here. The C library makes threads with `clone` where this one is unknown.
+    let unknown = [libc::SYS_clone3];
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = all(&[ALLOWED, &ALLOWED_HERE, &programs, &unknown].concat());
+    for (call, conditions) in conditions()? {
+        allowed.entry(call).or_default().push(SeccompRule::new(conditions)?);
+    }
+    Ok([
+        program(all(&programs), allow.clone(), SeccompAction::KillProcess)?,
+        program(all(&unknown), allow.clone(), refuse(Errno::NOSYS))?,
+        program(allowed, refuse(Errno::PERM), allow)?,
+    ])
+}
+
+/// Calls that are allowed with some arguments only. Of several lines for one call any will do.
+fn conditions() -> Result<Vec<(libc::c_long, Vec<SeccompCondition>)>, seccompiler::BackendError> {
+    let number = |number: i32| u64::from(number.unsigned_abs());
+    let is = |argument, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+    let has = |argument, bits, value| {
+        SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(bits), value)
+    };
+    let (thread, exec) = (number(libc::CLONE_THREAD), number(libc::PROT_EXEC));
+    let mut conditions = vec![
+        // Threads, and no processes.
+        (libc::SYS_clone, vec![has(0, thread, thread)?]),
+        // No code but what is there already.
+        (libc::SYS_mmap, vec![has(2, exec, 0)?]),
+        (libc::SYS_mprotect, vec![has(2, exec, 0)?]),
+        (libc::SYS_prctl, vec![is(0, number(libc::PR_SET_NAME))?]),
+        // To ask for limits, and to set none.
+        (libc::SYS_prlimit64, vec![SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?]),
+    ];
+    for family in [libc::AF_UNIX, libc::AF_NETLINK] {
+        conditions.push((libc::SYS_socket, vec![is(0, number(family))?]));
+        conditions.push((libc::SYS_socketpair, vec![is(0, number(family))?]));
+    }
+    for request in [libc::FIONBIO, libc::FIOCLEX, libc::FIONREAD, libc::TCGETS] {
+        conditions.push((libc::SYS_ioctl, vec![is(1, request)?]));
+    }
+    Ok(conditions)
+}
+
+/// Calls that are allowed whatever their arguments are.
+const ALLOWED: &[libc::c_long] = &[
+    // Memory.
+    libc::SYS_brk,
+    libc::SYS_madvise,
+    libc::SYS_mremap,
+    libc::SYS_munmap,
+    // Files that are open, or that Landlock lets be opened.
+    libc::SYS_close,
+    libc::SYS_dup,
+    libc::SYS_dup3,
+    libc::SYS_faccessat,
+    libc::SYS_faccessat2,
+    libc::SYS_fcntl,
+    libc::SYS_flock,
+    libc::SYS_fstat,
+    libc::SYS_getcwd,
+    libc::SYS_getdents64,
+    libc::SYS_lseek,
+    libc::SYS_newfstatat,
+    libc::SYS_openat,
+    libc::SYS_pread64,
+    libc::SYS_read,
+    libc::SYS_readlinkat,
+    libc::SYS_readv,
+    libc::SYS_statx,
+    libc::SYS_unlinkat,
+    libc::SYS_write,
+    libc::SYS_writev,
+    // Sockets.
+    libc::SYS_accept,
+    libc::SYS_accept4,
+    libc::SYS_bind,
+    libc::SYS_connect,
+    libc::SYS_getpeername,
+    libc::SYS_getsockname,
+    libc::SYS_getsockopt,
+    libc::SYS_listen,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmmsg,
+    libc::SYS_recvmsg,
+    libc::SYS_sendmmsg,
+    libc::SYS_sendmsg,
+    libc::SYS_sendto,
+    libc::SYS_setsockopt,
+    libc::SYS_shutdown,
+    // Waiting.
+    libc::SYS_clock_getres,
+    libc::SYS_clock_gettime,
+    libc::SYS_clock_nanosleep,
+    libc::SYS_epoll_create1,
+    libc::SYS_epoll_ctl,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_eventfd2,
+    libc::SYS_gettimeofday,
+    libc::SYS_nanosleep,
+    libc::SYS_pipe2,
+    libc::SYS_ppoll,
+    libc::SYS_pselect6,
+    libc::SYS_timerfd_create,
+    libc::SYS_timerfd_settime,
+    // Threads, signals to this process, and its end.
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_get_robust_list,
+    libc::SYS_membarrier,
+    libc::SYS_restart_syscall,
+    libc::SYS_rseq,
+    libc::SYS_rt_sigaction,
+    libc::SYS_rt_sigprocmask,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_sched_getaffinity,
+    libc::SYS_sched_setaffinity,
+    libc::SYS_sched_yield,
+    libc::SYS_set_robust_list,
+    libc::SYS_sigaltstack,
+    libc::SYS_tgkill,
+    // What the process may know of itself and of this host.
+    libc::SYS_getcpu,
+    libc::SYS_getegid,
+    libc::SYS_geteuid,
+    libc::SYS_getgid,
+    libc::SYS_getpid,
+    libc::SYS_getppid,
+    libc::SYS_getrandom,
+    libc::SYS_getresuid,
+    libc::SYS_getrlimit,
+    libc::SYS_getrusage,
+    libc::SYS_gettid,
+    libc::SYS_getuid,
+    libc::SYS_sysinfo,
+    libc::SYS_uname,
+];
+
+/// Calls that have another form on other architectures.
+#[cfg(target_arch = "x86_64")]
+const ALLOWED_HERE: [libc::c_long; 12] = [
+    libc::SYS_access,
+    libc::SYS_dup2,
+    libc::SYS_epoll_create,
+    libc::SYS_epoll_wait,
+    libc::SYS_lstat,
+    libc::SYS_open,
+    libc::SYS_pipe,
+    libc::SYS_poll,
+    libc::SYS_readlink,
+    libc::SYS_stat,
+    libc::SYS_time,
+    libc::SYS_unlink,
+];
+#[cfg(not(target_arch = "x86_64"))]
+const ALLOWED_HERE: [libc::c_long; 0] = [];

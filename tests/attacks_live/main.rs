@@ -1,0 +1,18 @@
+//! Attacks on the running program, with real servers, clients and kernels: what must stay closed stays closed, and what
+//! is denied is not carried out.
+//!
+//! Needs root, nft, curl, and the programs that `tests/setup test` fetches.
+
+#[path = "../support/daemon.rs"]
+mod daemon;
+#[path = "../support/raw_tcp.rs"]
+mod raw_tcp;
+#[path = "../support/stage.rs"]
+mod stage;
+
+mod denied;
+mod forged;
+mod lines;
+mod pick_up;
+mod resets;
+mod scene;

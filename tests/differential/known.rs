@@ -1,0 +1,163 @@
+//! Sequences in which a reader and a socket have read different things, each by its name.
+
+use crate::case::{Ack, Case, Defect, Role, Sent, Stamp, Step, flag};
+use crate::network::{Conntrack, Network};
+use crate::run::{Outcome, explain};
+
+/// What else may be in a case.
+#[derive(Clone, Copy)]
+struct With {
+    timestamps: bool,
+    oob_inline: bool,
+}
+
+const USUALLY: With = With { timestamps: false, oob_inline: true };
+const TIMESTAMPS: With = With { timestamps: true, ..USUALLY };
+/// The application does not read urgent data in line.
+const APART: With = With { oob_inline: false, ..USUALLY };
+
+fn outcome(role: Role, with: With, steps: &[Sent]) -> Outcome {
+    let With { timestamps, oob_inline } = with;
+    let steps = steps.iter().cloned().map(Step::Sends).collect();
+    let case = Case { role, timestamps, buffer: None, oob_inline, first: 1_000_000, early_steps: Vec::new(), steps };
+    Network::with(Conntrack::Absent, |network| {
+        let (result, log) = explain(network, &crate::policy(), &case);
+        result.unwrap_or_else(|failure| panic!("{role:?}: {failure}\n{log}"))
+    })
+}
+
+/// What one reads the other one reads, too, and announcements still open.
+fn stays_open(with: With, steps: &[Sent]) {
+    for role in [Role::Client, Role::Server] {
+        assert_eq!(outcome(role, with, steps), Outcome::Open, "{role:?}");
+    }
+}
+
+/// Nothing opens that the socket did not read.
+fn opens_nothing_else(with: With, steps: &[Sent]) {
+    for role in [Role::Client, Role::Server] {
+        outcome(role, with, steps);
+    }
+}
+
+/// A line that announces nothing and one that announces a port.
+fn two_lines() -> Sent {
+    Sent { length: 58, ..Sent::default() }
+}
+
+fn bytes(length: u16) -> Sent {
+    Sent { length, ..Sent::default() }
+}
+
+fn other(sent: Sent) -> Sent {
+    Sent { text: 1, ..sent }
+}
+
+#[test]
+fn plain_lines_are_read_by_both() {
+    stays_open(USUALLY, &[two_lines(), two_lines()]);
+    stays_open(TIMESTAMPS, &[two_lines(), two_lines()]);
+}
+
+#[test]
+fn second_copy_of_a_byte_is_read_as_the_first() {
+    let unreachable = Sent { defect: Defect::Unreachable, ..two_lines() };
+    stays_open(USUALLY, &[unreachable, other(two_lines())]);
+}
+
+#[test]
+fn second_copy_out_of_order_is_read_as_the_first() {
+    let ahead = |text| Sent { offset: 20, text, ..two_lines() };
+    stays_open(USUALLY, &[ahead(0), ahead(1), other(bytes(30))]);
+}
+
+#[test]
+fn what_the_socket_ignores_is_not_read_in_another_version() {
+    for ignored in [
+        Sent { defect: Defect::Checksum, ..two_lines() },
+        Sent { defect: Defect::Md5, ..two_lines() },
+        Sent { defect: Defect::Ao, ..two_lines() },
+        Sent { flags: 0, ..two_lines() },
+        Sent { flags: flag::PSH, ..two_lines() },
+        Sent { flags: flag::SYN, ..two_lines() },
+        Sent { flags: flag::SYN | flag::ACK, ..two_lines() },
+        Sent { ack: Ack::Ahead(1), ..two_lines() },
+        Sent { ack: Ack::Behind(1 << 30), ..two_lines() },
+        Sent { offset: 1 << 17, ..two_lines() },
+    ] {
+        stays_open(USUALLY, &[ignored, other(two_lines())]);
+    }
+}
+
+#[test]
+fn stale_timestamps_are_not_read_in_another_version() {
+    for stamp in [Stamp::Stale(1000), Stamp::TwiceStaleLast, Stamp::TwiceStaleFirst, Stamp::StaleBehindEnd] {
+        stays_open(TIMESTAMPS, &[bytes(0), Sent { stamp, ..two_lines() }, other(two_lines())]);
+    }
+}
+
+#[test]
+fn reset_beside_the_next_byte_ends_nothing() {
+    let reset = |offset| Sent { offset, flags: flag::RST, ..Sent::default() };
+    stays_open(USUALLY, &[two_lines(), reset(1), reset(30_000), reset(-1), two_lines()]);
+}
+
+#[test]
+fn fin_that_does_not_arrive_ends_nothing() {
+    let fin = Sent { flags: flag::FIN | flag::ACK, defect: Defect::Unreachable, ..Sent::default() };
+    opens_nothing_else(USUALLY, &[fin, two_lines()]);
+}
+
+#[test]
+fn nothing_opens_behind_a_fin() {
+    let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
+    opens_nothing_else(USUALLY, &[fin.clone(), Sent { offset: -1, ..two_lines() }]);
+    opens_nothing_else(USUALLY, &[fin, two_lines()]);
+}
+
+#[test]
+fn nothing_opens_behind_a_fin_in_front_of_what_was_read() {
+    let unreachable = Sent { defect: Defect::Unreachable, ..bytes(1) };
+    let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
+    opens_nothing_else(USUALLY, &[unreachable, fin]);
+}
+
+#[test]
+fn nothing_opens_behind_a_reset_that_is_a_syn_too() {
+    let reset = Sent { flags: flag::SYN | flag::RST | flag::ACK, ..Sent::default() };
+    opens_nothing_else(USUALLY, &[reset.clone(), two_lines()]);
+    opens_nothing_else(USUALLY, &[reset, other(two_lines())]);
+}
+
+#[test]
+fn nothing_opens_behind_a_reset_in_front_of_what_was_read() {
+    let unreachable = Sent { defect: Defect::Unreachable, ..bytes(1) };
+    let reset = Sent { flags: flag::RST | flag::ACK, ..Sent::default() };
+    opens_nothing_else(USUALLY, &[unreachable, reset, two_lines()]);
+}
+
+#[test]
+fn bytes_half_the_sequence_space_away_are_not_read() {
+    let unreachable = Sent { defect: Defect::Unreachable, ..bytes(2) };
+    for offset in [i32::MIN, i32::MIN + 1, i32::MAX, i32::MAX - 1] {
+        let far = Sent { offset, ..bytes(12) };
+        stays_open(USUALLY, &[unreachable.clone(), bytes(1), far.clone(), bytes(1)]);
+        stays_open(USUALLY, &[two_lines(), far]);
+    }
+}
+
+#[test]
+fn line_whose_end_was_urgent_does_not_end() {
+    // The carriage return of a line that the next bytes end.
+    opens_nothing_else(APART, &[Sent { urgent: Some(65), ..bytes(64) }]);
+    for pointer in 0..64 {
+        opens_nothing_else(APART, &[Sent { urgent: Some(pointer), ..two_lines() }, two_lines()]);
+    }
+}
+
+#[test]
+fn byte_that_was_read_does_not_become_urgent() {
+    let unreachable = Sent { defect: Defect::Unreachable, ..two_lines() };
+    let urgent = Sent { urgent: Some(53), ..Sent::default() };
+    opens_nothing_else(APART, &[unreachable, urgent]);
+}

@@ -1,0 +1,124 @@
+//! How often the kernel is asked while a port is chosen under which a data connection is announced outside.
+//!
+//! Each question takes tens of microseconds, and no other packet is handled meanwhile.
+
+use std::net::IpAddr;
+
+use pinhole::expectation::{Corridor, Expectation, Mapping};
+use pinhole::firewall::{Adjustment, Control, Firewall, NotAdjusted, NotOpened, Simulated};
+use pinhole::net::Port;
+use pinhole::packet::Direction::{self, FromClient, FromServer};
+use pinhole::packet::{Connection, Endpoint, Flow, Segment, Seq};
+use pinhole::policy::Policy;
+use pinhole::script::{Conversation, endpoint};
+use pinhole::session::Progress;
+use pinhole::time::Timestamp;
+use pinhole::tracker::{Tracker, World};
+
+/// How often the kernel may be asked for one packet.
+const MOST: usize = 32;
+
+/// A firewall that counts what it is asked, and corrects no sequence numbers.
+struct Counting {
+    inner: Simulated,
+    /// Whether another program has every port.
+    is_full: bool,
+    asked: usize,
+}
+
+impl Firewall for Counting {
+    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+        self.inner.control_connection(flow)
+    }
+
+    fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
+        self.inner.open(expectation, of)
+    }
+
+    fn close(&mut self, expectation: &Expectation) {
+        self.inner.close(expectation);
+    }
+
+    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        self.asked += 1;
+        let taken = Mapping { to: Some(endpoint("192.0.2.77:7")), ..Mapping::default() };
+        if self.is_full { Some(taken) } else { self.inner.mapping_of(from, to) }
+    }
+
+    fn adjust(&mut self, _: &Connection, _: Direction, _: &Adjustment, _: &[Seq]) -> Result<(), NotAdjusted> {
+        Err(NotAdjusted::NotPrepared)
+    }
+
+    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
+        self.inner.open_corridor(corridor)
+    }
+
+    fn close_corridor(&mut self, corridor: &Corridor) {
+        self.inner.close_corridor(corridor);
+    }
+
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.inner.renew_corridor(corridor);
+    }
+
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.inner.record(connection, progress);
+    }
+}
+
+/// Says these lines after a login; the most questions that one packet leads to.
+fn most_asked(original: [&str; 2], reply: [&str; 2], is_full: bool, lines: &[(Direction, &str)]) -> usize {
+    let flow = |[source, destination]: [&str; 2]| Flow { source: endpoint(source), destination: endpoint(destination) };
+    let connection = Connection { original: flow(original), reply: flow(reply) };
+    let mut inner = Simulated::new([Port::FTP]);
+    inner.translate(&connection);
+    let mut firewall = Counting { inner, is_full, asked: 0 };
+    let policy = Policy::embedded();
+    let mut tracker = Tracker::default();
+    // Each end knows the other by what NAT makes of it.
+    let mut client = Conversation::new(connection.original.source, connection.original.destination, 1, 1);
+    let mut server = Conversation::new(connection.reply.destination, connection.reply.source, 1, 1);
+    let mut packets = vec![];
+    let [syn, _, ack] = client.handshake();
+    let [_, syn_ack, _] = server.handshake();
+    packets.extend([syn, syn_ack, ack]);
+    let login = [(FromServer, "220 a\r\n"), (FromClient, "USER a\r\n"), (FromServer, "230 In.\r\n")];
+    for (who, line) in login.iter().chain(lines) {
+        let [from_client, from_server] = [&mut client, &mut server].map(|end| end.says(*who, line));
+        packets.push(if *who == FromClient { from_client } else { from_server });
+    }
+    let asked = packets.iter().map(|packet| {
+        let segment = Segment::parse(packet).expect("a segment");
+        let before = firewall.asked;
+        let now = Timestamp::from_secs(1);
+        tracker.handle(&segment, &mut World { now, policy: &policy, firewall: &mut firewall, observer: &mut () });
+        firewall.asked - before
+    });
+    asked.max().expect("there are packets")
+}
+
+const MASQUERADE: [[&str; 2]; 2] = [["192.168.0.9:4000", "203.0.113.5:21"], ["203.0.113.5:21", "198.51.100.100:6000"]];
+const DNAT: [[&str; 2]; 2] = [["192.0.2.9:4000", "203.0.113.5:21"], ["10.0.0.5:21", "192.0.2.9:4000"]];
+
+#[test]
+fn reply_without_room_for_a_longer_address_asks_seldom() {
+    let [original, reply] = DNAT;
+    let lines = [(FromClient, "PASV\r\n"), (FromServer, "227 (10,0,0,5,15,161)\r\n")];
+    let asked = most_asked(original, reply, false, &lines);
+    assert!(asked <= MOST, "{asked} questions for one packet");
+}
+
+#[test]
+fn port_search_ends_where_another_program_has_them_all() {
+    let [original, reply] = MASQUERADE;
+    for line in ["PORT 192,168,0,9,15,161\r\n", "EPRT |1|192.168.0.9|40001|\r\n", "PORT 192,168,0,9,4,1\r\n"] {
+        let asked = most_asked(original, reply, true, &[(FromClient, line)]);
+        assert!(asked <= MOST, "{line:?}: {asked} questions for one packet");
+    }
+    let [original, reply] = DNAT;
+    for line in ["227 Entering Passive Mode (10,0,0,5,15,161).\r\n", "229 Extended (|||4002|)\r\n"] {
+        let ask = if line.starts_with("227") { "PASV\r\n" } else { "EPSV\r\n" };
+        let asked = most_asked(original, reply, true, &[(FromClient, ask), (FromServer, line)]);
+        assert!(asked <= MOST, "{line:?}: {asked} questions for one packet");
+    }
+}
