@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Finding, Weight};
-use crate::policy::{Policy, Terms, ThirdParty, Tls, WhenDown};
+use crate::policy::{Pickup, Policy, Terms, ThirdParty, Tls, WhenDown};
 
 /// A range of more ports than this is no server's passive range.
 const WIDEST_RANGE: u32 = 4096;
@@ -88,6 +88,14 @@ pub fn risks(policy: &Policy, files: &[PolicyFile]) -> Vec<Finding> {
         if like_defaults.is_none() {
             like_defaults = Some(terms);
         }
+    }
+    if policy.pickup == Pickup::Trust {
+        let found = "what is heard of a connection that was there before Pinhole counts as after a login, and whoever \
+                     makes Pinhole lose sight of a connection makes it such a one";
+        findings.push(
+            Finding::new(Weight::Warning, "pickup: trust", found)
+                .advising("`pickup: marked` goes on with the sessions that an earlier run has read"),
+        );
     }
     findings.extend(shares(policy));
     findings
@@ -196,6 +204,12 @@ mod tests {
         one("defaults: { third_party: allow }", &["third_party: allow", "FTP bounce", "`clients`"]);
         one("rules: [{ name: x, servers: [10.0.0.1], third_party: allow }]", &["rule \"x\""]);
         assert_eq!(found("rules: [{ name: x, clients: [10.0.0.1], third_party: allow }]"), [""; 0]);
+    }
+
+    #[test]
+    fn trusted_pick_up_is_a_warning() {
+        one("pickup: trust", &["pickup: trust", "as after a login", "`pickup: marked`"]);
+        assert_eq!(found("pickup: never"), [""; 0]);
     }
 
     #[test]
