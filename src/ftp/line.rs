@@ -77,16 +77,34 @@ impl LineReader {
     ///
     /// Of a line longer than `limit` only the beginning is kept. The reader stops, and forgets the rest of `bytes`,
     /// when `take` returns false: what follows is not text any more.
-    pub fn feed(&mut self, at: Seq, bytes: &[u8], limit: usize, mut take: impl FnMut(Line<'_>) -> bool) {
+    pub fn feed(&mut self, at: Seq, bytes: &[u8], limit: usize, take: impl FnMut(Line<'_>) -> bool) {
+        self.feed_urgent(at, bytes, None, limit, take);
+    }
+
+    /// The same, where the last byte in front of `urgent_end` may be missing in what the receiver reads.
+    pub fn feed_urgent(
+        &mut self,
+        at: Seq,
+        bytes: &[u8],
+        urgent_end: Option<Seq>,
+        limit: usize,
+        mut take: impl FnMut(Line<'_>) -> bool,
+    ) {
         let mut at = at;
         let mut rest = bytes;
         while let Some(length) = self.length_of_line(rest) {
             let (line, behind) = rest.split_at(length);
             let end = at + length;
-            if !self.finish(at, line, limit, &mut take) {
+            let goes_on = self.finish(at, line, limit, &mut |mut line| {
+                line.plain &= urgent_end.is_none_or(|urgent| !urgent.is_after(line.start));
+                take(line)
+            });
+            if !goes_on {
                 *self = Self::new(self.ending);
                 return;
             }
+            // Without its CR a line does not end for all readers.
+            self.is_in_step &= urgent_end.is_none_or(|urgent| !urgent.is_after(end.moved(-2)));
             at = end;
             rest = behind;
         }

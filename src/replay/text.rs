@@ -159,6 +159,7 @@ const fn explain(anomaly: StreamAnomaly) -> &'static str {
         StreamAnomaly::Lost => "bytes are missing in the capture that the receiver had",
         StreamAnomaly::Unacceptable => "a segment that its receiver ignores; it does not count",
         StreamAnomaly::StaleTimestamp => "a segment with an old timestamp (PAWS); it does not count",
+        StreamAnomaly::BesideFin => "a segment that contradicts where its sender has ended; it does not count",
         StreamAnomaly::WrongSide => "a segment from the side of its receiver; it does not count",
         StreamAnomaly::Unverifiable => "bytes came a second time, too late to compare; they do not count",
     }

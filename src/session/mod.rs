@@ -175,7 +175,7 @@ impl Session {
             }
             let HalfStream { stream, lines } = listener;
             let deliver = |delivery: Delivery<'_>| {
-                read(direction.opposite(), delivery, |_| false, lines, dialogue, line_limit, &mut tell);
+                read(direction.opposite(), delivery, None, lines, dialogue, line_limit, &mut tell);
             };
             if let Some(anomaly) = stream.acknowledged(segment.ack, kept, deliver) {
                 tell(SessionOutput::Anomaly(anomaly));
@@ -184,9 +184,8 @@ impl Session {
         let HalfStream { stream, lines } = &mut *speaker;
         // What urgent data there is has to be known before the first line.
         let urgent_end = stream.urgent_end_with(segment);
-        let is_urgent = |line: &Line<'_>| urgent_end.is_some_and(|end| end.is_after(line.start));
         let deliver = |delivery: Delivery<'_>| {
-            read(direction, delivery, is_urgent, lines, dialogue, line_limit, &mut tell);
+            read(direction, delivery, urgent_end, lines, dialogue, line_limit, &mut tell);
         };
         if let Some(anomaly) = stream.segment(segment, kept, deliver) {
             tell(SessionOutput::Anomaly(anomaly));
@@ -218,7 +217,7 @@ pub enum SessionOutput<'a> {
 fn read(
     direction: Direction,
     delivery: Delivery<'_>,
-    is_urgent: impl Fn(&Line<'_>) -> bool,
+    urgent_end: Option<Seq>,
     lines: &mut LineReader,
     dialogue: &mut Dialogue,
     limit: usize,
@@ -242,8 +241,7 @@ fn read(
     if direction == Direction::FromClient && dialogue.client_speaks() == Event::NotFtp {
         tell(SessionOutput::NotFtp);
     }
-    lines.feed(at, bytes, limit, |mut line| {
-        line.plain &= !is_urgent(&line);
+    lines.feed_urgent(at, bytes, urgent_end, limit, |line| {
         let event = match direction {
             _ if !line.begins => dialogue.may_announce(&line, direction),
             Direction::FromClient => dialogue.client_says(&line),

@@ -17,6 +17,10 @@ use crate::packet::{Direction, Flags, Segment, Seq};
 /// How far ahead of the stream a segment may lie and still be believed. A control connection's window is far smaller.
 const FARTHEST_AHEAD: u32 = 1 << 20;
 
+/// How far ahead a segment may lie whose receiver has acknowledged all before it: nothing is known of what passed unread,
+/// but sequence numbers mean something only while they are not half of all of them apart.
+const FARTHEST_GAP: u32 = 1 << 30;
+
 /// By how much a timestamp may lie before the latest one: what Linux tolerates (`TCP_PAWS_WINDOW`).
 const TIMESTAMP_TOLERANCE: i32 = 1;
 
@@ -70,6 +74,8 @@ pub enum StreamAnomaly {
     Unacceptable,
     /// The segment's timestamp is older than the latest one (PAWS, RFC 7323).
     StaleTimestamp,
+    /// The segment ends in front of what was read, or goes on behind where it has ended.
+    BesideFin,
     /// The segment comes from the side of its receiver.
     WrongSide,
     /// The segment repeats bytes that the receiver may not have, and what they were is not known any more.
@@ -161,9 +167,16 @@ impl Stream {
         self.is_at_fin() && self.has_acked && self.acked.is_after(self.fin)
     }
 
-    /// Whether a reset with this sequence number is one that the receiver believes at once (RFC 5961).
+    /// Whether a reset with this sequence number is one that the receiver believes at once (RFC 5961): at the next byte,
+    /// which is the first one that it has not acknowledged where it has not got all that was read.
     pub fn believes_reset_at(&self, seq: Seq) -> bool {
-        self.begun && seq == self.next
+        self.begun && !seq.is_after(self.next) && !seq.is_before(self.first_unacked())
+    }
+
+    /// The sequence number of the first byte that the receiver may not have.
+    fn first_unacked(&self) -> Seq {
+        let first = if self.has_acked { self.read_from.later(self.acked) } else { self.read_from };
+        if first.is_after(self.next) { self.next } else { first }
     }
 
     /// Where urgent data ends, at the farthest, if this segment comes: its last byte may be missing in what the receiver
@@ -193,7 +206,8 @@ impl Stream {
     /// `limit` bounds the bytes that may be kept.
     pub fn judge(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
         let Segment { flags, payload, .. } = segment;
-        let says_something = !payload.is_empty() || segment.missing > 0 || flags.has(Flags::FIN);
+        let says_something =
+            !payload.is_empty() || segment.missing > 0 || flags.has(Flags::FIN) || flags.has(Flags::URG);
         if !says_something {
             return Acceptance::AsSent;
         }
@@ -206,7 +220,18 @@ impl Stream {
         {
             return Acceptance::Refused(StreamAnomaly::StaleTimestamp);
         }
-        if !self.begun || (segment.seq == self.next && self.reorder.is_none()) {
+        if !self.begun {
+            return Acceptance::AsSent;
+        }
+        // Where a FIN has gone on, or would stand in front of what was read, its receiver may read less than was read.
+        let end = segment.seq + (payload.len() + segment.missing);
+        let ends_before = flags.has(Flags::FIN) && end.is_before(self.next);
+        if ends_before || (self.is_at_fin() && end.is_after(self.fin)) {
+            return Acceptance::Refused(StreamAnomaly::BesideFin);
+        }
+        // And an urgent byte that was read as another one.
+        let is_urgent = flags.has(Flags::URG) && self.makes_urgent_what_was_read(segment);
+        if segment.seq == self.next && self.reorder.is_none() && !is_urgent {
             return Acceptance::AsSent;
         }
         self.judge_unusual(segment, direction, trust, limit)
@@ -216,6 +241,9 @@ impl Stream {
     fn judge_unusual(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
         let (seq, payload) = (segment.seq, segment.payload);
         let ahead = seq - self.next;
+        if ahead.unsigned_abs() > FARTHEST_GAP {
+            return Acceptance::Refused(StreamAnomaly::FarAway);
+        }
         let is_acknowledged = self.has_acked && !self.acked.is_before(seq);
         if ahead > 0 && !is_acknowledged {
             if ahead.unsigned_abs() > FARTHEST_AHEAD {
@@ -248,7 +276,15 @@ impl Stream {
         if let Some(reorder) = &self.reorder {
             reorder.correct(seq, &mut corrected);
         }
-        if corrected == payload { Acceptance::AsSent } else { Acceptance::Corrected(corrected) }
+        let is_urgent = segment.flags.has(Flags::URG) && self.makes_urgent_what_was_read(segment);
+        if corrected == payload && !is_urgent { Acceptance::AsSent } else { Acceptance::Corrected(corrected) }
+    }
+
+    /// Whether this segment points at urgent data in what was read when nothing there was urgent.
+    fn makes_urgent_what_was_read(&self, segment: &Segment<'_>) -> bool {
+        let end = segment.seq + usize::from(segment.urgent) + 1;
+        let was_urgent = self.has_urgent && !end.is_after(self.urgent_end);
+        !was_urgent && end.is_after(self.first_unacked()) && (end.moved(-2)).is_before(self.next)
     }
 
     /// Whether these bytes have some among them that were read, that the receiver may not have, and that are not known
@@ -357,6 +393,9 @@ impl Stream {
         deliver: &mut impl FnMut(Delivery<'_>),
     ) -> Option<StreamAnomaly> {
         let ahead = seq - self.next;
+        if ahead.unsigned_abs() > FARTHEST_GAP {
+            return Some(StreamAnomaly::FarAway);
+        }
         if ahead > 0 {
             if self.has_acked && !self.acked.is_before(seq) {
                 // The receiver has everything before this segment: what is missing here was lost on the way here alone.

@@ -297,20 +297,58 @@ fn fin_that_never_arrives_ends_nothing() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
     listener.takes(&segment(106, Flags::ACK.and(Flags::FIN), b""));
-    listener.hears(106, b"PASV\r\n");
-    listener.learns_of_ack(112);
+    let refused = Some(StreamAnomaly::BesideFin);
+    assert_eq!(listener.hears(106, b"PASV\r\n"), refused, "a receiver that has got the FIN does not read it");
+    listener.learns_of_ack(106);
     assert!(!listener.stream.has_ended());
-    assert_eq!(listener.heard, b"NOOP\r\nPASV\r\n");
+    assert_eq!(listener.heard, b"NOOP\r\n");
 }
 
 #[test]
-fn believes_a_reset_at_exactly_the_next_place_only() {
+fn fin_in_front_of_what_was_read_does_not_go_on() {
+    let mut listener = Listener::default();
+    listener.hears(100, b"NOOP\r\n");
+    let refused = Acceptance::Refused(StreamAnomaly::BesideFin);
+    assert_eq!(listener.may_go_on(&segment(103, Flags::ACK.and(Flags::FIN), b"")), refused);
+    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK.and(Flags::FIN), b"NOOP")), refused);
+    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK.and(Flags::FIN), b"NOOP\r\n")), Acceptance::AsSent);
+}
+
+#[test]
+fn byte_that_was_read_does_not_become_urgent() {
+    let mut listener = Listener::default();
+    listener.hears(100, b"NOOP\r\n");
+    let pointing = |seq, urgent, text| Segment { urgent, ..segment(seq, Flags::ACK.and(Flags::URG), text) };
+    assert_eq!(listener.may_go_on(&pointing(100, 3, b"NOOP\r\n")), Acceptance::Corrected(b"NOOP\r\n".to_vec()));
+    assert_eq!(listener.may_go_on(&pointing(100, 3, b"")), Acceptance::Corrected(Vec::new()));
+    assert_eq!(listener.may_go_on(&pointing(106, 3, b"ABOR\r\n")), Acceptance::AsSent);
+    listener.takes(&pointing(106, 3, b"ABOR\r\n"));
+    assert_eq!(listener.may_go_on(&pointing(106, 3, b"ABOR\r\n")), Acceptance::AsSent, "it was urgent before");
+}
+
+#[test]
+fn segment_half_the_sequence_space_away_does_not_count() {
+    let mut listener = Listener::default();
+    listener.hears(100, b"PASV");
+    listener.learns_of_ack(104);
+    for far in [1 << 31, (1 << 31) + 100, (1 << 31) - 1] {
+        assert_eq!(listener.hears(104_u32.wrapping_add(far), b"x"), Some(StreamAnomaly::FarAway));
+    }
+    assert_eq!(listener.heard, b"PASV");
+}
+
+#[test]
+fn believes_a_reset_only_where_the_receiver_may_be() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     assert!(listener.stream.believes_reset_at(Seq::new(104)));
-    for other in [103, 105, 100, 200, 30_104, 1 << 20] {
+    for other in [105, 99, 200, 30_104, 1 << 20] {
         assert!(!listener.stream.believes_reset_at(Seq::new(other)), "{other}");
     }
+    // The receiver may have got less than was read.
+    assert!(listener.stream.believes_reset_at(Seq::new(102)));
+    listener.learns_of_ack(103);
+    assert!(!listener.stream.believes_reset_at(Seq::new(102)));
 }
 
 /// Pieces of a text: where each begins, and how long it is.

@@ -162,6 +162,7 @@ impl Tracker {
             Some((slot, direction)) => {
                 if direction == Direction::FromServer
                     && segment.flags.has(Flags::SYN)
+                    && !segment.flags.has(Flags::RST)
                     && self.is_another_start(slot, segment)
                 {
                     // The client ignores a SYN in the middle of a connection, and a second one while it opens. Whether
