@@ -166,6 +166,11 @@ impl Session {
         if segment.flags.has(Flags::RST) {
             return speaker.stream.believes_reset_at(segment.seq).then_some(Ending::Reset);
         }
+        // The other end ignores what acknowledges more than it has sent; or else that passed unread.
+        let read_to = listener.stream.next();
+        if segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next)) {
+            speaker.stream.doubt_before(segment.seq + segment.payload.len());
+        }
         let kept = limits.reorder_bytes.get() as usize;
         let line_limit = limits.line_bytes.get() as usize;
         let had_ended = has_ended(&speaker.stream, &listener.stream);
@@ -175,17 +180,17 @@ impl Session {
             }
             let HalfStream { stream, lines } = listener;
             let deliver = |delivery: Delivery<'_>| {
-                read(direction.opposite(), delivery, None, lines, dialogue, line_limit, &mut tell);
+                read(direction.opposite(), delivery, Doubt::default(), lines, dialogue, line_limit, &mut tell);
             };
             if let Some(anomaly) = stream.acknowledged(segment.ack, kept, deliver) {
                 tell(SessionOutput::Anomaly(anomaly));
             }
         }
         let HalfStream { stream, lines } = &mut *speaker;
-        // What urgent data there is has to be known before the first line.
-        let urgent_end = stream.urgent_end_with(segment);
+        // What is doubtful, or urgent, has to be known before the first line.
+        let doubt = Doubt { urgent_end: stream.urgent_end_with(segment), doubted_to: stream.doubted_to() };
         let deliver = |delivery: Delivery<'_>| {
-            read(direction, delivery, urgent_end, lines, dialogue, line_limit, &mut tell);
+            read(direction, delivery, doubt, lines, dialogue, line_limit, &mut tell);
         };
         if let Some(anomaly) = stream.segment(segment, kept, deliver) {
             tell(SessionOutput::Anomaly(anomaly));
@@ -198,6 +203,15 @@ impl Session {
 /// acknowledgements are all that follows, and those may pass unseen.
 fn has_ended(one: &Stream, other: &Stream) -> bool {
     one.has_ended() || other.has_ended() || (one.is_at_fin() && other.is_at_fin())
+}
+
+/// Which bytes the receiver may not read as they are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubt {
+    /// The last byte in front of this may be missing.
+    urgent_end: Option<Seq>,
+    /// All in front of this may be.
+    doubted_to: Option<Seq>,
 }
 
 /// What a [`Session`] tells while it takes a segment.
@@ -217,7 +231,7 @@ pub enum SessionOutput<'a> {
 fn read(
     direction: Direction,
     delivery: Delivery<'_>,
-    urgent_end: Option<Seq>,
+    doubt: Doubt,
     lines: &mut LineReader,
     dialogue: &mut Dialogue,
     limit: usize,
@@ -241,7 +255,8 @@ fn read(
     if direction == Direction::FromClient && dialogue.client_speaks() == Event::NotFtp {
         tell(SessionOutput::NotFtp);
     }
-    lines.feed_urgent(at, bytes, urgent_end, limit, |line| {
+    lines.feed_urgent(at, bytes, doubt.urgent_end, limit, |mut line| {
+        line.plain &= doubt.doubted_to.is_none_or(|to| !to.is_after(line.start));
         let event = match direction {
             _ if !line.begins => dialogue.may_announce(&line, direction),
             Direction::FromClient => dialogue.client_says(&line),

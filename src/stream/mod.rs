@@ -103,6 +103,7 @@ pub struct Stream {
     has_fin: bool,
     has_timestamp: bool,
     has_urgent: bool,
+    has_doubt: bool,
     /// Whether bytes passed unread in the middle.
     has_gap: bool,
     /// The sequence number of the first byte that was seen, or that a SYN promised; once it has begun.
@@ -117,6 +118,8 @@ pub struct Stream {
     fin: Seq,
     /// The timestamp of the latest segment in order; once there was one.
     timestamp: u32,
+    /// Up to where what is read is doubtful; where anything is.
+    doubted_to: Seq,
     /// Where urgent data ended, at the farthest; once there was any.
     urgent_end: Seq,
     unacked: Unacked,
@@ -190,6 +193,17 @@ impl Stream {
         }
     }
 
+    /// What is read up to there is doubtful: the receiver may not take it.
+    pub fn doubt_before(&mut self, place: Seq) {
+        self.doubted_to = if self.has_doubt { self.doubted_to.later(place) } else { place };
+        self.has_doubt = true;
+    }
+
+    /// Up to where what is read is doubtful, if anything is.
+    pub fn doubted_to(&self) -> Option<Seq> {
+        self.has_doubt.then_some(self.doubted_to)
+    }
+
     /// Begins at this place, unless it has begun: the other side's acknowledgement of a SYN tells it.
     pub fn begin_at(&mut self, seq: Seq) {
         if !self.begun {
@@ -225,9 +239,23 @@ impl Stream {
         }
         // Where a FIN has gone on, or would stand in front of what was read, its receiver may read less than was read.
         let end = segment.seq + (payload.len() + segment.missing);
-        let ends_before = flags.has(Flags::FIN) && end.is_before(self.next);
-        if ends_before || (self.is_at_fin() && end.is_after(self.fin)) {
+        let read_to = self.reorder.as_ref().map_or(self.next, |reorder| self.next.later(reorder.end()));
+        let ends_before = flags.has(Flags::FIN) && end.is_before(read_to);
+        if ends_before {
             return Acceptance::Refused(StreamAnomaly::BesideFin);
+        }
+        if self.has_fin && end.is_after(self.fin) {
+            // What stands in front of it may be missing still.
+            let before = usize::try_from(self.fin - segment.seq).ok().filter(|before| *before > 0);
+            return match before.and_then(|before| payload.get(..before)) {
+                Some(payload) if !flags.has(Flags::FIN) => {
+                    match self.judge(&Segment { payload, missing: 0, ..*segment }, direction, trust, limit) {
+                        Acceptance::AsSent => Acceptance::Corrected(payload.to_vec()),
+                        judged => judged,
+                    }
+                }
+                _ => Acceptance::Refused(StreamAnomaly::BesideFin),
+            };
         }
         // And an urgent byte that was read as another one.
         let is_urgent = flags.has(Flags::URG) && self.makes_urgent_what_was_read(segment);
@@ -325,6 +353,7 @@ impl Stream {
             // Long after it, a wrapped sequence number must not look like one before it.
             self.has_urgent = next - urgent_end <= FARTHEST_AHEAD as i32;
         }
+        self.has_doubt &= next - self.doubted_to <= FARTHEST_AHEAD as i32;
         // The last one counts: one that lies too far ahead cannot hide the real one.
         if segment.flags.has(Flags::FIN) && !end.is_before(next) && (end - next).unsigned_abs() <= FARTHEST_AHEAD {
             self.has_fin = true;

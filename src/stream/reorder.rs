@@ -48,6 +48,11 @@ impl ReorderBuffer {
         self.pieces.front().map_or(Seq::default(), |(at, _)| *at)
     }
 
+    /// Where the last piece ends.
+    pub(super) fn end(&self) -> Seq {
+        self.pieces.back().map_or(Seq::default(), |(at, piece)| *at + piece.len())
+    }
+
     /// Takes the piece that stands at `next` or begins before it.
     pub(super) fn take(&mut self, next: Seq) -> Option<Vec<u8>> {
         let (at, _) = self.pieces.front()?;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pinhole::firewall::Simulated;
-use pinhole::packet::{Direction, Flow, Segment, Seq, replaced};
+use pinhole::packet::{Direction, Flow, Segment, Seq, has_sound_checksum, replaced};
 use pinhole::policy::Policy;
 use pinhole::rewrite::{Replacement, Verdict};
 use pinhole::time::Timestamp;
@@ -150,6 +150,9 @@ impl<'p> Reader<'p> {
         handle: fn(&mut Tracker, &Segment<'_>, &mut World<'_, Simulated, Tap>) -> Handled,
     ) -> Verdict {
         let Ok(segment) = Segment::parse(packet) else { return Verdict::Accept };
+        if !has_sound_checksum(packet) {
+            return Verdict::Drop;
+        }
         self.with(|tracker, world| {
             if tracker.next_deadline().is_some_and(|due| due <= world.now) {
                 tracker.advance(world);
