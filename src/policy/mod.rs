@@ -93,6 +93,11 @@ impl Policy {
         self.rules.iter().position(matches).map_or(RuleId::DEFAULTS, RuleId::of)
     }
 
+    /// Whether anything that a client says is held back, between any hosts.
+    pub fn holds_back(&self) -> bool {
+        self.defaults.holds_back() || self.rules.iter().any(|rule| rule.terms.holds_back())
+    }
+
     /// The terms that `rule` stands for. An id from another policy gives one of this policy's terms.
     pub fn terms(&self, rule: RuleId) -> &Terms {
         self.rule(rule).map_or(&self.defaults, |rule| &rule.terms)

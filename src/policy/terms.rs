@@ -225,6 +225,11 @@ pub struct Terms {
 }
 
 impl Terms {
+    /// Whether anything that a client says is held back on these terms.
+    pub fn holds_back(&self) -> bool {
+        self.tls == Tls::Deny || !self.denied_commands.is_empty()
+    }
+
     /// Whether every announcement is refused, whatever the other terms say.
     pub const fn denies_all(&self) -> bool {
         matches!(self.action, Action::Deny)

@@ -305,7 +305,7 @@ impl Tracker {
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
-        let may_change = connection.is_translated() || rewriting::holds_back(world.policy.terms(rule));
+        let may_change = connection.is_translated() || world.policy.terms(rule).holds_back();
         let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
         let slot = self.sessions.insert(Tracked {
             connection,
@@ -348,7 +348,7 @@ impl Tracker {
         let client = ClientKey::of(connection.client().address);
         let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
         let limits = narrowed.as_ref().unwrap_or(&policy.limits);
-        let corrected = match session.judge(segment, direction, rewriting::holds_back(terms), limits) {
+        let corrected = match session.judge(segment, direction, terms.holds_back(), limits) {
             Acceptance::AsSent => None,
             Acceptance::Corrected(payload) => Some(payload),
             Acceptance::Refused(anomaly) => {
@@ -369,7 +369,7 @@ impl Tracker {
             if session.is_ahead(&segment, direction) {
                 match patience {
                     Patience::MayWait => return Verdict::Later,
-                    Patience::GoesOn if direction == Direction::FromClient && rewriting::holds_back(terms) => {
+                    Patience::GoesOn if direction == Direction::FromClient && terms.holds_back() => {
                         // What the policy denies must not pass unread; but where something passed that nobody could
                         // read, it will not come again.
                         if !session.acknowledges_unread(&segment, direction) {
@@ -420,8 +420,7 @@ impl Tracker {
         let mut verdict = about.verdict(session);
         if verdict == Verdict::Accept {
             // A server may leave an urgent byte out of what it reads. A packet that is replaced points at none.
-            let is_urgent =
-                direction == Direction::FromClient && segment.flags.has(Flags::URG) && rewriting::holds_back(terms);
+            let is_urgent = direction == Direction::FromClient && segment.flags.has(Flags::URG) && terms.holds_back();
             let payload = match corrected {
                 None if is_urgent => Some(segment.payload.to_vec()),
                 corrected => corrected,
@@ -431,7 +430,7 @@ impl Tracker {
         // Of an encrypted session it may matter how far it has come. And where commands are held back, what is not FTP is
         // read on: its server may take it for FTP.
         let may_go_unread =
-            if session.dialogue().is_encrypted() { !ranges.is_planned(slot) } else { !rewriting::holds_back(terms) };
+            if session.dialogue().is_encrypted() { !ranges.is_planned(slot) } else { !terms.holds_back() };
         let progress = match session.dialogue().progress() {
             Progress::Unreadable if !may_go_unread => Progress::Unknown,
             progress => progress,

@@ -14,15 +14,10 @@ use crate::ftp::telnet::{begins_plainly, possible_verbs};
 use crate::ftp::{Line, Mode};
 use crate::net::Port;
 use crate::packet::{Direction, Endpoint, Seq};
-use crate::policy::{Terms, Tls};
+use crate::policy::Tls;
 use crate::rewrite::{Course, Obstacle, Replaced, Verdict};
 use crate::session::{Announcement, Session, Written};
 use crate::stream::OVERWRITTEN;
-
-/// Whether anything is held back on these terms.
-pub(super) fn holds_back(terms: &Terms) -> bool {
-    terms.tls == Tls::Deny || !terms.denied_commands.is_empty()
-}
 
 /// What is expected, and what of the line has to be said differently for that.
 struct Choice {
@@ -221,7 +216,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     /// Has the server get something that is no command, if some server may take this line for one that the policy
     /// denies. That command.
     pub(super) fn hold_back_denied(&mut self, line: &Line<'_>) -> Option<String> {
-        if !holds_back(self.terms) {
+        if !self.terms.holds_back() {
             return None;
         }
         let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };

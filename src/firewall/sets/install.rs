@@ -262,7 +262,9 @@ impl Sets {
         for chain in QueueChain::ALL {
             image.fill_chain(TABLE, chain.name(), &[queueing.rule(&chain.of(policy.capture))]);
         }
-        image.fill_set(TABLE, ruleset::CONTROL_PORTS, &control_ports(policy));
+        for set in [ruleset::CONTROL_PORTS, ruleset::GUARDED_PORTS] {
+            image.fill_set(TABLE, set, &ports_of(set, policy));
+        }
         ruleset::sized_sets().for_each(|set| image.resize_set(set, ruleset::set_size(policy)));
         if old.mark != policy.mark && !image.exchange_marks(|number| exchanged_bits(number, old.mark, policy.mark)) {
             return Err(SetupError::OtherRules);
@@ -283,6 +285,7 @@ impl Sets {
             standing.push((set, elements.into_iter().map(left).collect::<Vec<_>>()));
         }
         self.tables.remove_table(TABLE)?;
+        self.may_be_in_step = false;
         if let Err(error) = self.put_table() {
             let lists: Vec<(&str, &[Element])> = standing.iter().map(|(set, list)| (*set, list.as_slice())).collect();
             // It is not this that was wrong: then all is as it was. The reason why is what has to be told.
@@ -324,10 +327,15 @@ impl Sets {
     }
 
     fn has_ports(&mut self) -> Result<bool, Error> {
-        let found = self.tables.elements(TABLE, ruleset::CONTROL_PORTS)?;
-        let wanted = control_ports(&self.policy);
-        let is_there = |port: &Element| found.iter().any(|element| element.key == port.key);
-        Ok(found.len() == wanted.len() && wanted.iter().all(is_there))
+        for set in [ruleset::CONTROL_PORTS, ruleset::GUARDED_PORTS] {
+            let found = self.tables.elements(TABLE, set)?;
+            let wanted = ports_of(set, &self.policy);
+            let is_there = |port: &Element| found.iter().any(|element| element.key == port.key);
+            if found.len() != wanted.len() || !wanted.iter().all(is_there) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     fn handles(&mut self) -> Result<Vec<u64>, Error> {
@@ -378,10 +386,10 @@ impl Sets {
     }
 }
 
-/// The elements of the set of control ports.
-fn control_ports(policy: &Policy) -> Vec<Element> {
-    let element = |port: &Port| Element::lasting(Key::port(port.number()));
-    policy.control_ports.as_slice().iter().map(element).collect()
+/// The elements of a set of control ports.
+fn ports_of(set: &str, policy: &Policy) -> Vec<Element> {
+    let element = |port: Port| Element::lasting(Key::port(port.number()));
+    ruleset::ports_of(set, policy).into_iter().map(element).collect()
 }
 
 /// What a number that rules compare or combine with a mark of a connection is for another policy: the bits of the one

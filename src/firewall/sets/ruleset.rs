@@ -5,6 +5,7 @@
 
 use std::fmt::{self, Write as _};
 
+use crate::net::Port;
 use crate::netlink::{Expression, Family, Object, ObjectKind, Table};
 use crate::packet::Direction;
 use crate::policy::{Capture, Limits, Policy, WhenDown};
@@ -82,10 +83,12 @@ const INSPECT: &str = include_str!("../../../rules/inspect.nft");
 const TAKES_ALL: &str = "a string takes whatever is written";
 /// What stands in the files for the control ports, and what it becomes: the set of that name, which a reload can fill anew
 /// and a rule need not be exchanged for.
-const PORTS_IN_FILES: &str = "$control_ports";
-const PORTS_IN_TABLE: &str = "@control_ports";
+const PORTS_IN_FILES: [&str; 2] = ["$control_ports", "$guarded_ports"];
+const PORTS_IN_TABLE: [&str; 2] = ["@control_ports", "@guarded_ports"];
 /// The set of the control ports.
 pub(super) const CONTROL_PORTS: &str = "control_ports";
+/// The set of those of them where the policy holds something back: all or none.
+pub(super) const GUARDED_PORTS: &str = "guarded_ports";
 /// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
@@ -184,17 +187,21 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
     let (ports, queue) = (control_ports(policy), queue(&policy.capture, queueing));
     let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
-    text.push_str(&rest.join("\n").replace(PORTS_IN_FILES, PORTS_IN_TABLE));
+    let rest = PORTS_IN_FILES
+        .into_iter()
+        .zip(PORTS_IN_TABLE)
+        .fold(rest.join("\n"), |rest, (file, table)| rest.replace(file, table));
+    text.push_str(&rest);
     text
 }
 
 /// What of a ruleset cannot be exchanged in an installed table: all but control ports, marks, sizes, and what becomes of
 /// packets that nobody reads. Two policies for which this is the same need the same rules, but for those.
 pub(super) fn fixed_part(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
-    let Policy { control_ports, mark, limits, capture, .. } = Policy::default();
+    let Policy { control_ports, mark, limits, capture, defaults, rules, .. } = Policy::default();
     let capture = Capture { when_down: capture.when_down, ..policy.capture };
     let limits = Limits { pinholes: limits.pinholes, ..policy.limits };
-    text(&Policy { control_ports, mark, limits, capture, ..policy.clone() }, queueing, holder)
+    text(&Policy { control_ports, mark, limits, capture, defaults, rules, ..policy.clone() }, queueing, holder)
 }
 
 /// The sets and maps whose size follows from the policy.
@@ -211,14 +218,23 @@ pub(super) fn sized_sets() -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// The set of the control ports. It is emptied first: an earlier policy may have had others.
+/// The ports in the set of that name.
+pub(super) fn ports_of(set: &str, policy: &Policy) -> Vec<Port> {
+    if set == GUARDED_PORTS && !policy.holds_back() { Vec::new() } else { policy.control_ports.as_slice().to_vec() }
+}
+
+/// The sets of control ports. They are emptied first: an earlier policy may have had others.
 fn control_ports(policy: &Policy) -> String {
-    let ports: Vec<String> = policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
-    format!(
-        "# The ports of `control_ports:`.\nadd set inet pinhole {CONTROL_PORTS} {{ type inet_service; }}\n\
-         flush set inet pinhole {CONTROL_PORTS}\nadd element inet pinhole {CONTROL_PORTS} {{ {} }}\n",
-        ports.join(", ")
-    )
+    let mut text = "# The ports of `control_ports:`, and those where commands or encryption are denied.\n".to_owned();
+    for set in [CONTROL_PORTS, GUARDED_PORTS] {
+        let ports: Vec<String> = ports_of(set, policy).iter().map(ToString::to_string).collect();
+        writeln!(text, "add set inet pinhole {set} {{ type inet_service; }}\nflush set inet pinhole {set}")
+            .expect(TAKES_ALL);
+        if !ports.is_empty() {
+            writeln!(text, "add element inet pinhole {set} {{ {} }}", ports.join(", ")).expect(TAKES_ALL);
+        }
+    }
+    text
 }
 
 /// The chains that hand packets to the daemon.
