@@ -190,7 +190,9 @@ impl Clocked {
     fn passes(&mut self, time: Duration) {
         self.now = self.now + time;
         let now = self.now;
-        self.with(|tracker, world| tracker.advance(world));
+        self.with(|tracker, world| {
+            tracker.advance(world);
+        });
         assert!(self.tracker.next_deadline().is_none_or(|due| due > now), "what is due has happened");
         assert!(self.tracker.standing().all(|(.., expectation)| expectation.expires() > now));
     }

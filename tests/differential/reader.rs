@@ -93,7 +93,7 @@ impl<'p> Reader<'p> {
     /// Lets time pass. Packets that have waited too long go on.
     pub(crate) fn waits(&mut self, seconds: u16) -> Vec<Passed> {
         self.now = self.now + Duration::from_secs(seconds.into());
-        self.with(|tracker, world| tracker.advance(world));
+        self.with(Tracker::advance);
         let mut passed = Vec::new();
         self.next_to_go(None, &mut passed);
         passed
