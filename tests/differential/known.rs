@@ -120,6 +120,9 @@ fn nothing_opens_behind_a_fin_in_front_of_what_was_read() {
     let unreachable = Sent { defect: Defect::Unreachable, ..bytes(1) };
     let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
     opens_nothing_else(USUALLY, &[unreachable, fin]);
+    // What was out of order was read, too.
+    let ahead = Sent { offset: 1, ..bytes(1) };
+    opens_nothing_else(USUALLY, &[ahead, Sent { length: 1, ..fin }]);
 }
 
 #[test]

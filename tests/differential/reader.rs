@@ -88,6 +88,8 @@ impl<'p> Reader<'p> {
     /// Conntrack has seen the whole handshake: what looks like another one belongs to the same connection.
     pub(crate) fn handshake_is_over(&mut self) {
         self.firewall.finds_nothing_opening();
+        // A FIN or a RST before that has ended nothing.
+        self.tap.is_closing = false;
     }
 
     /// Lets time pass. Packets that have waited too long go on.
