@@ -43,7 +43,7 @@ pub(crate) enum Step {
 }
 
 /// A segment of the peer's. `Sent::default()` is one without payload in which nothing is wrong.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
     /// Where it begins, counted from where the next segment would begin.
     pub(crate) offset: i32,
@@ -262,7 +262,9 @@ impl Case {
             cases.push(case);
         };
         for at in 0..self.early_steps.len() {
-            with(&|case| drop(case.early_steps.remove(at)));
+            with(&|case| {
+                case.early_steps.remove(at);
+            });
             for simpler in self.early_steps[at].simpler() {
                 with(&|case| case.early_steps[at] = simpler.clone());
             }
@@ -339,44 +341,44 @@ impl Sent {
                 all.push(sent);
             }
         };
-        with(Self { offset: 0, ..self.clone() });
-        with(Self { offset: self.offset / 2, ..self.clone() });
+        with(Self { offset: 0, ..*self });
+        with(Self { offset: self.offset / 2, ..*self });
         if self.offset.unsigned_abs() < 64 {
-            with(Self { offset: self.offset - self.offset.signum(), ..self.clone() });
+            with(Self { offset: self.offset - self.offset.signum(), ..*self });
         }
-        with(Self { length: 0, ..self.clone() });
-        with(Self { length: self.length / 2, ..self.clone() });
+        with(Self { length: 0, ..*self });
+        with(Self { length: self.length / 2, ..*self });
         if self.length < 64 {
-            with(Self { length: self.length.saturating_sub(1), ..self.clone() });
+            with(Self { length: self.length.saturating_sub(1), ..*self });
         }
-        with(Self { text: 0, ..self.clone() });
-        with(Self { flags: flag::ACK, ..self.clone() });
+        with(Self { text: 0, ..*self });
+        with(Self { flags: flag::ACK, ..*self });
         for bit in 0..5 {
             if self.flags & !flag::ACK & 1 << bit != 0 {
-                with(Self { flags: self.flags & !(1 << bit), ..self.clone() });
+                with(Self { flags: self.flags & !(1 << bit), ..*self });
             }
         }
-        with(Self { flags: self.flags | flag::ACK, ..self.clone() });
-        with(Self { ack: usual.ack, ..self.clone() });
-        with(Self { window: usual.window, ..self.clone() });
-        with(Self { stamp: usual.stamp, ..self.clone() });
+        with(Self { flags: self.flags | flag::ACK, ..*self });
+        with(Self { ack: usual.ack, ..*self });
+        with(Self { window: usual.window, ..*self });
+        with(Self { stamp: usual.stamp, ..*self });
         match self.ack {
-            Ack::Behind(by) if by > 1 => with(Self { ack: Ack::Behind(1), ..self.clone() }),
-            Ack::Ahead(by) if by > 1 => with(Self { ack: Ack::Ahead(1), ..self.clone() }),
+            Ack::Behind(by) if by > 1 => with(Self { ack: Ack::Behind(1), ..*self }),
+            Ack::Ahead(by) if by > 1 => with(Self { ack: Ack::Ahead(1), ..*self }),
             _ => {}
         }
         match self.stamp {
-            Stamp::Stale(by) if by > 1 => with(Self { stamp: Stamp::Stale(by / 2), ..self.clone() }),
-            Stamp::Ahead(by) if by > 1 => with(Self { stamp: Stamp::Ahead(by / 2), ..self.clone() }),
+            Stamp::Stale(by) if by > 1 => with(Self { stamp: Stamp::Stale(by / 2), ..*self }),
+            Stamp::Ahead(by) if by > 1 => with(Self { stamp: Stamp::Ahead(by / 2), ..*self }),
             _ => {}
         }
-        with(Self { urgent: None, ..self.clone() });
+        with(Self { urgent: None, ..*self });
         if let Some(pointer) = self.urgent
             && pointer > 1
         {
-            with(Self { urgent: Some(pointer / 2), ..self.clone() });
+            with(Self { urgent: Some(pointer / 2), ..*self });
         }
-        with(Self { defect: Defect::None, ..self.clone() });
+        with(Self { defect: Defect::None, ..*self });
         all
     }
 

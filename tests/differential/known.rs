@@ -18,7 +18,7 @@ const APART: With = With { oob_inline: false, ..USUALLY };
 
 fn outcome(role: Role, with: With, steps: &[Sent]) -> Outcome {
     let With { timestamps, oob_inline } = with;
-    let steps = steps.iter().cloned().map(Step::Sends).collect();
+    let steps = steps.iter().copied().map(Step::Sends).collect();
     let case = Case { role, timestamps, buffer: None, oob_inline, first: 1_000_000, early_steps: Vec::new(), steps };
     Network::with(Conntrack::Absent, |network| {
         let (result, log) = explain(network, &crate::policy(), &case);
@@ -111,7 +111,7 @@ fn fin_that_does_not_arrive_ends_nothing() {
 #[test]
 fn nothing_opens_behind_a_fin() {
     let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
-    opens_nothing_else(USUALLY, &[fin.clone(), Sent { offset: -1, ..two_lines() }]);
+    opens_nothing_else(USUALLY, &[fin, Sent { offset: -1, ..two_lines() }]);
     opens_nothing_else(USUALLY, &[fin, two_lines()]);
 }
 
@@ -120,12 +120,15 @@ fn nothing_opens_behind_a_fin_in_front_of_what_was_read() {
     let unreachable = Sent { defect: Defect::Unreachable, ..bytes(1) };
     let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
     opens_nothing_else(USUALLY, &[unreachable, fin]);
+    // What was out of order was read, too.
+    let ahead = Sent { offset: 1, ..bytes(1) };
+    opens_nothing_else(USUALLY, &[ahead, Sent { length: 1, ..fin }]);
 }
 
 #[test]
 fn nothing_opens_behind_a_reset_that_is_a_syn_too() {
     let reset = Sent { flags: flag::SYN | flag::RST | flag::ACK, ..Sent::default() };
-    opens_nothing_else(USUALLY, &[reset.clone(), two_lines()]);
+    opens_nothing_else(USUALLY, &[reset, two_lines()]);
     opens_nothing_else(USUALLY, &[reset, other(two_lines())]);
 }
 
@@ -141,7 +144,7 @@ fn bytes_half_the_sequence_space_away_are_not_read() {
     let unreachable = Sent { defect: Defect::Unreachable, ..bytes(2) };
     for offset in [i32::MIN, i32::MIN + 1, i32::MAX, i32::MAX - 1] {
         let far = Sent { offset, ..bytes(12) };
-        stays_open(USUALLY, &[unreachable.clone(), bytes(1), far.clone(), bytes(1)]);
+        stays_open(USUALLY, &[unreachable, bytes(1), far, bytes(1)]);
         stays_open(USUALLY, &[two_lines(), far]);
     }
 }

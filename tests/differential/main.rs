@@ -100,7 +100,6 @@ fn compare(conntrack: Conntrack, count: u64) {
             kind.0 += 1;
         }
     });
-    println!("{outcomes:?}");
     let kinds: Vec<_> = kinds.iter().map(|(kind, (count, text))| format!("{count} times {kind}\n{text}\n")).collect();
     assert!(failures == 0, "{failures} of {count} fail ({outcomes:?}):\n\n{}", kinds.join("\n"));
     // Else the comparison would say nothing.

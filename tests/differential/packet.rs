@@ -19,7 +19,7 @@ pub(crate) struct Raw<'a> {
 
 impl Raw<'_> {
     pub(crate) fn bytes(mut self) -> Vec<u8> {
-        while self.options.len() % 4 != 0 {
+        while !self.options.len().is_multiple_of(4) {
             self.options.push(1);
         }
         let header = 20 + self.options.len();

@@ -88,12 +88,14 @@ impl<'p> Reader<'p> {
     /// Conntrack has seen the whole handshake: what looks like another one belongs to the same connection.
     pub(crate) fn handshake_is_over(&mut self) {
         self.firewall.finds_nothing_opening();
+        // A FIN or a RST before that has ended nothing.
+        self.tap.is_closing = false;
     }
 
     /// Lets time pass. Packets that have waited too long go on.
     pub(crate) fn waits(&mut self, seconds: u16) -> Vec<Passed> {
         self.now = self.now + Duration::from_secs(seconds.into());
-        self.with(|tracker, world| tracker.advance(world));
+        self.with(Tracker::advance);
         let mut passed = Vec::new();
         self.next_to_go(None, &mut passed);
         passed
