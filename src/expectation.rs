@@ -240,8 +240,8 @@ impl Refusal {
                  this session, or part of the line was sent on before the rest came (a new session will do)"
             }
             Self::PickedUp => {
-                "the session went on before it was read, and it is not known whether it is FTP (a new session will do; \
-                 `pickup` in the policy says more)"
+                "its beginning was not read, so it is not known whether it is FTP (a new session will do; `pickup` in the \
+                 policy says more)"
             }
             Self::Ambiguous => {
                 "the line may be read in more than one way: something before it passed unread, it ends in a bare LF or comes \

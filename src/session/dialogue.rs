@@ -174,8 +174,8 @@ impl Dialogue {
             has_commanded: progress != Progress::Unknown,
             is_known: match progress {
                 Progress::Unknown => false,
-                // Before a login, what passed unread may have been what tells FTP from something else.
-                Progress::Ftp => in_step.client && in_step.server,
+                // As for what the client says before a login and nobody reads: see `client_was_lost`.
+                Progress::Ftp => in_step.client,
                 Progress::LoggedIn | Progress::Unreadable => true,
             },
             in_step: false,
@@ -437,7 +437,8 @@ impl Dialogue {
 
     /// Some of the client's lines were lost. The server's answers will show what they were, or not.
     pub fn client_was_lost(&mut self) {
-        self.forget_beginning();
+        // Before a login it may have been what tells FTP from something else.
+        self.is_known &= self.language != Language::Undecided;
         self.unanswered.clear();
         self.in_step = false;
     }
@@ -445,15 +446,9 @@ impl Dialogue {
     /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts again
     /// when it is asked for again.
     pub fn server_was_lost(&mut self) {
-        self.forget_beginning();
         self.replies = ReplyReader::default();
         self.unanswered.clear();
         self.in_step = false;
-    }
-
-    /// Some of what was said passed unread. Before a login it may have been what tells FTP from something else.
-    fn forget_beginning(&mut self) {
-        self.is_known &= self.language != Language::Undecided;
     }
 
     fn is_not_ftp(&mut self) -> Event<'static> {

@@ -260,13 +260,11 @@ fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
 
 #[test]
 fn what_was_lost_before_a_login_may_have_shown_that_it_is_not_ftp() {
-    for lost in [Dialogue::client_was_lost, Dialogue::server_was_lost] {
-        let mut dialogue = Dialogue::from_the_start();
-        play(&mut dialogue, "< 220 hello");
-        lost(&mut dialogue);
-        assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
-        assert_eq!(dialogue.progress(), Progress::Unknown);
-    }
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello");
+    dialogue.client_was_lost();
+    assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+    assert_eq!(dialogue.progress(), Progress::Unknown);
     let mut dialogue = Dialogue::from_the_middle(Progress::Ftp, InStep::default());
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
 }

@@ -3,9 +3,11 @@
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
+use std::time::Duration;
 
 use pinhole::lab::{Family, ServerKind, Shape};
 
+use crate::daemon::PATIENCE;
 use crate::raw_tcp::{RawSegment, RawTcp};
 use crate::scene::{
     ClientScene, DESKTOP, LINGER, ServerScene, announced, forget_resets_soon, visit, wait_until_forgotten,
@@ -14,14 +16,22 @@ use crate::stage::{Stage, assert_closed};
 
 /// A client that nobody has let in has a real server say a line that begins with 227. `between` happens when the reply to
 /// the user's name has been cut in front of it.
-fn cut_reply_opens_nothing(shape: Shape, early: fn(&mut RawTcp), between: impl FnOnce(&mut ServerScene, &mut RawTcp)) {
+fn cut_reply_opens_nothing(
+    shape: Shape,
+    early: fn(&mut RawTcp) -> bool,
+    between: impl FnOnce(&mut ServerScene, &mut RawTcp),
+) {
     let mut scene = ServerScene::new(shape, ServerKind::PureFtpd, "");
     let mut peer = scene.attacker();
-    early(&mut peer);
+    let goes_on = early(&mut peer);
     let before_the_227 = "331 User ";
     peer.let_come(before_the_227.len());
     // A smaller window counts only behind something new.
-    peer.send_for_sure(b"US");
+    assert_eq!(peer.try_to_send(b"US", if goes_on { PATIENCE } else { ARRIVAL }), goes_on);
+    if !goes_on {
+        scene.assert_cache_is_closed();
+        return;
+    }
     peer.send_for_sure(format!("ER 227 ({})\r\n", announced(scene.cache)).as_bytes());
     peer.wait_for("the beginning of a reply", |peer| peer.unread_text() == before_the_227);
     between(&mut scene, &mut peer);
@@ -53,15 +63,20 @@ fn posted_port_opens_nothing(
     scene.assert_desktop_is_closed();
 }
 
-/// With a different sequence number from the next it is answered, and changes nothing.
-fn reset_that_is_ignored(peer: &mut RawTcp) {
+/// With a different sequence number from the next it is answered, and changes nothing: what follows goes on.
+fn reset_that_is_ignored(peer: &mut RawTcp) -> bool {
     peer.send_segment(&peer.reset(1));
+    true
 }
 
-/// It passes the firewall's conntrack, and no further.
-fn fin_that_never_arrives(peer: &mut RawTcp) {
+/// It passes the firewall's conntrack, and no further. What follows it does not go on either.
+fn fin_that_never_arrives(peer: &mut RawTcp) -> bool {
     peer.send_segment(&RawSegment { fin: true, ttl: 1, ..peer.segment(b"") });
+    false
 }
+
+/// How long what must not arrive is sent again.
+const ARRIVAL: Duration = Duration::from_secs(5);
 
 fn a_minute<T>(_: &mut T, peer: &mut RawTcp) {
     peer.idle(LINGER);
@@ -78,10 +93,10 @@ fn session_that_seems_over_is_not_picked_up_a_minute_later() {
             cut_reply_opens_nothing(Shape::Gateway, fin_that_never_arrives, a_minute);
         }),
         ("a reset that the browser ignores", || {
-            posted_port_opens_nothing(|_, peer| reset_that_is_ignored(peer), a_minute);
+            posted_port_opens_nothing(|_, peer| assert!(reset_that_is_ignored(peer)), a_minute);
         }),
         ("a FIN that never reaches the browser", || {
-            posted_port_opens_nothing(|_, peer| fin_that_never_arrives(peer), a_minute);
+            posted_port_opens_nothing(|_, peer| assert!(!fin_that_never_arrives(peer)), a_minute);
         }),
     ];
     let failed: Vec<&str> = thread::scope(|scope| {
@@ -95,7 +110,7 @@ fn session_that_seems_over_is_not_picked_up_a_minute_later() {
 fn reply_cut_before_a_restart_opens_nothing_behind_it() {
     cut_reply_opens_nothing(
         Shape::ServerHost,
-        |_| {},
+        |_| true,
         |scene, _| {
             scene.daemon.kill().and_then(|()| scene.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
         },
