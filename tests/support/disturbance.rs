@@ -41,7 +41,9 @@ pub(crate) struct Done {
     pub(crate) hit: usize,
 }
 
-/// Transfers in one session until `is_over`. Only what was disturbed may fail, and then it is tried again.
+/// Transfers in one session until `is_over`. Only what was disturbed may fail, or what follows a transfer that was: some of
+/// that may have passed unread, and then a line of each end has to be read before an announcement counts. It is tried
+/// again.
 pub(crate) fn transfer_under(
     disturbance: &Disturbance,
     is_over: &AtomicBool,
@@ -52,6 +54,8 @@ pub(crate) fn transfer_under(
     let mut done = Done::default();
     let mut content = Vec::new();
     let command = format!("RETR {FILE}");
+    // When the last transfer began, or whatever else was said since then.
+    let mut read_at = disturbance.now();
     // Where the machine is slow, all may be over before the first.
     while !is_over.load(Ordering::SeqCst) || done.transfers == 0 {
         let before = disturbance.now();
@@ -60,10 +64,11 @@ pub(crate) fn transfer_under(
             Ok(()) => {
                 assert_eq!(content, CONTENT);
                 done.transfers += 1;
+                read_at = before;
                 // Whoever disturbs needs a processor, too.
                 thread::sleep(Duration::from_millis(1));
             }
-            Err(error) if before.is_multiple_of(2) && disturbance.now() == before => {
+            Err(error) if read_at.is_multiple_of(2) && disturbance.now() == read_at => {
                 println!("{mode}, after {} transfers, of which {} were hit: {error}", done.transfers, done.hit);
                 return Err(error);
             }
@@ -71,6 +76,7 @@ pub(crate) fn transfer_under(
                 done.hit += 1;
                 let is_over = || Ok(disturbance.now().is_multiple_of(2));
                 lab::wait_until("the end of the disturbance", PATIENCE, is_over)?;
+                read_at = disturbance.now();
                 // What it has not answered yet, it answers before this.
                 client.send(b"PWD\r\n")?;
                 while client.reply()?.code != 257 {}
@@ -78,6 +84,7 @@ pub(crate) fn transfer_under(
         }
     }
     // Whatever happened, it works now.
+    client.command("NOOP", 200)?;
     assert_eq!(client.download(mode, FILE)?, CONTENT);
     client.quit()?;
     Ok(done)
