@@ -70,6 +70,7 @@ fn kill_under_transfers(nat: Nat) {
         });
         {
             let _ends = SetAtTheEnd(is_over);
+            disturbance.wait_for_logins(SESSIONS.len());
             for _ in 0..kills {
                 // A random moment is what this is about.
                 thread::sleep(Duration::from_micros(random_below(20_000)));

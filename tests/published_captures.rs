@@ -61,8 +61,10 @@ fn zeek_auth_tls_is_opaque_after_its_234() {
 #[test]
 fn zeek_foreign_address_opens_nothing() {
     let Some(report) = report("zeek-foreign-address.pcap") else { return };
-    let foreign = report.iter().filter(|event| text(event, "reason") == "third-party").count();
-    assert_eq!((foreign, total(&report, "refusals"), total(&report, "expectations")), (689, 689, 0));
+    let because = |reason| report.iter().filter(|event| text(event, "reason") == reason).count();
+    // One of them comes behind packets that the capture has lost.
+    assert_eq!((because("third-party"), because("ambiguous")), (688, 1));
+    assert_eq!((total(&report, "refusals"), total(&report, "expectations")), (689, 0));
 }
 
 #[test]

@@ -15,21 +15,31 @@ use pinhole::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{self, Family, Result};
 
-/// Whether what is being tested is going on just now: even while it is not, and another number every time.
+/// What is done to the firewall while sessions transfer.
 #[derive(Default)]
-pub(crate) struct Disturbance(AtomicUsize);
+pub(crate) struct Disturbance {
+    /// Even while nothing is, and another number every time.
+    number: AtomicUsize,
+    logged_in: AtomicUsize,
+}
 
 impl Disturbance {
     pub(crate) fn begins(&self) {
-        assert_eq!(self.0.fetch_add(1, Ordering::SeqCst) % 2, 0);
+        assert_eq!(self.number.fetch_add(1, Ordering::SeqCst) % 2, 0);
     }
 
     pub(crate) fn is_over(&self) {
-        assert_eq!(self.0.fetch_add(1, Ordering::SeqCst) % 2, 1);
+        assert_eq!(self.number.fetch_add(1, Ordering::SeqCst) % 2, 1);
     }
 
     pub(crate) fn now(&self) -> usize {
-        self.0.load(Ordering::SeqCst)
+        self.number.load(Ordering::SeqCst)
+    }
+
+    /// Waits until so many sessions have logged in: one whose login passes unread is not trusted.
+    pub(crate) fn wait_for_logins(&self, sessions: usize) {
+        let all = || Ok(self.logged_in.load(Ordering::SeqCst) >= sessions);
+        lab::wait_until("the logins", PATIENCE, all).unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
@@ -51,6 +61,7 @@ pub(crate) fn transfer_under(
     mode: Mode,
 ) -> Result<Done> {
     let mut client = MiniClient::log_in(server, PATIENCE)?;
+    disturbance.logged_in.fetch_add(1, Ordering::SeqCst);
     let mut done = Done::default();
     let mut content = Vec::new();
     let command = format!("RETR {FILE}");
@@ -111,6 +122,7 @@ pub(crate) fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance
         let sessions: Vec<(Mode, ScopedJoinHandle<'_, _>)> = sessions.into_iter().map(start).collect();
         {
             let _ends = SetAtTheEnd(is_over);
+            disturbance.wait_for_logins(sessions.len());
             disturb(disturbance);
         }
         for (mode, session) in sessions {
