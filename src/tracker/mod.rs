@@ -190,6 +190,13 @@ impl Tracker {
                 }
             },
         };
+        if let Some(tracked) = self.sessions.get_mut(slot)
+            && tracked.origins.is_forged(direction, segment.origin)
+        {
+            // Routing may drop it. Or the ways have changed: then the connection goes on, unread.
+            world.tell(tracked.number, &News::Anomaly(StreamAnomaly::WrongSide));
+            return Handled::NotOurs;
+        }
         Handled::Session(self.converse(slot, segment, direction, patience, world))
     }
 
@@ -338,10 +345,6 @@ impl Tracker {
         let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
         let Tracked { session, connection, number, rule, ended, origins, recorded, courses, buffered, .. } = tracked;
-        if origins.is_forged(direction, segment.origin) {
-            world.tell(*number, &News::Anomaly(StreamAnomaly::WrongSide));
-            return Verdict::Drop;
-        }
         let mut courses = courses.as_deref_mut();
         let policy = world.policy;
         let terms = policy.terms(*rule);
