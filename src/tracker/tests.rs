@@ -647,6 +647,16 @@ fn denied_command_behind_a_hole_does_not_pass() {
 }
 
 #[test]
+fn what_a_later_policy_denies_is_held_back_in_sessions_that_stand() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.policy = policy::parse("policy.yaml", "defaults: { commands: { deny: [DELE] } }").expect("good").policy;
+    stage.tracker.follow(&stage.policy);
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, "DELE x\r\n")), b"DELX x\r\n");
+    assert_eq!(stage.take_told(), ["1 denied DELE"]);
+}
+
+#[test]
 fn what_belongs_to_no_control_connection_is_not_ours() {
     let mut stage = Stage::new();
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint("10.0.0.2:80"), 1, 1);
