@@ -258,6 +258,10 @@ impl Tracker {
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
+            if tracked.courses.is_none() && policy.terms(tracked.rule).holds_back() {
+                // Nothing translates it, and nothing was replaced in it.
+                tracked.courses = Some(Box::default());
+            }
         }
     }
 
