@@ -576,6 +576,20 @@ fn the_policy_may_give_an_encrypted_session_a_corridor() {
 }
 
 #[test]
+fn held_line_is_doubtful_however_it_is_delivered() {
+    // The server ignores what acknowledges more than it has sent.
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    talk.loses(FromClient, 8);
+    let packet = talk.says(FromClient, "NOOP\r\nPORT 10,0,0,1,15,161\r\n");
+    let segment = Segment::parse(&packet).expect("a segment");
+    let segment = Segment { ack: segment.ack + 100, ..segment };
+    stage.world(|tracker, world| tracker.handle(&segment, world));
+    stage.sees(&talk.says(FromServer, "200 good\r\n"));
+    assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:4001"), "{:?}", stage.take_told());
+}
+
+#[test]
 fn a_denied_command_is_told_of() {
     let mut stage = Stage::with_policy("defaults: { tls: deny, commands: { deny: [DELE] } }");
     let mut talk = logged_in(&mut stage);
