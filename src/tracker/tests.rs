@@ -661,6 +661,18 @@ fn denied_command_behind_a_hole_does_not_pass() {
 }
 
 #[test]
+fn denied_command_behind_the_longest_line_does_not_pass() {
+    for end in ["\r", "\0"] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        let line = format!("NOOP {}{end}FEAT\r\n", "x".repeat(2000));
+        let mut arrives = stage.lets_pass(&talk.says(FromClient, &line[..1500]));
+        arrives.extend(stage.lets_pass(&talk.says(FromClient, &line[1500..])));
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "{end:?}");
+    }
+}
+
+#[test]
 fn what_a_later_policy_denies_is_held_back_in_sessions_that_stand() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
