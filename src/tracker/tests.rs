@@ -661,6 +661,24 @@ fn denied_command_behind_a_hole_does_not_pass() {
 }
 
 #[test]
+fn beginning_of_a_denied_command_may_be_sent_again() {
+    for (piece, passes, rest) in [("FEAT", "FEAX", "\r\n"), (" FE", " FE", "AT\r\n"), ("\t FEAT", "XXXXXX", "\r\n")] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        let first = talk.clone().says(FromClient, piece);
+        let whole = talk.clone().says(FromClient, format!("{piece}{rest}"));
+        for _ in 0..2 {
+            assert_eq!(String::from_utf8_lossy(&stage.lets_pass(&first)), passes);
+        }
+        let arrives = stage.lets_pass(&whole);
+        assert_eq!(arrives.len(), piece.len() + rest.len(), "{piece:?}");
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "{piece:?}");
+        talk.says(FromClient, format!("{piece}{rest}"));
+        assert_eq!(stage.lets_pass(&talk.says(FromClient, "NOOP\r\n")), b"NOOP\r\n");
+    }
+}
+
+#[test]
 fn denied_command_behind_the_longest_line_does_not_pass() {
     for end in ["\r", "\0"] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
