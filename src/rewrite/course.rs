@@ -168,6 +168,11 @@ impl Course {
         self.resume(replaced);
     }
 
+    /// Up to where the sender's bytes have gone on, changed or not: what is sent again becomes what it was.
+    pub fn gone(&self) -> Option<Seq> {
+        self.gone
+    }
+
     /// Where the bytes begin that are withheld, and which they are.
     pub fn withheld(&self) -> Option<(Seq, &[u8])> {
         let bytes = self.withheld.as_deref()?;

@@ -242,6 +242,8 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     fn overwrite(&mut self, from: Seq, to: Seq) {
         let end = self.segment.seq + self.segment.payload.len();
         let from = from.later(self.segment.seq);
+        let gone = self.course().and_then(|course| course.gone());
+        let from = gone.map_or(from, |gone| from.later(gone));
         let to = if to.is_after(end) { end } else { to };
         let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
         let replaced = Replaced { start: from, length, text: vec![OVERWRITTEN; length], before: b' ' };
