@@ -679,6 +679,17 @@ fn beginning_of_a_denied_command_may_be_sent_again() {
 }
 
 #[test]
+fn denied_commands_in_one_segment_do_not_pass_the_second_time() {
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+    let mut talk = logged_in(&mut stage);
+    let packet = talk.says(FromClient, "FEAT\r\n".repeat(100));
+    for time in 1..=3 {
+        let arrives = stage.lets_pass(&packet);
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "time {time}");
+    }
+}
+
+#[test]
 fn denied_command_behind_the_longest_line_does_not_pass() {
     for end in ["\r", "\0"] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
