@@ -261,8 +261,15 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             // All of a verb may have come: what follows may be sent separately.
             self.hold_back_denied(&line);
         }
-        if self.must_drop {
-            return Verdict::Drop;
+        let (must_drop, segment) = (self.must_drop, self.segment);
+        if let Some(course) = self.course() {
+            if must_drop {
+                // It counts as read, and will be sent again.
+                course.bar(segment);
+            }
+            if course.is_barred(segment) {
+                return Verdict::Drop;
+            }
         }
         let is_translated = self.connection.is_translated();
         let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };
