@@ -224,6 +224,22 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             // It may be the end of a denied command of which the beginning passed unread.
             self.overwrite(line.start, last);
         }
+        let denied = self.overwrite_denied(line, last);
+        let behind = line.start + line.text.len();
+        let is_unfinished = line.end == behind;
+        if !line.whole && (is_unfinished || line.end - behind > 2) {
+            // Nobody looks at what stands behind the longest line, and a server may find a command in it.
+            let payload = self.segment.payload;
+            // A CR in the last place may be the one that ends the line.
+            let kept = usize::from(payload.ends_with(b"\r"));
+            let to = if is_unfinished { self.segment.seq + (payload.len() - kept) } else { last };
+            self.overwrite(behind, to);
+        }
+        denied
+    }
+
+    /// Overwrites so much of a line up to `last` that no server finds a denied command in its beginning. That command.
+    fn overwrite_denied(&mut self, line: &Line<'_>, last: Seq) -> Option<String> {
         if begins_plainly(line.text) {
             let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
             let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
@@ -233,7 +249,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         }
         let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
         let word = words.into_iter().find(|word| self.is_denied(word))?;
-        self.overwrite(line.start, last);
+        self.overwrite(line.start, if line.whole { last } else { line.start + line.text.len() });
         Some(word.to_ascii_uppercase())
     }
 
