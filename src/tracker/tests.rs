@@ -690,6 +690,24 @@ fn denied_commands_in_one_segment_do_not_pass_the_second_time() {
 }
 
 #[test]
+fn rest_of_a_denied_command_does_not_pass_behind_a_restart() {
+    for (beginning, rest) in [("FEA", "T\r\n"), ("F", "eat x\r\n"), ("FE", "\u{0}AT\r\n")] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        let mut arrives = stage.lets_pass(&talk.says(FromClient, beginning));
+        stage.tracker.forget_all();
+        arrives.extend(stage.lets_pass(&talk.says(FromClient, rest)));
+        arrives.retain(u8::is_ascii_alphabetic);
+        assert!(!arrives.to_ascii_uppercase().starts_with(b"FEAT"), "{beginning:?} {rest:?}");
+    }
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+    let mut talk = logged_in(&mut stage);
+    stage.lets_pass(&talk.says(FromClient, "RETR fi"));
+    stage.tracker.forget_all();
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, "le\r\n")), b"le\r\n");
+}
+
+#[test]
 fn denied_command_behind_the_longest_line_does_not_pass() {
     for end in ["\r", "\0"] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
