@@ -220,9 +220,10 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return None;
         }
         let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
-        if !line.begins && !self.is_known {
-            // It may be the end of a denied command of which the beginning passed unread.
+        if !line.begins && (!self.is_known || self.may_end_denied(line.text)) {
+            // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier run.
             self.overwrite(line.start, last);
+            return None;
         }
         let denied = self.overwrite_denied(line, last);
         let behind = line.start + line.text.len();
@@ -236,6 +237,18 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             self.overwrite(behind, to);
         }
         denied
+    }
+
+    /// Whether this text may be the rest of a line that began with a denied command.
+    fn may_end_denied(&self, text: &[u8]) -> bool {
+        let terms = self.terms;
+        let secures = (terms.tls == Tls::Deny).then_some("AUTH");
+        possible_verbs(text).any(|word| {
+            terms.denied_commands.iter().chain(secures).any(|denied| {
+                let rest = denied.len().checked_sub(word.len()).and_then(|from| denied.as_bytes().get(from..));
+                rest.is_some_and(|rest| rest.eq_ignore_ascii_case(&word))
+            })
+        })
     }
 
     /// Overwrites so much of a line up to `last` that no server finds a denied command in its beginning. That command.
