@@ -224,6 +224,40 @@ mod tests {
     }
 
     #[test]
+    fn reads_behind_any_extension_headers_that_a_receiver_takes() {
+        const HOP: u8 = 0;
+        const ROUTING: u8 = 43;
+        const OPTIONS: u8 = 60;
+        for chain in [
+            &[OPTIONS, OPTIONS][..],
+            &[HOP, OPTIONS, OPTIONS, OPTIONS],
+            &[HOP, OPTIONS, ROUTING, OPTIONS, OPTIONS],
+            &[ROUTING, ROUTING],
+            &[OPTIONS, ROUTING, OPTIONS, ROUTING, OPTIONS],
+            &[OPTIONS; 12],
+            &[OPTIONS; 100],
+        ] {
+            let mut tcp = Vec::new();
+            PacketBuilder::ipv6([1; 16], [2; 16], 64)
+                .tcp(4000, 21, 7, 1024)
+                .write(&mut tcp, b"FEAT\r\n")
+                .expect("a vector takes everything");
+            let segment = tcp.split_off(40);
+            let mut extensions = Vec::new();
+            for next in chain[1..].iter().copied().chain([6]) {
+                extensions.extend([next, 0, 1, 4, 0, 0, 0, 0]);
+            }
+            let mut header = Ipv6Header::from_slice(&tcp).expect("just written").0;
+            header.next_header = IpNumber(chain[0]);
+            header.payload_length = u16::try_from(extensions.len() + segment.len()).expect("short");
+            let packet = [header.to_bytes().as_slice(), &extensions, &segment].concat();
+            let read = Segment::parse(&packet).map(|segment| segment.payload.to_vec());
+            assert_eq!(read, Ok(b"FEAT\r\n".to_vec()), "{chain:?}");
+            assert!(has_sound_checksum(&packet), "{chain:?}");
+        }
+    }
+
+    #[test]
     fn timestamp_is_found_in_any_order_of_options() {
         assert_eq!(timestamp(&[2, 4, 5, 180, 8, 10, 0, 0, 0, 9, 0, 0, 0, 2, 1, 3, 3, 7]), Some(9));
         for options in

@@ -295,8 +295,7 @@ impl ControlBits {
 
     /// Whether the mark of a packet that is to be read says that its source is not where it comes from.
     pub const fn is_doubtful(self, mark: u32) -> bool {
-        let both = self.of_packet(0, true);
-        mark & both == both
+        mark & self.of_read_packet() != 0
     }
 
     /// The mark of a packet that was read, and whether its sender is in step behind it.

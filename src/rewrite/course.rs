@@ -83,6 +83,8 @@ pub struct Course {
     acked: Option<Seq>,
     /// Up to where the sender's bytes have gone on.
     gone: Option<Seq>,
+    /// From where on nothing may go on.
+    barred: Option<Seq>,
 }
 
 impl Default for Course {
@@ -102,6 +104,7 @@ impl Course {
             withheld: None,
             acked: None,
             gone: None,
+            barred: None,
         }
     }
 
@@ -166,6 +169,23 @@ impl Course {
             Replaced { start: self.found.position + 1, length, text: Vec::new(), before: last }
         };
         self.resume(replaced);
+    }
+
+    /// Up to where the sender's bytes have gone on, changed or not: what is sent again becomes what it was.
+    pub fn gone(&self) -> Option<Seq> {
+        self.gone
+    }
+
+    /// What is new in this segment, and all behind it, must not go on, now or later.
+    pub fn bar(&mut self, segment: &Segment<'_>) {
+        let new = self.gone.map_or(segment.seq, |gone| gone.later(segment.seq));
+        self.barred.get_or_insert(new);
+    }
+
+    /// Whether this segment holds bytes that must not go on.
+    pub fn is_barred(&self, segment: &Segment<'_>) -> bool {
+        let end = segment.seq + segment.payload.len();
+        !segment.payload.is_empty() && self.barred.is_some_and(|barred| end.is_after(barred))
     }
 
     /// Where the bytes begin that are withheld, and which they are.

@@ -179,8 +179,9 @@ impl Session {
                 listener.stream.begin_at(segment.ack);
             }
             let HalfStream { stream, lines } = listener;
+            let doubt = Doubt { urgent_end: stream.urgent_end(), doubted_to: stream.doubted_to() };
             let deliver = |delivery: Delivery<'_>| {
-                read(direction.opposite(), delivery, Doubt::default(), lines, dialogue, line_limit, &mut tell);
+                read(direction.opposite(), delivery, doubt, lines, dialogue, line_limit, &mut tell);
             };
             if let Some(anomaly) = stream.acknowledged(segment.ack, kept, deliver) {
                 tell(SessionOutput::Anomaly(anomaly));
@@ -206,7 +207,7 @@ fn has_ended(one: &Stream, other: &Stream) -> bool {
 }
 
 /// Which bytes the receiver may not read as they are.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 struct Doubt {
     /// The last byte in front of this may be missing.
     urgent_end: Option<Seq>,

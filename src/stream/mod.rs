@@ -187,10 +187,15 @@ impl Stream {
     pub fn urgent_end_with(&self, segment: &Segment<'_>) -> Option<Seq> {
         // Whether the pointer points at the last byte or behind it, systems do not agree.
         let here = segment.flags.has(Flags::URG).then(|| segment.seq + usize::from(segment.urgent) + 1);
-        match (self.has_urgent.then_some(self.urgent_end), here) {
+        match (self.urgent_end(), here) {
             (Some(before), Some(here)) => Some(before.later(here)),
             (before, here) => before.or(here),
         }
+    }
+
+    /// Where urgent data ended, at the farthest, if there was any.
+    pub fn urgent_end(&self) -> Option<Seq> {
+        self.has_urgent.then_some(self.urgent_end)
     }
 
     /// What is read up to there is doubtful: the receiver may not take it.

@@ -265,6 +265,10 @@ impl Tracker {
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
+            if tracked.courses.is_none() && policy.terms(tracked.rule).holds_back() {
+                // Nothing translates it, and nothing was replaced in it.
+                tracked.courses = Some(Box::default());
+            }
         }
     }
 
@@ -370,12 +374,13 @@ impl Tracker {
         }
         if let Some(courses) = &mut courses {
             if session.is_ahead(&segment, direction) {
+                let ack = courses.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
                 match patience {
                     Patience::MayWait => return Verdict::Later,
                     Patience::GoesOn if direction == Direction::FromClient && terms.holds_back() => {
                         // What the policy denies must not pass unread; but where something passed that nobody could
                         // read, it will not come again.
-                        if !session.acknowledges_unread(&segment, direction) {
+                        if !session.acknowledges_unread(&Segment { ack, ..segment }, direction) {
                             return Verdict::Drop;
                         }
                         session.give_up_before(&segment, direction);

@@ -342,6 +342,29 @@ fn nothing_waits_for_what_the_other_end_has_acknowledged() {
 }
 
 #[test]
+fn line_of_the_server_that_grew_is_nothing_that_passed_unread() {
+    let original = ["192.0.2.9:4000", "203.0.113.5:21"];
+    let policy = "defaults: { commands: { deny: [DELE] } }";
+    let mut gateway = Gateway::new(original, ["10.0.0.5:21", "192.0.2.9:4000"], policy);
+    gateway.says(FromClient, "PASV\r\n");
+    gateway.says(FromServer, "227 Entering Passive Mode (10,0,0,5,195,81).\r\n");
+    let missing = gateway.client_next;
+    gateway.client_next += "TYPE I\r\n".len();
+    let behind = gateway.client_next;
+    assert_eq!(gateway.passes(FromClient, behind, Flags::ACK, b"SIZE a\r\n"), Left::Waits);
+    gateway.at_last = true;
+    assert_eq!(gateway.passes(FromClient, behind, Flags::ACK, b"SIZE a\r\n"), Left::Dropped);
+    assert_eq!(
+        gateway.passes(FromClient, missing, Flags::ACK, b"TYPE I\r\n"),
+        Left::As(missing, "TYPE I\r\n".to_owned())
+    );
+    assert_eq!(
+        gateway.passes(FromClient, behind, Flags::ACK, b"SIZE a\r\n"),
+        Left::As(behind, "SIZE a\r\n".to_owned())
+    );
+}
+
+#[test]
 fn a_rewritten_line_that_is_sent_again_behind_the_end_of_the_session_says_the_same() {
     let mut gateway = Gateway::masquerade();
     let seq = gateway.client_next;

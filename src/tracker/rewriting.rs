@@ -220,10 +220,39 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return None;
         }
         let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
-        if !line.begins && !self.is_known {
-            // It may be the end of a denied command of which the beginning passed unread.
+        if !line.begins && (!self.is_known || self.may_end_denied(line.text)) {
+            // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier run.
             self.overwrite(line.start, last);
+            return None;
         }
+        let denied = self.overwrite_denied(line, last);
+        let behind = line.start + line.text.len();
+        let is_unfinished = line.end == behind;
+        if !line.whole && (is_unfinished || line.end - behind > 2) {
+            // Nobody looks at what stands behind the longest line, and a server may find a command in it.
+            let payload = self.segment.payload;
+            // A CR in the last place may be the one that ends the line.
+            let kept = usize::from(payload.ends_with(b"\r"));
+            let to = if is_unfinished { self.segment.seq + (payload.len() - kept) } else { last };
+            self.overwrite(behind, to);
+        }
+        denied
+    }
+
+    /// Whether this text may be the rest of a line that began with a denied command.
+    fn may_end_denied(&self, text: &[u8]) -> bool {
+        let terms = self.terms;
+        let secures = (terms.tls == Tls::Deny).then_some("AUTH");
+        possible_verbs(text).any(|word| {
+            terms.denied_commands.iter().chain(secures).any(|denied| {
+                let rest = denied.len().checked_sub(word.len()).and_then(|from| denied.as_bytes().get(from..));
+                rest.is_some_and(|rest| rest.eq_ignore_ascii_case(&word))
+            })
+        })
+    }
+
+    /// Overwrites so much of a line up to `last` that no server finds a denied command in its beginning. That command.
+    fn overwrite_denied(&mut self, line: &Line<'_>, last: Seq) -> Option<String> {
         if begins_plainly(line.text) {
             let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
             let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
@@ -233,7 +262,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         }
         let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
         let word = words.into_iter().find(|word| self.is_denied(word))?;
-        self.overwrite(line.start, last);
+        self.overwrite(line.start, if line.whole { last } else { line.start + line.text.len() });
         Some(word.to_ascii_uppercase())
     }
 
@@ -242,6 +271,8 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     fn overwrite(&mut self, from: Seq, to: Seq) {
         let end = self.segment.seq + self.segment.payload.len();
         let from = from.later(self.segment.seq);
+        let gone = self.course().and_then(|course| course.gone());
+        let from = gone.map_or(from, |gone| from.later(gone));
         let to = if to.is_after(end) { end } else { to };
         let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
         let replaced = Replaced { start: from, length, text: vec![OVERWRITTEN; length], before: b' ' };
@@ -259,8 +290,15 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             // All of a verb may have come: what follows may be sent separately.
             self.hold_back_denied(&line);
         }
-        if self.must_drop {
-            return Verdict::Drop;
+        let (must_drop, segment) = (self.must_drop, self.segment);
+        if let Some(course) = self.course() {
+            if must_drop {
+                // It counts as read, and will be sent again.
+                course.bar(segment);
+            }
+            if course.is_barred(segment) {
+                return Verdict::Drop;
+            }
         }
         let is_translated = self.connection.is_translated();
         let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };

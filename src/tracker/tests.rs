@@ -576,6 +576,20 @@ fn the_policy_may_give_an_encrypted_session_a_corridor() {
 }
 
 #[test]
+fn held_line_is_doubtful_however_it_is_delivered() {
+    // The server ignores what acknowledges more than it has sent.
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    talk.loses(FromClient, 8);
+    let packet = talk.says(FromClient, "NOOP\r\nPORT 10,0,0,1,15,161\r\n");
+    let segment = Segment::parse(&packet).expect("a segment");
+    let segment = Segment { ack: segment.ack + 100, ..segment };
+    stage.world(|tracker, world| tracker.handle(&segment, world));
+    stage.sees(&talk.says(FromServer, "200 good\r\n"));
+    assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:4001"), "{:?}", stage.take_told());
+}
+
+#[test]
 fn a_denied_command_is_told_of() {
     let mut stage = Stage::with_policy("defaults: { tls: deny, commands: { deny: [DELE] } }");
     let mut talk = logged_in(&mut stage);
@@ -644,6 +658,75 @@ fn denied_command_behind_a_hole_does_not_pass() {
     assert_eq!(at_last(&mut stage, &second), Handled::Session(Verdict::Drop));
     assert_eq!(stage.lets_pass(&first), b"FE");
     assert_eq!(stage.lets_pass(&second), b"AX\r\n");
+}
+
+#[test]
+fn beginning_of_a_denied_command_may_be_sent_again() {
+    for (piece, passes, rest) in [("FEAT", "FEAX", "\r\n"), (" FE", " FE", "AT\r\n"), ("\t FEAT", "XXXXXX", "\r\n")] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        let first = talk.clone().says(FromClient, piece);
+        let whole = talk.clone().says(FromClient, format!("{piece}{rest}"));
+        for _ in 0..2 {
+            assert_eq!(String::from_utf8_lossy(&stage.lets_pass(&first)), passes);
+        }
+        let arrives = stage.lets_pass(&whole);
+        assert_eq!(arrives.len(), piece.len() + rest.len(), "{piece:?}");
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "{piece:?}");
+        talk.says(FromClient, format!("{piece}{rest}"));
+        assert_eq!(stage.lets_pass(&talk.says(FromClient, "NOOP\r\n")), b"NOOP\r\n");
+    }
+}
+
+#[test]
+fn denied_commands_in_one_segment_do_not_pass_the_second_time() {
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+    let mut talk = logged_in(&mut stage);
+    let packet = talk.says(FromClient, "FEAT\r\n".repeat(100));
+    for time in 1..=3 {
+        let arrives = stage.lets_pass(&packet);
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "time {time}");
+    }
+}
+
+#[test]
+fn rest_of_a_denied_command_does_not_pass_behind_a_restart() {
+    for (beginning, rest) in [("FEA", "T\r\n"), ("F", "eat x\r\n"), ("FE", "\u{0}AT\r\n")] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        let mut arrives = stage.lets_pass(&talk.says(FromClient, beginning));
+        stage.tracker.forget_all();
+        arrives.extend(stage.lets_pass(&talk.says(FromClient, rest)));
+        arrives.retain(u8::is_ascii_alphabetic);
+        assert!(!arrives.to_ascii_uppercase().starts_with(b"FEAT"), "{beginning:?} {rest:?}");
+    }
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+    let mut talk = logged_in(&mut stage);
+    stage.lets_pass(&talk.says(FromClient, "RETR fi"));
+    stage.tracker.forget_all();
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, "le\r\n")), b"le\r\n");
+}
+
+#[test]
+fn denied_command_behind_the_longest_line_does_not_pass() {
+    for end in ["\r", "\0"] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        let line = format!("NOOP {}{end}FEAT\r\n", "x".repeat(2000));
+        let mut arrives = stage.lets_pass(&talk.says(FromClient, &line[..1500]));
+        arrives.extend(stage.lets_pass(&talk.says(FromClient, &line[1500..])));
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "{end:?}");
+    }
+}
+
+#[test]
+fn what_a_later_policy_denies_is_held_back_in_sessions_that_stand() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.policy = policy::parse("policy.yaml", "defaults: { commands: { deny: [DELE] } }").expect("good").policy;
+    stage.tracker.follow(&stage.policy);
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, "DELE x\r\n")), b"DELX x\r\n");
+    assert_eq!(stage.take_told(), ["1 denied DELE"]);
 }
 
 #[test]

@@ -303,6 +303,26 @@ mod tests {
     }
 
     #[test]
+    fn doubtful_packet_that_nobody_reads_is_not_in_step() {
+        let policy = policy();
+        let bits = policy.mark.control_bits();
+        let text = text(&policy, Queueing::Statement, Holder::Sets);
+        let (_, chain) = text.split_once("\tchain doubt {\n").expect("the chain");
+        let (chain, _) = chain.split_once("\n\t}").expect("its end");
+        let rules: Vec<&str> = chain.lines().filter(|line| line.contains("meta mark set")).collect();
+        assert_eq!(rules.len(), 2);
+        for rule in rules {
+            let (_, name) = rule.rsplit_once("| $").expect("what the rule adds");
+            let define = format!("define {name} = 0x");
+            let number = text.lines().find_map(|line| line.strip_prefix(&define)).expect("its definition");
+            let mark = u32::from_str_radix(number, 16).expect("a number");
+            assert!(bits.is_doubtful(mark), "{rule}");
+            assert_ne!(mark & bits.of_packet(0, true), bits.of_packet(0, true), "{rule}");
+            assert_eq!(mark & bits.all_of_connection(), 0, "somebody may restore a connection's mark: {rule}");
+        }
+    }
+
+    #[test]
     fn the_sets_have_room_for_as_many_pinholes_as_the_policy_allows() {
         let sizes = |limit| {
             let mut policy = policy();
