@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pinhole::firewall::sets::Sets;
 use pinhole::firewall::{Adjustments, Control, Firewall};
+use pinhole::lab;
 use pinhole::policy::{Policy, Queues, WhenDown};
 use pinhole::session::{InStep, Progress};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -127,8 +128,11 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
             // Each end hears of the other's, which has left the queue by then.
             ours.shutdown(Shutdown::Write).expect("open");
             theirs.read_to_end(&mut Vec::new()).expect("it ends");
-            drop(theirs);
+            theirs.shutdown(Shutdown::Write).expect("open");
             ours.read_to_end(&mut Vec::new()).expect("it ends");
+            // It has no peer any more when what acknowledges its FIN has come, which has left the queue by then.
+            lab::wait_until("the acknowledgement", Duration::from_secs(30), || Ok(theirs.peer_addr().is_err()))
+                .expect("it comes");
         });
         // What acknowledges a FIN is bare, and says that the connection has ended.
         let (dialogue, end) = heard.split_at(heard.iter().position(|said| said == "FIN").expect("it ends"));
