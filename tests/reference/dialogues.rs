@@ -248,7 +248,7 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         policy: "pickup: trust\n",
         ..case(
-            "the same, with `pickup: trust`",
+            "227 in a session that is older than the helper, with `pickup: trust`",
             "The kernel gives its helper to new connections only. Pinhole can be told to trust old ones.",
             older_than_the_helper,
         )
