@@ -19,6 +19,8 @@ use crate::stream::{Acceptance, Delivery, Start, Stream, StreamAnomaly, Trust};
 struct HalfStream {
     stream: Stream,
     lines: LineReader,
+    /// The end of the last segment with an announcement that was refused.
+    refused_to: Option<Seq>,
 }
 
 /// Both directions of a control connection, and the dialogue that they make.
@@ -54,16 +56,26 @@ impl Session {
         let half = |ending, in_step| HalfStream {
             stream: Stream::default(),
             lines: if in_step { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
+            refused_to: None,
         };
         let client = half(LineEnding::Lf, in_step.client);
         Self { client, server: half(LineEnding::CrLf, in_step.server), dialogue }
     }
 
     /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
+    ///
+    /// While an announcement that was refused may be retransmitted, its sender is not in step: the next run would take the
+    /// retransmission for an announcement that nobody has decided about yet.
     pub fn is_in_step(&self, end: Direction) -> bool {
-        let HalfStream { stream, lines } = self.half(end);
+        let HalfStream { stream, lines, refused_to } = self.half(end);
         let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
-        lines.is_at_start() && !stream.is_waiting() && !is_in_reply
+        let may_repeat_refused = refused_to.is_some_and(|to| !stream.is_acknowledged(to));
+        lines.is_at_start() && !stream.is_waiting() && !is_in_reply && !may_repeat_refused
+    }
+
+    /// This segment holds an announcement that was refused.
+    pub fn refuse(&mut self, segment: &Segment<'_>, direction: Direction) {
+        self.half_mut(direction).refused_to = Some(segment.seq + segment.payload.len());
     }
 
     /// Reads a little of every part, so that all of it is near when it is needed.
@@ -96,10 +108,7 @@ impl Session {
 
     /// What is missing in front of this segment will not come.
     pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
-        let HalfStream { stream, lines } = match direction {
-            Direction::FromClient => &mut self.client,
-            Direction::FromServer => &mut self.server,
-        };
+        let HalfStream { stream, lines, .. } = self.half_mut(direction);
         stream.give_up_before(segment.seq);
         lines.gap();
         match direction {
@@ -128,6 +137,13 @@ impl Session {
         match direction {
             Direction::FromClient => &self.client,
             Direction::FromServer => &self.server,
+        }
+    }
+
+    fn half_mut(&mut self, direction: Direction) -> &mut HalfStream {
+        match direction {
+            Direction::FromClient => &mut self.client,
+            Direction::FromServer => &mut self.server,
         }
     }
 
@@ -178,7 +194,7 @@ impl Session {
             if segment.flags.has(Flags::SYN) {
                 listener.stream.begin_at(segment.ack);
             }
-            let HalfStream { stream, lines } = listener;
+            let HalfStream { stream, lines, .. } = listener;
             let doubt = Doubt { urgent_end: stream.urgent_end(), doubted_to: stream.doubted_to() };
             let deliver = |delivery: Delivery<'_>| {
                 read(direction.opposite(), delivery, doubt, lines, dialogue, line_limit, &mut tell);
@@ -187,7 +203,7 @@ impl Session {
                 tell(SessionOutput::Anomaly(anomaly));
             }
         }
-        let HalfStream { stream, lines } = &mut *speaker;
+        let HalfStream { stream, lines, .. } = &mut *speaker;
         // What is doubtful, or urgent, has to be known before the first line.
         let doubt = Doubt { urgent_end: stream.urgent_end_with(segment), doubted_to: stream.doubted_to() };
         let deliver = |delivery: Delivery<'_>| {

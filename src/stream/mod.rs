@@ -156,8 +156,12 @@ impl Stream {
 
     /// Whether bytes are missing in front of this place that the receiver has not acknowledged, so that they may come.
     pub fn misses_before(&self, place: Seq) -> bool {
-        let is_acknowledged = self.has_acked && !self.acked.is_before(place);
-        self.begun && place.is_after(self.next) && !is_acknowledged
+        self.begun && place.is_after(self.next) && !self.is_acknowledged(place)
+    }
+
+    /// Whether the receiver has acknowledged everything up to this place.
+    pub fn is_acknowledged(&self, place: Seq) -> bool {
+        self.has_acked && !self.acked.is_before(place)
     }
 
     /// Whether everything up to the sender's FIN has been delivered.
@@ -277,7 +281,7 @@ impl Stream {
         if ahead.unsigned_abs() > FARTHEST_GAP {
             return Acceptance::Refused(StreamAnomaly::FarAway);
         }
-        let is_acknowledged = self.has_acked && !self.acked.is_before(seq);
+        let is_acknowledged = self.is_acknowledged(seq);
         if ahead > 0 && !is_acknowledged {
             if ahead.unsigned_abs() > FARTHEST_AHEAD {
                 return Acceptance::Refused(StreamAnomaly::FarAway);
@@ -431,7 +435,7 @@ impl Stream {
             return Some(StreamAnomaly::FarAway);
         }
         if ahead > 0 {
-            if self.has_acked && !self.acked.is_before(seq) {
+            if self.is_acknowledged(seq) {
                 // The receiver has everything before this segment: what is missing here was lost on the way here alone.
                 let waits_at = self.reorder.as_ref().map(|reorder| reorder.first());
                 self.skip_to(waits_at.filter(|first| first.is_before(seq)).unwrap_or(seq), limit, deliver);

@@ -24,6 +24,8 @@ pub(super) struct About<'a, 'w, F, O> {
     pub(super) is_forged: bool,
     /// The session was read from its start, or an earlier run left word of it.
     pub(super) is_known: bool,
+    /// The segment holds an announcement that was refused.
+    pub(super) has_refused: bool,
     /// The segment holds something that must not go on, and could not be changed.
     pub(super) must_drop: bool,
     pub(super) expectations: &'a mut Expectations,
@@ -79,6 +81,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             }
             Err(why) => {
                 let to = decision::named(announcement, self.connection);
+                self.has_refused = true;
                 self.tell(&News::Refused { mode, to, why });
             }
         }

@@ -403,6 +403,7 @@ impl Tracker {
             is_over: ended.is_some(),
             is_forged: origins.are_doubtful(),
             is_known: session.dialogue().is_known(),
+            has_refused: false,
             must_drop: false,
             expectations,
             ranges,
@@ -425,7 +426,11 @@ impl Tracker {
                 about.tell(&News::Anomaly(anomaly));
             }
         });
+        let has_refused = about.has_refused;
         let mut verdict = about.verdict(session);
+        if has_refused {
+            session.refuse(&segment, direction);
+        }
         if verdict == Verdict::Accept {
             // A server may leave an urgent byte out of what it reads. A packet that is replaced points at none.
             let is_urgent = direction == Direction::FromClient && segment.flags.has(Flags::URG) && terms.holds_back();

@@ -1,13 +1,14 @@
 //! What the two ends of a session hear of each other where something has to be said differently.
 
 use super::*;
-use crate::expectation::Mapping;
+use crate::expectation::{Mapping, Refusal};
 use crate::firewall::Simulated;
 use crate::net::Port;
 use crate::packet::Seq;
 use crate::policy;
 use crate::rewrite::Replacement;
 use crate::script::{endpoint, packet};
+use crate::session::InStep;
 use Direction::{FromClient, FromServer};
 
 /// A session through a gateway, with what leaves it on either side.
@@ -403,6 +404,36 @@ fn a_line_that_is_sent_again_after_a_restart_says_the_same_and_moves_nothing() {
     gateway.client_next += line.len();
     assert_eq!(gateway.says(FromServer, "200 good\r\n"), "200 good\r\n");
     assert_eq!(gateway.says(FromClient, "PORT 192,168,0,9,15,162\r\n"), "PORT 198,51,100,100,15,162\r\n");
+}
+
+/// A daemon that is killed, and another one that finds what the kernel remembers.
+fn restart(gateway: &mut Gateway) {
+    let flow = |direction| gateway.connection.flow(direction);
+    let of = |direction| gateway.tracker.is_in_step(&flow(direction)).unwrap_or_default();
+    gateway.firewall.find_in_step(InStep { client: of(FromClient), server: of(FromServer) });
+    gateway.tracker = Tracker::default();
+}
+
+#[test]
+fn refused_227_stays_as_it_was_when_retransmitted_after_restart() {
+    let original = ["192.0.2.9:4000", "203.0.113.5:21"];
+    let mut gateway = Gateway::new(original, ["10.0.0.5:2121", "192.0.2.9:4000"], "control_ports: [21]");
+    // The client has it, but nobody has read the question, nor does anybody read the acknowledgement.
+    let seq = gateway.server_next;
+    let line = "227 Entering Passive Mode (10,0,0,5,15,161).\r\n";
+    let first = gateway.passes(FromServer, seq, Flags::ACK, line.as_bytes());
+    assert_eq!(first, Left::As(seq, line.to_owned()));
+    restart(&mut gateway);
+    assert_eq!(gateway.passes(FromServer, seq, Flags::ACK, line.as_bytes()), first);
+    let refused = Refusal::NotAskedFor.to_string();
+    assert_eq!(gateway.took(), [refused, Refusal::Ambiguous.to_string()]);
+    // Once it is acknowledged, a restart costs nothing any more.
+    gateway.server_next += line.len();
+    gateway.says(FromClient, "NOOP\r\n");
+    gateway.says(FromServer, "200 good\r\n");
+    gateway.says(FromClient, "PASV\r\n");
+    restart(&mut gateway);
+    assert_eq!(gateway.says(FromServer, line), "227 Entering Passive Mode (203,0,113,5,15,161).\r\n");
 }
 
 #[test]
