@@ -23,16 +23,16 @@ use std::thread;
 use std::time::Duration;
 
 use figures::{percentile, timed};
-use pinhole::expectation::{Expectation, Mapping};
-use pinhole::firewall::sets::{Holder, Sets, ruleset};
-use pinhole::firewall::{Adjustment, Firewall as _};
+use pinhole::core::expectation::{Expectation, Mapping};
+use pinhole::core::kernel::Firewall as _;
+use pinhole::core::kernel::Progress;
+use pinhole::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
+use pinhole::core::policy::Policy;
+use pinhole::core::seqadj::Adjustment;
+use pinhole::core::time::Timestamp;
 use pinhole::lab::{Family, Namespace, Result, Shape, Topology};
-use pinhole::net::Port;
-use pinhole::netlink::TableWatch;
-use pinhole::packet::{Connection, Direction, Endpoint, Flow, Seq};
-use pinhole::policy::Policy;
-use pinhole::session::Progress;
-use pinhole::time::Timestamp;
+use pinhole::netfilter::backend::sets::{Holder, Sets, ruleset};
+use pinhole::netfilter::netlink::TableWatch;
 
 /// Numbers that are corrected are those of connections that NAT touches.
 const MASQUERADE: &str = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \

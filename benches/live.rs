@@ -28,7 +28,7 @@ mod stand;
 use std::sync::Arc;
 
 use figures::percentile;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::Result;
 use stand::{Side, Stand, WARM_UP};
 

@@ -11,13 +11,12 @@ mod support;
 
 use std::time::Duration;
 
-use pinhole::firewall::Simulated;
-use pinhole::net::Port;
-use pinhole::packet::{Flow, Segment};
-use pinhole::policy::{self, Policy};
-use pinhole::script::Conversation;
-use pinhole::time::Timestamp;
-use pinhole::tracker::{Handled, Tracker, World};
+use pinhole::core::kernel::Simulated;
+use pinhole::core::net::{Flow, Port, Segment};
+use pinhole::core::policy::{self, Policy};
+use pinhole::core::script::Conversation;
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{Handled, Tracker, World};
 
 const PACKETS: usize = 6_000_000;
 const ROUNDS: usize = 5;

@@ -12,9 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use pinhole::capture::link::LinkType;
-use pinhole::capture::write::FileWriter;
-use pinhole::time::Timestamp;
+use pinhole::core::time::Timestamp;
+use pinhole::replay::pcap::link::LinkType;
+use pinhole::replay::pcap::write::FileWriter;
 
 const SESSIONS: usize = 10_000;
 /// How often the replay is timed; tshark takes so long that once is enough.

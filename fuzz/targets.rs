@@ -5,16 +5,16 @@
 
 use std::time::Duration;
 
-use pinhole::firewall::Simulated;
-use pinhole::ftp::command::Command;
-use pinhole::ftp::notation::Notation;
-use pinhole::ftp::reply::ReplyReader;
-use pinhole::ftp::{Ending, Line, LineReader, Mode};
-use pinhole::packet::{Direction, Segment, Seq};
-use pinhole::policy::Policy;
-use pinhole::script::{Conversation, endpoint};
-use pinhole::time::Timestamp;
-use pinhole::tracker::{News, SessionNumber, Tracker, World};
+use pinhole::core::ftp::command::Command;
+use pinhole::core::ftp::notation::Notation;
+use pinhole::core::ftp::reply::ReplyReader;
+use pinhole::core::ftp::{Ending, Line, LineReader, Mode};
+use pinhole::core::kernel::Simulated;
+use pinhole::core::net::{Direction, Segment, Seq};
+use pinhole::core::policy::Policy;
+use pinhole::core::script::{Conversation, endpoint};
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{News, SessionNumber, Tracker, World};
 
 #[path = "targets/captures.rs"]
 mod captures;
@@ -144,10 +144,10 @@ fn dialogue(who: Direction, data: &[u8], answers: &[&str]) {
 
 /// A policy file: whatever is accepted prints as a policy that means the same.
 pub fn policy(data: &[u8]) {
-    match pinhole::policy::parse_bytes("policy.yaml", data) {
+    match pinhole::core::policy::parse_bytes("policy.yaml", data) {
         Ok(parsed) => {
             let printed = parsed.policy.to_string();
-            let again = pinhole::policy::parse("printed.yaml", &printed).expect("what is printed is a policy");
+            let again = pinhole::core::policy::parse("printed.yaml", &printed).expect("what is printed is a policy");
             assert_eq!(again.policy, parsed.policy);
         }
         Err(problems) => assert!(problems.errors() > 0 && !problems.to_string().is_empty()),
@@ -157,6 +157,6 @@ pub fn policy(data: &[u8]) {
 /// A datagram from the kernel, by whatever reads such: there are no more messages in it than have room, and each element
 /// of a set is the same when it is written and read again.
 pub fn netlink(data: &[u8]) {
-    let (messages, _) = pinhole::netlink::fuzzing::read_datagram(data);
+    let (messages, _) = pinhole::netfilter::netlink::fuzzing::read_datagram(data);
     assert!(messages <= data.len() / 16, "{messages} messages in {} bytes", data.len());
 }

@@ -1,34 +1,23 @@
 //! Pinhole lets FTP through a stateful Linux firewall from userspace.
 //!
-//! It reads FTP control connections, understands what the two ends announce, and has a firewall admit exactly the
-//! one data connection that was announced. The middle is pure: packets and the time come in, decisions go out, and
-//! no module below knows a socket, a clock or a file unless its own comment says so.
+//! It reads FTP control connections, understands what the two ends announce, and has the kernel admit exactly the one
+//! data connection that was announced.
+//!
+//! [`core`] decides and is pure: packets, the time and the kernel's answers come in, decisions go out. [`netfilter`] is
+//! the kernel's side, [`daemon`] runs the two as a service, [`replay`] runs `core` on capture files, [`doctor`] judges a
+//! host before the daemon runs there.
 //!
 //! ```text
-//! capture → packet → session (stream → line → dialogue) → announcement
-//!                      ↑ kept by the tracker                   ↓
-//!                      │                       policy → decision → expectation → firewall
-//!                      └──────────────────────── news ────────────────────────────┘
+//! cli ─► daemon ─► netfilter ─► core
+//!     ├► doctor ─► netfilter      ▲
+//!     └► replay ──────────────────┘
 //! ```
 
-pub mod capture;
 pub mod cli;
+pub mod core;
 pub mod daemon;
-pub mod decision;
 pub mod demo;
-pub mod expectation;
-pub mod firewall;
-pub mod ftp;
-pub mod host;
+pub mod doctor;
 pub mod lab;
-pub mod net;
-pub mod netlink;
-pub mod packet;
-pub mod policy;
+pub mod netfilter;
 pub mod replay;
-pub mod rewrite;
-pub mod script;
-pub mod session;
-pub mod stream;
-pub mod time;
-pub mod tracker;

@@ -4,10 +4,10 @@ mod support;
 
 use std::fmt::Write as _;
 
-use pinhole::packet::Direction::{self, FromClient, FromServer};
-use pinhole::policy::Policy;
+use pinhole::core::net::Direction::{self, FromClient, FromServer};
+use pinhole::core::policy::Policy;
+use pinhole::core::script::{Conversation, endpoint};
 use pinhole::replay::Tally;
-use pinhole::script::{Conversation, endpoint};
 use serde_json::Value;
 use support::{count_packets, policy, replay_packets, text};
 

@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use etherparse::PacketBuilder;
-use pinhole::capture::error::CaptureError;
-use pinhole::capture::file::FileReader;
-use pinhole::capture::link::{LinkType, NotIp, network_layer};
-use pinhole::capture::write::FileWriter;
-use pinhole::time::Timestamp;
+use pinhole::core::time::Timestamp;
+use pinhole::replay::pcap::error::CaptureError;
+use pinhole::replay::pcap::file::FileReader;
+use pinhole::replay::pcap::link::{LinkType, NotIp, network_layer};
+use pinhole::replay::pcap::write::FileWriter;
 
 type Outcome = Result<(), Box<dyn Error>>;
 

@@ -15,12 +15,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::capture::link::LinkType;
-use pinhole::capture::write::FileWriter;
-use pinhole::packet::Direction::{FromClient, FromServer};
-use pinhole::packet::{Flags, Flow, Seq};
-use pinhole::script::{Conversation, endpoint, packet};
-use pinhole::time::Timestamp;
+use pinhole::core::net::Direction::{FromClient, FromServer};
+use pinhole::core::net::{Flags, Flow, Seq};
+use pinhole::core::script::{Conversation, endpoint, packet};
+use pinhole::core::time::Timestamp;
+use pinhole::replay::pcap::link::LinkType;
+use pinhole::replay::pcap::write::FileWriter;
 use program::*;
 use serde_json::Value;
 use support::text;

@@ -7,8 +7,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
-use pinhole::capture::link::LinkType;
-use pinhole::capture::write::FileWriter;
+use pinhole::replay::pcap::link::LinkType;
+use pinhole::replay::pcap::write::FileWriter;
 use program::*;
 
 const NAT: &str = "inside: [10.0.0.1]\noutside: [198.51.100.100]\n";
@@ -157,7 +157,7 @@ fn what_cannot_be_written_as_it_would_be_seen_is_told() {
 
     // One file after the other, and no pcap file can hold both kinds.
     let mut ethernet = FileWriter::new(Vec::new(), LinkType::Ethernet).expect("a vector takes everything");
-    ethernet.write(pinhole::time::Timestamp::from_secs(5000), &[0; 60]).expect("a vector takes everything");
+    ethernet.write(pinhole::core::time::Timestamp::from_secs(5000), &[0; 60]).expect("a vector takes everything");
     let other = folder.file("ethernet.pcap", ethernet.finish().expect("a vector takes everything"));
     let session = folder.file("session.pcap", session_at(1000));
     let mut options = options.to_vec();

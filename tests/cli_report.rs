@@ -10,11 +10,11 @@ use std::io::{BufWriter, Read, Write};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use pinhole::capture::link::LinkType;
-use pinhole::capture::write::{FileWriter, MAX_WRITTEN};
-use pinhole::packet::Direction::{FromClient, FromServer};
-use pinhole::script::{Conversation, endpoint};
-use pinhole::time::Timestamp;
+use pinhole::core::net::Direction::{FromClient, FromServer};
+use pinhole::core::script::{Conversation, endpoint};
+use pinhole::core::time::Timestamp;
+use pinhole::replay::pcap::link::LinkType;
+use pinhole::replay::pcap::write::{FileWriter, MAX_WRITTEN};
 use program::*;
 use serde_json::Value;
 use support::text;

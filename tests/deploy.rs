@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
 
-use pinhole::firewall::sets::own_rule;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
+use pinhole::core::kernel::Mark;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Family, Result, Room, Shape, Topology};
-use pinhole::policy::Mark;
+use pinhole::netfilter::backend::sets::own_rule;
 
 /// How long something may take that must not happen.
 const SHORT: Duration = Duration::from_millis(300);

@@ -12,10 +12,11 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
-use pinhole::capture::queue::Queue;
-use pinhole::firewall::sets::own_rule;
+use pinhole::core::kernel::Mark;
+use pinhole::core::policy::WhenDown;
 use pinhole::lab::{Finished, KERNEL_HELPER, Namespace, Shape, wait_until};
-use pinhole::policy::{Mark, WhenDown};
+use pinhole::netfilter::backend::sets::own_rule;
+use pinhole::netfilter::queue::Queue;
 use serde_json::Value;
 
 /// A host with rules.

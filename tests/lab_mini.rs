@@ -1,6 +1,6 @@
 //! The lab's own small server and client, with each other and with the real ones. Needs root.
 
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{
     ClientKind, Family, KERNEL_HELPER, Result, ServerKind, ServerOptions, Shape, Task, Topology, Visit,

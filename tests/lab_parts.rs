@@ -130,7 +130,7 @@ fn without_offloads_segments_are_as_on_a_cable() {
         topology
             .client
             .namespace
-            .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::ftp::Mode::Epsv, "large"))??;
+            .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::core::ftp::Mode::Epsv, "large"))??;
         Ok(!topology.firewall.nft_says(&["list", "counters"])?.contains("packets 0 "))
     };
     assert!(large_segments().expect("it transfers"), "with offloads");
@@ -156,7 +156,7 @@ fn a_witness_sees_all_that_is_said_and_finds_open_checksums() {
         topology
             .client
             .namespace
-            .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::ftp::Mode::Epsv, "large"))
+            .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::core::ftp::Mode::Epsv, "large"))
             .and_then(|done| done)
             .unwrap_or_else(|error| panic!("{error}"));
         let testimony = witness.end().unwrap_or_else(|error| panic!("{error}"));

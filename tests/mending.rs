@@ -4,14 +4,13 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
-use pinhole::expectation::{Expectation, Mapping};
-use pinhole::firewall::Firewall as _;
-use pinhole::firewall::sets::Sets;
+use pinhole::core::expectation::{Expectation, Mapping};
+use pinhole::core::kernel::Firewall as _;
+use pinhole::core::net::{Endpoint, Port};
+use pinhole::core::policy::{self, Policy, Queues, WhenDown};
+use pinhole::core::time::Timestamp;
 use pinhole::lab::{self, Namespace};
-use pinhole::net::Port;
-use pinhole::packet::Endpoint;
-use pinhole::policy::{self, Policy, Queues, WhenDown};
-use pinhole::time::Timestamp;
+use pinhole::netfilter::backend::sets::Sets;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const NOW: Timestamp = Timestamp::from_secs(1);

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
 use nix::sys::signal::Signal;
-use pinhole::expectation::Refusal;
+use pinhole::core::expectation::Refusal;
 use pinhole::lab::{self, Finished, Namespace};
 use rustix::fs::OFlags;
 use rustix::net::{AddressFamily, netlink, sockopt};

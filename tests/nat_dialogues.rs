@@ -26,7 +26,7 @@ use std::time::Duration;
 
 use document::assert_documented;
 use helper::{Help, Helper};
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
 use pinhole::lab::nat::{Nat, NatTopology};
 use pinhole::lab::witness::Testimony;

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use daemon::PATIENCE;
 use document::assert_documented;
 use helper::Helper;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::matrix::{self, Outcome};
 use pinhole::lab::nat::{Gateway, Nat, NatCell, NatScene, NatStage};
 use pinhole::lab::{self, ClientKind, Error, Family, Result, ServerKind, Task};

@@ -15,7 +15,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use pinhole::lab::mini::{Heard, Hearing, Pair, Speaker};
 use pinhole::lab::nat::{Nat, NatTopology};
 use pinhole::lab::{Family, Host, Namespace, wait_until};
-use pinhole::netlink::{self, Expression, Table, Tables};
+use pinhole::netfilter::netlink::{self, Expression, Table, Tables};
 use socket2::{Domain, Socket, Type};
 
 /// A gateway with the program on it, and who is behind it and in front.

@@ -21,10 +21,10 @@ use std::time::Duration;
 use daemon::{Daemon, PATIENCE};
 use native::{expected, machine, start, wait_for_no_helper};
 use nix::sys::signal::Signal;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{self, Family, Namespace, Shape, Topology};
-use pinhole::netlink::{Conntrack, Expected, Helpers};
+use pinhole::netfilter::netlink::{Conntrack, Expected, Helpers};
 use stage::{CONTENT, FILE, Stage, assert_closed, connect, modes, some_transfers};
 
 /// A gateway whose rules let in what is related, and nothing for a mark.

@@ -13,9 +13,9 @@ mod stage;
 use daemon::PATIENCE;
 use native::{machine, start, wait_for_no_helper};
 use nix::sys::signal::Signal;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::{self, Family, Shape, Topology};
-use pinhole::netlink::Helpers;
+use pinhole::netfilter::netlink::Helpers;
 use stage::{Stage, modes, some_transfers};
 
 /// A user's own rules: they assign the helper, and ask for it.

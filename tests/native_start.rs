@@ -18,7 +18,7 @@ use daemon::{Daemon, PATIENCE, PROGRAM, new_folder, write_policy};
 use native::{machine, wait_for_no_helper};
 use nix::sys::signal::Signal;
 use pinhole::lab::{self, Command, Finished, Namespace};
-use pinhole::netlink::{self, Helper};
+use pinhole::netfilter::netlink::{self, Helper};
 
 /// What stands in front of the program: nothing, or another one that starts it.
 type Front = [&'static str];

@@ -6,10 +6,10 @@ use std::net::UdpSocket;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use pinhole::capture::queue::Queue;
+use pinhole::core::policy::WhenDown;
 use pinhole::lab::Namespace;
-use pinhole::netlink::{Expression, Family, Table, Tables};
-use pinhole::policy::WhenDown;
+use pinhole::netfilter::netlink::{Expression, Family, Table, Tables};
+use pinhole::netfilter::queue::Queue;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const TABLE: Table<'static> = Table { family: Family::Inet, name: "trial" };

@@ -4,10 +4,11 @@ use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
 
-use pinhole::ftp::mode::{Mode, Modes};
-use pinhole::net::{Network, Port, PortRange};
-use pinhole::policy::{
-    self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mark, Mechanism, Pickup, Policy,
+use pinhole::core::ftp::mode::{Mode, Modes};
+use pinhole::core::kernel::Mark;
+use pinhole::core::net::{Network, Port, PortRange};
+use pinhole::core::policy::{
+    self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mechanism, Pickup, Policy,
     PortRanges, PortSet, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
 };
 use proptest::prelude::*;

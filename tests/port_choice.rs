@@ -4,16 +4,17 @@
 
 use std::net::IpAddr;
 
-use pinhole::expectation::{Corridor, Expectation, Mapping};
-use pinhole::firewall::{Adjustment, Control, Firewall, NotAdjusted, NotOpened, Simulated};
-use pinhole::net::Port;
-use pinhole::packet::Direction::{self, FromClient, FromServer};
-use pinhole::packet::{Connection, Endpoint, Flow, Segment, Seq};
-use pinhole::policy::Policy;
-use pinhole::script::{Conversation, endpoint};
-use pinhole::session::Progress;
-use pinhole::time::Timestamp;
-use pinhole::tracker::{Tracker, World};
+use pinhole::core::expectation::{Corridor, Expectation, Mapping};
+use pinhole::core::kernel::Progress;
+use pinhole::core::kernel::{Control, Firewall, NotOpened, Simulated};
+use pinhole::core::net::Direction::{self, FromClient, FromServer};
+use pinhole::core::net::{Connection, Endpoint, Flow, Port, Segment, Seq};
+use pinhole::core::policy::Policy;
+use pinhole::core::script::{Conversation, endpoint};
+use pinhole::core::seqadj::Adjustment;
+use pinhole::core::seqadj::NotAdjusted;
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{Tracker, World};
 
 /// How often the kernel may be asked for one packet.
 const MOST: usize = 32;

@@ -14,7 +14,7 @@ use stage::{CONTENT, FILE, Stage, read_all, serve_by_hand};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{Family, PASSWORD, Result, Shape, USER};
 

@@ -22,10 +22,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{self, Family, Namespace, Shape};
-use pinhole::netlink::{self, Deed, Heard, Key, TableWatch, Tables};
+use pinhole::netfilter::netlink::{self, Deed, Heard, Key, TableWatch, Tables};
 
 /// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
 /// moment at which the kernel told of its removal.

@@ -19,7 +19,7 @@ use stage::{CONTENT, FILE, FOR_HOURS, Stage, assert_closed, kernel_counter, mode
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{self, Family, Shape};
 

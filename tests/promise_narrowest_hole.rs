@@ -13,7 +13,7 @@ use stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
 
 use std::net::{SocketAddr, TcpListener};
 
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, Pair, Speaker};
 use pinhole::lab::{self, Addresses, End, Family, Namespace, Shape, Topology};
 

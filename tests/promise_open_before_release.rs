@@ -17,7 +17,7 @@ use std::io::Read;
 use std::thread;
 use std::time::Instant;
 
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{self, Family, Result, Shape};
 

@@ -12,14 +12,13 @@ use daemon::{Daemon, PATIENCE, PROGRAM};
 use stage::{CONTENT, FILE, Stage, filter, modes, policy, some_transfers};
 
 use nix::sys::signal::Signal;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
+use pinhole::core::kernel::Progress;
+use pinhole::core::net::{Endpoint, Flow, Port};
+use pinhole::core::policy::Policy;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Family, Finished, Namespace, Shape};
-use pinhole::net::Port;
-use pinhole::netlink::Conntrack;
-use pinhole::packet::{Endpoint, Flow};
-use pinhole::policy::Policy;
-use pinhole::session::Progress;
+use pinhole::netfilter::netlink::Conntrack;
 use std::net::SocketAddr;
 
 #[test]

@@ -17,7 +17,7 @@ use stage::{
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions};
 use pinhole::lab::{Family, Shape};
 

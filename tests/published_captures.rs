@@ -8,7 +8,7 @@ mod support;
 
 use std::path::PathBuf;
 
-use pinhole::policy::Policy;
+use pinhole::core::policy::Policy;
 use serde_json::Value;
 use support::{events, replay_json, text};
 

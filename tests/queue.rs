@@ -8,11 +8,11 @@ use std::thread;
 use std::time::Duration;
 
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
-use pinhole::capture::queue::Queue;
-use pinhole::firewall::sets::Sets;
+use pinhole::core::net::{Flags, Segment};
+use pinhole::core::policy::{Policy, WhenDown};
 use pinhole::lab::{Family, Shape, Topology};
-use pinhole::packet::{Flags, Segment};
-use pinhole::policy::{Policy, WhenDown};
+use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::queue::Queue;
 
 const SAID: &[u8] = b"hello\r\n";
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -26,7 +26,7 @@ use daemon::PATIENCE;
 use dialogues::Case;
 use document::assert_documented;
 use helper::Helper;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::matrix::{self, Cell, Scene, Stage};
 use pinhole::lab::{self, Family, Result, Shape};
 

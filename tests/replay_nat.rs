@@ -10,10 +10,10 @@ mod recording;
 use std::path::{Path, PathBuf};
 
 use etherparse::PacketBuilder;
+use pinhole::core::net::Direction::{FromClient, FromServer};
+use pinhole::core::net::{Flags, Flow, Seq};
+use pinhole::core::script::{Conversation, endpoint, packet};
 use pinhole::lab::witness::faults;
-use pinhole::packet::Direction::{FromClient, FromServer};
-use pinhole::packet::{Flags, Flow, Seq};
-use pinhole::script::{Conversation, endpoint, packet};
 use program::*;
 use recording::{IN_PIECES, assert_nothing_new, packets, streams};
 use serde_json::Value;

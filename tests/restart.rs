@@ -11,7 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use daemon::{Daemon, PATIENCE};
 use nix::sys::signal::Signal;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Result, Shape, Topology};
 use serde_json::Value;

@@ -141,7 +141,7 @@ fn no_process_is_started_and_no_socket_made_but_local_ones_and_netlink() {
         assert_denied("a TCP socket", TcpStream::connect(address));
         assert_denied("a UDP socket", UdpSocket::bind("127.0.0.1:0"));
         UnixStream::pair().expect("a local socket may be made");
-        pinhole::netlink::Tables::open(PATIENCE).expect("netlink is what it is for");
+        pinhole::netfilter::netlink::Tables::open(PATIENCE).expect("netlink is what it is for");
         let denied = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS);
         assert_eq!(denied, Err(nix::errno::Errno::EPERM));
     });

@@ -4,10 +4,10 @@ mod support;
 
 use std::fs::File;
 
-use pinhole::capture::file::FileReader;
-use pinhole::capture::link;
-use pinhole::packet::{Direction, Flags, Flow, Segment, Seq};
-use pinhole::script::packet;
+use pinhole::core::net::{Direction, Flags, Flow, Segment, Seq};
+use pinhole::core::script::packet;
+use pinhole::replay::pcap::file::FileReader;
+use pinhole::replay::pcap::link;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::Value;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use daemon::PATIENCE;
 use machine::{Line, Machine};
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Result, Shape, Topology};
 use serde_json::Value;

@@ -8,12 +8,12 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use pinhole::capture::queue::{Queue, processors, stay_near};
-use pinhole::firewall::sets::Sets;
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
+use pinhole::core::policy::{self, WhenDown};
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
-use pinhole::policy::{self, WhenDown};
+use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::queue::{Queue, processors, stay_near};
 
 use crate::figures::{percentile, timed};
 

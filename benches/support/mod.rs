@@ -2,10 +2,9 @@
 
 use std::net::Ipv4Addr;
 
-use pinhole::net::Port;
-use pinhole::packet::Direction::{FromClient, FromServer};
-use pinhole::packet::{Endpoint, Flags, Flow, Seq};
-use pinhole::script::{self, Conversation};
+use pinhole::core::net::Direction::{FromClient, FromServer};
+use pinhole::core::net::{Endpoint, Flags, Flow, Port, Seq};
+use pinhole::core::script::{self, Conversation};
 
 /// How many transfers are under way at a time.
 pub(crate) const UNDER_WAY: usize = 1000;

@@ -6,8 +6,8 @@ use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
-use pinhole::expectation::Expectation;
-use pinhole::firewall::sets::{QueueChain, Queueing};
+use pinhole::core::expectation::Expectation;
+use pinhole::netfilter::backend::sets::{QueueChain, Queueing};
 
 use crate::figures::timed;
 

@@ -1,9 +1,9 @@
 //! Capture files.
 
-use pinhole::capture::file::FileReader;
-use pinhole::capture::link::{self, LinkType};
-use pinhole::capture::write::FileWriter;
-use pinhole::packet::Segment;
+use pinhole::core::net::Segment;
+use pinhole::replay::pcap::file::FileReader;
+use pinhole::replay::pcap::link::{self, LinkType};
+use pinhole::replay::pcap::write::FileWriter;
 
 /// A capture file: no packet of it is longer than what there is, all of them together are no longer either, it ends, and
 /// what is written of it reads the same.

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pinhole::firewall::Simulated;
-use pinhole::net::Port;
-use pinhole::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
-use pinhole::policy::{self, Policy};
-use pinhole::rewrite::{Replacement, Verdict};
-use pinhole::script::{endpoint, packet};
-use pinhole::time::Timestamp;
-use pinhole::tracker::{Handled, Tracker, World};
+use pinhole::core::kernel::Simulated;
+use pinhole::core::net::{Connection, Direction, Flags, Flow, Port, Segment, Seq};
+use pinhole::core::policy::{self, Policy};
+use pinhole::core::script::{endpoint, packet};
+use pinhole::core::seqadj::{Replacement, Verdict};
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{Handled, Tracker, World};
 
 use super::input::Input;
 

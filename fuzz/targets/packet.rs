@@ -1,6 +1,6 @@
 //! Packets that are written anew.
 
-use pinhole::packet::{Segment, Seq, readdressed, replaced};
+use pinhole::core::net::{Segment, Seq, readdressed, replaced};
 
 use super::input::Input;
 

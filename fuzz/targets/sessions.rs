@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pinhole::firewall::{Firewall as _, Simulated};
-use pinhole::packet::{Connection, Direction, Segment, Seq};
-use pinhole::policy::{self, Policy};
-use pinhole::script::{Conversation, endpoint};
-use pinhole::session::Progress;
-use pinhole::time::Timestamp;
-use pinhole::tracker::{News, Observer, SessionNumber, Tracker, World};
+use pinhole::core::kernel::Firewall as _;
+use pinhole::core::kernel::Progress;
+use pinhole::core::kernel::Simulated;
+use pinhole::core::net::{Connection, Direction, Segment, Seq};
+use pinhole::core::policy::{self, Policy};
+use pinhole::core::script::{Conversation, endpoint};
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{News, Observer, SessionNumber, Tracker, World};
 
 use super::input::Input;
 
@@ -122,7 +123,7 @@ pub fn time(data: &[u8]) {
     let mut world = Clocked {
         tracker: Tracker::default(),
         policy: policy::parse("policy.yaml", policy).expect("a good policy").policy,
-        firewall: Simulated::new([pinhole::net::Port::FTP]),
+        firewall: Simulated::new([pinhole::core::net::Port::FTP]),
         now: Timestamp::from_secs(1),
         open: BTreeSet::new(),
     };

@@ -4,8 +4,8 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Outcome, input};
-use crate::host::{self, Finding, PolicyFile, Weight};
-use crate::policy::{Parsed, Policy};
+use crate::core::policy::{Parsed, Policy};
+use crate::doctor::{self, Finding, PolicyFile, Weight};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -43,7 +43,7 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
         Err(outcome) => return Ok(outcome),
     };
     let name = super::name(path);
-    let risks = host::risks(&policy, &PolicyFile::look(path));
+    let risks = doctor::risks(&policy, &PolicyFile::look(path));
     let mut out = io::stdout().lock();
     let count = warnings.warnings() + risks.len();
     if !warnings.is_empty() {
@@ -63,8 +63,8 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
 }
 
 fn check_host(policy: &Policy, path: Option<&Path>, json: bool) -> anyhow::Result<Outcome> {
-    let mut findings = host::examine(policy);
-    findings.extend(host::risks(policy, &path.map(PolicyFile::look).unwrap_or_default()));
+    let mut findings = doctor::examine(policy);
+    findings.extend(doctor::risks(policy, &path.map(PolicyFile::look).unwrap_or_default()));
     let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
     let (problems, warnings) = (count(Weight::Problem), count(Weight::Warning));
     let mut out = io::stdout().lock();

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Outcome;
 use super::messages::{Priority, Record};
-use crate::policy::{self, Parsed, Policy, Problems, Severity};
+use crate::core::policy::{self, Parsed, Policy, Problems, Severity};
 use crate::replay::nat::{self, Nat};
 
 /// A file that is open, and how long it is if that is known.

@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use crate::capture::file::Frame;
-use crate::capture::link::LinkType;
-use crate::capture::write::FileWriter;
 use crate::replay::Outside;
+use crate::replay::pcap::file::Frame;
+use crate::replay::pcap::link::LinkType;
+use crate::replay::pcap::write::FileWriter;
 
 /// A capture that is being written. What goes wrong is kept until it is asked for.
 pub(super) struct OutsideFile {

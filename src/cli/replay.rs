@@ -8,7 +8,7 @@ use anyhow::Context;
 use super::outside::{OutsideFile, is_same_file};
 use super::progress::Progress;
 use super::{Outcome, input};
-use crate::capture::file::FileReader;
+use crate::replay::pcap::file::FileReader;
 use crate::replay::{Json, Outside, Replay, Sink, Text};
 
 /// How many frames go by between two looks at whether anybody still reads the report.

@@ -6,11 +6,11 @@ use std::time::Duration;
 use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{Outcome, input};
-use crate::capture::queue::processors;
 use crate::daemon::control;
 use crate::daemon::status::Request;
-use crate::firewall::sets::{Holder, Queueing, ruleset};
-use crate::netlink::Tables;
+use crate::netfilter::backend::sets::{Holder, Queueing, ruleset};
+use crate::netfilter::netlink::Tables;
+use crate::netfilter::queue::processors;
 
 /// How long the kernel may take to say what it can do.
 const PATIENCE: Duration = Duration::from_secs(5);

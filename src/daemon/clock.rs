@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::time::Timestamp;
+use crate::core::time::Timestamp;
 
 /// Time since the program began; it never runs backwards.
 #[derive(Clone, Copy, Debug)]

@@ -15,8 +15,8 @@ use tracing::{debug, error, info, warn};
 
 use super::Shared;
 use super::status::Request;
-use crate::capture::queue::processors;
-use crate::policy;
+use crate::core::policy;
+use crate::netfilter::queue::processors;
 
 /// Where the socket lies, unless `PINHOLE_SOCKET` says otherwise.
 const SOCKET: &str = "/run/pinhole/control.sock";

@@ -8,15 +8,16 @@ use tracing::{debug, error, info, warn};
 use super::clock::Clock;
 use super::journal::{Journal, Seldom};
 use super::status::{Buffers, Standing, Status};
-use crate::capture::queue::Waiting;
-use crate::firewall::Kernel;
-use crate::firewall::sets::{Queueing, SetupError, own_rule};
-use crate::ftp::Mode;
-use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
-use crate::packet::{NotSegment, Origin, Segment, has_sound_checksum};
-use crate::policy::{ControlBits, Mechanism, Policy, WhenDown};
-use crate::rewrite::Verdict;
-use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
+use crate::core::ftp::Mode;
+use crate::core::kernel::ControlBits;
+use crate::core::net::{NotSegment, Origin, Segment, has_sound_checksum};
+use crate::core::policy::{Mechanism, Policy, WhenDown};
+use crate::core::seqadj::Verdict;
+use crate::core::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
+use crate::netfilter::backend::Kernel;
+use crate::netfilter::backend::sets::{Queueing, SetupError, own_rule};
+use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
+use crate::netfilter::queue::Waiting;
 
 /// One of the ways in which the tracker takes a segment.
 type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Kernel, Journal>) -> Handled;

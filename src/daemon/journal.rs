@@ -9,9 +9,9 @@ use tracing::{debug, info, warn};
 
 use super::log_limit::{LineKind, LogLimit, Omitted};
 use super::status::Counters;
-use crate::packet::Endpoint;
-use crate::time::Timestamp;
-use crate::tracker::{ClientKey, News, Observer, SessionNumber};
+use crate::core::net::Endpoint;
+use crate::core::time::Timestamp;
+use crate::core::tracker::{ClientKey, News, Observer, SessionNumber};
 
 /// How long nothing more is said of something that happens all the time.
 const SELDOM: Duration = Duration::from_secs(1);

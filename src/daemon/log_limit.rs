@@ -8,8 +8,8 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use crate::time::Timestamp;
-use crate::tracker::ClientKey;
+use crate::core::time::Timestamp;
+use crate::core::tracker::ClientKey;
 
 /// The time for which lines are counted together.
 const WINDOW: Duration = Duration::from_secs(1);

@@ -28,10 +28,10 @@ use rustix::io::Errno;
 pub use status::Status;
 use tracing::{info, warn};
 
-use crate::capture::queue::{Queue, QueueError, processors};
-use crate::firewall::sets::SetupError;
-use crate::netlink::{ConnectionWatch, Error, Heard, TableWatch};
-use crate::policy::Policy;
+use crate::core::policy::Policy;
+use crate::netfilter::backend::sets::SetupError;
+use crate::netfilter::netlink::{ConnectionWatch, Error, Heard, TableWatch};
+use crate::netfilter::queue::{Queue, QueueError, processors};
 
 /// How long a watcher waits before it looks whether anything is to be done without being told.
 const WATCH: Duration = Duration::from_secs(1);

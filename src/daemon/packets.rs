@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use super::engine::Decision;
 use super::{Engine, Shared};
-use crate::capture::queue::{Queue, Waiting, stay_near};
-use crate::packet::{Flow, Segment, Seq, replaced};
-use crate::policy::Queues;
-use crate::rewrite::{Replacement, Verdict};
+use crate::core::net::{Flow, Segment, Seq, replaced};
+use crate::core::policy::Queues;
+use crate::core::seqadj::{Replacement, Verdict};
+use crate::netfilter::queue::{Queue, Waiting, stay_near};
 
 /// How many packets may wait for another one in front of them. More than a few are an attack, or a very broken path.
 const MOST_HELD: usize = 32;

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::ftp::Mode;
+use crate::core::ftp::Mode;
 use crate::lab;
 use stage::{Connection, FILE, Stage, Transfer};
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use super::DemoError;
-use crate::ftp::Mode;
+use crate::core::ftp::Mode;
 use crate::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use crate::lab::{self, Child, ClientKind, Family, Room, Server, ServerKind, ServerOptions, Shape, Topology, Visit};
 

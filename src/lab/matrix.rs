@@ -10,7 +10,7 @@ use super::error::{Error, Result};
 use super::pace::is_slow;
 use super::server::{Server, ServerKind, ServerOptions};
 use super::topology::{Family, Shape, Topology};
-use crate::ftp::Mode;
+use crate::core::ftp::Mode;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};

@@ -13,7 +13,7 @@ use super::namespace::Namespace;
 use super::server::{Server, ServerKind, ServerOptions};
 use super::topology::{Addresses, Family, Host};
 use super::witness::Witness;
-use crate::ftp::Mode;
+use crate::core::ftp::Mode;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;

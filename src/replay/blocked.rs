@@ -11,9 +11,9 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 
-use crate::packet::{Connection, Flow};
-use crate::time::Timestamp;
-use crate::tracker::SessionNumber;
+use crate::core::net::{Connection, Flow};
+use crate::core::time::Timestamp;
+use crate::core::tracker::SessionNumber;
 
 /// How long a connection is known by its first packet: for that long the packet may come again.
 const KNOWN_FOR: Duration = Duration::from_secs(120);

@@ -1,9 +1,9 @@
 //! Packets that wait for what is missing in front of them, as they would in the kernel's queue.
 
-use crate::capture::file::Frame;
-use crate::capture::link::LinkType;
-use crate::packet::{Flags, Flow, Segment, Seq};
-use crate::time::Timestamp;
+use crate::core::net::{Flags, Flow, Segment, Seq};
+use crate::core::time::Timestamp;
+use crate::replay::pcap::file::Frame;
+use crate::replay::pcap::link::LinkType;
 
 /// How many wait at a time: as many as the service lets wait.
 const MOST: usize = 32;

@@ -6,9 +6,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Blocked, Report, Tally};
-use crate::expectation::Corridor;
-use crate::time::Timestamp;
-use crate::tracker::{News, SessionNumber};
+use crate::core::expectation::Corridor;
+use crate::core::time::Timestamp;
+use crate::core::tracker::{News, SessionNumber};
 
 /// Writes each event as a line.
 #[derive(Debug)]

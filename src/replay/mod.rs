@@ -7,6 +7,7 @@ mod held;
 mod json;
 pub mod nat;
 mod outside;
+pub mod pcap;
 mod tally;
 mod text;
 
@@ -18,14 +19,14 @@ pub use outside::Outside;
 pub use tally::Tally;
 pub use text::Text;
 
-use crate::capture::file::Frame;
-use crate::capture::link::{self, LinkType, NotIp};
-use crate::firewall::Admitted;
-use crate::packet::{Flags, Flow, NotSegment, Segment, Seq, readdressed, replaced};
-use crate::policy::Policy;
-use crate::rewrite::Verdict;
-use crate::time::Timestamp;
-use crate::tracker::{Handled, News, Observer, SessionNumber, Tracker, World};
+use crate::core::kernel::Admitted;
+use crate::core::net::{Flags, Flow, NotSegment, Segment, Seq, readdressed, replaced};
+use crate::core::policy::Policy;
+use crate::core::seqadj::Verdict;
+use crate::core::time::Timestamp;
+use crate::core::tracker::{Handled, News, Observer, SessionNumber, Tracker, World};
+use crate::replay::pcap::file::Frame;
+use crate::replay::pcap::link::{self, LinkType, NotIp};
 use blocked::DataConnections;
 use held::{Patience, Waiting};
 use nat::{Gateway, Nat, Translated, Way};
@@ -368,7 +369,7 @@ fn opens(segment: &Segment<'_>) -> bool {
     segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::ACK)
 }
 
-fn socket_address(endpoint: crate::packet::Endpoint) -> SocketAddr {
+fn socket_address(endpoint: crate::core::net::Endpoint) -> SocketAddr {
     SocketAddr::new(endpoint.address, endpoint.port.number())
 }
 

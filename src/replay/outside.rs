@@ -2,8 +2,8 @@
 //!
 //! Knows how a packet is written with other addresses and another text; which, it is told.
 
-use crate::capture::file::Frame;
-use crate::capture::link;
+use crate::replay::pcap::file::Frame;
+use crate::replay::pcap::link;
 
 /// Whoever wants to see it.
 pub trait Outside {

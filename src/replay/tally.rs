@@ -1,6 +1,6 @@
 //! What a replay counted.
 
-use crate::tracker::News;
+use crate::core::tracker::News;
 
 /// Counts of everything that a summary tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,9 +4,9 @@ use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 
 use super::{Blocked, Report, Tally};
-use crate::stream::StreamAnomaly;
-use crate::time::Timestamp;
-use crate::tracker::{News, SessionNumber};
+use crate::core::session::reassembly::StreamAnomaly;
+use crate::core::time::Timestamp;
+use crate::core::tracker::{News, SessionNumber};
 
 /// How much of an argument is shown.
 const LONGEST_ARGUMENT: usize = 80;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pinhole::lab::nat::{Nat, NatTopology};
 use pinhole::lab::{self, Family, Namespace, Server, ServerKind, ServerOptions, Shape};
-use pinhole::netlink::Conntrack;
+use pinhole::netfilter::netlink::Conntrack;
 
 use crate::daemon::{Daemon, PATIENCE};
 use crate::raw_tcp::{RawListener, RawTcp};
@@ -146,7 +146,7 @@ pub(crate) fn visit(
 /// Waits until the kernel of a namespace has forgotten the connection of a client that comes from this port.
 pub(crate) fn wait_until_forgotten(namespace: &Namespace, port: u16) {
     let is_forgotten = || {
-        let is_it = |entry: &pinhole::netlink::Entry| entry.connection.original.source.port.number() == port;
+        let is_it = |entry: &pinhole::netfilter::netlink::Entry| entry.connection.original.source.port.number() == port;
         let list = || Conntrack::open(PATIENCE).and_then(|mut all| all.list(is_it));
         Ok(namespace.run(list)?.expect("a list").is_empty())
     };

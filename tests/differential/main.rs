@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use case::{Case, cases};
 use network::{Conntrack, Network};
-use pinhole::policy::{self, Policy};
+use pinhole::core::policy::{self, Policy};
 use proptest::strategy::{Strategy as _, ValueTree as _};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use run::{Outcome, explain, run};

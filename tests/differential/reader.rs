@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use pinhole::firewall::Simulated;
-use pinhole::packet::{Direction, Flow, Segment, Seq, has_sound_checksum, replaced};
-use pinhole::policy::Policy;
-use pinhole::rewrite::{Replacement, Verdict};
-use pinhole::time::Timestamp;
-use pinhole::tracker::{Handled, News, Observer, SessionNumber, Tracker, World};
+use pinhole::core::kernel::Simulated;
+use pinhole::core::net::{Direction, Flow, Segment, Seq, has_sound_checksum, replaced};
+use pinhole::core::policy::Policy;
+use pinhole::core::seqadj::{Replacement, Verdict};
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{Handled, News, Observer, SessionNumber, Tracker, World};
 
 /// As in the daemon.
 const MOST_HELD: usize = 32;

@@ -5,8 +5,8 @@ use std::fmt;
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddrV4, TcpStream};
 
-use pinhole::packet::{Direction, Seq};
-use pinhole::policy::Policy;
+use pinhole::core::net::{Direction, Seq};
+use pinhole::core::policy::Policy;
 use rustix::net::sockopt::{set_socket_oobinline, set_tcp_quickack};
 
 use crate::case::{Ack, Case, Defect, FILLER, Role, Sent, Stamp, Step, announcement, flag, text};

@@ -9,11 +9,13 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use etherparse::{IpHeaders, NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
-use pinhole::firewall::sets::Sets;
-use pinhole::firewall::{Adjustment, Adjustments, Firewall, NotAdjusted};
+use pinhole::core::kernel::Firewall;
+use pinhole::core::net::{Connection, Direction, Seq};
+use pinhole::core::policy::Policy;
+use pinhole::core::seqadj::NotAdjusted;
+use pinhole::core::seqadj::{Adjustment, Adjustments};
 use pinhole::lab::allow;
-use pinhole::packet::{Connection, Direction, Seq};
-use pinhole::policy::Policy;
+use pinhole::netfilter::backend::sets::Sets;
 
 use crate::capture::in_queue;
 use crate::host::{connects, flow, flow_of, listens};

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pinhole::firewall::sets::Sets;
-use pinhole::firewall::{Adjustments, Control, Firewall};
+use pinhole::core::kernel::{Control, Firewall};
+use pinhole::core::kernel::{InStep, Progress};
+use pinhole::core::policy::{Policy, Queues, WhenDown};
+use pinhole::core::seqadj::Adjustments;
 use pinhole::lab;
-use pinhole::policy::{Policy, Queues, WhenDown};
-use pinhole::session::{InStep, Progress};
+use pinhole::netfilter::backend::sets::Sets;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::host::{Host, connects, flow_of, listens};

@@ -5,9 +5,10 @@
 
 use std::time::{Duration, Instant};
 
-use pinhole::net::Port;
-use pinhole::netlink::{Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, Translated};
-use pinhole::packet::{Connection, Endpoint};
+use pinhole::core::net::{Connection, Endpoint, Port};
+use pinhole::netfilter::netlink::{
+    Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, Translated,
+};
 use rustix::io::Errno;
 
 use crate::host::{Host, flow};

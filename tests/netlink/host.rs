@@ -8,12 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 use std::{fs, thread};
 
-use pinhole::expectation::{Expectation, Mapping};
-use pinhole::firewall::sets::Sets;
-use pinhole::net::Port;
-use pinhole::packet::{Endpoint, Flow};
-use pinhole::policy::Policy;
-use pinhole::time::Timestamp;
+use pinhole::core::expectation::{Expectation, Mapping};
+use pinhole::core::net::{Endpoint, Flow, Port};
+use pinhole::core::policy::Policy;
+use pinhole::core::time::Timestamp;
+use pinhole::netfilter::backend::sets::Sets;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace; gone with its last use.

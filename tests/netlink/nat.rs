@@ -5,13 +5,13 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use nix::sys::socket::{getsockopt, sockopt};
-use pinhole::expectation::{Expectation, Mapping};
-use pinhole::firewall::Firewall;
-use pinhole::firewall::sets::Sets;
-use pinhole::netlink::{Family, Table, Tables};
-use pinhole::packet::Endpoint;
-use pinhole::policy::Policy;
-use pinhole::time::Timestamp;
+use pinhole::core::expectation::{Expectation, Mapping};
+use pinhole::core::kernel::Firewall;
+use pinhole::core::net::Endpoint;
+use pinhole::core::policy::Policy;
+use pinhole::core::time::Timestamp;
+use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::netlink::{Family, Table, Tables};
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::host::{Host, connects, expectation, ip, listens, port, tidy_up};

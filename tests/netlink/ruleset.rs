@@ -6,10 +6,12 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::firewall::sets::{Sets, SetupError};
-use pinhole::netlink::{ConnectionChange, ConnectionWatch, Deed, Expression, Family, Heard, Table, TableWatch, Tables};
-use pinhole::policy::{ControlPorts, Policy, Queues};
-use pinhole::time::Timestamp;
+use pinhole::core::policy::{ControlPorts, Policy, Queues};
+use pinhole::core::time::Timestamp;
+use pinhole::netfilter::backend::sets::{Sets, SetupError};
+use pinhole::netfilter::netlink::{
+    ConnectionChange, ConnectionWatch, Deed, Expression, Family, Heard, Table, TableWatch, Tables,
+};
 
 use socket2::SockRef;
 
@@ -43,7 +45,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
     assert_eq!(sets.stands(), Ok(true));
     let listed = host.ruleset();
     assert!(listed.contains("comment \"pinhole: announced data connections, mark 0x10000000\""), "{listed}");
-    let other = Policy { mark: pinhole::policy::Mark::new(0x30).expect("bits"), ..policy.clone() };
+    let other = Policy { mark: pinhole::core::kernel::Mark::new(0x30).expect("bits"), ..policy.clone() };
     host.run(|| sets.reload(&other)).expect("another policy");
     assert!(host.ruleset().contains("mark 0x00000030\"") && !host.ruleset().contains("0x10000000"));
     let nowhere = Policy { admit: vec!["ip no chain".parse().expect("a name")], ..policy.clone() };

@@ -6,14 +6,16 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::expectation::Corridor;
-use pinhole::firewall::sets::Sets;
-use pinhole::firewall::{Adjustments, Control, Firewall};
-use pinhole::net::PortRange;
-use pinhole::netlink::{ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables};
-use pinhole::packet::{Connection, Flow};
-use pinhole::policy::Policy;
-use pinhole::session::{InStep, Progress};
+use pinhole::core::expectation::Corridor;
+use pinhole::core::kernel::{Control, Firewall};
+use pinhole::core::kernel::{InStep, Progress};
+use pinhole::core::net::{Connection, Flow, PortRange};
+use pinhole::core::policy::Policy;
+use pinhole::core::seqadj::Adjustments;
+use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::netlink::{
+    ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables,
+};
 
 use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, run, tidy_up};
 

@@ -3,11 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use pinhole::capture::file::FileReader;
-use pinhole::policy::{self, Policy};
+use pinhole::core::policy::{self, Policy};
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{News, SessionNumber};
+use pinhole::replay::pcap::file::FileReader;
 use pinhole::replay::{Blocked, Json, Replay, Report, Sink as _, Tally};
-use pinhole::time::Timestamp;
-use pinhole::tracker::{News, SessionNumber};
 use serde_json::Value;
 
 /// A policy that stands in a test.

@@ -4,10 +4,10 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use pinhole::firewall::native::{self, Impossible};
+use pinhole::core::policy::Policy;
 use pinhole::lab::{self, Finished, Namespace};
-use pinhole::netlink::{self, Expectations, Expected, Helpers};
-use pinhole::policy::Policy;
+use pinhole::netfilter::backend::native::{self, Impossible};
+use pinhole::netfilter::netlink::{self, Expectations, Expected, Helpers};
 
 use crate::daemon::{self, Daemon, PATIENCE, new_folder, service, write_policy};
 

@@ -9,12 +9,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use pinhole::capture::link::LinkType;
-use pinhole::capture::write::FileWriter;
-use pinhole::packet::Direction::{self, FromClient, FromServer};
-use pinhole::packet::{Flags, Flow, Seq};
-use pinhole::script::{Conversation, endpoint, packet};
-use pinhole::time::Timestamp;
+use pinhole::core::net::Direction::{self, FromClient, FromServer};
+use pinhole::core::net::{Flags, Flow, Seq};
+use pinhole::core::script::{Conversation, endpoint, packet};
+use pinhole::core::time::Timestamp;
+use pinhole::replay::pcap::link::LinkType;
+use pinhole::replay::pcap::write::FileWriter;
 use serde_json::Value;
 
 pub(crate) const CLIENT: &str = "10.0.0.1:4000";

@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
 use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
+use pinhole::core::net::Seq;
 use pinhole::lab::Namespace;
-use pinhole::packet::Seq;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::daemon::PATIENCE;

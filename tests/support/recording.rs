@@ -9,9 +9,9 @@ use std::path::Path;
 use std::process::Command;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use pinhole::capture::file::FileReader;
-use pinhole::capture::link;
 use pinhole::lab::witness::Packet;
+use pinhole::replay::pcap::file::FileReader;
+use pinhole::replay::pcap::link;
 
 /// What tshark looks for.
 const FIELDS: [&str; 10] = [

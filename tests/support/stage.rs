@@ -10,10 +10,10 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use pinhole::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
 use pinhole::lab::{self, Family, Namespace, Result, Shape, Topology};
-use pinhole::netlink::{self, Expectations, Table, Tables};
+use pinhole::netfilter::netlink::{self, Expectations, Table, Tables};
 
 pub(crate) const FILE: &str = "readme.txt";
 pub(crate) const CONTENT: &[u8] = b"Files are data.\r\n227 Entering Passive Mode (10,21,1,1,0,22)\r\n";

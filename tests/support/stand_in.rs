@@ -3,13 +3,13 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use pinhole::firewall::Kernel;
+use pinhole::core::net::{Segment, replaced};
+use pinhole::core::policy;
+use pinhole::core::seqadj::{Replacement, Verdict};
+use pinhole::core::time::Timestamp;
+use pinhole::core::tracker::{Handled, Tracker, World};
 use pinhole::lab::Namespace;
-use pinhole::packet::{Segment, replaced};
-use pinhole::policy;
-use pinhole::rewrite::{Replacement, Verdict};
-use pinhole::time::Timestamp;
-use pinhole::tracker::{Handled, Tracker, World};
+use pinhole::netfilter::backend::Kernel;
 
 use crate::daemon::{PATIENCE, with_mechanism};
 

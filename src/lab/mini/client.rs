@@ -2,7 +2,7 @@
 
 use super::accept_within;
 use super::address::{classic, extended, read_classic, read_extended_port};
-use crate::ftp::Mode;
+use crate::core::ftp::Mode;
 use crate::lab::error::{Doing, Error, Result};
 use crate::lab::room::{PASSWORD, USER};
 use std::io::{BufRead, BufReader, Read, Write};

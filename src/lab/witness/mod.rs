@@ -10,8 +10,8 @@ mod streams;
 
 use super::error::{Doing, Result};
 use super::namespace::Namespace;
-use crate::capture::link::LinkType;
-use crate::capture::write::FileWriter;
+use crate::replay::pcap::link::LinkType;
+use crate::replay::pcap::write::FileWriter;
 use recorder::Recorder;
 use std::fmt;
 use std::fs::File;

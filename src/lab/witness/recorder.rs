@@ -1,9 +1,9 @@
 //! Every IP packet that a namespace sends or receives, on whatever interface.
 
+use crate::core::time::Timestamp;
 use crate::lab::error::{Doing, Result};
 use crate::lab::namespace::Namespace;
 use crate::lab::pace::allow;
-use crate::time::Timestamp;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};

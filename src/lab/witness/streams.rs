@@ -174,7 +174,7 @@ fn is_same(expected: Option<u16>, found: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::time::Timestamp;
+    use crate::core::time::Timestamp;
     use etherparse::PacketBuilder;
 
     const CLIENT: ([u8; 4], u16) = ([10, 21, 1, 10], 40000);

@@ -6,10 +6,9 @@ use std::net::IpAddr;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use crate::firewall::Adjustment;
-use crate::net::Port;
-use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
-use crate::session::Progress;
+use crate::core::kernel::Progress;
+use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
+use crate::core::seqadj::Adjustment;
 
 /// How many connections are known at a time; a bound, not a tuning.
 const MOST_KNOWN: usize = 1 << 16;
@@ -146,7 +145,7 @@ impl Connections {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::script::endpoint;
+    use crate::core::script::endpoint;
 
     #[test]
     fn for_a_port_that_many_want_a_bounded_number_of_others_is_tried() {

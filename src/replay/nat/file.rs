@@ -3,9 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{Dnat, Nat};
-use crate::net::Port;
-use crate::packet::Endpoint;
-use crate::policy::{self, Entry, Hosts, Problems, Quoted, Reader};
+use crate::core::net::{Endpoint, Port};
+use crate::core::policy::{self, Entry, Hosts, Problems, Quoted, Reader};
 
 const KEYS: &[&str] = &["inside", "outside", "dnat"];
 /// The most networks, or entries of `dnat`.
@@ -124,7 +123,7 @@ fn endpoint(text: &str) -> Option<Endpoint> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::script::endpoint;
+    use crate::core::script::endpoint;
 
     fn problems(text: &str) -> Vec<String> {
         let problems = parse_bytes("nat.yaml", text.as_bytes()).expect_err("it is wrong");

@@ -7,12 +7,14 @@ use hashbrown::HashMap;
 
 use super::connections::{Connections, Standing};
 use super::{Nat, Translated, Way};
-use crate::expectation::{Corridor, Expectation, Mapping};
-use crate::firewall::{Adjustment, Adjustments, Admitted, Control, Firewall, NotAdjusted, NotOpened, Simulated};
-use crate::packet::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
-use crate::policy::ControlPorts;
-use crate::session::{InStep, Progress};
-use crate::time::Timestamp;
+use crate::core::expectation::{Corridor, Expectation, Mapping};
+use crate::core::kernel::{Admitted, Control, Firewall, NotOpened, Simulated};
+use crate::core::kernel::{InStep, Progress};
+use crate::core::net::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
+use crate::core::policy::ControlPorts;
+use crate::core::seqadj::NotAdjusted;
+use crate::core::seqadj::{Adjustment, Adjustments};
+use crate::core::time::Timestamp;
 
 /// Pinholes, the connections that are translated, and how they are shifted.
 #[derive(Debug)]

@@ -15,8 +15,8 @@ pub(super) use connections::{Translated, Way};
 pub use file::parse_bytes;
 pub(super) use gateway::Gateway;
 
-use crate::packet::Endpoint;
-use crate::policy::Hosts;
+use crate::core::net::Endpoint;
+use crate::core::policy::Hosts;
 
 /// What a gateway does to addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,372 @@
+//! Lines out of bytes in order; length is bounded. Knows nothing of what a line means.
+//!
+//! Servers and clients disagree about what ends a line: CRLF, or a bare LF as well; and about what Telnet's sequences in
+//! it are. So a line is cut where the most lenient reader would cut it if its sender is the one who may be up to
+//! something, and where the strictest would if its words decide what opens; and each line says whether all readers
+//! agree about it.
+
+use memchr::{memchr, memchr3};
+
+use crate::core::net::Seq;
+
+/// Telnet's "interpret as command": what follows is not text (RFC 854).
+pub(super) const IAC: u8 = 255;
+
+/// What ends a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// Any LF: how the most lenient server reads a client.
+    Lf,
+    /// CRLF and nothing else: how the strictest client reads a server.
+    CrLf,
+}
+
+/// A line without what ended it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line<'a> {
+    /// The text as it was sent; only its beginning when the line was longer than the limit.
+    pub text: &'a [u8],
+    /// The sequence number of the line's first byte.
+    pub start: Seq,
+    /// Where the next line begins.
+    pub end: Seq,
+    /// Whether its beginning is known: not in front of the first CRLF after a gap.
+    pub begins: bool,
+    /// Whether `text` is all of the line.
+    pub whole: bool,
+    /// Whether all readers agree what this line is: it begins behind CRLF and ends with it, with neither CR, LF, NUL
+    /// nor Telnet in between.
+    pub plain: bool,
+}
+
+/// A line of which the end has not come yet.
+#[derive(Debug)]
+struct Unfinished {
+    text: Vec<u8>,
+    start: Seq,
+    too_long: bool,
+    /// Whether the last byte that came was a CR.
+    ends_in_cr: bool,
+}
+
+/// Cuts one direction's bytes into lines.
+#[derive(Debug)]
+pub struct LineReader {
+    ending: Ending,
+    /// Whether the next line begins where all readers agree that one does.
+    is_in_step: bool,
+    /// Whether nothing counts up to the next CRLF: it may be the rest of a line.
+    is_lost: bool,
+    /// Allocated only while a line is incomplete.
+    unfinished: Option<Box<Unfinished>>,
+}
+
+impl LineReader {
+    /// A reader at the start of a line.
+    pub const fn new(ending: Ending) -> Self {
+        Self { ending, is_in_step: true, is_lost: false, unfinished: None }
+    }
+
+    /// A reader at any place: it counts from behind the first CRLF.
+    pub const fn in_the_middle(ending: Ending) -> Self {
+        Self { ending, is_in_step: false, is_lost: true, unfinished: None }
+    }
+
+    /// Takes the next bytes, the first of which has the sequence number `at`, and hands on each line that they complete.
+    /// What stands in front of the first CRLF after a gap is a line that is not whole.
+    ///
+    /// Of a line longer than `limit` only the beginning is kept. The reader stops, and forgets the rest of `bytes`,
+    /// when `take` returns false: what follows is not text any more.
+    pub fn feed(&mut self, at: Seq, bytes: &[u8], limit: usize, take: impl FnMut(Line<'_>) -> bool) {
+        self.feed_urgent(at, bytes, None, limit, take);
+    }
+
+    /// The same, where the last byte in front of `urgent_end` may be missing in what the receiver reads.
+    pub fn feed_urgent(
+        &mut self,
+        at: Seq,
+        bytes: &[u8],
+        urgent_end: Option<Seq>,
+        limit: usize,
+        mut take: impl FnMut(Line<'_>) -> bool,
+    ) {
+        let mut at = at;
+        let mut rest = bytes;
+        while let Some(length) = self.length_of_line(rest) {
+            let (line, behind) = rest.split_at(length);
+            let end = at + length;
+            let goes_on = self.finish(at, line, limit, &mut |mut line| {
+                line.plain &= urgent_end.is_none_or(|urgent| !urgent.is_after(line.start));
+                take(line)
+            });
+            if !goes_on {
+                *self = Self::new(self.ending);
+                return;
+            }
+            // Without its CR a line does not end for all readers.
+            self.is_in_step &= urgent_end.is_none_or(|urgent| !urgent.is_after(end.moved(-2)));
+            at = end;
+            rest = behind;
+        }
+        if !rest.is_empty() {
+            self.keep(at, rest, limit);
+        }
+    }
+
+    /// How many of these bytes belong to the line that they end.
+    fn length_of_line(&self, bytes: &[u8]) -> Option<usize> {
+        let mut from = 0;
+        loop {
+            let at = from + memchr(b'\n', bytes.get(from..)?)?;
+            let is_behind_cr = match at.checked_sub(1) {
+                Some(before) => bytes[before] == b'\r',
+                None => self.unfinished.as_ref().is_some_and(|unfinished| unfinished.ends_in_cr),
+            };
+            if is_behind_cr || self.ending == Ending::Lf {
+                return Some(at + 1);
+            }
+            from = at + 1;
+        }
+    }
+
+    /// Bytes are missing here: what was begun will never be whole, and what follows may be the rest of a line.
+    pub fn gap(&mut self) {
+        *self = Self::in_the_middle(self.ending);
+    }
+
+    /// Whether a line has begun and not ended.
+    pub fn is_in_line(&self) -> bool {
+        self.unfinished.is_some()
+    }
+
+    /// Whether the next byte begins a line, as far as all readers agree.
+    pub fn is_at_start(&self) -> bool {
+        self.unfinished.is_none() && self.is_in_step && !self.is_lost
+    }
+
+    /// How many bytes are kept.
+    pub fn buffered_bytes(&self) -> usize {
+        self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
+    }
+
+    /// The line that has begun and not ended, as far as it has come.
+    pub fn unfinished(&self) -> Option<Line<'_>> {
+        let Unfinished { text, start, too_long, .. } = self.unfinished.as_deref()?;
+        // A CR in the last place may be the one that ends it.
+        let text = text.strip_suffix(b"\r").unwrap_or(text);
+        let plain = self.is_in_step && is_plain(text);
+        let end = *start + text.len();
+        Some(Line { text, start: *start, end, begins: !self.is_lost, whole: !too_long && !self.is_lost, plain })
+    }
+
+    /// Takes bytes that end a line.
+    fn finish(&mut self, at: Seq, bytes: &[u8], limit: usize, take: &mut impl FnMut(Line<'_>) -> bool) -> bool {
+        let end = at + bytes.len();
+        let without_lf = &bytes[..bytes.len() - 1];
+        let was_in_step = self.is_in_step;
+        let was_lost = self.is_lost;
+        if let Some(mut unfinished) = self.unfinished.take() {
+            unfinished.keep(without_lf, limit);
+            self.ended(unfinished.ends_in_cr);
+            let Unfinished { text, start, too_long, ends_in_cr } = &*unfinished;
+            // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
+            let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
+            let plain = was_in_step && *ends_in_cr && is_plain(text);
+            let whole = !*too_long && text.len() <= limit && !was_lost;
+            take(Line { text: &text[..text.len().min(limit)], start: *start, end, begins: !was_lost, whole, plain })
+        } else {
+            let line = without_lf.strip_suffix(b"\r");
+            self.ended(line.is_some());
+            let plain = was_in_step && line.is_some_and(is_plain);
+            let line = line.unwrap_or(without_lf);
+            let text = &line[..line.len().min(limit)];
+            let whole = text.len() == line.len() && !was_lost;
+            take(Line { text, start: at, end, begins: !was_lost, whole, plain })
+        }
+    }
+
+    /// A line has ended.
+    fn ended(&mut self, in_crlf: bool) {
+        self.is_in_step = in_crlf;
+        self.is_lost &= !in_crlf;
+    }
+
+    fn keep(&mut self, at: Seq, bytes: &[u8], limit: usize) {
+        let unfinished = self.unfinished.get_or_insert_with(|| {
+            Box::new(Unfinished { text: Vec::new(), start: at, too_long: false, ends_in_cr: false })
+        });
+        unfinished.keep(bytes, limit);
+    }
+}
+
+impl Unfinished {
+    /// Keeps as much as `limit` allows, and one byte more: a CR may end the line there.
+    fn keep(&mut self, bytes: &[u8], limit: usize) {
+        let Some(&last) = bytes.last() else { return };
+        let room = (limit + 1).saturating_sub(self.text.len()).min(bytes.len());
+        self.text.extend_from_slice(&bytes[..room]);
+        self.too_long |= room < bytes.len();
+        self.ends_in_cr = last == b'\r';
+    }
+}
+
+/// Whether nothing stands in a text that readers take for different things.
+fn is_plain(text: &[u8]) -> bool {
+    memchr3(b'\r', b'\n', 0, text).is_none() && memchr(IAC, text).is_none()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const LIMIT: usize = 64;
+
+    /// A line as its text, whether it was whole, and whether it was plain.
+    type Read = (String, bool, bool);
+
+    /// The lines of `chunks`.
+    fn lines<'a>(mut reader: LineReader, chunks: impl IntoIterator<Item = &'a [u8]>) -> Vec<Read> {
+        let mut lines = Vec::new();
+        let mut at = Seq::new(u32::MAX - 5);
+        let mut expected_start = at;
+        for chunk in chunks {
+            reader.feed(at, chunk, LIMIT, |line| {
+                assert_eq!(line.start, expected_start);
+                expected_start = line.end;
+                lines.push((String::from_utf8_lossy(line.text).into_owned(), line.whole, line.plain));
+                true
+            });
+            at += chunk.len();
+        }
+        lines
+    }
+
+    fn of_client(text: &[u8]) -> Vec<Read> {
+        lines(LineReader::new(Ending::Lf), [text])
+    }
+
+    fn of_server(text: &[u8]) -> Vec<Read> {
+        lines(LineReader::new(Ending::CrLf), [text])
+    }
+
+    fn read(text: &str, whole: bool, plain: bool) -> Read {
+        (text.to_owned(), whole, plain)
+    }
+
+    #[test]
+    fn crlf_ends_a_plain_line_of_either_end() {
+        let expected = [read("USER a", true, true), read("", true, true), read("PASS b", true, true)];
+        assert_eq!(of_client(b"USER a\r\n\r\nPASS b\r\nQU"), expected);
+        assert_eq!(of_server(b"USER a\r\n\r\nPASS b\r\nQU"), expected);
+    }
+
+    #[test]
+    fn bare_lf_ends_a_client_line_and_makes_two_of_them_ambiguous() {
+        let expected = [read("TYPE ", true, false), read("PORT 1", true, false), read("NOOP", true, true)];
+        assert_eq!(of_client(b"TYPE \nPORT 1\r\nNOOP\r\n"), expected);
+    }
+
+    #[test]
+    fn bare_lf_does_not_end_a_server_line() {
+        assert_eq!(
+            of_server(b"504 \n227 (1)\r\n200\r\n"),
+            [read("504 \n227 (1)", true, false), read("200", true, true)]
+        );
+    }
+
+    #[test]
+    fn cr_nul_and_telnet_inside_make_a_line_ambiguous() {
+        for odd in [b"a\rb".as_slice(), b"a\0b", b"\xff\xf4a", b"a\r", b"\r", b"a\xff"] {
+            let text = [odd, b"\r\nNOOP\r\n"].concat();
+            for lines in [of_client(&text), of_server(&text)] {
+                assert_eq!((lines.len(), lines[0].2, lines[1].2), (2, false, true), "{odd:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn lf_ends_a_client_line_whatever_telnet_stands_before_it() {
+        for telnet in [b"NOOP \xff\xfa\r\n".as_slice(), b"NOOP \xff\xfb\n", b"NOOP \xff\n"] {
+            assert_eq!(of_client(&[telnet, b"FEAT\r\n"].concat())[1].0, "FEAT", "{telnet:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_whole_in_front_of_the_first_crlf_after_a_gap() {
+        let text = b"227 (1)\r\n227 (2)\r\n".as_slice();
+        let expected = [read("227 (1)", false, false), read("227 (2)", true, true)];
+        assert_eq!(lines(LineReader::in_the_middle(Ending::CrLf), [text]), expected);
+        let text = b"rest\nPORT 1\r\nPORT 2\r\n".as_slice();
+        let expected = [read("rest", false, false), read("PORT 1", false, false), read("PORT 2", true, true)];
+        assert_eq!(lines(LineReader::in_the_middle(Ending::Lf), [text]), expected);
+    }
+
+    #[test]
+    fn an_overlong_line_is_passed_over_to_its_end() {
+        let long = [b"STOR ".as_slice(), &[b'x'; 1_000_000], b"\r\nNOOP\r\n"].concat();
+        for size in [1, 7, 1000, long.len()] {
+            let lines = lines(LineReader::new(Ending::Lf), long.chunks(size));
+            assert_eq!(lines.len(), 2);
+            assert_eq!((lines[0].0.len(), lines[0].1), (LIMIT, false));
+            assert_eq!(lines[1], read("NOOP", true, true));
+        }
+    }
+
+    #[test]
+    fn a_line_as_long_as_the_limit_is_whole() {
+        let line = [[b'x'; LIMIT].as_slice(), b"\r\n"].concat();
+        for size in [1, LIMIT, LIMIT + 1, LIMIT + 2] {
+            let lines = lines(LineReader::new(Ending::Lf), line.chunks(size));
+            assert_eq!((lines[0].1, lines[0].2), (true, true), "in pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_kept_between_lines() {
+        let mut reader = LineReader::new(Ending::Lf);
+        reader.feed(Seq::new(0), b"NO", LIMIT, |_| true);
+        assert!(reader.is_in_line());
+        reader.feed(Seq::new(2), b"OP\r\n", LIMIT, |_| true);
+        assert!(!reader.is_in_line());
+    }
+
+    #[test]
+    fn stops_where_the_text_ends() {
+        let mut count = 0;
+        LineReader::new(Ending::CrLf).feed(Seq::new(0), b"234 go on\r\n\x16\x03\r\n\x01\r\n", LIMIT, |_| {
+            count += 1;
+            false
+        });
+        assert_eq!(count, 1);
+    }
+
+    proptest! {
+        #[test]
+        fn the_cut_of_the_chunks_changes_nothing(
+            text in proptest::collection::vec(prop_oneof![
+                4 => any::<u8>(),
+                2 => Just(b'\n'),
+                2 => Just(b'\r'),
+                2 => 240u8..=255,
+            ], 0..400),
+            cuts in proptest::collection::vec(1usize..50, 1..40),
+        ) {
+            let mut chunks = Vec::new();
+            let mut rest = text.as_slice();
+            for cut in cuts.iter().cycle() {
+                if rest.is_empty() {
+                    break;
+                }
+                let (chunk, behind) = rest.split_at((*cut).min(rest.len()));
+                chunks.push(chunk);
+                rest = behind;
+            }
+            for ending in [Ending::Lf, Ending::CrLf] {
+                let in_pieces = lines(LineReader::new(ending), chunks.iter().copied());
+                prop_assert_eq!(in_pieces, lines(LineReader::new(ending), [text.as_slice()]));
+            }
+        }
+    }
+}

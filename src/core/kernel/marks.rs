@@ -1,0 +1,210 @@
+//! What the marks of connections and packets say: which data connections are admitted, and how far each control connection
+//! has come. The kernel keeps them when the daemon is gone.
+
+use std::fmt;
+use std::num::NonZeroU32;
+
+use crate::core::net::Direction;
+
+/// How far a session has come: what is known of it when nobody remembers its dialogue.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Progress {
+    /// Nothing is known.
+    #[default]
+    Unknown,
+    /// The server has sent its greeting, and the client commands of FTP.
+    Ftp,
+    /// And the server has let a user in.
+    LoggedIn,
+    /// Nothing more can be read: it is encrypted, or it is not FTP.
+    Unreadable,
+}
+
+/// Which ends of a session are in step when it is picked up: all that they sent was read, and their next byte begins a
+/// line, the server's one that begins a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct InStep {
+    /// The client.
+    pub client: bool,
+    /// The server.
+    pub server: bool,
+}
+
+/// The bits that Pinhole sets in the mark of a connection that it admits: at least one, and at least five are left. Of
+/// those, the five that stand nearest are for control connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark(NonZeroU32);
+
+impl Mark {
+    /// Those bits, unless there is none, or fewer than five are left.
+    pub const fn new(bits: u32) -> Option<Self> {
+        match NonZeroU32::new(bits) {
+            Some(bits) if bits.get().count_zeros() >= CONTROL_BITS => Some(Self(bits)),
+            _ => None,
+        }
+    }
+
+    /// The bits as a number.
+    pub const fn bits(self) -> u32 {
+        self.0.get()
+    }
+
+    /// The bits beside them that are for control connections.
+    pub const fn control_bits(self) -> ControlBits {
+        let mut used = self.bits();
+        let mut bits = [0; CONTROL_BITS as usize];
+        let mut index = 0;
+        while index < bits.len() {
+            bits[index] = nearest_free(used);
+            used |= bits[index];
+            index += 1;
+        }
+        let [known, beyond, server_in_step, client_in_step, read] = bits;
+        ControlBits { known, beyond, server_in_step, client_in_step, read }
+    }
+}
+
+/// How many bits beside its own Pinhole needs for control connections.
+const CONTROL_BITS: u32 = 5;
+
+/// What Pinhole says in marks about control connections.
+///
+/// Four bits of a connection's mark outlive the daemon. Two say how far the session has come: neither, nothing is known;
+/// the first, both ends speak FTP; both, and a user is logged in; the second alone, nothing can be read any more. One
+/// more for each end says that all it sent was read, and that its next byte begins a line; it is cleared by every packet
+/// that nobody reads.
+///
+/// One bit of a packet's mark lives from the verdict to the next chain, which turns it into that. No connection has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ControlBits {
+    known: u32,
+    beyond: u32,
+    server_in_step: u32,
+    client_in_step: u32,
+    read: u32,
+}
+
+impl ControlBits {
+    /// All bits that a connection's mark may have.
+    pub const fn all_of_connection(self) -> u32 {
+        self.progress() | self.server_in_step | self.client_in_step
+    }
+
+    /// Each of them, in a fixed order.
+    pub const fn each(self) -> [u32; CONTROL_BITS as usize] {
+        [self.known, self.beyond, self.server_in_step, self.client_in_step, self.read]
+    }
+
+    /// The two bits of how far a session has come.
+    pub const fn progress(self) -> u32 {
+        self.known | self.beyond
+    }
+
+    /// The bits that say this.
+    pub const fn of(self, progress: Progress) -> u32 {
+        match progress {
+            Progress::Unknown => 0,
+            Progress::Ftp => self.known,
+            Progress::LoggedIn => self.known | self.beyond,
+            Progress::Unreadable => self.beyond,
+        }
+    }
+
+    /// What a connection's mark says of how far its session has come.
+    pub const fn read_progress(self, mark: u32) -> Progress {
+        match (mark & self.known != 0, mark & self.beyond != 0) {
+            (false, false) => Progress::Unknown,
+            (true, false) => Progress::Ftp,
+            (true, true) => Progress::LoggedIn,
+            (false, true) => Progress::Unreadable,
+        }
+    }
+
+    /// The bit of a connection's mark that says that this end is in step.
+    pub const fn in_step(self, end: Direction) -> u32 {
+        match end {
+            Direction::FromClient => self.client_in_step,
+            Direction::FromServer => self.server_in_step,
+        }
+    }
+
+    /// Which ends are in step, by a connection's mark.
+    pub const fn read_in_step(self, mark: u32) -> InStep {
+        InStep { client: mark & self.client_in_step != 0, server: mark & self.server_in_step != 0 }
+    }
+
+    /// The bit of a packet's mark that says that it was read.
+    pub const fn of_read_packet(self) -> u32 {
+        self.read
+    }
+
+    /// The bit of a packet's mark that says that its sender is in step behind it.
+    pub const fn of_packet_in_step(self) -> u32 {
+        self.known
+    }
+
+    /// Whether the mark of a packet that is to be read says that its source is not where it comes from.
+    pub const fn is_doubtful(self, mark: u32) -> bool {
+        mark & self.of_read_packet() != 0
+    }
+
+    /// The mark of a packet that was read, and whether its sender is in step behind it.
+    pub const fn of_packet(self, mark: u32, in_step: bool) -> u32 {
+        let cleared = mark & !(self.of_read_packet() | self.of_packet_in_step());
+        cleared | self.of_read_packet() | if in_step { self.of_packet_in_step() } else { 0 }
+    }
+}
+
+/// The bit above the highest of these; where there is none above, the highest that is not among them.
+const fn nearest_free(bits: u32) -> u32 {
+    match bits.leading_zeros() {
+        0 => 1 << (31 - bits.leading_ones()),
+        above => 1 << (32 - above),
+    }
+}
+
+/// A bit that few others use.
+impl Default for Mark {
+    fn default() -> Self {
+        Self(NonZeroU32::new(0x1000_0000).expect("the default mark has a bit"))
+    }
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#010x}", self.bits())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_bits_stand_nearest_to_the_mark() {
+        let bits = |mark| Mark::new(mark).map(|mark| mark.control_bits().each());
+        assert_eq!(bits(0x1000_0000), Some([0x2000_0000, 0x4000_0000, 0x8000_0000, 0x0800_0000, 0x0400_0000]));
+        assert_eq!(bits(0x30), Some([0x40, 0x80, 0x100, 0x200, 0x400]));
+        assert_eq!(bits(0x07ff_fffe), Some([0x0800_0000, 0x1000_0000, 0x2000_0000, 0x4000_0000, 0x8000_0000]));
+        assert_eq!((bits(0), bits(0x0fff_ffff), bits(u32::MAX)), (None, None, None));
+    }
+
+    #[test]
+    fn progress_is_read_as_it_was_written() {
+        let bits = Mark::default().control_bits();
+        for progress in [Progress::Unknown, Progress::Ftp, Progress::LoggedIn, Progress::Unreadable] {
+            assert_eq!(bits.read_progress(bits.of(progress) | !bits.progress()), progress);
+            assert_eq!(bits.of(progress) & !bits.progress(), 0);
+        }
+    }
+
+    #[test]
+    fn control_bits_are_five_beside_the_mark() {
+        for bits in [1, 0x1000_0000, 0x8000_0000, 0x07ff_ffff, 0xffff_ffe0] {
+            let mark = Mark::new(bits).expect("five bits are left");
+            let each = mark.control_bits().each();
+            assert_eq!(each.iter().fold(bits, |all, bit| all | bit).count_ones(), bits.count_ones() + 5, "{bits:#x}");
+            assert!(each.iter().all(|bit| bit.count_ones() == 1), "{bits:#x}");
+        }
+    }
+}

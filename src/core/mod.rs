@@ -1,0 +1,15 @@
+//! What Pinhole decides, without doing it: packets, time and the kernel's answers come in, decisions go out.
+//!
+//! Nothing here opens a socket or a file, reads a clock, or starts a thread or a process, and nothing here uses a module
+//! outside `core`. `tests/architecture.rs` checks that.
+
+pub mod expectation;
+pub mod ftp;
+pub mod kernel;
+pub mod net;
+pub mod policy;
+pub mod script;
+pub mod seqadj;
+pub mod session;
+pub mod time;
+pub mod tracker;

@@ -1,0 +1,13 @@
+//! Ports, sequence numbers and flows; IP and TCP segments, parsed and rewritten. Knows nothing of FTP.
+
+mod flow;
+mod ports;
+mod replace;
+mod segment;
+mod seq;
+
+pub use flow::{Connection, Direction, Endpoint, Flow};
+pub use ports::*;
+pub use replace::{readdressed, replaced};
+pub use segment::{Flags, NotSegment, Origin, Segment, has_sound_checksum};
+pub use seq::Seq;

@@ -1,0 +1,349 @@
+//! On what terms two hosts may announce data connections.
+//!
+//! Knows nothing of whom they hold for.
+
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use super::services;
+use super::word::words;
+use crate::core::ftp::mode::{Mode, Modes};
+use crate::core::net::{Port, PortRange};
+
+words! {
+    /// Whether announcements are considered at all.
+    Action {
+        /// They are, and the other terms decide.
+        Allow = "allow",
+        /// Every one is refused.
+        Deny = "deny",
+    }
+}
+
+words! {
+    /// Whether an announcement may name a host other than the one that makes it (FXP).
+    ThirdParty {
+        /// It may not.
+        Deny = "deny",
+        /// It may.
+        Allow = "allow",
+    }
+}
+
+words! {
+    /// Whether somebody must have logged in before an announcement counts.
+    Login {
+        /// A server's 230 must have come first.
+        Required = "required",
+        /// An announcement before that opens as well.
+        Optional = "optional",
+    }
+}
+
+/// What happens to a session once it is encrypted and can no longer be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tls {
+    /// It goes on; no hole opens for it.
+    Pass,
+    /// It is not let through.
+    Deny,
+    /// It goes on, and the client may connect to those ports of the server.
+    Range(PortRange),
+}
+
+/// Ranges in order, none of which overlaps or touches another.
+fn joined(ranges: impl IntoIterator<Item = PortRange>) -> Box<[PortRange]> {
+    let mut ranges: Vec<PortRange> = ranges.into_iter().collect();
+    ranges.sort_unstable_by_key(|range| (range.first(), range.last()));
+    ranges.dedup_by(|next, kept| {
+        let meet = u32::from(next.first().number()) <= u32::from(kept.last().number()) + 1;
+        match PortRange::new(kept.first(), kept.last().max(next.last())) {
+            Some(joined) if meet => *kept = joined,
+            _ => {}
+        }
+        meet
+    });
+    ranges.into()
+}
+
+fn is_in(ranges: &[PortRange], port: Port) -> bool {
+    let behind = ranges.partition_point(|range| range.first() <= port);
+    behind.checked_sub(1).is_some_and(|index| ranges[index].contains(port))
+}
+
+/// A set of ports, perhaps empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct PortSet(Box<[PortRange]>);
+
+impl PortSet {
+    /// The ports of all those ranges. Ranges that meet are joined.
+    pub fn new(ranges: impl IntoIterator<Item = PortRange>) -> Self {
+        Self(joined(ranges))
+    }
+
+    /// Whether `port` is one of them.
+    pub fn contains(&self, port: Port) -> bool {
+        is_in(&self.0, port)
+    }
+
+    /// Whether one of them is in that range.
+    pub fn overlaps(&self, range: PortRange) -> bool {
+        self.0.iter().any(|one| one.first() <= range.last() && range.first() <= one.last())
+    }
+
+    /// The ranges, the lowest first; no two meet.
+    pub fn as_slice(&self) -> &[PortRange] {
+        &self.0
+    }
+}
+
+/// A set of ports, never empty, that knows which of them were named one by one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct PortRanges {
+    ranges: Box<[PortRange]>,
+    /// The entries of a single port, in order.
+    named: Box<[Port]>,
+}
+
+impl PortRanges {
+    /// The ports of all those ranges, unless there is none. Ranges that meet are joined.
+    pub fn new(ranges: impl IntoIterator<Item = PortRange>) -> Option<Self> {
+        let ranges: Vec<PortRange> = ranges.into_iter().collect();
+        let single = ranges.iter().filter(|range| range.first() == range.last());
+        let mut named: Vec<Port> = single.map(|range| range.first()).collect();
+        named.sort_unstable();
+        named.dedup();
+        let ranges = joined(ranges);
+        (!ranges.is_empty()).then(|| Self { ranges, named: named.into() })
+    }
+
+    /// Whether `port` is one of them.
+    pub fn contains(&self, port: Port) -> bool {
+        is_in(&self.ranges, port)
+    }
+
+    /// Whether `port` is an entry of its own, not only within a range.
+    pub fn names(&self, port: Port) -> bool {
+        self.named.binary_search(&port).is_ok()
+    }
+
+    /// All of them once: `from`, those above it, then those below it.
+    pub fn cycle_from(&self, from: Port) -> impl Iterator<Item = Port> {
+        let ports = |first: u16, last: u16| {
+            let ranges = self
+                .ranges
+                .iter()
+                .map(move |range| range.first().number().max(first)..=range.last().number().min(last));
+            ranges.flatten().filter_map(Port::new)
+        };
+        let from = from.number();
+        ports(from, u16::MAX).chain(ports(1, from - 1))
+    }
+
+    /// The ranges, the lowest first; no two meet.
+    pub fn as_slice(&self) -> &[PortRange] {
+        &self.ranges
+    }
+
+    /// As few entries as mean the same, those named one by one included.
+    pub(super) fn entries(&self) -> Vec<PortRange> {
+        let is_named = |range: &PortRange| {
+            let count = usize::from(range.last().number() - range.first().number()) + 1;
+            self.named.iter().filter(|port| range.contains(**port)).count() == count
+        };
+        let named = self.named.iter().filter_map(|&port| PortRange::new(port, port));
+        self.ranges.iter().copied().filter(|range| !is_named(range)).chain(named).collect()
+    }
+}
+
+impl From<PortRange> for PortRanges {
+    fn from(range: PortRange) -> Self {
+        let named = if range.first() == range.last() { Box::from([range.first()]) } else { Box::default() };
+        Self { ranges: Box::new([range]), named }
+    }
+}
+
+/// A set of command verbs, such as `DELE`; each one to eight letters or digits, in upper case.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Verbs(Box<[Box<str>]>);
+
+impl Verbs {
+    /// Those verbs, unless one of them cannot be a verb.
+    pub fn new<'a>(verbs: impl IntoIterator<Item = &'a str>) -> Option<Self> {
+        let mut verbs = verbs.into_iter().map(|v| Self::is_verb(v).then(|| v.into())).collect::<Option<Vec<_>>>()?;
+        verbs.sort_unstable();
+        verbs.dedup();
+        Some(Self(verbs.into()))
+    }
+
+    /// Whether a text can be a verb.
+    pub fn is_verb(text: &str) -> bool {
+        text.len() <= 8
+            && text.starts_with(|c: char| c.is_ascii_uppercase())
+            && text.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit())
+    }
+
+    /// Whether `verb` is one of them, in upper or lower case.
+    pub fn contains(&self, verb: &str) -> bool {
+        self.0.iter().any(|v| v.eq_ignore_ascii_case(verb))
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All of them, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+}
+
+/// The terms on which two hosts may announce data connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Whether announcements are considered at all; the defaults always do.
+    pub action: Action,
+    /// How one may announce.
+    pub modes: Modes,
+    /// Which ports may be announced.
+    pub data_ports: PortRanges,
+    /// Ports of well-known services, which may be announced only where `data_ports` names them one by one.
+    pub known_services: PortSet,
+    /// How long an expectation waits for its connection.
+    pub timeout: Duration,
+    /// How many pinholes one session may have at a time.
+    pub pinholes_per_session: NonZeroU16,
+    /// Whether another host may be announced.
+    pub third_party: ThirdParty,
+    /// Whether somebody must have logged in.
+    pub login: Login,
+    /// What happens once the session is encrypted.
+    pub tls: Tls,
+    /// Commands that are not let through to the server.
+    pub denied_commands: Verbs,
+}
+
+impl Terms {
+    /// Whether anything that a client says is held back on these terms.
+    pub fn holds_back(&self) -> bool {
+        self.tls == Tls::Deny || !self.denied_commands.is_empty()
+    }
+
+    /// Whether every announcement is refused, whatever the other terms say.
+    pub const fn denies_all(&self) -> bool {
+        matches!(self.action, Action::Deny)
+    }
+
+    /// Whether the command of that verb is refused.
+    pub fn denies(&self, verb: &str) -> bool {
+        self.denied_commands.contains(verb)
+    }
+
+    /// The command of that verb, in upper or lower case, if it is refused: as the policy writes it.
+    pub fn denied(&self, verb: &str) -> Option<&str> {
+        self.denied_commands.iter().find(|denied| denied.eq_ignore_ascii_case(verb))
+    }
+
+    /// Whether `port` may be announced. A port below 1024 may be only if [`data_ports`](Self::data_ports) has it.
+    pub fn may_use(&self, port: Port) -> bool {
+        self.data_ports.contains(port) && !self.is_known_service(port)
+    }
+
+    /// Whether `port` is a well-known service's, and [`data_ports`](Self::data_ports) does not name it by itself.
+    pub fn is_known_service(&self, port: Port) -> bool {
+        self.known_services.contains(port) && !self.data_ports.names(port)
+    }
+}
+
+/// The terms of a policy that says nothing about them.
+impl Default for Terms {
+    fn default() -> Self {
+        let unprivileged = const {
+            match (Port::new(1024), Port::new(65_535)) {
+                (Some(first), Some(last)) => (first, last),
+                _ => panic!("neither is zero"),
+            }
+        };
+        Self {
+            action: Action::Allow,
+            modes: [Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv].into_iter().collect(),
+            data_ports: PortRange::new(unprivileged.0, unprivileged.1).expect("1024 is below 65535").into(),
+            known_services: services::default_set(),
+            timeout: Duration::from_secs(60),
+            pinholes_per_session: const { NonZeroU16::new(8).expect("8 is not zero") },
+            third_party: ThirdParty::Deny,
+            login: Login::Required,
+            tls: Tls::Pass,
+            denied_commands: Verbs::default(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn range(first: u16, last: u16) -> PortRange {
+        let port = |n| Port::new(n).expect("not zero");
+        PortRange::new(port(first), port(last)).expect("not empty")
+    }
+
+    #[test]
+    fn ranges_that_meet_are_one() {
+        let ports = PortRanges::new([range(5, 9), range(1, 4), range(20, 65_535), range(21, 30)]).expect("not empty");
+        assert_eq!(ports.as_slice(), [range(1, 9), range(20, 65_535)]);
+        assert!(PortRanges::new([]).is_none());
+    }
+
+    #[test]
+    fn a_cycle_names_every_port_once() {
+        let ports = PortRanges::new([range(5, 7), range(20, 21)]).expect("not empty");
+        let from = |first| ports.cycle_from(Port::new(first).expect("not zero")).map(Port::number).collect::<Vec<_>>();
+        assert_eq!(from(6), [6, 7, 20, 21, 5]);
+        assert_eq!(from(1), [5, 6, 7, 20, 21]);
+        assert_eq!(from(9), [20, 21, 5, 6, 7]);
+        assert_eq!(from(65_535), [5, 6, 7, 20, 21]);
+    }
+
+    #[test]
+    fn a_low_port_must_be_named() {
+        let port = |n| Port::new(n).expect("not zero");
+        let mut terms = Terms::default();
+        assert!(terms.may_use(port(1024)) && terms.may_use(port(65_535)) && !terms.may_use(port(1023)));
+        terms.data_ports = PortRanges::new([range(20, 20), range(1024, 65_535)]).expect("not empty");
+        assert!(terms.may_use(port(20)) && !terms.may_use(port(21)));
+    }
+
+    #[test]
+    fn a_known_service_must_be_named_by_itself() {
+        let port = |n| Port::new(n).expect("not zero");
+        let mut terms = Terms::default();
+        assert!(!terms.may_use(port(3306)) && terms.may_use(port(3307)));
+        terms.data_ports = PortRanges::new([range(3300, 3400), range(3306, 3306)]).expect("not empty");
+        assert!(terms.may_use(port(3306)) && !terms.may_use(port(3389)));
+        terms.known_services = PortSet::default();
+        assert!(terms.may_use(port(3389)));
+    }
+
+    #[test]
+    fn the_entries_of_a_set_mean_the_same() {
+        for entries in [
+            &[range(5, 9)][..],
+            &[range(5, 5)],
+            &[range(5, 5), range(6, 6)],
+            &[range(5, 9), range(7, 7), range(10, 10), range(20, 20)],
+        ] {
+            let ports = PortRanges::new(entries.iter().copied()).expect("not empty");
+            assert!(ports.entries().len() <= entries.len(), "{entries:?}");
+            assert_eq!(PortRanges::new(ports.entries()), Some(ports));
+        }
+    }
+
+    #[test]
+    fn a_denied_command_is_denied_in_any_case() {
+        let terms = Terms { denied_commands: Verbs::new(["DELE", "RMD"]).expect("verbs"), ..Terms::default() };
+        assert!(terms.denies("DELE") && terms.denies("dele") && !terms.denies("DEL") && !terms.denies("RETR"));
+        assert!(Verbs::new(["dele"]).is_none() && Verbs::new([""]).is_none() && Verbs::new(["DELETEIT9"]).is_none());
+    }
+}

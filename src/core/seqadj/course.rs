@@ -1,0 +1,448 @@
+//! One direction of a connection of which some bytes are replaced, and how that moves all that follow.
+//!
+//! The sender counts its own bytes, the receiver those that reach it. Which of the sender's places is which of the
+//! receiver's follows from the replacements alone, so that any segment, however the sender cuts its bytes the second
+//! time, is rewritten to what the receiver has there. Knows nothing of lines.
+
+use std::collections::VecDeque;
+
+use super::{Replacement, Verdict};
+use crate::core::net::{Flags, Segment, Seq};
+use crate::core::seqadj::Adjustment;
+use crate::core::seqadj::NotAdjusted;
+
+/// How many replacements are remembered, beyond those that the receiver has not acknowledged, for the case that the
+/// sender sends those bytes again.
+const REMEMBERED: usize = 16;
+
+/// How many replacements are remembered at most. There are no more: each is an announcement, to which the other end
+/// answers, and with the answer comes the acknowledgement.
+const MOST_REMEMBERED: usize = 64;
+
+/// The most bytes that are withheld: the longest address that FTP can write is shorter.
+pub const MOST_WITHHELD: usize = 160;
+
+/// The longest payload that a segment may grow to. With its headers it fits every path of IPv6, and nearly all of IPv4.
+const LONGEST: usize = 1200;
+
+/// Why bytes cannot be replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Obstacle {
+    /// Some of them, or of what follows them, have gone on already.
+    Gone,
+    /// The segment would not fit the path any more.
+    NoRoom,
+    /// The kernel does not shift this direction.
+    NotAdjusted,
+}
+
+/// Bytes that the receiver gets in place of the sender's.
+#[derive(Debug)]
+struct Edit {
+    start: Seq,
+    length: usize,
+    text: Vec<u8>,
+    /// The byte in front of it.
+    before: u8,
+}
+
+impl Edit {
+    fn end(&self) -> Seq {
+        self.start + self.length
+    }
+
+    fn growth(&self) -> i32 {
+        self.text.len() as i32 - self.length as i32
+    }
+}
+
+/// All replacements that the receiver has acknowledged long ago.
+#[derive(Clone, Copy, Debug)]
+struct Forgotten {
+    /// Where the last of them ended.
+    end: Seq,
+    /// By how much they have moved what follows.
+    growth: i32,
+    /// The last byte of them that the receiver got.
+    last: u8,
+}
+
+/// One direction.
+#[derive(Debug)]
+pub struct Course {
+    /// What the kernel was found to do.
+    found: Adjustment,
+    /// What it does now.
+    adjustment: Adjustment,
+    /// What is left of the replacements that are not remembered any more.
+    forgotten: Option<Forgotten>,
+    /// In the order of the stream. The last may be one without text: bytes that are withheld.
+    edits: VecDeque<Edit>,
+    /// Those bytes, while there are any.
+    withheld: Option<Vec<u8>>,
+    /// Up to where the receiver has acknowledged, as it counts.
+    acked: Option<Seq>,
+    /// Up to where the sender's bytes have gone on.
+    gone: Option<Seq>,
+    /// From where on nothing may go on.
+    barred: Option<Seq>,
+}
+
+impl Default for Course {
+    fn default() -> Self {
+        Self::found(Adjustment { position: Seq::default(), before: 0, after: 0 })
+    }
+}
+
+impl Course {
+    /// A direction that the kernel shifts so already.
+    pub fn found(adjustment: Adjustment) -> Self {
+        Self {
+            found: adjustment,
+            adjustment,
+            forgotten: None,
+            edits: VecDeque::new(),
+            withheld: None,
+            acked: None,
+            gone: None,
+            barred: None,
+        }
+    }
+
+    /// What the kernel does to it now.
+    pub fn adjustment(&self) -> &Adjustment {
+        &self.adjustment
+    }
+
+    /// Takes the receiver's acknowledgement, and tells it as the sender counts.
+    pub fn acknowledged(&mut self, ack: Seq) -> Seq {
+        self.acked = Some(self.acked.map_or(ack, |acked| acked.later(ack)));
+        self.adjustment.acknowledgement(ack)
+    }
+
+    /// Where the sender begins if it sends a segment again that is here: where that begins, or what it has not heard to be
+    /// acknowledged. Those two are mostly one. Of what is withheld it has heard that, but may not believe it any more.
+    pub fn repeated_from(&self, segment: &Segment<'_>) -> Vec<Seq> {
+        let acked = self.acked.map(|ack| self.adjustment.acknowledgement(ack));
+        let withheld = self.withheld().map(|(start, _)| start);
+        let behind = [acked, withheld].into_iter().flatten().filter(|place| place.is_before(segment.seq));
+        [segment.seq].into_iter().chain(behind).collect()
+    }
+
+    /// Whether the bytes behind this place were replaced before the kernel was asked what it does: then what is there
+    /// now is sent for the second time.
+    pub fn was_replaced_before(&self, place: Seq) -> bool {
+        self.found.before != self.found.after && !place.is_after(self.found.position)
+    }
+
+    /// By how much what was replaced before had grown.
+    pub fn growth_before(&self) -> i32 {
+        self.found.after - self.found.before
+    }
+
+    /// Takes up what was replaced before the kernel was asked: `replaced` is sent for the second time.
+    ///
+    /// If its text is not as long as it was then, it is made so: the receiver has it already, or will not understand
+    /// it, but the connection goes on.
+    pub fn resume(&mut self, mut replaced: Replaced) {
+        let length = replaced.length.saturating_add_signed(self.growth_before() as isize);
+        replaced.text.resize(length, b' ');
+        let Replaced { start, length, text, before } = replaced;
+        self.found.after = self.found.before;
+        self.edits.push_back(Edit { start, length, text, before });
+    }
+
+    /// A segment is sent for the second time in which something was replaced before the kernel was asked, and what that
+    /// was is not known: it is made as long as it was then.
+    fn resume_unknown(&mut self, segment: &Segment<'_>) {
+        let growth = self.growth_before();
+        let Some(known) = usize::try_from(self.found.position - segment.seq).ok() else { return };
+        let Some(&last) = segment.payload.get(known) else { return };
+        if growth == 0 || !self.edits.is_empty() {
+            return;
+        }
+        // The place that the kernel knows is the last byte of the text, or where that would have ended in a longer one.
+        let replaced = if growth > 0 {
+            let before = known.checked_sub(1).and_then(|before| segment.payload.get(before)).copied();
+            Replaced { start: self.found.position, length: 1, text: vec![last], before: before.unwrap_or(b' ') }
+        } else {
+            let length = growth.unsigned_abs() as usize;
+            Replaced { start: self.found.position + 1, length, text: Vec::new(), before: last }
+        };
+        self.resume(replaced);
+    }
+
+    /// Up to where the sender's bytes have gone on, changed or not: what is sent again becomes what it was.
+    pub fn gone(&self) -> Option<Seq> {
+        self.gone
+    }
+
+    /// What is new in this segment, and all behind it, must not go on, now or later.
+    pub fn bar(&mut self, segment: &Segment<'_>) {
+        let new = self.gone.map_or(segment.seq, |gone| gone.later(segment.seq));
+        self.barred.get_or_insert(new);
+    }
+
+    /// Whether this segment holds bytes that must not go on.
+    pub fn is_barred(&self, segment: &Segment<'_>) -> bool {
+        let end = segment.seq + segment.payload.len();
+        !segment.payload.is_empty() && self.barred.is_some_and(|barred| end.is_after(barred))
+    }
+
+    /// Where the bytes begin that are withheld, and which they are.
+    pub fn withheld(&self) -> Option<(Seq, &[u8])> {
+        let bytes = self.withheld.as_deref()?;
+        Some((self.edits.back()?.start, bytes))
+    }
+
+    /// A segment goes on that begins there. If there is a hole between it and what is withheld, that is given up: how far
+    /// it moves what follows is settled, and the receiver never gets it.
+    pub fn goes_on_from(&mut self, place: Seq) {
+        if self.withheld().is_some_and(|(start, bytes)| place.is_after(start + bytes.len())) {
+            self.withheld = None;
+        }
+    }
+
+    /// Replaces the bytes from `start` on, which are `length` bytes of the segment that has just come, or were
+    /// withheld before it. `before` is the byte in front of them. If something is withheld in front of them, it goes on
+    /// as it is.
+    ///
+    /// `adjust` tells the kernel, if it has to know.
+    pub fn replace(
+        &mut self,
+        segment: &Segment<'_>,
+        replaced: Replaced,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+    ) -> Result<(), Obstacle> {
+        let Replaced { start, length, text, before } = replaced;
+        if self.withheld().is_some_and(|(withheld, bytes)| !start.is_before(withheld + bytes.len())) {
+            self.release(segment, adjust)?;
+        }
+        let is_apart = |(withheld, bytes): (Seq, &[u8])| {
+            start.is_after(withheld) || (start + length).is_before(withheld + bytes.len())
+        };
+        if self.withheld().is_some_and(is_apart) {
+            return Err(Obstacle::Gone);
+        }
+        let withheld = self.withheld.take();
+        let edit = if withheld.is_some() { self.edits.pop_back() } else { None };
+        let result = self.add(segment, Edit { start, length, text, before }, adjust);
+        if result.is_err() {
+            self.edits.extend(edit);
+            self.withheld = withheld;
+        }
+        result
+    }
+
+    /// Keeps back the bytes from `start` to the end of the segment, until they are replaced or let go.
+    ///
+    /// The sender is told that they were received, lest it wait for that before it sends the rest.
+    pub fn withhold(
+        &mut self,
+        segment: &Segment<'_>,
+        start: Seq,
+        before: u8,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+    ) -> Result<(), Obstacle> {
+        if self.withheld().is_some_and(|(withheld, _)| withheld != start) {
+            return Err(Obstacle::Gone);
+        }
+        let mut bytes = self.withheld.clone().unwrap_or_default();
+        let new = usize::try_from(start + bytes.len() - segment.seq).unwrap_or(usize::MAX);
+        let Some(new) = segment.payload.get(new..).filter(|new| !new.is_empty()) else { return Ok(()) };
+        bytes.extend_from_slice(new);
+        if bytes.len() > MOST_WITHHELD {
+            return Err(Obstacle::NoRoom);
+        }
+        self.replace(segment, Replaced { start, length: bytes.len(), text: Vec::new(), before }, adjust)?;
+        self.withheld = Some(bytes);
+        Ok(())
+    }
+
+    /// Lets go what is withheld, together with the first byte that has come since then.
+    pub fn release(
+        &mut self,
+        segment: &Segment<'_>,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+    ) -> Result<(), Obstacle> {
+        let (Some(withheld), Some(edit)) = (&self.withheld, self.edits.back()) else { return Ok(()) };
+        let first = usize::try_from(edit.end() - segment.seq).unwrap_or(usize::MAX);
+        let Some(first) = segment.payload.get(first) else { return Ok(()) };
+        let text = [withheld.as_slice(), &[*first]].concat();
+        self.replace(segment, Replaced { start: edit.start, length: text.len(), text, before: edit.before }, adjust)
+    }
+
+    fn add(
+        &mut self,
+        segment: &Segment<'_>,
+        edit: Edit,
+        adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
+    ) -> Result<(), Obstacle> {
+        let end = segment.seq + segment.payload.len();
+        // Withheld bytes have not gone on; all others of earlier segments have.
+        let is_here = !edit.start.is_before(self.gone.unwrap_or(segment.seq));
+        let is_last = self.edits.back().is_none_or(|last| !edit.start.is_before(last.end()));
+        let growth = edit.growth();
+        let overtaken = self.gone.is_some_and(|gone| gone.is_after(end)) && growth != 0;
+        // It went on while nobody was here, and is sent again because its acknowledgement is late: the receiver would take
+        // what it grew by for something new.
+        let is_received = self.acked.is_some_and(|acked| acked.is_after(self.place_for_receiver(edit.start)));
+        if !is_here || !is_last || overtaken || is_received {
+            return Err(Obstacle::Gone);
+        }
+        if self.edits.len() >= MOST_REMEMBERED {
+            return Err(Obstacle::NoRoom);
+        }
+        self.edits.push_back(edit);
+        if self.rewritten(segment).1.len() > segment.payload.len().max(LONGEST) {
+            self.edits.pop_back();
+            return Err(Obstacle::NoRoom);
+        }
+        let wanted = self.wanted_adjustment();
+        if wanted.after != self.adjustment.after {
+            if adjust(&wanted).is_err() {
+                self.edits.pop_back();
+                return Err(Obstacle::NotAdjusted);
+            }
+            self.adjustment = wanted;
+        }
+        while self.edits.len() > REMEMBERED
+            && self.edits.front().is_some_and(|oldest| self.is_acknowledged(oldest))
+            && let Some(oldest) = self.edits.pop_front()
+        {
+            let growth = self.forgotten.map_or(0, |forgotten| forgotten.growth) + oldest.growth();
+            let last = oldest.text.last().copied().unwrap_or(oldest.before);
+            self.forgotten = Some(Forgotten { end: oldest.end(), growth, last });
+        }
+        Ok(())
+    }
+
+    /// What is to become of a segment of this direction, now that all its lines are known.
+    pub fn verdict(&mut self, segment: &Segment<'_>) -> Verdict {
+        if segment.payload.is_empty() || segment.flags.has(Flags::SYN) || segment.flags.has(Flags::RST) {
+            return Verdict::Accept;
+        }
+        self.resume_unknown(segment);
+        let (mut place, mut payload) = match self.forgotten {
+            Some(forgotten) if segment.seq.is_before(forgotten.end) => self.rewritten_behind(&forgotten, segment),
+            _ => self.rewritten(segment),
+        };
+        let end = segment.seq + segment.payload.len();
+        // What is withheld has not gone on.
+        let gone = self.withheld().map_or(end, |(start, _)| start);
+        self.gone = Some(self.gone.map_or(gone, |before| before.later(gone)));
+        if payload.is_empty() && !segment.flags.has(Flags::FIN) {
+            // A segment without payload would not be answered. One that repeats a byte is, at once.
+            payload.push(self.byte_before(segment.seq));
+            place = place.moved(-1);
+        }
+        if self.adjustment.source_of(place).is_none()
+            && let Some(acked) = self.acked
+        {
+            // The receiver has what the kernel could not bring to its place any more.
+            let known = usize::try_from(acked - place).unwrap_or(0).min(payload.len().saturating_sub(1));
+            payload.drain(..known);
+            place += known;
+        }
+        let Some(seq) = self.adjustment.source_of(place) else { return Verdict::Accept };
+        if seq == segment.seq && payload == segment.payload {
+            return Verdict::Accept;
+        }
+        Verdict::Replace(Replacement { seq, payload })
+    }
+
+    /// Where the receiver counts the byte that the sender counts at `place`.
+    ///
+    /// Within bytes that are replaced there is only one place: all of the text belongs to the last of them.
+    pub fn place_for_receiver(&self, place: Seq) -> Seq {
+        let mut shift = self.forgotten.map_or(0, |forgotten| forgotten.growth);
+        for edit in &self.edits {
+            if !edit.end().is_after(place) {
+                shift += edit.growth();
+            } else if place.is_after(edit.start) {
+                return self.found.sequence(edit.start).moved(shift);
+            } else {
+                break;
+            }
+        }
+        self.found.sequence(place).moved(shift)
+    }
+
+    /// What the receiver gets for a segment, and where.
+    fn rewritten(&self, segment: &Segment<'_>) -> (Seq, Vec<u8>) {
+        let Segment { seq: start, payload, .. } = *segment;
+        let end = start + payload.len();
+        let mut bytes = Vec::with_capacity(payload.len() + 32);
+        let mut done = 0;
+        for edit in &self.edits {
+            if !edit.end().is_after(start) {
+                continue;
+            }
+            if !edit.start.is_before(end) {
+                break;
+            }
+            let before = usize::try_from(edit.start - start).unwrap_or(0);
+            bytes.extend_from_slice(payload.get(done..before).unwrap_or_default());
+            if edit.end().is_after(end) {
+                done = payload.len();
+                break;
+            }
+            bytes.extend_from_slice(&edit.text);
+            done = usize::try_from(edit.end() - start).unwrap_or(0);
+        }
+        bytes.extend_from_slice(payload.get(done..).unwrap_or_default());
+        (self.place_for_receiver(start), bytes)
+    }
+
+    /// What the receiver gets for a segment that begins where nothing is remembered any more: it has that already.
+    fn rewritten_behind(&self, forgotten: &Forgotten, segment: &Segment<'_>) -> (Seq, Vec<u8>) {
+        let known = usize::try_from(forgotten.end - segment.seq).unwrap_or(0);
+        let Some(payload) = segment.payload.get(known..).filter(|rest| !rest.is_empty()) else {
+            return (self.place_for_receiver(forgotten.end).moved(-1), vec![forgotten.last]);
+        };
+        self.rewritten(&Segment { seq: forgotten.end, payload, ..*segment })
+    }
+
+    /// The last byte that the receiver has in front of this place, which lies in bytes that are replaced.
+    fn byte_before(&self, place: Seq) -> u8 {
+        let edit = self.edits.iter().find(|edit| edit.end().is_after(place));
+        edit.map_or(b' ', |edit| edit.before)
+    }
+
+    fn is_acknowledged(&self, edit: &Edit) -> bool {
+        self.acked.is_some_and(|acked| !self.place_for_receiver(edit.end()).is_after(acked))
+    }
+
+    /// What the kernel has to do so that whatever comes next is counted right.
+    ///
+    /// It must never tell the sender that something was received which was not: of all shifts that hold where the
+    /// receiver may be, the greatest is what is taken from acknowledgements of what lies before the last replacement.
+    fn wanted_adjustment(&self) -> Adjustment {
+        let Some(last) = self.edits.back() else { return self.adjustment };
+        let end = last.end();
+        let after = self.place_for_receiver(end) - end;
+        let unacked = self.edits.iter().skip_while(|edit| self.is_acknowledged(edit));
+        let shifts = unacked.chain([last]).map(|edit| self.place_for_receiver(edit.start) - edit.start);
+        let before = shifts.max().unwrap_or(after);
+        let end_for_receiver = self.place_for_receiver(end).moved(-before);
+        let first_behind = if end_for_receiver.is_before(end) { end_for_receiver } else { end };
+        Adjustment { position: first_behind.moved(-1), before, after }
+    }
+}
+
+/// Bytes to replace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// Where the first of them stands.
+    pub start: Seq,
+    /// How many there are; at least one.
+    pub length: usize,
+    /// What the receiver gets instead.
+    pub text: Vec<u8>,
+    /// The byte in front of them.
+    pub before: u8,
+}
+
+#[cfg(test)]
+#[path = "course_tests.rs"]
+mod tests;

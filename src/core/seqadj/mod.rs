@@ -1,0 +1,73 @@
+//! Replaces bytes of a control connection as it goes through, whatever their length.
+//!
+//! What the receiver gets differs from what the sender sent, so both count differently. The kernel corrects that in
+//! every packet, by itself; here is decided what it has to be told, and what each segment becomes. Knows nothing of
+//! FTP, nor how the kernel is told.
+
+mod adjustment;
+mod course;
+
+pub use adjustment::{Adjustment, Adjustments, NotAdjusted};
+pub use course::{Course, MOST_WITHHELD, Obstacle, Replaced};
+
+use crate::core::net::{Direction, Seq};
+
+/// What is to become of a packet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Verdict {
+    /// It goes on as it is.
+    #[default]
+    Accept,
+    /// It goes on with something else in it.
+    Replace(Replacement),
+    /// It does not go on: its receiver would ignore it, or read something else than was read here.
+    Drop,
+    /// It waits until what is missing in front of it has come, and is then shown again.
+    Later,
+}
+
+/// What a segment carries instead of what it carried.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Replacement {
+    /// Its sequence number, before the kernel shifts it.
+    pub seq: Seq,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+impl std::fmt::Debug for Replacement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} at {:?}", String::from_utf8_lossy(&self.payload), self.seq)
+    }
+}
+
+/// Both directions of a connection in which something may be replaced.
+#[derive(Debug, Default)]
+pub struct Courses {
+    client: Course,
+    server: Course,
+}
+
+impl Courses {
+    /// The directions as the kernel shifts them already.
+    pub fn found(adjustments: &Adjustments) -> Self {
+        let course = |direction| adjustments.of(direction).map(Course::found).unwrap_or_default();
+        Self { client: course(Direction::FromClient), server: course(Direction::FromServer) }
+    }
+
+    /// One of them, to look at.
+    pub const fn get(&self, direction: Direction) -> &Course {
+        match direction {
+            Direction::FromClient => &self.client,
+            Direction::FromServer => &self.server,
+        }
+    }
+
+    /// One of them.
+    pub fn of(&mut self, direction: Direction) -> &mut Course {
+        match direction {
+            Direction::FromClient => &mut self.client,
+            Direction::FromServer => &mut self.server,
+        }
+    }
+}

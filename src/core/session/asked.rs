@@ -1,0 +1,184 @@
+//! The commands that the server has not answered yet, in order.
+//!
+//! Bounded: a client that sends far ahead of the answers gets its further commands counted, not understood.
+
+use crate::core::ftp::Mode;
+
+/// How many unanswered commands are told apart. Clients that pipeline send a handful.
+const MOST: usize = 16;
+
+/// What a command asked for, as far as its answer matters to us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Announce(Mode),
+    Ask(Mode),
+    ExtendedOnly,
+    User,
+    Secret,
+    Reinitialize,
+    Secure,
+    Other,
+    /// An empty line. Some servers answer it with an error, others do not.
+    Nothing,
+}
+
+/// The number of a command within its session, to find what it caused when its answer comes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CommandNumber(u32);
+
+/// A queue of [`Asked`].
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    kinds: [Asked; MOST],
+    first: u8,
+    count: u8,
+    /// Commands behind those in `kinds`, of unknown kind.
+    beyond: u16,
+    /// The number of the first one in the queue.
+    number: CommandNumber,
+}
+
+impl Default for Unanswered {
+    fn default() -> Self {
+        Self { kinds: [Asked::Other; MOST], first: 0, count: 0, beyond: 0, number: CommandNumber(0) }
+    }
+}
+
+impl Unanswered {
+    /// Adds a command. Its number, unless there are too many to know it again.
+    pub(super) fn push(&mut self, kind: Asked) -> Option<CommandNumber> {
+        if usize::from(self.count) == MOST || self.beyond > 0 {
+            self.beyond = self.beyond.saturating_add(1);
+            return None;
+        }
+        let number = CommandNumber(self.number.0.wrapping_add(u32::from(self.count)));
+        self.kinds[(usize::from(self.first) + usize::from(self.count)) % MOST] = kind;
+        self.count += 1;
+        Some(number)
+    }
+
+    /// Removes the command that a final reply answers: the first, except that an empty line may go unanswered.
+    ///
+    /// Where not everything was heard, a success may belong to a command that was given before: then no other one than
+    /// its own answers a question for an address, and the question still waits.
+    pub(super) fn pop(&mut self, code: u16, in_step: bool) -> Option<(Asked, CommandNumber)> {
+        while let Some(front) = self.front() {
+            if !in_step && matches!(front, Asked::Ask(_)) && code < 400 {
+                return None;
+            }
+            let number = self.advance();
+            if front != Asked::Nothing || (500..=504).contains(&code) {
+                return Some((front, number));
+            }
+        }
+        self.beyond = self.beyond.saturating_sub(1);
+        None
+    }
+
+    /// Whether commands of unknown kind wait for an answer.
+    pub(super) fn is_beyond(&self) -> bool {
+        self.beyond > 0
+    }
+
+    /// Removes everything up to and including the first command that `is_meant` picks, if there is one, and says what
+    /// that was.
+    ///
+    /// A reply that can only answer one kind of command brings us back in step with a server that answered something
+    /// else twice or never.
+    pub(super) fn pop_through(&mut self, is_meant: impl Fn(Asked) -> bool) -> Option<Asked> {
+        let found = (0..usize::from(self.count)).find(|index| is_meant(self.kind_at(*index)))?;
+        let kind = self.kind_at(found);
+        for _ in 0..=found {
+            self.advance();
+        }
+        Some(kind)
+    }
+
+    /// Forgets all: nobody knows any more what was answered.
+    pub(super) fn clear(&mut self) {
+        while self.count > 0 {
+            self.advance();
+        }
+        self.beyond = 0;
+    }
+
+    fn front(&self) -> Option<Asked> {
+        (self.count > 0).then(|| self.kind_at(0))
+    }
+
+    fn kind_at(&self, index: usize) -> Asked {
+        self.kinds[(usize::from(self.first) + index) % MOST]
+    }
+
+    fn advance(&mut self) -> CommandNumber {
+        let number = self.number;
+        self.first = (self.first + 1) % MOST as u8;
+        self.count -= 1;
+        self.number = CommandNumber(number.0.wrapping_add(1));
+        number
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_come_in_the_order_of_the_commands() {
+        let mut queue = Unanswered::default();
+        let numbers: Vec<_> =
+            [Asked::User, Asked::Secret, Asked::Other].into_iter().filter_map(|kind| queue.push(kind)).collect();
+        assert_eq!(queue.pop(331, true), Some((Asked::User, numbers[0])));
+        assert_eq!(queue.pop(230, true), Some((Asked::Secret, numbers[1])));
+        assert_eq!(queue.pop(200, true), Some((Asked::Other, numbers[2])));
+        assert_eq!(queue.pop(200, true), None);
+    }
+
+    #[test]
+    fn an_empty_line_is_answered_by_an_error_or_not_at_all() {
+        let mut queue = Unanswered::default();
+        queue.push(Asked::Nothing);
+        queue.push(Asked::User);
+        assert_eq!(queue.pop(500, true).map(|(kind, _)| kind), Some(Asked::Nothing));
+        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(Asked::User));
+        queue.push(Asked::Nothing);
+        queue.push(Asked::User);
+        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(Asked::User));
+    }
+
+    #[test]
+    fn a_telling_reply_brings_back_in_step() {
+        let mut queue = Unanswered::default();
+        queue.push(Asked::Other);
+        queue.push(Asked::Ask(Mode::Pasv));
+        queue.push(Asked::Other);
+        assert_eq!(queue.pop_through(|kind| kind == Asked::Ask(Mode::Epsv)), None);
+        assert!(queue.pop_through(|kind| kind == Asked::Ask(Mode::Pasv)).is_some());
+        assert_eq!(queue.pop(200, true).map(|(kind, _)| kind), Some(Asked::Other));
+        assert_eq!(queue.pop(200, true), None);
+    }
+
+    #[test]
+    fn out_of_step_a_question_waits_for_its_own_answer_or_a_failure() {
+        let mut queue = Unanswered::default();
+        queue.push(Asked::Ask(Mode::Pasv));
+        assert_eq!(queue.pop(226, false), None);
+        assert_eq!(queue.pop(502, false).map(|(kind, _)| kind), Some(Asked::Ask(Mode::Pasv)));
+        assert_eq!(queue.pop(502, true), None);
+    }
+
+    #[test]
+    fn commands_beyond_the_bound_are_counted_and_have_no_number() {
+        let mut queue = Unanswered::default();
+        for _ in 0..MOST {
+            assert!(queue.push(Asked::Other).is_some());
+        }
+        assert_eq!(queue.push(Asked::Announce(Mode::Port)), None);
+        for _ in 0..MOST {
+            assert!(queue.pop(200, true).is_some());
+        }
+        assert_eq!(queue.push(Asked::Announce(Mode::Port)), None, "it comes behind one that is unknown");
+        assert_eq!((queue.pop(200, true), queue.pop(200, true)), (None, None));
+        assert!(queue.push(Asked::Announce(Mode::Port)).is_some());
+    }
+}

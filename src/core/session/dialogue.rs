@@ -1,0 +1,489 @@
+//! What the two ends have said, as far as it decides whether an announcement counts.
+//!
+//! Lines in, meanings out. Knows nothing of packets, policy or time.
+
+use std::fmt::Write as _;
+use std::ops::Range;
+
+use memchr::memmem;
+
+use super::asked::{Asked, CommandNumber, Unanswered};
+use crate::core::ftp::command::{Command, Said, Verb};
+use crate::core::ftp::notation::{Announced, Found, Notation};
+use crate::core::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
+use crate::core::ftp::{Line, Mode};
+use crate::core::kernel::{InStep, Progress};
+use crate::core::net::{Direction, Seq};
+
+/// How much of a user's name is kept.
+const LONGEST_NAME: usize = 64;
+
+/// The longest line that a client of FTP sends before somebody is logged in.
+const LONGEST_BEFORE_LOGIN: usize = 512;
+
+/// A line that names where a data connection will go, and how it stands in the dialogue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement<'a> {
+    /// How it was announced.
+    pub mode: Mode,
+    /// What it names; none if that cannot be read.
+    pub named: Option<Announced>,
+    /// Which command it was, where the server's answer will be known as its answer.
+    pub number: Option<CommandNumber>,
+    /// How it stands.
+    pub standing: Standing,
+    /// The bytes that name the address, where they can be read.
+    pub written: Option<Written<'a>>,
+}
+
+/// The bytes of an announcement that name the address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written<'a> {
+    /// The line.
+    pub line: Line<'a>,
+    /// Where in its text the address stands.
+    pub span: Range<usize>,
+}
+
+impl Written<'_> {
+    /// The sequence number of the address's first byte.
+    pub fn place(&self) -> Seq {
+        self.line.start + self.span.start
+    }
+}
+
+/// What the dialogue says about an announcement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Both ends have spoken FTP so far.
+    pub is_ftp: bool,
+    /// The dialogue was read from its start, or by an earlier run that left word of it.
+    pub is_known: bool,
+    /// All readers agree what this line says.
+    pub is_plain: bool,
+    /// The client asked for it; always so where the client itself announces.
+    pub asked_for: bool,
+    /// Somebody is logged in.
+    pub logged_in: bool,
+    /// The client said before that it would use nothing but EPSV.
+    pub extended_only: bool,
+}
+
+/// What a line means to those outside.
+#[derive(Debug, PartialEq)]
+pub enum Event<'a> {
+    /// Nothing that matters here.
+    Nothing,
+    /// The client gave a command; the argument only where no secret can be in it.
+    Said(&'static str, Option<&'a [u8]>),
+    /// One end announced where it listens.
+    Announced(Announcement<'a>),
+    /// The server refused the announcement that was the command of this number.
+    AnnouncementRefused(CommandNumber),
+    /// The server let the user in.
+    LoggedIn,
+    /// What follows is not text any more.
+    Encrypted,
+    /// This is some other protocol.
+    NotFtp,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Language {
+    /// Nobody has logged in yet. Up to then both ends have to keep to FTP.
+    Undecided,
+    Ftp,
+    Other,
+    /// TLS, mostly: nothing can be read.
+    Secret,
+}
+
+/// One session's dialogue.
+#[derive(Debug)]
+pub struct Dialogue {
+    unanswered: Unanswered,
+    replies: ReplyReader,
+    language: Language,
+    is_logged_in: bool,
+    is_greeted: bool,
+    /// The client has given a command of FTP.
+    has_commanded: bool,
+    /// Its beginning was read, or an earlier run left word of it.
+    is_known: bool,
+    extended_only: bool,
+    encryption_requested: bool,
+    /// Whether all commands and replies were read, so that it is known which answers which.
+    in_step: bool,
+    /// The next reply is the first since an earlier run, which may have read the question that it answers.
+    may_answer_earlier_run: bool,
+    user: Option<Box<str>>,
+}
+
+impl Dialogue {
+    /// A dialogue that is read from its first line on.
+    pub fn from_the_start() -> Self {
+        Self {
+            unanswered: Unanswered::default(),
+            replies: ReplyReader::default(),
+            language: Language::Undecided,
+            is_logged_in: false,
+            is_greeted: false,
+            has_commanded: false,
+            is_known: true,
+            extended_only: false,
+            encryption_requested: false,
+            in_step: true,
+            may_answer_earlier_run: false,
+            user: None,
+        }
+    }
+
+    /// A dialogue that went on before it was read, of which this is known.
+    pub fn from_the_middle(progress: Progress, in_step: InStep) -> Self {
+        Self {
+            language: match progress {
+                Progress::Unknown | Progress::Ftp => Language::Undecided,
+                Progress::LoggedIn => Language::Ftp,
+                Progress::Unreadable => Language::Other,
+            },
+            is_logged_in: progress == Progress::LoggedIn,
+            is_greeted: true,
+            has_commanded: progress != Progress::Unknown,
+            is_known: match progress {
+                Progress::Unknown => false,
+                // As for what the client says before a login and nobody reads: see `client_was_lost`.
+                Progress::Ftp => in_step.client,
+                Progress::LoggedIn | Progress::Unreadable => true,
+            },
+            in_step: false,
+            may_answer_earlier_run: in_step.server,
+            ..Self::from_the_start()
+        }
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> Progress {
+        match self.language {
+            Language::Secret | Language::Other => Progress::Unreadable,
+            _ if !self.is_known => Progress::Unknown,
+            Language::Ftp | Language::Undecided if self.is_logged_in => Progress::LoggedIn,
+            Language::Ftp | Language::Undecided if self.is_greeted && self.has_commanded => Progress::Ftp,
+            Language::Ftp | Language::Undecided => Progress::Unknown,
+        }
+    }
+
+    /// Whether it was read from its start, or an earlier run left word of it.
+    pub fn is_known(&self) -> bool {
+        self.is_known
+    }
+
+    /// Whether nothing in it can be read any more.
+    pub fn is_encrypted(&self) -> bool {
+        self.language == Language::Secret
+    }
+
+    /// Whether the server is known to have let the user in.
+    pub fn is_logged_in(&self) -> bool {
+        self.is_logged_in
+    }
+
+    /// Whether it is encrypted because the client asked for that.
+    pub fn is_encryption_requested(&self) -> bool {
+        self.encryption_requested
+    }
+
+    /// Whether it turned out not to be FTP.
+    pub fn is_other_protocol(&self) -> bool {
+        self.language == Language::Other
+    }
+
+    /// Reads a little of it, so that all of it is near when it is needed.
+    pub(super) fn touch(&self) -> u32 {
+        u32::from(self.is_encrypted()) ^ u32::from(self.unanswered.is_beyond()) ^ u32::from(self.user.is_some())
+    }
+
+    /// Who the client said it is.
+    pub fn user(&self) -> Option<&str> {
+        self.user.as_deref()
+    }
+
+    /// The client sends something, whatever it is. A client of FTP waits for the greeting first.
+    pub fn client_speaks(&mut self) -> Event<'static> {
+        if self.is_greeted { Event::Nothing } else { self.is_not_ftp() }
+    }
+
+    /// Takes the client's next line.
+    pub fn client_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+        if self.language == Language::Secret {
+            return Event::Nothing;
+        }
+        let said = Command::parse(line);
+        let is_out_of_place = self.language == Language::Undecided && self.is_known && !is_like_ftp(line, &said);
+        // Wherever it was picked up: a header line, or no text at all.
+        let is_no_command = match said {
+            Said::Unknown([.., b':']) => true,
+            Said::Unknown(_) => !self.is_known && line.text.iter().any(u8::is_ascii_control),
+            Said::Command(_) | Said::Nothing => false,
+        };
+        if is_out_of_place || is_no_command {
+            self.ask(Asked::Other);
+            return self.is_not_ftp();
+        }
+        match said {
+            Said::Command(command) => {
+                self.has_commanded = true;
+                self.client_commands(line, &command)
+            }
+            Said::Nothing => {
+                self.ask(Asked::Nothing);
+                Event::Nothing
+            }
+            Said::Unknown(_) => {
+                self.ask(Asked::Other);
+                Event::Nothing
+            }
+        }
+    }
+
+    fn client_commands<'a>(&mut self, line: &Line<'a>, command: &Command<'a>) -> Event<'a> {
+        let asked = match command.verb {
+            Verb::Announce(mode) => {
+                let number = self.ask(Asked::Announce(mode));
+                let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
+                let before = line.text.len() - command.argument.len();
+                return Event::Announced(self.announcement(mode, found, number, true, (line, before)));
+            }
+            Verb::Ask(mode) => Asked::Ask(mode),
+            Verb::AskExtendedOnly => {
+                self.extended_only = true;
+                Asked::ExtendedOnly
+            }
+            Verb::User => {
+                self.user = name(command.argument);
+                Asked::User
+            }
+            Verb::Secret => Asked::Secret,
+            Verb::Reinitialize => Asked::Reinitialize,
+            Verb::Secure => Asked::Secure,
+            Verb::Other => Asked::Other,
+        };
+        let is_known_later = self.ask(asked).is_some();
+        if !is_known_later && matches!(asked, Asked::User | Asked::Reinitialize) {
+            // Its answer will not be recognised as such. In doubt nobody is logged in.
+            self.is_logged_in = false;
+        }
+        Event::Said(command.name, command.is_public.then_some(command.argument))
+    }
+
+    /// Takes a line that may be the rest of one: nothing counts in it, but if it looks like an announcement, somebody may
+    /// know better, or want to know that it was not believed.
+    pub fn may_announce<'a>(&self, line: &Line<'a>, speaker: Direction) -> Event<'a> {
+        let (mode, text) = match speaker {
+            Direction::FromClient => match Command::parse(line) {
+                Said::Command(Command { verb: Verb::Announce(mode), argument, .. }) => (mode, argument),
+                _ => return Event::Nothing,
+            },
+            Direction::FromServer => match (Meaning::of(line.text), line.text.split_at_checked(4)) {
+                (Some(Meaning::Announce(mode)), Some((_, text))) => (mode, text),
+                _ => return Event::Nothing,
+            },
+        };
+        let notation = Notation::of(mode);
+        let found = match speaker {
+            Direction::FromClient => notation.read(text),
+            Direction::FromServer => notation.find(text),
+        };
+        let before = line.text.len() - text.len();
+        Event::Announced(self.announcement(mode, found, None, mode.is_active(), (line, before)))
+    }
+
+    /// The client gave a command that will be answered. Its number, if its answer will be known.
+    fn ask(&mut self, asked: Asked) -> Option<CommandNumber> {
+        self.unanswered.push(asked)
+    }
+
+    /// Takes the server's next line.
+    pub fn server_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+        if self.language == Language::Secret {
+            return Event::Nothing;
+        }
+        match self.replies.line(line.text) {
+            Heard::Reply(reply) => self.server_replies(line, &reply),
+            Heard::Part => Event::Nothing,
+            Heard::Noise if self.is_greeted => Event::Nothing,
+            Heard::Noise => self.is_not_ftp(),
+        }
+    }
+
+    /// Whether a reply has begun and not ended.
+    pub fn is_inside_reply(&self) -> bool {
+        self.replies.is_inside()
+    }
+
+    /// A reply ended with this line.
+    fn server_replies<'a>(&mut self, line: &Line<'a>, reply: &Reply<'_>) -> Event<'a> {
+        let may_answer_earlier_run = std::mem::take(&mut self.may_answer_earlier_run);
+        match reply.meaning {
+            Meaning::Preliminary => Event::Nothing,
+            _ if !self.is_greeted => match reply.meaning {
+                Meaning::Ready => {
+                    self.is_greeted = true;
+                    Event::Nothing
+                }
+                // A server that is full says 421 and hangs up: nothing worth telling.
+                Meaning::Failed | Meaning::NotLoggedIn => {
+                    self.is_not_ftp();
+                    Event::Nothing
+                }
+                _ => self.is_not_ftp(),
+            },
+            Meaning::Announce(mode) => {
+                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
+                if !asked_for {
+                    self.unanswered.pop(reply.code, self.in_step);
+                }
+                self.server_announces(mode, line, reply, asked_for || may_answer_earlier_run)
+            }
+            Meaning::LoggedIn => {
+                let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);
+                match self.unanswered.pop_through(is_login) {
+                    Some(Asked::User | Asked::Secret) => {}
+                    // It should be 220, but there are servers that say 230.
+                    Some(_) => {
+                        self.start_over();
+                        return Event::Nothing;
+                    }
+                    None => return self.server_answers(reply),
+                }
+                if self.language == Language::Other {
+                    return Event::Nothing;
+                }
+                self.is_logged_in = true;
+                self.language = Language::Ftp;
+                Event::LoggedIn
+            }
+            Meaning::Secured => {
+                let was_asked = self.unanswered.pop_through(|kind| kind == Asked::Secure).is_some();
+                if !was_asked && !self.unanswered.is_beyond() {
+                    return self.server_answers(reply);
+                }
+                if self.language == Language::Other {
+                    return Event::Nothing;
+                }
+                self.language = Language::Secret;
+                self.encryption_requested = was_asked;
+                Event::Encrypted
+            }
+            Meaning::Ready | Meaning::NeedSecret | Meaning::NotLoggedIn | Meaning::Done | Meaning::Failed => {
+                self.server_answers(reply)
+            }
+        }
+    }
+
+    fn server_announces<'a>(&self, mode: Mode, line: &Line<'a>, reply: &Reply<'_>, asked_for: bool) -> Event<'a> {
+        let found = Notation::of(mode).find(reply.text).filter(|_| line.whole);
+        let before = line.text.len() - reply.text.len();
+        Event::Announced(self.announcement(mode, found, None, asked_for, (line, before)))
+    }
+
+    /// A reply that answers the first command that has no answer, whatever that was.
+    fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
+        let answered = self.unanswered.pop(reply.code, self.in_step);
+        let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
+        match (answered, reply.meaning) {
+            (Some((Asked::User, _)), Meaning::NeedSecret) => self.is_logged_in = false,
+            // Asking for another user, while logged in, may be refused and change nothing.
+            (Some((Asked::User, _)), Meaning::NotLoggedIn) => {}
+            (_, Meaning::NotLoggedIn) => self.is_logged_in = false,
+            (Some((Asked::Reinitialize, _)), Meaning::Ready | Meaning::Done) => self.start_over(),
+            (Some((Asked::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
+            _ => {}
+        }
+        match answered {
+            Some((Asked::Announce(_), number)) if refused => Event::AnnouncementRefused(number),
+            _ => Event::Nothing,
+        }
+    }
+
+    /// The server took a REIN.
+    fn start_over(&mut self) {
+        self.is_logged_in = false;
+        self.extended_only = false;
+        self.user = None;
+    }
+
+    /// Some of the client's lines were lost. The server's answers will show what they were, or not.
+    pub fn client_was_lost(&mut self) {
+        // Before a login it may have been what tells FTP from something else.
+        self.is_known &= self.language != Language::Undecided;
+        self.unanswered.clear();
+        self.in_step = false;
+    }
+
+    /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts again
+    /// when it is asked for again.
+    pub fn server_was_lost(&mut self) {
+        self.replies = ReplyReader::default();
+        self.unanswered.clear();
+        self.in_step = false;
+    }
+
+    fn is_not_ftp(&mut self) -> Event<'static> {
+        if std::mem::replace(&mut self.language, Language::Other) == Language::Other {
+            return Event::Nothing;
+        }
+        self.is_logged_in = false;
+        Event::NotFtp
+    }
+
+    /// `line` comes with the length of what stands in it before the text in which the announcement was found.
+    fn announcement<'a>(
+        &self,
+        mode: Mode,
+        found: Option<Found>,
+        number: Option<CommandNumber>,
+        asked_for: bool,
+        (line, before): (&Line<'a>, usize),
+    ) -> Announcement<'a> {
+        let standing = Standing {
+            is_ftp: self.is_greeted && self.language != Language::Other,
+            is_known: self.is_known,
+            is_plain: line.plain,
+            asked_for,
+            logged_in: self.is_logged_in,
+            extended_only: self.extended_only,
+        };
+        let named = found.as_ref().map(|found| found.announced);
+        let written = found.map(|found| {
+            let Range { start, end } = found.span;
+            Written { line: *line, span: before + start..before + end }
+        });
+        Announcement { mode, named, number, standing, written }
+    }
+}
+
+/// Whether a client of FTP may say this before it is logged in. Other clients may be made to say nearly anything in a
+/// later line (the body of an HTTP request, say), but not in their first ones.
+fn is_like_ftp(line: &Line<'_>, said: &Said<'_>) -> bool {
+    let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
+    let is_http = memmem::find(line.text, b" HTTP/").is_some();
+    is_short && !is_http && !matches!(said, Said::Unknown(_))
+}
+
+/// A name as it may be printed: nothing in it that a terminal or a log would take for more than text.
+fn name(argument: &[u8]) -> Option<Box<str>> {
+    let argument = argument.trim_ascii();
+    let mut name = String::new();
+    for letter in String::from_utf8_lossy(&argument[..argument.len().min(LONGEST_NAME)]).chars() {
+        if letter.is_control() {
+            let _ = write!(name, "{}", letter.escape_default());
+        } else {
+            name.push(letter);
+        }
+    }
+    (!name.is_empty()).then(|| name.into_boxed_str())
+}
+
+#[cfg(test)]
+#[path = "dialogue_tests.rs"]
+mod tests;

@@ -1,0 +1,352 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::core::net::Seq;
+
+fn line(text: &[u8]) -> Line<'_> {
+    Line { text, start: Seq::new(0), end: Seq::new(0) + text.len() + 2, begins: true, whole: true, plain: true }
+}
+
+/// Plays a dialogue; each line begins with `>` for the client and `<` for the server. What was announced, and how it
+/// stands, and the other events that matter.
+fn play(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
+    let mut told = Vec::new();
+    for said in lines.lines().map(str::trim).filter(|said| !said.is_empty()) {
+        let event = match said.split_at(1) {
+            (">", text) => dialogue.client_says(&line(text.trim_start().as_bytes())),
+            ("<", text) => dialogue.server_says(&line(text.trim_start().as_bytes())),
+            _ => panic!("who says {said:?}?"),
+        };
+        told.extend(describe(&event));
+    }
+    told
+}
+
+fn describe(event: &Event<'_>) -> Option<String> {
+    match event {
+        Event::Nothing | Event::Said(..) => None,
+        Event::Announced(Announcement { mode, standing, .. }) => {
+            let Standing { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *standing;
+            let doubts = [
+                (!is_ftp, " not FTP"),
+                (!is_known, " not known"),
+                (!is_plain, " not plain"),
+                (!asked_for, " not asked for"),
+                (!logged_in, " not logged in"),
+                (extended_only, " extended only"),
+            ];
+            let doubts: String = doubts.into_iter().filter_map(|(holds, doubt)| holds.then_some(doubt)).collect();
+            Some(format!("{}{doubts}", mode.announced_by()))
+        }
+        Event::AnnouncementRefused(_) => Some("refused".to_owned()),
+        Event::LoggedIn => Some("in".to_owned()),
+        Event::Encrypted => Some("encrypted".to_owned()),
+        Event::NotFtp => Some("not FTP".to_owned()),
+    }
+}
+
+fn told(lines: &str) -> Vec<String> {
+    play(&mut Dialogue::from_the_start(), lines)
+}
+
+/// The same after somebody has logged in.
+fn told_inside(lines: &str) -> Vec<String> {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER anna\n< 331 and?\n> PASS x\n< 230 in");
+    play(&mut dialogue, lines)
+}
+
+const PASSIVE: &str = "< 227 Entering Passive Mode (10,0,0,1,4,5)";
+
+#[test]
+fn a_passive_announcement_counts_once_for_each_time_it_was_asked_for() {
+    assert_eq!(told_inside(&format!("> PASV\n{PASSIVE}\n{PASSIVE}")), ["227", "227 not asked for"]);
+    assert_eq!(told_inside(&format!("> EPSV\n{PASSIVE}")), ["227 not asked for"]);
+    assert_eq!(told_inside("> EPSV\n< 229 Extended (|||5000|)"), ["229"]);
+    assert_eq!(told_inside("> LPSV\n< 228 Long (4,4,10,0,0,1,2,4,5)"), ["228"]);
+}
+
+#[test]
+fn pipelined_commands_are_answered_in_order() {
+    let lines = format!(
+        "> TYPE I\n> PASV\n> RETR a\n> PORT 10,0,0,2,4,5\n< 200 ok\n{PASSIVE}\n< 150 wait\n< 226 done\n< 500 no"
+    );
+    assert_eq!(told_inside(&lines), ["PORT", "227", "refused"]);
+}
+
+#[test]
+fn a_preliminary_reply_answers_nothing() {
+    assert_eq!(told_inside("> RETR a\n> PORT 10,0,0,2,4,5\n< 150 wait\n< 226 done\n< 500 no"), ["PORT", "refused"]);
+}
+
+#[test]
+fn an_announcement_inside_a_reply_of_several_lines_is_text() {
+    let lines = format!("> STAT\n> PASV\n< 211-Status\n{PASSIVE}\n< 211 done\n{PASSIVE}");
+    assert_eq!(told_inside(&lines), ["227"]);
+    let greeting = format!("< 220-Hello\n{PASSIVE}\n< 220 go on\n> USER a\n< 230 in\n> PASV\n{PASSIVE}");
+    assert_eq!(told(&greeting), ["in", "227"]);
+}
+
+#[test]
+fn before_a_login_an_announcement_says_so() {
+    assert_eq!(told("< 220 hello\n> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
+    assert_eq!(told("< 220 hello\n> USER a\n< 331 and?\n> PASS b\n< 530 no\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told("< 220 hello\n> USER a\n< 331 b\n> PASS c\n< 332 d\n> ACCT e\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+}
+
+#[test]
+fn asking_for_another_user_logs_out_unless_it_is_refused() {
+    assert_eq!(told_inside("> USER b\n< 331 and?\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told_inside("> USER b\n< 530 Can't change to another user.\n> PORT 1"), ["PORT"]);
+}
+
+#[test]
+fn a_server_that_says_530_has_nobody_logged_in() {
+    assert_eq!(told_inside("> LIST\n< 530 Please login\n> PORT 1"), ["PORT not logged in"]);
+}
+
+#[test]
+fn reinitializing_starts_over() {
+    assert_eq!(told_inside("> EPSV ALL\n< 200 ok\n> REIN\n< 220 again\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told_inside("> REIN\n< 230 Ready for new user.\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(told_inside("> REIN\n< 502 no\n> PORT 1"), ["PORT"]);
+    assert_eq!(told_inside("> REIN\n< 120 wait\n< 220 again\n> USER b\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+}
+
+#[test]
+fn a_230_for_rein_lets_nobody_in() {
+    let lines = "> REIN\n> USER b\n< 230 Ready for new user.\n< 331 and?\n> PORT 1";
+    assert_eq!(told_inside(lines), ["PORT not logged in"]);
+}
+
+#[test]
+fn far_ahead_of_the_answers_nobody_stays_logged_in_by_mistake() {
+    for command in ["REIN", "USER b"] {
+        let lines = format!("{}> {command}\n{}< 220 again\n> PORT 1", "> NOOP\n".repeat(16), "< 200 ok\n".repeat(16));
+        assert_eq!(told_inside(&lines), ["PORT not logged in"], "{command}");
+    }
+    let auth = format!("{}> AUTH TLS\n{}< 234 go\n> PORT 1", "> NOOP\n".repeat(16), "< 200 ok\n".repeat(16));
+    assert_eq!(told_inside(&auth), ["encrypted"]);
+}
+
+#[test]
+fn after_epsv_all_everything_else_says_so() {
+    let lines = format!("> EPSV ALL\n< 200 ok\n> PORT 1\n< 500 no\n> PASV\n{PASSIVE}");
+    assert_eq!(told_inside(&lines), ["PORT extended only", "refused", "227 extended only"]);
+    assert_eq!(told_inside("> EPSV ALL\n> PORT 1"), ["PORT extended only"], "even before it is answered");
+    assert_eq!(told_inside("> EPSV ALL\n< 504 no\n> PORT 1"), ["PORT"]);
+}
+
+#[test]
+fn after_auth_and_234_nothing_is_text() {
+    for mechanism in ["TLS", "SSL", "TLS-P"] {
+        assert_eq!(told(&format!("< 220 hello\n> AUTH {mechanism}\n< 234 go\n> PORT 1\n{PASSIVE}")), ["encrypted"]);
+    }
+    assert_eq!(told_inside("> AUTH TLS\n< 502 no\n> PORT 1"), ["PORT"]);
+    assert_eq!(told_inside("< 234 go\n> PORT 1"), ["PORT"], "nobody asked for it");
+}
+
+#[test]
+fn what_looks_like_http_before_a_login_is_never_ftp() {
+    for first in [
+        "POST / HTTP/1.1",
+        "USER / HTTP/1.1",
+        "Host: a",
+        "EHLO a",
+        "SELECT 1",
+        "USER a\n> Content-Length: 9",
+        "USER a\n> x=y&z",
+    ] {
+        let lines = format!("< 220 hello\n> {first}\n< 500 what?\n> USER a\n< 230 in\n> PORT 10,0,0,2,4,5");
+        assert_eq!(told(&lines), ["not FTP", "PORT not FTP not logged in"], "{first}");
+    }
+}
+
+#[test]
+fn header_line_after_a_login_ends_it_as_well() {
+    assert_eq!(told_inside("> XYZZY\n> Host: a\n> PORT 10,0,0,2,4,5"), ["not FTP", "PORT not FTP not logged in"]);
+}
+
+#[test]
+fn overlong_line_before_a_login_is_not_ftp() {
+    let lines = |length| format!("< 220 hello\n> USER {}\n< 230 in\n> PORT 1", "x".repeat(length));
+    assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 5)), ["in", "PORT"]);
+    assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 4)), ["not FTP", "PORT not FTP not logged in"]);
+}
+
+#[test]
+fn client_that_speaks_before_the_greeting_does_not_talk_ftp() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 120 in a minute");
+    assert_eq!(dialogue.client_speaks(), Event::NotFtp);
+    let lines = "> USER a\n< 220 hello\n< 230 in\n> PORT 1";
+    assert_eq!(play(&mut dialogue, lines), ["PORT not FTP not logged in"]);
+}
+
+#[test]
+fn server_that_does_not_greet_with_220_does_not_talk_ftp() {
+    assert_eq!(told("< SSH-2.0-x\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
+    assert_eq!(told("< 230 in\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
+    assert_eq!(told("< 421 too many users\n< 220 hello\n> USER a\n< 230 in\n> PORT 1"), ["PORT not FTP not logged in"]);
+    assert_eq!(told("< 120 in a minute\n< 220 now\n> USER a\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+}
+
+#[test]
+fn empty_lines_do_not_bring_out_of_step() {
+    assert_eq!(told_inside("> \n> PORT 1\n< 200 ok\n> RETR a\n< 550 no such file"), ["PORT"]);
+    assert_eq!(told_inside("> \n> PORT 1\n< 500 what?\n< 200 ok"), ["PORT"]);
+}
+
+#[test]
+fn session_picked_up_is_as_far_as_an_earlier_run_says() {
+    let lines = format!("> NOOP\n< 200 ok\n> PORT 10,0,0,2,4,5\n< 200 ok\n> PASV\n{PASSIVE}");
+    for (progress, doubts) in
+        [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
+    {
+        let mut dialogue = Dialogue::from_the_middle(progress, InStep { client: true, server: true });
+        assert_eq!(dialogue.progress(), progress);
+        assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
+        let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
+        let port = if progress == Progress::Unknown { "PORT not known" } else { "PORT" };
+        assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
+    }
+    let mut encrypted = Dialogue::from_the_middle(Progress::Unknown, InStep::default());
+    assert_eq!(describe(&encrypted.client_says(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
+}
+
+#[test]
+fn first_reply_in_step_may_answer_what_an_earlier_run_read() {
+    for (in_step, first) in [(true, "227"), (false, "227 not asked for")] {
+        let in_step = InStep { client: true, server: in_step };
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+        assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+        assert_eq!(play(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
+    }
+}
+
+#[test]
+fn progress_follows_the_dialogue() {
+    let mut dialogue = Dialogue::from_the_start();
+    for (lines, progress) in [
+        ("< 220 hello", Progress::Unknown),
+        ("> FEAT", Progress::Ftp),
+        ("< 211 no\n> USER a\n< 331 and?\n> PASS b\n< 230 in", Progress::LoggedIn),
+        ("> REIN\n< 220 again", Progress::Ftp),
+        ("> AUTH TLS\n< 234 go", Progress::Unreadable),
+    ] {
+        play(&mut dialogue, lines);
+        assert_eq!(dialogue.progress(), progress, "{lines}");
+    }
+}
+
+#[test]
+fn a_loss_makes_an_outstanding_question_void() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    dialogue.server_was_lost();
+    assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
+}
+
+#[test]
+fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER a");
+    dialogue.server_was_lost();
+    dialogue.client_was_lost();
+    assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not known not logged in"]);
+    assert_eq!(play(&mut dialogue, PASSIVE), ["227 not known not asked for not logged in"]);
+}
+
+#[test]
+fn what_was_lost_before_a_login_may_have_shown_that_it_is_not_ftp() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello");
+    dialogue.client_was_lost();
+    assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+    assert_eq!(dialogue.progress(), Progress::Unknown);
+    let mut dialogue = Dialogue::from_the_middle(Progress::Ftp, InStep::default());
+    assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+}
+
+#[test]
+fn line_that_may_be_read_in_two_ways_says_so() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    let announced = |event: &Event<'_>| describe(event).unwrap_or_default();
+    let port = Line { plain: false, ..line(b"PORT 10,0,0,2,4,5") };
+    assert_eq!(announced(&dialogue.client_says(&port)), "PORT not plain");
+    let reply = Line { plain: false, ..line(b"227 (10,0,0,1,4,5)\n") };
+    assert_eq!(announced(&dialogue.server_says(&reply)), "227 not plain");
+}
+
+#[test]
+fn line_that_is_cut_short_announces_nothing() {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    let Event::Announced(announcement) =
+        dialogue.server_says(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })
+    else {
+        panic!("a 227 announces, readable or not");
+    };
+    assert_eq!(announcement.named, None);
+}
+
+#[test]
+fn a_name_is_printable_and_short() {
+    let mut dialogue = Dialogue::from_the_start();
+    dialogue.client_says(&line(b"USER a\x1b[31mb\xff"));
+    assert_eq!(dialogue.user(), Some("a\\u{1b}[31mb\u{fffd}"));
+    dialogue.client_says(&line(format!("USER {}", "x".repeat(500)).as_bytes()));
+    assert_eq!(dialogue.user().map(str::len), Some(LONGEST_NAME));
+}
+
+#[test]
+fn no_password_leaves_the_dialogue() {
+    let mut dialogue = Dialogue::from_the_start();
+    for said in ["PASS hunter2", "pass hunter2", "ACCT hunter2", "SITE PSWD hunter2", "hunter2", "ADAT hunter2"] {
+        let event = dialogue.client_says(&line(said.as_bytes()));
+        assert!(!matches!(event, Event::Said(_, Some(_))), "{said}: {event:?}");
+    }
+    assert!(!format!("{dialogue:?}").contains("hunter2"));
+}
+
+/// A line that might matter, or any other.
+fn any_line() -> impl Strategy<Value = Vec<u8>> {
+    let words = proptest::sample::select(vec![
+        "USER a",
+        "PASS b",
+        "PORT 10,0,0,1,4,5",
+        "EPRT |1|10.0.0.1|99|",
+        "PASV",
+        "EPSV",
+        "EPSV ALL",
+        "REIN",
+        "AUTH TLS",
+        "220 a",
+        "230-a",
+        "230 a",
+        "227 (10,0,0,1,4,5)",
+        "229 (|||5|)",
+        "234 a",
+        "331 a",
+        "500 a",
+        "",
+        "GET / HTTP/1.1",
+    ]);
+    prop_oneof![words.prop_map(|text| text.as_bytes().to_vec()), proptest::collection::vec(any::<u8>(), 0..30),]
+}
+
+proptest! {
+    #[test]
+    fn any_dialogue_is_heard_without_panic(
+        lines in proptest::collection::vec((any::<bool>(), any_line()), 0..60),
+        picked_up: bool,
+    ) {
+        let mut dialogue =
+            if picked_up { Dialogue::from_the_middle(Progress::LoggedIn, InStep::default()) } else { Dialogue::from_the_start() };
+        for (client, text) in &lines {
+            let _ = if *client { dialogue.client_says(&line(text)) } else { dialogue.server_says(&line(text)) };
+        }
+    }
+}

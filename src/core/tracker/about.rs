@@ -1,0 +1,114 @@
+//! What the events of a session lead to: pinholes, refusals, news.
+
+use super::expectations::{Expectations, Standing};
+use super::ranges::Ranges;
+use super::{News, Observer, SessionNumber, World};
+use crate::core::expectation::{Closed, Expectation, Refusal};
+use crate::core::ftp::Line;
+use crate::core::kernel::Firewall;
+use crate::core::net::{Connection, Direction, Segment};
+use crate::core::policy::Terms;
+use crate::core::seqadj::Courses;
+use crate::core::session::{Announcement, Dialogue, Event};
+use crate::core::tracker::admission;
+
+/// A session whose events are being acted on, and what that takes.
+pub(super) struct About<'a, 'w, F, O> {
+    pub(super) slot: u32,
+    pub(super) number: SessionNumber,
+    pub(super) connection: &'a Connection,
+    pub(super) terms: &'a Terms,
+    /// The session has ended: what is announced in it now opens nothing.
+    pub(super) is_over: bool,
+    /// One end seems to have spoken for the other one.
+    pub(super) is_forged: bool,
+    /// The session was read from its start, or an earlier run left word of it.
+    pub(super) is_known: bool,
+    /// The segment holds an announcement that was refused.
+    pub(super) has_refused: bool,
+    /// The segment holds something that must not go on, and could not be changed.
+    pub(super) must_drop: bool,
+    pub(super) expectations: &'a mut Expectations,
+    pub(super) ranges: &'a mut Ranges,
+    /// The segment that brought them.
+    pub(super) segment: &'a Segment<'a>,
+    pub(super) direction: Direction,
+    pub(super) courses: Option<&'a mut Courses>,
+    pub(super) world: &'a mut World<'w, F, O>,
+}
+
+impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
+    pub(super) fn tell(&mut self, news: &News<'_>) {
+        self.world.tell(self.number, news);
+    }
+
+    pub(super) fn event(&mut self, event: Event<'_>, dialogue: &Dialogue, line: &Line<'_>) {
+        let is_announcement = matches!(event, Event::Announced(_));
+        match event {
+            Event::Nothing => {}
+            Event::Said(command, argument) => self.tell(&News::Said { command, argument }),
+            Event::Announced(announcement) => self.announced(&announcement),
+            Event::AnnouncementRefused(command) => {
+                if let Some(Standing { expectation, .. }) = self.expectations.remove_of_command(self.slot, command) {
+                    self.world.firewall.close(&expectation);
+                    self.tell(&News::Closed { expectation, why: Closed::RefusedByServer });
+                }
+            }
+            Event::LoggedIn => self.tell(&News::LoggedIn { user: dialogue.user() }),
+            Event::Encrypted => self.encrypted(dialogue.is_encryption_requested()),
+            Event::NotFtp => self.not_ftp(),
+        }
+        if self.direction == Direction::FromClient
+            && let Some(command) = self.hold_back_denied(line)
+            && !is_announcement
+        {
+            self.tell(&News::Denied { command: &command });
+        }
+    }
+
+    /// What the two ends talk is not FTP.
+    pub(super) fn not_ftp(&mut self) {
+        self.tell(&News::NotFtp);
+    }
+
+    fn announced(&mut self, announcement: &Announcement<'_>) {
+        let mode = announcement.mode;
+        match self.expect(announcement) {
+            Ok(expectation) => {
+                let named = announcement.named.filter(|named| admission::instead(named, &expectation).is_some());
+                let rewritten_from = named.and_then(|_| admission::named(announcement, self.connection));
+                self.tell(&News::Expected { mode, expectation, rewritten_from });
+            }
+            Err(why) => {
+                let to = admission::named(announcement, self.connection);
+                self.has_refused = true;
+                self.tell(&News::Refused { mode, to, why });
+            }
+        }
+    }
+
+    fn expect(&mut self, announcement: &Announcement<'_>) -> Result<Expectation, Refusal> {
+        if self.is_over {
+            return Err(Refusal::SessionOver);
+        }
+        if self.is_forged {
+            return Err(Refusal::Forged);
+        }
+        let decide = |announcement: &_| admission::decide(announcement, self.connection, self.terms, self.world.now);
+        let expectation = match decide(announcement) {
+            // The run that rewrote it before has read the line whole, and the question.
+            Err(Refusal::NotAskedFor | Refusal::Ambiguous) if self.was_replaced_before(announcement) => {
+                let mut known = announcement.clone();
+                known.standing.asked_for = true;
+                known.standing.is_plain = true;
+                decide(&known)
+            }
+            decided => decided,
+        }?;
+        if self.connection.is_translated() {
+            return self.expect_translated(announcement, expectation);
+        }
+        self.admit(announcement, &expectation)?;
+        Ok(expectation)
+    }
+}

@@ -1,0 +1,132 @@
+//! May this be announced? An expectation, or the reason why not.
+//!
+//! Puts together what the dialogue says about an announcement, who the two ends are, and the policy's terms. How many
+//! expectations there are already is for the tracker to count.
+
+use std::net::{IpAddr, SocketAddr};
+
+use crate::core::expectation::{Expectation, Mapping, Refusal};
+use crate::core::ftp::Mode;
+use crate::core::ftp::notation::Announced;
+use crate::core::net::{Connection, Endpoint, Port};
+use crate::core::policy::{Login, Terms, ThirdParty};
+use crate::core::session::Announcement;
+use crate::core::time::Timestamp;
+
+/// Decides about an announcement.
+pub(super) fn decide(
+    announcement: &Announcement,
+    connection: &Connection,
+    terms: &Terms,
+    now: Timestamp,
+) -> Result<Expectation, Refusal> {
+    let Announcement { mode, standing, .. } = *announcement;
+    if !standing.is_ftp {
+        return Err(Refusal::NotFtp);
+    }
+    if !standing.is_known {
+        return Err(Refusal::PickedUp);
+    }
+    if terms.denies_all() || terms.denies(mode.command()) {
+        return Err(Refusal::ByRule);
+    }
+    if !terms.modes.contains(mode) {
+        return Err(Refusal::ModeDenied);
+    }
+    if standing.extended_only && mode != Mode::Epsv {
+        return Err(Refusal::AfterEpsvAll);
+    }
+    if terms.login == Login::Required && !standing.logged_in {
+        return Err(Refusal::NotLoggedIn);
+    }
+    if !standing.is_plain {
+        return Err(Refusal::Ambiguous);
+    }
+    let named = announcement.named.ok_or(Refusal::BadSyntax)?;
+    let address = address(mode, &named, connection);
+    if address.is_ipv4() != connection.client().address.is_ipv4() {
+        return Err(Refusal::WrongFamily);
+    }
+    let port = Port::new(named.port).ok_or(Refusal::PortZero)?;
+    let ends = Ends::of(mode, connection);
+    let is_own = address == ends.listener || address == ends.shown;
+    let is_allowed_elsewhere = terms.third_party == ThirdParty::Allow && is_host(address);
+    if !is_own && !is_allowed_elsewhere {
+        return Err(Refusal::ThirdParty);
+    }
+    if !terms.data_ports.contains(port) {
+        return Err(if port.is_low() { Refusal::LowPort } else { Refusal::PortNotAllowed });
+    }
+    if terms.is_known_service(port) {
+        return Err(Refusal::KnownService);
+    }
+    // Last, because what it names tells more: an answer that nobody asked for may be one whose question was lost.
+    if !standing.asked_for {
+        return Err(Refusal::NotAskedFor);
+    }
+    let to = Endpoint::new(if is_own { ends.shown } else { address }, port);
+    let mapping = Mapping {
+        to: (is_own && ends.listener != ends.shown).then_some(Endpoint::new(ends.listener, port)),
+        from: (ends.caller_shown != ends.caller).then_some(ends.caller_shown),
+    };
+    Ok(Expectation { from: ends.caller, to, since: now, lifetime: terms.timeout, mapping })
+}
+
+/// What has to be announced instead, so that the other end finds the way to what is expected; none where what was
+/// announced says that already.
+pub(super) fn instead(named: &Announced, expectation: &Expectation) -> Option<Announced> {
+    let Endpoint { address, port } = expectation.to;
+    // An address that stands for all of an end's own is as good as the one that the other end knows.
+    let is_right = named.address.is_none_or(|named| named == address || named.is_unspecified());
+    if is_right && named.port == port.number() {
+        return None;
+    }
+    Some(Announced { address: named.address.map(|_| address), port: port.number() })
+}
+
+/// The two ends of a data connection, each with the two addresses that it has where there is NAT.
+struct Ends {
+    /// Who waits for the data connection.
+    listener: IpAddr,
+    /// The same, as the other end knows it.
+    shown: IpAddr,
+    /// Who will open it.
+    caller: IpAddr,
+    /// The same, as the listener knows it.
+    caller_shown: IpAddr,
+}
+
+impl Ends {
+    fn of(mode: Mode, connection: &Connection) -> Self {
+        let Connection { original, reply } = connection;
+        let client = (original.source.address, reply.destination.address);
+        let server = (reply.source.address, original.destination.address);
+        let ((listener, shown), (caller, caller_shown)) =
+            if mode.is_active() { (client, server) } else { (server, client) };
+        Self { listener, shown, caller, caller_shown }
+    }
+}
+
+/// What an announcement names, for people: also when it is refused.
+pub(super) fn named(announcement: &Announcement, connection: &Connection) -> Option<SocketAddr> {
+    let named = announcement.named?;
+    Some(SocketAddr::new(address(announcement.mode, &named, connection), named.port))
+}
+
+/// A server that names no address, or the one that stands for all of its own, means the one that the client called.
+fn address(mode: Mode, named: &Announced, connection: &Connection) -> IpAddr {
+    match named.address {
+        Some(address) if mode.is_active() || !address.is_unspecified() => address,
+        _ => connection.server().address,
+    }
+}
+
+/// Whether it can be the address of some host out there. Not even a policy that allows third parties means others.
+fn is_host(address: IpAddr) -> bool {
+    let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
+    !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast)
+}
+
+#[cfg(test)]
+#[path = "admission_tests.rs"]
+mod tests;

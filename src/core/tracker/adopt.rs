@@ -1,0 +1,212 @@
+//! What an earlier run left in the firewall, and whose it is now.
+//!
+//! Nowhere is it written which session announced a pinhole. So what was left belongs to the two hosts: it is closed when
+//! the last of the control connections between them that were there at the start is over. A session's own pinholes are
+//! no business of this.
+
+use std::hash::RandomState;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+
+use super::expectations::Standing;
+use super::{News, SessionNumber, Tracker, World};
+use crate::core::expectation::{Closed, Corridor, Expectation};
+use crate::core::kernel::Firewall;
+use crate::core::net::{Connection, Flow};
+use crate::core::policy::ThirdParty;
+use crate::core::tracker::Observer;
+
+/// The owner of expectations that belong to no session. No session ever has this slot.
+const NOBODY: u32 = u32::MAX;
+
+/// What stands in a firewall when a program begins.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// The pinholes, with the moments from which they are not admitted any more.
+    pub pinholes: Vec<Expectation>,
+    /// The corridors of encrypted sessions.
+    pub corridors: Vec<Corridor>,
+    /// The control connections that are open: one of these announced what stands.
+    pub connections: Vec<Connection>,
+}
+
+/// What became of what was left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Adoption {
+    /// Pinholes that are this program's now.
+    pub pinholes: usize,
+    /// Corridors that are.
+    pub corridors: usize,
+    /// Pinholes and corridors whose session had ended in the meantime.
+    pub closed: usize,
+}
+
+impl Adoption {
+    /// Whether nothing was left.
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// Two hosts, in an order that does not depend on who connects.
+type Hosts = (IpAddr, IpAddr);
+
+/// What was left, by the hosts that it is for.
+#[derive(Debug, Default)]
+pub(super) struct Heritage {
+    /// Of each control connection that may own any of it, both flows.
+    connections: HashMap<Flow, Connection, RandomState>,
+    by_hosts: HashMap<Hosts, Shared, RandomState>,
+}
+
+/// What was left between two hosts.
+#[derive(Debug, Default)]
+struct Shared {
+    /// How many of the control connections are open still.
+    connections: usize,
+    pinholes: Vec<Expectation>,
+    corridors: Vec<Corridor>,
+}
+
+impl Heritage {
+    /// Notes those connections that may own what is between these hosts.
+    fn of(connections: Vec<Connection>, wanted: &HashSet<Hosts, RandomState>) -> Self {
+        let mut heritage = Self::default();
+        for connection in connections {
+            let keys: Vec<Hosts> = hosts_of(&connection).filter(|key| wanted.contains(key)).collect();
+            if keys.is_empty() || heritage.connections.insert(connection.original, connection).is_some() {
+                continue;
+            }
+            heritage.connections.insert(connection.reply, connection);
+            for key in keys {
+                heritage.by_hosts.entry(key).or_default().connections += 1;
+            }
+        }
+        heritage
+    }
+
+    /// A connection with these addresses is over. What nobody owns any more.
+    fn over(&mut self, flow: &Flow) -> Vec<Shared> {
+        let Some(connection) = self.connections.remove(flow) else { return Vec::new() };
+        for flow in [connection.original, connection.reply] {
+            self.connections.remove(&flow);
+        }
+        let mut orphans = Vec::new();
+        for key in hosts_of(&connection) {
+            let Some(shared) = self.by_hosts.get_mut(&key) else { continue };
+            shared.connections -= 1;
+            if shared.connections == 0 {
+                orphans.extend(self.by_hosts.remove(&key));
+            }
+        }
+        orphans
+    }
+
+    /// Whether that corridor was left, and may be needed still.
+    pub(super) fn holds(&self, corridor: &Corridor) -> bool {
+        let shared = self.by_hosts.get(&hosts(corridor.from, corridor.to));
+        shared.is_some_and(|shared| shared.corridors.contains(corridor))
+    }
+
+    /// Whether a connection with these addresses goes through a corridor that was left.
+    pub(super) fn admits(&self, flow: &Flow) -> bool {
+        let shared = self.by_hosts.get(&hosts(flow.source.address, flow.destination.address));
+        shared.is_some_and(|shared| shared.corridors.iter().any(|corridor| corridor.matches(flow)))
+    }
+}
+
+impl Tracker {
+    /// Takes over what stands. From now on it expires, is used up, and is closed as if this program had opened it;
+    /// what no open control connection can have announced is closed at once.
+    pub fn adopt<F: Firewall, O: Observer>(&mut self, remains: Remains, world: &mut World<'_, F, O>) -> Adoption {
+        let Remains { mut pinholes, corridors, connections } = remains;
+        let of_pinholes = pinholes.iter().map(|pinhole| hosts(pinhole.from, pinhole.to.address));
+        let wanted = of_pinholes.chain(corridors.iter().map(|corridor| hosts(corridor.from, corridor.to))).collect();
+        self.heritage = Heritage::of(connections, &wanted);
+        let all_terms = world.policy.rules.iter().map(|rule| &rule.terms).chain([&world.policy.defaults]);
+        // What a third party was named in has no control connection between its two hosts; it expires by itself.
+        let may_be_third_partys = all_terms.into_iter().any(|terms| terms.third_party == ThirdParty::Allow);
+        let mut adoption = Adoption::default();
+
+        // In the order in which they expire, which is the one that expectations of one lifetime have to come in.
+        pinholes.sort_by_key(Expectation::expires);
+        for pinhole in pinholes {
+            let shared = self.heritage.by_hosts.get_mut(&hosts(pinhole.from, pinhole.to.address));
+            if shared.is_none() && !may_be_third_partys {
+                adoption.closed += 1;
+                world.firewall.close(&pinhole);
+                let news = News::Closed { expectation: pinhole, why: Closed::SessionEnded };
+                world.tell(SessionNumber::EARLIER, &news);
+                continue;
+            }
+            adoption.pinholes += 1;
+            let expectation = in_whole_seconds(&pinhole);
+            if let Some(shared) = shared {
+                shared.pinholes.push(expectation);
+            }
+            let session = SessionNumber::EARLIER;
+            let (owner, client) = (NOBODY, None);
+            self.expectations.insert(Standing { expectation, mode: None, owner, session, client, command: None });
+        }
+        for corridor in corridors {
+            // Opened once more, so that the firewall knows that somebody needs it.
+            let is_open = world.firewall.open_corridor(&corridor).is_ok();
+            match self.heritage.by_hosts.get_mut(&hosts(corridor.from, corridor.to)) {
+                Some(shared) if is_open => {
+                    adoption.corridors += 1;
+                    shared.corridors.push(corridor);
+                    self.ranges.note_adopted(corridor, world.now);
+                }
+                _ => {
+                    adoption.closed += 1;
+                    world.firewall.close_corridor(&corridor);
+                }
+            }
+        }
+        adoption
+    }
+
+    /// The control connection with these addresses is over: what it may have left is closed, if no other can own it.
+    pub(super) fn close_heritage<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
+        for Shared { pinholes, corridors, .. } in self.heritage.over(flow) {
+            for expectation in pinholes {
+                // It may have been used, or be a session's by now that announced it once more.
+                if self.expectations.owner_of(&expectation) == Some(NOBODY) {
+                    self.expectations.remove(expectation.from, expectation.to);
+                    world.firewall.close(&expectation);
+                    let news = News::Closed { expectation, why: Closed::SessionEnded };
+                    world.tell(SessionNumber::EARLIER, &news);
+                }
+            }
+            for corridor in corridors {
+                world.firewall.close_corridor(&corridor);
+            }
+        }
+    }
+}
+
+/// The same expectation with a lifetime of whole seconds: there shall be few different ones. It expires when it does.
+fn in_whole_seconds(pinhole: &Expectation) -> Expectation {
+    let seconds = pinhole.lifetime.as_secs() + u64::from(pinhole.lifetime.subsec_nanos() > 0);
+    let lifetime = Duration::from_secs(seconds);
+    let expires = pinhole.expires();
+    let since = expires.before(lifetime);
+    Expectation { since, lifetime: expires.since(since), ..*pinhole }
+}
+
+fn hosts(one: IpAddr, other: IpAddr) -> Hosts {
+    (one.min(other), one.max(other))
+}
+
+/// The hosts between which the data connections of a control connection go: as either end sees the other.
+fn hosts_of(connection: &Connection) -> impl Iterator<Item = Hosts> {
+    let of = |flow: &Flow| hosts(flow.source.address, flow.destination.address);
+    let (original, reply) = (of(&connection.original), of(&connection.reply));
+    [Some(original), (reply != original).then_some(reply)].into_iter().flatten()
+}
+
+#[cfg(test)]
+#[path = "adopt_tests.rs"]
+mod tests;

@@ -1,0 +1,227 @@
+//! What was left, with a simulated firewall.
+
+use super::*;
+use crate::core::expectation::Mapping;
+use crate::core::kernel::Progress;
+use crate::core::kernel::Simulated;
+use crate::core::net::{Direction, Endpoint, Port, PortRange, Segment};
+use crate::core::policy::{self, Policy};
+use crate::core::script::{Conversation, endpoint};
+use crate::core::time::Timestamp;
+
+const CLIENT: &str = "10.0.0.1:4000";
+const SERVER: &str = "10.0.0.2:21";
+const NOW: Timestamp = Timestamp::from_secs(1000);
+
+struct Stage {
+    tracker: Tracker,
+    firewall: Simulated,
+    policy: Policy,
+    now: Timestamp,
+    told: Vec<String>,
+}
+
+impl Stage {
+    /// A firewall in which that stands, and a tracker that has just begun.
+    fn begin(policy: &str, remains: &Remains) -> (Self, Adoption) {
+        let policy = if policy.is_empty() { "{}" } else { policy };
+        let policy = policy::parse("policy.yaml", policy).expect("a good policy").policy;
+        let mut firewall = Simulated::new([Port::FTP]);
+        for pinhole in &remains.pinholes {
+            // Nobody knows any more in which connection it was announced.
+            let from = Endpoint::new(pinhole.from, Port::FTP);
+            let of = Connection::direct(Flow { source: from, destination: pinhole.to });
+            firewall.open(pinhole, &of).expect("it opens");
+        }
+        let mut stage = Self { tracker: Tracker::default(), firewall, policy, now: NOW, told: Vec::new() };
+        let adoption = stage.world(|tracker, world| tracker.adopt(remains.clone(), world));
+        (stage, adoption)
+    }
+
+    fn world<R>(
+        &mut self,
+        act: impl FnOnce(&mut Tracker, &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>)>) -> R,
+    ) -> R {
+        let told = &mut self.told;
+        let mut write_down = |_: Timestamp, session: SessionNumber, news: &News<'_>| match news {
+            News::Used { flow, .. } => told.push(format!("{session} used {flow}")),
+            News::Expired(expectation) => told.push(format!("{session} expired {expectation}")),
+            News::Closed { expectation, .. } => told.push(format!("{session} closed {expectation}")),
+            _ => {}
+        };
+        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>) = &mut write_down;
+        let mut world =
+            World { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
+        act(&mut self.tracker, &mut world)
+    }
+
+    fn sees(&mut self, packet: &[u8]) {
+        let segment = Segment::parse(packet).expect("a segment");
+        self.world(|tracker, world| tracker.handle(&segment, world));
+    }
+
+    fn stands(&self) -> Vec<String> {
+        self.tracker.standing().map(|(.., expectation)| expectation.to_string()).collect()
+    }
+}
+
+/// One that was opened `age` seconds ago.
+fn pinhole(from: &str, to: &str, age: u64, lifetime: u64) -> Expectation {
+    let since = NOW.before(Duration::from_secs(age));
+    Expectation {
+        from: from.parse().expect("an address"),
+        to: endpoint(to),
+        since,
+        lifetime: Duration::from_secs(lifetime),
+        mapping: Mapping::default(),
+    }
+}
+
+fn connection(client: &str, server: &str) -> Connection {
+    Connection::direct(Flow { source: endpoint(client), destination: endpoint(server) })
+}
+
+fn remains(pinholes: Vec<Expectation>, connections: Vec<Connection>) -> Remains {
+    Remains { pinholes, corridors: Vec::new(), connections }
+}
+
+fn passive() -> Expectation {
+    pinhole("10.0.0.1", "10.0.0.2:50000", 20, 60)
+}
+
+fn talk() -> Conversation {
+    Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1000, 2000)
+}
+
+#[test]
+fn what_stood_expires_when_the_kernel_says_so() {
+    let later = pinhole("10.0.0.1", "10.0.0.2:50001", 1, 60);
+    let (mut stage, adoption) = Stage::begin("", &remains(vec![later, passive()], vec![connection(CLIENT, SERVER)]));
+    assert_eq!(adoption, Adoption { pinholes: 2, corridors: 0, closed: 0 });
+    assert_eq!(stage.tracker.next_deadline(), Some(NOW + Duration::from_secs(40)));
+    stage.now = NOW + Duration::from_secs(40);
+    stage.world(|tracker, world| {
+        tracker.advance(world);
+    });
+    assert_eq!(stage.told, ["0 expired 10.0.0.1 -> 10.0.0.2:50000"]);
+    assert_eq!(stage.stands(), ["10.0.0.1 -> 10.0.0.2:50001"]);
+}
+
+#[test]
+fn lifetimes_that_a_mended_ruleset_left_odd_are_few_different_ones_and_end_as_they_did() {
+    let odd = Expectation { lifetime: Duration::from_millis(41_234), ..passive() };
+    let (stage, _) = Stage::begin("", &remains(vec![odd], vec![connection(CLIENT, SERVER)]));
+    let (.., adopted) = stage.tracker.standing().next().expect("it stands");
+    assert_eq!((adopted.expires(), adopted.lifetime), (odd.expires(), Duration::from_secs(42)));
+}
+
+#[test]
+fn what_stood_is_used_up_by_its_connection() {
+    let (mut stage, _) = Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER)]));
+    let flow = Flow { source: endpoint("10.0.0.1:5000"), destination: endpoint("10.0.0.2:50000") };
+    stage.world(|tracker, world| assert_eq!(tracker.admitted(&flow, world), Some(SessionNumber::EARLIER)));
+    assert_eq!(stage.told, ["0 used 10.0.0.1:5000 -> 10.0.0.2:50000"]);
+    assert!(stage.stands().is_empty());
+    stage.sees(&talk().closes(Direction::FromClient));
+    assert_eq!(stage.told.len(), 1, "nothing is closed that was used: {:?}", stage.told);
+}
+
+#[test]
+fn what_stood_is_closed_with_its_session_whether_that_was_picked_up_or_not() {
+    let active = pinhole("10.0.0.2", "10.0.0.1:40000", 1, 60);
+    type End = fn(&mut Stage);
+    let ends: [End; 2] = [
+        |stage| stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world)),
+        |stage| {
+            let mut talk = talk();
+            stage.sees(&talk.says(Direction::FromClient, "QUIT\r\n"));
+            assert_eq!((stage.tracker.sessions(), stage.firewall.pinholes()), (1, 2));
+            stage.sees(&talk.closes(Direction::FromClient));
+            stage.sees(&talk.closes(Direction::FromServer));
+        },
+    ];
+    for end in ends {
+        let (mut stage, _) = Stage::begin("", &remains(vec![passive(), active], vec![connection(CLIENT, SERVER)]));
+        end(&mut stage);
+        assert_eq!(stage.told, ["0 closed 10.0.0.1 -> 10.0.0.2:50000", "0 closed 10.0.0.2 -> 10.0.0.1:40000"]);
+        assert_eq!((stage.stands().len(), stage.firewall.pinholes()), (0, 0));
+    }
+}
+
+#[test]
+fn what_any_of_several_sessions_may_own_is_closed_with_the_last_of_them() {
+    let other = connection("10.0.0.1:4001", SERVER);
+    let strangers = connection("10.0.0.3:4000", SERVER);
+    let (mut stage, _) =
+        Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER), other, strangers]));
+    stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world));
+    assert_eq!(stage.stands().len(), 1);
+    stage.world(|tracker, world| tracker.forgotten(&other.original, world));
+    assert_eq!(stage.told, ["0 closed 10.0.0.1 -> 10.0.0.2:50000"]);
+}
+
+#[test]
+fn what_no_session_can_own_is_closed_at_once_unless_it_may_be_a_third_partys() {
+    let left = remains(vec![passive()], vec![connection("10.0.0.3:4000", SERVER)]);
+    let (stage, adoption) = Stage::begin("", &left);
+    assert_eq!(adoption, Adoption { pinholes: 0, corridors: 0, closed: 1 });
+    assert_eq!((stage.told.len(), stage.firewall.pinholes()), (1, 0));
+    let (stage, adoption) = Stage::begin("defaults: { third_party: allow }", &left);
+    assert_eq!(adoption, Adoption { pinholes: 1, corridors: 0, closed: 0 });
+    assert_eq!((stage.told.len(), stage.firewall.pinholes()), (0, 1));
+}
+
+#[test]
+fn what_a_session_announces_once_more_is_its_own() {
+    let other = connection("10.0.0.1:4001", SERVER);
+    let (mut stage, _) = Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER), other]));
+    let mut talk = talk();
+    stage.firewall.record(&connection(CLIENT, SERVER), Progress::LoggedIn);
+    for (who, line) in [
+        (Direction::FromClient, "USER anna\r\n"),
+        (Direction::FromServer, "230 in\r\n"),
+        (Direction::FromClient, "PASV\r\n"),
+        (Direction::FromServer, "227 (10,0,0,2,195,80)\r\n"),
+    ] {
+        stage.sees(&talk.says(who, line));
+    }
+    assert_eq!(stage.tracker.standing().next().expect("it stands").0.get(), 1);
+    stage.world(|tracker, world| tracker.forgotten(&other.original, world));
+    assert_eq!(stage.stands().len(), 1);
+    stage.sees(&talk.resets(Direction::FromClient));
+    assert_eq!(stage.told, ["1 closed 10.0.0.1 -> 10.0.0.2:50000"]);
+}
+
+#[test]
+fn a_session_behind_nat_owns_what_is_between_either_ends_view() {
+    let behind = Connection {
+        original: Flow { source: endpoint("192.168.0.5:4000"), destination: endpoint(SERVER) },
+        reply: Flow { source: endpoint(SERVER), destination: endpoint("10.0.0.1:61000") },
+    };
+    let (mut stage, adoption) = Stage::begin("", &remains(vec![passive()], vec![behind]));
+    assert_eq!(adoption.pinholes, 1);
+    stage.world(|tracker, world| tracker.forgotten(&behind.reply, world));
+    assert_eq!(stage.firewall.pinholes(), 0);
+}
+
+#[test]
+fn a_corridor_stays_open_until_its_session_is_over() {
+    let port = |number| Port::new(number).expect("a port");
+    let corridor = Corridor {
+        from: endpoint(CLIENT).address,
+        to: endpoint(SERVER).address,
+        ports: PortRange::new(port(50000), port(50100)).expect("a range"),
+    };
+    let data = Flow { source: endpoint("10.0.0.1:5000"), destination: endpoint("10.0.0.2:50100") };
+    let left = |connections| Remains { pinholes: Vec::new(), corridors: vec![corridor], connections };
+    let (mut stage, adoption) = Stage::begin("", &left(vec![connection(CLIENT, SERVER)]));
+    assert_eq!(adoption, Adoption { pinholes: 0, corridors: 1, closed: 0 });
+    assert!(stage.firewall.admit(NOW, &data).is_some());
+    stage.world(|tracker, world| assert_eq!(tracker.admitted(&data, world), Some(SessionNumber::EARLIER)));
+    stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world));
+    assert!(stage.firewall.admit(NOW, &data).is_none());
+
+    let (mut stage, adoption) = Stage::begin("", &left(Vec::new()));
+    assert_eq!(adoption, Adoption { pinholes: 0, corridors: 0, closed: 1 });
+    assert!(stage.firewall.admit(NOW, &data).is_none());
+}

@@ -1,0 +1,126 @@
+//! How far an encrypted dialogue has come, by what can be seen of it from outside.
+//!
+//! FTPS clients say `AUTH TLS` before `USER`, so nobody on the way sees a login. What can be seen is who speaks, and
+//! whether that is TLS: a login takes a handshake, and at least two commands that the server answers.
+
+use crate::core::net::{Direction, Segment, Seq};
+
+/// How many answers behind the handshake the server has given to somebody who has logged in: to USER and to PASS.
+const ANSWERS_TO_A_LOGIN: u8 = 2;
+
+/// The types of TLS records that begin what one end says.
+const HANDSHAKE: u8 = 22;
+const APPLICATION_DATA: u8 = 23;
+
+/// The turns of an encrypted dialogue: what one end sends until the other one answers.
+#[derive(Debug, Default)]
+pub(super) struct EncryptedDialogue {
+    /// Whose turn it is.
+    speaker: Option<Direction>,
+    /// Up to where each end has spoken.
+    client_end: Option<Seq>,
+    server_end: Option<Seq>,
+    client_began: bool,
+    server_began: bool,
+    /// The server's turns of application data that followed one of the client's.
+    answers: u8,
+}
+
+impl EncryptedDialogue {
+    /// Takes a segment behind the 234. Whether the client goes on now behind as many answers as a login takes.
+    pub(super) fn segment(&mut self, segment: &Segment<'_>, direction: Direction) -> bool {
+        let end = segment.seq + segment.payload.len();
+        let known = match direction {
+            Direction::FromClient => &mut self.client_end,
+            Direction::FromServer => &mut self.server_end,
+        };
+        // What is sent again says nothing new.
+        if segment.payload.is_empty() || known.is_some_and(|known| !end.is_after(known)) {
+            return false;
+        }
+        *known = Some(end);
+        if self.speaker.replace(direction) == Some(direction) {
+            return false;
+        }
+        let record = match *segment.payload {
+            [kind, 3, ..] => Some(kind),
+            _ => None,
+        };
+        match (direction, record) {
+            (Direction::FromClient, Some(HANDSHAKE)) => self.client_began = true,
+            (Direction::FromServer, Some(HANDSHAKE)) => self.server_began |= self.client_began,
+            (Direction::FromServer, Some(APPLICATION_DATA)) if self.server_began => {
+                self.answers = self.answers.saturating_add(1);
+            }
+            (Direction::FromClient, Some(APPLICATION_DATA)) => return self.answers >= ANSWERS_TO_A_LOGIN,
+            _ => {}
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::script::{Conversation, endpoint};
+    use Direction::{FromClient, FromServer};
+
+    const HELLO: &[u8] = b"\x16\x03\x01\0\x02ab";
+    const CHANGE: &[u8] = b"\x14\x03\x03\0\x01\x01\x16\x03\x03\0\x01x";
+    const DATA: &[u8] = b"\x17\x03\x03\0\x03abc";
+
+    /// After which of these turns a range opens.
+    fn opens_at(turns: &[(Direction, &[u8])]) -> Option<usize> {
+        let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), 1, 1);
+        let mut dialogue = EncryptedDialogue::default();
+        turns.iter().position(|(who, text)| {
+            let packet = talk.says(*who, text);
+            dialogue.segment(&Segment::parse(&packet).expect("a segment"), *who)
+        })
+    }
+
+    #[test]
+    fn range_opens_behind_two_answers_after_the_handshake() {
+        // TLS 1.3: USER, PASS, then the next command.
+        let tls13 = [
+            (FromClient, HELLO),
+            (FromServer, HELLO),
+            (FromClient, DATA),
+            (FromServer, DATA),
+            (FromClient, DATA),
+            (FromServer, DATA),
+            (FromClient, DATA),
+        ];
+        assert_eq!(opens_at(&tls13), Some(6));
+        assert_eq!(opens_at(&tls13[..6]), None);
+        // TLS 1.2: the handshake takes two turns of each.
+        let tls12 =
+            [&[(FromClient, HELLO), (FromServer, HELLO), (FromClient, CHANGE), (FromServer, CHANGE)], &tls13[2..]]
+                .concat();
+        assert_eq!(opens_at(&tls12), Some(8));
+    }
+
+    #[test]
+    fn what_is_no_tls_opens_no_range() {
+        let text = [(FromClient, b"USER x\r\n".as_slice()), (FromServer, b"331 go on\r\n")].repeat(20);
+        assert_eq!(opens_at(&text), None);
+        let without_handshake = [(FromClient, DATA), (FromServer, DATA)].repeat(20);
+        assert_eq!(opens_at(&without_handshake), None);
+        // A client that speaks alone does not get further.
+        let alone = [vec![(FromClient, HELLO), (FromServer, HELLO)], vec![(FromClient, DATA); 20]].concat();
+        assert_eq!(opens_at(&alone), None);
+    }
+
+    #[test]
+    fn repeated_segments_are_no_turns() {
+        let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), 1, 1);
+        let mut dialogue = EncryptedDialogue::default();
+        let said: Vec<_> = [(FromClient, HELLO), (FromServer, HELLO), (FromClient, DATA), (FromServer, DATA)]
+            .map(|(who, text)| (who, talk.says(who, text)))
+            .into();
+        for (who, packet) in said.iter().chain(&said).chain(&said).chain(&said) {
+            assert!(!dialogue.segment(&Segment::parse(packet).expect("a segment"), *who));
+        }
+        assert_eq!(dialogue.answers, 1);
+    }
+}

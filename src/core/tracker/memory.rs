@@ -1,0 +1,171 @@
+//! How much all sessions together may keep of what has no fixed size: bytes out of order, and lines without their end.
+
+use std::num::NonZeroU32;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use super::client::ClientKey;
+use crate::core::policy::Limits;
+
+/// The share of one client: this part of all.
+const CLIENTS_PART: usize = 16;
+
+/// The share of all sessions in which nobody has logged in: this part of all.
+const PART_BEFORE_LOGIN: usize = 4;
+
+/// The shortest line that is read whatever other sessions keep. No announcement is longer.
+const LEAST_LINE: u32 = 128;
+
+/// What a buffer may take beside the bytes that are put into it.
+const OVERHEAD: usize = 1024;
+
+/// What the buffers of all sessions hold, against `limits: buffered_bytes`.
+#[derive(Debug, Default)]
+pub(super) struct MemoryBudget {
+    used: usize,
+    used_before_login: usize,
+    /// Only clients whose sessions have anything in their buffers are here.
+    by_client: HashMap<ClientKey, usize, RandomState>,
+    refusals: u64,
+}
+
+/// What one session's buffers hold, as it was counted last.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Buffered {
+    bytes: u32,
+    is_before_login: bool,
+}
+
+impl Buffered {
+    /// Nothing.
+    pub(super) const fn nothing(is_before_login: bool) -> Self {
+        Self { bytes: 0, is_before_login }
+    }
+}
+
+impl MemoryBudget {
+    /// The bytes in the buffers of all sessions.
+    pub(super) const fn used(&self) -> usize {
+        self.used
+    }
+
+    /// How often a session wanted to keep more than was left for it.
+    pub(super) const fn refusals(&self) -> u64 {
+        self.refusals
+    }
+
+    /// How much more that client's session may put into its buffers. Where little is left, nobody else's are emptied: the
+    /// session that wants to grow does not get it.
+    fn left(&self, client: ClientKey, is_before_login: bool, limits: &Limits) -> usize {
+        let all = limits.buffered_bytes.get() as usize;
+        let of_client = (all / CLIENTS_PART).max(limits.reorder_bytes.get() as usize);
+        let left = all.saturating_sub(self.used);
+        let left_of_client = of_client.saturating_sub(self.by_client.get(&client).copied().unwrap_or(0));
+        let left_before_login = (all / PART_BEFORE_LOGIN).saturating_sub(self.used_before_login);
+        let left = left.min(left_of_client);
+        if is_before_login { left.min(left_before_login) } else { left }
+    }
+
+    /// The limits under which a session of that client may take a segment of so many bytes, where it would keep more than
+    /// is left; none where it may keep all that the policy's own limits allow.
+    pub(super) fn narrowed(
+        &self,
+        limits: &Limits,
+        client: ClientKey,
+        session: Buffered,
+        bytes: usize,
+    ) -> Option<Limits> {
+        // A buffer grows by doubling.
+        let most = 2 * bytes + OVERHEAD;
+        if bytes == 0 || self.left(client, session.is_before_login, limits) >= most {
+            return None;
+        }
+        let reorder_bytes = NonZeroU32::MIN;
+        let line_bytes = limits.line_bytes.min(NonZeroU32::new(LEAST_LINE).unwrap_or(NonZeroU32::MIN));
+        Some(Limits { reorder_bytes, line_bytes, ..*limits })
+    }
+
+    /// A session has given up bytes for which there was no room.
+    pub(super) const fn note_refusal(&mut self) {
+        self.refusals += 1;
+    }
+
+    /// Counts what a session's buffers hold now.
+    pub(super) fn count(&mut self, client: ClientKey, session: &mut Buffered, bytes: usize, is_before_login: bool) {
+        let now = Buffered { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), is_before_login };
+        let before = std::mem::replace(session, now);
+        if before.bytes == 0 && now.bytes == 0 {
+            return;
+        }
+        let change = |sum: usize| (sum + now.bytes as usize).saturating_sub(before.bytes as usize);
+        self.used = change(self.used);
+        if before.is_before_login {
+            self.used_before_login = self.used_before_login.saturating_sub(before.bytes as usize);
+        }
+        if now.is_before_login {
+            self.used_before_login += now.bytes as usize;
+        }
+        let of_client = self.by_client.entry(client).or_default();
+        *of_client = change(*of_client);
+        if *of_client == 0 {
+            self.by_client.remove(&client);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: fn() -> Limits = || Limits {
+        buffered_bytes: NonZeroU32::new(64_000).expect("not zero"),
+        reorder_bytes: NonZeroU32::new(4000).expect("not zero"),
+        ..Limits::default()
+    };
+
+    fn client(number: u32) -> ClientKey {
+        ClientKey::of(std::net::Ipv4Addr::from(number).into())
+    }
+
+    /// Whether a session of that client may keep 100 bytes more.
+    fn has_room(budget: &MemoryBudget, of: u32, is_before_login: bool) -> bool {
+        budget.narrowed(&LIMITS(), client(of), Buffered::nothing(is_before_login), 100).is_none()
+    }
+
+    #[test]
+    fn one_client_gets_a_sixteenth() {
+        let mut budget = MemoryBudget::default();
+        let (mut one, mut other) = (Buffered::nothing(false), Buffered::nothing(false));
+        budget.count(client(1), &mut one, 2000, false);
+        assert!(has_room(&budget, 1, false));
+        budget.count(client(1), &mut other, 1000, false);
+        assert!(!has_room(&budget, 1, false) && has_room(&budget, 2, false));
+        budget.count(client(1), &mut one, 0, false);
+        assert!(has_room(&budget, 1, false));
+        budget.count(client(1), &mut other, 0, false);
+        assert!(budget.by_client.is_empty() && budget.used() == 0);
+    }
+
+    #[test]
+    fn sessions_before_login_get_a_quarter_of_all() {
+        let mut budget = MemoryBudget::default();
+        let mut sessions = [Buffered::nothing(true); 4];
+        for (number, session) in (1..).zip(&mut sessions) {
+            budget.count(client(number), session, 4000, true);
+        }
+        assert!(!has_room(&budget, 9, true) && has_room(&budget, 9, false));
+        // With a login it counts elsewhere.
+        budget.count(client(1), &mut sessions[0], 4000, false);
+        assert!(has_room(&budget, 9, true));
+        assert_eq!((budget.used(), budget.used_before_login), (16_000, 12_000));
+    }
+
+    #[test]
+    fn a_line_as_long_as_an_announcement_is_always_read() {
+        let mut budget = MemoryBudget::default();
+        budget.count(client(1), &mut Buffered::nothing(false), 64_000, false);
+        let narrowed = budget.narrowed(&LIMITS(), client(2), Buffered::nothing(false), 1).expect("no room");
+        assert_eq!((narrowed.line_bytes.get(), narrowed.reorder_bytes.get()), (128, 1));
+    }
+}

@@ -1,0 +1,513 @@
+//! The table of sessions, and what their announcements lead to.
+//!
+//! Segments and the time come in; pinholes are opened and closed through a [`Firewall`], and whoever watches is told.
+//! Everything is bounded by the policy's limits, and what a packet costs does not depend on how many sessions there
+//! are. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
+
+mod about;
+mod admission;
+mod adopt;
+mod client;
+mod encrypted;
+mod expectations;
+mod list;
+mod memory;
+mod news;
+mod origins;
+mod port_search;
+mod quotas;
+mod ranges;
+mod rank;
+mod rewriting;
+mod slab;
+mod table;
+
+use std::time::Duration;
+
+pub use adopt::{Adoption, Remains};
+pub use client::ClientKey;
+pub use news::{Ended, News, Observer, SessionNumber};
+
+use crate::core::expectation::{Closed, Expectation};
+use crate::core::ftp::Mode;
+use crate::core::kernel::Progress;
+use crate::core::kernel::{Control, Firewall};
+use crate::core::net::{Connection, Direction, Flags, Flow, Segment, Seq};
+use crate::core::policy::{Pickup, Policy};
+use crate::core::seqadj::{Courses, Replacement, Verdict};
+use crate::core::session::reassembly::{Acceptance, StreamAnomaly};
+use crate::core::session::{Dialogue, Ending, Session, SessionOutput};
+use crate::core::time::Timestamp;
+use about::About;
+use adopt::Heritage;
+use expectations::{Expectations, Standing};
+use memory::{Buffered, MemoryBudget};
+use origins::Origins;
+use ranges::Ranges;
+use rank::Rank;
+use table::{Placed, Table, Tracked};
+
+/// How long a session that ended is read on, unless the kernel forgets its connection before: longer than the kernel
+/// remembers a connection that both ends have closed.
+const LINGER: Duration = Duration::from_secs(150);
+
+/// How long a session may be silent for which a corridor is open: as long as the kernel remembers a silent connection.
+const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
+
+/// What a [`Tracker`] is handed with every packet.
+#[derive(Debug)]
+pub struct World<'a, F, O> {
+    /// The time.
+    pub now: Timestamp,
+    /// What the administrator allows.
+    pub policy: &'a Policy,
+    /// What admits data connections.
+    pub firewall: &'a mut F,
+    /// Whoever wants to know.
+    pub observer: &'a mut O,
+}
+
+impl<F: Firewall, O: Observer> World<'_, F, O> {
+    fn tell(&mut self, session: SessionNumber, news: &News<'_>) {
+        self.observer.observe(self.now, session, news);
+    }
+}
+
+/// What a [`Tracker`] made of a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Handled {
+    /// It belongs to a session, and this is to become of it.
+    Session(Verdict),
+    /// It belongs to no control connection, or to one that is over.
+    NotOurs,
+}
+
+/// Whether a segment may have to wait for what is missing in front of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Patience {
+    MayWait,
+    GoesOn,
+}
+
+/// All sessions and their expectations.
+#[derive(Debug, Default)]
+pub struct Tracker {
+    sessions: Table,
+    expectations: Expectations,
+    /// The port ranges of encrypted sessions; only where a policy allows any.
+    ranges: Ranges,
+    /// What the buffers of all sessions hold.
+    memory: MemoryBudget,
+    /// What an earlier run left.
+    heritage: Heritage,
+    sessions_begun: u64,
+}
+
+impl Tracker {
+    /// How many sessions are in the table, those that have just ended included.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// How many expectations stand.
+    pub fn expectations(&self) -> usize {
+        self.expectations.len()
+    }
+
+    /// All expectations that stand, the sessions that announced them, and how, where that is known.
+    pub fn standing(&self) -> impl Iterator<Item = (SessionNumber, Option<Mode>, &Expectation)> {
+        self.expectations.iter().map(|one| (one.session, one.mode, &one.expectation))
+    }
+
+    /// All sessions that have not ended: number, addresses, and what was said.
+    pub fn live(&self) -> impl Iterator<Item = (SessionNumber, &Connection, &Dialogue)> {
+        let live = self.sessions.iter().filter(|tracked| tracked.ended.is_none());
+        live.map(|tracked| (tracked.number, &tracked.connection, tracked.session.dialogue()))
+    }
+
+    /// Forgets everything but how many sessions there have been. Nothing is closed and nobody is told.
+    pub fn forget_all(&mut self) {
+        *self = Self { sessions_begun: self.sessions_begun, ..Self::default() };
+    }
+
+    /// The moment at which [`advance`](Self::advance) will have something to do, at the earliest.
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        [self.expectations.next_expiry(), self.sessions.next_due(), self.ranges.next_renewal()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Takes a segment as it was seen. Before it goes on, every pinhole that it announces stands.
+    ///
+    /// One that has to wait is shown again when another of the same flow has been handled.
+    pub fn handle<F: Firewall, O: Observer>(&mut self, segment: &Segment<'_>, world: &mut World<'_, F, O>) -> Handled {
+        self.take(segment, Patience::MayWait, world)
+    }
+
+    /// Takes a segment that has waited long enough: what is missing in front of it will hardly come.
+    pub fn handle_at_last<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        world: &mut World<'_, F, O>,
+    ) -> Handled {
+        self.take(segment, Patience::GoesOn, world)
+    }
+
+    fn take<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        patience: Patience,
+        world: &mut World<'_, F, O>,
+    ) -> Handled {
+        let (slot, direction) = match self.sessions.find(&segment.flow) {
+            Some((slot, direction)) => {
+                if direction == Direction::FromServer
+                    && segment.flags.has(Flags::SYN)
+                    && !segment.flags.has(Flags::RST)
+                    && self.is_another_start(slot, segment)
+                {
+                    // The client ignores a SYN in the middle of a connection, and a second one while it opens. Whether
+                    // there is another connection now, the kernel knows.
+                    let known = self.sessions.get(slot).and_then(|tracked| tracked.id);
+                    let control = world.firewall.control_connection(&segment.flow);
+                    if !control.is_some_and(|control| control.is_opening && control.id.is_some() && control.id != known)
+                    {
+                        return Handled::Session(Verdict::Accept);
+                    }
+                    self.end(slot, Ended::Replaced, world);
+                    self.remove(slot);
+                    return self.take(segment, patience, world);
+                }
+                (slot, direction)
+            }
+            None => match self.begin(segment, world) {
+                Some(begun) => begun,
+                None => {
+                    // What an earlier run left is closed rather too early than too late.
+                    if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
+                        self.close_heritage(&segment.flow, world);
+                    }
+                    return Handled::NotOurs;
+                }
+            },
+        };
+        if let Some(tracked) = self.sessions.get_mut(slot)
+            && tracked.origins.is_forged(direction, segment.origin)
+        {
+            // Routing may drop it. Or the ways have changed: then the connection goes on, unread.
+            world.tell(tracked.number, &News::Anomaly(StreamAnomaly::WrongSide));
+            return Handled::NotOurs;
+        }
+        Handled::Session(self.converse(slot, segment, direction, patience, world))
+    }
+
+    /// Whether a SYN of the server's is not the one that began this session.
+    fn is_another_start(&self, slot: u32, segment: &Segment<'_>) -> bool {
+        self.sessions
+            .get(slot)
+            .is_some_and(|tracked| tracked.ended.is_some() || tracked.session.is_another_start(segment.seq))
+    }
+
+    /// Where the receiver counts what the sender of packets with these addresses counts at `place`; none if these belong
+    /// to no session that is known.
+    pub fn place_for_receiver(&self, flow: &Flow, place: Seq) -> Option<Seq> {
+        let (slot, direction) = self.sessions.find(flow)?;
+        let tracked = self.sessions.get(slot)?;
+        Some(tracked.courses.as_ref().map_or(place, |courses| courses.get(direction).place_for_receiver(place)))
+    }
+
+    /// Whether the sender of packets with these addresses is in step: all that it sent has been read, and its next byte
+    /// begins a line. None if these belong to no session that is known.
+    pub fn is_in_step(&self, flow: &Flow) -> Option<bool> {
+        let (slot, direction) = self.sessions.find(flow)?;
+        Some(self.sessions.get(slot)?.session.is_in_step(direction))
+    }
+
+    /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
+    /// nothing but how long that will take.
+    pub fn anticipate(&self, flows: &[Flow]) {
+        self.sessions.anticipate(flows);
+    }
+
+    /// Lets time pass: what is due expires.
+    pub fn advance<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
+        let now = world.now;
+        while let Some(Standing { expectation, session, .. }) = self.expectations.pop_expired(now) {
+            world.firewall.close(&expectation);
+            world.observer.observe(expectation.expires(), session, &News::Expired(expectation));
+        }
+        self.renew_ranges(world);
+        self.sessions.set_idle(world.policy.limits.idle);
+        while let Some(slot) = self.sessions.find_due(now) {
+            self.forget(slot, Ended::Idle, world);
+        }
+    }
+
+    /// The firewall admitted a data connection. Whose it is, if it was expected.
+    pub fn admitted<F: Firewall, O: Observer>(
+        &mut self,
+        flow: &Flow,
+        world: &mut World<'_, F, O>,
+    ) -> Option<SessionNumber> {
+        let (session, mode) = match self.expectations.remove(flow.source.address, flow.destination) {
+            Some(standing) => (standing.session, standing.mode),
+            None if self.heritage.admits(flow) => (SessionNumber::EARLIER, None),
+            None => {
+                let slot = self.ranges.session_of(flow)?;
+                (self.sessions.get(slot)?.number, None)
+            }
+        };
+        world.tell(session, &News::Used { mode, flow: *flow });
+        Some(session)
+    }
+
+    /// The policy is another one now: each session's rule is looked up anew. What stands goes on standing.
+    pub fn follow(&mut self, policy: &Policy) {
+        for tracked in self.sessions.iter_mut() {
+            let Connection { original, .. } = tracked.connection;
+            tracked.rule = policy.match_rule(original.source.address, original.destination.address);
+            if tracked.courses.is_none() && policy.terms(tracked.rule).holds_back() {
+                // Nothing translates it, and nothing was replaced in it.
+                tracked.courses = Some(Box::default());
+            }
+        }
+    }
+
+    /// The kernel has forgotten the connection with these addresses: if it was a session, that is over.
+    pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
+        if let Some((slot, _)) = self.sessions.find(flow) {
+            self.end(slot, Ended::Finished, world);
+            self.remove(slot);
+        }
+        self.close_heritage(flow, world);
+    }
+
+    /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
+    fn begin<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        world: &mut World<'_, F, O>,
+    ) -> Option<(u32, Direction)> {
+        // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
+        // a SYN alone costs its sender nothing: the server's answer to it begins a session.
+        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
+        if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
+            return None;
+        }
+        let Control { connection, id, is_opening, progress, in_step, adjustments } =
+            world.firewall.control_connection(&segment.flow)?;
+        let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
+        if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
+            return None;
+        }
+        let direction = connection.direction_of(&segment.flow)?;
+        let session = if from_the_start {
+            Session::from_the_start()
+        } else {
+            let known = match world.policy.pickup {
+                Pickup::Marked => progress,
+                Pickup::Never => Progress::Unknown,
+                Pickup::Trust => Progress::LoggedIn,
+            };
+            Session::from_the_middle(known, in_step)
+        };
+        let recorded = if from_the_start { Progress::Unknown } else { progress };
+        let rank = quotas::first_rank(&session, segment, direction);
+        self.make_room(ClientKey::of(connection.client().address), rank, world);
+        self.sessions_begun += 1;
+        let number = SessionNumber(self.sessions_begun);
+        let rule = world.policy.match_rule(connection.client().address, connection.server().address);
+        let may_change = connection.is_translated() || world.policy.terms(rule).holds_back();
+        let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
+        let slot = self.sessions.insert(Tracked {
+            connection,
+            id,
+            number,
+            rule,
+            ended: None,
+            last_heard: world.now,
+            place: Placed::new(rank, world.now),
+            buffered: Buffered::nothing(!rank.is_established()),
+            session,
+            origins: Origins::default(),
+            recorded,
+            courses,
+        });
+        world.tell(number, &News::Began { connection: &connection, picked_up: !from_the_start });
+        Some((slot, direction))
+    }
+
+    /// Hands a segment to its session and acts on what that tells.
+    fn converse<F: Firewall, O: Observer>(
+        &mut self,
+        slot: u32,
+        segment: &Segment<'_>,
+        direction: Direction,
+        patience: Patience,
+        world: &mut World<'_, F, O>,
+    ) -> Verdict {
+        self.sessions.heard(slot, world.now);
+        let Self { sessions, expectations, ranges, memory, .. } = self;
+        let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
+        let Tracked { session, connection, number, rule, ended, origins, recorded, courses, buffered, .. } = tracked;
+        let mut courses = courses.as_deref_mut();
+        let policy = world.policy;
+        let terms = policy.terms(*rule);
+        let client = ClientKey::of(connection.client().address);
+        let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
+        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
+        let corrected = match session.judge(segment, direction, terms.holds_back(), limits) {
+            Acceptance::AsSent => None,
+            Acceptance::Corrected(payload) => Some(payload),
+            Acceptance::Refused(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                world.tell(*number, &News::Anomaly(anomaly));
+                return Verdict::Drop;
+            }
+        };
+        let mut segment = *segment;
+        let (seq, bytes) = (segment.seq, segment.payload.len());
+        if let Some(payload) = &corrected {
+            world.tell(*number, &News::Anomaly(StreamAnomaly::DifferingCopy));
+            segment.payload = payload;
+        }
+        if let Some(courses) = &mut courses {
+            if session.is_ahead(&segment, direction) {
+                let ack = courses.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
+                match patience {
+                    Patience::MayWait => return Verdict::Later,
+                    Patience::GoesOn if direction == Direction::FromClient && terms.holds_back() => {
+                        // What the policy denies must not pass unread; but where something passed that nobody could
+                        // read, it will not come again.
+                        if !session.acknowledges_unread(&Segment { ack, ..segment }, direction) {
+                            return Verdict::Drop;
+                        }
+                        session.give_up_before(&segment, direction);
+                    }
+                    Patience::GoesOn => {}
+                }
+            }
+            if !segment.payload.is_empty() {
+                courses.of(direction).goes_on_from(segment.seq);
+            }
+            if segment.flags.has(Flags::ACK) {
+                segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);
+            }
+        }
+        let mut about = About {
+            slot,
+            number: *number,
+            connection,
+            terms,
+            is_over: ended.is_some(),
+            is_forged: origins.are_doubtful(),
+            is_known: session.dialogue().is_known(),
+            has_refused: false,
+            must_drop: false,
+            expectations,
+            ranges,
+            segment: &segment,
+            direction,
+            courses,
+            world,
+        };
+        about.encrypted_segment(&segment, direction);
+        let ending = session.segment(&segment, direction, limits, |output| match output {
+            SessionOutput::Read(direction, place, bytes) => {
+                about.world.observer.read(about.number, direction, place, bytes);
+            }
+            SessionOutput::Event(event, dialogue, line) => about.event(event, dialogue, line),
+            SessionOutput::NotFtp => about.not_ftp(),
+            SessionOutput::Anomaly(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                about.tell(&News::Anomaly(anomaly));
+            }
+        });
+        let has_refused = about.has_refused;
+        let mut verdict = about.verdict(session);
+        if has_refused {
+            session.refuse(&segment, direction);
+        }
+        if verdict == Verdict::Accept {
+            // A server may leave an urgent byte out of what it reads. A packet that is replaced points at none.
+            let is_urgent = direction == Direction::FromClient && segment.flags.has(Flags::URG) && terms.holds_back();
+            let payload = match corrected {
+                None if is_urgent => Some(segment.payload.to_vec()),
+                corrected => corrected,
+            };
+            verdict = payload.map_or(Verdict::Accept, |payload| Verdict::Replace(Replacement { seq, payload }));
+        }
+        // Of an encrypted session it may matter how far it has come. And where commands are held back, what is not FTP is
+        // read on: its server may take it for FTP.
+        let may_go_unread =
+            if session.dialogue().is_encrypted() { !ranges.is_planned(slot) } else { !terms.holds_back() };
+        let progress = match session.dialogue().progress() {
+            Progress::Unreadable if !may_go_unread => Progress::Unknown,
+            progress => progress,
+        };
+        if progress != *recorded {
+            *recorded = progress;
+            world.firewall.record(connection, progress);
+        }
+        self.classify(slot, (direction, bytes), world.now);
+        match ending {
+            None => {}
+            Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
+            Some(Ending::Reset) => self.end_for_now(slot, Ended::Reset, world),
+        }
+        verdict
+    }
+
+    /// Ends a session but remembers its addresses for a while.
+    fn end_for_now<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
+        self.end(slot, how, world);
+        self.sessions.set_rank(slot, Rank::Ended, world.now);
+    }
+
+    /// Closes whatever a session had open.
+    fn end<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
+        let Some(tracked) = self.sessions.get_mut(slot) else { return };
+        if tracked.ended.replace(how).is_some() {
+            return;
+        }
+        let (number, flow) = (tracked.number, tracked.connection.original);
+        while let Some(Standing { expectation, .. }) = self.expectations.pop_of(slot) {
+            world.firewall.close(&expectation);
+            world.tell(number, &News::Closed { expectation, why: Closed::SessionEnded });
+        }
+        if let Some(corridor) = self.ranges.remove(slot) {
+            world.firewall.close_corridor(&corridor);
+        }
+        self.close_heritage(&flow, world);
+        world.tell(number, &News::Ended(how));
+    }
+
+    /// Ends a session of which the kernel may know the connection still, and forgets it. What ended before is not
+    /// trusted when it is picked up again.
+    fn forget(&mut self, slot: u32, how: Ended, world: &mut World<'_, impl Firewall, impl Observer>) {
+        if let Some(tracked) = self.sessions.get(slot)
+            && tracked.ended.is_some()
+            && !matches!(tracked.recorded, Progress::Unknown | Progress::Unreadable)
+        {
+            world.firewall.record(&tracked.connection, Progress::Unknown);
+        }
+        self.end(slot, how, world);
+        self.remove(slot);
+    }
+
+    /// Forgets a session that has ended.
+    fn remove(&mut self, slot: u32) {
+        self.release_memory(slot);
+        self.sessions.remove(slot);
+    }
+}
+
+#[cfg(test)]
+mod nat_tests;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,71 @@
+//! On which side of this host the two ends of a session are.
+//!
+//! Packets are read before routing drops those whose source is not where they come from, so an end could speak for the
+//! other one.
+
+use crate::core::net::{Direction, Origin};
+
+/// Where the packets of both ends come from, once that is known.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Origins {
+    client: Option<Origin>,
+    server: Option<Origin>,
+}
+
+impl Origins {
+    /// Whether a packet in the name of that end comes from the other one's side; else it is remembered where it comes
+    /// from.
+    pub(super) fn is_forged(&mut self, end: Direction, origin: Option<Origin>) -> bool {
+        let Some(origin) = origin else { return false };
+        let (own, other) = match end {
+            Direction::FromClient => (&mut self.client, self.server),
+            Direction::FromServer => (&mut self.server, self.client),
+        };
+        match own {
+            None => {
+                *own = Some(origin);
+                false
+            }
+            Some(own) => {
+                own.interface != origin.interface && other.is_some_and(|other| other.interface == origin.interface)
+            }
+        }
+    }
+
+    /// Whether both ends are on one side where one of them cannot be: then one has spoken for the other from the
+    /// beginning.
+    pub(super) fn are_doubtful(&self) -> bool {
+        let (Some(client), Some(server)) = (self.client, self.server) else { return false };
+        client.interface == server.interface && (client.is_doubtful || server.is_doubtful)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(interface: u32, is_doubtful: bool) -> Option<Origin> {
+        Some(Origin { interface, is_doubtful })
+    }
+
+    #[test]
+    fn neither_end_speaks_for_the_other() {
+        let mut origins = Origins::default();
+        assert!(!origins.is_forged(Direction::FromServer, origin(2, true)));
+        assert!(!origins.is_forged(Direction::FromClient, origin(1, false)));
+        assert!(origins.is_forged(Direction::FromServer, origin(1, false)));
+        assert!(origins.is_forged(Direction::FromClient, origin(2, false)));
+        assert!(!origins.is_forged(Direction::FromServer, origin(3, true)), "there may be several ways");
+        assert!(!origins.is_forged(Direction::FromServer, None) && !origins.are_doubtful());
+    }
+
+    #[test]
+    fn both_ends_on_one_side_are_doubtful_where_the_routes_say_otherwise() {
+        for doubtful in [false, true] {
+            let mut origins = Origins::default();
+            assert!(!origins.is_forged(Direction::FromServer, origin(1, doubtful)));
+            assert!(!origins.is_forged(Direction::FromClient, origin(1, false)));
+            assert_eq!(origins.are_doubtful(), doubtful);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Which outside ports are tried for one announcement, and how many.
+//!
+//! Asking the kernel takes a system call or three while every other packet waits, so an announcement has few questions.
+//! What the tracker knows itself costs next to nothing and is looked at first.
+
+use crate::core::net::Port;
+use crate::core::policy::Terms;
+
+/// How often the kernel is asked for one announcement.
+const MOST_QUESTIONS: u32 = 32;
+
+/// How many ports are looked up among the tracker's own pinholes for one announcement.
+const MOST_LOOKUPS: u32 = 2048;
+
+/// How many ports are looked at in all, most of them only to find that the line would get another length.
+const MOST_PORTS: u32 = 2 * 65_536;
+
+/// The search for an outside port: where it goes on, and what is left of its bounds.
+#[derive(Debug)]
+pub(super) struct PortSearch {
+    questions: u32,
+    lookups: u32,
+    ports: u32,
+    state: u64,
+}
+
+impl PortSearch {
+    /// A search whose jumps depend on `seed`: two announcements of the same port go different ways.
+    pub(super) const fn new(seed: u64) -> Self {
+        Self { questions: MOST_QUESTIONS, lookups: MOST_LOOKUPS, ports: MOST_PORTS, state: seed }
+    }
+
+    /// Whether the kernel may be asked once more.
+    pub(super) const fn may_ask(&mut self) -> bool {
+        take(&mut self.questions)
+    }
+
+    /// Whether the tracker's own pinholes may be looked up once more.
+    pub(super) const fn may_look_up(&mut self) -> bool {
+        take(&mut self.lookups)
+    }
+
+    /// Whether one more port may be looked at.
+    pub(super) const fn may_go_on(&mut self) -> bool {
+        take(&mut self.ports)
+    }
+
+    /// Somewhere among the ports of these terms: the kernel has taken the one that was tried last, and those beside it
+    /// may be taken as well, by whoever took that one.
+    pub(super) fn jump(&mut self, terms: &Terms) -> Port {
+        // SplitMix64.
+        self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.state;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^= mixed >> 31;
+        let ranges = terms.data_ports.as_slice();
+        let length = |index: usize| u64::from(ranges[index].last().number() - ranges[index].first().number()) + 1;
+        let mut offset = mixed % (0..ranges.len()).map(length).sum::<u64>().max(1);
+        for (index, range) in ranges.iter().enumerate() {
+            if offset < length(index) {
+                let number = u64::from(range.first().number()) + offset;
+                return u16::try_from(number).ok().and_then(Port::new).unwrap_or(range.first());
+            }
+            offset -= length(index);
+        }
+        Port::FTP
+    }
+}
+
+const fn take(left: &mut u32) -> bool {
+    let is_left = *left > 0;
+    *left = left.saturating_sub(1);
+    is_left
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::core::policy;
+
+    #[test]
+    fn jumps_reach_every_port_of_the_policy_and_no_other() {
+        let policy = policy::parse("p", "defaults: { data_ports: [20, 5000-5009, 65535] }").expect("good").policy;
+        let mut search = PortSearch::new(7);
+        let reached: HashSet<u16> = (0..500).map(|_| search.jump(&policy.defaults).number()).collect();
+        let all: HashSet<u16> = [20, 65_535].into_iter().chain(5000..5010).collect();
+        assert_eq!(reached, all);
+    }
+
+    #[test]
+    fn the_kernel_is_asked_32_times() {
+        let mut search = PortSearch::new(7);
+        assert_eq!((0..100).filter(|_| search.may_ask()).count(), 32);
+    }
+}

@@ -1,0 +1,108 @@
+//! Who gives way when a session begins, and what each session counts for.
+
+use super::client::ClientKey;
+use super::rank::{RangeState, Rank};
+use super::{Ended, Observer, Tracker, World};
+use crate::core::kernel::Firewall;
+use crate::core::net::{Direction, Flags, Segment};
+use crate::core::policy::Limits;
+use crate::core::session::Session;
+use crate::core::time::Timestamp;
+
+/// The share of the table that sessions before a login have together: this part of it.
+const PART_BEFORE_LOGIN: usize = 4;
+
+/// That share in a small table, where a part of it would be next to nothing.
+const LEAST_BEFORE_LOGIN: usize = 64;
+
+/// The ranks before a login, the lowest first.
+const BEFORE_LOGIN: [Rank; 2] = [Rank::HalfOpen, Rank::NotLoggedIn];
+
+/// How many sessions before a login there may be.
+fn most_before_login(limits: &Limits) -> usize {
+    let all = limits.sessions.get() as usize;
+    (all / PART_BEFORE_LOGIN).max(LEAST_BEFORE_LOGIN).min(all)
+}
+
+/// The rank of a session that begins with this segment.
+pub(super) fn first_rank(session: &Session, segment: &Segment<'_>, direction: Direction) -> Rank {
+    let is_new = segment.flags.has(Flags::SYN);
+    let before = if is_new { Rank::HalfOpen } else { Rank::NotLoggedIn };
+    Rank::of(session, None, None, before, (direction, segment.payload.len()))
+}
+
+impl Tracker {
+    /// Makes room for one more session of that client, which begins with that rank.
+    ///
+    /// Who is over its share gives way itself. Otherwise the session with the lowest rank does, so that no number of
+    /// SYNs closes the pinholes of somebody who has logged in while a session of less worth is there.
+    pub(super) fn make_room<F: Firewall, O: Observer>(
+        &mut self,
+        client: ClientKey,
+        rank: Rank,
+        world: &mut World<'_, F, O>,
+    ) {
+        let limits = world.policy.limits;
+        self.sessions.set_idle(limits.idle);
+        while self.sessions.count_of_client(client) >= limits.sessions_per_client.get() as usize
+            && let Some(slot) = self.sessions.least_of_client(client)
+        {
+            self.evict(slot, Ended::EvictedOverShare, world);
+        }
+        while rank.is_before_login()
+            && self.sessions_before_login() >= most_before_login(&limits)
+            && let Some(slot) = self.sessions.least(&BEFORE_LOGIN)
+        {
+            self.evict(slot, Ended::EvictedBeforeLogin, world);
+        }
+        while self.sessions.len() >= limits.sessions.get() as usize
+            && let Some(slot) = self.sessions.least(&Rank::ALL)
+        {
+            self.evict(slot, Ended::Evicted, world);
+        }
+    }
+
+    fn sessions_before_login(&self) -> usize {
+        BEFORE_LOGIN.into_iter().map(|rank| self.sessions.count_of_rank(rank)).sum()
+    }
+
+    fn evict<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
+        self.forget(slot, how, world);
+    }
+
+    /// Brings the rank of a session, and what its buffers hold, up to date after a segment of that direction with so many
+    /// bytes.
+    pub(super) fn classify(&mut self, slot: u32, segment: (Direction, usize), now: Timestamp) {
+        let range = if self.ranges.is_open(slot) {
+            Some(RangeState::Open)
+        } else {
+            self.ranges.is_planned(slot).then_some(RangeState::Planned)
+        };
+        let Some(tracked) = self.sessions.get_mut(slot) else { return };
+        let before = tracked.place.rank;
+        let rank = Rank::of(&tracked.session, tracked.ended, range, before, segment);
+        let client = ClientKey::of(tracked.connection.client().address);
+        let bytes = tracked.session.buffered_bytes();
+        self.memory.count(client, &mut tracked.buffered, bytes, !rank.is_established());
+        if rank != before {
+            self.sessions.set_rank(slot, rank, now);
+        }
+    }
+
+    /// The buffers of a session go.
+    pub(super) fn release_memory(&mut self, slot: u32) {
+        let Some(tracked) = self.sessions.get_mut(slot) else { return };
+        let client = ClientKey::of(tracked.connection.client().address);
+        self.memory.count(client, &mut tracked.buffered, 0, false);
+    }
+
+    /// The bytes that the buffers of all sessions hold: what is out of order, and lines without their end.
+    pub fn buffered_bytes(&self) -> usize {
+        self.memory.used()
+    }
+
+    /// How often a session gave up bytes because the buffers of all sessions, or those of its client, were full.
+    pub fn buffer_refusals(&self) -> u64 {
+        self.memory.refusals()
+    }
+}

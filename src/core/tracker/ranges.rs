@@ -1,0 +1,193 @@
+//! The port ranges of encrypted sessions, where the policy says `tls: range`.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
+
+use super::about::About;
+use super::client::ClientKey;
+use super::encrypted::EncryptedDialogue;
+use super::{News, Observer, Tracker, World};
+use crate::core::expectation::{Corridor, Refusal};
+use crate::core::kernel::Firewall;
+use crate::core::net::{Connection, Direction, Flow, Segment};
+use crate::core::policy::Tls;
+use crate::core::time::Timestamp;
+
+/// How often an open range is renewed: twice while it would last without that, so that one failure does no harm.
+const RENEWAL: Duration = Duration::from_secs(Corridor::LIFETIME.as_secs() / 2);
+
+/// The range of one session.
+#[derive(Debug)]
+enum Range {
+    /// It opens when the dialogue has come far enough.
+    Planned(Corridor, EncryptedDialogue),
+    Open(Corridor),
+}
+
+/// Of whom an open range is.
+#[derive(Debug)]
+enum Owner {
+    Session(u32),
+    /// A session of an earlier run.
+    Earlier,
+}
+
+/// The ranges of all sessions.
+#[derive(Debug, Default)]
+pub(super) struct Ranges {
+    by_session: HashMap<u32, Range, RandomState>,
+    /// The sessions that have a range open between two hosts.
+    by_hosts: HashMap<(IpAddr, IpAddr), Vec<u32>, RandomState>,
+    by_client: HashMap<ClientKey, usize, RandomState>,
+    /// The open ones in the order in which they have to be renewed.
+    renewals: VecDeque<(Timestamp, Owner, Corridor)>,
+    open: usize,
+}
+
+impl Ranges {
+    /// How many are open.
+    pub(super) const fn len(&self) -> usize {
+        self.open
+    }
+
+    pub(super) fn count_of_client(&self, client: ClientKey) -> usize {
+        self.by_client.get(&client).copied().unwrap_or(0)
+    }
+
+    pub(super) fn is_open(&self, session: u32) -> bool {
+        matches!(self.by_session.get(&session), Some(Range::Open(_)))
+    }
+
+    /// Whether the range of that session waits for the dialogue to go on.
+    pub(super) fn is_planned(&self, session: u32) -> bool {
+        matches!(self.by_session.get(&session), Some(Range::Planned(..)))
+    }
+
+    fn plan(&mut self, session: u32, corridor: Corridor) {
+        self.by_session.insert(session, Range::Planned(corridor, EncryptedDialogue::default()));
+    }
+
+    fn note_open(&mut self, session: u32, corridor: Corridor, now: Timestamp) {
+        self.by_session.insert(session, Range::Open(corridor));
+        self.by_hosts.entry((corridor.from, corridor.to)).or_default().push(session);
+        *self.by_client.entry(ClientKey::of(corridor.from)).or_default() += 1;
+        self.renewals.push_back((now + RENEWAL, Owner::Session(session), corridor));
+        self.open += 1;
+    }
+
+    /// A range of an earlier run has been taken over, and opened again.
+    pub(super) fn note_adopted(&mut self, corridor: Corridor, now: Timestamp) {
+        self.renewals.push_back((now + RENEWAL, Owner::Earlier, corridor));
+    }
+
+    /// Forgets the range of a session; it has to be closed if it was open.
+    pub(super) fn remove(&mut self, session: u32) -> Option<Corridor> {
+        let Range::Open(corridor) = self.by_session.remove(&session)? else { return None };
+        self.open -= 1;
+        let hosts = (corridor.from, corridor.to);
+        if let Some(sessions) = self.by_hosts.get_mut(&hosts) {
+            sessions.retain(|&other| other != session);
+            if sessions.is_empty() {
+                self.by_hosts.remove(&hosts);
+            }
+        }
+        let client = ClientKey::of(corridor.from);
+        if let Some(count) = self.by_client.get_mut(&client) {
+            *count -= 1;
+            if *count == 0 {
+                self.by_client.remove(&client);
+            }
+        }
+        Some(corridor)
+    }
+
+    /// The session through whose range a connection with these addresses comes.
+    pub(super) fn session_of(&self, flow: &Flow) -> Option<u32> {
+        let sessions = self.by_hosts.get(&(flow.source.address, flow.destination.address))?;
+        sessions.iter().copied().find(|session| match self.by_session.get(session) {
+            Some(Range::Open(corridor)) => corridor.matches(flow),
+            _ => false,
+        })
+    }
+
+    /// When the next one has to be renewed.
+    pub(super) fn next_renewal(&self) -> Option<Timestamp> {
+        self.renewals.front().map(|(at, ..)| *at)
+    }
+}
+
+impl Tracker {
+    /// Renews the ranges that are due: what is open lasts as long as its session, however silent that is here, and not
+    /// much longer than a program that was killed and never came back.
+    pub(super) fn renew_ranges<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
+        while let Some((at, owner, corridor)) = self.ranges.renewals.pop_front() {
+            if at > world.now {
+                self.ranges.renewals.push_front((at, owner, corridor));
+                return;
+            }
+            let is_open = match owner {
+                Owner::Session(session) => match self.ranges.by_session.get(&session) {
+                    Some(Range::Open(open)) => *open == corridor,
+                    _ => false,
+                },
+                Owner::Earlier => self.heritage.holds(&corridor),
+            };
+            if is_open {
+                world.firewall.renew_corridor(&corridor);
+                self.ranges.renewals.push_back((world.now + RENEWAL, owner, corridor));
+            }
+        }
+    }
+}
+
+impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
+    /// What follows cannot be read.
+    pub(super) fn encrypted(&mut self, is_requested: bool) {
+        let corridor = match self.terms.tls {
+            Tls::Range(ports) if is_requested && !self.is_over && !self.is_forged => {
+                let Connection { original, .. } = *self.connection;
+                Some(Corridor { from: original.source.address, to: original.destination.address, ports })
+            }
+            Tls::Pass | Tls::Deny | Tls::Range(_) => None,
+        };
+        if let Some(corridor) = corridor {
+            self.ranges.plan(self.slot, corridor);
+        }
+        self.tell(&News::Encrypted { corridor });
+    }
+
+    /// A segment behind the 234: opens the range where the dialogue has come far enough.
+    pub(super) fn encrypted_segment(&mut self, segment: &Segment<'_>, direction: Direction) {
+        let Some(Range::Planned(corridor, dialogue)) = self.ranges.by_session.get_mut(&self.slot) else { return };
+        let corridor = *corridor;
+        if !dialogue.segment(segment, direction) {
+            return;
+        }
+        match self.open_range(&corridor) {
+            Ok(()) => {
+                self.ranges.note_open(self.slot, corridor, self.world.now);
+                self.tell(&News::RangeOpened(corridor));
+            }
+            Err(why) => {
+                self.ranges.remove(self.slot);
+                self.tell(&News::RangeRefused { corridor, why });
+            }
+        }
+    }
+
+    /// A range counts as one pinhole, of its client and of all.
+    fn open_range(&mut self, corridor: &Corridor) -> Result<(), Refusal> {
+        let limits = &self.world.policy.limits;
+        let client = ClientKey::of(corridor.from);
+        let of_client = self.expectations.count_of_client(client) + self.ranges.count_of_client(client);
+        let in_all = self.expectations.len() + self.ranges.len();
+        if of_client >= limits.pinholes_per_client.get() as usize || in_all >= limits.pinholes.get() as usize {
+            return Err(Refusal::TooMany);
+        }
+        self.world.firewall.open_corridor(corridor).map_err(|_| Refusal::NotOpened)
+    }
+}

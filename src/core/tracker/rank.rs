@@ -1,0 +1,75 @@
+//! Which session gives way to another.
+
+use super::Ended;
+use crate::core::net::Direction;
+use crate::core::session::Session;
+
+/// How much is lost with a session; the least first. Where room is needed, one of the lowest rank gives way, and among
+/// those the one that was silent longest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Rank {
+    /// It is over; only its addresses are remembered for a while.
+    Ended,
+    /// Nothing in it can be read any more and nothing is open for it: the kernel knows that, too.
+    Unread,
+    /// The server has answered the client's SYN, and the client has not said anything.
+    HalfOpen,
+    /// Nobody has logged in.
+    NotLoggedIn,
+    /// It is encrypted, and a range of ports is open for it.
+    Ranged,
+    /// Somebody has logged in.
+    LoggedIn,
+}
+
+/// How it stands with the range of an encrypted session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum RangeState {
+    /// It will open when the dialogue has come far enough.
+    Planned,
+    Open,
+}
+
+impl Rank {
+    pub(super) const COUNT: usize = 6;
+
+    /// All of them, the lowest first.
+    pub(super) const ALL: [Self; Self::COUNT] =
+        [Self::Ended, Self::Unread, Self::HalfOpen, Self::NotLoggedIn, Self::Ranged, Self::LoggedIn];
+
+    /// The rank of a session after a segment of that direction with so many bytes; before it, the rank was `before`.
+    pub(super) fn of(
+        session: &Session,
+        ended: Option<Ended>,
+        range: Option<RangeState>,
+        before: Self,
+        (direction, bytes): (Direction, usize),
+    ) -> Self {
+        let dialogue = session.dialogue();
+        if ended.is_some() {
+            Self::Ended
+        } else if range == Some(RangeState::Open) {
+            Self::Ranged
+        } else if range == Some(RangeState::Planned) {
+            Self::NotLoggedIn
+        } else if dialogue.is_encrypted() || dialogue.is_other_protocol() {
+            Self::Unread
+        } else if dialogue.is_logged_in() {
+            Self::LoggedIn
+        } else if before == Self::HalfOpen && !(direction == Direction::FromClient && bytes > 0) {
+            Self::HalfOpen
+        } else {
+            Self::NotLoggedIn
+        }
+    }
+
+    /// Whether it is among those that have a small share of the table only.
+    pub(super) const fn is_before_login(self) -> bool {
+        matches!(self, Self::HalfOpen | Self::NotLoggedIn)
+    }
+
+    /// Whether something of worth is lost with it.
+    pub(super) const fn is_established(self) -> bool {
+        matches!(self, Self::Ranged | Self::LoggedIn)
+    }
+}

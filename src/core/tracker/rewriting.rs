@@ -1,0 +1,410 @@
+//! What of a session's lines has to be said differently: an address that the other end does not know, a command that the
+//! policy holds back.
+
+use super::about::About;
+use super::client::ClientKey;
+use super::expectations::Standing;
+use super::port_search::PortSearch;
+use super::{Observer, World};
+use crate::core::expectation::{Expectation, Refusal};
+use crate::core::ftp::notation::{Announced, Notation};
+use crate::core::ftp::telnet::{begins_plainly, possible_verbs};
+use crate::core::ftp::{Line, Mode};
+use crate::core::kernel::Firewall;
+use crate::core::net::{Direction, Endpoint, Port, Seq};
+use crate::core::policy::Tls;
+use crate::core::seqadj::{Course, Obstacle, Replaced, Verdict};
+use crate::core::session::reassembly::OVERWRITTEN;
+use crate::core::session::{Announcement, Session, Written};
+use crate::core::tracker::admission;
+
+/// What is expected, and what of the line has to be said differently for that.
+struct Choice {
+    expectation: Expectation,
+    replaced: Option<Replaced>,
+}
+
+/// Whether a line may become longer or shorter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Length {
+    Any,
+    Same,
+}
+
+impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
+    /// Opens what is expected behind NAT, and has the line say how the other end gets there.
+    pub(super) fn expect_translated(
+        &mut self,
+        announcement: &Announcement<'_>,
+        decided: Expectation,
+    ) -> Result<Expectation, Refusal> {
+        if let Some(written) = &announcement.written
+            && self.was_replaced_before(announcement)
+        {
+            return self.expect_again(announcement, written, decided);
+        }
+        let mut why = Refusal::CannotRewrite;
+        let mut search = PortSearch::new(self.number.get() << 16 | u64::from(decided.to.port.number()));
+        for length in [Length::Any, Length::Same] {
+            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length, &mut search) {
+                Ok(choice) => choice,
+                Err(refusal) if length == Length::Any => return Err(refusal),
+                Err(_) => return Err(why),
+            };
+            self.admit(announcement, &expectation)?;
+            let Some(replaced) = replaced else { return Ok(expectation) };
+            match self.replace(replaced) {
+                Ok(()) => return Ok(expectation),
+                Err(obstacle) => {
+                    self.expectations.remove(expectation.from, expectation.to);
+                    self.world.firewall.close(&expectation);
+                    why = Refusal::CannotRewrite;
+                    if obstacle == Obstacle::Gone {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(why)
+    }
+
+    /// Whether a program that ran before this one rewrote this very line, or an earlier one.
+    pub(super) fn was_replaced_before(&self, announcement: &Announcement<'_>) -> bool {
+        let Some((written, courses)) = announcement.written.as_ref().zip(self.courses.as_deref()) else { return false };
+        courses.get(self.direction).was_replaced_before(written.place())
+    }
+
+    /// The line was rewritten by a program that ran before this one, and is sent for the second time.
+    fn expect_again(
+        &mut self,
+        announcement: &Announcement<'_>,
+        written: &Written<'_>,
+        decided: Expectation,
+    ) -> Result<Expectation, Refusal> {
+        let target = decided.target();
+        let stands = |expectation: &Expectation| {
+            expectation.from == decided.from
+                && expectation.to.address == decided.to.address
+                && expectation.target() == target
+        };
+        let expectation = self.expectations.iter().map(|standing| standing.expectation).find(stands).or_else(|| {
+            let mapping = self.world.firewall.mapping_of(decided.from, decided.to)?;
+            (mapping == decided.mapping).then_some(decided)
+        });
+        let announced = announcement.named.zip(expectation).and_then(|(named, it)| admission::instead(&named, &it));
+        let text = announced.and_then(|announced| Notation::of(announcement.mode).print(&announced));
+        let Written { line, span } = written;
+        let text = text.map_or_else(|| line.text[span.clone()].to_vec(), String::into_bytes);
+        let replaced = Replaced { start: written.place(), length: span.len(), text, before: line.text[span.start - 1] };
+        if let Some(course) = self.course() {
+            course.resume(replaced);
+        }
+        let Some(expectation) = expectation else { return Err(Refusal::CannotRewrite) };
+        let expectation = Expectation { since: decided.since, ..expectation };
+        self.admit(announcement, &expectation)?;
+        Ok(expectation)
+    }
+
+    /// The port under which a data connection is announced outside: the one that was announced where it is free.
+    fn choose(
+        &mut self,
+        announcement: &Announcement<'_>,
+        decided: &Expectation,
+        length: Length,
+        search: &mut PortSearch,
+    ) -> Result<Choice, Refusal> {
+        let named = announcement.named.ok_or(Refusal::BadSyntax)?;
+        let fitting = match (length, announcement.mode, &announcement.written) {
+            // The words in front of it make up for any length.
+            (Length::Any, ..) | (_, Mode::Pasv, _) | (.., None) => None,
+            (Length::Same, mode, Some(written)) => Some(fitting_length(mode, &named, decided, written)),
+        };
+        let terms = self.terms;
+        let mut from = decided.to.port;
+        'jump: loop {
+            for port in terms.data_ports.cycle_from(from) {
+                if !search.may_go_on() {
+                    return Err(Refusal::NoPort);
+                }
+                let has_length = fitting.is_none_or(|fitting| fitting == length_of(announcement.mode, port));
+                if !has_length || terms.is_known_service(port) {
+                    continue;
+                }
+                if !search.may_look_up() {
+                    return Err(Refusal::NoPort);
+                }
+                let expectation = at_port(decided, port);
+                if self.expectations.is_taken(&expectation) {
+                    continue;
+                }
+                let replaced = match admission::instead(&named, &expectation) {
+                    None => None,
+                    Some(announced) => {
+                        let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
+                        let text = Notation::of(announcement.mode).print(&announced).ok_or(Refusal::CannotRewrite)?;
+                        match length {
+                            Length::Any => {
+                                let replaced = self.replacing(written, text.into_bytes());
+                                Some(replaced.ok_or(Refusal::CannotRewrite)?)
+                            }
+                            Length::Same => match same_length(announcement.mode, written, text.into_bytes()) {
+                                Some(replaced) => Some(replaced),
+                                None => continue,
+                            },
+                        }
+                    }
+                };
+                if self.expectations.owner_of(&expectation).is_some() {
+                    return Ok(Choice { expectation, replaced });
+                }
+                // What an earlier run, or another program, has opened there is known to the kernel alone.
+                if !search.may_ask() {
+                    return Err(Refusal::NoPort);
+                }
+                let Expectation { from: caller, to, mapping, .. } = expectation;
+                if self.world.firewall.mapping_of(caller, to).is_none_or(|installed| installed == mapping) {
+                    return Ok(Choice { expectation, replaced });
+                }
+                from = search.jump(terms);
+                continue 'jump;
+            }
+            return Err(Refusal::NoPort);
+        }
+    }
+
+    /// What replaces the address of a line, together with what was withheld around it.
+    fn replacing(&mut self, written: &Written<'_>, text: Vec<u8>) -> Option<Replaced> {
+        let Written { line, span } = written;
+        let segment = self.segment;
+        let address = written.place();
+        let behind = line.start + span.end;
+        let withheld = self.course()?.withheld().map(|(start, bytes)| (start, bytes.to_vec()));
+        let Some((start, withheld)) = withheld else {
+            let before = *line.text.get(span.start.checked_sub(1)?)?;
+            return Some(Replaced { start: address, length: span.len(), text, before });
+        };
+        // It ends with a byte that is here: a segment brings what ends in it.
+        let first_here = start + withheld.len() + 1;
+        let end = if behind.is_before(first_here) { first_here } else { behind };
+        let length = usize::try_from(end - start).ok()?;
+        let mut bytes = withheld;
+        let known = usize::try_from(start + bytes.len() - segment.seq).ok()?;
+        bytes.extend_from_slice(segment.payload.get(known..)?);
+        let bytes = bytes.get(..length)?;
+        let before_address = usize::try_from(address - start).ok()?;
+        let text = [bytes.get(..before_address)?, &text, bytes.get(before_address + span.len()..)?].concat();
+        let before = usize::try_from(start - line.start).ok()?.checked_sub(1)?;
+        Some(Replaced { start, length, text, before: *line.text.get(before)? })
+    }
+
+    fn replace(&mut self, replaced: Replaced) -> Result<(), Obstacle> {
+        let Self { courses, world, connection, direction, segment, .. } = self;
+        let Some(courses) = courses else { return Err(Obstacle::NotAdjusted) };
+        let World { firewall, .. } = &mut **world;
+        let course = courses.of(*direction);
+        let held = course.repeated_from(segment);
+        let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
+        course.replace(segment, replaced, &mut adjust)
+    }
+
+    fn course(&mut self) -> Option<&mut Course> {
+        let direction = self.direction;
+        self.courses.as_mut().map(|courses| courses.of(direction))
+    }
+
+    /// Has the server get something that is no command, if some server may take this line for one that the policy
+    /// denies. That command.
+    pub(super) fn hold_back_denied(&mut self, line: &Line<'_>) -> Option<String> {
+        if !self.terms.holds_back() {
+            return None;
+        }
+        let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
+        if !line.begins && (!self.is_known || self.may_end_denied(line.text)) {
+            // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier run.
+            self.overwrite(line.start, last);
+            return None;
+        }
+        let denied = self.overwrite_denied(line, last);
+        let behind = line.start + line.text.len();
+        let is_unfinished = line.end == behind;
+        if !line.whole && (is_unfinished || line.end - behind > 2) {
+            // Nobody looks at what stands behind the longest line, and a server may find a command in it.
+            let payload = self.segment.payload;
+            // A CR in the last place may be the one that ends the line.
+            let kept = usize::from(payload.ends_with(b"\r"));
+            let to = if is_unfinished { self.segment.seq + (payload.len() - kept) } else { last };
+            self.overwrite(behind, to);
+        }
+        denied
+    }
+
+    /// Whether this text may be the rest of a line that began with a denied command.
+    fn may_end_denied(&self, text: &[u8]) -> bool {
+        let terms = self.terms;
+        let secures = (terms.tls == Tls::Deny).then_some("AUTH");
+        possible_verbs(text).any(|word| {
+            terms.denied_commands.iter().chain(secures).any(|denied| {
+                let rest = denied.len().checked_sub(word.len()).and_then(|from| denied.as_bytes().get(from..));
+                rest.is_some_and(|rest| rest.eq_ignore_ascii_case(&word))
+            })
+        })
+    }
+
+    /// Overwrites so much of a line up to `last` that no server finds a denied command in its beginning. That command.
+    fn overwrite_denied(&mut self, line: &Line<'_>, last: Seq) -> Option<String> {
+        if begins_plainly(line.text) {
+            let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
+            let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
+            let letter = line.start + verb.checked_sub(1)?;
+            self.overwrite(letter, letter + 1);
+            return Some(word.to_ascii_uppercase());
+        }
+        let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
+        let word = words.into_iter().find(|word| self.is_denied(word))?;
+        self.overwrite(line.start, if line.whole { last } else { line.start + line.text.len() });
+        Some(word.to_ascii_uppercase())
+    }
+
+    /// Puts something that means nothing in place of those of these bytes that are in the segment. What went on before
+    /// was this already.
+    fn overwrite(&mut self, from: Seq, to: Seq) {
+        let end = self.segment.seq + self.segment.payload.len();
+        let from = from.later(self.segment.seq);
+        let gone = self.course().and_then(|course| course.gone());
+        let from = gone.map_or(from, |gone| from.later(gone));
+        let to = if to.is_after(end) { end } else { to };
+        let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
+        let replaced = Replaced { start: from, length, text: vec![OVERWRITTEN; length], before: b' ' };
+        self.must_drop |= self.replace(replaced).is_err();
+    }
+
+    /// What is to become of the segment, now that all that it says is known.
+    pub(super) fn verdict(&mut self, session: &Session) -> Verdict {
+        if self.courses.is_none() {
+            return Verdict::Accept;
+        }
+        if self.direction == Direction::FromClient
+            && let Some(line) = session.unfinished(Direction::FromClient)
+        {
+            // All of a verb may have come: what follows may be sent separately.
+            self.hold_back_denied(&line);
+        }
+        let (must_drop, segment) = (self.must_drop, self.segment);
+        if let Some(course) = self.course() {
+            if must_drop {
+                // It counts as read, and will be sent again.
+                course.bar(segment);
+            }
+            if course.is_barred(segment) {
+                return Verdict::Drop;
+            }
+        }
+        let is_translated = self.connection.is_translated();
+        let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };
+        let Self { courses: Some(courses), world, connection, direction, segment, .. } = self else {
+            return Verdict::Accept;
+        };
+        let World { firewall, .. } = &mut **world;
+        let course = courses.of(*direction);
+        let held = course.repeated_from(segment);
+        let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
+        if course.withheld().is_some_and(|(start, _)| unfinished.is_none_or(|(address, _)| address != start)) {
+            // The line is not to be changed after all.
+            let _ = course.release(segment, &mut adjust);
+        }
+        if let Some((start, before)) = unfinished
+            && course.withhold(segment, start, before, &mut adjust).is_err()
+        {
+            let _ = course.release(segment, &mut adjust);
+        }
+        course.verdict(segment)
+    }
+
+    /// Whether the policy denies this command.
+    pub(super) fn is_denied(&self, command: &str) -> bool {
+        let secures = command.eq_ignore_ascii_case("AUTH") && self.terms.tls == Tls::Deny;
+        secures || self.terms.denies(command)
+    }
+
+    /// Opens what is expected.
+    pub(super) fn admit(&mut self, announcement: &Announcement<'_>, expectation: &Expectation) -> Result<(), Refusal> {
+        let owner = self.expectations.owner_of(expectation);
+        let client = ClientKey::of(self.connection.client().address);
+        let limits = &self.world.policy.limits;
+        let per_session = usize::from(self.terms.pinholes_per_session.get());
+        let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
+        // One that replaces another takes no more room than that had.
+        let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
+        let is_full_for_client = owner != Some(self.slot)
+            && self.expectations.count_of_client(client) + self.ranges.count_of_client(client) >= per_client;
+        let is_full = owner.is_none() && self.expectations.len() + self.ranges.len() >= in_all;
+        // Behind so many commands the server's refusal of this one would not be recognised as such.
+        let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
+        if is_full_here || is_full_for_client || is_full || is_beyond {
+            return Err(Refusal::TooMany);
+        }
+        self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
+        self.expectations.insert(Standing {
+            expectation: *expectation,
+            mode: Some(announcement.mode),
+            owner: self.slot,
+            session: self.number,
+            client: Some(client),
+            command: announcement.number,
+        });
+        Ok(())
+    }
+}
+
+/// The same, announced under another port.
+fn at_port(decided: &Expectation, port: Port) -> Expectation {
+    let mut expectation = *decided;
+    if port != decided.to.port {
+        expectation.mapping.to = Some(decided.target());
+        expectation.to = Endpoint::new(decided.to.address, port);
+    }
+    expectation
+}
+
+/// How many characters a port has in an announcement of this mode, apart from what stands around it.
+fn length_of(mode: Mode, port: Port) -> usize {
+    let digits = |number: u16| number.checked_ilog10().map_or(1, |log| log as usize + 1);
+    match mode {
+        Mode::Eprt | Mode::Epsv => digits(port.number()),
+        Mode::Port | Mode::Pasv | Mode::Lprt | Mode::Lpsv => {
+            let [high, low] = port.number().to_be_bytes();
+            digits(high.into()) + digits(low.into())
+        }
+    }
+}
+
+/// How many characters the port must have so that the line keeps its length; one that no port has if there is none.
+fn fitting_length(mode: Mode, named: &Announced, decided: &Expectation, written: &Written<'_>) -> usize {
+    let Endpoint { address, port } = decided.to;
+    let announced = Announced { address: named.address.map(|_| address), port: port.number() };
+    let Some(text) = Notation::of(mode).print(&announced) else { return 0 };
+    (written.span.len() + length_of(mode, port)).saturating_sub(text.len())
+}
+
+/// What replaces the address of a line without changing its length.
+fn same_length(mode: Mode, written: &Written<'_>, text: Vec<u8>) -> Option<Replaced> {
+    let Written { line, span } = written;
+    if text.len() == span.len() {
+        let before = *line.text.get(span.start.checked_sub(1)?)?;
+        return Some(Replaced { start: written.place(), length: span.len(), text, before });
+    }
+    if mode != Mode::Pasv {
+        return None;
+    }
+    // A 227 has words in front of the address that mean nothing. The character directly before it is kept: clients
+    // look for a parenthesis there.
+    let words = 4;
+    let (&last, rest) = line.text.get(words..span.start)?.split_last()?;
+    let room = (span.end - words).checked_sub(text.len() + 1)?;
+    let mut padded = rest[..rest.len().min(room)].to_vec();
+    padded.resize(room, b' ');
+    padded.push(last);
+    padded.extend(text);
+    let before = *line.text.get(words - 1)?;
+    Some(Replaced { start: line.start + words, length: span.end - words, text: padded, before })
+}

@@ -1,0 +1,399 @@
+//! The sessions by the addresses of their packets, in either direction.
+
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+use super::client::ClientKey;
+use super::list::{Links, List};
+use super::memory::Buffered;
+use super::origins::Origins;
+use super::rank::Rank;
+use super::slab::Slab;
+use super::{Ended, LINGER, LONGEST_SILENCE, SessionNumber};
+use crate::core::kernel::Progress;
+use crate::core::net::{Connection, Direction, Flow};
+use crate::core::policy::RuleId;
+use crate::core::seqadj::Courses;
+use crate::core::session::Session;
+use crate::core::time::Timestamp;
+
+/// How exact the order of silence is: a session that goes on talking moves in the lists so often, not with each packet.
+const COARSE: Duration = Duration::from_secs(1);
+
+/// A session as the tracker keeps it.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    pub(super) connection: Connection,
+    /// The kernel's number of the connection, where that is known.
+    pub(super) id: Option<u32>,
+    pub(super) number: SessionNumber,
+    pub(super) rule: RuleId,
+    /// How it ended, if it did: it stays for a while, so that the last packets of it do not look like a new one.
+    pub(super) ended: Option<Ended>,
+    pub(super) last_heard: Timestamp,
+    pub(super) place: Placed,
+    pub(super) buffered: Buffered,
+    pub(super) session: Session,
+    /// Where the packets of its client and of its server come from, once that is known.
+    pub(super) origins: Origins,
+    /// What the kernel knows of how far it has come.
+    pub(super) recorded: Progress,
+    /// Where something of what is said may have to be changed: behind NAT, or under a rule that holds commands back.
+    pub(super) courses: Option<Box<Courses>>,
+}
+
+/// Where a session stands in the lists.
+#[derive(Debug)]
+pub(super) struct Placed {
+    pub(super) rank: Rank,
+    /// When it moved to the end of its lists: less than [`COARSE`] before it was last heard.
+    moved: Timestamp,
+    /// The slot of its client.
+    client: u32,
+    by_rank: Links,
+    by_client: Links,
+}
+
+impl Placed {
+    pub(super) fn new(rank: Rank, now: Timestamp) -> Self {
+        Self { rank, moved: now, client: 0, by_rank: Links::default(), by_client: Links::default() }
+    }
+}
+
+/// What there is of one client.
+#[derive(Debug)]
+struct Client {
+    key: ClientKey,
+    sessions: u32,
+    /// Its sessions before a login, and those behind one, each in the order of their silence.
+    lists: [List; 2],
+}
+
+/// The sessions of one rank in the order of their silence.
+#[derive(Debug, Default)]
+struct Ranked {
+    list: List,
+    length: usize,
+    /// When the first one is due, at the earliest.
+    due: Option<Timestamp>,
+}
+
+/// A slot and a direction in one number, to keep the index small.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place(u32);
+
+impl Place {
+    const fn new(slot: u32, direction: Direction) -> Self {
+        Self(slot << 1 | matches!(direction, Direction::FromServer) as u32)
+    }
+
+    const fn slot(self) -> u32 {
+        self.0 >> 1
+    }
+
+    const fn direction(self) -> Direction {
+        if self.0 & 1 == 0 { Direction::FromClient } else { Direction::FromServer }
+    }
+}
+
+/// All sessions.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    sessions: Slab<Tracked>,
+    by_flow: HashTable<Place>,
+    ranks: [Ranked; Rank::COUNT],
+    clients: Slab<Client>,
+    by_client: HashTable<u32>,
+    idle: Duration,
+    hasher: RandomState,
+}
+
+impl Table {
+    pub(super) fn len(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub(super) fn find(&self, flow: &Flow) -> Option<(u32, Direction)> {
+        let hash = self.hasher.hash_one(flow);
+        let place = self.by_flow.find(hash, |&place| flow_at(&self.sessions, place) == Some(flow))?;
+        Some((place.slot(), place.direction()))
+    }
+
+    /// Brings near what packets with these addresses will need.
+    ///
+    /// With many sessions nearly all of a packet's cost is waiting for memory. Here the loads of one step do not
+    /// depend on each other, so the processor waits for all of them at once, not for one after the other.
+    pub(super) fn anticipate(&self, flows: &[Flow]) {
+        const AT_ONCE: usize = 32;
+        let mut hashes = [0; AT_ONCE];
+        let mut slots = [None; AT_ONCE];
+        for flows in flows.chunks(AT_ONCE) {
+            for (hash, flow) in hashes.iter_mut().zip(flows) {
+                *hash = self.hasher.hash_one(flow);
+            }
+            for (slot, hash) in slots.iter_mut().zip(&hashes[..flows.len()]) {
+                // Whoever has a similar hash is most likely the right one; a mistake costs nothing but time.
+                *slot = self.by_flow.find(*hash, |_| true).map(|place| place.slot());
+            }
+            let near = slots[..flows.len()].iter().flatten().filter_map(|&slot| self.sessions.get(slot));
+            let sum = near.fold(0, |sum, tracked| {
+                sum ^ tracked.session.touch()
+                    ^ u32::from(tracked.connection.original.source.port.number())
+                    ^ u32::from(tracked.connection.reply.source.port.number())
+                    ^ u32::from(tracked.ended.is_some())
+                    ^ u32::from(tracked.last_heard > tracked.place.moved)
+            });
+            std::hint::black_box(sum);
+        }
+    }
+
+    pub(super) fn get(&self, slot: u32) -> Option<&Tracked> {
+        self.sessions.get(slot)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: u32) -> Option<&mut Tracked> {
+        self.sessions.get_mut(slot)
+    }
+
+    pub(super) fn insert(&mut self, mut tracked: Tracked) -> u32 {
+        let Connection { original, reply } = tracked.connection;
+        tracked.place.client = self.client(ClientKey::of(original.source.address));
+        let slot = self.sessions.insert(tracked);
+        for (flow, direction) in [(original, Direction::FromClient), (reply, Direction::FromServer)] {
+            let Self { sessions, by_flow, hasher, .. } = self;
+            let hash_of = |place: &Place| flow_at(sessions, *place).map_or(0, |flow| hasher.hash_one(flow));
+            by_flow.insert_unique(hasher.hash_one(flow), Place::new(slot, direction), hash_of);
+        }
+        self.append(slot);
+        slot
+    }
+
+    pub(super) fn remove(&mut self, slot: u32) -> Option<Tracked> {
+        let Connection { original, reply } = self.sessions.get(slot)?.connection;
+        self.unlink(slot);
+        for (flow, direction) in [(original, Direction::FromClient), (reply, Direction::FromServer)] {
+            let place = Place::new(slot, direction);
+            if let Ok(entry) = self.by_flow.find_entry(self.hasher.hash_one(flow), |&other| other == place) {
+                entry.remove();
+            }
+        }
+        let tracked = self.sessions.remove(slot)?;
+        self.forget_if_last(tracked.place.client);
+        Some(tracked)
+    }
+
+    /// The slot of a client that is about to have one more session.
+    fn client(&mut self, key: ClientKey) -> u32 {
+        let hash = self.hasher.hash_one(key);
+        let is_it = |&slot: &u32| self.clients.get(slot).is_some_and(|client| client.key == key);
+        if let Some(&slot) = self.by_client.find(hash, is_it) {
+            if let Some(client) = self.clients.get_mut(slot) {
+                client.sessions += 1;
+            }
+            return slot;
+        }
+        let slot = self.clients.insert(Client { key, sessions: 1, lists: [List::default(); 2] });
+        let Self { clients, by_client, hasher, .. } = self;
+        by_client.insert_unique(hash, slot, |&slot| clients.get(slot).map_or(0, |client| hasher.hash_one(client.key)));
+        slot
+    }
+
+    /// A client has one session less.
+    fn forget_if_last(&mut self, slot: u32) {
+        let Some(client) = self.clients.get_mut(slot) else { return };
+        client.sessions -= 1;
+        if client.sessions > 0 {
+            return;
+        }
+        let hash = self.hasher.hash_one(client.key);
+        if let Ok(entry) = self.by_client.find_entry(hash, |&other| other == slot) {
+            entry.remove();
+        }
+        self.clients.remove(slot);
+    }
+
+    /// How many sessions that client has.
+    pub(super) fn count_of_client(&self, key: ClientKey) -> usize {
+        self.find_client(key).map_or(0, |client| client.sessions as usize)
+    }
+
+    fn find_client(&self, key: ClientKey) -> Option<&Client> {
+        let is_it = |&slot: &u32| self.clients.get(slot).is_some_and(|client| client.key == key);
+        let slot = self.by_client.find(self.hasher.hash_one(key), is_it)?;
+        self.clients.get(*slot)
+    }
+
+    /// How many sessions have that rank.
+    pub(super) fn count_of_rank(&self, rank: Rank) -> usize {
+        self.ranks[rank as usize].length
+    }
+
+    /// The session of the lowest rank among `ranks`, and of those the one that was silent longest.
+    pub(super) fn least(&self, ranks: &[Rank]) -> Option<u32> {
+        ranks.iter().find_map(|&rank| self.ranks[rank as usize].list.first())
+    }
+
+    /// The session of that client that was silent longest, one before a login if there is any.
+    pub(super) fn least_of_client(&self, key: ClientKey) -> Option<u32> {
+        self.find_client(key)?.lists.iter().find_map(List::first)
+    }
+
+    /// A packet of that session came.
+    pub(super) fn heard(&mut self, slot: u32, now: Timestamp) {
+        let Some(tracked) = self.sessions.get_mut(slot) else { return };
+        tracked.last_heard = now;
+        if now.since(tracked.place.moved) < COARSE {
+            return;
+        }
+        tracked.place.moved = now;
+        let Placed { rank, client, .. } = tracked.place;
+        let Self { sessions, ranks, clients, .. } = self;
+        let ranked = &mut ranks[rank as usize];
+        let was_first = ranked.list.first() == Some(slot);
+        ranked.list.move_to_end(sessions, slot, |tracked| &mut tracked.place.by_rank);
+        if let Some(client) = clients.get_mut(client) {
+            let list = &mut client.lists[usize::from(rank.is_established())];
+            list.move_to_end(sessions, slot, |tracked| &mut tracked.place.by_client);
+        }
+        if was_first {
+            self.look_at_first(rank);
+        }
+    }
+
+    /// The rank of that session changes.
+    pub(super) fn set_rank(&mut self, slot: u32, rank: Rank, now: Timestamp) {
+        if self.sessions.get(slot).is_none_or(|tracked| tracked.place.rank == rank) {
+            return;
+        }
+        self.unlink(slot);
+        if let Some(tracked) = self.sessions.get_mut(slot) {
+            tracked.place.rank = rank;
+            tracked.place.moved = now;
+            tracked.last_heard = now;
+        }
+        self.append(slot);
+    }
+
+    fn append(&mut self, slot: u32) {
+        let Self { sessions, ranks, clients, .. } = self;
+        let Some(&Placed { rank, client, .. }) = sessions.get(slot).map(|tracked| &tracked.place) else { return };
+        let ranked = &mut ranks[rank as usize];
+        ranked.list.append(sessions, slot, |tracked| &mut tracked.place.by_rank);
+        ranked.length += 1;
+        let is_first = ranked.list.first() == Some(slot);
+        if let Some(client) = clients.get_mut(client) {
+            let list = &mut client.lists[usize::from(rank.is_established())];
+            list.append(sessions, slot, |tracked| &mut tracked.place.by_client);
+        }
+        if is_first {
+            self.look_at_first(rank);
+        }
+    }
+
+    fn unlink(&mut self, slot: u32) {
+        let Self { sessions, ranks, clients, .. } = self;
+        let Some(&Placed { rank, client, .. }) = sessions.get(slot).map(|tracked| &tracked.place) else { return };
+        let ranked = &mut ranks[rank as usize];
+        let was_first = ranked.list.first() == Some(slot);
+        ranked.list.unlink(sessions, slot, |tracked| &mut tracked.place.by_rank);
+        ranked.length -= 1;
+        if let Some(client) = clients.get_mut(client) {
+            let list = &mut client.lists[usize::from(rank.is_established())];
+            list.unlink(sessions, slot, |tracked| &mut tracked.place.by_client);
+        }
+        if was_first {
+            self.look_at_first(rank);
+        }
+    }
+
+    /// How long a session of that rank may be silent.
+    fn patience(&self, rank: Rank) -> Duration {
+        match rank {
+            Rank::Ended => LINGER,
+            // An encrypted session is silent here however busy it is; its end is told from elsewhere.
+            Rank::Ranged => self.idle.max(LONGEST_SILENCE),
+            Rank::Unread | Rank::HalfOpen | Rank::NotLoggedIn | Rank::LoggedIn => self.idle,
+        }
+    }
+
+    /// Notes when the first session of that rank is due, now that it is the first.
+    fn look_at_first(&mut self, rank: Rank) {
+        let first = self.ranks[rank as usize].list.first().and_then(|slot| self.sessions.get(slot));
+        let due = first.map(|first| first.place.moved + self.patience(rank));
+        self.ranks[rank as usize].due = due;
+    }
+
+    /// Has sessions be due when they were silent for so long.
+    pub(super) fn set_idle(&mut self, idle: Duration) {
+        if self.idle != idle {
+            self.idle = idle;
+            Rank::ALL.into_iter().for_each(|rank| self.look_at_first(rank));
+        }
+    }
+
+    /// A session that has been silent for too long.
+    pub(super) fn find_due(&mut self, now: Timestamp) -> Option<u32> {
+        for rank in Rank::ALL {
+            if self.ranks[rank as usize].due.is_none_or(|due| due > now) {
+                continue;
+            }
+            let slot = self.ranks[rank as usize].list.first()?;
+            let due = self.sessions.get(slot)?.last_heard + self.patience(rank);
+            if due <= now {
+                return Some(slot);
+            }
+            // It was heard since it moved; those behind it are due less than that later.
+            self.ranks[rank as usize].due = Some(due);
+        }
+        None
+    }
+
+    /// When the first session is due, at the earliest.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.ranks.iter().filter_map(|ranked| ranked.due).min()
+    }
+
+    /// Panics unless every session is in the lists of its rank and of its client, once each, and in their order.
+    #[cfg(test)]
+    pub(super) fn check(&self) {
+        let of_list = |list: &List, which: fn(&Tracked) -> &Links| {
+            let mut slots = Vec::new();
+            let mut next = list.first();
+            while let Some(slot) = next {
+                slots.push(slot);
+                next = self.sessions.get(slot).and_then(|tracked| which(tracked).behind.get());
+            }
+            assert!(slots.is_sorted_by_key(|&slot| self.sessions.get(slot).expect("it is there").place.moved));
+            slots
+        };
+        let mut count = 0;
+        for rank in Rank::ALL {
+            let slots = of_list(&self.ranks[rank as usize].list, |tracked| &tracked.place.by_rank);
+            assert!(slots.iter().all(|&slot| self.sessions.get(slot).expect("it is there").place.rank == rank));
+            assert_eq!(slots.len(), self.ranks[rank as usize].length);
+            count += slots.len();
+        }
+        assert_eq!(count, self.sessions.len());
+        for client in self.clients.iter() {
+            let slots = client.lists.iter().map(|list| of_list(list, |tracked| &tracked.place.by_client).len());
+            assert_eq!(slots.sum::<usize>(), client.sessions as usize);
+            count -= client.sessions as usize;
+        }
+        assert_eq!((count, self.clients.len()), (0, self.by_client.len()));
+    }
+
+    pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Tracked> {
+        self.sessions.iter_mut()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Tracked> {
+        self.sessions.iter()
+    }
+}
+
+fn flow_at(sessions: &Slab<Tracked>, place: Place) -> Option<&Flow> {
+    Some(sessions.get(place.slot())?.connection.flow(place.direction()))
+}

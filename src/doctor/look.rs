@@ -1,0 +1,282 @@
+//! Looking at the host. Nothing is changed, but for a moment in which it is tried whether the kernel could hold the
+//! pinholes itself; and nothing is judged.
+
+use std::fs;
+use std::io::{self, Write};
+use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use super::ruleset::Ruleset;
+use crate::core::net::{Endpoint, Flow, Port};
+use crate::core::policy::{Mechanism, Policy, WhenDown};
+use crate::daemon::control;
+use crate::netfilter::backend::native::{self, Impossible};
+use crate::netfilter::backend::sets::{Holder, QueueChain, Queueing, ruleset};
+use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
+use crate::netfilter::queue::Queue;
+use crate::netfilter::readers::{Reader, readers};
+
+/// How long the kernel may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
+
+/// What was seen of a host.
+#[derive(Clone, Debug)]
+pub struct Seen {
+    /// What this process may do.
+    pub privileges: Privileges,
+    /// The program nft.
+    pub nft: Nft,
+    /// Whether the service runs.
+    pub instance: Instance,
+    /// What the kernel can do and has loaded; none if this process may not look.
+    pub kernel: Option<Kernel>,
+}
+
+/// What a process may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Privileges {
+    /// Whether it runs as root.
+    pub is_root: bool,
+    /// Whether it has `CAP_NET_ADMIN`.
+    pub may_administer: bool,
+}
+
+/// The program nft.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Nft {
+    /// It is nowhere.
+    Missing,
+    /// It is there and says its version, as a line of text.
+    There {
+        /// Where.
+        path: PathBuf,
+        /// What it says.
+        version: String,
+    },
+    /// It is there and does not run.
+    Broken {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Whether the service runs, as its control socket tells.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Instance {
+    /// Nothing answers there.
+    None,
+    /// It answers at that socket.
+    Runs(PathBuf),
+}
+
+/// The kernel's own way of letting FTP through.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Helper {
+    /// Whether the module `nf_conntrack_ftp` is loaded. Built in, it does not show.
+    pub is_loaded: bool,
+    /// Whether connections get it without being told to. Only kernels up to 5.19 can be set so.
+    pub is_automatic: bool,
+}
+
+/// What a kernel can do, and has loaded. A text says why something is not there.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// Whether there is nf_tables.
+    pub nf_tables: Result<(), String>,
+    /// What in a rule hands packets to a program; none if nothing does.
+    pub queueing: Result<Option<Queueing>, String>,
+    /// Whether the ruleset for the policy would be taken, as `nft --check` says.
+    pub takes_ruleset: Result<(), String>,
+    /// Whether it could hold the pinholes itself; not tried where the policy wants no such.
+    pub native: Result<(), Impossible>,
+    /// Whether queues can be read.
+    pub reads_queues: Result<(), String>,
+    /// Whether connection tracking answers questions.
+    pub conntrack: Result<(), String>,
+    /// Who reads which queue.
+    pub readers: Vec<Reader>,
+    /// The chains of the table `inet pinhole`; none if there is no such table.
+    pub own_table: Option<Vec<String>>,
+    /// What is loaded.
+    pub ruleset: Result<Ruleset, String>,
+    /// Tables of iptables that are loaded beside nf_tables, where rules would not be seen here.
+    pub legacy: Vec<String>,
+    /// Whether this host passes packets on.
+    pub forwards: bool,
+    /// The kernel's own helper.
+    pub helper: Helper,
+}
+
+impl Seen {
+    /// Looks at this host. The policy says which ruleset to try.
+    pub fn look(policy: &Policy) -> Self {
+        let privileges = Privileges::look();
+        let nft = Nft::look();
+        let kernel = privileges.may_administer.then(|| Kernel::look(policy, &nft));
+        Self { privileges, nft, instance: Instance::look(), kernel }
+    }
+}
+
+impl Privileges {
+    fn look() -> Self {
+        const NET_ADMIN: u32 = 12;
+        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
+        Self { is_root: nix::unistd::geteuid().is_root(), may_administer: bits >> NET_ADMIN & 1 == 1 }
+    }
+}
+
+impl Nft {
+    fn look() -> Self {
+        // Where the service looks for it, too.
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
+        let Some(path) = folders.map(|folder| folder.join("nft")).find(|path| path.is_file()) else {
+            return Self::Missing;
+        };
+        match run(&path, &["--version"], "") {
+            Ok(version) => Self::There { version: version.trim().to_owned(), path },
+            Err(why) => Self::Broken { path, why },
+        }
+    }
+
+    fn run(&self, arguments: &[&str], input: &str) -> Result<String, String> {
+        match self {
+            Self::There { path, .. } => run(path, arguments, input),
+            Self::Missing | Self::Broken { .. } => Err("there is no nft".to_owned()),
+        }
+    }
+}
+
+impl Instance {
+    fn look() -> Self {
+        let path = control::path();
+        if UnixStream::connect(&path).is_ok() { Self::Runs(path) } else { Self::None }
+    }
+}
+
+impl Kernel {
+    fn look(policy: &Policy, nft: &Nft) -> Self {
+        let opened = Tables::open(PATIENCE).map_err(|error| error.to_string());
+        let (nf_tables, queueing, own_table) = match opened {
+            Ok(mut tables) => {
+                (Ok(()), Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()), own_table(&mut tables))
+            }
+            Err(why) => (Err(why.clone()), Err(why), None),
+        };
+        let takes_ruleset = match &queueing {
+            Ok(Some(queueing)) => check(nft, policy, *queueing),
+            _ => Ok(()),
+        };
+        let readers = readers();
+        let listed = nft.run(&["-j", "list", "ruleset"], "");
+        Self {
+            nf_tables,
+            queueing,
+            takes_ruleset,
+            native: if policy.mechanism == Mechanism::Sets { Ok(()) } else { native::is_possible(policy) },
+            reads_queues: reads_queues(readers.as_deref()),
+            conntrack: conntrack(),
+            readers: readers.unwrap_or_default(),
+            own_table,
+            ruleset: listed.and_then(|json| Ruleset::parse(&json).map_err(|error| error.to_string())),
+            legacy: legacy(),
+            forwards: ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].into_iter().any(|name| {
+                fs::read_to_string(Path::new("/proc/sys/net").join(name)).is_ok_and(|value| value.trim() != "0")
+            }),
+            helper: Helper {
+                is_loaded: fs::read_to_string("/proc/modules")
+                    .is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nf_conntrack_ftp "))),
+                is_automatic: fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_helper")
+                    .is_ok_and(|value| value.trim() == "1"),
+            },
+        }
+    }
+}
+
+fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
+    // What cannot be read has been told of where nf_tables was opened.
+    if !tables.has_table(OWN_TABLE).unwrap_or(false) {
+        return None;
+    }
+    let chains = tables.chains(OWN_TABLE).unwrap_or_default();
+    Some(chains.into_iter().map(|chain| chain.name.into_string()).collect())
+}
+
+/// Has nft and the kernel try the ruleset in a transaction that is not carried out, under another name, so that a
+/// table that is there already does not matter.
+fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
+    const TRIAL: &str = "inet pinhole-check";
+    let mut text = format!("add table {TRIAL}\n");
+    if queueing == Queueing::CompatTarget {
+        for chain in QueueChain::ALL {
+            text.push_str(&format!("add chain {TRIAL} {}\n", chain.name()));
+        }
+    }
+    // The daemon makes these two otherwise: nft writes none of size 0, and for a trial one of another size will do.
+    for (name, network) in [("adjustable4", "ip"), ("adjustable6", "ip6")] {
+        text.push_str(&format!(
+            "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
+        ));
+    }
+    text.push_str(&ruleset(policy, queueing, Holder::Sets).replace("inet pinhole", TRIAL));
+    nft.run(&["--check", "-f", "-"], &text).map(drop)
+}
+
+/// Whether queues can be read: their list is there as soon as the kernel has them. Where it is not, the module may
+/// come when it is asked for, so one is opened that no rule leads to, and closed again.
+fn reads_queues(readers: Option<&[Reader]>) -> Result<(), String> {
+    match readers {
+        Some(_) => Ok(()),
+        None => Queue::open(u16::MAX, WhenDown::Open).map(drop).map_err(|error| error.to_string()),
+    }
+}
+
+/// Asks for a connection that there is not.
+fn conntrack() -> Result<(), String> {
+    let nobody = Endpoint::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), Port::FTP);
+    let asked = Conntrack::open(PATIENCE)
+        .and_then(|mut conntrack| conntrack.find(&Flow { source: nobody, destination: nobody }));
+    asked.map(drop).map_err(|error| error.to_string())
+}
+
+fn legacy() -> Vec<String> {
+    let tables = |(program, path)| {
+        let names = fs::read_to_string(path).unwrap_or_default();
+        names.lines().map(|name| format!("{program} -t {name}")).collect::<Vec<_>>()
+    };
+    [("iptables-legacy", "/proc/net/ip_tables_names"), ("ip6tables-legacy", "/proc/net/ip6_tables_names")]
+        .into_iter()
+        .flat_map(tables)
+        .collect()
+}
+
+/// Runs a program to its end. What it prints, or what it complains of.
+fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, String> {
+    let ran = || -> io::Result<Output> {
+        let mut child = Command::new(program)
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // If it does not read everything, it says why.
+            let _ = stdin.write_all(input.as_bytes());
+        }
+        child.wait_with_output()
+    };
+    let output = ran().map_err(|error| error.to_string())?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    Err(complaint.lines().next().map_or_else(|| output.status.to_string(), str::to_owned))
+}

@@ -1,0 +1,232 @@
+//! What a policy allows that is seldom meant, and whether somebody else could change it. Each in one line: what, why, and
+//! what to do.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::{Finding, Weight};
+use crate::core::policy::{Pickup, Policy, Terms, ThirdParty, Tls, WhenDown};
+
+/// A range of more ports than this is no server's passive range.
+const WIDEST_RANGE: u32 = 4096;
+
+/// Who may change a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The user that it belongs to.
+    pub owner: u32,
+    /// Its permissions, and what kind of file it is.
+    pub mode: u32,
+}
+
+impl PolicyFile {
+    /// Looks at the file, and at the folder in which it lies; what is not there, or is no file, is left out.
+    pub fn look(path: &Path) -> Vec<Self> {
+        let Ok(path) = fs::canonicalize(path) else { return Vec::new() };
+        let folder = path.parent().map(Path::to_path_buf);
+        let look = |path: PathBuf| {
+            let about = fs::metadata(&path).ok()?;
+            (about.is_file() || about.is_dir()).then(|| Self { path, owner: about.uid(), mode: about.mode() })
+        };
+        [Some(path), folder].into_iter().flatten().filter_map(look).collect()
+    }
+
+    fn judge(&self) -> Option<Finding> {
+        const WRITABLE_BY_OTHERS: u32 = 0o022;
+        const STICKY: u32 = 0o1000;
+        let Self { path, owner, mode } = self;
+        let path = path.display();
+        let is_writable = mode & WRITABLE_BY_OTHERS != 0;
+        // In a folder such as /tmp nobody can replace another user's file.
+        let is_kept = mode & 0o170_000 == 0o040_000 && mode & STICKY != 0;
+        let (found, advice) = if is_writable && !is_kept {
+            let found = format!("{path} can be changed by others than its owner (mode {:04o})", mode & 0o7777);
+            (found, format!("`chmod go-w {path}`"))
+        } else if *owner != 0 {
+            (format!("{path} belongs to user {owner}, not to root"), format!("`chown root {path}`"))
+        } else {
+            return None;
+        };
+        let found = format!("{found}, and whoever changes the policy opens the firewall");
+        Some(Finding::new(Weight::Warning, "policy file", found).advising(advice))
+    }
+}
+
+/// Judges what a policy allows, and who may change the files that it comes from.
+pub fn risks(policy: &Policy, files: &[PolicyFile]) -> Vec<Finding> {
+    let mut findings: Vec<Finding> = files.iter().filter_map(PolicyFile::judge).collect();
+    let rules = policy.rules.iter().map(|rule| {
+        let is_for_everyone = rule.clients.networks().is_empty();
+        (format!("rule \"{}\"", rule.name), &rule.terms, is_for_everyone)
+    });
+    let mut like_defaults = None;
+    for (place, terms, is_for_everyone) in [("defaults".to_owned(), &policy.defaults, true)].into_iter().chain(rules) {
+        if terms.denies_all() {
+            continue;
+        }
+        // What a rule has from the defaults has been told of there.
+        let unlike = |same: fn(&Terms, &Terms) -> bool| like_defaults.is_none_or(|defaults| !same(terms, defaults));
+        if unlike(|a, b| a.tls == b.tls && a.known_services == b.known_services) {
+            findings.extend(tls_range(&place, terms));
+        }
+        if policy.capture.when_down == WhenDown::Open
+            && unlike(|a, b| a.tls == b.tls && a.denied_commands == b.denied_commands)
+        {
+            findings.extend(denied_while_down(&place, terms));
+        }
+        if is_for_everyone && terms.third_party == ThirdParty::Allow && unlike(|a, b| a.third_party == b.third_party) {
+            let found = format!(
+                "{place}: any client may have connections opened to any host, which is how FTP servers are misused to \
+                 reach others (FTP bounce)"
+            );
+            let advice = "allow it in a rule that names the `clients` and `servers` that need FXP";
+            findings.push(Finding::new(Weight::Warning, "third_party: allow", found).advising(advice));
+        }
+        if like_defaults.is_none() {
+            like_defaults = Some(terms);
+        }
+    }
+    if policy.pickup == Pickup::Trust {
+        let found = "what is heard of a connection that was there before Pinhole counts as after a login, and whoever \
+                     makes Pinhole lose sight of a connection makes it such a one";
+        findings.push(
+            Finding::new(Weight::Warning, "pickup: trust", found)
+                .advising("`pickup: marked` goes on with the sessions that an earlier run has read"),
+        );
+    }
+    findings.extend(shares(policy));
+    findings
+}
+
+fn tls_range(place: &str, terms: &Terms) -> Option<Finding> {
+    let Tls::Range(range) = terms.tls else { return None };
+    let ports = u32::from(range.last().number() - range.first().number()) + 1;
+    let why = if range.first().number() <= 1024 {
+        format!("it begins at {}, so it has all the unprivileged ports up to {}", range.first(), range.last())
+    } else if ports > WIDEST_RANGE {
+        format!("it has {ports} ports")
+    } else if terms.known_services.overlaps(range) {
+        "it has ports of `known_services`".to_owned()
+    } else {
+        return None;
+    };
+    let found =
+        format!("{place}: {range}: {why}, and a client reaches all of them without a login that anyone can see");
+    Some(
+        Finding::new(Weight::Warning, "tls: range", found)
+            .advising("give the server a passive range of a few hundred ports, and name just that"),
+    )
+}
+
+fn denied_while_down(place: &str, terms: &Terms) -> Option<Finding> {
+    let about = match (terms.tls == Tls::Deny, terms.denied_commands.is_empty()) {
+        (true, _) => "tls: deny",
+        (false, false) => "commands: deny",
+        (false, true) => return None,
+    };
+    let found = format!("{place}: while Pinhole is down, `when_down: open` lets pass what this denies (fail-open)");
+    Some(
+        Finding::new(Weight::Warning, about, found).advising(
+            "deny it at the server as well, or hold control connections back: `capture: { when_down: closed }`",
+        ),
+    )
+}
+
+fn shares(policy: &Policy) -> impl Iterator<Item = Finding> {
+    let limits = policy.limits;
+    let all = [
+        ("sessions_per_client", limits.sessions_per_client, "sessions", limits.sessions),
+        ("pinholes_per_client", limits.pinholes_per_client, "pinholes", limits.pinholes),
+    ];
+    all.into_iter().filter(|(_, share, _, whole)| share >= whole).map(|(key, share, of, whole)| {
+        let found = format!("{share} is as much as `{of}` ({whole}): one client can use up what all others need");
+        Finding::new(Weight::Warning, format_args!("limits: {key}"), found)
+            .advising(format_args!("lower it, for instance to {}", (whole.get() / 16).max(1)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::policy;
+
+    fn found(text: &str) -> Vec<String> {
+        let policy = policy::parse("policy.yaml", text).expect("a good policy").policy;
+        risks(&policy, &[]).iter().map(ToString::to_string).collect()
+    }
+
+    #[track_caller]
+    fn one(text: &str, parts: &[&str]) {
+        let found = found(text);
+        assert!(found.len() == 1 && parts.iter().all(|part| found[0].contains(part)), "{found:#?}");
+    }
+
+    #[test]
+    fn policies_as_they_are_delivered_have_no_risks() {
+        assert_eq!(found("{}"), [""; 0]);
+        for text in [
+            include_str!("../../deploy/policies/host.yaml"),
+            include_str!("../../deploy/policies/gateway.yaml"),
+            include_str!("../../deploy/policies/distribution.yaml"),
+        ] {
+            assert_eq!(found(text), [""; 0]);
+        }
+    }
+
+    #[test]
+    fn wide_tls_range_is_a_warning() {
+        one("defaults: { tls: range 1024-65535 }", &["tls: range", "defaults", "begins at 1024", "passive range"]);
+        one("defaults: { tls: range 40000-60000 }", &["it has 20001 ports"]);
+        one("rules: [{ name: x, tls: range 3300-3310 }]", &["rule \"x\"", "`known_services`"]);
+        assert_eq!(found("defaults: { tls: range 50000-50100 }"), [""; 0]);
+        // A rule that has it from the defaults is not told of once more.
+        one(
+            "defaults: { tls: range 1024-65535 }\nrules: [{ name: x, clients: [10.0.0.1], timeout: 5s }]",
+            &["defaults"],
+        );
+    }
+
+    #[test]
+    fn denial_that_fails_open_is_a_warning() {
+        one("defaults: { tls: deny }", &["tls: deny", "fail-open", "when_down: closed"]);
+        one("rules: [{ name: x, commands: { deny: [SITE] } }]", &["commands: deny", "rule \"x\"", "fail-open"]);
+        assert_eq!(
+            found("capture: { when_down: closed }\ndefaults: { tls: deny, commands: { deny: [SITE] } }"),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn third_parties_for_everyone_are_a_warning() {
+        one("defaults: { third_party: allow }", &["third_party: allow", "FTP bounce", "`clients`"]);
+        one("rules: [{ name: x, servers: [10.0.0.1], third_party: allow }]", &["rule \"x\""]);
+        assert_eq!(found("rules: [{ name: x, clients: [10.0.0.1], third_party: allow }]"), [""; 0]);
+    }
+
+    #[test]
+    fn trusted_pick_up_is_a_warning() {
+        one("pickup: trust", &["pickup: trust", "as after a login", "`pickup: marked`"]);
+        assert_eq!(found("pickup: never"), [""; 0]);
+    }
+
+    #[test]
+    fn share_as_large_as_the_whole_is_a_warning() {
+        one("limits: { sessions: 4000 }", &["limits: sessions_per_client", "4096", "250"]);
+        one("limits: { pinholes_per_client: 16384 }", &["limits: pinholes_per_client", "1024"]);
+    }
+
+    #[test]
+    fn policy_that_others_may_write_is_a_warning() {
+        let judged = |owner, mode| {
+            let file = PolicyFile { path: PathBuf::from("/etc/pinhole/policy.yaml"), owner, mode };
+            file.judge().map(|finding| finding.to_string()).unwrap_or_default()
+        };
+        assert_eq!((judged(0, 0o100_644), judged(0, 0o040_755), judged(0, 0o041_777)), Default::default());
+        assert!(judged(0, 0o100_666).contains("(mode 0666)") && judged(0, 0o100_666).contains("chmod go-w /etc"));
+        assert!(judged(0, 0o100_664).contains("others than its owner") && judged(0, 0o040_777).contains("mode 0777"));
+        assert!(judged(1000, 0o100_644).contains("user 1000, not to root"));
+    }
+}

@@ -1,0 +1,397 @@
+//! The mechanism `native`: pinholes as expectations of connection tracking, as the kernel's own helper for FTP makes
+//! them.
+//!
+//! An expected connection is `related` to the control connection that announced it, so rulesets that let in what is
+//! related need not be changed. What NAT makes of it stands in the expectation: it gets the addresses that its control
+//! connection has. The capture, the marks and what else the table `inet pinhole` is for are those of
+//! [`Sets`]; its sets hold the few pinholes that the kernel cannot expect.
+
+mod helper;
+mod tally;
+
+use std::hash::RandomState;
+use std::net::IpAddr;
+
+use hashbrown::HashSet;
+use rustix::io::Errno;
+
+pub use helper::Impossible;
+use helper::{NAME, Registration};
+use tally::Tally;
+
+use super::sets::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
+use crate::core::expectation::{Corridor, Expectation, Mapping};
+use crate::core::kernel::Progress;
+use crate::core::kernel::{Control, Firewall, NotOpened};
+use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
+use crate::core::policy::Policy;
+use crate::core::seqadj::Adjustment;
+use crate::core::seqadj::NotAdjusted;
+use crate::core::time::Timestamp;
+use crate::core::tracker::Remains;
+use crate::netfilter::netlink::{
+    Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated,
+};
+
+/// Pinholes as expectations.
+#[derive(Debug)]
+pub struct Native {
+    /// The table, and what stands in its sets.
+    pub(super) sets: Sets,
+    expectations: Expectations,
+    registration: Registration,
+    /// What the kernel expects.
+    tally: Tally,
+    /// The pinholes that stand in the sets (too).
+    in_sets: HashSet<(IpAddr, Endpoint), RandomState>,
+}
+
+/// What was tried and works: the helper stands, and has to be used or [removed](Ready::withdraw).
+#[derive(Debug)]
+pub(super) struct Ready {
+    expectations: Expectations,
+    registration: Registration,
+}
+
+impl Ready {
+    /// Finds out whether this kernel can hold pinholes, by having it hold one.
+    pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
+        let mut ready = Self { expectations: Expectations::open(PATIENCE)?, registration: Registration::new(policy)? };
+        let mut conntrack = Conntrack::open(PATIENCE)?;
+        if let Err(error) = helper::rehearse(&mut conntrack, &mut ready.expectations) {
+            // Why it does not work is worth more than that it could not be tidied up.
+            let _ = ready.registration.remove();
+            return Err(error.into());
+        }
+        Ok(ready)
+    }
+
+    /// Removes the helper again, unless somebody uses it.
+    pub(super) fn withdraw(mut self) -> Result<bool, Error> {
+        self.registration.remove()
+    }
+}
+
+/// Whether this kernel could hold the pinholes. For a moment it has a helper more, if it can; one that stands is left as
+/// it is.
+pub fn is_possible(policy: &Policy) -> Result<(), Impossible> {
+    if Registration::stands()? {
+        return Ok(helper::rehearse(&mut Conntrack::open(PATIENCE)?, &mut Expectations::open(PATIENCE)?)?);
+    }
+    Ready::new(policy)?.withdraw()?;
+    Ok(())
+}
+
+impl Native {
+    /// Installs what a policy asks for. Pinholes that an earlier program left behind stay open.
+    pub(super) fn install(policy: &Policy, ready: Ready) -> Result<Self, SetupError> {
+        let mut sets = match Sets::install_for(policy, Holder::Conntrack) {
+            Ok(sets) => sets,
+            Err(error) => {
+                // The reason why is what has to be told.
+                let _ = ready.withdraw();
+                return Err(error);
+            }
+        };
+        let in_sets = sets.pinholes()?.iter().map(|pinhole| (pinhole.from, pinhole.to)).collect();
+        let Ready { expectations, registration } = ready;
+        let mut native = Self { sets, expectations, registration, tally: Tally::default(), in_sets };
+        for one in native.expected()? {
+            native.tally.add((one.from, one.to), one.master);
+        }
+        Ok(native)
+    }
+
+    /// Installs what another policy asks for, in place of this one. After an error, the old one stands.
+    pub(super) fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
+        self.registration.stand(policy)?;
+        self.sets.reload(policy)
+    }
+
+    /// Puts back what is missing. Expectations are none of that: they stand wherever the table is.
+    pub(super) fn restore<'a>(
+        &mut self,
+        now: Timestamp,
+        standing: impl Iterator<Item = &'a Expectation>,
+    ) -> Result<Restored, SetupError> {
+        // The table names the helper. With the table gone, somebody may have removed that as well.
+        self.registration.stand(&self.sets.policy)?;
+        let in_sets = &self.in_sets;
+        self.sets.restore(now, standing.filter(|pinhole| in_sets.contains(&(pinhole.from, pinhole.to))))
+    }
+
+    /// Removes all that was installed. Whether the helper is gone, too: a ruleset that names it keeps it.
+    pub(super) fn remove(&mut self) -> Result<bool, SetupError> {
+        // What is expected does not go with the table.
+        let standing = self.expected();
+        let closed = standing
+            .and_then(|all| all.iter().try_for_each(|one| self.expectations.forget(one.from, one.to).map(drop)));
+        let removed = self.sets.remove();
+        let is_gone = self.registration.remove_behind_table();
+        closed?;
+        removed?;
+        Ok(is_gone?)
+    }
+
+    /// The pinholes that stand.
+    pub(super) fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
+        let mut pinholes = self.sets.pinholes()?;
+        for expected in self.expected()? {
+            let Expected { from, to, time, .. } = expected;
+            if !pinholes.iter().any(|pinhole| (pinhole.from, pinhole.to) == (from, to)) {
+                let mapping = self.mapping(&expected)?;
+                pinholes.push(Pinhole { from, to, mapping, lifetime: time, remaining: time });
+            }
+        }
+        Ok(pinholes)
+    }
+
+    /// What an earlier program left.
+    pub(super) fn remains(&mut self, now: Timestamp) -> Result<Remains, Error> {
+        let pinholes = self.pinholes()?;
+        self.sets.remains_among(now, &pinholes)
+    }
+
+    /// A connection came through its pinhole.
+    pub(super) fn used(&mut self, flow: &Flow) {
+        let key = (flow.source.address, flow.destination);
+        // What was expected the kernel has closed by itself.
+        self.tally.remove(&key);
+        if self.in_sets.remove(&key) {
+            self.sets.used(flow);
+        }
+    }
+
+    /// What the kernel expects for control connections. Nobody else has a helper of that name; one that lost it, because
+    /// the program was stopped and started again, has none.
+    fn expected(&mut self) -> Result<Vec<Expected>, Error> {
+        let mut all = self.expectations.list()?;
+        let ports = &self.sets.policy.control_ports;
+        all.retain(|one| {
+            let is_ours = one.helper.as_deref().is_none_or(|name| name == NAME);
+            is_ours && ports.contains(one.master.destination.port)
+        });
+        Ok(all)
+    }
+
+    /// What NAT will make of what is expected: see [`follows`].
+    fn mapping(&mut self, expected: &Expected) -> Result<Mapping, Error> {
+        let Some(translated) = expected.translated else { return Ok(Mapping::NONE) };
+        let Some(entry) = self.sets.conntrack.find(&expected.master)? else { return Ok(Mapping::NONE) };
+        let (from, to) = followed(&entry.connection, translated.is_original);
+        let to = Endpoint::new(to, translated.port);
+        Ok(Mapping { to: (to != expected.to).then_some(to), from: (from != expected.from).then_some(from) })
+    }
+
+    /// Has the kernel expect it. Whether it could: where there is no room, or the reason lies in this one session, the
+    /// sets will do.
+    fn expect(&mut self, expectation: &Expectation, of: &Connection) -> Result<bool, NotOpened> {
+        let Expectation { from, to, lifetime, .. } = *expectation;
+        let key = (from, to);
+        if !self.tally.has_room(&key, &of.original) {
+            let object = format_args!("expectation {from} -> {to} beside {MOST_EXPECTATIONS} of its session");
+            self.not_expected(&Error::new(Operation::Add, object, Cause::Refused(Errno::NFILE)));
+            return Ok(false);
+        }
+        let translated = if expectation.mapping.is_none() { None } else { follows(expectation, of) };
+        let expected = Expected { master: of.original, from, to, translated, time: lifetime, helper: None };
+        let Err(error) = self.expectations.expect(&expected) else {
+            self.tally.add(key, of.original);
+            return Ok(true);
+        };
+        self.tally.remove(&key);
+        match error.cause {
+            // The session is older than the helper, or is not where we can ask: in another zone.
+            Cause::Refused(Errno::OPNOTSUPP | Errno::NOENT | Errno::TIME) => {
+                self.not_expected(&error);
+                Ok(false)
+            }
+            // The kernel expects as many as it may, of all sessions together.
+            Cause::Refused(Errno::MFILE) => {
+                self.sets.trouble(&error);
+                Ok(false)
+            }
+            cause => {
+                self.sets.trouble(&error);
+                if cause.is_unknown() {
+                    // Nothing stays open that nobody knows of, as far as that is in our hands.
+                    let forgotten = self.expectations.forget(from, to);
+                    self.sets.note(forgotten);
+                }
+                Err(NotOpened)
+            }
+        }
+    }
+
+    /// It stands in the sets instead. Where the policy names no chains, nothing but a rule for the mark lets it in, and
+    /// whoever has none should know.
+    fn not_expected(&mut self, error: &Error) {
+        if self.sets.policy.admit.is_empty() {
+            self.sets.trouble(error);
+        }
+    }
+}
+
+/// The addresses that a connection gets that follows its master: the one that it leaves with, and the one where it is
+/// delivered.
+///
+/// The kernel takes both from the master (`nf_nat_follow_master`). So a client's connection comes to the server as the
+/// control connection does, and a server's comes to the client as that one's answers do.
+const fn followed(master: &Connection, is_original: bool) -> (IpAddr, IpAddr) {
+    let Connection { original, reply } = master;
+    let other = if is_original { reply } else { original };
+    (other.destination.address, other.source.address)
+}
+
+/// The translation in an expectation that does what the mapping says; none if it would do something else, as for a third
+/// party that the master knows nothing of.
+fn follows(expectation: &Expectation, of: &Connection) -> Option<Translated> {
+    let target = expectation.target();
+    let wanted = (expectation.mapping.from.unwrap_or(expectation.from), target.address);
+    [true, false].into_iter().find_map(|is_original| {
+        (followed(of, is_original) == wanted).then_some(Translated { is_original, port: target.port })
+    })
+}
+
+impl Firewall for Native {
+    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+        self.sets.control_connection(flow)
+    }
+
+    fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
+        let key = (expectation.from, expectation.to);
+        let is_expected = self.expect(expectation, of)?;
+        // The maps beside the sets can do what an expectation cannot.
+        let is_mapped = expectation.mapping.is_none() || follows(expectation, of).is_some();
+        if is_expected && is_mapped {
+            if self.in_sets.remove(&key) {
+                self.sets.close(expectation);
+            }
+            return Ok(());
+        }
+        let opened = self.sets.open(expectation);
+        match opened {
+            Ok(()) => drop(self.in_sets.insert(key)),
+            Err(NotOpened) if is_expected => self.close(expectation),
+            Err(NotOpened) => {}
+        }
+        opened
+    }
+
+    fn close(&mut self, expectation: &Expectation) {
+        let Expectation { from, to, .. } = *expectation;
+        self.tally.remove(&(from, to));
+        if self.in_sets.remove(&(from, to)) {
+            self.sets.close(expectation);
+        }
+        let forgotten = self.expectations.forget(from, to);
+        self.sets.note(forgotten);
+    }
+
+    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        if self.in_sets.contains(&(from, to))
+            && let Some(mapping) = self.sets.mapping_of(from, to)
+        {
+            return Some(mapping);
+        }
+        let found = self.expectations.find(from, to);
+        let expected = self.sets.note(found)??;
+        let mapping = self.mapping(&expected);
+        self.sets.note(mapping)
+    }
+
+    fn adjust(
+        &mut self,
+        connection: &Connection,
+        direction: Direction,
+        adjustment: &Adjustment,
+        held: &[Seq],
+    ) -> Result<(), NotAdjusted> {
+        self.sets.adjust(connection, direction, adjustment, held)
+    }
+
+    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
+        self.sets.open_corridor(corridor)
+    }
+
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        self.sets.renew_corridor(corridor);
+    }
+
+    fn close_corridor(&mut self, corridor: &Corridor) {
+        self.sets.close_corridor(corridor);
+    }
+
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.sets.record(connection, progress);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::net::Port;
+
+    fn endpoint(text: &str) -> Endpoint {
+        let address: std::net::SocketAddr = text.parse().expect("an address");
+        Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"))
+    }
+
+    fn flow(source: &str, destination: &str) -> Flow {
+        Flow { source: endpoint(source), destination: endpoint(destination) }
+    }
+
+    fn expectation(from: &str, to: &str, mapping: Mapping) -> Expectation {
+        let lifetime = std::time::Duration::from_secs(60);
+        let from = from.parse().expect("an address");
+        Expectation { from, to: endpoint(to), since: Timestamp::from_secs(1), lifetime, mapping }
+    }
+
+    /// Both ends are behind NAT: the client shows 198.51.100.1, the server 203.0.113.1.
+    fn both() -> Connection {
+        Connection {
+            original: flow("10.0.0.1:4000", "203.0.113.1:21"),
+            reply: flow("10.9.0.5:21", "198.51.100.1:61000"),
+        }
+    }
+
+    #[test]
+    fn a_passive_connection_follows_in_the_direction_of_its_master() {
+        let mapping =
+            Mapping { to: Some(endpoint("10.9.0.5:40000")), from: Some("198.51.100.1".parse().expect("an address")) };
+        let passive = expectation("10.0.0.1", "203.0.113.1:50000", mapping);
+        let port = Port::new(40_000).expect("a port");
+        assert_eq!(follows(&passive, &both()), Some(Translated { is_original: true, port }));
+    }
+
+    #[test]
+    fn an_active_connection_follows_in_the_other_one() {
+        let mapping =
+            Mapping { to: Some(endpoint("10.0.0.1:40001")), from: Some("203.0.113.1".parse().expect("an address")) };
+        let active = expectation("10.9.0.5", "198.51.100.1:50000", mapping);
+        let port = Port::new(40_001).expect("a port");
+        assert_eq!(follows(&active, &both()), Some(Translated { is_original: false, port }));
+    }
+
+    #[test]
+    fn where_one_end_only_is_translated_the_other_keeps_its_address() {
+        let masqueraded = Connection {
+            original: flow("10.0.0.1:4000", "203.0.113.1:21"),
+            reply: flow("203.0.113.1:21", "198.51.100.1:61000"),
+        };
+        let from = Some("198.51.100.1".parse().expect("an address"));
+        let passive = expectation("10.0.0.1", "203.0.113.1:50000", Mapping { to: None, from });
+        let port = Port::new(50_000).expect("a port");
+        assert_eq!(follows(&passive, &masqueraded), Some(Translated { is_original: true, port }));
+        let mapping = Mapping { to: Some(endpoint("10.0.0.1:50000")), from: None };
+        let active = expectation("203.0.113.1", "198.51.100.1:50000", mapping);
+        assert_eq!(follows(&active, &masqueraded), Some(Translated { is_original: false, port }));
+    }
+
+    #[test]
+    fn a_third_party_is_not_where_the_master_leads() {
+        let from = Some("203.0.113.1".parse().expect("an address"));
+        let elsewhere = expectation("10.9.0.5", "192.0.2.9:50000", Mapping { to: None, from });
+        assert_eq!(follows(&elsewhere, &both()), None);
+    }
+}

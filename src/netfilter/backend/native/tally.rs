@@ -1,0 +1,96 @@
+//! How many connections the kernel expects for each control connection.
+//!
+//! Where the kernel counts to its highest number it drops the oldest, and tells nobody. So nobody may get so far: neither by
+//! a policy that allows more, nor because a new program counts anew what an earlier one has left.
+
+use std::hash::RandomState;
+use std::net::IpAddr;
+
+use hashbrown::HashMap;
+
+use crate::core::net::{Endpoint, Flow};
+use crate::netfilter::netlink::MOST_EXPECTATIONS;
+
+/// What is expected: who comes, and whereto.
+type Key = (IpAddr, Endpoint);
+
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    masters: HashMap<Key, Flow, RandomState>,
+    counts: HashMap<Flow, u32, RandomState>,
+}
+
+impl Tally {
+    /// Whether the kernel would expect it beside all others of that control connection.
+    pub(super) fn has_room(&self, key: &Key, master: &Flow) -> bool {
+        self.masters.get(key) == Some(master) || self.counts.get(master).is_none_or(|count| *count < MOST_EXPECTATIONS)
+    }
+
+    /// It is expected for that control connection now.
+    pub(super) fn add(&mut self, key: Key, master: Flow) {
+        self.remove(&key);
+        self.masters.insert(key, master);
+        *self.counts.entry(master).or_default() += 1;
+    }
+
+    /// It is not expected any more, if it was.
+    pub(super) fn remove(&mut self, key: &Key) {
+        let Some(master) = self.masters.remove(key) else { return };
+        if let Some(count) = self.counts.get_mut(&master) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&master);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::net::Port;
+
+    fn endpoint(port: u16) -> Endpoint {
+        Endpoint::new(IpAddr::from([10, 0, 0, 1]), Port::new(port).expect("a port"))
+    }
+
+    fn master(port: u16) -> Flow {
+        Flow { source: endpoint(port), destination: endpoint(21) }
+    }
+
+    fn key(number: u32) -> Key {
+        (IpAddr::from([10, 0, 0, 2]), endpoint(1 + u16::try_from(number).expect("a small number")))
+    }
+
+    #[test]
+    fn there_is_room_up_to_the_kernels_highest_number_and_again_behind_each_that_goes() {
+        let mut tally = Tally::default();
+        for number in 0..MOST_EXPECTATIONS {
+            assert!(tally.has_room(&key(number), &master(4000)));
+            tally.add(key(number), master(4000));
+        }
+        let more = key(MOST_EXPECTATIONS);
+        assert!(!tally.has_room(&more, &master(4000)));
+        assert!(tally.has_room(&more, &master(4001)), "each counts for itself");
+        assert!(tally.has_room(&key(0), &master(4000)), "in its own place");
+        tally.add(key(0), master(4000));
+        assert!(!tally.has_room(&more, &master(4000)));
+        tally.remove(&key(7));
+        tally.remove(&key(7));
+        assert!(tally.has_room(&more, &master(4000)));
+        tally.add(more, master(4000));
+        assert!(!tally.has_room(&key(7), &master(4000)));
+        // One that another session announces is that one's.
+        tally.add(key(8), master(4001));
+        assert!(tally.has_room(&key(7), &master(4000)));
+    }
+
+    #[test]
+    fn nothing_is_kept_of_what_is_over() {
+        let mut tally = Tally::default();
+        tally.add(key(1), master(4000));
+        tally.add(key(1), master(4001));
+        tally.remove(&key(1));
+        assert!(tally.masters.is_empty() && tally.counts.is_empty());
+    }
+}

@@ -1,0 +1,113 @@
+//! One accept rule at the top of other people's chains.
+//!
+//! It is known again by its comment, and nothing else in those tables is touched.
+
+use crate::core::kernel::Mark;
+use crate::core::policy::{Chain, ChainFamily};
+use crate::netfilter::netlink::{About, Error, Expression, Family, Rule, Table, Tables};
+
+/// What the comment of our rule begins with.
+const COMMENT: &str = "pinhole: announced data connections";
+
+/// Whether our rule is where it should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    OnTop,
+    /// There is no such chain.
+    NoChain,
+    /// It is missing, or has others above it, or is for another mark.
+    Elsewhere,
+}
+
+/// Where our rule is.
+pub(super) fn look(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
+    let rules = rules(tables, chain)?;
+    let ours = rules.iter().filter(|rule| is_ours(rule)).count();
+    match rules.first() {
+        Some(first) if ours == 1 && first.comment.as_deref() == Some(&*comment(mark)) => Ok(Place::OnTop),
+        Some(_) => Ok(Place::Elsewhere),
+        None if tables.chains(table(chain))?.iter().any(|found| &*found.name == chain.chain()) => Ok(Place::Elsewhere),
+        None => Ok(Place::NoChain),
+    }
+}
+
+/// Puts our rule at the top, where it is not there yet. Where it was found to be before that.
+pub(super) fn put(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
+    let place = look(tables, chain, mark)?;
+    if place == Place::Elsewhere {
+        // The new one first, so that there is no moment without.
+        let old = rules(tables, chain)?;
+        tables.add_rule_on_top(table(chain), chain.chain(), &comment(mark), &rule(mark))?;
+        take_away(tables, chain, &old)?;
+    }
+    Ok(place)
+}
+
+/// Removes our rule.
+pub(super) fn remove(tables: &mut Tables, chain: &Chain) -> Result<(), Error> {
+    let old = rules(tables, chain)?;
+    take_away(tables, chain, &old)
+}
+
+/// Removes our rules from all chains but these: an earlier program may have followed another policy.
+pub(super) fn remove_elsewhere(tables: &mut Tables, named: &[Chain]) -> Result<(), Error> {
+    for family in [Family::Inet, Family::Ip, Family::Ip6] {
+        for (name, rule) in tables.rules_everywhere(family)? {
+            let at = Table { family, name: &name };
+            let is_named = |chain: &Chain| table(chain) == at && chain.chain() == &*rule.chain;
+            if is_ours(&rule) && !named.iter().any(is_named) {
+                tables.remove_rule(at, &rule)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The table of a chain.
+pub(super) fn table(chain: &Chain) -> Table<'_> {
+    let family = match chain.family() {
+        ChainFamily::Inet => Family::Inet,
+        ChainFamily::Ip => Family::Ip,
+        ChainFamily::Ip6 => Family::Ip6,
+    };
+    Table { family, name: chain.table() }
+}
+
+fn take_away(tables: &mut Tables, chain: &Chain, rules: &[Rule]) -> Result<(), Error> {
+    rules.iter().filter(|rule| is_ours(rule)).try_for_each(|rule| tables.remove_rule(table(chain), rule).map(drop))
+}
+
+fn rules(tables: &mut Tables, chain: &Chain) -> Result<Vec<Rule>, Error> {
+    let mut rules = tables.rules(table(chain))?;
+    rules.retain(|rule| &*rule.chain == chain.chain());
+    Ok(rules)
+}
+
+fn is_ours(rule: &Rule) -> bool {
+    rule.comment.as_deref().is_some_and(|comment| comment.starts_with(COMMENT))
+}
+
+fn comment(mark: Mark) -> String {
+    format!("{COMMENT}, mark {mark}")
+}
+
+/// The rule for those who would rather write it themselves: what follows the first packet is for the rules below it.
+///
+/// Expected by the kernel, a data connection is `related`; otherwise it is `new`. Without `ct state` it would let in whatever is forged for a control connection that is marked as read.
+pub fn own_rule(mark: Mark) -> String {
+    format!("ct state new,related ct mark & {mark} == {mark} accept")
+}
+
+/// The same, which counts.
+fn rule(mark: Mark) -> [Expression; 8] {
+    [
+        Expression::Load(About::State),
+        Expression::Keep(About::NEW | About::RELATED),
+        Expression::IsNot(0),
+        Expression::Load(About::Mark),
+        Expression::Keep(mark.bits()),
+        Expression::Is(mark.bits()),
+        Expression::Count,
+        Expression::Accept,
+    ]
+}

@@ -1,0 +1,387 @@
+//! The mechanism `sets`: pinholes as elements of nftables sets, in a table of our own.
+//!
+//! The kernel is the database: what stands there outlives this program, and is found again by the next one. Knows
+//! nothing of how packets come out of the queue, nor of what is said in them.
+
+mod admit;
+mod install;
+mod nft;
+mod remains;
+mod ruleset;
+mod stored;
+
+use std::collections::BTreeMap;
+use std::hash::RandomState;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use hashbrown::{HashMap, HashSet};
+
+pub use admit::own_rule;
+pub use install::{Restored, SetupError};
+pub use nft::NftError;
+pub use ruleset::{Holder, QueueChain, Queueing, text as ruleset};
+
+use crate::core::expectation::{Corridor, Expectation, Mapping};
+use crate::core::kernel::{Control, Firewall, NotOpened};
+use crate::core::kernel::{InStep, Progress};
+use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, PortRange, Seq};
+use crate::core::policy::Policy;
+use crate::core::seqadj::NotAdjusted;
+use crate::core::seqadj::{Adjustment, Adjustments};
+use crate::netfilter::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
+use ruleset::TABLE;
+use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
+
+/// How long the kernel may take to answer. It answers at once, unless something is very wrong.
+pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How many used pinholes one message removes.
+const REMOVED_TOGETHER: usize = 128;
+
+/// A pinhole as it stands in the kernel, whoever put it there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pinhole {
+    /// Who may connect.
+    pub from: IpAddr,
+    /// Where to.
+    pub to: Endpoint,
+    /// What NAT will make of its connection.
+    pub mapping: Mapping,
+    /// For how long it was opened.
+    pub lifetime: Duration,
+    /// How much of that is left.
+    pub remaining: Duration,
+}
+
+/// What the kernel refused since somebody last asked.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Troubles {
+    /// How often.
+    pub count: u64,
+    /// The last time.
+    pub latest: Option<Error>,
+}
+
+/// Pinholes in the sets of the table `inet pinhole`.
+#[derive(Debug)]
+pub struct Sets {
+    tables: Tables,
+    pub(super) conntrack: Conntrack,
+    pub(super) policy: Policy,
+    queueing: Queueing,
+    holder: Holder,
+    /// The rules of our table as they were installed: nobody has touched them while they are the same.
+    installed: Vec<u64>,
+    /// All of our table as it was installed, to be put back.
+    image: TableImage,
+    /// The table was put back in a hurry, and what stood in its sets was not.
+    sets_are_lost: bool,
+    /// How many sessions have each corridor open.
+    corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
+    /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
+    used: HashSet<(IpAddr, Endpoint), RandomState>,
+    /// Whether every packet since the marks were set has passed the table's rules: whether what they say of ends that
+    /// are in step can be believed.
+    may_be_in_step: bool,
+    /// Whether something may be in the maps. Where nothing ever was, nobody need look there.
+    maps_used: bool,
+    troubles: Troubles,
+}
+
+impl Sets {
+    /// How this kernel queues.
+    pub fn queueing(&self) -> Queueing {
+        self.queueing
+    }
+
+    /// The pinholes that stand.
+    pub fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
+        let mappings = self.mappings()?;
+        let mut pinholes = Vec::new();
+        for set in PINHOLES {
+            let elements = self.tables.elements(TABLE, set)?;
+            pinholes.extend(elements.iter().filter_map(|element| stored::pinhole(element, &mappings)));
+        }
+        Ok(pinholes)
+    }
+
+    /// What stands in the maps.
+    fn mappings(&mut self) -> Result<HashMap<Key, Mapping, RandomState>, Error> {
+        let mut mappings = HashMap::<Key, Mapping, RandomState>::default();
+        for map in TARGETS.into_iter().chain(SOURCES) {
+            for element in self.tables.elements(TABLE, map)? {
+                stored::read_into(mappings.entry(element.key).or_default(), &element);
+            }
+        }
+        Ok(mappings)
+    }
+
+    /// A connection came through its pinhole, which admits nobody any more: it is removed with the next
+    /// [`sweep`](Self::sweep), its mapping with it. Has to be told before the same one is opened again.
+    pub fn used(&mut self, flow: &Flow) {
+        self.used.insert((flow.source.address, flow.destination));
+    }
+
+    /// Removes the pinholes that were used.
+    pub fn sweep(&mut self) {
+        let used: Vec<_> = self.used.drain().collect();
+        for some in used.chunks(REMOVED_TOGETHER) {
+            let pinhole = |&(from, to): &(IpAddr, Endpoint)| stored::bare(from, to);
+            let mut go: Vec<Stored> = some.iter().filter_map(pinhole).collect();
+            go.extend(some.iter().flat_map(|&(from, to)| self.places(from, to)));
+            self.take(&go);
+        }
+    }
+
+    /// The number by which the kernel names whoever opens and closes pinholes here: see [`TableWatch::ignore`].
+    ///
+    /// [`TableWatch::ignore`]: crate::netfilter::netlink::TableWatch::ignore
+    pub fn number(&self) -> Result<u32, Error> {
+        self.tables.number()
+    }
+
+    /// What was refused since the last time that this was asked.
+    pub fn take_troubles(&mut self) -> Troubles {
+        std::mem::take(&mut self.troubles)
+    }
+
+    /// Has no packet of these control connections be invalid because of its numbers.
+    ///
+    /// For those that went on while the ruleset was gone: where nothing asks for connection tracking the kernel sees no
+    /// packets, and what it makes afterwards of the next one may be so wrong that it takes all others for invalid. Then
+    /// neither end hears the other any more, as long as the connection lasts.
+    pub fn judge_liberally<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        for connection in connections {
+            let judged = self.conntrack.judge_liberally(&connection.original);
+            self.note(judged);
+        }
+    }
+
+    /// Control connections may have gone on unseen while rules of the table were gone: none of their ends is known to be
+    /// in step.
+    pub fn forget_in_step<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.may_be_in_step = false;
+        let bits = self.policy.mark.control_bits();
+        let mask = bits.in_step(Direction::FromClient) | bits.in_step(Direction::FromServer);
+        connections.for_each(|connection| self.mark(connection, 0, mask));
+    }
+
+    /// Sets these bits of a mask in the mark of a control connection.
+    fn mark(&mut self, connection: &Connection, bits: u32, mask: u32) {
+        // A connection that the kernel has forgotten brings no packets either.
+        let marked = self.conntrack.mark(&connection.original, bits, mask);
+        self.note(marked);
+    }
+
+    /// The result, unless it is trouble, which is kept.
+    pub(super) fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+        result.inspect_err(|error| self.trouble(error)).ok()
+    }
+
+    pub(super) fn trouble(&mut self, error: &Error) {
+        self.troubles.count += 1;
+        self.troubles.latest = Some(error.clone());
+    }
+
+    /// Admits an expectation, whoever announced it: the sets have no place for that.
+    pub fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+        let come = stored::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
+        self.used.remove(&(expectation.from, expectation.to));
+        self.maps_used |= !expectation.mapping.is_none();
+        // What an earlier pinhole with the same addresses was mapped by must not outlive it.
+        let mut go = self.places(expectation.from, expectation.to);
+        go.retain(|(map, _)| come.iter().all(|(set, _)| set != map));
+        self.put(&go, &come)
+    }
+
+    /// Puts elements into the kernel in place of others, all at once.
+    fn put(&mut self, go: &[Stored], come: &[Stored]) -> Result<(), NotOpened> {
+        let mut put = self.tables.exchange(TABLE, go, come);
+        // Somebody flushed the ruleset, and the news of that is not here yet. This announcement cannot wait for it.
+        if put.as_ref().is_err_and(|error| error.cause.is_missing()) && matches!(self.put_back_if_gone(), Ok(true)) {
+            put = self.tables.exchange(TABLE, &[], come);
+        }
+        let Err(error) = put else { return Ok(()) };
+        self.trouble(&error);
+        if error.cause.is_unknown() {
+            // Nothing stays open that nobody knows of, as far as that is in our hands.
+            self.take(come);
+        }
+        Err(NotOpened)
+    }
+
+    /// Takes elements out of the kernel, all at once.
+    fn take(&mut self, go: &[Stored]) {
+        let taken = self.tables.exchange(TABLE, go, &[]);
+        self.note(taken);
+    }
+
+    /// Lets no segment of that flow go on unread that begins at one of these places.
+    ///
+    /// Where that cannot be, all goes on as if it were not needed: it is needed only if this program is gone very soon.
+    fn hold(&mut self, flow: &Flow, places: &[Seq]) {
+        let Some(set) = of_family(REWRITTEN, flow.source.address, flow.destination.address) else { return };
+        let elements: Vec<Element> = places.iter().map(|place| stored::repeated(flow, *place)).collect();
+        let held = self.tables.insert_all(TABLE, set, &elements);
+        self.note(held);
+    }
+
+    /// The places in the maps that may hold something for a connection with these addresses.
+    fn places(&self, from: IpAddr, to: Endpoint) -> Vec<Stored> {
+        if self.maps_used { stored::places(from, to).collect() } else { Vec::new() }
+    }
+
+    /// The connection as its client opened it, if its server's port is one of control connections. The kernel may have
+    /// found it in the middle, by a packet of the server's.
+    fn control_end(&self, connection: Connection) -> Option<Connection> {
+        let Connection { original, reply } = connection;
+        let is_control = |flow: &Flow| self.policy.control_ports.contains(flow.destination.port);
+        if is_control(&original) {
+            Some(connection)
+        } else if is_control(&reply) {
+            Some(Connection { original: reply, reply: original })
+        } else {
+            None
+        }
+    }
+
+    /// The control connection with these addresses, where nothing translates them.
+    fn direct(&self, flow: &Flow) -> Option<Connection> {
+        let is_control = |port: Port| self.policy.control_ports.contains(port);
+        if is_control(flow.destination.port) {
+            Some(Connection::direct(*flow))
+        } else if is_control(flow.source.port) {
+            Some(Connection::direct(flow.reversed()))
+        } else {
+            None
+        }
+    }
+}
+
+impl Firewall for Sets {
+    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+        let found = self.conntrack.find(flow);
+        match self.note(found)? {
+            Some(entry) => {
+                let connection = self.control_end(entry.connection)?;
+                let bits = self.policy.mark.control_bits();
+                let progress = bits.read_progress(entry.mark);
+                let in_step = if self.may_be_in_step { bits.read_in_step(entry.mark) } else { InStep::default() };
+                let is_opening = entry.is_opening;
+                let id = entry.id;
+                Some(Control { connection, id, is_opening, progress, in_step, adjustments: adjustments(&entry) })
+            }
+            // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
+            // kept either.
+            None => {
+                let adjustments = Adjustments::default();
+                let (progress, in_step) = (Progress::Unknown, InStep::default());
+                let control =
+                    |connection| Control { connection, id: None, is_opening: true, progress, in_step, adjustments };
+                self.direct(flow).map(control)
+            }
+        }
+    }
+
+    fn open(&mut self, expectation: &Expectation, _: &Connection) -> Result<(), NotOpened> {
+        self.open(expectation)
+    }
+
+    fn close(&mut self, expectation: &Expectation) {
+        if let Some(stored) = stored::elements(expectation, expectation.lifetime) {
+            self.take(&stored);
+        }
+    }
+
+    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        // What has been used admits nobody any more, though it stands until it is swept out.
+        if self.used.contains(&(from, to)) {
+            return None;
+        }
+        let set = of_family(PINHOLES, from, to.address)?;
+        let found = self.tables.has_element(TABLE, set, &stored::key(from, to));
+        if !self.note(found)? {
+            return None;
+        }
+        let mut mapping = Mapping::NONE;
+        for (map, place) in self.places(from, to) {
+            let found = self.tables.element(TABLE, map, &place.key);
+            if let Some(element) = self.note(found)? {
+                stored::read_into(&mut mapping, &element);
+            }
+        }
+        Some(mapping)
+    }
+
+    fn adjust(
+        &mut self,
+        connection: &Connection,
+        direction: Direction,
+        adjustment: &Adjustment,
+        held: &[Seq],
+    ) -> Result<(), NotAdjusted> {
+        let Adjustment { position, before, after } = *adjustment;
+        let wanted = SequenceAdjustment { position: position.number(), before, after };
+        // First this: were it the other way round, there would be a moment in between.
+        self.hold(connection.flow(direction), held);
+        let flow = &connection.original;
+        let adjusted = self.conntrack.adjust(flow, direction == Direction::FromClient, &wanted);
+        if !self.note(adjusted).ok_or(NotAdjusted::Failed)? {
+            return Err(NotAdjusted::Unknown);
+        }
+        // The kernel also says yes where it does nothing.
+        let found = self.conntrack.find(flow);
+        let entry = self.note(found).ok_or(NotAdjusted::Failed)?.ok_or(NotAdjusted::Unknown)?;
+        if adjustments(&entry).of(direction) == Some(*adjustment) { Ok(()) } else { Err(NotAdjusted::NotPrepared) }
+    }
+
+    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
+        let stored = range(corridor, Corridor::LIFETIME).ok_or(NotOpened)?;
+        self.put(&[], &[stored])?;
+        self.corridors.entry(corridor_key(corridor)).or_insert((*corridor, 0)).1 += 1;
+        Ok(())
+    }
+
+    fn renew_corridor(&mut self, corridor: &Corridor) {
+        if let Some(stored) = range(corridor, Corridor::LIFETIME) {
+            // It has been noted if that failed, and there is time for another try.
+            let _ = self.put(&[], &[stored]);
+        }
+    }
+
+    fn close_corridor(&mut self, corridor: &Corridor) {
+        let Some((_, sessions)) = self.corridors.get_mut(&corridor_key(corridor)) else { return };
+        *sessions -= 1;
+        if *sessions == 0 {
+            self.corridors.remove(&corridor_key(corridor));
+            if let Some(stored) = range(corridor, Corridor::LIFETIME) {
+                self.take(&[stored]);
+            }
+        }
+    }
+
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        let bits = self.policy.mark.control_bits();
+        self.mark(connection, bits.of(progress), bits.progress());
+    }
+}
+
+fn adjustments(entry: &Entry) -> Adjustments {
+    let read = |found: SequenceAdjustment| {
+        let SequenceAdjustment { position, before, after } = found;
+        Adjustment { position: Seq::new(position), before, after }
+    };
+    let [from_client, from_server] = entry.adjustments.map(|found| found.map(read));
+    Adjustments { from_client, from_server }
+}
+
+/// What tells corridors apart.
+type CorridorKey = (IpAddr, IpAddr, PortRange);
+
+const fn corridor_key(corridor: &Corridor) -> CorridorKey {
+    (corridor.from, corridor.to, corridor.ports)
+}
+
+/// Elements by the set they belong into.
+type BySet = BTreeMap<&'static str, Vec<Element>>;

@@ -1,0 +1,394 @@
+//! The table `inet pinhole` as text, for a policy and a kernel.
+//!
+//! The files in `rules/` are the ruleset; here they get what depends on the policy. Knows nothing of how it is
+//! installed.
+
+use std::fmt::{self, Write as _};
+
+use crate::core::kernel::Progress;
+use crate::core::net::{Direction, Port};
+use crate::core::policy::{Capture, Limits, Policy, WhenDown};
+use crate::netfilter::netlink::{Expression, Family, Object, ObjectKind, Table};
+
+/// The table that is Pinhole's own.
+pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
+
+/// Where the capture begins, and behind what it must be: connection tracking is at -200.
+pub(super) const PRIORITY: i32 = -150;
+
+/// The chains of the table, without those that queue. The first two are called by the kernel.
+pub(super) const CHAINS: [&str; 24] = [
+    "prerouting",
+    "output",
+    "inspect",
+    "data",
+    "doubt",
+    "admit",
+    "deliver",
+    "insist",
+    "prepare",
+    "opens",
+    "nat_prerouting",
+    "nat_output",
+    "nat_input",
+    "nat_postrouting",
+    "targets",
+    "sources",
+    "late_input",
+    "late_postrouting",
+    "shorten",
+    "bounds",
+    "repeated",
+    "record_prerouting",
+    "record_output",
+    "record",
+];
+
+/// Who holds the pinholes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Holder {
+    /// The sets of the table.
+    Sets,
+    /// Connection tracking, with a helper; the sets have only what that cannot hold.
+    Conntrack,
+}
+
+impl Holder {
+    const fn text(self) -> &'static str {
+        match self {
+            Self::Sets => include_str!("../../../../rules/sets.nft"),
+            Self::Conntrack => include_str!("../../../../rules/native.nft"),
+        }
+    }
+
+    /// What has to stand before the ruleset is read.
+    pub(super) const fn objects(self) -> &'static [Object<'static>] {
+        match self {
+            Self::Sets => &[
+                Object { name: "adjustable4", kind: ObjectKind::Place(Family::Ip) },
+                Object { name: "adjustable6", kind: ObjectKind::Place(Family::Ip6) },
+            ],
+            Self::Conntrack => &[Object { name: "ftp", kind: ObjectKind::Helper("ftp") }],
+        }
+    }
+}
+
+const BEGIN: &str = include_str!("../../../../rules/begin.nft");
+const TABLE_TEXT: &str = include_str!("../../../../rules/table.nft");
+const NAT: &str = include_str!("../../../../rules/nat.nft");
+const INSPECT: &str = include_str!("../../../../rules/inspect.nft");
+
+/// Why writing into a string cannot fail.
+const TAKES_ALL: &str = "a string takes whatever is written";
+/// What stands in the files for the control ports, and what it becomes: the set of that name, which a reload can fill anew
+/// and a rule need not be exchanged for.
+const PORTS_IN_FILES: [&str; 2] = ["$control_ports", "$guarded_ports"];
+const PORTS_IN_TABLE: [&str; 2] = ["@control_ports", "@guarded_ports"];
+/// The set of the control ports.
+pub(super) const CONTROL_PORTS: &str = "control_ports";
+/// The set of those of them where the policy holds something back: all or none.
+pub(super) const GUARDED_PORTS: &str = "guarded_ports";
+/// The size of the sets of pinholes, and of the maps beside them, as the files have it.
+const SIZE: &str = "size 65535";
+
+/// How many elements a set of pinholes has room for. What was used counts until the kernel sweeps it out, so there are
+/// more than may stand at one time.
+pub(super) fn set_size(policy: &Policy) -> u32 {
+    policy.limits.pinholes.get().saturating_mul(4).max(65_535)
+}
+
+/// How this kernel can be told to queue a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Queueing {
+    /// With nf_tables' own statement.
+    Statement,
+    /// With the target of iptables, through nf_tables.
+    CompatTarget,
+}
+
+impl Queueing {
+    /// The rule that sends packets to the queues.
+    pub(super) fn rule(self, capture: &Capture) -> Expression {
+        let (number, count) = (capture.queues.first(), capture.queues.count().get());
+        let bypass = matches!(capture.when_down, WhenDown::Open);
+        match self {
+            Self::Statement => Expression::Queue { number, count, bypass },
+            Self::CompatTarget => Expression::CompatQueue { number, count, bypass },
+        }
+    }
+}
+
+impl fmt::Display for Queueing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Statement => "the statement `queue` of nf_tables",
+            Self::CompatTarget => "the target NFQUEUE of iptables, as the kernel has no statement `queue`",
+        })
+    }
+}
+
+/// A chain whose one rule hands packets to the daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueChain {
+    /// As the policy says.
+    Deliver,
+    /// Whatever the policy says, nothing goes past it.
+    Insist,
+}
+
+impl QueueChain {
+    /// Both. Where the compat target queues, they have to stand before the ruleset is read.
+    pub const ALL: [Self; 2] = [Self::Deliver, Self::Insist];
+
+    /// The name of the chain.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Deliver => "deliver",
+            Self::Insist => "insist",
+        }
+    }
+
+    /// What a capture comes to here.
+    pub(super) const fn of(self, capture: Capture) -> Capture {
+        match self {
+            Self::Deliver => capture,
+            Self::Insist => Capture { when_down: WhenDown::Closed, ..capture },
+        }
+    }
+}
+
+/// Whether a chain of that name is one of ours, or of a version that had a chain for each queue.
+pub(super) fn is_own_chain(name: &str) -> bool {
+    let number = ["queue", "insist"].into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
+    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|parsed| parsed.to_string() == number)
+}
+
+/// The ruleset for a policy, as `nft -f` reads it.
+///
+/// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
+pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
+    let mark = policy.mark;
+    let mut text = format!("define mark_bits = {mark}\n");
+    let bits = mark.control_bits();
+    for (name, number) in [
+        ("progress_bits", bits.progress()),
+        ("unreadable", bits.of(Progress::Unreadable)),
+        ("client_in_step", bits.in_step(Direction::FromClient)),
+        ("server_in_step", bits.in_step(Direction::FromServer)),
+        ("packet_read", bits.of_read_packet()),
+        ("packet_in_step", bits.of_packet(0, true)),
+    ] {
+        // nft computes no complement.
+        writeln!(text, "define {name} = {number:#010x}\ndefine all_but_{name} = {:#010x}", !number).expect(TAKES_ALL);
+    }
+    text.push('\n');
+    // nft knows no names for sizes, so this one number is exchanged.
+    let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
+    let (ports, queue) = (control_ports(policy), queue(&policy.capture, queueing));
+    let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
+    let rest = PORTS_IN_FILES
+        .into_iter()
+        .zip(PORTS_IN_TABLE)
+        .fold(rest.join("\n"), |rest, (file, table)| rest.replace(file, table));
+    text.push_str(&rest);
+    text
+}
+
+/// What of a ruleset cannot be exchanged in an installed table: all but control ports, marks, sizes, and what becomes of
+/// packets that nobody reads. Two policies for which this is the same need the same rules, but for those.
+pub(super) fn fixed_part(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
+    let Policy { control_ports, mark, limits, capture, defaults, rules, .. } = Policy::default();
+    let capture = Capture { when_down: capture.when_down, ..policy.capture };
+    let limits = Limits { pinholes: limits.pinholes, ..policy.limits };
+    text(&Policy { control_ports, mark, limits, capture, defaults, rules, ..policy.clone() }, queueing, holder)
+}
+
+/// The sets and maps whose size follows from the policy.
+pub(super) fn sized_sets() -> impl Iterator<Item = &'static str> {
+    [NAT, TABLE_TEXT].into_iter().flat_map(|text| {
+        let mut name = "";
+        text.lines().filter_map(move |line| match line.split_whitespace().collect::<Vec<_>>()[..] {
+            ["set" | "map", of, "{"] => {
+                name = of;
+                None
+            }
+            _ => (line.trim() == SIZE).then_some(name),
+        })
+    })
+}
+
+/// The ports in the set of that name.
+pub(super) fn ports_of(set: &str, policy: &Policy) -> Vec<Port> {
+    if set == GUARDED_PORTS && !policy.holds_back() { Vec::new() } else { policy.control_ports.as_slice().to_vec() }
+}
+
+/// The sets of control ports. They are emptied first: an earlier policy may have had others.
+fn control_ports(policy: &Policy) -> String {
+    let mut text = "# The ports of `control_ports:`, and those where commands or encryption are denied.\n".to_owned();
+    for set in [CONTROL_PORTS, GUARDED_PORTS] {
+        let ports: Vec<String> = ports_of(set, policy).iter().map(ToString::to_string).collect();
+        writeln!(text, "add set inet pinhole {set} {{ type inet_service; }}\nflush set inet pinhole {set}")
+            .expect(TAKES_ALL);
+        if !ports.is_empty() {
+            writeln!(text, "add element inet pinhole {set} {{ {} }}", ports.join(", ")).expect(TAKES_ALL);
+        }
+    }
+    text
+}
+
+/// The chains that hand packets to the daemon.
+fn queue(capture: &Capture, queueing: Queueing) -> String {
+    QueueChain::ALL.map(|chain| queue_chain(chain.name(), &chain.of(*capture), queueing)).join("\n")
+}
+
+fn queue_chain(name: &str, capture: &Capture, queueing: Queueing) -> String {
+    let queues = capture.queues;
+    let (first, count) = (queues.first(), queues.count().get());
+    let (several, to) = match count {
+        1 => (false, first.to_string()),
+        // Each processor has a queue, and so a reader, of its own: to wake one on another processor takes longer than all
+        // the rest. The readers share what they know, so it does not matter which of them reads what.
+        _ => (true, format!("{first}-{}", first + (count - 1))),
+    };
+    let flags = match (capture.when_down, several) {
+        (WhenDown::Open, false) => " flags bypass",
+        (WhenDown::Open, true) => " flags bypass,fanout",
+        (WhenDown::Closed, true) => " flags fanout",
+        (WhenDown::Closed, false) => "",
+    };
+    let statement = format!("queue{flags} to {to}");
+    match queueing {
+        Queueing::Statement => format!(
+            "add chain inet pinhole {name}\nflush chain inet pinhole {name}\n\n\
+             table inet pinhole {{\n\tchain {name} {{\n\t\t{statement}\n\t}}\n}}\n"
+        ),
+        Queueing::CompatTarget => format!(
+            "# The chain {name} is there already. This kernel has no `{statement}`: its one rule does the same, with the\n\
+             # target NFQUEUE of iptables, which nft shows but cannot write.\n"
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use super::*;
+    use crate::core::policy::Queues;
+
+    fn policy() -> Policy {
+        Policy::embedded()
+    }
+
+    #[test]
+    fn the_statement_bypasses_unless_the_policy_closes() {
+        let mut policy = policy();
+        assert!(
+            text(&policy, Queueing::Statement, Holder::Sets)
+                .contains("\tchain deliver {\n\t\tqueue flags bypass to 0\n\t}\n")
+        );
+        policy.capture.when_down = WhenDown::Closed;
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain deliver {\n\t\tqueue to 0\n\t}\n"));
+    }
+
+    #[test]
+    fn a_rewritten_line_never_goes_past_the_queue() {
+        for when_down in [WhenDown::Open, WhenDown::Closed] {
+            let mut policy = policy();
+            policy.capture.when_down = when_down;
+            let text = text(&policy, Queueing::Statement, Holder::Sets);
+            assert!(text.contains("\tchain insist {\n\t\tqueue to 0\n\t}\n"), "{text}");
+        }
+    }
+
+    #[test]
+    fn doubtful_packet_that_nobody_reads_is_not_in_step() {
+        let policy = policy();
+        let bits = policy.mark.control_bits();
+        let text = text(&policy, Queueing::Statement, Holder::Sets);
+        let (_, chain) = text.split_once("\tchain doubt {\n").expect("the chain");
+        let (chain, _) = chain.split_once("\n\t}").expect("its end");
+        let rules: Vec<&str> = chain.lines().filter(|line| line.contains("meta mark set")).collect();
+        assert_eq!(rules.len(), 2);
+        for rule in rules {
+            let (_, name) = rule.rsplit_once("| $").expect("what the rule adds");
+            let define = format!("define {name} = 0x");
+            let number = text.lines().find_map(|line| line.strip_prefix(&define)).expect("its definition");
+            let mark = u32::from_str_radix(number, 16).expect("a number");
+            assert!(bits.is_doubtful(mark), "{rule}");
+            assert_ne!(mark & bits.of_packet(0, true), bits.of_packet(0, true), "{rule}");
+            assert_eq!(mark & bits.all_of_connection(), 0, "somebody may restore a connection's mark: {rule}");
+        }
+    }
+
+    #[test]
+    fn the_sets_have_room_for_as_many_pinholes_as_the_policy_allows() {
+        let sizes = |limit| {
+            let mut policy = policy();
+            policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
+            let text = text(&policy, Queueing::Statement, Holder::Sets);
+            let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
+            let sizes = sizes.map(|size| size.parse::<u32>().expect("a number"));
+            // How many lines are rewritten has nothing to do with that.
+            sizes.filter(|size| *size != 262_144).collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(1), [65_535; 6]);
+        assert_eq!(sizes(1 << 20), [4 << 20; 6]);
+    }
+
+    #[test]
+    fn the_compat_target_is_not_written_as_text() {
+        let text = text(&policy(), Queueing::CompatTarget, Holder::Sets);
+        assert!(!text.contains("chain deliver {") && text.contains("goto deliver"));
+        assert!(!text.contains("flush chain inet pinhole deliver"));
+    }
+
+    #[test]
+    fn each_processor_has_a_queue_of_its_own() {
+        let mut policy = policy().on(NonZeroU16::new(2).expect("two"));
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags bypass,fanout to 0-1\n"));
+        policy.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        policy.capture.when_down = WhenDown::Closed;
+        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags fanout to 7-9\n"));
+    }
+
+    #[test]
+    fn every_chain_is_emptied_before_it_is_filled() {
+        for holder in [Holder::Sets, Holder::Conntrack] {
+            let text = text(&policy(), Queueing::Statement, holder);
+            for chain in CHAINS {
+                assert!(text.contains(&format!("flush chain inet pinhole {chain}\n")), "{chain}");
+                assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
+            }
+        }
+    }
+
+    #[test]
+    fn sets_of_pinholes_and_their_maps_are_as_large_as_the_policy_says() {
+        let sized: Vec<&str> = sized_sets().collect();
+        for set in ["pinholes4", "pinholes6", "targets4", "targets6", "sources4", "sources6"] {
+            assert!(sized.contains(&set), "{set}: {sized:?}");
+        }
+        assert!(!sized.contains(&"rewritten4"), "its size does not follow from the policy");
+    }
+
+    #[test]
+    fn ports_marks_sizes_and_when_down_are_no_fixed_part_of_the_rules() {
+        let fixed = |policy: &Policy| fixed_part(policy, Queueing::Statement, Holder::Sets);
+        let text = "control_ports: [2121]\nmark: 0x30\nlimits: { pinholes: 50000 }\ncapture: { when_down: closed }\n";
+        let exchanged = crate::core::policy::parse("policy.yaml", text).expect("a good policy").policy;
+        assert_eq!(fixed(&exchanged), fixed(&Policy::embedded()));
+        let mut other = policy();
+        other.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        assert_ne!(fixed(&other), fixed(&Policy::embedded()));
+    }
+
+    #[test]
+    fn knows_its_own_chains() {
+        assert!(is_own_chain("deliver") && is_own_chain("queue12") && is_own_chain("inspect"));
+        assert!(
+            is_own_chain("insist") && is_own_chain("insist0") && !is_own_chain("queue") && !is_own_chain("insist01")
+        );
+        assert!(!is_own_chain("queue012") && !is_own_chain("queue70000") && !is_own_chain("input"));
+    }
+}

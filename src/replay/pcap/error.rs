@@ -1,0 +1,265 @@
+//! What can be wrong with a capture file, so that a person knows what to do about it.
+
+use std::fmt;
+use std::io;
+
+use crate::replay::pcap::file::MAX_PACKET;
+
+/// Why a capture file could not be read, or not to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum CaptureError {
+    /// There is not a single byte in it.
+    #[error("the file is empty")]
+    Empty,
+    /// It is something else.
+    #[error("not a capture file but {0}")]
+    NotACapture(Foreign),
+    /// It is a capture file of a version that nobody has written for decades, or that is yet to come.
+    #[error("version {major}.{minor} of the capture format is not supported")]
+    UnsupportedVersion {
+        /// The number before the dot.
+        major: u16,
+        /// The number after the dot.
+        minor: u16,
+    },
+    /// Its packets are not of a kind that carries IP in a way known here. In a pcapng file this is said at its end,
+    /// and only if there was no other packet.
+    #[error("link type {0} is not supported")]
+    UnsupportedLinkType(u32),
+    /// It ends too early. All packets before were delivered.
+    #[error("cut off at byte {end}, in the middle of {part} that begins at byte {begin}")]
+    CutOff {
+        /// What is incomplete.
+        part: Part,
+        /// Where that begins; the file is good up to there.
+        begin: u64,
+        /// Where the file ends.
+        end: u64,
+    },
+    /// What stands there makes no sense, so that nobody can know where the next packet begins. All packets before
+    /// were delivered.
+    #[error("damaged at byte {offset}: {what}")]
+    Damaged {
+        /// Where the record or block begins; the file is good up to there.
+        offset: u64,
+        /// What makes no sense.
+        what: Nonsense,
+    },
+    /// The source failed. All packets before were delivered.
+    #[error("cannot read on after byte {offset}: {source}")]
+    Io {
+        /// How many bytes had been read.
+        offset: u64,
+        /// What the source said.
+        source: io::Error,
+    },
+}
+
+/// Something that is not a capture file, as far as its first bytes tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foreign {
+    /// Compressed by gzip.
+    Gzip,
+    /// Compressed by Zstandard.
+    Zstd,
+    /// Compressed by xz.
+    Xz,
+    /// Compressed by bzip2.
+    Bzip2,
+    /// Compressed by LZ4.
+    Lz4,
+    /// A zip archive.
+    Zip,
+    /// A capture in the format of Solaris' snoop.
+    Snoop,
+    /// A capture in the format of Microsoft's Network Monitor.
+    NetworkMonitor,
+    /// A capture in the variant of pcap that some Linux distributions of the 1990s wrote.
+    ModifiedPcap,
+    /// JSON, or something that begins like it.
+    Json,
+    /// XML or HTML.
+    Markup,
+    /// Some other text.
+    Text,
+    /// Nothing that is known here; its first four bytes, zeros for those that are not there.
+    Unknown([u8; 4]),
+}
+
+/// How far into a file to look for whether it is text.
+const TEXT_SAMPLE: usize = 512;
+
+impl Foreign {
+    const BEGINNINGS: &[(&[u8], Self)] = &[
+        (b"\x1f\x8b", Self::Gzip),
+        (b"\x28\xb5\x2f\xfd", Self::Zstd),
+        (b"\xfd7zXZ\0", Self::Xz),
+        (b"BZh", Self::Bzip2),
+        (b"\x04\x22\x4d\x18", Self::Lz4),
+        (b"PK\x03\x04", Self::Zip),
+        (b"snoop\0\0\0", Self::Snoop),
+        (b"GMBU", Self::NetworkMonitor),
+        (b"\xa1\xb2\xcd\x34", Self::ModifiedPcap),
+        (b"\x34\xcd\xb2\xa1", Self::ModifiedPcap),
+    ];
+
+    /// What a file that begins with `bytes` looks like.
+    pub(super) fn recognise(bytes: &[u8]) -> Self {
+        if let Some((_, known)) = Self::BEGINNINGS.iter().find(|(beginning, _)| bytes.starts_with(beginning)) {
+            return *known;
+        }
+        let sample = &bytes[..bytes.len().min(TEXT_SAMPLE)];
+        let text = match std::str::from_utf8(sample) {
+            Ok(text) => Some(text),
+            // A character that the sample's end cuts in two is no reason to doubt the rest.
+            Err(error) if error.error_len().is_none() => std::str::from_utf8(&sample[..error.valid_up_to()]).ok(),
+            Err(_) => None,
+        };
+        let text = text.filter(|text| !text.contains(|c: char| c.is_control() && !c.is_whitespace()));
+        match text.map(|text| text.trim_start_matches('\u{feff}').trim_start()) {
+            Some(text) if text.starts_with(['{', '[']) => Self::Json,
+            Some(text) if text.starts_with('<') => Self::Markup,
+            Some(_) => Self::Text,
+            None => {
+                let mut first = [0; 4];
+                first.iter_mut().zip(bytes).for_each(|(to, from)| *to = *from);
+                Self::Unknown(first)
+            }
+        }
+    }
+}
+
+impl fmt::Display for Foreign {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Gzip => "gzip data: decompress it first (gzip -dc FILE | …)",
+            Self::Zstd => "Zstandard data: decompress it first (zstd -dc FILE | …)",
+            Self::Xz => "xz data: decompress it first (xz -dc FILE | …)",
+            Self::Bzip2 => "bzip2 data: decompress it first (bzip2 -dc FILE | …)",
+            Self::Lz4 => "LZ4 data: decompress it first (lz4 -dc FILE | …)",
+            Self::Zip => "a zip archive: unpack it first",
+            Self::Snoop => "a snoop capture: convert it first (editcap -F pcapng FILE NEW)",
+            Self::NetworkMonitor => "a Network Monitor capture: convert it first (editcap -F pcapng FILE NEW)",
+            Self::ModifiedPcap => "a modified pcap of old: convert it first (editcap -F pcapng FILE NEW)",
+            Self::Json => "JSON text",
+            Self::Markup => "XML or HTML text",
+            Self::Text => "text",
+            Self::Unknown([a, b, c, d]) => {
+                return write!(f, "something unknown that begins with the bytes {a:02x} {b:02x} {c:02x} {d:02x}");
+            }
+        })
+    }
+}
+
+/// A part of a capture file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The header at the beginning of the file.
+    FileHeader,
+    /// The header in front of a packet, or of a pcapng block.
+    RecordHeader,
+    /// A packet with its header.
+    Packet,
+    /// A pcapng block that holds no packet.
+    Block,
+}
+
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::FileHeader => "a file header",
+            Self::RecordHeader => "a record header",
+            Self::Packet => "a packet",
+            Self::Block => "a block",
+        })
+    }
+}
+
+/// What makes no sense in a record or block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Nonsense {
+    /// A packet (or the block around it, or an interface's description) is longer than any real one.
+    #[error("a record of {0} bytes; none is longer than {MAX_PACKET}")]
+    RecordTooLong(u32),
+    /// The length of a pcapng block is below that of its own header, or no multiple of four.
+    #[error("a block of {0} bytes cannot be")]
+    BlockLength(u32),
+    /// The two lengths of a pcapng block, at its beginning and at its end, differ.
+    #[error("the block has one length at its beginning and another at its end")]
+    BlockLengthsDiffer,
+    /// A packet is longer than the pcapng block that holds it.
+    #[error("a packet of {packet} bytes in a block of {block}")]
+    PacketLongerThanBlock {
+        /// The packet's length.
+        packet: u32,
+        /// The block's length with all its headers.
+        block: u32,
+    },
+    /// A packet names an interface that its section does not describe.
+    #[error("a packet of interface {0}, which nothing describes")]
+    UnknownInterface(u32),
+    /// A section describes more interfaces than a machine can have.
+    #[error("too many interfaces")]
+    TooManyInterfaces,
+    /// An option of an interface's description has a length that it cannot have.
+    #[error("option {0} of an interface has an impossible length")]
+    OptionLength(u16),
+    /// A section is of a version that does not exist.
+    #[error("a section of version {major}.{minor} of pcapng, which is not supported")]
+    SectionVersion {
+        /// The number before the dot.
+        major: u16,
+        /// The number after the dot.
+        minor: u16,
+    },
+    /// A section header without the number that tells its byte order.
+    #[error("a section header without a byte order")]
+    NoByteOrder,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_a_foreign_file_looks_like() {
+        for (bytes, expected) in [
+            (&b"\x1f\x8b\x08\0"[..], Foreign::Gzip),
+            (b"\x28\xb5\x2f\xfd\x24", Foreign::Zstd),
+            (b"PK\x03\x04", Foreign::Zip),
+            (b"snoop\0\0\0\0\0\0\x02", Foreign::Snoop),
+            (b"\x34\xcd\xb2\xa1\x02\0\x04\0", Foreign::ModifiedPcap),
+            (b" \n{\"event\": 1}", Foreign::Json),
+            (b"\xef\xbb\xbf[]", Foreign::Json),
+            (b"<!DOCTYPE html>", Foreign::Markup),
+            (b"220 ready\r\n", Foreign::Text),
+            ("€".as_bytes().split_last().expect("three bytes").1, Foreign::Text),
+            (b"\x7fELF\x02\x01", Foreign::Unknown(*b"\x7fELF")),
+            (b"\xff", Foreign::Unknown([0xff, 0, 0, 0])),
+        ] {
+            assert_eq!(Foreign::recognise(bytes), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn a_character_cut_by_the_end_of_the_sample_is_still_text() {
+        let text = "ä".repeat(TEXT_SAMPLE);
+        assert_eq!(Foreign::recognise(&[b"x", text.as_bytes()].concat()), Foreign::Text);
+    }
+
+    #[test]
+    fn messages_say_where_and_what() {
+        let cut = CaptureError::CutOff { part: Part::Packet, begin: 40, end: 99 };
+        assert_eq!(cut.to_string(), "cut off at byte 99, in the middle of a packet that begins at byte 40");
+        let damaged = CaptureError::Damaged { offset: 24, what: Nonsense::RecordTooLong(u32::MAX) };
+        assert_eq!(
+            damaged.to_string(),
+            "damaged at byte 24: a record of 4294967295 bytes; none is longer than 16777216"
+        );
+        let foreign = CaptureError::NotACapture(Foreign::Unknown([0xde, 0xad, 0xbe, 0xef]));
+        assert_eq!(
+            foreign.to_string(),
+            "not a capture file but something unknown that begins with the bytes de ad be ef"
+        );
+    }
+}
