@@ -7,90 +7,20 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use super::announcement::{Announcement, Standing, Written};
 use super::asked::{Asked, CommandNumber, Unanswered};
+use super::progress::{InStep, Progress};
 use crate::ftp::command::{Command, Said, Verb};
-use crate::ftp::notation::{Announced, Found, Notation};
+use crate::ftp::notation::{Found, Notation};
 use crate::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
 use crate::ftp::{Line, Mode};
-use crate::packet::{Direction, Seq};
+use crate::packet::Direction;
 
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
 
 /// The longest line that a client of FTP sends before somebody is logged in.
 const LONGEST_BEFORE_LOGIN: usize = 512;
-
-/// A line that names where a data connection will go, and how it stands in the dialogue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement<'a> {
-    /// How it was announced.
-    pub mode: Mode,
-    /// What it names; none if that cannot be read.
-    pub named: Option<Announced>,
-    /// Which command it was, where the server's answer will be known as its answer.
-    pub number: Option<CommandNumber>,
-    /// How it stands.
-    pub standing: Standing,
-    /// The bytes that name the address, where they can be read.
-    pub written: Option<Written<'a>>,
-}
-
-/// The bytes of an announcement that name the address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written<'a> {
-    /// The line.
-    pub line: Line<'a>,
-    /// Where in its text the address stands.
-    pub span: Range<usize>,
-}
-
-impl Written<'_> {
-    /// The sequence number of the address's first byte.
-    pub fn place(&self) -> Seq {
-        self.line.start + self.span.start
-    }
-}
-
-/// What the dialogue says about an announcement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Both ends have spoken FTP so far.
-    pub is_ftp: bool,
-    /// The dialogue was read from its start, or by an earlier run that left word of it.
-    pub is_known: bool,
-    /// All readers agree what this line says.
-    pub is_plain: bool,
-    /// The client asked for it; always so where the client itself announces.
-    pub asked_for: bool,
-    /// Somebody is logged in.
-    pub logged_in: bool,
-    /// The client said before that it would use nothing but EPSV.
-    pub extended_only: bool,
-}
-
-/// How far a session has come: what is known of it when nobody remembers its dialogue.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Progress {
-    /// Nothing is known.
-    #[default]
-    Unknown,
-    /// The server has sent its greeting, and the client commands of FTP.
-    Ftp,
-    /// And the server has let a user in.
-    LoggedIn,
-    /// Nothing more can be read: it is encrypted, or it is not FTP.
-    Unreadable,
-}
-
-/// Which ends of a session are in step when it is picked up: all that they sent was read, and their next byte begins a
-/// line, the server's one that begins a reply.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct InStep {
-    /// The client.
-    pub client: bool,
-    /// The server.
-    pub server: bool,
-}
 
 /// What a line means to those outside.
 #[derive(Debug, PartialEq)]
@@ -241,6 +171,9 @@ impl Dialogue {
             return Event::Nothing;
         }
         let said = Command::parse(line);
+        if line.may_continue {
+            self.unanswered.next_may_continue();
+        }
         let is_out_of_place = self.language == Language::Undecided && self.is_known && !is_like_ftp(line, &said);
         // Wherever it was picked up: a header line, or no text at all.
         let is_no_command = match said {
@@ -288,6 +221,7 @@ impl Dialogue {
             Verb::Secret => Asked::Secret,
             Verb::Reinitialize => Asked::Reinitialize,
             Verb::Secure => Asked::Secure,
+            Verb::Abort => Asked::Abort,
             Verb::Other => Asked::Other,
         };
         let is_known_later = self.ask(asked).is_some();
@@ -336,6 +270,11 @@ impl Dialogue {
             Heard::Noise if self.is_greeted => Event::Nothing,
             Heard::Noise => self.is_not_ftp(),
         }
+    }
+
+    /// Whether the server has answered every command that the client has given.
+    pub fn has_answered_all(&self) -> bool {
+        self.in_step && self.unanswered.is_empty()
     }
 
     /// Whether a reply has begun and not ended.
@@ -396,6 +335,11 @@ impl Dialogue {
                 self.language = Language::Secret;
                 self.encryption_requested = was_asked;
                 Event::Encrypted
+            }
+            Meaning::Done
+                if answers_abort(reply) && self.unanswered.pop_through(|kind| kind == Asked::Abort).is_some() =>
+            {
+                Event::Nothing
             }
             Meaning::Ready | Meaning::NeedSecret | Meaning::NotLoggedIn | Meaning::Done | Meaning::Failed => {
                 self.server_answers(reply)
@@ -491,6 +435,11 @@ fn is_like_ftp(line: &Line<'_>, said: &Said<'_>) -> bool {
     let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
     let is_http = memmem::find(line.text, b" HTTP/").is_some();
     is_short && !is_http && !matches!(said, Said::Unknown(_))
+}
+
+/// Whether this reply can only answer ABOR: with 226 a server may also end the transfer, unless the text names ABOR.
+fn answers_abort(reply: &Reply<'_>) -> bool {
+    reply.code == 225 || (reply.code == 226 && memmem::find(reply.text, b"ABOR").is_some())
 }
 
 /// A name as it may be printed: nothing in it that a terminal or a log would take for more than text.

@@ -4,7 +4,8 @@ use super::*;
 use crate::packet::Seq;
 
 fn line(text: &[u8]) -> Line<'_> {
-    Line { text, start: Seq::new(0), end: Seq::new(0) + text.len() + 2, begins: true, whole: true, plain: true }
+    let end = Seq::new(0) + text.len() + 2;
+    Line { text, start: Seq::new(0), end, begins: true, whole: true, plain: true, may_continue: false }
 }
 
 /// Plays a dialogue; each line begins with `>` for the client and `<` for the server. What was announced, and how it

@@ -741,3 +741,5 @@ fn what_belongs_to_no_control_connection_is_not_ours() {
 
 #[path = "quota_tests.rs"]
 mod quotas;
+#[path = "urgent_tests.rs"]
+mod urgent;
