@@ -148,7 +148,7 @@ impl Packets {
             if index == HANDSHAKE {
                 firewall.finds_nothing_opening();
             }
-            let control = firewall.control_connection(&segment.flow);
+            let control = firewall.control_connection(&segment.flow).expect("it is in memory");
             let is_unread = control.is_some_and(|control| control.progress == Progress::Unreadable);
             let mut observer = |_: Timestamp, _: SessionNumber, news: &News<'_>| {
                 if let News::Expected { expectation, .. } = news {

@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use pinhole::expectation::{Corridor, Expectation, Mapping};
-use pinhole::firewall::{Adjustment, Control, Firewall, NotAdjusted, NotOpened, Simulated};
+use pinhole::firewall::{Adjustment, Control, Firewall, LookupFailed, NotAdjusted, NotOpened, Simulated};
 use pinhole::net::Port;
 use pinhole::packet::Direction::{self, FromClient, FromServer};
 use pinhole::packet::{Connection, Endpoint, Flow, Segment, Seq};
@@ -27,7 +27,7 @@ struct Counting {
 }
 
 impl Firewall for Counting {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         self.inner.control_connection(flow)
     }
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use super::native::{Native, Ready};
 use super::sets::{Pinhole, Queueing, Restored, Sets, SetupError, Troubles};
-use super::{Adjustment, Control, Firewall, NotAdjusted, NotOpened};
+use super::{Adjustment, Control, Firewall, LookupFailed, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Error, TableChange};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
@@ -190,7 +190,7 @@ impl Kernel {
 }
 
 impl Firewall for Kernel {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         self.firewall().control_connection(flow)
     }
 

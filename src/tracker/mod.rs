@@ -28,7 +28,7 @@ pub use client::ClientKey;
 pub use news::{Ended, News, Observer, SessionNumber};
 
 use crate::expectation::{Closed, Expectation};
-use crate::firewall::{Control, Firewall};
+use crate::firewall::{Control, Firewall, LookupFailed};
 use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::policy::{Pickup, Policy};
@@ -168,7 +168,11 @@ impl Tracker {
                     // The client ignores a SYN in the middle of a connection, and a second one while it opens. Whether
                     // there is another connection now, the kernel knows.
                     let known = self.sessions.get(slot).and_then(|tracked| tracked.id);
-                    let control = world.firewall.control_connection(&segment.flow);
+                    let Ok(control) = world.firewall.control_connection(&segment.flow) else {
+                        // A server sends it again. It must not go on if it begins a connection that would be taken for
+                        // this one.
+                        return Handled::Session(Verdict::Drop);
+                    };
                     if !control.is_some_and(|control| control.is_opening && control.id.is_some() && control.id != known)
                     {
                         return Handled::Session(Verdict::Accept);
@@ -180,8 +184,9 @@ impl Tracker {
                 (slot, direction)
             }
             None => match self.begin(segment, world) {
-                Some(begun) => begun,
-                None => {
+                Ok(Some(begun)) => begun,
+                Err(LookupFailed) => return unknown_connection(patience, world.policy),
+                Ok(None) => {
                     // What an earlier run left is closed rather too early than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
                         self.close_heritage(&segment.flow, world);
@@ -286,20 +291,23 @@ impl Tracker {
         &mut self,
         segment: &Segment<'_>,
         world: &mut World<'_, F, O>,
-    ) -> Option<(u32, Direction)> {
+    ) -> Result<Option<(u32, Direction)>, LookupFailed> {
         // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
         // a SYN alone costs its sender nothing: the server's answer to it begins a session.
         let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
-            return None;
+            return Ok(None);
         }
-        let Control { connection, id, is_opening, progress, in_step, adjustments } =
-            world.firewall.control_connection(&segment.flow)?;
+        let Some(Control { connection, id, is_opening, progress, in_step, adjustments }) =
+            world.firewall.control_connection(&segment.flow)?
+        else {
+            return Ok(None);
+        };
         let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
         if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
-            return None;
+            return Ok(None);
         }
-        let direction = connection.direction_of(&segment.flow)?;
+        let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };
         let session = if from_the_start {
             Session::from_the_start()
         } else {
@@ -333,7 +341,7 @@ impl Tracker {
             courses,
         });
         world.tell(number, &News::Began { connection: &connection, picked_up: !from_the_start });
-        Some((slot, direction))
+        Ok(Some((slot, direction)))
     }
 
     /// Hands a segment to its session and acts on what that tells.
@@ -502,6 +510,17 @@ impl Tracker {
     fn remove(&mut self, slot: u32) {
         self.release_memory(slot);
         self.sessions.remove(slot);
+    }
+}
+
+/// What is to become of a packet of which nobody knows the connection, because the kernel did not answer. It waits for
+/// its sender to send it again, as for a packet that is missing in front of it; then the kernel is asked once more. At last
+/// it goes on unread, and nothing opens for its session; but not where it may carry a command that the policy denies.
+fn unknown_connection(patience: Patience, policy: &Policy) -> Handled {
+    match patience {
+        Patience::MayWait => Handled::Session(Verdict::Later),
+        Patience::GoesOn if policy.holds_back() => Handled::Session(Verdict::Drop),
+        Patience::GoesOn => Handled::NotOurs,
     }
 }
 

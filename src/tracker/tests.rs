@@ -739,6 +739,8 @@ fn what_belongs_to_no_control_connection_is_not_ours() {
     assert_eq!(stage.tracker.sessions(), 0);
 }
 
+#[path = "lookup_tests.rs"]
+mod lookup;
 #[path = "quota_tests.rs"]
 mod quotas;
 #[path = "urgent_tests.rs"]

@@ -20,7 +20,7 @@ use helper::{NAME, Registration};
 use tally::Tally;
 
 use super::sets::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
-use super::{Adjustment, Control, Firewall, NotAdjusted, NotOpened};
+use super::{Adjustment, Control, Firewall, LookupFailed, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::netlink::{Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated};
 use crate::packet::{Connection, Direction, Endpoint, Flow, Seq};
@@ -250,7 +250,7 @@ fn follows(expectation: &Expectation, of: &Connection) -> Option<Translated> {
 }
 
 impl Firewall for Native {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         self.sets.control_connection(flow)
     }
 

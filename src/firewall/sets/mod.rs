@@ -22,7 +22,7 @@ pub use install::{Restored, SetupError};
 pub use nft::NftError;
 pub use ruleset::{Holder, QueueChain, Queueing, text as ruleset};
 
-use super::{Adjustment, Adjustments, Control, Firewall, NotAdjusted, NotOpened};
+use super::{Adjustment, Adjustments, Control, Firewall, LookupFailed, NotAdjusted, NotOpened};
 use crate::expectation::{Corridor, Expectation, Mapping};
 use crate::net::{Port, PortRange};
 use crate::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
@@ -259,18 +259,17 @@ impl Sets {
 }
 
 impl Firewall for Sets {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         let found = self.conntrack.find(flow);
-        match self.note(found)? {
-            Some(entry) => {
-                let connection = self.control_end(entry.connection)?;
+        Ok(match self.note(found).ok_or(LookupFailed)? {
+            Some(entry) => self.control_end(entry.connection).map(|connection| {
                 let bits = self.policy.mark.control_bits();
                 let progress = bits.read_progress(entry.mark);
                 let in_step = if self.may_be_in_step { bits.read_in_step(entry.mark) } else { InStep::default() };
                 let is_opening = entry.is_opening;
                 let id = entry.id;
-                Some(Control { connection, id, is_opening, progress, in_step, adjustments: adjustments(&entry) })
-            }
+                Control { connection, id, is_opening, progress, in_step, adjustments: adjustments(&entry) }
+            }),
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
             // kept either.
             None => {
@@ -280,7 +279,7 @@ impl Firewall for Sets {
                     |connection| Control { connection, id: None, is_opening: true, progress, in_step, adjustments };
                 self.direct(flow).map(control)
             }
-        }
+        })
     }
 
     fn open(&mut self, expectation: &Expectation, _: &Connection) -> Result<(), NotOpened> {

@@ -8,7 +8,9 @@ use hashbrown::HashMap;
 use super::connections::{Connections, Standing};
 use super::{Nat, Translated, Way};
 use crate::expectation::{Corridor, Expectation, Mapping};
-use crate::firewall::{Adjustment, Adjustments, Admitted, Control, Firewall, NotAdjusted, NotOpened, Simulated};
+use crate::firewall::{
+    Adjustment, Adjustments, Admitted, Control, Firewall, LookupFailed, NotAdjusted, NotOpened, Simulated,
+};
 use crate::packet::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
 use crate::policy::ControlPorts;
 use crate::session::{InStep, Progress};
@@ -131,7 +133,7 @@ impl Gateway {
 }
 
 impl Firewall for Gateway {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         let Some(Standing { translated, adjustment, progress, .. }) = self.connections.arriving(flow) else {
             return self.simulated.control_connection(flow);
         };
@@ -149,7 +151,7 @@ impl Firewall for Gateway {
             in_step,
             adjustments,
         };
-        self.control_ports.contains(connection.server().port).then_some(control)
+        Ok(self.control_ports.contains(connection.server().port).then_some(control))
     }
 
     fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
