@@ -295,8 +295,8 @@ impl Engine {
     /// Follows another policy from now on. After an error the old one holds.
     pub(super) fn reload(&mut self, policy: Policy) -> Result<(), SetupError> {
         self.firewall.reload(&policy)?;
-        self.tracker.follow(&policy);
         self.policy = policy;
+        self.act(Tracker::follow);
         listen(&self.connections, &self.policy)?;
         Ok(())
     }

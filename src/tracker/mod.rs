@@ -33,7 +33,7 @@ use crate::ftp::Mode;
 use crate::packet::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::policy::{Pickup, Policy};
 use crate::rewrite::{Courses, Replacement, Verdict};
-use crate::session::{Dialogue, Ending, Progress, Session, SessionOutput};
+use crate::session::{Dialogue, Ending, InStep, Progress, Session, SessionOutput};
 use crate::stream::{Acceptance, StreamAnomaly};
 use crate::time::Timestamp;
 use about::About;
@@ -266,13 +266,24 @@ impl Tracker {
     }
 
     /// The policy is another one now: each session's rule is looked up anew. What stands goes on standing.
-    pub fn follow(&mut self, policy: &Policy) {
+    ///
+    /// What is not FTP is read from now on where its rule denies something: the server may take it for FTP. What is
+    /// encrypted stays unread.
+    pub fn follow<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
+        let policy = world.policy;
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
             if tracked.courses.is_none() && policy.terms(tracked.rule).holds_back() {
                 // Nothing translates it, and nothing was replaced in it.
                 tracked.courses = Some(Box::default());
+            }
+            let is_unread = tracked.recorded == Progress::Unreadable && !tracked.session.dialogue().is_encrypted();
+            if is_unread && policy.terms(tracked.rule).holds_back() {
+                // Nobody knows what has passed meanwhile.
+                tracked.session = Session::from_the_middle(Progress::Unknown, InStep::default());
+                tracked.recorded = Progress::Unknown;
+                world.firewall.record(&tracked.connection, Progress::Unknown);
             }
         }
     }
