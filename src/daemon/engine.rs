@@ -13,10 +13,10 @@ use crate::firewall::Kernel;
 use crate::firewall::sets::{Queueing, SetupError, own_rule};
 use crate::ftp::Mode;
 use crate::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
-use crate::packet::{NotSegment, Origin, Segment, has_sound_checksum};
+use crate::packet::{Flow, NotSegment, Origin, Segment, has_sound_checksum};
 use crate::policy::{ControlBits, Mechanism, Policy, WhenDown};
 use crate::rewrite::Verdict;
-use crate::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
+use crate::tracker::{Adoption, ClientKey, Handled, SessionNumber, Tracker, World};
 
 /// One of the ways in which the tracker takes a segment.
 type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Kernel, Journal>) -> Handled;
@@ -137,6 +137,11 @@ impl Engine {
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
     pub(super) fn packet(&mut self, waiting: &Waiting) -> Decision {
         self.take(waiting, Tracker::handle)
+    }
+
+    /// Whose share a packet with these addresses takes; its sender's, where nobody knows the session.
+    pub(super) fn client_of(&self, flow: &Flow) -> ClientKey {
+        self.tracker.client_of(flow).unwrap_or_else(|| ClientKey::of(flow.source.address))
     }
 
     /// Takes a packet that has waited long enough for what is missing in front of it.

@@ -227,6 +227,12 @@ impl Tracker {
         Some(self.sessions.get(slot)?.session.is_in_step(direction))
     }
 
+    /// The client of the session to which packets with these addresses belong; none if no such session is known.
+    pub fn client_of(&self, flow: &Flow) -> Option<ClientKey> {
+        let (slot, _) = self.sessions.find(flow)?;
+        Some(ClientKey::of(self.sessions.get(slot)?.connection.client().address))
+    }
+
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
     /// nothing but how long that will take.
     pub fn anticipate(&self, flows: &[Flow]) {
