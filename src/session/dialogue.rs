@@ -65,6 +65,8 @@ pub struct Dialogue {
     is_known: bool,
     extended_only: bool,
     encryption_requested: bool,
+    /// The server has asked for security data (RFC 2228).
+    awaits_security_data: bool,
     /// Whether all commands and replies were read, so that it is known which answers which.
     in_step: bool,
     /// The next reply is the first since an earlier run, which may have read the question that it answers.
@@ -85,6 +87,7 @@ impl Dialogue {
             is_known: true,
             extended_only: false,
             encryption_requested: false,
+            awaits_security_data: false,
             in_step: true,
             may_answer_earlier_run: false,
             user: None,
@@ -174,7 +177,10 @@ impl Dialogue {
         if line.may_continue {
             self.unanswered.next_may_continue();
         }
-        let is_out_of_place = self.language == Language::Undecided && self.is_known && !is_like_ftp(line, &said);
+        let is_out_of_place = self.language == Language::Undecided
+            && self.is_known
+            && !is_like_ftp(line, &said)
+            && !(self.awaits_security_data && is_security_data(line, &said));
         // Wherever it was picked up: a header line, or no text at all.
         let is_no_command = match said {
             Said::Unknown([.., b':']) => true,
@@ -356,6 +362,11 @@ impl Dialogue {
     /// A reply that answers the first command that has no answer, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.unanswered.pop(reply.code, self.in_step);
+        self.awaits_security_data = match reply.code {
+            334 => matches!(answered, Some((Asked::Secure, _))),
+            335 => self.awaits_security_data,
+            _ => false,
+        };
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
             (Some((Asked::User, _)), Meaning::NeedSecret) => self.is_logged_in = false,
@@ -435,6 +446,14 @@ fn is_like_ftp(line: &Line<'_>, said: &Said<'_>) -> bool {
     let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
     let is_http = memmem::find(line.text, b" HTTP/").is_some();
     is_short && !is_http && !matches!(said, Said::Unknown(_))
+}
+
+/// Whether this is ADAT and a token in base64, which may be as long as a ticket is.
+fn is_security_data(line: &Line<'_>, said: &Said<'_>) -> bool {
+    let is_token = |argument: &[u8]| {
+        argument.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='))
+    };
+    line.begins && matches!(said, Said::Command(Command { name: "ADAT", argument, .. }) if is_token(argument))
 }
 
 /// Whether this reply can only answer ABOR: with 226 a server may also end the transfer, unless the text names ABOR.
