@@ -6,9 +6,7 @@ mod support;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use pinhole::core::kernel::Firewall as _;
-use pinhole::core::kernel::Simulated;
-use pinhole::core::kernel::{InStep, Progress};
+use pinhole::core::kernel::{Firewall as _, InStep, Progress, Simulated};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::net::{Flags, Flow, Port, Segment, Seq};
 use pinhole::core::policy::Policy;
@@ -148,7 +146,7 @@ impl Packets {
             if index == HANDSHAKE {
                 firewall.finds_nothing_opening();
             }
-            let control = firewall.control_connection(&segment.flow);
+            let control = firewall.control_connection(&segment.flow).expect("it is in memory");
             let is_unread = control.is_some_and(|control| control.progress == Progress::Unreadable);
             let mut observer = |_: Timestamp, _: SessionNumber, news: &News<'_>| {
                 if let News::Expected { expectation, .. } = news {

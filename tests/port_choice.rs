@@ -5,14 +5,12 @@
 use std::net::IpAddr;
 
 use pinhole::core::expectation::{Corridor, Expectation, Mapping};
-use pinhole::core::kernel::Progress;
-use pinhole::core::kernel::{Control, Firewall, NotOpened, Simulated};
+use pinhole::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress, Simulated};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::net::{Connection, Endpoint, Flow, Port, Segment, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::script::{Conversation, endpoint};
-use pinhole::core::seqadj::Adjustment;
-use pinhole::core::seqadj::NotAdjusted;
+use pinhole::core::seqadj::{Adjustment, NotAdjusted};
 use pinhole::core::time::Timestamp;
 use pinhole::core::tracker::{Tracker, World};
 
@@ -28,7 +26,7 @@ struct Counting {
 }
 
 impl Firewall for Counting {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         self.inner.control_connection(flow)
     }
 

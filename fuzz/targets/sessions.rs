@@ -3,9 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pinhole::core::kernel::Firewall as _;
-use pinhole::core::kernel::Progress;
-use pinhole::core::kernel::Simulated;
+use pinhole::core::kernel::{Firewall as _, Progress, Simulated};
 use pinhole::core::net::{Connection, Direction, Segment, Seq};
 use pinhole::core::policy::{self, Policy};
 use pinhole::core::script::{Conversation, endpoint};

@@ -10,10 +10,10 @@ use super::journal::{Journal, Seldom};
 use super::status::{Buffers, Standing, Status};
 use crate::core::ftp::Mode;
 use crate::core::kernel::ControlBits;
-use crate::core::net::{NotSegment, Origin, Segment, has_sound_checksum};
+use crate::core::net::{Flow, NotSegment, Origin, Segment, has_sound_checksum};
 use crate::core::policy::{Mechanism, Policy, WhenDown};
 use crate::core::seqadj::Verdict;
-use crate::core::tracker::{Adoption, Handled, SessionNumber, Tracker, World};
+use crate::core::tracker::{Adoption, ClientKey, Handled, SessionNumber, Tracker, World};
 use crate::netfilter::backend::Kernel;
 use crate::netfilter::backend::sets::{Queueing, SetupError, own_rule};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
@@ -138,6 +138,11 @@ impl Engine {
     /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
     pub(super) fn packet(&mut self, waiting: &Waiting) -> Decision {
         self.take(waiting, Tracker::handle)
+    }
+
+    /// Whose share a packet with these addresses takes; its sender's, where nobody knows the session.
+    pub(super) fn client_of(&self, flow: &Flow) -> ClientKey {
+        self.tracker.client_of(flow).unwrap_or_else(|| ClientKey::of(flow.source.address))
     }
 
     /// Takes a packet that has waited long enough for what is missing in front of it.
@@ -296,8 +301,8 @@ impl Engine {
     /// Follows another policy from now on. After an error the old one holds.
     pub(super) fn reload(&mut self, policy: Policy) -> Result<(), SetupError> {
         self.firewall.reload(&policy)?;
-        self.tracker.follow(&policy);
         self.policy = policy;
+        self.act(Tracker::follow);
         listen(&self.connections, &self.policy)?;
         Ok(())
     }

@@ -13,10 +13,14 @@ use super::{Engine, Shared};
 use crate::core::net::{Flow, Segment, Seq, replaced};
 use crate::core::policy::Queues;
 use crate::core::seqadj::{Replacement, Verdict};
+use crate::core::tracker::ClientKey;
 use crate::netfilter::queue::{Queue, Waiting, stay_near};
 
 /// How many packets may wait for another one in front of them. More than a few are an attack, or a very broken path.
-const MOST_HELD: usize = 32;
+const MOST_HELD: usize = 128;
+
+/// How many of those may be of the sessions of one client.
+const MOST_HELD_OF_CLIENT: usize = MOST_HELD / 16;
 
 /// How long one waits. What is missing in front of it is sent again long before; or its sender is gone, and whoever keeps
 /// its place keeps it from others.
@@ -29,6 +33,7 @@ const MOST_FAILURES: u32 = 100;
 struct HeldPacket {
     waiting: Waiting,
     flow: Flow,
+    client: ClientKey,
     seq: Seq,
     since: Instant,
 }
@@ -103,12 +108,18 @@ fn hold(engine: &mut Engine, waiting: Waiting, packets: &mut Vec<HeldPacket>) ->
         return Some((waiting, Decision { verdict: Verdict::Accept, read: None }));
     };
     let is_sent_again = packets.iter().any(|one| one.flow == flow && one.seq == seq);
-    if !is_sent_again && packets.len() < MOST_HELD {
-        packets.push(HeldPacket { waiting, flow, seq, since: Instant::now() });
+    let client = engine.client_of(&flow);
+    if !is_sent_again && has_room_for(client, packets.iter().map(|one| one.client)) {
+        packets.push(HeldPacket { waiting, flow, client, seq, since: Instant::now() });
         return None;
     }
     let decision = engine.packet_at_last(&waiting);
     Some((waiting, decision))
+}
+
+/// Whether one more packet of that client may wait beside those of these clients.
+fn has_room_for(client: ClientKey, waiting: impl ExactSizeIterator<Item = ClientKey>) -> bool {
+    waiting.len() < MOST_HELD && waiting.filter(|one| *one == client).count() < MOST_HELD_OF_CLIENT
 }
 
 /// Lets a packet go on, and then those that may have waited for it, and those that have waited too long.
@@ -153,5 +164,37 @@ fn finish(waiting: Waiting, Decision { verdict, read }: Decision) -> io::Result<
             Some(packet) => waiting.accept_as(&packet, mark),
             None => waiting.discard(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn client(number: u8) -> ClientKey {
+        ClientKey::of(Ipv4Addr::new(10, 0, 0, number).into())
+    }
+
+    #[test]
+    fn held_packets_of_one_client_leave_room_for_others() {
+        let mut waiting = Vec::new();
+        while has_room_for(client(1), waiting.iter().copied()) {
+            waiting.push(client(1));
+        }
+        assert_eq!(waiting.len(), MOST_HELD_OF_CLIENT);
+        assert!(has_room_for(client(2), waiting.iter().copied()));
+    }
+
+    #[test]
+    fn held_packets_of_all_clients_are_bounded() {
+        let mut waiting = Vec::new();
+        for number in 0..=255 {
+            while has_room_for(client(number), waiting.iter().copied()) {
+                waiting.push(client(number));
+            }
+        }
+        assert_eq!(waiting.len(), MOST_HELD);
     }
 }

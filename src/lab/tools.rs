@@ -73,7 +73,7 @@ pub(super) fn python_with_pyftpdlib() -> Result<PathBuf> {
 }
 
 /// Python: the one of the cache, which starts faster than a version manager's, or the machine's.
-pub(super) fn python() -> Result<PathBuf> {
+pub fn python() -> Result<PathBuf> {
     python_with_pyftpdlib().or_else(|_| on_path(Path::new("python3")))
 }
 

@@ -16,7 +16,7 @@ use crate::raw_tcp::{Checksum, RawSegment, RawTcp, md5_option};
 use crate::scene::{forget_resets_soon, wait_until_forgotten};
 use crate::stage::Stage;
 
-const POLICY: &str = "defaults: { tls: deny, commands: { deny: [FEAT] } }\n";
+pub(crate) const POLICY: &str = "defaults: { tls: deny, commands: { deny: [FEAT] } }\n";
 /// How long a command may take to arrive. None of them is expected to, except without the program.
 const ARRIVAL: Duration = Duration::from_secs(2);
 
@@ -264,10 +264,10 @@ fn stage() -> Stage {
 }
 
 /// A server that greets, says nothing more, and keeps what it hears, by the client's port.
-struct Recorder(Arc<Mutex<BTreeMap<u16, Vec<u8>>>>);
+pub(crate) struct Recorder(Arc<Mutex<BTreeMap<u16, Vec<u8>>>>);
 
 impl Recorder {
-    fn start(namespace: &Namespace, address: SocketAddr) -> Self {
+    pub(crate) fn start(namespace: &Namespace, address: SocketAddr) -> Self {
         let listener = namespace.run(|| TcpListener::bind(address)).expect("root may enter").expect("it is free");
         let heard = Arc::new(Mutex::new(BTreeMap::<u16, Vec<u8>>::new()));
         let keep = Arc::clone(&heard);
@@ -288,7 +288,7 @@ impl Recorder {
     }
 
     /// Whether a command arrives from a client within a time in which it should.
-    fn hears(&self, command: &str, client: SocketAddr) -> bool {
+    pub(crate) fn hears(&self, command: &str, client: SocketAddr) -> bool {
         let has = || {
             let heard = self.0.lock().expect("nobody panics with it");
             let text = heard.get(&client.port()).map(|bytes| String::from_utf8_lossy(bytes).to_ascii_uppercase());

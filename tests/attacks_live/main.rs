@@ -12,6 +12,7 @@ mod stage;
 
 mod denied;
 mod forged;
+mod held;
 mod lines;
 mod pick_up;
 mod resets;

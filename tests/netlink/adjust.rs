@@ -12,8 +12,7 @@ use etherparse::{IpHeaders, NetHeaders, PacketHeaders, TcpHeader, TransportHeade
 use pinhole::core::kernel::Firewall;
 use pinhole::core::net::{Connection, Direction, Seq};
 use pinhole::core::policy::Policy;
-use pinhole::core::seqadj::NotAdjusted;
-use pinhole::core::seqadj::{Adjustment, Adjustments};
+use pinhole::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use pinhole::lab::allow;
 use pinhole::netfilter::backend::sets::Sets;
 
@@ -58,7 +57,9 @@ fn an_adjustment_is_seen_to_be_made_or_refused() {
 
         let (inside, outside) = control(&site, server);
         let connection = translated(&inside, &outside);
-        let adjustments = |sets: &mut Sets| sets.control_connection(&connection.reply).expect("it is one").adjustments;
+        let adjustments = |sets: &mut Sets| {
+            sets.control_connection(&connection.reply).expect("an answer").expect("it is one").adjustments
+        };
         assert_eq!(adjustments(&mut sets), Adjustments::default());
         assert_eq!(sets.adjust(&connection, Direction::FromClient, &one, &[]), Ok(()));
         assert_eq!(adjustments(&mut sets), Adjustments { from_client: Some(one), from_server: None });

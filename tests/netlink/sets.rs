@@ -7,8 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use pinhole::core::expectation::Corridor;
-use pinhole::core::kernel::{Control, Firewall};
-use pinhole::core::kernel::{InStep, Progress};
+use pinhole::core::kernel::{Control, Firewall, InStep, Progress};
 use pinhole::core::net::{Connection, Flow, PortRange};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustments;
@@ -208,19 +207,20 @@ fn a_translated_connection_has_four_addresses() {
     let (theirs, _) = listener.accept().expect("it came");
     let connection = Connection { original: flow_of(&ours), reply: flow_of(&theirs) };
     assert_eq!(theirs.peer_addr().map(|peer| peer.ip()).ok(), Some(ip("10.9.0.9")));
-    let id = sets.control_connection(&connection.original).and_then(|control| control.id);
-    let control = Some(Control {
+    let found = sets.control_connection(&connection.original).expect("an answer");
+    let id = found.and_then(|control| control.id);
+    let control = Ok(Some(Control {
         connection,
         id,
         is_opening: false,
         progress: Progress::Unknown,
         in_step: InStep::default(),
         adjustments: Adjustments::default(),
-    });
+    }));
     assert_eq!(sets.control_connection(&connection.original), control);
     assert_eq!(sets.control_connection(&connection.reply), control);
     let unknown: Flow = flow("10.1.1.1:9".parse().expect("one"), "10.1.1.2:80".parse().expect("one"));
-    assert_eq!(sets.control_connection(&unknown), None);
+    assert_eq!(sets.control_connection(&unknown), Ok(None));
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub enum Verb {
     Secret,
     /// `REIN`: start over, as if just connected.
     Reinitialize,
+    /// `ABOR`: the server is to end the transfer that goes on.
+    Abort,
     /// `AUTH`: the client wants to speak some other way, mostly TLS.
     Secure,
     /// Every other command of FTP.
@@ -83,7 +85,7 @@ const COMMANDS: [Entry; 65] = [
     public("LPSV", Verb::Ask(Mode::Lpsv)),
     public("REIN", Verb::Reinitialize),
     public("AUTH", Verb::Secure),
-    public("ABOR", Verb::Other),
+    public("ABOR", Verb::Abort),
     secret("ADAT", Verb::Other),
     public("ALLO", Verb::Other),
     public("APPE", Verb::Other),
@@ -204,6 +206,7 @@ mod tests {
             begins: true,
             whole: true,
             plain: true,
+            may_continue: false,
         })
     }
 

@@ -37,6 +37,9 @@ pub struct Line<'a> {
     /// Whether all readers agree what this line is: it begins behind CRLF and ends with it, with neither CR, LF, NUL
     /// nor Telnet in between.
     pub plain: bool,
+    /// Whether the end of the line in front of it may have been urgent data, so that some receivers may read both as one
+    /// line.
+    pub may_continue: bool,
 }
 
 /// A line of which the end has not come yet.
@@ -57,6 +60,8 @@ pub struct LineReader {
     is_in_step: bool,
     /// Whether nothing counts up to the next CRLF: it may be the rest of a line.
     is_lost: bool,
+    /// Whether the next line begins behind CRLF of which a byte may have been urgent data.
+    is_behind_urgent: bool,
     /// Allocated only while a line is incomplete.
     unfinished: Option<Box<Unfinished>>,
 }
@@ -64,12 +69,12 @@ pub struct LineReader {
 impl LineReader {
     /// A reader at the start of a line.
     pub const fn new(ending: Ending) -> Self {
-        Self { ending, is_in_step: true, is_lost: false, unfinished: None }
+        Self { ending, is_in_step: true, is_lost: false, is_behind_urgent: false, unfinished: None }
     }
 
     /// A reader at any place: it counts from behind the first CRLF.
     pub const fn in_the_middle(ending: Ending) -> Self {
-        Self { ending, is_in_step: false, is_lost: true, unfinished: None }
+        Self { ending, is_in_step: false, is_lost: true, is_behind_urgent: false, unfinished: None }
     }
 
     /// Takes the next bytes, the first of which has the sequence number `at`, and hands on each line that they complete.
@@ -103,8 +108,11 @@ impl LineReader {
                 *self = Self::new(self.ending);
                 return;
             }
-            // Without its CR a line does not end for all readers.
-            self.is_in_step &= urgent_end.is_none_or(|urgent| !urgent.is_after(end.moved(-2)));
+            // Without its CR or LF a line does not end for all readers.
+            if urgent_end.is_some_and(|urgent| urgent.is_after(end.moved(-2))) {
+                self.is_behind_urgent = self.is_in_step;
+                self.is_in_step = false;
+            }
             at = end;
             rest = behind;
         }
@@ -144,6 +152,16 @@ impl LineReader {
         self.unfinished.is_none() && self.is_in_step && !self.is_lost
     }
 
+    /// Whether only urgent data at the end of the line before makes the next byte doubtful as the first one of a line.
+    pub fn is_behind_urgent(&self) -> bool {
+        self.unfinished.is_none() && self.is_behind_urgent
+    }
+
+    /// The receiver has found the end of the line before, urgent or not.
+    pub fn believe_urgent_end(&mut self) {
+        self.is_in_step |= std::mem::take(&mut self.is_behind_urgent);
+    }
+
     /// How many bytes are kept.
     pub fn buffered_bytes(&self) -> usize {
         self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
@@ -156,7 +174,8 @@ impl LineReader {
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         let plain = self.is_in_step && is_plain(text);
         let end = *start + text.len();
-        Some(Line { text, start: *start, end, begins: !self.is_lost, whole: !too_long && !self.is_lost, plain })
+        let (whole, may_continue) = (!too_long && !self.is_lost, self.is_behind_urgent);
+        Some(Line { text, start: *start, end, begins: !self.is_lost, whole, plain, may_continue })
     }
 
     /// Takes bytes that end a line.
@@ -165,6 +184,7 @@ impl LineReader {
         let without_lf = &bytes[..bytes.len() - 1];
         let was_in_step = self.is_in_step;
         let was_lost = self.is_lost;
+        let may_continue = std::mem::take(&mut self.is_behind_urgent);
         if let Some(mut unfinished) = self.unfinished.take() {
             unfinished.keep(without_lf, limit);
             self.ended(unfinished.ends_in_cr);
@@ -173,7 +193,8 @@ impl LineReader {
             let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
             let plain = was_in_step && *ends_in_cr && is_plain(text);
             let whole = !*too_long && text.len() <= limit && !was_lost;
-            take(Line { text: &text[..text.len().min(limit)], start: *start, end, begins: !was_lost, whole, plain })
+            let text = &text[..text.len().min(limit)];
+            take(Line { text, start: *start, end, begins: !was_lost, whole, plain, may_continue })
         } else {
             let line = without_lf.strip_suffix(b"\r");
             self.ended(line.is_some());
@@ -181,7 +202,7 @@ impl LineReader {
             let line = line.unwrap_or(without_lf);
             let text = &line[..line.len().min(limit)];
             let whole = text.len() == line.len() && !was_lost;
-            take(Line { text, start: at, end, begins: !was_lost, whole, plain })
+            take(Line { text, start: at, end, begins: !was_lost, whole, plain, may_continue })
         }
     }
 

@@ -9,8 +9,15 @@ use super::{Line, Mode};
 /// Where in the beginning of a client's line an address begins, or will begin, if the line is to announce one.
 pub fn address_in_command(text: &[u8]) -> Option<usize> {
     let verb = text.get(..4).filter(|_| text.len() > 4)?;
-    let line =
-        Line { text: verb, start: Default::default(), end: Default::default(), begins: true, whole: true, plain: true };
+    let line = Line {
+        text: verb,
+        start: Default::default(),
+        end: Default::default(),
+        begins: true,
+        whole: true,
+        plain: true,
+        may_continue: false,
+    };
     let Said::Command(Command { verb: Verb::Announce(_), .. }) = Command::parse(&line) else { return None };
     let spaces = text[4..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     (spaces > 0).then_some(4 + spaces)

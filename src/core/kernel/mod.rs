@@ -19,6 +19,11 @@ use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 #[error("the firewall did not open the pinhole")]
 pub struct NotOpened;
 
+/// The firewall could not look a connection up; it has said why to whoever watches it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the firewall could not look the connection up")]
+pub struct LookupFailed;
+
 /// What a firewall knows of a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
@@ -42,7 +47,7 @@ pub trait Firewall {
     /// The control connection to which packets with these addresses belong; none if they belong to no such.
     ///
     /// Which end is the client is the firewall's to know: with NAT, a port number does not tell.
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control>;
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed>;
 
     /// Admits an expectation that was announced in this control connection. One with the same addresses that stands
     /// already is admitted anew, from its own moment.

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use super::{Control, Firewall, NotOpened};
+use super::{Control, Firewall, LookupFailed, NotOpened};
 use crate::core::expectation::{Corridor, Expectation, Mapping};
 use crate::core::kernel::{InStep, Progress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
@@ -36,6 +36,7 @@ pub struct Simulated {
     recorded: Recorded,
     in_step: InStep,
     ids: u32,
+    failing_lookups: u32,
     lookups: u64,
     renewals: usize,
 }
@@ -83,6 +84,7 @@ impl Simulated {
             recorded: Recorded::default(),
             in_step: InStep::default(),
             ids: 0,
+            failing_lookups: 0,
             lookups: 0,
             renewals: 0,
         }
@@ -120,6 +122,11 @@ impl Simulated {
         self.in_step = in_step;
     }
 
+    /// So many of the next lookups of a control connection fail.
+    pub const fn fail_next_lookups(&mut self, count: u32) {
+        self.failing_lookups = count;
+    }
+
     /// From now on every connection is one in the middle.
     pub const fn finds_nothing_opening(&mut self) {
         self.nothing_opens = true;
@@ -147,24 +154,31 @@ impl Simulated {
 }
 
 impl Firewall for Simulated {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
+        if let Some(left) = self.failing_lookups.checked_sub(1) {
+            self.failing_lookups = left;
+            return Err(LookupFailed);
+        }
         let connection = if let Some(connection) = self.translated.get(flow) {
-            self.control_ports.contains(&connection.server().port).then_some(*connection)?
+            if !self.control_ports.contains(&connection.server().port) {
+                return Ok(None);
+            }
+            *connection
         } else if self.control_ports.contains(&flow.destination.port) {
             Connection::direct(*flow)
         } else if self.control_ports.contains(&flow.source.port) {
             Connection::direct(flow.reversed())
         } else {
-            return None;
+            return Ok(None);
         };
-        Some(Control {
+        Ok(Some(Control {
             connection,
             id: Some(self.next_id()),
             is_opening: !self.nothing_opens,
             progress: self.recorded.get(&connection.original),
             in_step: self.in_step,
             adjustments: self.adjustments(&connection),
-        })
+        }))
     }
 
     fn open(&mut self, expectation: &Expectation, _: &Connection) -> Result<(), NotOpened> {

@@ -8,8 +8,7 @@ use std::collections::VecDeque;
 
 use super::{Replacement, Verdict};
 use crate::core::net::{Flags, Segment, Seq};
-use crate::core::seqadj::Adjustment;
-use crate::core::seqadj::NotAdjusted;
+use crate::core::seqadj::{Adjustment, NotAdjusted};
 
 /// How many replacements are remembered, beyond those that the receiver has not acknowledged, for the case that the
 /// sender sends those bytes again.

@@ -17,6 +17,7 @@ pub(super) enum Asked {
     Secret,
     Reinitialize,
     Secure,
+    Abort,
     Other,
     /// An empty line. Some servers answer it with an error, others do not.
     Nothing,
@@ -36,11 +37,20 @@ pub(super) struct Unanswered {
     beyond: u16,
     /// The number of the first one in the queue.
     number: CommandNumber,
+    /// The latest command that the server may have read as the rest of the one in front of it.
+    continuation: Option<CommandNumber>,
 }
 
 impl Default for Unanswered {
     fn default() -> Self {
-        Self { kinds: [Asked::Other; MOST], first: 0, count: 0, beyond: 0, number: CommandNumber(0) }
+        Self {
+            kinds: [Asked::Other; MOST],
+            first: 0,
+            count: 0,
+            beyond: 0,
+            number: CommandNumber(0),
+            continuation: None,
+        }
     }
 }
 
@@ -51,10 +61,27 @@ impl Unanswered {
             self.beyond = self.beyond.saturating_add(1);
             return None;
         }
-        let number = CommandNumber(self.number.0.wrapping_add(u32::from(self.count)));
+        let number = self.next_number();
         self.kinds[(usize::from(self.first) + usize::from(self.count)) % MOST] = kind;
         self.count += 1;
         Some(number)
+    }
+
+    /// The next command that is added may be the rest of the last one to the server, which then answers both with one
+    /// refusal.
+    pub(super) fn next_may_continue(&mut self) {
+        if self.count > 0 && self.beyond == 0 {
+            self.continuation = Some(self.next_number());
+        }
+    }
+
+    fn next_number(&self) -> CommandNumber {
+        CommandNumber(self.number.0.wrapping_add(u32::from(self.count)))
+    }
+
+    /// Whether no command waits for an answer.
+    pub(super) fn is_empty(&self) -> bool {
+        self.count == 0 && self.beyond == 0
     }
 
     /// Removes the command that a final reply answers: the first, except that an empty line may go unanswered.
@@ -67,7 +94,11 @@ impl Unanswered {
                 return None;
             }
             let number = self.advance();
-            if front != Asked::Nothing || (500..=504).contains(&code) {
+            let is_syntax_error = (500..=504).contains(&code);
+            if front != Asked::Nothing || is_syntax_error {
+                if is_syntax_error && self.count > 0 && self.continuation == Some(self.number) {
+                    self.advance();
+                }
                 return Some((front, number));
             }
         }

@@ -7,67 +7,20 @@ use std::ops::Range;
 
 use memchr::memmem;
 
+use super::announcement::{Announcement, Standing, Written};
 use super::asked::{Asked, CommandNumber, Unanswered};
 use crate::core::ftp::command::{Command, Said, Verb};
-use crate::core::ftp::notation::{Announced, Found, Notation};
+use crate::core::ftp::notation::{Found, Notation};
 use crate::core::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
 use crate::core::ftp::{Line, Mode};
 use crate::core::kernel::{InStep, Progress};
-use crate::core::net::{Direction, Seq};
+use crate::core::net::Direction;
 
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
 
 /// The longest line that a client of FTP sends before somebody is logged in.
 const LONGEST_BEFORE_LOGIN: usize = 512;
-
-/// A line that names where a data connection will go, and how it stands in the dialogue.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Announcement<'a> {
-    /// How it was announced.
-    pub mode: Mode,
-    /// What it names; none if that cannot be read.
-    pub named: Option<Announced>,
-    /// Which command it was, where the server's answer will be known as its answer.
-    pub number: Option<CommandNumber>,
-    /// How it stands.
-    pub standing: Standing,
-    /// The bytes that name the address, where they can be read.
-    pub written: Option<Written<'a>>,
-}
-
-/// The bytes of an announcement that name the address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Written<'a> {
-    /// The line.
-    pub line: Line<'a>,
-    /// Where in its text the address stands.
-    pub span: Range<usize>,
-}
-
-impl Written<'_> {
-    /// The sequence number of the address's first byte.
-    pub fn place(&self) -> Seq {
-        self.line.start + self.span.start
-    }
-}
-
-/// What the dialogue says about an announcement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Both ends have spoken FTP so far.
-    pub is_ftp: bool,
-    /// The dialogue was read from its start, or by an earlier run that left word of it.
-    pub is_known: bool,
-    /// All readers agree what this line says.
-    pub is_plain: bool,
-    /// The client asked for it; always so where the client itself announces.
-    pub asked_for: bool,
-    /// Somebody is logged in.
-    pub logged_in: bool,
-    /// The client said before that it would use nothing but EPSV.
-    pub extended_only: bool,
-}
 
 /// What a line means to those outside.
 #[derive(Debug, PartialEq)]
@@ -112,6 +65,8 @@ pub struct Dialogue {
     is_known: bool,
     extended_only: bool,
     encryption_requested: bool,
+    /// The server has asked for security data (RFC 2228).
+    awaits_security_data: bool,
     /// Whether all commands and replies were read, so that it is known which answers which.
     in_step: bool,
     /// The next reply is the first since an earlier run, which may have read the question that it answers.
@@ -132,6 +87,7 @@ impl Dialogue {
             is_known: true,
             extended_only: false,
             encryption_requested: false,
+            awaits_security_data: false,
             in_step: true,
             may_answer_earlier_run: false,
             user: None,
@@ -218,7 +174,13 @@ impl Dialogue {
             return Event::Nothing;
         }
         let said = Command::parse(line);
-        let is_out_of_place = self.language == Language::Undecided && self.is_known && !is_like_ftp(line, &said);
+        if line.may_continue {
+            self.unanswered.next_may_continue();
+        }
+        let is_out_of_place = self.language == Language::Undecided
+            && self.is_known
+            && !is_like_ftp(line, &said)
+            && !(self.awaits_security_data && is_security_data(line, &said));
         // Wherever it was picked up: a header line, or no text at all.
         let is_no_command = match said {
             Said::Unknown([.., b':']) => true,
@@ -265,6 +227,7 @@ impl Dialogue {
             Verb::Secret => Asked::Secret,
             Verb::Reinitialize => Asked::Reinitialize,
             Verb::Secure => Asked::Secure,
+            Verb::Abort => Asked::Abort,
             Verb::Other => Asked::Other,
         };
         let is_known_later = self.ask(asked).is_some();
@@ -313,6 +276,11 @@ impl Dialogue {
             Heard::Noise if self.is_greeted => Event::Nothing,
             Heard::Noise => self.is_not_ftp(),
         }
+    }
+
+    /// Whether the server has answered every command that the client has given.
+    pub fn has_answered_all(&self) -> bool {
+        self.in_step && self.unanswered.is_empty()
     }
 
     /// Whether a reply has begun and not ended.
@@ -374,6 +342,11 @@ impl Dialogue {
                 self.encryption_requested = was_asked;
                 Event::Encrypted
             }
+            Meaning::Done
+                if answers_abort(reply) && self.unanswered.pop_through(|kind| kind == Asked::Abort).is_some() =>
+            {
+                Event::Nothing
+            }
             Meaning::Ready | Meaning::NeedSecret | Meaning::NotLoggedIn | Meaning::Done | Meaning::Failed => {
                 self.server_answers(reply)
             }
@@ -389,6 +362,11 @@ impl Dialogue {
     /// A reply that answers the first command that has no answer, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.unanswered.pop(reply.code, self.in_step);
+        self.awaits_security_data = match reply.code {
+            334 => matches!(answered, Some((Asked::Secure, _))),
+            335 => self.awaits_security_data,
+            _ => false,
+        };
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
             (Some((Asked::User, _)), Meaning::NeedSecret) => self.is_logged_in = false,
@@ -468,6 +446,19 @@ fn is_like_ftp(line: &Line<'_>, said: &Said<'_>) -> bool {
     let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
     let is_http = memmem::find(line.text, b" HTTP/").is_some();
     is_short && !is_http && !matches!(said, Said::Unknown(_))
+}
+
+/// Whether this is ADAT and a token in base64, which may be as long as a ticket is.
+fn is_security_data(line: &Line<'_>, said: &Said<'_>) -> bool {
+    let is_token = |argument: &[u8]| {
+        argument.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='))
+    };
+    line.begins && matches!(said, Said::Command(Command { name: "ADAT", argument, .. }) if is_token(argument))
+}
+
+/// Whether this reply can only answer ABOR: with 226 a server may also end the transfer, unless the text names ABOR.
+fn answers_abort(reply: &Reply<'_>) -> bool {
+    reply.code == 225 || (reply.code == 226 && memmem::find(reply.text, b"ABOR").is_some())
 }
 
 /// A name as it may be printed: nothing in it that a terminal or a log would take for more than text.

@@ -4,7 +4,8 @@ use super::*;
 use crate::core::net::Seq;
 
 fn line(text: &[u8]) -> Line<'_> {
-    Line { text, start: Seq::new(0), end: Seq::new(0) + text.len() + 2, begins: true, whole: true, plain: true }
+    let end = Seq::new(0) + text.len() + 2;
+    Line { text, start: Seq::new(0), end, begins: true, whole: true, plain: true, may_continue: false }
 }
 
 /// Plays a dialogue; each line begins with `>` for the client and `<` for the server. What was announced, and how it
@@ -172,6 +173,41 @@ fn overlong_line_before_a_login_is_not_ftp() {
     let lines = |length| format!("< 220 hello\n> USER {}\n< 230 in\n> PORT 1", "x".repeat(length));
     assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 5)), ["in", "PORT"]);
     assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 4)), ["not FTP", "PORT not FTP not logged in"]);
+}
+
+/// A token of GSSAPI may be many KiB long; of a line longer than the limit only the beginning comes here.
+fn negotiates(answer: &str, long: &str) -> Vec<String> {
+    let mut dialogue = Dialogue::from_the_start();
+    play(&mut dialogue, &format!("< 220 hello\n> AUTH GSSAPI\n< {answer}"));
+    let cut = Line { whole: false, ..line(long.as_bytes()) };
+    let mut told: Vec<String> = describe(&dialogue.client_says(&cut)).into_iter().collect();
+    told.extend(play(&mut dialogue, "< 535 no\n> USER a\n< 230 in\n> PORT 1"));
+    told
+}
+
+#[test]
+fn long_token_that_the_server_asked_for_is_ftp() {
+    let token = format!("ADAT {}", "YII+/9==".repeat(120));
+    assert_eq!(negotiates("334 go on", &token), ["in", "PORT"]);
+    assert_eq!(negotiates("334 go on\n> ADAT YII=\n< 335 more", &token), ["in", "PORT"]);
+}
+
+#[test]
+fn other_long_lines_before_a_login_are_not_ftp() {
+    let token = "YII+/9==".repeat(120);
+    let not_ftp = ["not FTP", "PORT not FTP not logged in"];
+    for (answer, line) in [
+        ("504 no such mechanism", format!("ADAT {token}")),
+        ("334 go on\n> NOOP\n< 200 ok", format!("ADAT {token}")),
+        ("334 go on\n> ADAT YII=\n< 535 no", format!("ADAT {token}")),
+        ("334 go on", format!("USER {token}")),
+        ("334 go on", format!("ADAT / HTTP/1.1 {token}")),
+        ("334 go on", format!("ADAT x&{token}")),
+    ] {
+        assert_eq!(negotiates(answer, &line), not_ftp, "{answer} {line}");
+    }
+    let unasked = format!("< 220 hello\n> ADAT {token}\n< 503 AUTH first\n> USER a\n< 230 in\n> PORT 1");
+    assert_eq!(told(&unasked), not_ftp);
 }
 
 #[test]

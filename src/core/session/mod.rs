@@ -2,12 +2,14 @@
 //!
 //! Segments in, meanings out. Knows nothing of policy, the kernel, or other sessions.
 
+mod announcement;
 mod asked;
 mod dialogue;
 pub mod reassembly;
 
+pub use announcement::{Announcement, Standing, Written};
 pub use asked::CommandNumber;
-pub use dialogue::{Announcement, Dialogue, Event, Standing, Written};
+pub use dialogue::{Dialogue, Event};
 
 use crate::core::ftp::unfinished::{address_in_command, address_in_reply};
 use crate::core::ftp::{Ending as LineEnding, Line, LineReader};
@@ -176,6 +178,9 @@ impl Session {
         limits: &Limits,
         mut tell: impl FnMut(SessionOutput<'_>),
     ) -> Option<Ending> {
+        if direction == Direction::FromClient && self.client.lines.is_behind_urgent() {
+            self.settle_urgent_end();
+        }
         let Self { client, server, dialogue } = self;
         let (speaker, listener) = match direction {
             Direction::FromClient => (client, server),
@@ -215,6 +220,18 @@ impl Session {
             tell(SessionOutput::Anomaly(anomaly));
         }
         (!had_ended && has_ended(&speaker.stream, &listener.stream)).then_some(Ending::Finished)
+    }
+
+    /// Settles whether a line of the client's ends where a byte of its CRLF was urgent. If the server has answered every
+    /// command, it has found that end: a server without that byte would still wait for the rest of the line.
+    ///
+    /// Where the urgent pointer means the byte behind that (`tcp_stdurg`), the next line lacks its first letter in what the
+    /// server reads. No command that announces becomes another one by that, and the server refuses it.
+    fn settle_urgent_end(&mut self) {
+        if self.dialogue.has_answered_all() {
+            self.client.lines.believe_urgent_end();
+            self.client.stream.believe_urgent_end();
+        }
     }
 }
 

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::core::expectation::Mapping;
-use crate::core::kernel::Progress;
-use crate::core::kernel::Simulated;
+use crate::core::kernel::{Progress, Simulated};
 use crate::core::net::{Direction, Endpoint, Port, PortRange, Segment};
 use crate::core::policy::{self, Policy};
 use crate::core::script::{Conversation, endpoint};

@@ -30,8 +30,7 @@ pub use news::{Ended, News, Observer, SessionNumber};
 
 use crate::core::expectation::{Closed, Expectation};
 use crate::core::ftp::Mode;
-use crate::core::kernel::Progress;
-use crate::core::kernel::{Control, Firewall};
+use crate::core::kernel::{Control, Firewall, InStep, LookupFailed, Progress};
 use crate::core::net::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::core::policy::{Pickup, Policy};
 use crate::core::seqadj::{Courses, Replacement, Verdict};
@@ -170,7 +169,11 @@ impl Tracker {
                     // The client ignores a SYN in the middle of a connection, and a second one while it opens. Whether
                     // there is another connection now, the kernel knows.
                     let known = self.sessions.get(slot).and_then(|tracked| tracked.id);
-                    let control = world.firewall.control_connection(&segment.flow);
+                    let Ok(control) = world.firewall.control_connection(&segment.flow) else {
+                        // A server sends it again. It must not go on if it begins a connection that would be taken for
+                        // this one.
+                        return Handled::Session(Verdict::Drop);
+                    };
                     if !control.is_some_and(|control| control.is_opening && control.id.is_some() && control.id != known)
                     {
                         return Handled::Session(Verdict::Accept);
@@ -182,8 +185,9 @@ impl Tracker {
                 (slot, direction)
             }
             None => match self.begin(segment, world) {
-                Some(begun) => begun,
-                None => {
+                Ok(Some(begun)) => begun,
+                Err(LookupFailed) => return unknown_connection(patience, world.policy),
+                Ok(None) => {
                     // What an earlier run left is closed rather too early than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
                         self.close_heritage(&segment.flow, world);
@@ -222,6 +226,12 @@ impl Tracker {
     pub fn is_in_step(&self, flow: &Flow) -> Option<bool> {
         let (slot, direction) = self.sessions.find(flow)?;
         Some(self.sessions.get(slot)?.session.is_in_step(direction))
+    }
+
+    /// The client of the session to which packets with these addresses belong; none if no such session is known.
+    pub fn client_of(&self, flow: &Flow) -> Option<ClientKey> {
+        let (slot, _) = self.sessions.find(flow)?;
+        Some(ClientKey::of(self.sessions.get(slot)?.connection.client().address))
     }
 
     /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
@@ -263,13 +273,24 @@ impl Tracker {
     }
 
     /// The policy is another one now: each session's rule is looked up anew. What stands goes on standing.
-    pub fn follow(&mut self, policy: &Policy) {
+    ///
+    /// What is not FTP is read from now on where its rule denies something: the server may take it for FTP. What is
+    /// encrypted stays unread.
+    pub fn follow<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
+        let policy = world.policy;
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
             if tracked.courses.is_none() && policy.terms(tracked.rule).holds_back() {
                 // Nothing translates it, and nothing was replaced in it.
                 tracked.courses = Some(Box::default());
+            }
+            let is_unread = tracked.recorded == Progress::Unreadable && !tracked.session.dialogue().is_encrypted();
+            if is_unread && policy.terms(tracked.rule).holds_back() {
+                // Nobody knows what has passed meanwhile.
+                tracked.session = Session::from_the_middle(Progress::Unknown, InStep::default());
+                tracked.recorded = Progress::Unknown;
+                world.firewall.record(&tracked.connection, Progress::Unknown);
             }
         }
     }
@@ -288,20 +309,23 @@ impl Tracker {
         &mut self,
         segment: &Segment<'_>,
         world: &mut World<'_, F, O>,
-    ) -> Option<(u32, Direction)> {
+    ) -> Result<Option<(u32, Direction)>, LookupFailed> {
         // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
         // a SYN alone costs its sender nothing: the server's answer to it begins a session.
         let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
-            return None;
+            return Ok(None);
         }
-        let Control { connection, id, is_opening, progress, in_step, adjustments } =
-            world.firewall.control_connection(&segment.flow)?;
+        let Some(Control { connection, id, is_opening, progress, in_step, adjustments }) =
+            world.firewall.control_connection(&segment.flow)?
+        else {
+            return Ok(None);
+        };
         let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
         if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
-            return None;
+            return Ok(None);
         }
-        let direction = connection.direction_of(&segment.flow)?;
+        let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };
         let session = if from_the_start {
             Session::from_the_start()
         } else {
@@ -335,7 +359,7 @@ impl Tracker {
             courses,
         });
         world.tell(number, &News::Began { connection: &connection, picked_up: !from_the_start });
-        Some((slot, direction))
+        Ok(Some((slot, direction)))
     }
 
     /// Hands a segment to its session and acts on what that tells.
@@ -504,6 +528,17 @@ impl Tracker {
     fn remove(&mut self, slot: u32) {
         self.release_memory(slot);
         self.sessions.remove(slot);
+    }
+}
+
+/// What is to become of a packet of which nobody knows the connection, because the kernel did not answer. It waits for
+/// its sender to send it again, as for a packet that is missing in front of it; then the kernel is asked once more. At last
+/// it goes on unread, and nothing opens for its session; but not where it may carry a command that the policy denies.
+fn unknown_connection(patience: Patience, policy: &Policy) -> Handled {
+    match patience {
+        Patience::MayWait => Handled::Session(Verdict::Later),
+        Patience::GoesOn if policy.holds_back() => Handled::Session(Verdict::Drop),
+        Patience::GoesOn => Handled::NotOurs,
     }
 }
 

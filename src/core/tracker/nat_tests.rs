@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::core::expectation::{Mapping, Refusal};
-use crate::core::kernel::InStep;
-use crate::core::kernel::Simulated;
+use crate::core::kernel::{InStep, Simulated};
 use crate::core::net::{Port, Seq};
 use crate::core::policy;
 use crate::core::script::{endpoint, packet};

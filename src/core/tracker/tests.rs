@@ -724,9 +724,67 @@ fn what_a_later_policy_denies_is_held_back_in_sessions_that_stand() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.policy = policy::parse("policy.yaml", "defaults: { commands: { deny: [DELE] } }").expect("good").policy;
-    stage.tracker.follow(&stage.policy);
+    stage.world(|tracker, world| tracker.follow(world));
     assert_eq!(stage.lets_pass(&talk.says(FromClient, "DELE x\r\n")), b"DELX x\r\n");
     assert_eq!(stage.take_told(), ["1 denied DELE"]);
+}
+
+#[test]
+fn what_is_not_ftp_is_read_again_under_a_later_policy_that_denies() {
+    let policy = "defaults: { commands: { deny: [DELE] } }";
+    for passed_unread in [0, 100, 10_000_000] {
+        let mut stage = Stage::new();
+        let mut talk = conversation();
+        stage.sees_all(talk.handshake());
+        stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+        stage.sees(&talk.says(FromClient, "HELLO\r\n"));
+        let connection = Connection::direct(talk.flow());
+        let progress = |stage: &mut Stage| {
+            stage
+                .firewall
+                .control_connection(&connection.original)
+                .expect("it is in memory")
+                .expect("it is one")
+                .progress
+        };
+        assert_eq!(progress(&mut stage), Progress::Unreadable);
+        talk.loses(FromClient, passed_unread);
+        talk.loses(FromServer, passed_unread);
+        stage.policy = policy::parse("policy.yaml", policy).expect("good").policy;
+        stage.world(|tracker, world| tracker.follow(world));
+        assert_eq!(progress(&mut stage), Progress::Unknown, "the kernel has to bring its packets again");
+        for _ in 0..2 {
+            let arrives = stage.lets_pass(&talk.says(FromClient, "DELE x\r\n"));
+            assert!(!arrives.starts_with(b"DELE"), "{arrives:?}");
+        }
+        assert_eq!(stage.lets_pass(&talk.says(FromClient, "NOOP\r\n")), b"NOOP\r\n");
+        stage.sees(&talk.says(FromClient, "PASV\r\n"));
+        stage.sees(&talk.says(FromServer, PASSIVE));
+        stage.sees(&talk.says(FromServer, PASSIVE));
+        assert_eq!(stage.firewall.pinholes(), 0);
+        // And a policy that denies nothing any more leaves it alone again.
+        stage.policy = Policy::embedded();
+        stage.world(|tracker, world| tracker.follow(world));
+        stage.sees(&talk.says(FromClient, "Host: x\r\n"));
+        assert_eq!(progress(&mut stage), Progress::Unreadable);
+    }
+}
+
+#[test]
+fn what_is_encrypted_stays_unread_under_a_later_policy_that_denies() {
+    let mut stage = Stage::new();
+    let mut talk = conversation();
+    stage.sees_all(talk.handshake());
+    stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+    stage.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
+    stage.sees(&talk.says(FromServer, "234 go on\r\n"));
+    stage.policy =
+        policy::parse("policy.yaml", "defaults: { tls: deny, commands: { deny: [DELE] } }").expect("good").policy;
+    stage.world(|tracker, world| tracker.follow(world));
+    let control = stage.firewall.control_connection(&talk.flow()).expect("it is in memory").expect("it is one");
+    assert_eq!(control.progress, Progress::Unreadable);
+    let record = b"\x16\x03\x01\nDELE x\r\n";
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, record)), record);
 }
 
 #[test]
@@ -739,5 +797,9 @@ fn what_belongs_to_no_control_connection_is_not_ours() {
     assert_eq!(stage.tracker.sessions(), 0);
 }
 
+#[path = "lookup_tests.rs"]
+mod lookup;
 #[path = "quota_tests.rs"]
 mod quotas;
+#[path = "urgent_tests.rs"]
+mod urgent;

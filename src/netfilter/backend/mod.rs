@@ -9,12 +9,10 @@ use native::{Native, Ready};
 use sets::{Pinhole, Queueing, Restored, Sets, SetupError, Troubles};
 
 use crate::core::expectation::{Corridor, Expectation, Mapping};
-use crate::core::kernel::Progress;
-use crate::core::kernel::{Control, Firewall, NotOpened};
+use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::policy::{Mechanism, Policy};
-use crate::core::seqadj::Adjustment;
-use crate::core::seqadj::NotAdjusted;
+use crate::core::seqadj::{Adjustment, NotAdjusted};
 use crate::core::time::Timestamp;
 use crate::core::tracker::Remains;
 use crate::netfilter::netlink::{Error, TableChange};
@@ -196,7 +194,7 @@ impl Kernel {
 }
 
 impl Firewall for Kernel {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         self.firewall().control_connection(flow)
     }
 

@@ -8,12 +8,10 @@ use hashbrown::HashMap;
 use super::connections::{Connections, Standing};
 use super::{Nat, Translated, Way};
 use crate::core::expectation::{Corridor, Expectation, Mapping};
-use crate::core::kernel::{Admitted, Control, Firewall, NotOpened, Simulated};
-use crate::core::kernel::{InStep, Progress};
+use crate::core::kernel::{Admitted, Control, Firewall, InStep, LookupFailed, NotOpened, Progress, Simulated};
 use crate::core::net::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
 use crate::core::policy::ControlPorts;
-use crate::core::seqadj::NotAdjusted;
-use crate::core::seqadj::{Adjustment, Adjustments};
+use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::core::time::Timestamp;
 
 /// Pinholes, the connections that are translated, and how they are shifted.
@@ -133,7 +131,7 @@ impl Gateway {
 }
 
 impl Firewall for Gateway {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         let Some(Standing { translated, adjustment, progress, .. }) = self.connections.arriving(flow) else {
             return self.simulated.control_connection(flow);
         };
@@ -151,7 +149,7 @@ impl Firewall for Gateway {
             in_step,
             adjustments,
         };
-        self.control_ports.contains(connection.server().port).then_some(control)
+        Ok(self.control_ports.contains(connection.server().port).then_some(control))
     }
 
     fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {

@@ -8,6 +8,7 @@
 
 mod reorder;
 mod unacked;
+mod urgent;
 
 use reorder::ReorderBuffer;
 use unacked::Unacked;
@@ -186,22 +187,6 @@ impl Stream {
         if first.is_after(self.next) { self.next } else { first }
     }
 
-    /// Where urgent data ends, at the farthest, if this segment comes: its last byte may be missing in what the receiver
-    /// reads.
-    pub fn urgent_end_with(&self, segment: &Segment<'_>) -> Option<Seq> {
-        // Whether the pointer points at the last byte or behind it, systems do not agree.
-        let here = segment.flags.has(Flags::URG).then(|| segment.seq + usize::from(segment.urgent) + 1);
-        match (self.urgent_end(), here) {
-            (Some(before), Some(here)) => Some(before.later(here)),
-            (before, here) => before.or(here),
-        }
-    }
-
-    /// Where urgent data ended, at the farthest, if there was any.
-    pub fn urgent_end(&self) -> Option<Seq> {
-        self.has_urgent.then_some(self.urgent_end)
-    }
-
     /// What is read up to there is doubtful: the receiver may not take it.
     pub fn doubt_before(&mut self, place: Seq) {
         self.doubted_to = if self.has_doubt { self.doubted_to.later(place) } else { place };
@@ -315,13 +300,6 @@ impl Stream {
         }
         let is_urgent = segment.flags.has(Flags::URG) && self.makes_urgent_what_was_read(segment);
         if corrected == payload && !is_urgent { Acceptance::AsSent } else { Acceptance::Corrected(corrected) }
-    }
-
-    /// Whether this segment points at urgent data in what was read when nothing there was urgent.
-    fn makes_urgent_what_was_read(&self, segment: &Segment<'_>) -> bool {
-        let end = segment.seq + usize::from(segment.urgent) + 1;
-        let was_urgent = self.has_urgent && !end.is_after(self.urgent_end);
-        !was_urgent && end.is_after(self.first_unacked()) && (end.moved(-2)).is_before(self.next)
     }
 
     /// Whether these bytes have some among them that were read, that the receiver may not have, and that are not known

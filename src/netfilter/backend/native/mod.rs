@@ -21,12 +21,10 @@ use tally::Tally;
 
 use super::sets::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
 use crate::core::expectation::{Corridor, Expectation, Mapping};
-use crate::core::kernel::Progress;
-use crate::core::kernel::{Control, Firewall, NotOpened};
+use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::policy::Policy;
-use crate::core::seqadj::Adjustment;
-use crate::core::seqadj::NotAdjusted;
+use crate::core::seqadj::{Adjustment, NotAdjusted};
 use crate::core::time::Timestamp;
 use crate::core::tracker::Remains;
 use crate::netfilter::netlink::{
@@ -254,7 +252,7 @@ fn follows(expectation: &Expectation, of: &Connection) -> Option<Translated> {
 }
 
 impl Firewall for Native {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         self.sets.control_connection(flow)
     }
 

@@ -23,12 +23,10 @@ pub use nft::NftError;
 pub use ruleset::{Holder, QueueChain, Queueing, text as ruleset};
 
 use crate::core::expectation::{Corridor, Expectation, Mapping};
-use crate::core::kernel::{Control, Firewall, NotOpened};
-use crate::core::kernel::{InStep, Progress};
+use crate::core::kernel::{Control, Firewall, InStep, LookupFailed, NotOpened, Progress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, PortRange, Seq};
 use crate::core::policy::Policy;
-use crate::core::seqadj::NotAdjusted;
-use crate::core::seqadj::{Adjustment, Adjustments};
+use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::netfilter::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
 use ruleset::TABLE;
 use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
@@ -260,18 +258,17 @@ impl Sets {
 }
 
 impl Firewall for Sets {
-    fn control_connection(&mut self, flow: &Flow) -> Option<Control> {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
         let found = self.conntrack.find(flow);
-        match self.note(found)? {
-            Some(entry) => {
-                let connection = self.control_end(entry.connection)?;
+        Ok(match self.note(found).ok_or(LookupFailed)? {
+            Some(entry) => self.control_end(entry.connection).map(|connection| {
                 let bits = self.policy.mark.control_bits();
                 let progress = bits.read_progress(entry.mark);
                 let in_step = if self.may_be_in_step { bits.read_in_step(entry.mark) } else { InStep::default() };
                 let is_opening = entry.is_opening;
                 let id = entry.id;
-                Some(Control { connection, id, is_opening, progress, in_step, adjustments: adjustments(&entry) })
-            }
+                Control { connection, id, is_opening, progress, in_step, adjustments: adjustments(&entry) }
+            }),
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
             // kept either.
             None => {
@@ -281,7 +278,7 @@ impl Firewall for Sets {
                     |connection| Control { connection, id: None, is_opening: true, progress, in_step, adjustments };
                 self.direct(flow).map(control)
             }
-        }
+        })
     }
 
     fn open(&mut self, expectation: &Expectation, _: &Connection) -> Result<(), NotOpened> {

@@ -1,0 +1,89 @@
+//! The kernel does not answer when it is asked for a connection.
+
+use super::*;
+
+fn handles(stage: &mut Stage, packet: &[u8]) -> Handled {
+    let segment = Segment::parse(packet).expect("a segment");
+    stage.world(|tracker, world| tracker.handle(&segment, world))
+}
+
+fn handles_at_last(stage: &mut Stage, packet: &[u8]) -> Handled {
+    let segment = Segment::parse(packet).expect("a segment");
+    stage.world(|tracker, world| tracker.handle_at_last(&segment, world))
+}
+
+/// What the daemon does: the packet waits, its sender sends it again, and then the first copy is shown once more.
+fn waits_and_is_sent_again(stage: &mut Stage, packet: &[u8]) {
+    assert_eq!(handles(stage, packet), Handled::Session(Verdict::Later));
+    assert_eq!(handles_at_last(stage, packet), Handled::Session(Verdict::Accept));
+    assert_eq!(handles(stage, packet), Handled::Session(Verdict::Accept));
+}
+
+#[test]
+fn session_whose_start_could_not_be_looked_up_is_read_from_its_start() {
+    for policy in ["", "defaults: { commands: { deny: [FEAT] } }"] {
+        let mut stage = Stage::with_policy(policy);
+        let mut talk = conversation();
+        let [syn, syn_ack, ack] = talk.handshake();
+        stage.sees(&syn);
+        stage.firewall.fail_next_lookups(1);
+        waits_and_is_sent_again(&mut stage, &syn_ack);
+        stage.firewall.finds_nothing_opening();
+        stage.sees(&ack);
+        stage.sees(&talk.says(FromServer, "220 ready\r\n"));
+        stage.sees(&talk.says(FromClient, "USER anna\r\n"));
+        stage.sees(&talk.says(FromServer, "230 in\r\n"));
+        stage.sees(&talk.says(FromClient, "PASV\r\n"));
+        stage.sees(&talk.says(FromServer, PASSIVE));
+        let told = ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna", PASSIVE_OPENS];
+        assert_eq!(stage.take_told(), told, "{policy}");
+    }
+}
+
+#[test]
+fn connection_that_is_never_looked_up_goes_on_unread() {
+    let mut stage = Stage::new();
+    let mut talk = conversation();
+    let [_, syn_ack, _] = talk.handshake();
+    stage.firewall.fail_next_lookups(2);
+    assert_eq!(handles(&mut stage, &syn_ack), Handled::Session(Verdict::Later));
+    assert_eq!(handles_at_last(&mut stage, &syn_ack), Handled::NotOurs);
+    stage.firewall.finds_nothing_opening();
+    for (who, line) in [
+        (FromServer, "220 ready\r\n"),
+        (FromClient, "USER anna\r\n"),
+        (FromServer, "230 in\r\n"),
+        (FromClient, "PASV\r\n"),
+        (FromServer, PASSIVE),
+    ] {
+        stage.sees(&talk.says(who, line));
+    }
+    let told = ["1 picked up 10.0.0.1:4000 -> 10.0.0.2:21", "1 227 10.0.0.2:1025 refused: picked-up"];
+    assert_eq!(stage.take_told(), told);
+}
+
+#[test]
+fn denied_command_does_not_pass_when_its_connection_cannot_be_looked_up() {
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+    let mut talk = logged_in(&mut stage);
+    stage.tracker.forget_all();
+    let packet = talk.says(FromClient, "FEAT\r\n");
+    stage.firewall.fail_next_lookups(2);
+    assert_eq!(handles(&mut stage, &packet), Handled::Session(Verdict::Later));
+    assert_eq!(handles_at_last(&mut stage, &packet), Handled::Session(Verdict::Drop));
+    assert_eq!(stage.lets_pass(&packet), b"XXXXX\n");
+}
+
+#[test]
+fn new_connection_that_cannot_be_looked_up_does_not_become_the_old_one() {
+    let mut stage = Stage::new();
+    logged_in(&mut stage);
+    let mut other = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 70_000, 70_000);
+    let [_, syn_ack, _] = other.handshake();
+    stage.firewall.fail_next_lookups(1);
+    assert_eq!(handles(&mut stage, &syn_ack), Handled::Session(Verdict::Drop));
+    assert_eq!(stage.take_told(), Vec::<String>::new());
+    assert_eq!(handles(&mut stage, &syn_ack), Handled::Session(Verdict::Accept));
+    let told = ["1 ended: replaced", "2 began 10.0.0.1:4000 -> 10.0.0.2:21"];
+    assert_eq!(stage.take_told(), told);
+}
