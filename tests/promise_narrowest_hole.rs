@@ -69,6 +69,28 @@ fn only_the_announced_port_opens_and_only_to_its_peer_and_only_once() {
     }
 }
 
+/// What prepares a control connection for sequence offsets must not expect anything: kernels differ in what they make of an
+/// object that says so.
+#[test]
+fn control_connection_that_announces_nothing_opens_nothing() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let Topology { client, server, .. } = &stage.topology;
+    for family in Family::ALL {
+        let control = stage.target(family, 21);
+        let at_server = server.namespace.run(|| TcpListener::bind(control)).expect("root may enter").expect("a port");
+        let prepared = SocketAddr::new(client.addresses.of(family), 1);
+        let _at_client = client.namespace.run(|| TcpListener::bind(prepared)).expect("root may enter").expect("a port");
+        // On a slow machine, a time that is over at once may be over before it is looked for.
+        for _ in 0..10 {
+            let _control = connect(&client.namespace, control).expect("it is let through");
+            let _accepted = at_server.accept().expect("it has come");
+            assert_closed(&server.namespace, prepared);
+            assert_eq!(stage.pinholes(), 0, "{family}");
+        }
+    }
+}
+
 #[test]
 fn a_pinhole_that_nobody_uses_is_gone_when_its_time_is_over() {
     let stage = Stage::new(Shape::ServerHost);
