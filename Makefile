@@ -29,8 +29,8 @@ endif
 # The tests make network namespaces. What a test builds belongs to whoever runs make; only the tests run as root.
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo -E)
 AS_ROOT := $(if $(SUDO),--config 'target."cfg(unix)".runner="$(SUDO)"')
-# Which tests failed at first, and passed alone.
-export PINHOLE_AGAIN := $(CURDIR)/target/again
+# Lists the tests that passed only the second time.
+export PINHOLE_RETRIED := $(CURDIR)/target/retried
 
 .NOTPARALLEL:
 .PHONY: help run demo replay test test-vm second-kernel fuzz-all fuzz bench lint clean
@@ -53,11 +53,11 @@ replay: ## build, and replay a capture: which data connections would have been l
 test: ## every test, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
 	@tests/setup test vm
 	cargo test $(LOCKED) --benches --no-run
-	@rm -f $(PINHOLE_AGAIN)
-	cargo --config 'target."cfg(unix)".runner="$(strip $(SUDO) tests/again)"' test $(LOCKED)
+	@rm -f $(PINHOLE_RETRIED)
+	cargo --config 'target."cfg(unix)".runner="$(strip $(SUDO) tests/retry)"' test $(LOCKED)
 	@$(MAKE) --no-print-directory second-kernel
 	@$(MAKE) --no-print-directory fuzz-all
-	@cat $(PINHOLE_AGAIN) 2>/dev/null || true
+	@tests/retry --report
 
 test-vm: ## those tests that ask the kernel for something, on a second kernel: Debian's, emulated (only="live nat_*")
 	@tests/setup test vm
