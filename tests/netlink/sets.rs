@@ -15,7 +15,7 @@ use pinhole::packet::{Connection, Flow};
 use pinhole::policy::Policy;
 use pinhole::session::{InStep, Progress};
 
-use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, run, tidy_up};
+use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, tidy_up};
 
 #[test]
 fn an_element_is_there_until_it_is_removed_or_expires() {
