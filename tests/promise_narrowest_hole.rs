@@ -13,6 +13,7 @@ use stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
 
 use std::net::{SocketAddr, TcpListener};
 
+use nix::sys::signal::Signal;
 use pinhole::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, Pair, Speaker};
 use pinhole::lab::{self, Addresses, End, Family, Namespace, Shape, Topology};
@@ -89,6 +90,27 @@ fn control_connection_that_announces_nothing_opens_nothing() {
             assert_eq!(stage.pinholes(), 0, "{family}");
         }
     }
+}
+
+/// The packet that comes next takes the news of it before anybody is woken for that.
+#[test]
+fn used_pinhole_goes_when_a_packet_brings_the_news() {
+    let stage = Stage::new(Shape::ServerHost);
+    let mut daemon = stage.daemon(FOR_HOURS);
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        for _ in 0..10 {
+            let announced = client.passive(Mode::Pasv)?;
+            daemon.child.signal(Signal::SIGSTOP)?;
+            let _data = client.connect_data(announced)?;
+            client.send(b"NOOP\r\n")?;
+            daemon.child.signal(Signal::SIGCONT)?;
+            client.expect(200)?;
+            stage.wait_for_pinholes(0);
+        }
+        client.quit()
+    });
 }
 
 #[test]
