@@ -3,8 +3,6 @@
 //!
 //! Needs root and nft. What only a kernel that takes helpers from programs can refuse is tried on such a one.
 
-#![allow(clippy::print_stdout, reason = "what a kernel has built in cannot be taken away from it")]
-
 #[path = "support/daemon.rs"]
 mod daemon;
 #[path = "support/native.rs"]
@@ -200,7 +198,7 @@ fn that_the_module_is_missing_is_told() {
         Hidden::new()
     });
     if hidden.is_some() && Path::new("/sys/module").join(MODULE).exists() {
-        println!("{MODULE} is built into this kernel: it cannot be missing");
+        lab::kernel_lacks("modules, or has this one built in, so that it cannot be missing");
         return;
     }
     assert_told(

@@ -13,6 +13,7 @@ use stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
 
 use std::net::{SocketAddr, TcpListener};
 
+use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::{MiniClient, Pair, Speaker};
 use pinhole::lab::{self, Addresses, End, Family, Namespace, Shape, Topology};
@@ -67,6 +68,49 @@ fn only_the_announced_port_opens_and_only_to_its_peer_and_only_once() {
             assert_closed(&from.namespace, unannounced);
         }
     }
+}
+
+/// What prepares a control connection for sequence offsets must not expect anything: kernels differ in what they make of an
+/// object that says so.
+#[test]
+fn control_connection_that_announces_nothing_opens_nothing() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let Topology { client, server, .. } = &stage.topology;
+    for family in Family::ALL {
+        let control = stage.target(family, 21);
+        let at_server = server.namespace.run(|| TcpListener::bind(control)).expect("root may enter").expect("a port");
+        let prepared = SocketAddr::new(client.addresses.of(family), 1);
+        let _at_client = client.namespace.run(|| TcpListener::bind(prepared)).expect("root may enter").expect("a port");
+        // On a slow machine, a time that is over at once may be over before it is looked for.
+        for _ in 0..10 {
+            let _control = connect(&client.namespace, control).expect("it is let through");
+            let _accepted = at_server.accept().expect("it has come");
+            assert_closed(&server.namespace, prepared);
+            assert_eq!(stage.pinholes(), 0, "{family}");
+        }
+    }
+}
+
+/// The packet that comes next takes the news of it before anybody is woken for that.
+#[test]
+fn used_pinhole_goes_when_a_packet_brings_the_news() {
+    let stage = Stage::new(Shape::ServerHost);
+    let mut daemon = stage.daemon(FOR_HOURS);
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        for _ in 0..10 {
+            let announced = client.passive(Mode::Pasv)?;
+            daemon.child.signal(Signal::SIGSTOP)?;
+            let _data = client.connect_data(announced)?;
+            client.send(b"NOOP\r\n")?;
+            daemon.child.signal(Signal::SIGCONT)?;
+            client.expect(200)?;
+            stage.wait_for_pinholes(0);
+        }
+        client.quit()
+    });
 }
 
 #[test]

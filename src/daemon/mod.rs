@@ -167,12 +167,14 @@ fn watch_connections(news: &OwnedFd, shared: &Shared, held: &Held) -> String {
     let patience = Timespec::try_from(WATCH).expect("a second is not too long");
     loop {
         match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&patience)) {
-            Ok(0) | Err(Errno::INTR) => {}
+            // A packet may have taken the news before this woke up: what was used then is still to be removed.
+            Ok(0) => shared.lock().catch_up(),
             Ok(_) => {
                 // A busy server has news all the time; whoever is in a hurry for it takes it before this wakes up.
                 thread::sleep(GATHER);
                 shared.lock().catch_up();
             }
+            Err(Errno::INTR) => {}
             Err(error) => return error.to_string(),
         }
         if let Some(error) = shared.lock().take_deafness() {

@@ -9,6 +9,7 @@ mod choice;
 mod client;
 mod error;
 mod ethtool;
+mod kernel;
 mod link;
 pub mod matrix;
 pub mod mini;
@@ -27,6 +28,7 @@ pub mod witness;
 
 pub use client::{ClientKind, Task, Visit};
 pub use error::{Error, Result};
+pub use kernel::kernel_lacks;
 pub use link::{End, join};
 pub use namespace::{Namespace, Socket};
 pub use pace::{allow, share_of};

@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant};
 
 use pinhole::core::net::{Connection, Endpoint, Port};
+use pinhole::lab::kernel_lacks;
 use pinhole::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, Translated,
 };
@@ -25,6 +26,7 @@ impl Carrier {
     fn new(test: u8) -> Self {
         let mut helpers = Helpers::open(PATIENCE).expect("root");
         if helpers.list().is_err() {
+            kernel_lacks("helpers of programs (nfnetlink_cthelper)");
             return Self { helpers: None, name: "sane".to_owned() };
         }
         let name = format!("t{test}-{}", std::process::id());
@@ -172,7 +174,8 @@ fn a_helper_is_added_changed_listed_and_removed() {
         helpers.list().expect("a list").into_iter().filter(|helper| *helper.name == name).collect()
     };
     if let Err(Error { cause, .. }) = helpers.list() {
-        // This kernel takes none: then it says so, and does not pretend.
+        // It says so, and does not pretend.
+        kernel_lacks("helpers of programs (nfnetlink_cthelper)");
         assert_eq!(cause, Cause::Refused(Errno::INVAL));
         let error = helpers.add(&helper(&name, Family::Ip)).expect_err("this kernel has no such helpers");
         assert_eq!(error.cause, cause);

@@ -1,6 +1,5 @@
 //! The kernel's list of helpers, of which a machine has one: who tests it has it alone, and leaves it as it was.
 #![allow(dead_code, reason = "each test takes what it needs")]
-#![allow(clippy::print_stdout, reason = "who reads the output shall know on which kind of kernel it was")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -20,7 +19,8 @@ pub(crate) fn machine() -> Option<MutexGuard<'static, ()>> {
     match native::is_possible(&Policy::embedded()) {
         Ok(()) => Some(guard),
         Err(Impossible::NoHelpers) if daemon::mechanism() != "native" => {
-            println!("this kernel takes no helpers from programs; that it says so is what is tested");
+            // That Pinhole says so is what is tested then.
+            lab::kernel_lacks("helpers of programs (nfnetlink_cthelper)");
             let error = refused_start();
             assert!(error.contains("`mechanism: native` is not possible: this kernel takes no helpers"), "{error}");
             assert!(error.contains("modprobe nfnetlink_cthelper"), "{error}");

@@ -86,7 +86,8 @@ impl Stage {
 
     pub(crate) fn wait_for_pinholes(&self, count: usize) {
         let what = format!("{count} pinholes in the kernel");
-        lab::wait_until(&what, PATIENCE, || Ok(self.pinholes() == count)).unwrap_or_else(|error| panic!("{error}"));
+        lab::wait_until(&what, PATIENCE, || Ok(self.pinholes() == count))
+            .unwrap_or_else(|error| panic!("{error}; there are {:?}", listed_pinholes(self.firewall())));
     }
 }
 
@@ -123,12 +124,19 @@ pub(crate) fn modes(family: Family) -> &'static [Mode] {
 
 /// How many pinholes stand in the kernel, by either mechanism.
 pub(crate) fn pinholes(firewall: &Namespace) -> usize {
-    let count = firewall.run(|| {
+    listed_pinholes(firewall).len()
+}
+
+/// The elements of the sets, and the expectations, as text.
+fn listed_pinholes(firewall: &Namespace) -> Vec<String> {
+    let listed = firewall.run(|| {
         let mut tables = Tables::open(PATIENCE)?;
-        let in_sets = tables.elements(TABLE, "pinholes4")?.len() + tables.elements(TABLE, "pinholes6")?.len();
-        Ok::<_, netlink::Error>(in_sets + Expectations::open(PATIENCE)?.list()?.len())
+        let in_sets = [tables.elements(TABLE, "pinholes4")?, tables.elements(TABLE, "pinholes6")?].concat();
+        let in_sets = in_sets.iter().map(|element| format!("{element:?}"));
+        let expected = Expectations::open(PATIENCE)?.list()?;
+        Ok::<_, netlink::Error>(in_sets.chain(expected.iter().map(|one| format!("{one:?}"))).collect())
     });
-    count.expect("root may enter").expect("the sets stand")
+    listed.expect("root may enter").expect("the sets stand")
 }
 
 /// Tries to connect from a namespace.

@@ -98,11 +98,12 @@ pub fn faults(packets: &[Packet]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (flow, tcp, is_whole) in packets.iter().filter_map(read) {
         if tcp.syn() {
-            // The addresses may have been those of another connection.
-            if let Some(stream) = streams.remove(&flow).filter(|stream| stream.first != tcp.sequence_number()) {
-                faults.extend(at_the_end(flow, &stream));
-            }
             let first = tcp.sequence_number();
+            // The addresses may have been those of another connection; else the SYN was only sent again.
+            if streams.get(&flow).is_some_and(|stream| stream.first != first) {
+                let before = streams.remove(&flow);
+                faults.extend(before.iter().flat_map(|stream| at_the_end(flow, stream)));
+            }
             streams.entry(flow).or_insert(Stream { first, sent: 1, ..Stream::default() });
         }
         let (peer_first, peer_sent) =
@@ -218,6 +219,16 @@ mod tests {
             segment(false, 501, Some(7), false, b"331\r\n"),
         ];
         // The letters of USER have the numbers MAX, 0, 1 and 2.
+        assert_eq!(after_handshake(packets), Vec::<String>::new());
+    }
+
+    #[test]
+    fn syn_sent_again_behind_data_begins_nothing_anew() {
+        let packets = [
+            segment(false, 501, Some(u32::MAX), false, b"220 "),
+            segment(false, 500, Some(u32::MAX), true, b""),
+            segment(false, 505, Some(u32::MAX), false, b"Ready.\r\n"),
+        ];
         assert_eq!(after_handshake(packets), Vec::<String>::new());
     }
 

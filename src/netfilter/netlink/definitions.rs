@@ -33,7 +33,7 @@ pub struct Object<'a> {
 /// What an object does to a new connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ObjectKind<'a> {
-    /// A `ct expectation` that expects nothing: it gives the connection the place in its entry where helpers keep what
+    /// A `ct expectation` that lets nothing in: it gives the connection the place in its entry where helpers keep what
     /// is theirs, and nothing else. NAT gives entries with such a place another one, for sequence numbers. It is for
     /// IPv4 or IPv6, and not for both.
     Place(Family),
@@ -82,9 +82,9 @@ fn write_helper(data: &mut Writer, helper: &str, network: Family) {
 fn write_expectation(data: &mut Writer, network: Family) {
     data.attribute(EXPECTATION_NETWORK, &u16::from(network.number()).to_be_bytes());
     data.attribute(EXPECTATION_TRANSPORT, &[TCP]);
-    // Neither matters, as none is ever made; the kernel wants them. The time is in the host's order.
-    data.attribute(EXPECTATION_PORT, &1u16.to_be_bytes());
-    data.attribute(EXPECTATION_TIMEOUT, &1000u32.to_ne_bytes());
-    // None: a rule that uses it prepares the connection and ends there.
+    // Of size 0, and where that means as many as possible (Linux 7.2), over at once: none is ever met. No program can listen
+    // on this port either.
     data.attribute(EXPECTATION_SIZE, &[0]);
+    data.attribute(EXPECTATION_TIMEOUT, &0u32.to_ne_bytes());
+    data.attribute(EXPECTATION_PORT, &0u16.to_be_bytes());
 }
