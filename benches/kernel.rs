@@ -42,7 +42,7 @@ const LIFETIME: Duration = Duration::from_secs(60);
 const STANDING: usize = 4000;
 /// Of how many ports they are: more than stand at a time, so that none is met again too early.
 const PORTS: usize = 50_000;
-/// With how many pinholes the table is mended.
+/// With how many pinholes the table is restored.
 const MENDED: [usize; 3] = [0, 10, 200];
 
 const OPEN: &str = "open a pinhole";
@@ -276,7 +276,7 @@ fn peers_that_open(table: &mut Table, plan: &Plan) {
 }
 
 /// What puts the table back when somebody has flushed the ruleset.
-fn mending(table: &mut Table, plan: &Plan) -> Result<()> {
+fn restoring(table: &mut Table, plan: &Plan) -> Result<()> {
     let host = Namespace::new("host")?;
     let mut sets = install(&host)?;
     let text = ruleset(&Policy::embedded(), sets.queueing(), Holder::Sets);
@@ -290,7 +290,7 @@ fn mending(table: &mut Table, plan: &Plan) -> Result<()> {
             for _ in 0..plan.flushes {
                 nft::load("flush ruleset\n");
                 let (taken, restored) = timed(|| sets.restore(NOW, pinholes.iter()));
-                assert_eq!(restored.expect("it is put back").elements, count);
+                assert_eq!(restored.expect("it is restored").elements, count);
                 ours.push(taken);
                 nft::load("flush ruleset\n");
                 theirs.push(timed(|| nft::load(&rules)).0);
@@ -309,7 +309,7 @@ fn round(table: &mut Table, plan: &Plan) -> Result<()> {
     let mut gateway = Gateway::new()?;
     let firewall = gateway.firewall.clone();
     firewall.run(|| requests(table, &mut gateway, plan))?;
-    mending(table, plan)
+    restoring(table, plan)
 }
 
 fn main() {

@@ -14,7 +14,7 @@ use pinhole::core::net::{Direction, Segment, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::script::{Conversation, endpoint};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{News, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{SessionEvent, SessionNumber, Tracker, World};
 
 #[path = "targets/captures.rs"]
 mod captures;
@@ -54,8 +54,8 @@ impl Middle {
         self.now = self.now + Duration::from_millis(100);
         let Ok(segment) = Segment::parse(packet) else { return };
         let flow = segment.flow;
-        let mut judge = |_: Timestamp, _: SessionNumber, news: &News<'_>| {
-            if let News::Expected { expectation, .. } = news {
+        let mut judge = |_: Timestamp, _: SessionNumber, news: &SessionEvent<'_>| {
+            if let SessionEvent::Expected { expectation, .. } = news {
                 let hosts = [flow.source.address, flow.destination.address];
                 assert!(hosts.contains(&expectation.from) && hosts.contains(&expectation.to.address));
                 assert!(expectation.to.port.number() >= 1024);

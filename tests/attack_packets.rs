@@ -6,14 +6,14 @@ mod support;
 use std::collections::BTreeSet;
 use std::fmt;
 
-use pinhole::core::kernel::{Firewall as _, InStep, Progress, Simulated};
+use pinhole::core::kernel::{Firewall as _, Progress, Simulated, Synced};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::net::{Flags, Flow, Port, Segment, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::script::{endpoint, packet};
 use pinhole::core::seqadj::Verdict;
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Handled, News, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{Handled, SessionEvent, SessionNumber, Tracker, World};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use support::policy;
@@ -135,7 +135,7 @@ impl Packets {
     fn run(&self, policy: &Policy) -> (Vec<String>, Vec<Vec<u8>>) {
         let mut tracker = Tracker::default();
         let mut firewall = Simulated::new([Port::FTP]);
-        let mut in_step = InStep::default();
+        let mut synced = Synced::default();
         let (mut opened, mut passed) = (Vec::new(), Vec::new());
         for (index, (now, packet)) in self.all.iter().enumerate() {
             if self.restarts.contains(&index) {
@@ -148,8 +148,8 @@ impl Packets {
             }
             let control = firewall.control_connection(&segment.flow).expect("it is in memory");
             let is_unread = control.is_some_and(|control| control.progress == Progress::Unreadable);
-            let mut observer = |_: Timestamp, _: SessionNumber, news: &News<'_>| {
-                if let News::Expected { expectation, .. } = news {
+            let mut observer = |_: Timestamp, _: SessionNumber, news: &SessionEvent<'_>| {
+                if let SessionEvent::Expected { expectation, .. } = news {
                     opened.push(expectation.to.to_string());
                 }
             };
@@ -159,9 +159,9 @@ impl Packets {
             let is_unread = (is_unread && !is_edge) || self.unseen.contains(&index);
             let handled = if is_unread { Handled::NotOurs } else { tracker.handle(&segment, &mut world) };
             if !segment.payload.is_empty() {
-                let is_in_step = !is_unread && tracker.is_in_step(&segment.flow).unwrap_or_default();
-                *(if segment.flow == self.flow { &mut in_step.client } else { &mut in_step.server }) = is_in_step;
-                firewall.find_in_step(in_step);
+                let is_synced = !is_unread && tracker.is_synced(&segment.flow).unwrap_or_default();
+                *(if segment.flow == self.flow { &mut synced.client } else { &mut synced.server }) = is_synced;
+                firewall.find_synced(synced);
             }
             let payload = match handled {
                 Handled::NotOurs | Handled::Session(Verdict::Accept) => segment.payload.to_vec(),

@@ -72,7 +72,7 @@ fn play(folder: &Path) -> String {
         "PASV (passive, the client connects)  blocked",
         "PORT (active, the server connects)   blocked",
         "| mechanism sets, as the policy says",
-        "| the table inet pinhole stands",
+        "| installed table inet pinhole",
         "PASV (passive, the client connects)  works: hello.txt arrived, all 50000 bytes of it",
         "| opened 10.21.1.10 -> 10.21.2.10:",
         "| used 10.21.1.10:",
@@ -119,7 +119,7 @@ fn without_nft_it_says_what_is_missing() {
 fn nothing_remains_after(signal: Signal) {
     let mut demo: Child = demo().spawn().expect("it can be started");
     let mut lines = BufReader::new(demo.stdout.take().expect("it is piped")).lines().map_while(Result::ok);
-    if !lines.any(|line| line.contains("the table inet pinhole stands")) {
+    if !lines.any(|line| line.contains("installed table inet pinhole")) {
         let mut said = String::new();
         let _ = demo.stderr.take().expect("it is piped").read_to_string(&mut said);
         panic!("the service did not start: {said}");

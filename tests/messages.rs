@@ -166,7 +166,7 @@ fn whoever_looks_whether_it_runs_is_no_news() {
     let second = daemon::service(&namespace, &daemon.folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
     assert!(one_line(&second.expect("it ends")).contains("another pinhole runs already"));
     daemon.program(&["check"]).expect("it ends");
-    // Asked after them, so answered after them.
+    // PendingCommand after them, so answered after them.
     daemon.status();
     assert!(!daemon.child.said().contains("the control socket"), "{}", daemon.child.said());
 }

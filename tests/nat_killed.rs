@@ -1,7 +1,7 @@
 //! The promise behind NAT, too: `kill -9` between any two packets of a session whose lines are rewritten changes nothing
 //! for it.
 //!
-//! Nor does one in any other moment; the worst of them has `nat_in_hand.rs`.
+//! Nor does one in any other moment; the worst of them has `nat_crash_mid_rewrite.rs`.
 //!
 //! Needs root and nft.
 

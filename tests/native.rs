@@ -247,7 +247,7 @@ fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
             let before = client.passive(Mode::Pasv)?;
             daemon.end(signal)?;
             daemon.restart()?;
-            daemon.wait_for_log("took over 1 pinholes", 1);
+            daemon.wait_for_log("adopted 1 pinholes", 1);
             assert_eq!(expected(stage.firewall()).len(), 1);
             drop(client.connect_data(before)?);
             daemon.wait_for_log("used ", 1);
@@ -259,7 +259,7 @@ fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
         stage.firewall().nft("flush ruleset")?;
         // It stands wherever the table is; the rules that let it in are the user's.
         assert_eq!(expected(stage.firewall()).len(), 1);
-        daemon.wait_for_log("put back the table inet pinhole", 1);
+        daemon.wait_for_log("restored the table inet pinhole", 1);
         stage.firewall().nft(&stage::filter(Shape::Gateway))?;
         drop(client.connect_data(before)?);
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
@@ -281,7 +281,7 @@ fn it_leaves_nothing_behind_and_takes_over_what_a_killed_one_left() {
     daemon.kill().expect("it can be killed");
     assert_eq!(helpers(), ours);
     daemon.write_policy("mechanism: native\ndefaults: { timeout: 7s }\n");
-    daemon.restart().expect("it takes over");
+    daemon.restart().expect("it adopts");
     assert!(helpers().iter().all(|one| one.timeout == Duration::from_secs(7)), "{:?}", helpers());
     let server = stage.serve(Family::V4);
     stage.as_client(|| {

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 
-use pinhole::core::expectation::{Corridor, Expectation, Mapping};
+use pinhole::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use pinhole::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress, Simulated};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::net::{Connection, Endpoint, Flow, Port, Segment, Seq};
@@ -48,16 +48,16 @@ impl Firewall for Counting {
         Err(NotAdjusted::NotPrepared)
     }
 
-    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        self.inner.open_corridor(corridor)
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
+        self.inner.open_port_range(port_range)
     }
 
-    fn close_corridor(&mut self, corridor: &Corridor) {
-        self.inner.close_corridor(corridor);
+    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.inner.close_port_range(port_range);
     }
 
-    fn renew_corridor(&mut self, corridor: &Corridor) {
-        self.inner.renew_corridor(corridor);
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.inner.renew_port_range(port_range);
     }
 
     fn record(&mut self, connection: &Connection, progress: Progress) {

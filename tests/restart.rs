@@ -87,7 +87,7 @@ fn a_pinhole_of_a_killed_daemon_is_shown_and_put_back_after_a_flush_and_used_up(
         assert!(shown.contains("announced before the start"), "{shown}");
 
         stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"])?;
-        stage.daemon.wait_for_log("put back the table inet pinhole, 1 pinholes", 1);
+        stage.daemon.wait_for_log("restored the table inet pinhole, 1 pinholes", 1);
         assert!(stage.stands("pinholes4").contains(&announced.port().to_string()));
 
         client.connect_data(announced)?;
@@ -157,7 +157,7 @@ fn a_pinhole_whose_session_ended_while_no_daemon_was_there_is_closed_at_the_star
     assert!(!stage.stands("pinholes4").is_empty());
     stage.daemon.restart().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(stage.stands("pinholes4"), "");
-    stage.daemon.wait_for_log("took over 0 pinholes and 0 corridors, closed 1 whose session is over", 1);
+    stage.daemon.wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1 whose sessions had ended", 1);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn a_pinhole_of_a_killed_daemon_expires_when_the_kernel_says() {
 }
 
 #[test]
-fn a_corridor_of_a_killed_daemon_goes_with_its_session_too() {
+fn a_port_range_of_a_killed_daemon_goes_with_its_session_too() {
     let mut stage = Stage::new(POLICY);
     let address = stage.address();
     let server = &stage.topology.server.namespace;
@@ -196,15 +196,15 @@ fn a_corridor_of_a_killed_daemon_goes_with_its_session_too() {
     for _ in 0..2 {
         says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
     }
-    assert_eq!(stage.stands("corridors4"), "");
+    assert_eq!(stage.stands("port_ranges4"), "");
     says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
-    assert!(stage.stands("corridors4").contains("50000-50100"), "{}", stage.stands("corridors4"));
+    assert!(stage.stands("port_ranges4").contains("50000-50100"), "{}", stage.stands("port_ranges4"));
 
     stage.restart_after_kill();
-    stage.daemon.wait_for_log("took over 0 pinholes and 1 corridors", 1);
+    stage.daemon.wait_for_log("adopted 0 pinholes and 1 port ranges", 1);
     stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"]).expect("it stands");
-    stage.daemon.wait_for_log("put back the table inet pinhole", 1);
-    assert!(stage.stands("corridors4").contains("50000-50100"));
+    stage.daemon.wait_for_log("restored the table inet pinhole", 1);
+    assert!(stage.stands("port_ranges4").contains("50000-50100"));
     drop((control, served));
-    stage.wait_until_nothing_stands("corridors4");
+    stage.wait_until_nothing_stands("port_ranges4");
 }

@@ -73,8 +73,8 @@ fn test_that_fails_twice_has_failed() {
 #[test]
 fn guarantee_and_pure_test_are_never_run_again() {
     for name in [
-        "promise_narrowest_hole",
-        "promise_any_segmentation",
+        "guarantee_narrowest_hole",
+        "guarantee_any_segmentation",
         "attacks_live",
         "attacks",
         "attack_packets",
@@ -98,7 +98,7 @@ fn crash_and_many_failures_are_not_run_again() {
 
 #[test]
 fn report_fails_for_more_than_two_tests() {
-    let Retried { ran, listed, report, .. } = run("nat_odds", THREE_UNLUCKY);
+    let Retried { ran, listed, report, .. } = run("nat_edge_cases", THREE_UNLUCKY);
     assert_eq!((ran.status, listed.lines().count()), (Some(0), 3));
     assert_eq!((report.status, report.out), (Some(1), listed));
     assert_eq!(report.err, "retry: more than 2 tests passed only the second time: find out why\n");

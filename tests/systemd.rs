@@ -296,7 +296,7 @@ fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session(
                 |used| lab::wait_until("it to hear of the connection", PATIENCE, || Ok(host.counted("used") == used));
             heard(1)?;
             assert_eq!(client.download(Mode::Pasv, "readme.txt")?, CONTENT, "{end}");
-            // What it has not heard of when it ends is taken over as if it were not used.
+            // What it has not heard of when it ends is adopted as if it were not used.
             heard(2)?;
             client.quit()
         });
@@ -314,7 +314,7 @@ fn no_call_of_the_program_and_of_nft_is_one_that_the_filter_refuses() {
     host.machine.sh("systemctl reload pinhole; systemctl restart pinhole");
     host.assert_transfers_work();
     host.machine.sh("systemctl reload nftables; systemctl restart nftables");
-    host.machine.wait_for_journal("pinhole", "put back the table inet pinhole");
+    host.machine.wait_for_journal("pinhole", "restored the table inet pinhole");
     host.assert_transfers_work();
     host.machine.sh("systemctl stop pinhole");
     assert_eq!(host.properties(["Result", "NRestarts"]), ["success", "0"]);

@@ -1,4 +1,4 @@
-//! The program nft in the place of Pinhole: the same elements into the same sets, the same table put back.
+//! The program nft in the place of Pinhole: the same elements into the same sets, the same table restored.
 //!
 //! It runs in the namespace of the thread that calls.
 

@@ -8,7 +8,7 @@ use pinhole::core::net::{Connection, Direction, Segment, Seq};
 use pinhole::core::policy::{self, Policy};
 use pinhole::core::script::{Conversation, endpoint};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{News, Observer, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{Observer, SessionEvent, SessionNumber, Tracker, World};
 
 use super::input::Input;
 
@@ -81,10 +81,10 @@ struct Heard {
 }
 
 impl Observer for Heard {
-    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &News<'_>) {
+    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &SessionEvent<'_>) {
         match news {
-            News::Began { .. } => self.read = Default::default(),
-            News::Expected { mode, .. } => {
+            SessionEvent::Began { .. } => self.read = Default::default(),
+            SessionEvent::Expected { mode, .. } => {
                 assert!(matches!(self.known, Progress::Ftp | Progress::LoggedIn), "opened where {:?}", self.known);
                 let [(_, client), (_, server)] = &self.read;
                 let text = String::from_utf8_lossy(if mode.is_active() { client } else { server });
@@ -207,13 +207,13 @@ impl Clocked {
 struct Open<'a>(&'a mut BTreeSet<String>);
 
 impl Observer for Open<'_> {
-    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &News<'_>) {
+    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &SessionEvent<'_>) {
         let Self(open) = self;
         match news {
-            News::Expected { expectation, .. } => {
+            SessionEvent::Expected { expectation, .. } => {
                 open.insert(format!("{} {}", expectation.from, expectation.to));
             }
-            News::Expired(expectation) | News::Closed { expectation, .. } => {
+            SessionEvent::Expired(expectation) | SessionEvent::Closed { expectation, .. } => {
                 let was_open = open.remove(&format!("{} {}", expectation.from, expectation.to));
                 assert!(was_open, "{expectation} closes and was not open");
             }

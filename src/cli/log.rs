@@ -18,10 +18,10 @@ const GATHER: Duration = Duration::from_millis(10);
 
 /// Where log lines are put down.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lines(Arc<Desk>);
+pub(super) struct Lines(Arc<LogBuffer>);
 
 #[derive(Debug, Default)]
-struct Desk {
+struct LogBuffer {
     pile: Mutex<Pile>,
     has_come: Condvar,
     /// Held while somebody writes, so that lines stay in order.

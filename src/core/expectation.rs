@@ -80,7 +80,7 @@ impl fmt::Display for Mapping {
 /// Where an encrypted session's data connections may go, as they cannot be read: any number of them, while the
 /// session lasts. Only a policy opens one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Corridor {
+pub struct PortRangePinhole {
     /// Who may connect.
     pub from: IpAddr,
     /// Where to.
@@ -89,7 +89,7 @@ pub struct Corridor {
     pub ports: PortRange,
 }
 
-impl Corridor {
+impl PortRangePinhole {
     /// How long one lasts in the firewall unless it is renewed.
     pub const LIFETIME: Duration = Duration::from_secs(3600);
 
@@ -101,7 +101,7 @@ impl Corridor {
     }
 }
 
-impl fmt::Display for Corridor {
+impl fmt::Display for PortRangePinhole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} -> {} ports {}", self.from, self.to, self.ports)
     }

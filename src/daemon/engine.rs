@@ -6,14 +6,14 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
 use super::clock::Clock;
-use super::journal::{Journal, Seldom};
-use super::status::{Buffers, Standing, Status};
+use super::journal::{Journal, RateLimiter};
+use super::status::{Buffers, PinholeStatus, Status};
 use crate::core::ftp::Mode;
 use crate::core::kernel::ControlBits;
 use crate::core::net::{Flow, NotSegment, Origin, Segment, has_sound_checksum};
 use crate::core::policy::{Mechanism, Policy, WhenDown};
 use crate::core::seqadj::Verdict;
-use crate::core::tracker::{Adoption, ClientKey, Handled, SessionNumber, Tracker, World};
+use crate::core::tracker::{ClientKey, Handled, RestoreSummary, SessionNumber, Tracker, World};
 use crate::netfilter::backend::Kernel;
 use crate::netfilter::backend::sets::{Queueing, SetupError, own_rule};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
@@ -34,13 +34,13 @@ pub(super) struct Decision {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read {
     bits: ControlBits,
-    in_step: bool,
+    synced: bool,
 }
 
 impl Read {
     /// The packet's mark, which tells the kernel's next chain.
     pub(super) const fn mark(self, mark: u32) -> u32 {
-        self.bits.of_packet(mark, self.in_step)
+        self.bits.of_packet(mark, self.synced)
     }
 }
 
@@ -53,9 +53,9 @@ pub struct Engine {
     connections: ConnectionWatch,
     journal: Journal,
     clock: Clock,
-    queue_troubles: Seldom,
-    firewall_troubles: Seldom,
-    missed_news: Seldom,
+    queue_troubles: RateLimiter,
+    firewall_troubles: RateLimiter,
+    missed_news: RateLimiter,
     /// Why the kernel does not tell of connections any more, if it does not.
     deaf: Option<Error>,
     /// What was installed is gone for good: the watchers hear of that, too, and must not mend it.
@@ -74,9 +74,9 @@ impl Engine {
             connections,
             journal: Journal::default(),
             clock: Clock::start(),
-            queue_troubles: Seldom::default(),
-            firewall_troubles: Seldom::default(),
-            missed_news: Seldom::default(),
+            queue_troubles: RateLimiter::default(),
+            firewall_troubles: RateLimiter::default(),
+            missed_news: RateLimiter::default(),
             deaf: None,
             has_stopped: false,
         };
@@ -87,14 +87,14 @@ impl Engine {
     /// Takes over what an earlier run left in the kernel.
     fn adopt(&mut self) -> Result<(), SetupError> {
         let remains = self.firewall.remains(self.clock.now())?;
-        let mut adoption = Adoption::default();
+        let mut adoption = RestoreSummary::default();
         self.act(|tracker, world| adoption = tracker.adopt(remains, world));
         if !adoption.is_nothing() {
             self.journal.counters.adopted += adoption.pinholes as u64;
-            let Adoption { pinholes, corridors, closed } = adoption;
+            let RestoreSummary { pinholes, port_ranges, closed } = adoption;
             info!(
-                "an earlier run left something open: took over {pinholes} pinholes and {corridors} corridors, closed \
-                 {closed} whose session is over"
+                "adopted {pinholes} pinholes and {port_ranges} port ranges of an earlier run; closed {closed} whose \
+                 sessions had ended"
             );
         }
         Ok(())
@@ -130,7 +130,7 @@ impl Engine {
         vec![
             format!("control ports {}; {when_down}", ports.join(", ")),
             format!("mechanism {mechanism}, {}", self.firewall.because()),
-            format!("the table inet pinhole stands; packets are queued by {queueing}"),
+            format!("installed table inet pinhole; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
         ]
     }
@@ -172,8 +172,8 @@ impl Engine {
                     }
                     if let Handled::Session(verdict) = handle(tracker, &segment, world) {
                         // The chain that takes the mark away again sees what carries payload.
-                        let is_in_step = tracker.is_in_step(&segment.flow).filter(|_| !segment.payload.is_empty());
-                        decision = Decision { verdict, read: is_in_step.map(|in_step| Read { bits, in_step }) };
+                        let is_synced = tracker.is_synced(&segment.flow).filter(|_| !segment.payload.is_empty());
+                        decision = Decision { verdict, read: is_synced.map(|synced| Read { bits, synced }) };
                     }
                 });
             }
@@ -238,7 +238,7 @@ impl Engine {
             return;
         }
         let flow = entry.connection.original;
-        // News of a connection is heard before the packet that announces the next one to the same port, so it is not
+        // SessionEvent of a connection is heard before the packet that announces the next one to the same port, so it is not
         // that one which was used.
         self.firewall.used(&flow);
         let mut session = None;
@@ -268,7 +268,7 @@ impl Engine {
         if self.has_stopped {
             return;
         }
-        // What was used is not put back.
+        // What was used is not restored.
         self.hear_of_connections();
         let now = self.clock.now();
         let standing = self.tracker.standing().map(|(.., expectation)| expectation);
@@ -277,13 +277,13 @@ impl Engine {
             Ok(restored) => {
                 self.journal.counters.restored += 1;
                 if restored.table {
-                    self.firewall.forget_in_step(self.tracker.live().map(|(_, connection, _)| connection));
+                    self.firewall.forget_synced(self.tracker.live().map(|(_, connection, _)| connection));
                 }
                 if restored.was_gone {
-                    self.firewall.judge_liberally(self.tracker.live().map(|(_, connection, _)| connection));
+                    self.firewall.set_tcp_be_liberal(self.tracker.live().map(|(_, connection, _)| connection));
                 }
                 info!(
-                    "the ruleset was changed by somebody: put back {}, {} pinholes, {} accept rules",
+                    "restored {}, {} pinholes, {} accept rules after another program changed the ruleset",
                     if restored.table { "the table inet pinhole" } else { "no table" },
                     restored.elements,
                     restored.admitted.len()
@@ -294,7 +294,7 @@ impl Engine {
                     );
                 }
             }
-            Err(error) => error!("the ruleset was changed by somebody and cannot be mended: {error}"),
+            Err(error) => error!("the ruleset was changed by another program, and restoring it failed: {error}"),
         }
     }
 
@@ -330,7 +330,7 @@ impl Engine {
     pub(super) fn status(&mut self) -> Status {
         self.catch_up();
         let now = self.clock.now();
-        let pinholes = self.tracker.standing().map(|(session, mode, expectation)| Standing {
+        let pinholes = self.tracker.standing().map(|(session, mode, expectation)| PinholeStatus {
             session: (session != SessionNumber::EARLIER).then_some(session.get()),
             announced_by: mode.map(Mode::announced_by),
             from: expectation.from.to_string(),

@@ -11,7 +11,7 @@ use super::log_limit::{LineKind, LogLimit, Omitted};
 use super::status::Counters;
 use crate::core::net::Endpoint;
 use crate::core::time::Timestamp;
-use crate::core::tracker::{ClientKey, News, Observer, SessionNumber};
+use crate::core::tracker::{ClientKey, Observer, SessionEvent, SessionNumber};
 
 /// How long nothing more is said of something that happens all the time.
 const SELDOM: Duration = Duration::from_secs(1);
@@ -75,89 +75,89 @@ impl Journal {
 }
 
 impl Observer for Journal {
-    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
         let ends = self.sessions.get(&session).copied();
         let known = Known(ends);
         match *news {
-            News::Began { connection, picked_up } => {
+            SessionEvent::Began { connection, picked_up } => {
                 self.counters.sessions += 1;
                 let ends = Ends { client: connection.client(), server: connection.server() };
                 self.sessions.insert(session, ends);
                 let how = if picked_up { "picked up" } else { "began" };
                 debug!("session {session} {how}: {ends}");
             }
-            News::Said { command, .. } => debug!("session {session}: {command}"),
-            News::Denied { command } => {
+            SessionEvent::Said { command, .. } => debug!("session {session}: {command}"),
+            SessionEvent::Denied { command } => {
                 let Some(more) = self.may_say(at, LineKind::Denied, ends) else { return };
                 warn!("session {session}{known}: the client gave {command}, which the policy denies{more}");
             }
-            News::LoggedIn { user } => debug!("session {session}: logged in as {}", user.unwrap_or("?")),
-            News::Expected { mode, expectation, rewritten_from } => {
+            SessionEvent::LoggedIn { user } => debug!("session {session}: logged in as {}", user.unwrap_or("?")),
+            SessionEvent::Expected { mode, expectation, rewritten_from } => {
                 self.counters.opened += 1;
                 let Some(more) = self.may_say(at, LineKind::Opened, ends) else { return };
                 let (by, lifetime) = (mode.announced_by(), expectation.lifetime);
                 let rewritten = Rewritten(rewritten_from);
                 info!("opened {expectation} for {lifetime:?}: announced by {by}{rewritten} in session {session}{more}");
             }
-            News::Refused { mode, to, why } => {
+            SessionEvent::Refused { mode, to, why } => {
                 *self.counters.refused.entry(why.name()).or_default() += 1;
                 let Some(more) = self.may_say(at, LineKind::Refused, ends) else { return };
                 let to = to.map_or_else(String::new, |to| format!(" {to}"));
                 let (by, explanation) = (mode.announced_by(), why.explanation());
                 warn!("refused{to}: {by} in session {session}: {why}, {explanation}{known}{more}");
             }
-            News::Used { flow, .. } => {
+            SessionEvent::Used { flow, .. } => {
                 self.counters.used += 1;
                 let Some(more) = self.may_say(at, LineKind::Used, ends) else { return };
                 info!("used {flow}: {}{more}", announced(session));
             }
-            News::Expired(expectation) => {
+            SessionEvent::Expired(expectation) => {
                 self.counters.expired += 1;
                 let Some(more) = self.may_say(at, LineKind::Expired, ends) else { return };
                 info!("expired {expectation}: nobody came, {}{more}", announced(session));
             }
-            News::Closed { expectation, why } => {
+            SessionEvent::Closed { expectation, why } => {
                 self.counters.closed += 1;
                 let Some(more) = self.may_say(at, LineKind::Closed, ends) else { return };
                 info!("closed {expectation}: {}, {}{more}", why.explanation(), announced(session));
             }
-            News::Encrypted { corridor } => {
+            SessionEvent::Encrypted { port_range } => {
                 self.counters.encrypted += 1;
                 let Some(more) = self.may_say(at, LineKind::Encrypted, ends) else { return };
-                match corridor {
+                match port_range {
                     None => info!(
                         "session {session}{known} is encrypted: nothing opens for it (see `tls` in the policy){more}"
                     ),
-                    Some(corridor) => info!(
-                        "session {session}{known} is encrypted: {corridor} opens when as much was said as a login \
+                    Some(port_range) => info!(
+                        "session {session}{known} is encrypted: {port_range} opens when as much was said as a login \
                          takes{more}"
                     ),
                 }
             }
-            News::RangeOpened(corridor) => {
+            SessionEvent::RangeOpened(port_range) => {
                 self.counters.ranges += 1;
                 let Some(more) = self.may_say(at, LineKind::Opened, ends) else { return };
-                info!("opened {corridor} for encrypted session {session}, while it lasts{more}");
+                info!("opened {port_range} for encrypted session {session}, while it lasts{more}");
             }
-            News::RangeRefused { corridor, why } => {
+            SessionEvent::RangeRefused { port_range, why } => {
                 *self.counters.refused.entry(why.name()).or_default() += 1;
                 let Some(more) = self.may_say(at, LineKind::Refused, ends) else { return };
                 let explanation = why.explanation();
-                warn!("refused {corridor}: encrypted session {session}: {why}, {explanation}{known}{more}");
+                warn!("refused {port_range}: encrypted session {session}: {why}, {explanation}{known}{more}");
             }
-            News::NotFtp => {
+            SessionEvent::NotFtp => {
                 self.counters.not_ftp += 1;
                 let Some(more) = self.may_say(at, LineKind::NotFtp, ends) else { return };
                 warn!("session {session}{known} does not talk FTP: nothing opens for it{more}");
             }
-            News::Ended(how) => {
+            SessionEvent::Ended(how) => {
                 self.sessions.remove(&session);
                 if how.is_eviction() {
                     *self.counters.evicted.entry(how.name()).or_default() += 1;
                 }
                 debug!("session {session} is over: {}", how.name());
             }
-            News::Anomaly(anomaly) => {
+            SessionEvent::Anomaly(anomaly) => {
                 self.counters.anomalies += 1;
                 debug!("session {session}: {anomaly:?}");
             }
@@ -175,12 +175,12 @@ fn announced(session: SessionNumber) -> String {
 
 /// Lets something be said once a second, with how often it happened.
 #[derive(Debug, Default)]
-pub(super) struct Seldom {
+pub(super) struct RateLimiter {
     last: Option<Timestamp>,
     untold: u64,
 }
 
-impl Seldom {
+impl RateLimiter {
     /// How often it happened since it was said last, if it may be said again.
     pub(super) fn worth_telling(&mut self, now: Timestamp) -> Option<u64> {
         self.untold += 1;
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_happens_all_the_time_is_said_once_a_second() {
-        let mut seldom = Seldom::default();
+        let mut seldom = RateLimiter::default();
         let start = Timestamp::from_secs(5);
         assert_eq!(seldom.worth_telling(start), Some(1));
         assert_eq!(seldom.worth_telling(start + SELDOM / 2), None);

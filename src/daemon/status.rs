@@ -14,7 +14,7 @@ pub struct Counters {
     pub sessions: u64,
     /// Pinholes opened.
     pub opened: u64,
-    /// Pinholes taken over from an earlier run.
+    /// Pinholes adopted from an earlier run.
     pub adopted: u64,
     /// Pinholes used.
     pub used: u64,
@@ -38,7 +38,7 @@ pub struct Counters {
     pub damaged: u64,
     /// Copies that differ, segments out of reach, losses.
     pub anomalies: u64,
-    /// How often the ruleset was put back.
+    /// How often the ruleset was restored.
     pub restored: u64,
     /// Errors of the queue.
     pub queue_troubles: u64,
@@ -48,7 +48,7 @@ pub struct Counters {
 
 /// A pinhole that stands.
 #[derive(Clone, Debug, Serialize)]
-pub struct Standing {
+pub struct PinholeStatus {
     /// The session that announced it; none if that was before this program began.
     pub session: Option<u64>,
     /// How, where that is known.
@@ -82,7 +82,7 @@ pub struct Status {
     /// Sessions that live.
     pub sessions: usize,
     /// Pinholes that stand, as far as this program knows.
-    pub pinholes: Vec<Standing>,
+    pub pinholes: Vec<PinholeStatus>,
     /// Pinholes in the kernel; used ones are told of late.
     pub in_kernel: Option<usize>,
     /// The mechanism.
@@ -119,7 +119,7 @@ impl fmt::Display for Status {
         {
             writeln!(f, "in the kernel stand {in_kernel} pinholes: of used ones this program is told a little later")?;
         }
-        for Standing { session, announced_by, from, to, delivered_to, leaves_from, age, remaining } in pinholes {
+        for PinholeStatus { session, announced_by, from, to, delivered_to, leaves_from, age, remaining } in pinholes {
             write!(f, "  {from} -> {to}  ")?;
             if let Some(to) = delivered_to {
                 write!(f, "delivered to {to}  ")?;
@@ -137,7 +137,7 @@ impl fmt::Display for Status {
         writeln!(f, "since the start: {packets} packets, {sessions} sessions, {encrypted} of them encrypted")?;
         write!(
             f,
-            "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed, {adopted} taken over"
+            "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed, {adopted} adopted"
         )?;
         for (reason, count) in refused {
             write!(f, "\n  refused, {reason}: {count}")?;
@@ -154,7 +154,7 @@ impl fmt::Display for Status {
         writeln!(
             f,
             "\n  not FTP: {not_ftp}, fragments: {fragments}, damaged: {damaged}, anomalies: {anomalies}, \
-             ruleset put back: {restored}, trouble with the queue: {queue_troubles}, with the kernel: {kernel_troubles}"
+             ruleset restored: {restored}, trouble with the queue: {queue_troubles}, with the kernel: {kernel_troubles}"
         )
     }
 }

@@ -7,17 +7,17 @@ use std::thread;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// Starts threads.
-pub(super) struct Crew(UnboundedSender<String>);
+pub(super) struct Workers(UnboundedSender<String>);
 
 /// Hears of threads that ended.
 pub(super) struct Threads(UnboundedReceiver<String>);
 
-pub(super) fn crew() -> (Threads, Crew) {
+pub(super) fn crew() -> (Threads, Workers) {
     let (sender, receiver) = unbounded_channel();
-    (Threads(receiver), Crew(sender))
+    (Threads(receiver), Workers(sender))
 }
 
-impl Crew {
+impl Workers {
     /// Starts a thread for that task. It ends only where it cannot go on, and says why.
     pub(super) fn start(&self, task: &'static str, work: impl FnOnce() -> String + Send + 'static) {
         let Self(ends) = self;

@@ -91,7 +91,7 @@ fn instance(instance: &Instance) -> Finding {
         Instance::None => Finding::new(Weight::Ok, about, "does not run at the moment"),
         Instance::Runs(path) => {
             Finding::new(Weight::Ok, about, format_args!("runs, and answers at {}", path.display()))
-                .advising("a second one would not start; `pinhole status` shows how it stands")
+                .advising("a second one would not start; `pinhole status` shows its state")
         }
     }
 }

@@ -6,9 +6,9 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Blocked, Report, Tally};
-use crate::core::expectation::Corridor;
+use crate::core::expectation::PortRangePinhole;
 use crate::core::time::Timestamp;
-use crate::core::tracker::{News, SessionNumber};
+use crate::core::tracker::{SessionEvent, SessionNumber};
 
 /// Writes each event as a line.
 #[derive(Debug)]
@@ -75,7 +75,7 @@ enum Fields<'a> {
         to: String,
         reason: &'static str,
     },
-    Corridor {
+    PortRangePinhole {
         from: String,
         to: String,
         ports: String,
@@ -130,15 +130,15 @@ fn number(decimal: String) -> Box<RawValue> {
 }
 
 impl<W: Write> Report for Json<W> {
-    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
         let (event, fields): (&'static str, Fields<'_>) = match *news {
-            News::Began { connection, picked_up } => {
+            SessionEvent::Began { connection, picked_up } => {
                 let client = connection.client().to_string();
                 ("session", Fields::Session { client, server: connection.server().to_string(), picked_up })
             }
-            News::LoggedIn { user } => ("login", Fields::Login { user }),
-            News::Denied { command } => ("denied", Fields::Denied { command }),
-            News::Expected { mode, expectation, rewritten_from } => {
+            SessionEvent::LoggedIn { user } => ("login", Fields::Login { user }),
+            SessionEvent::Denied { command } => ("denied", Fields::Denied { command }),
+            SessionEvent::Expected { mode, expectation, rewritten_from } => {
                 let lifetime = expectation.lifetime;
                 let expires = match lifetime.subsec_nanos() {
                     0 => lifetime.as_secs().to_string(),
@@ -156,32 +156,32 @@ impl<W: Write> Report for Json<W> {
                 };
                 ("expectation", fields)
             }
-            News::Refused { mode, to, why } => {
+            SessionEvent::Refused { mode, to, why } => {
                 let to = to.map(|to| to.to_string());
                 ("refusal", Fields::Refusal { announced_by: mode.announced_by(), to, reason: why.name() })
             }
-            News::Used { mode, flow } => {
-                // What came through a corridor was announced where nobody could read it.
+            SessionEvent::Used { mode, flow } => {
+                // What came through a port_range was announced where nobody could read it.
                 let announced_by = mode.map_or("AUTH", |mode| mode.announced_by());
                 let (from, to) = (flow.source.to_string(), flow.destination.to_string());
                 ("related", Fields::Related { from, to, announced_by })
             }
-            News::Expired(expectation) => {
+            SessionEvent::Expired(expectation) => {
                 let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
                 ("expired", Fields::Hole { from, to })
             }
-            News::Closed { expectation, why } => {
+            SessionEvent::Closed { expectation, why } => {
                 let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
                 ("closed", Fields::HoleAndReason { from, to, reason: why.name() })
             }
-            News::Encrypted { corridor } => {
-                ("encrypted", corridor.map_or(Fields::None {}, |corridor| range(&corridor, None)))
+            SessionEvent::Encrypted { port_range } => {
+                ("encrypted", port_range.map_or(Fields::None {}, |port_range| range(&port_range, None)))
             }
-            News::RangeOpened(corridor) => ("range", range(&corridor, None)),
-            News::RangeRefused { corridor, why } => ("range-refusal", range(&corridor, Some(why.name()))),
-            News::NotFtp => ("not-ftp", Fields::None {}),
-            News::Ended(how) => ("end", Fields::Reason { reason: how.name() }),
-            News::Said { .. } | News::Anomaly(_) => return,
+            SessionEvent::RangeOpened(port_range) => ("range", range(&port_range, None)),
+            SessionEvent::RangeRefused { port_range, why } => ("range-refusal", range(&port_range, Some(why.name()))),
+            SessionEvent::NotFtp => ("not-ftp", Fields::None {}),
+            SessionEvent::Ended(how) => ("end", Fields::Reason { reason: how.name() }),
+            SessionEvent::Said { .. } | SessionEvent::Anomaly(_) => return,
         };
         self.line(event, at, Some(session), fields);
     }
@@ -199,7 +199,7 @@ impl<W: Write> Report for Json<W> {
     }
 }
 
-fn range(corridor: &Corridor, reason: Option<&'static str>) -> Fields<'static> {
-    let Corridor { from, to, ports } = corridor;
-    Fields::Corridor { from: from.to_string(), to: to.to_string(), ports: ports.to_string(), reason }
+fn range(port_range: &PortRangePinhole, reason: Option<&'static str>) -> Fields<'static> {
+    let PortRangePinhole { from, to, ports } = port_range;
+    Fields::PortRangePinhole { from: from.to_string(), to: to.to_string(), ports: ports.to_string(), reason }
 }

@@ -24,7 +24,7 @@ use crate::core::net::{Flags, Flow, NotSegment, Segment, Seq, readdressed, repla
 use crate::core::policy::Policy;
 use crate::core::seqadj::Verdict;
 use crate::core::time::Timestamp;
-use crate::core::tracker::{Handled, News, Observer, SessionNumber, Tracker, World};
+use crate::core::tracker::{Handled, Observer, SessionEvent, SessionNumber, Tracker, World};
 use crate::replay::pcap::file::Frame;
 use crate::replay::pcap::link::{self, LinkType, NotIp};
 use blocked::DataConnections;
@@ -34,7 +34,7 @@ use nat::{Gateway, Nat, Translated, Way};
 /// Whoever shows what a replay finds.
 pub trait Report {
     /// Something happened in a session.
-    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>);
+    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>);
 
     /// A connection between the two hosts of a session came without having been expected.
     fn blocked(&mut self, at: Timestamp, session: SessionNumber, blocked: &Blocked);
@@ -340,7 +340,7 @@ impl<R: Report> Replay<R> {
         }
         // A pinhole first: the addresses of a connection may come again soon, and then were announced again.
         match firewall.admit(*now, flow) {
-            Some((Admitted::Pinhole(_) | Admitted::Corridor(_), arrived)) => {
+            Some((Admitted::Pinhole(_) | Admitted::PortRangePinhole(_), arrived)) => {
                 connections.remember(*now, flow);
                 let mut observer = Counting { tally, connections, report };
                 let mut world = World { now: *now, policy, firewall, observer: &mut observer };
@@ -381,11 +381,11 @@ struct Counting<'a, R> {
 }
 
 impl<R: Report> Observer for Counting<'_, R> {
-    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
         self.tally.count(news);
         match news {
-            News::Began { connection, .. } => self.connections.session_begins(session, connection),
-            News::Ended(_) => self.connections.session_ends(session),
+            SessionEvent::Began { connection, .. } => self.connections.session_begins(session, connection),
+            SessionEvent::Ended(_) => self.connections.session_ends(session),
             _ => {}
         }
         self.report.news(at, session, news);

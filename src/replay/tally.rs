@@ -1,6 +1,6 @@
 //! What a replay counted.
 
-use crate::core::tracker::News;
+use crate::core::tracker::SessionEvent;
 
 /// Counts of everything that a summary tells.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,23 +37,23 @@ impl Tally {
         self.fragments + self.cut + self.damaged + self.oddities
     }
 
-    pub(super) fn count(&mut self, news: &News<'_>) {
+    pub(super) fn count(&mut self, news: &SessionEvent<'_>) {
         match news {
-            News::Began { .. } => self.sessions += 1,
-            News::Expected { .. } => self.expectations += 1,
-            News::Refused { .. } | News::RangeRefused { .. } => self.refusals += 1,
-            News::Used { .. } => self.related += 1,
-            News::Expired(_) => self.expired += 1,
-            News::Anomaly(_) => self.oddities += 1,
-            News::Ended(how) if how.is_eviction() => self.evicted += 1,
-            News::Said { .. }
-            | News::Denied { .. }
-            | News::LoggedIn { .. }
-            | News::Closed { .. }
-            | News::Encrypted { .. }
-            | News::RangeOpened(_)
-            | News::NotFtp
-            | News::Ended(_) => {}
+            SessionEvent::Began { .. } => self.sessions += 1,
+            SessionEvent::Expected { .. } => self.expectations += 1,
+            SessionEvent::Refused { .. } | SessionEvent::RangeRefused { .. } => self.refusals += 1,
+            SessionEvent::Used { .. } => self.related += 1,
+            SessionEvent::Expired(_) => self.expired += 1,
+            SessionEvent::Anomaly(_) => self.oddities += 1,
+            SessionEvent::Ended(how) if how.is_eviction() => self.evicted += 1,
+            SessionEvent::Said { .. }
+            | SessionEvent::Denied { .. }
+            | SessionEvent::LoggedIn { .. }
+            | SessionEvent::Closed { .. }
+            | SessionEvent::Encrypted { .. }
+            | SessionEvent::RangeOpened(_)
+            | SessionEvent::NotFtp
+            | SessionEvent::Ended(_) => {}
         }
     }
 }

@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use super::{Blocked, Report, Tally};
 use crate::core::session::reassembly::StreamAnomaly;
 use crate::core::time::Timestamp;
-use crate::core::tracker::{News, SessionNumber};
+use crate::core::tracker::{SessionEvent, SessionNumber};
 
 /// How much of an argument is shown.
 const LONGEST_ARGUMENT: usize = 80;
@@ -56,27 +56,29 @@ impl<W: Write> super::Sink for Text<W> {
 }
 
 impl<W: Write> Report for Text<W> {
-    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
         let mut say = |text: fmt::Arguments<'_>| self.line(at, session, text);
         match *news {
-            News::Began { connection, picked_up } => {
+            SessionEvent::Began { connection, picked_up } => {
                 let picked_up = if picked_up { " (picked up in the middle)" } else { "" };
                 say(format_args!("session {} -> {}{picked_up}", connection.client(), connection.server()));
             }
-            News::Said { command, argument: None } => say(format_args!("{command} ...")),
-            News::Said { command, argument: Some(b"") } => say(format_args!("{command}")),
-            News::Said { command, argument: Some(argument) } => say(format_args!("{command} {}", Shown(argument))),
-            News::Denied { command } => say(format_args!("{command} is denied by the policy")),
-            News::LoggedIn { user: Some(user) } => say(format_args!("logged in as {user}")),
-            News::LoggedIn { user: None } => say(format_args!("logged in")),
-            News::Expected { mode, expectation, rewritten_from } => {
+            SessionEvent::Said { command, argument: None } => say(format_args!("{command} ...")),
+            SessionEvent::Said { command, argument: Some(b"") } => say(format_args!("{command}")),
+            SessionEvent::Said { command, argument: Some(argument) } => {
+                say(format_args!("{command} {}", Shown(argument)))
+            }
+            SessionEvent::Denied { command } => say(format_args!("{command} is denied by the policy")),
+            SessionEvent::LoggedIn { user: Some(user) } => say(format_args!("logged in as {user}")),
+            SessionEvent::LoggedIn { user: None } => say(format_args!("logged in")),
+            SessionEvent::Expected { mode, expectation, rewritten_from } => {
                 let lifetime = expectation.lifetime;
                 say(format_args!("{} opens {expectation} for {lifetime:?}", mode.announced_by()));
                 if let Some(from) = rewritten_from {
                     say(format_args!("{} of {from} rewritten to {}", mode.announced_by(), expectation.to));
                 }
             }
-            News::Refused { mode, to, why } => {
+            SessionEvent::Refused { mode, to, why } => {
                 let by = mode.announced_by();
                 let explanation = why.explanation();
                 match to {
@@ -84,25 +86,25 @@ impl<W: Write> Report for Text<W> {
                     None => say(format_args!("{by} refused, {why}: {explanation}")),
                 }
             }
-            News::Used { mode: Some(_), flow } => say(format_args!("used by {flow}")),
-            News::Used { mode: None, flow } => say(format_args!("used by {flow} (of an encrypted session)")),
-            News::Expired(expectation) => say(format_args!("{expectation} expired unused")),
-            News::Closed { expectation, why } => {
+            SessionEvent::Used { mode: Some(_), flow } => say(format_args!("used by {flow}")),
+            SessionEvent::Used { mode: None, flow } => say(format_args!("used by {flow} (of an encrypted session)")),
+            SessionEvent::Expired(expectation) => say(format_args!("{expectation} expired unused")),
+            SessionEvent::Closed { expectation, why } => {
                 say(format_args!("{expectation} closed unused, {}", why.explanation()));
             }
-            News::Encrypted { corridor: None } => {
+            SessionEvent::Encrypted { port_range: None } => {
                 say(format_args!("encrypted from here on: nothing more can be read, nothing opens"));
             }
-            News::Encrypted { corridor: Some(corridor) } => {
-                say(format_args!("encrypted from here on: {corridor} opens when as much was said as a login takes"));
+            SessionEvent::Encrypted { port_range: Some(port_range) } => {
+                say(format_args!("encrypted from here on: {port_range} opens when as much was said as a login takes"));
             }
-            News::RangeOpened(corridor) => say(format_args!("{corridor} opens while the session lasts")),
-            News::RangeRefused { corridor, why } => {
-                say(format_args!("{corridor} refused, {why}: {}", why.explanation()));
+            SessionEvent::RangeOpened(port_range) => say(format_args!("{port_range} opens while the session lasts")),
+            SessionEvent::RangeRefused { port_range, why } => {
+                say(format_args!("{port_range} refused, {why}: {}", why.explanation()));
             }
-            News::NotFtp => say(format_args!("this is not FTP: nothing opens")),
-            News::Ended(how) => say(format_args!("end, {}", how.name())),
-            News::Anomaly(anomaly) => say(format_args!("anomaly: {}", explain(anomaly))),
+            SessionEvent::NotFtp => say(format_args!("this is not FTP: nothing opens")),
+            SessionEvent::Ended(how) => say(format_args!("end, {}", how.name())),
+            SessionEvent::Anomaly(anomaly) => say(format_args!("anomaly: {}", explain(anomaly))),
         }
     }
 

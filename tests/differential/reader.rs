@@ -7,7 +7,7 @@ use pinhole::core::net::{Direction, Flow, Segment, Seq, has_sound_checksum, repl
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Handled, News, Observer, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{Handled, Observer, SessionEvent, SessionNumber, Tracker, World};
 
 /// As in the daemon.
 const MOST_HELD: usize = 32;
@@ -31,15 +31,15 @@ pub(crate) struct Opened {
 }
 
 impl Observer for Tap {
-    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &News<'_>) {
+    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &SessionEvent<'_>) {
         match news {
-            News::Expected { expectation, .. } => {
+            SessionEvent::Expected { expectation, .. } => {
                 let port = expectation.to.port.number();
                 self.opened.push(Opened { port, while_closing: self.is_closing });
             }
             // What a session read that turned out to be none is forgotten.
-            News::Began { picked_up: false, .. } => self.reads.clear(),
-            News::Refused { why, .. } => self.refused.push(why.to_string()),
+            SessionEvent::Began { picked_up: false, .. } => self.reads.clear(),
+            SessionEvent::Refused { why, .. } => self.refused.push(why.to_string()),
             _ => {}
         }
     }

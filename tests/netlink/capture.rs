@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pinhole::core::kernel::{Control, Firewall, InStep, Progress};
+use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
 use pinhole::core::policy::{Policy, Queues, WhenDown};
 use pinhole::core::seqadj::Adjustments;
 use pinhole::lab;
@@ -111,8 +111,8 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
                 sets.control_connection(&flow_of(&ours)).expect("an answer").expect("a control connection");
             assert!(id.is_some());
             let adjustments = Adjustments::default();
-            let in_step = InStep::default();
-            let control = |progress| Control { connection, id, is_opening: false, progress, in_step, adjustments };
+            let synced = Synced::default();
+            let control = |progress| Control { connection, id, is_opening: false, progress, synced, adjustments };
             assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(Progress::Unknown))));
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE[..5]);

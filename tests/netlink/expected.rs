@@ -62,7 +62,7 @@ fn master(carrier: &Carrier, client: &str, server: &str) -> Connection {
     let flow = flow(client.parse().expect("an address"), server.parse().expect("an address"));
     let connection = Connection::direct(flow);
     let mut conntrack = Conntrack::open(PATIENCE).expect("root");
-    conntrack.make_up(&connection, &carrier.name, Duration::from_secs(100)).expect("it is new");
+    conntrack.create_dummy_entry(&connection, &carrier.name, Duration::from_secs(100)).expect("it is new");
     connection
 }
 
@@ -162,7 +162,7 @@ fn without_a_master_or_without_its_helper_nobody_is_expected() {
         assert!(error.cause.is_missing(), "{error}");
         let mut conntrack = Conntrack::open(PATIENCE).expect("root");
         let plain = Connection::direct(nobody);
-        conntrack.make_up(&plain, "no-such-helper", PATIENCE).expect_err("there is no such helper");
+        conntrack.create_dummy_entry(&plain, "no-such-helper", PATIENCE).expect_err("there is no such helper");
     });
 }
 

@@ -332,7 +332,7 @@ fn a_restart_and_a_flush_keep_what_a_pinhole_is_mapped_to() {
         assert_eq!(second.mapping_of(active.from, active.to), Some(active.mapping));
         site.gateway.nft(&format!("flush ruleset\n{nat}"));
         let now = Timestamp::from_secs(1);
-        let restored = site.gateway.run(|| second.restore(now, [active].iter())).expect("it can be mended");
+        let restored = site.gateway.run(|| second.restore(now, [active].iter())).expect("it can be restored");
         assert_eq!((restored.table, restored.elements), (true, 1), "one pinhole, however it is mapped");
         let to = SocketAddr::new(active.to.address, active.to.port.number());
         let stream = connects(&site.outside, &to.to_string()).expect("announced");

@@ -1,4 +1,4 @@
-//! The table: installed, seen to stand, put back, taken away.
+//! The table: installed, seen to stand, restored, taken away.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;
@@ -10,7 +10,7 @@ use pinhole::core::policy::{ControlPorts, Policy, Queues};
 use pinhole::core::time::Timestamp;
 use pinhole::netfilter::backend::sets::{Sets, SetupError};
 use pinhole::netfilter::netlink::{
-    ConnectionChange, ConnectionWatch, Deed, Expression, Family, Heard, Table, TableWatch, Tables,
+    ChangeKind, ConnectionChange, ConnectionWatch, Expression, Family, Heard, Table, TableWatch, Tables,
 };
 
 use socket2::SockRef;
@@ -79,7 +79,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         host.run(|| (Sets::install(&policy).expect("installed"), TableWatch::open().expect("root")));
     let _listener = listens(&host, "10.9.0.2:50000");
     let pinholes = [expectation("10.9.0.1", "10.9.0.2", 50_000, 60), expectation("fd09::1", "fd09::2", 50_000, 60)];
-    let (told, mended) = mpsc::channel();
+    let (told, restored) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(|| {
             while told.send(None).is_ok() {
@@ -87,7 +87,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
                     Heard::Change(change) if sets.concerns(&change) && !sets.stands().expect("root") => {
                         // What stood is lost for the test, too, so that it can only come from what is expected.
                         let now = Timestamp::from_secs(1);
-                        let restored = host.run(|| sets.restore(now, pinholes.iter())).expect("it can be mended");
+                        let restored = host.run(|| sets.restore(now, pinholes.iter())).expect("it can be restored");
                         if restored.without_chain.is_empty() && sets.stands().expect("root") {
                             let _ = told.send(Some(restored));
                         }
@@ -96,7 +96,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
                 }
             }
         });
-        let wait = || mended.iter().take(1000).flatten().next().expect("within the time of many changes");
+        let wait = || restored.iter().take(1000).flatten().next().expect("within the time of many changes");
         host.nft(&format!("flush ruleset\n{DEFAULT_DROP}"));
         let restored = wait();
         assert!(restored.was_gone && restored.table && restored.elements == 2, "{restored:?}");
@@ -109,7 +109,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         assert!(!restored.was_gone, "the kernel went on looking at packets");
         host.nft("flush chain inet filter input\nadd rule inet filter input tcp dport 21 accept");
         assert_eq!(wait().admitted.len(), 1);
-        drop(mended);
+        drop(restored);
     });
     connects(&client, "10.9.0.2:50000").expect_err("what was used up stays so");
     tidy_up(&mut sets, &pinholes[0]);
@@ -178,7 +178,7 @@ fn is_told_who_changed_what() {
     let mut heard = BTreeSet::new();
     while let Heard::Change(change) = watch.next(Duration::from_millis(200)).expect("it listens") {
         assert_eq!((change.family, &*change.table), (Family::Ip, "t"));
-        assert_eq!(change.by == tables.number().expect("bound"), change.deed == Deed::RuleAdded);
+        assert_eq!(change.by == tables.number().expect("bound"), change.deed == ChangeKind::RuleAdded);
         heard.insert(format!("{:?} {}", change.deed, change.chain.as_deref().unwrap_or("")));
     }
     assert_eq!(heard, ["TableAdded ", "ChainAdded c", "RuleAdded c"].map(String::from).into());

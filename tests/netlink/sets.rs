@@ -6,8 +6,8 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::core::expectation::Corridor;
-use pinhole::core::kernel::{Control, Firewall, InStep, Progress};
+use pinhole::core::expectation::PortRangePinhole;
+use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
 use pinhole::core::net::{Connection, Flow, PortRange};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustments;
@@ -148,22 +148,22 @@ fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
 }
 
 #[test]
-fn a_corridor_admits_many_until_the_last_session_closes_it() {
+fn a_port_range_admits_many_until_the_last_session_closes_it() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
     let mut sets = host.run(|| Sets::install(&guarded())).expect("installed");
     let _listeners = [50_000, 50_100, 50_101].map(|number| listens(&host, &format!("10.9.0.2:{number}")));
     let ports = PortRange::new(port(50_000), port(50_100)).expect("a range");
-    let corridor = Corridor { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
-    sets.open_corridor(&corridor).expect("opened");
-    sets.open_corridor(&corridor).expect("by another session");
-    sets.close_corridor(&corridor);
+    let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
+    sets.open_port_range(&port_range).expect("opened");
+    sets.open_port_range(&port_range).expect("by another session");
+    sets.close_port_range(&port_range);
     for _ in 0..2 {
         connects(&client, "10.9.0.2:50000").expect("the first port");
         connects(&client, "10.9.0.2:50100").expect("the last port");
     }
     connects(&client, "10.9.0.2:50101").expect_err("beyond");
-    sets.close_corridor(&corridor);
+    sets.close_port_range(&port_range);
     connects(&client, "10.9.0.2:50000").expect_err("closed");
     assert_eq!(sets.take_troubles().count, 0);
 }
@@ -173,21 +173,21 @@ fn renewed_range_lasts_its_whole_lifetime() {
     let host = Host::new("range");
     let mut sets = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
     let ports = PortRange::new(port(50_000), port(50_100)).expect("a range");
-    let corridor = Corridor { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
+    let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
     let table = Table { family: Family::Inet, name: "pinhole" };
     let lifetimes = || {
-        let elements = host.run(|| Tables::open(Duration::from_secs(1)).expect("root").elements(table, "corridors4"));
+        let elements = host.run(|| Tables::open(Duration::from_secs(1)).expect("root").elements(table, "port_ranges4"));
         elements.expect("a set").iter().map(|element| element.timeout).collect::<Vec<_>>()
     };
-    sets.open_corridor(&corridor).expect("opened");
-    assert_eq!(lifetimes(), [Some(Corridor::LIFETIME)]);
+    sets.open_port_range(&port_range).expect("opened");
+    assert_eq!(lifetimes(), [Some(PortRangePinhole::LIFETIME)]);
     // As it is when most of its life is over.
-    let element = "element inet pinhole corridors4 { 10.9.0.1 . 10.9.0.2 . 50000-50100";
+    let element = "element inet pinhole port_ranges4 { 10.9.0.1 . 10.9.0.2 . 50000-50100";
     host.nft(&format!("delete {element} }}\nadd {element} timeout 20s }}"));
     assert_eq!(lifetimes(), [Some(Duration::from_secs(20))]);
-    sets.renew_corridor(&corridor);
-    assert_eq!(lifetimes(), [Some(Corridor::LIFETIME)]);
-    sets.close_corridor(&corridor);
+    sets.renew_port_range(&port_range);
+    assert_eq!(lifetimes(), [Some(PortRangePinhole::LIFETIME)]);
+    sets.close_port_range(&port_range);
     assert_eq!((lifetimes(), sets.take_troubles().count), (Vec::new(), 0));
 }
 
@@ -214,7 +214,7 @@ fn a_translated_connection_has_four_addresses() {
         id,
         is_opening: false,
         progress: Progress::Unknown,
-        in_step: InStep::default(),
+        synced: Synced::default(),
         adjustments: Adjustments::default(),
     }));
     assert_eq!(sets.control_connection(&connection.original), control);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use pinhole::core::policy::{self, Policy};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{News, SessionNumber};
+use pinhole::core::tracker::{SessionEvent, SessionNumber};
 use pinhole::replay::pcap::file::FileReader;
 use pinhole::replay::{Blocked, Json, Replay, Report, Sink as _, Tally};
 use serde_json::Value;
@@ -62,7 +62,7 @@ fn feed<P: AsRef<[u8]>, R: Report>(packets: impl IntoIterator<Item = P>, mut rep
 struct Silent;
 
 impl Report for Silent {
-    fn news(&mut self, _: Timestamp, _: SessionNumber, _: &News<'_>) {}
+    fn news(&mut self, _: Timestamp, _: SessionNumber, _: &SessionEvent<'_>) {}
     fn blocked(&mut self, _: Timestamp, _: SessionNumber, _: &Blocked) {}
     fn summary(&mut self, _: Timestamp, _: &Tally) {}
 }

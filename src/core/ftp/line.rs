@@ -57,7 +57,7 @@ struct Unfinished {
 pub struct LineReader {
     ending: Ending,
     /// Whether the next line begins where all readers agree that one does.
-    is_in_step: bool,
+    is_synced: bool,
     /// Whether nothing counts up to the next CRLF: it may be the rest of a line.
     is_lost: bool,
     /// Whether the next line begins behind CRLF of which a byte may have been urgent data.
@@ -69,12 +69,12 @@ pub struct LineReader {
 impl LineReader {
     /// A reader at the start of a line.
     pub const fn new(ending: Ending) -> Self {
-        Self { ending, is_in_step: true, is_lost: false, is_behind_urgent: false, unfinished: None }
+        Self { ending, is_synced: true, is_lost: false, is_behind_urgent: false, unfinished: None }
     }
 
     /// A reader at any place: it counts from behind the first CRLF.
     pub const fn in_the_middle(ending: Ending) -> Self {
-        Self { ending, is_in_step: false, is_lost: true, is_behind_urgent: false, unfinished: None }
+        Self { ending, is_synced: false, is_lost: true, is_behind_urgent: false, unfinished: None }
     }
 
     /// Takes the next bytes, the first of which has the sequence number `at`, and hands on each line that they complete.
@@ -110,8 +110,8 @@ impl LineReader {
             }
             // Without its CR or LF a line does not end for all readers.
             if urgent_end.is_some_and(|urgent| urgent.is_after(end.moved(-2))) {
-                self.is_behind_urgent = self.is_in_step;
-                self.is_in_step = false;
+                self.is_behind_urgent = self.is_synced;
+                self.is_synced = false;
             }
             at = end;
             rest = behind;
@@ -149,7 +149,7 @@ impl LineReader {
 
     /// Whether the next byte begins a line, as far as all readers agree.
     pub fn is_at_start(&self) -> bool {
-        self.unfinished.is_none() && self.is_in_step && !self.is_lost
+        self.unfinished.is_none() && self.is_synced && !self.is_lost
     }
 
     /// Whether only urgent data at the end of the line before makes the next byte doubtful as the first one of a line.
@@ -159,7 +159,7 @@ impl LineReader {
 
     /// The receiver has found the end of the line before, urgent or not.
     pub fn believe_urgent_end(&mut self) {
-        self.is_in_step |= std::mem::take(&mut self.is_behind_urgent);
+        self.is_synced |= std::mem::take(&mut self.is_behind_urgent);
     }
 
     /// How many bytes are kept.
@@ -172,7 +172,7 @@ impl LineReader {
         let Unfinished { text, start, too_long, .. } = self.unfinished.as_deref()?;
         // A CR in the last place may be the one that ends it.
         let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let plain = self.is_in_step && is_plain(text);
+        let plain = self.is_synced && is_plain(text);
         let end = *start + text.len();
         let (whole, may_continue) = (!too_long && !self.is_lost, self.is_behind_urgent);
         Some(Line { text, start: *start, end, begins: !self.is_lost, whole, plain, may_continue })
@@ -182,7 +182,7 @@ impl LineReader {
     fn finish(&mut self, at: Seq, bytes: &[u8], limit: usize, take: &mut impl FnMut(Line<'_>) -> bool) -> bool {
         let end = at + bytes.len();
         let without_lf = &bytes[..bytes.len() - 1];
-        let was_in_step = self.is_in_step;
+        let was_synced = self.is_synced;
         let was_lost = self.is_lost;
         let may_continue = std::mem::take(&mut self.is_behind_urgent);
         if let Some(mut unfinished) = self.unfinished.take() {
@@ -191,14 +191,14 @@ impl LineReader {
             let Unfinished { text, start, too_long, ends_in_cr } = &*unfinished;
             // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
             let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
-            let plain = was_in_step && *ends_in_cr && is_plain(text);
+            let plain = was_synced && *ends_in_cr && is_plain(text);
             let whole = !*too_long && text.len() <= limit && !was_lost;
             let text = &text[..text.len().min(limit)];
             take(Line { text, start: *start, end, begins: !was_lost, whole, plain, may_continue })
         } else {
             let line = without_lf.strip_suffix(b"\r");
             self.ended(line.is_some());
-            let plain = was_in_step && line.is_some_and(is_plain);
+            let plain = was_synced && line.is_some_and(is_plain);
             let line = line.unwrap_or(without_lf);
             let text = &line[..line.len().min(limit)];
             let whole = text.len() == line.len() && !was_lost;
@@ -208,7 +208,7 @@ impl LineReader {
 
     /// A line has ended.
     fn ended(&mut self, in_crlf: bool) {
-        self.is_in_step = in_crlf;
+        self.is_synced = in_crlf;
         self.is_lost &= !in_crlf;
     }
 

@@ -20,10 +20,10 @@ pub enum Progress {
     Unreadable,
 }
 
-/// Which ends of a session are in step when it is picked up: all that they sent was read, and their next byte begins a
+/// Which ends of a session are in sync when it is picked up: all that they sent was read, and their next byte begins a
 /// line, the server's one that begins a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct InStep {
+pub struct Synced {
     /// The client.
     pub client: bool,
     /// The server.
@@ -59,8 +59,8 @@ impl Mark {
             used |= bits[index];
             index += 1;
         }
-        let [known, beyond, server_in_step, client_in_step, read] = bits;
-        ControlBits { known, beyond, server_in_step, client_in_step, read }
+        let [known, beyond, server_synced, client_synced, read] = bits;
+        ControlBits { known, beyond, server_synced, client_synced, read }
     }
 }
 
@@ -79,20 +79,20 @@ const CONTROL_BITS: u32 = 5;
 pub struct ControlBits {
     known: u32,
     beyond: u32,
-    server_in_step: u32,
-    client_in_step: u32,
+    server_synced: u32,
+    client_synced: u32,
     read: u32,
 }
 
 impl ControlBits {
     /// All bits that a connection's mark may have.
     pub const fn all_of_connection(self) -> u32 {
-        self.progress() | self.server_in_step | self.client_in_step
+        self.progress() | self.server_synced | self.client_synced
     }
 
     /// Each of them, in a fixed order.
     pub const fn each(self) -> [u32; CONTROL_BITS as usize] {
-        [self.known, self.beyond, self.server_in_step, self.client_in_step, self.read]
+        [self.known, self.beyond, self.server_synced, self.client_synced, self.read]
     }
 
     /// The two bits of how far a session has come.
@@ -120,17 +120,17 @@ impl ControlBits {
         }
     }
 
-    /// The bit of a connection's mark that says that this end is in step.
-    pub const fn in_step(self, end: Direction) -> u32 {
+    /// The bit of a connection's mark that says that this end is in sync.
+    pub const fn synced(self, end: Direction) -> u32 {
         match end {
-            Direction::FromClient => self.client_in_step,
-            Direction::FromServer => self.server_in_step,
+            Direction::FromClient => self.client_synced,
+            Direction::FromServer => self.server_synced,
         }
     }
 
-    /// Which ends are in step, by a connection's mark.
-    pub const fn read_in_step(self, mark: u32) -> InStep {
-        InStep { client: mark & self.client_in_step != 0, server: mark & self.server_in_step != 0 }
+    /// Which ends are in sync, by a connection's mark.
+    pub const fn read_synced(self, mark: u32) -> Synced {
+        Synced { client: mark & self.client_synced != 0, server: mark & self.server_synced != 0 }
     }
 
     /// The bit of a packet's mark that says that it was read.
@@ -138,8 +138,8 @@ impl ControlBits {
         self.read
     }
 
-    /// The bit of a packet's mark that says that its sender is in step behind it.
-    pub const fn of_packet_in_step(self) -> u32 {
+    /// The bit of a packet's mark that says that its sender is in sync behind it.
+    pub const fn of_packet_synced(self) -> u32 {
         self.known
     }
 
@@ -148,10 +148,10 @@ impl ControlBits {
         mark & self.of_read_packet() != 0
     }
 
-    /// The mark of a packet that was read, and whether its sender is in step behind it.
-    pub const fn of_packet(self, mark: u32, in_step: bool) -> u32 {
-        let cleared = mark & !(self.of_read_packet() | self.of_packet_in_step());
-        cleared | self.of_read_packet() | if in_step { self.of_packet_in_step() } else { 0 }
+    /// The mark of a packet that was read, and whether its sender is in sync behind it.
+    pub const fn of_packet(self, mark: u32, synced: bool) -> u32 {
+        let cleared = mark & !(self.of_read_packet() | self.of_packet_synced());
+        cleared | self.of_read_packet() | if synced { self.of_packet_synced() } else { 0 }
     }
 }
 

@@ -7,10 +7,10 @@ mod simulated;
 
 use std::net::IpAddr;
 
-pub use marks::{ControlBits, InStep, Mark, Progress};
+pub use marks::{ControlBits, Mark, Progress, Synced};
 pub use simulated::{Admitted, Simulated};
 
-use crate::core::expectation::{Corridor, Expectation, Mapping};
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 
@@ -35,9 +35,9 @@ pub struct Control {
     pub is_opening: bool,
     /// How far it has come, as [`Firewall::record`] was told last, by this run or an earlier one.
     pub progress: Progress,
-    /// Which of its ends are in step, as [`Tracker::is_in_step`](crate::core::tracker::Tracker::is_in_step) said of the last
+    /// Which of its ends are in sync, as [`Tracker::is_synced`](crate::core::tracker::Tracker::is_synced) said of the last
     /// packet of each, and nothing passed unread since then.
-    pub in_step: InStep,
+    pub synced: Synced,
     /// How its sequence numbers are corrected, whoever asked for that.
     pub adjustments: Adjustments,
 }
@@ -77,14 +77,14 @@ pub trait Firewall {
         held: &[Seq],
     ) -> Result<(), NotAdjusted>;
 
-    /// Admits a corridor until it is closed.
-    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened>;
+    /// Admits a port_range until it is closed.
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened>;
 
-    /// Has a corridor that is open last for its whole [lifetime](Corridor::LIFETIME) from now on, where one ends by itself.
-    fn renew_corridor(&mut self, corridor: &Corridor);
+    /// Has a port_range that is open last for its whole [lifetime](PortRangePinhole::LIFETIME) from now on, where one ends by itself.
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole);
 
-    /// Does not admit a corridor any more.
-    fn close_corridor(&mut self, corridor: &Corridor);
+    /// Does not admit a port_range any more.
+    fn close_port_range(&mut self, port_range: &PortRangePinhole);
 
     /// Keeps how far this control connection has come, so that it is not lost with whoever says it. Packets of one in
     /// which nothing can be read any more need not be brought.

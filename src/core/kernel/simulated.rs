@@ -7,8 +7,8 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
 use super::{Control, Firewall, LookupFailed, NotOpened};
-use crate::core::expectation::{Corridor, Expectation, Mapping};
-use crate::core::kernel::{InStep, Progress};
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
+use crate::core::kernel::{Progress, Synced};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::core::time::Timestamp;
@@ -18,8 +18,8 @@ use crate::core::time::Timestamp;
 pub enum Admitted {
     /// Through a pinhole, which is closed by it.
     Pinhole(Expectation),
-    /// Through the corridor of an encrypted session.
-    Corridor(Corridor),
+    /// Through the port_range of an encrypted session.
+    PortRangePinhole(PortRangePinhole),
 }
 
 /// Pinholes in memory. Connections are not translated, unless somebody says which are.
@@ -27,14 +27,14 @@ pub enum Admitted {
 pub struct Simulated {
     control_ports: BTreeSet<Port>,
     pinholes: HashMap<(IpAddr, Endpoint), Expectation, RandomState>,
-    corridors: Vec<Corridor>,
+    port_ranges: Vec<PortRangePinhole>,
     translated: HashMap<Flow, Connection, RandomState>,
     adjustments: HashMap<Flow, Adjustments, RandomState>,
     cannot_adjust: bool,
     /// Whether connections are in the middle, whatever is asked of them.
     nothing_opens: bool,
     recorded: Recorded,
-    in_step: InStep,
+    synced: Synced,
     ids: u32,
     failing_lookups: u32,
     lookups: u64,
@@ -76,13 +76,13 @@ impl Simulated {
         Self {
             control_ports: control_ports.into_iter().collect(),
             pinholes: HashMap::default(),
-            corridors: Vec::new(),
+            port_ranges: Vec::new(),
             translated: HashMap::default(),
             adjustments: HashMap::default(),
             cannot_adjust: false,
             nothing_opens: false,
             recorded: Recorded::default(),
-            in_step: InStep::default(),
+            synced: Synced::default(),
             ids: 0,
             failing_lookups: 0,
             lookups: 0,
@@ -95,7 +95,12 @@ impl Simulated {
         let key = (flow.source.address, flow.destination);
         match self.pinholes.remove(&key) {
             Some(pinhole) if now < pinhole.expires() => Some(Admitted::Pinhole(pinhole)),
-            _ => self.corridors.iter().find(|corridor| corridor.matches(flow)).copied().map(Admitted::Corridor),
+            _ => self
+                .port_ranges
+                .iter()
+                .find(|port_range| port_range.matches(flow))
+                .copied()
+                .map(Admitted::PortRangePinhole),
         }
     }
 
@@ -117,9 +122,9 @@ impl Simulated {
         self.ids
     }
 
-    /// From now on these ends of every connection are in step.
-    pub const fn find_in_step(&mut self, in_step: InStep) {
-        self.in_step = in_step;
+    /// From now on these ends of every connection are in sync.
+    pub const fn find_synced(&mut self, synced: Synced) {
+        self.synced = synced;
     }
 
     /// So many of the next lookups of a control connection fail.
@@ -137,7 +142,7 @@ impl Simulated {
         self.adjustments.get(&connection.original).copied().unwrap_or_default()
     }
 
-    /// How often an open corridor was renewed.
+    /// How often an open port_range was renewed.
     pub const fn renewals(&self) -> usize {
         self.renewals
     }
@@ -176,7 +181,7 @@ impl Firewall for Simulated {
             id: Some(self.next_id()),
             is_opening: !self.nothing_opens,
             progress: self.recorded.get(&connection.original),
-            in_step: self.in_step,
+            synced: self.synced,
             adjustments: self.adjustments(&connection),
         }))
     }
@@ -209,18 +214,18 @@ impl Firewall for Simulated {
         Ok(())
     }
 
-    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        self.corridors.push(*corridor);
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
+        self.port_ranges.push(*port_range);
         Ok(())
     }
 
-    fn renew_corridor(&mut self, corridor: &Corridor) {
-        self.renewals += usize::from(self.corridors.contains(corridor));
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.renewals += usize::from(self.port_ranges.contains(port_range));
     }
 
-    fn close_corridor(&mut self, corridor: &Corridor) {
-        if let Some(index) = self.corridors.iter().position(|open| open == corridor) {
-            self.corridors.swap_remove(index);
+    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
+        if let Some(index) = self.port_ranges.iter().position(|open| open == port_range) {
+            self.port_ranges.swap_remove(index);
         }
     }
 

@@ -5,10 +5,10 @@
 //! FTP, nor how the kernel is told.
 
 mod adjustment;
-mod course;
+mod rewriter;
 
 pub use adjustment::{Adjustment, Adjustments, NotAdjusted};
-pub use course::{Course, MOST_WITHHELD, Obstacle, Replaced};
+pub use rewriter::{DirectionRewriter, MOST_WITHHELD, Replaced, RewriteError};
 
 use crate::core::net::{Direction, Seq};
 
@@ -43,20 +43,20 @@ impl std::fmt::Debug for Replacement {
 
 /// Both directions of a connection in which something may be replaced.
 #[derive(Debug, Default)]
-pub struct Courses {
-    client: Course,
-    server: Course,
+pub struct Rewriters {
+    client: DirectionRewriter,
+    server: DirectionRewriter,
 }
 
-impl Courses {
+impl Rewriters {
     /// The directions as the kernel shifts them already.
     pub fn found(adjustments: &Adjustments) -> Self {
-        let course = |direction| adjustments.of(direction).map(Course::found).unwrap_or_default();
-        Self { client: course(Direction::FromClient), server: course(Direction::FromServer) }
+        let rewriter = |direction| adjustments.of(direction).map(DirectionRewriter::found).unwrap_or_default();
+        Self { client: rewriter(Direction::FromClient), server: rewriter(Direction::FromServer) }
     }
 
     /// One of them, to look at.
-    pub const fn get(&self, direction: Direction) -> &Course {
+    pub const fn get(&self, direction: Direction) -> &DirectionRewriter {
         match direction {
             Direction::FromClient => &self.client,
             Direction::FromServer => &self.server,
@@ -64,7 +64,7 @@ impl Courses {
     }
 
     /// One of them.
-    pub fn of(&mut self, direction: Direction) -> &mut Course {
+    pub fn of(&mut self, direction: Direction) -> &mut DirectionRewriter {
         match direction {
             Direction::FromClient => &mut self.client,
             Direction::FromServer => &mut self.server,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::asked::CommandNumber;
+use super::pending::CommandNumber;
 use crate::core::ftp::notation::Announced;
 use crate::core::ftp::{Line, Mode};
 use crate::core::net::Seq;
@@ -17,7 +17,7 @@ pub struct Announcement<'a> {
     /// Which command it was, where the server's answer will be known as its answer.
     pub number: Option<CommandNumber>,
     /// How it stands.
-    pub standing: Standing,
+    pub standing: AnnouncementState,
     /// The bytes that name the address, where they can be read.
     pub written: Option<Written<'a>>,
 }
@@ -40,7 +40,7 @@ impl Written<'_> {
 
 /// What the dialogue says about an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct AnnouncementState {
     /// Both ends have spoken FTP so far.
     pub is_ftp: bool,
     /// The dialogue was read from its start, or by an earlier run that left word of it.

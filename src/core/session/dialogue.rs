@@ -7,13 +7,13 @@ use std::ops::Range;
 
 use memchr::memmem;
 
-use super::announcement::{Announcement, Standing, Written};
-use super::asked::{Asked, CommandNumber, Unanswered};
+use super::announcement::{Announcement, AnnouncementState, Written};
+use super::pending::{CommandNumber, PendingCommand, PendingCommands};
 use crate::core::ftp::command::{Command, Said, Verb};
 use crate::core::ftp::notation::{Found, Notation};
 use crate::core::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
 use crate::core::ftp::{Line, Mode};
-use crate::core::kernel::{InStep, Progress};
+use crate::core::kernel::{Progress, Synced};
 use crate::core::net::Direction;
 
 /// How much of a user's name is kept.
@@ -54,7 +54,7 @@ enum Language {
 /// One session's dialogue.
 #[derive(Debug)]
 pub struct Dialogue {
-    unanswered: Unanswered,
+    pending: PendingCommands,
     replies: ReplyReader,
     language: Language,
     is_logged_in: bool,
@@ -68,7 +68,7 @@ pub struct Dialogue {
     /// The server has asked for security data (RFC 2228).
     awaits_security_data: bool,
     /// Whether all commands and replies were read, so that it is known which answers which.
-    in_step: bool,
+    synced: bool,
     /// The next reply is the first since an earlier run, which may have read the question that it answers.
     may_answer_earlier_run: bool,
     user: Option<Box<str>>,
@@ -78,7 +78,7 @@ impl Dialogue {
     /// A dialogue that is read from its first line on.
     pub fn from_the_start() -> Self {
         Self {
-            unanswered: Unanswered::default(),
+            pending: PendingCommands::default(),
             replies: ReplyReader::default(),
             language: Language::Undecided,
             is_logged_in: false,
@@ -88,14 +88,14 @@ impl Dialogue {
             extended_only: false,
             encryption_requested: false,
             awaits_security_data: false,
-            in_step: true,
+            synced: true,
             may_answer_earlier_run: false,
             user: None,
         }
     }
 
     /// A dialogue that went on before it was read, of which this is known.
-    pub fn from_the_middle(progress: Progress, in_step: InStep) -> Self {
+    pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
         Self {
             language: match progress {
                 Progress::Unknown | Progress::Ftp => Language::Undecided,
@@ -108,11 +108,11 @@ impl Dialogue {
             is_known: match progress {
                 Progress::Unknown => false,
                 // As for what the client says before a login and nobody reads: see `client_was_lost`.
-                Progress::Ftp => in_step.client,
+                Progress::Ftp => synced.client,
                 Progress::LoggedIn | Progress::Unreadable => true,
             },
-            in_step: false,
-            may_answer_earlier_run: in_step.server,
+            synced: false,
+            may_answer_earlier_run: synced.server,
             ..Self::from_the_start()
         }
     }
@@ -155,7 +155,7 @@ impl Dialogue {
 
     /// Reads a little of it, so that all of it is near when it is needed.
     pub(super) fn touch(&self) -> u32 {
-        u32::from(self.is_encrypted()) ^ u32::from(self.unanswered.is_beyond()) ^ u32::from(self.user.is_some())
+        u32::from(self.is_encrypted()) ^ u32::from(self.pending.is_beyond()) ^ u32::from(self.user.is_some())
     }
 
     /// Who the client said it is.
@@ -175,7 +175,7 @@ impl Dialogue {
         }
         let said = Command::parse(line);
         if line.may_continue {
-            self.unanswered.next_may_continue();
+            self.pending.next_may_continue();
         }
         let is_out_of_place = self.language == Language::Undecided
             && self.is_known
@@ -188,7 +188,7 @@ impl Dialogue {
             Said::Command(_) | Said::Nothing => false,
         };
         if is_out_of_place || is_no_command {
-            self.ask(Asked::Other);
+            self.ask(PendingCommand::Other);
             return self.is_not_ftp();
         }
         match said {
@@ -197,11 +197,11 @@ impl Dialogue {
                 self.client_commands(line, &command)
             }
             Said::Nothing => {
-                self.ask(Asked::Nothing);
+                self.ask(PendingCommand::Nothing);
                 Event::Nothing
             }
             Said::Unknown(_) => {
-                self.ask(Asked::Other);
+                self.ask(PendingCommand::Other);
                 Event::Nothing
             }
         }
@@ -210,28 +210,28 @@ impl Dialogue {
     fn client_commands<'a>(&mut self, line: &Line<'a>, command: &Command<'a>) -> Event<'a> {
         let asked = match command.verb {
             Verb::Announce(mode) => {
-                let number = self.ask(Asked::Announce(mode));
+                let number = self.ask(PendingCommand::Announce(mode));
                 let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
                 let before = line.text.len() - command.argument.len();
                 return Event::Announced(self.announcement(mode, found, number, true, (line, before)));
             }
-            Verb::Ask(mode) => Asked::Ask(mode),
+            Verb::Ask(mode) => PendingCommand::Ask(mode),
             Verb::AskExtendedOnly => {
                 self.extended_only = true;
-                Asked::ExtendedOnly
+                PendingCommand::ExtendedOnly
             }
             Verb::User => {
                 self.user = name(command.argument);
-                Asked::User
+                PendingCommand::User
             }
-            Verb::Secret => Asked::Secret,
-            Verb::Reinitialize => Asked::Reinitialize,
-            Verb::Secure => Asked::Secure,
-            Verb::Abort => Asked::Abort,
-            Verb::Other => Asked::Other,
+            Verb::Secret => PendingCommand::Secret,
+            Verb::Reinitialize => PendingCommand::Reinitialize,
+            Verb::Secure => PendingCommand::Secure,
+            Verb::Abort => PendingCommand::Abort,
+            Verb::Other => PendingCommand::Other,
         };
         let is_known_later = self.ask(asked).is_some();
-        if !is_known_later && matches!(asked, Asked::User | Asked::Reinitialize) {
+        if !is_known_later && matches!(asked, PendingCommand::User | PendingCommand::Reinitialize) {
             // Its answer will not be recognised as such. In doubt nobody is logged in.
             self.is_logged_in = false;
         }
@@ -261,8 +261,8 @@ impl Dialogue {
     }
 
     /// The client gave a command that will be answered. Its number, if its answer will be known.
-    fn ask(&mut self, asked: Asked) -> Option<CommandNumber> {
-        self.unanswered.push(asked)
+    fn ask(&mut self, asked: PendingCommand) -> Option<CommandNumber> {
+        self.pending.push(asked)
     }
 
     /// Takes the server's next line.
@@ -280,7 +280,7 @@ impl Dialogue {
 
     /// Whether the server has answered every command that the client has given.
     pub fn has_answered_all(&self) -> bool {
-        self.in_step && self.unanswered.is_empty()
+        self.synced && self.pending.is_empty()
     }
 
     /// Whether a reply has begun and not ended.
@@ -306,16 +306,17 @@ impl Dialogue {
                 _ => self.is_not_ftp(),
             },
             Meaning::Announce(mode) => {
-                let asked_for = self.unanswered.pop_through(|kind| kind == Asked::Ask(mode)).is_some();
+                let asked_for = self.pending.pop_through(|kind| kind == PendingCommand::Ask(mode)).is_some();
                 if !asked_for {
-                    self.unanswered.pop(reply.code, self.in_step);
+                    self.pending.pop(reply.code, self.synced);
                 }
                 self.server_announces(mode, line, reply, asked_for || may_answer_earlier_run)
             }
             Meaning::LoggedIn => {
-                let is_login = |kind| matches!(kind, Asked::User | Asked::Secret | Asked::Reinitialize);
-                match self.unanswered.pop_through(is_login) {
-                    Some(Asked::User | Asked::Secret) => {}
+                let is_login =
+                    |kind| matches!(kind, PendingCommand::User | PendingCommand::Secret | PendingCommand::Reinitialize);
+                match self.pending.pop_through(is_login) {
+                    Some(PendingCommand::User | PendingCommand::Secret) => {}
                     // It should be 220, but there are servers that say 230.
                     Some(_) => {
                         self.start_over();
@@ -331,8 +332,8 @@ impl Dialogue {
                 Event::LoggedIn
             }
             Meaning::Secured => {
-                let was_asked = self.unanswered.pop_through(|kind| kind == Asked::Secure).is_some();
-                if !was_asked && !self.unanswered.is_beyond() {
+                let was_asked = self.pending.pop_through(|kind| kind == PendingCommand::Secure).is_some();
+                if !was_asked && !self.pending.is_beyond() {
                     return self.server_answers(reply);
                 }
                 if self.language == Language::Other {
@@ -343,7 +344,7 @@ impl Dialogue {
                 Event::Encrypted
             }
             Meaning::Done
-                if answers_abort(reply) && self.unanswered.pop_through(|kind| kind == Asked::Abort).is_some() =>
+                if answers_abort(reply) && self.pending.pop_through(|kind| kind == PendingCommand::Abort).is_some() =>
             {
                 Event::Nothing
             }
@@ -361,24 +362,24 @@ impl Dialogue {
 
     /// A reply that answers the first command that has no answer, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
-        let answered = self.unanswered.pop(reply.code, self.in_step);
+        let answered = self.pending.pop(reply.code, self.synced);
         self.awaits_security_data = match reply.code {
-            334 => matches!(answered, Some((Asked::Secure, _))),
+            334 => matches!(answered, Some((PendingCommand::Secure, _))),
             335 => self.awaits_security_data,
             _ => false,
         };
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
-            (Some((Asked::User, _)), Meaning::NeedSecret) => self.is_logged_in = false,
+            (Some((PendingCommand::User, _)), Meaning::NeedSecret) => self.is_logged_in = false,
             // Asking for another user, while logged in, may be refused and change nothing.
-            (Some((Asked::User, _)), Meaning::NotLoggedIn) => {}
+            (Some((PendingCommand::User, _)), Meaning::NotLoggedIn) => {}
             (_, Meaning::NotLoggedIn) => self.is_logged_in = false,
-            (Some((Asked::Reinitialize, _)), Meaning::Ready | Meaning::Done) => self.start_over(),
-            (Some((Asked::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
+            (Some((PendingCommand::Reinitialize, _)), Meaning::Ready | Meaning::Done) => self.start_over(),
+            (Some((PendingCommand::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
             _ => {}
         }
         match answered {
-            Some((Asked::Announce(_), number)) if refused => Event::AnnouncementRefused(number),
+            Some((PendingCommand::Announce(_), number)) if refused => Event::AnnouncementRefused(number),
             _ => Event::Nothing,
         }
     }
@@ -394,16 +395,16 @@ impl Dialogue {
     pub fn client_was_lost(&mut self) {
         // Before a login it may have been what tells FTP from something else.
         self.is_known &= self.language != Language::Undecided;
-        self.unanswered.clear();
-        self.in_step = false;
+        self.pending.clear();
+        self.synced = false;
     }
 
     /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts again
     /// when it is asked for again.
     pub fn server_was_lost(&mut self) {
         self.replies = ReplyReader::default();
-        self.unanswered.clear();
-        self.in_step = false;
+        self.pending.clear();
+        self.synced = false;
     }
 
     fn is_not_ftp(&mut self) -> Event<'static> {
@@ -423,7 +424,7 @@ impl Dialogue {
         asked_for: bool,
         (line, before): (&Line<'a>, usize),
     ) -> Announcement<'a> {
-        let standing = Standing {
+        let standing = AnnouncementState {
             is_ftp: self.is_greeted && self.language != Language::Other,
             is_known: self.is_known,
             is_plain: line.plain,

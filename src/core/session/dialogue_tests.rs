@@ -27,7 +27,7 @@ fn describe(event: &Event<'_>) -> Option<String> {
     match event {
         Event::Nothing | Event::Said(..) => None,
         Event::Announced(Announcement { mode, standing, .. }) => {
-            let Standing { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *standing;
+            let AnnouncementState { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *standing;
             let doubts = [
                 (!is_ftp, " not FTP"),
                 (!is_known, " not known"),
@@ -239,24 +239,24 @@ fn session_picked_up_is_as_far_as_an_earlier_run_says() {
     for (progress, doubts) in
         [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
     {
-        let mut dialogue = Dialogue::from_the_middle(progress, InStep { client: true, server: true });
+        let mut dialogue = Dialogue::from_the_middle(progress, Synced { client: true, server: true });
         assert_eq!(dialogue.progress(), progress);
         assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
         let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
         let port = if progress == Progress::Unknown { "PORT not known" } else { "PORT" };
         assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
     }
-    let mut encrypted = Dialogue::from_the_middle(Progress::Unknown, InStep::default());
+    let mut encrypted = Dialogue::from_the_middle(Progress::Unknown, Synced::default());
     assert_eq!(describe(&encrypted.client_says(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
 }
 
 #[test]
-fn first_reply_in_step_may_answer_what_an_earlier_run_read() {
-    for (in_step, first) in [(true, "227"), (false, "227 not asked for")] {
-        let in_step = InStep { client: true, server: in_step };
-        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+fn first_reply_synced_may_answer_what_an_earlier_run_read() {
+    for (synced, first) in [(true, "227"), (false, "227 not asked for")] {
+        let synced = Synced { client: true, server: synced };
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, synced);
         assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
-        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, in_step);
+        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, synced);
         assert_eq!(play(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
     }
 }
@@ -301,7 +301,7 @@ fn what_was_lost_before_a_login_may_have_shown_that_it_is_not_ftp() {
     dialogue.client_was_lost();
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
     assert_eq!(dialogue.progress(), Progress::Unknown);
-    let mut dialogue = Dialogue::from_the_middle(Progress::Ftp, InStep::default());
+    let mut dialogue = Dialogue::from_the_middle(Progress::Ftp, Synced::default());
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
 }
 
@@ -380,7 +380,7 @@ proptest! {
         picked_up: bool,
     ) {
         let mut dialogue =
-            if picked_up { Dialogue::from_the_middle(Progress::LoggedIn, InStep::default()) } else { Dialogue::from_the_start() };
+            if picked_up { Dialogue::from_the_middle(Progress::LoggedIn, Synced::default()) } else { Dialogue::from_the_start() };
         for (client, text) in &lines {
             let _ = if *client { dialogue.client_says(&line(text)) } else { dialogue.server_says(&line(text)) };
         }

@@ -3,17 +3,17 @@
 //! Segments in, meanings out. Knows nothing of policy, the kernel, or other sessions.
 
 mod announcement;
-mod asked;
 mod dialogue;
+mod pending;
 pub mod reassembly;
 
-pub use announcement::{Announcement, Standing, Written};
-pub use asked::CommandNumber;
+pub use announcement::{Announcement, AnnouncementState, Written};
 pub use dialogue::{Dialogue, Event};
+pub use pending::CommandNumber;
 
 use crate::core::ftp::unfinished::{address_in_command, address_in_reply};
 use crate::core::ftp::{Ending as LineEnding, Line, LineReader};
-use crate::core::kernel::{InStep, Progress};
+use crate::core::kernel::{Progress, Synced};
 use crate::core::net::{Direction, Flags, Segment, Seq};
 use crate::core::policy::Limits;
 use crate::core::session::reassembly::{Acceptance, Delivery, Start, Stream, StreamAnomaly, Trust};
@@ -47,30 +47,30 @@ pub enum Ending {
 impl Session {
     /// A session that is read from its start.
     pub fn from_the_start() -> Self {
-        let in_step = InStep { client: true, server: true };
-        Self::new(Dialogue::from_the_start(), in_step)
+        let synced = Synced { client: true, server: true };
+        Self::new(Dialogue::from_the_start(), synced)
     }
 
     /// A session that went on before it was read, of which this is known.
-    pub fn from_the_middle(progress: Progress, in_step: InStep) -> Self {
-        Self::new(Dialogue::from_the_middle(progress, in_step), in_step)
+    pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
+        Self::new(Dialogue::from_the_middle(progress, synced), synced)
     }
 
-    fn new(dialogue: Dialogue, in_step: InStep) -> Self {
-        let half = |ending, in_step| HalfStream {
+    fn new(dialogue: Dialogue, synced: Synced) -> Self {
+        let half = |ending, synced| HalfStream {
             stream: Stream::default(),
-            lines: if in_step { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
+            lines: if synced { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
             refused_to: None,
         };
-        let client = half(LineEnding::Lf, in_step.client);
-        Self { client, server: half(LineEnding::CrLf, in_step.server), dialogue }
+        let client = half(LineEnding::Lf, synced.client);
+        Self { client, server: half(LineEnding::CrLf, synced.server), dialogue }
     }
 
     /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
     ///
-    /// While an announcement that was refused may be retransmitted, its sender is not in step: the next run would take the
+    /// While an announcement that was refused may be retransmitted, its sender is not in sync: the next run would take the
     /// retransmission for an announcement that nobody has decided about yet.
-    pub fn is_in_step(&self, end: Direction) -> bool {
+    pub fn is_synced(&self, end: Direction) -> bool {
         let HalfStream { stream, lines, refused_to } = self.half(end);
         let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
         let may_repeat_refused = refused_to.is_some_and(|to| !stream.is_acknowledged(to));

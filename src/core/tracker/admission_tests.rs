@@ -3,10 +3,16 @@ use crate::core::ftp::notation::Notation;
 use crate::core::net::Flow;
 use crate::core::policy;
 use crate::core::script::endpoint;
-use crate::core::session::Standing;
+use crate::core::session::AnnouncementState;
 
-const GOOD: Standing =
-    Standing { is_ftp: true, is_known: true, is_plain: true, asked_for: true, logged_in: true, extended_only: false };
+const GOOD: AnnouncementState = AnnouncementState {
+    is_ftp: true,
+    is_known: true,
+    is_plain: true,
+    asked_for: true,
+    logged_in: true,
+    extended_only: false,
+};
 
 fn direct(client: &str, server: &str) -> Connection {
     Connection::direct(Flow { source: endpoint(client), destination: endpoint(server) })
@@ -132,15 +138,17 @@ fn ports_are_bounded_by_the_policy() {
 #[test]
 fn the_dialogue_must_speak_for_it() {
     let with = |standing| Announcement { standing, ..announcement(Mode::Pasv, "10,0,0,2,4,1") };
-    assert_eq!(decided(&with(Standing { is_ftp: false, ..GOOD }), &ipv4()), "not-ftp");
-    assert_eq!(decided(&with(Standing { asked_for: false, ..GOOD }), &ipv4()), "not-asked-for");
-    assert_eq!(decided(&with(Standing { logged_in: false, ..GOOD }), &ipv4()), "not-logged-in");
-    assert_eq!(decided(&with(Standing { extended_only: true, ..GOOD }), &ipv4()), "after-epsv-all");
+    assert_eq!(decided(&with(AnnouncementState { is_ftp: false, ..GOOD }), &ipv4()), "not-ftp");
+    assert_eq!(decided(&with(AnnouncementState { asked_for: false, ..GOOD }), &ipv4()), "not-asked-for");
+    assert_eq!(decided(&with(AnnouncementState { logged_in: false, ..GOOD }), &ipv4()), "not-logged-in");
+    assert_eq!(decided(&with(AnnouncementState { extended_only: true, ..GOOD }), &ipv4()), "after-epsv-all");
     let optional = "defaults: { login: optional }";
-    let before_login = with(Standing { logged_in: false, ..GOOD });
+    let before_login = with(AnnouncementState { logged_in: false, ..GOOD });
     assert_eq!(decided_by(optional, &before_login, &ipv4()), "10.0.0.1 -> 10.0.0.2:1025");
-    let extended =
-        Announcement { standing: Standing { extended_only: true, ..GOOD }, ..announcement(Mode::Epsv, "|||1025|") };
+    let extended = Announcement {
+        standing: AnnouncementState { extended_only: true, ..GOOD },
+        ..announcement(Mode::Epsv, "|||1025|")
+    };
     assert_eq!(decided(&extended, &ipv4()), "10.0.0.1 -> 10.0.0.2:1025");
 }
 

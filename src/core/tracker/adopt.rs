@@ -10,9 +10,9 @@ use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 
-use super::expectations::Standing;
-use super::{News, SessionNumber, Tracker, World};
-use crate::core::expectation::{Closed, Corridor, Expectation};
+use super::expectations::PinholeEntry;
+use super::{SessionEvent, SessionNumber, Tracker, World};
+use crate::core::expectation::{Closed, Expectation, PortRangePinhole};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Connection, Flow};
 use crate::core::policy::ThirdParty;
@@ -23,27 +23,27 @@ const NOBODY: u32 = u32::MAX;
 
 /// What stands in a firewall when a program begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remains {
+pub struct ExistingState {
     /// The pinholes, with the moments from which they are not admitted any more.
     pub pinholes: Vec<Expectation>,
-    /// The corridors of encrypted sessions.
-    pub corridors: Vec<Corridor>,
+    /// The port_ranges of encrypted sessions.
+    pub port_ranges: Vec<PortRangePinhole>,
     /// The control connections that are open: one of these announced what stands.
     pub connections: Vec<Connection>,
 }
 
 /// What became of what was left.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Adoption {
+pub struct RestoreSummary {
     /// Pinholes that are this program's now.
     pub pinholes: usize,
-    /// Corridors that are.
-    pub corridors: usize,
-    /// Pinholes and corridors whose session had ended in the meantime.
+    /// PortRangePinholes that are.
+    pub port_ranges: usize,
+    /// Pinholes and port_ranges whose session had ended in the meantime.
     pub closed: usize,
 }
 
-impl Adoption {
+impl RestoreSummary {
     /// Whether nothing was left.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
@@ -55,7 +55,7 @@ type Hosts = (IpAddr, IpAddr);
 
 /// What was left, by the hosts that it is for.
 #[derive(Debug, Default)]
-pub(super) struct Heritage {
+pub(super) struct OrphanedPinholes {
     /// Of each control connection that may own any of it, both flows.
     connections: HashMap<Flow, Connection, RandomState>,
     by_hosts: HashMap<Hosts, Shared, RandomState>,
@@ -67,24 +67,24 @@ struct Shared {
     /// How many of the control connections are open still.
     connections: usize,
     pinholes: Vec<Expectation>,
-    corridors: Vec<Corridor>,
+    port_ranges: Vec<PortRangePinhole>,
 }
 
-impl Heritage {
+impl OrphanedPinholes {
     /// Notes those connections that may own what is between these hosts.
     fn of(connections: Vec<Connection>, wanted: &HashSet<Hosts, RandomState>) -> Self {
-        let mut heritage = Self::default();
+        let mut orphaned = Self::default();
         for connection in connections {
             let keys: Vec<Hosts> = hosts_of(&connection).filter(|key| wanted.contains(key)).collect();
-            if keys.is_empty() || heritage.connections.insert(connection.original, connection).is_some() {
+            if keys.is_empty() || orphaned.connections.insert(connection.original, connection).is_some() {
                 continue;
             }
-            heritage.connections.insert(connection.reply, connection);
+            orphaned.connections.insert(connection.reply, connection);
             for key in keys {
-                heritage.by_hosts.entry(key).or_default().connections += 1;
+                orphaned.by_hosts.entry(key).or_default().connections += 1;
             }
         }
-        heritage
+        orphaned
     }
 
     /// A connection with these addresses is over. What nobody owns any more.
@@ -104,40 +104,45 @@ impl Heritage {
         orphans
     }
 
-    /// Whether that corridor was left, and may be needed still.
-    pub(super) fn holds(&self, corridor: &Corridor) -> bool {
-        let shared = self.by_hosts.get(&hosts(corridor.from, corridor.to));
-        shared.is_some_and(|shared| shared.corridors.contains(corridor))
+    /// Whether that port_range was left, and may be needed still.
+    pub(super) fn holds(&self, port_range: &PortRangePinhole) -> bool {
+        let shared = self.by_hosts.get(&hosts(port_range.from, port_range.to));
+        shared.is_some_and(|shared| shared.port_ranges.contains(port_range))
     }
 
-    /// Whether a connection with these addresses goes through a corridor that was left.
+    /// Whether a connection with these addresses goes through a port_range that was left.
     pub(super) fn admits(&self, flow: &Flow) -> bool {
         let shared = self.by_hosts.get(&hosts(flow.source.address, flow.destination.address));
-        shared.is_some_and(|shared| shared.corridors.iter().any(|corridor| corridor.matches(flow)))
+        shared.is_some_and(|shared| shared.port_ranges.iter().any(|port_range| port_range.matches(flow)))
     }
 }
 
 impl Tracker {
     /// Takes over what stands. From now on it expires, is used up, and is closed as if this program had opened it;
     /// what no open control connection can have announced is closed at once.
-    pub fn adopt<F: Firewall, O: Observer>(&mut self, remains: Remains, world: &mut World<'_, F, O>) -> Adoption {
-        let Remains { mut pinholes, corridors, connections } = remains;
+    pub fn adopt<F: Firewall, O: Observer>(
+        &mut self,
+        remains: ExistingState,
+        world: &mut World<'_, F, O>,
+    ) -> RestoreSummary {
+        let ExistingState { mut pinholes, port_ranges, connections } = remains;
         let of_pinholes = pinholes.iter().map(|pinhole| hosts(pinhole.from, pinhole.to.address));
-        let wanted = of_pinholes.chain(corridors.iter().map(|corridor| hosts(corridor.from, corridor.to))).collect();
-        self.heritage = Heritage::of(connections, &wanted);
+        let wanted =
+            of_pinholes.chain(port_ranges.iter().map(|port_range| hosts(port_range.from, port_range.to))).collect();
+        self.orphaned = OrphanedPinholes::of(connections, &wanted);
         let all_terms = world.policy.rules.iter().map(|rule| &rule.terms).chain([&world.policy.defaults]);
         // What a third party was named in has no control connection between its two hosts; it expires by itself.
         let may_be_third_partys = all_terms.into_iter().any(|terms| terms.third_party == ThirdParty::Allow);
-        let mut adoption = Adoption::default();
+        let mut adoption = RestoreSummary::default();
 
         // In the order in which they expire, which is the one that expectations of one lifetime have to come in.
         pinholes.sort_by_key(Expectation::expires);
         for pinhole in pinholes {
-            let shared = self.heritage.by_hosts.get_mut(&hosts(pinhole.from, pinhole.to.address));
+            let shared = self.orphaned.by_hosts.get_mut(&hosts(pinhole.from, pinhole.to.address));
             if shared.is_none() && !may_be_third_partys {
                 adoption.closed += 1;
                 world.firewall.close(&pinhole);
-                let news = News::Closed { expectation: pinhole, why: Closed::SessionEnded };
+                let news = SessionEvent::Closed { expectation: pinhole, why: Closed::SessionEnded };
                 world.tell(SessionNumber::EARLIER, &news);
                 continue;
             }
@@ -148,20 +153,20 @@ impl Tracker {
             }
             let session = SessionNumber::EARLIER;
             let (owner, client) = (NOBODY, None);
-            self.expectations.insert(Standing { expectation, mode: None, owner, session, client, command: None });
+            self.expectations.insert(PinholeEntry { expectation, mode: None, owner, session, client, command: None });
         }
-        for corridor in corridors {
+        for port_range in port_ranges {
             // Opened once more, so that the firewall knows that somebody needs it.
-            let is_open = world.firewall.open_corridor(&corridor).is_ok();
-            match self.heritage.by_hosts.get_mut(&hosts(corridor.from, corridor.to)) {
+            let is_open = world.firewall.open_port_range(&port_range).is_ok();
+            match self.orphaned.by_hosts.get_mut(&hosts(port_range.from, port_range.to)) {
                 Some(shared) if is_open => {
-                    adoption.corridors += 1;
-                    shared.corridors.push(corridor);
-                    self.ranges.note_adopted(corridor, world.now);
+                    adoption.port_ranges += 1;
+                    shared.port_ranges.push(port_range);
+                    self.ranges.note_adopted(port_range, world.now);
                 }
                 _ => {
                     adoption.closed += 1;
-                    world.firewall.close_corridor(&corridor);
+                    world.firewall.close_port_range(&port_range);
                 }
             }
         }
@@ -169,19 +174,19 @@ impl Tracker {
     }
 
     /// The control connection with these addresses is over: what it may have left is closed, if no other can own it.
-    pub(super) fn close_heritage<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
-        for Shared { pinholes, corridors, .. } in self.heritage.over(flow) {
+    pub(super) fn close_orphaned<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
+        for Shared { pinholes, port_ranges, .. } in self.orphaned.over(flow) {
             for expectation in pinholes {
                 // It may have been used, or be a session's by now that announced it once more.
                 if self.expectations.owner_of(&expectation) == Some(NOBODY) {
                     self.expectations.remove(expectation.from, expectation.to);
                     world.firewall.close(&expectation);
-                    let news = News::Closed { expectation, why: Closed::SessionEnded };
+                    let news = SessionEvent::Closed { expectation, why: Closed::SessionEnded };
                     world.tell(SessionNumber::EARLIER, &news);
                 }
             }
-            for corridor in corridors {
-                world.firewall.close_corridor(&corridor);
+            for port_range in port_ranges {
+                world.firewall.close_port_range(&port_range);
             }
         }
     }

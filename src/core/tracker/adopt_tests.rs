@@ -22,7 +22,7 @@ struct Stage {
 
 impl Stage {
     /// A firewall in which that stands, and a tracker that has just begun.
-    fn begin(policy: &str, remains: &Remains) -> (Self, Adoption) {
+    fn begin(policy: &str, remains: &ExistingState) -> (Self, RestoreSummary) {
         let policy = if policy.is_empty() { "{}" } else { policy };
         let policy = policy::parse("policy.yaml", policy).expect("a good policy").policy;
         let mut firewall = Simulated::new([Port::FTP]);
@@ -39,16 +39,19 @@ impl Stage {
 
     fn world<R>(
         &mut self,
-        act: impl FnOnce(&mut Tracker, &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>)>) -> R,
+        act: impl FnOnce(
+            &mut Tracker,
+            &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)>,
+        ) -> R,
     ) -> R {
         let told = &mut self.told;
-        let mut write_down = |_: Timestamp, session: SessionNumber, news: &News<'_>| match news {
-            News::Used { flow, .. } => told.push(format!("{session} used {flow}")),
-            News::Expired(expectation) => told.push(format!("{session} expired {expectation}")),
-            News::Closed { expectation, .. } => told.push(format!("{session} closed {expectation}")),
+        let mut write_down = |_: Timestamp, session: SessionNumber, news: &SessionEvent<'_>| match news {
+            SessionEvent::Used { flow, .. } => told.push(format!("{session} used {flow}")),
+            SessionEvent::Expired(expectation) => told.push(format!("{session} expired {expectation}")),
+            SessionEvent::Closed { expectation, .. } => told.push(format!("{session} closed {expectation}")),
             _ => {}
         };
-        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>) = &mut write_down;
+        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>) = &mut write_down;
         let mut world =
             World { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
         act(&mut self.tracker, &mut world)
@@ -80,8 +83,8 @@ fn connection(client: &str, server: &str) -> Connection {
     Connection::direct(Flow { source: endpoint(client), destination: endpoint(server) })
 }
 
-fn remains(pinholes: Vec<Expectation>, connections: Vec<Connection>) -> Remains {
-    Remains { pinholes, corridors: Vec::new(), connections }
+fn remains(pinholes: Vec<Expectation>, connections: Vec<Connection>) -> ExistingState {
+    ExistingState { pinholes, port_ranges: Vec::new(), connections }
 }
 
 fn passive() -> Expectation {
@@ -96,7 +99,7 @@ fn talk() -> Conversation {
 fn what_stood_expires_when_the_kernel_says_so() {
     let later = pinhole("10.0.0.1", "10.0.0.2:50001", 1, 60);
     let (mut stage, adoption) = Stage::begin("", &remains(vec![later, passive()], vec![connection(CLIENT, SERVER)]));
-    assert_eq!(adoption, Adoption { pinholes: 2, corridors: 0, closed: 0 });
+    assert_eq!(adoption, RestoreSummary { pinholes: 2, port_ranges: 0, closed: 0 });
     assert_eq!(stage.tracker.next_deadline(), Some(NOW + Duration::from_secs(40)));
     stage.now = NOW + Duration::from_secs(40);
     stage.world(|tracker, world| {
@@ -163,10 +166,10 @@ fn what_any_of_several_sessions_may_own_is_closed_with_the_last_of_them() {
 fn what_no_session_can_own_is_closed_at_once_unless_it_may_be_a_third_partys() {
     let left = remains(vec![passive()], vec![connection("10.0.0.3:4000", SERVER)]);
     let (stage, adoption) = Stage::begin("", &left);
-    assert_eq!(adoption, Adoption { pinholes: 0, corridors: 0, closed: 1 });
+    assert_eq!(adoption, RestoreSummary { pinholes: 0, port_ranges: 0, closed: 1 });
     assert_eq!((stage.told.len(), stage.firewall.pinholes()), (1, 0));
     let (stage, adoption) = Stage::begin("defaults: { third_party: allow }", &left);
-    assert_eq!(adoption, Adoption { pinholes: 1, corridors: 0, closed: 0 });
+    assert_eq!(adoption, RestoreSummary { pinholes: 1, port_ranges: 0, closed: 0 });
     assert_eq!((stage.told.len(), stage.firewall.pinholes()), (0, 1));
 }
 
@@ -204,23 +207,23 @@ fn a_session_behind_nat_owns_what_is_between_either_ends_view() {
 }
 
 #[test]
-fn a_corridor_stays_open_until_its_session_is_over() {
+fn a_port_range_stays_open_until_its_session_is_over() {
     let port = |number| Port::new(number).expect("a port");
-    let corridor = Corridor {
+    let port_range = PortRangePinhole {
         from: endpoint(CLIENT).address,
         to: endpoint(SERVER).address,
         ports: PortRange::new(port(50000), port(50100)).expect("a range"),
     };
     let data = Flow { source: endpoint("10.0.0.1:5000"), destination: endpoint("10.0.0.2:50100") };
-    let left = |connections| Remains { pinholes: Vec::new(), corridors: vec![corridor], connections };
+    let left = |connections| ExistingState { pinholes: Vec::new(), port_ranges: vec![port_range], connections };
     let (mut stage, adoption) = Stage::begin("", &left(vec![connection(CLIENT, SERVER)]));
-    assert_eq!(adoption, Adoption { pinholes: 0, corridors: 1, closed: 0 });
+    assert_eq!(adoption, RestoreSummary { pinholes: 0, port_ranges: 1, closed: 0 });
     assert!(stage.firewall.admit(NOW, &data).is_some());
     stage.world(|tracker, world| assert_eq!(tracker.admitted(&data, world), Some(SessionNumber::EARLIER)));
     stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world));
     assert!(stage.firewall.admit(NOW, &data).is_none());
 
     let (mut stage, adoption) = Stage::begin("", &left(Vec::new()));
-    assert_eq!(adoption, Adoption { pinholes: 0, corridors: 0, closed: 1 });
+    assert_eq!(adoption, RestoreSummary { pinholes: 0, port_ranges: 0, closed: 1 });
     assert!(stage.firewall.admit(NOW, &data).is_none());
 }

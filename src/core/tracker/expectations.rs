@@ -22,7 +22,7 @@ use crate::core::time::Timestamp;
 
 /// An expectation and whose it is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
+pub(super) struct PinholeEntry {
     pub(super) expectation: Expectation,
     /// How it was announced, where that is known.
     pub(super) mode: Option<Mode>,
@@ -38,7 +38,7 @@ pub(super) struct Standing {
 /// A standing expectation and its neighbours in both lists.
 #[derive(Debug)]
 struct Entry {
-    standing: Standing,
+    standing: PinholeEntry,
     of_owner: Links,
     by_age: Links,
 }
@@ -97,7 +97,7 @@ impl Expectations {
     }
 
     /// Adds one. One with the same addresses is replaced: there is only one such hole in the firewall.
-    pub(super) fn insert(&mut self, standing: Standing) {
+    pub(super) fn insert(&mut self, standing: PinholeEntry) {
         let Expectation { from, to, lifetime, .. } = standing.expectation;
         self.remove(from, to);
         let links = Links::default();
@@ -122,12 +122,12 @@ impl Expectations {
     }
 
     /// Removes the one with these addresses.
-    pub(super) fn remove(&mut self, from: IpAddr, to: Endpoint) -> Option<Standing> {
+    pub(super) fn remove(&mut self, from: IpAddr, to: Endpoint) -> Option<PinholeEntry> {
         self.remove_slot(self.slot(from, to)?)
     }
 
     /// Removes one that has expired by `now`, the oldest first.
-    pub(super) fn pop_expired(&mut self, now: Timestamp) -> Option<Standing> {
+    pub(super) fn pop_expired(&mut self, now: Timestamp) -> Option<PinholeEntry> {
         if self.next_expiry? > now {
             return None;
         }
@@ -141,13 +141,13 @@ impl Expectations {
     }
 
     /// Removes one of that session's, the oldest first.
-    pub(super) fn pop_of(&mut self, owner: u32) -> Option<Standing> {
+    pub(super) fn pop_of(&mut self, owner: u32) -> Option<PinholeEntry> {
         let slot = self.by_owner.get(&owner)?.list.first()?;
         self.remove_slot(slot)
     }
 
     /// Removes the one that this command of the session announced.
-    pub(super) fn remove_of_command(&mut self, owner: u32, command: CommandNumber) -> Option<Standing> {
+    pub(super) fn remove_of_command(&mut self, owner: u32, command: CommandNumber) -> Option<PinholeEntry> {
         let mut place = self.by_owner.get(&owner)?.list.first();
         while let Some(slot) = place {
             let entry = self.entries.get(slot)?;
@@ -160,12 +160,12 @@ impl Expectations {
     }
 
     /// All that stand, in no order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Standing> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = &PinholeEntry> {
         self.entries.iter().map(|entry| &entry.standing)
     }
 
-    fn remove_slot(&mut self, slot: u32) -> Option<Standing> {
-        let Standing { expectation, owner, client, .. } = self.entries.get(slot)?.standing;
+    fn remove_slot(&mut self, slot: u32) -> Option<PinholeEntry> {
+        let PinholeEntry { expectation, owner, client, .. } = self.entries.get(slot)?.standing;
         let hash = self.hash(expectation.from, expectation.to);
         if let Ok(found) = self.by_address.find_entry(hash, |&other| other == slot) {
             found.remove();
@@ -250,7 +250,7 @@ mod tests {
     use crate::core::expectation::Mapping;
     use crate::core::script::endpoint;
 
-    fn standing(owner: u32, port: u16, since: u64, lifetime: u64) -> Standing {
+    fn standing(owner: u32, port: u16, since: u64, lifetime: u64) -> PinholeEntry {
         let expectation = Expectation {
             from: endpoint("10.0.0.1:1").address,
             to: endpoint(&format!("10.0.0.2:{port}")),
@@ -259,7 +259,7 @@ mod tests {
             mapping: Mapping::NONE,
         };
         let client = (owner > 0).then(|| client(owner));
-        Standing { expectation, mode: Some(Mode::Pasv), owner, session: SessionNumber(1), client, command: None }
+        PinholeEntry { expectation, mode: Some(Mode::Pasv), owner, session: SessionNumber(1), client, command: None }
     }
 
     /// Two of the sessions are of one client.
@@ -289,7 +289,7 @@ mod tests {
         #[test]
         fn the_lists_agree_with_a_plain_one(acts in proptest::collection::vec(act(), 0..200)) {
             let mut all = Expectations::default();
-            let mut plain: Vec<Standing> = Vec::new();
+            let mut plain: Vec<PinholeEntry> = Vec::new();
             let mut now = 0;
             for act in acts {
                 match act {

@@ -4,10 +4,10 @@
 //! Everything is bounded by the policy's limits, and what a packet costs does not depend on how many sessions there
 //! are. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
 
-mod about;
 mod admission;
 mod adopt;
 mod client;
+mod context;
 mod encrypted;
 mod expectations;
 mod list;
@@ -24,22 +24,22 @@ mod table;
 
 use std::time::Duration;
 
-pub use adopt::{Adoption, Remains};
+pub use adopt::{ExistingState, RestoreSummary};
 pub use client::ClientKey;
-pub use news::{Ended, News, Observer, SessionNumber};
+pub use news::{Ended, Observer, SessionEvent, SessionNumber};
 
 use crate::core::expectation::{Closed, Expectation};
 use crate::core::ftp::Mode;
-use crate::core::kernel::{Control, Firewall, InStep, LookupFailed, Progress};
+use crate::core::kernel::{Control, Firewall, LookupFailed, Progress, Synced};
 use crate::core::net::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::core::policy::{Pickup, Policy};
-use crate::core::seqadj::{Courses, Replacement, Verdict};
+use crate::core::seqadj::{Replacement, Rewriters, Verdict};
 use crate::core::session::reassembly::{Acceptance, StreamAnomaly};
 use crate::core::session::{Dialogue, Ending, Session, SessionOutput};
 use crate::core::time::Timestamp;
-use about::About;
-use adopt::Heritage;
-use expectations::{Expectations, Standing};
+use adopt::OrphanedPinholes;
+use context::SessionContext;
+use expectations::{Expectations, PinholeEntry};
 use memory::{Buffered, MemoryBudget};
 use origins::Origins;
 use ranges::Ranges;
@@ -50,7 +50,7 @@ use table::{Placed, Table, Tracked};
 /// remembers a connection that both ends have closed.
 const LINGER: Duration = Duration::from_secs(150);
 
-/// How long a session may be silent for which a corridor is open: as long as the kernel remembers a silent connection.
+/// How long a session may be silent for which a port_range is open: as long as the kernel remembers a silent connection.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
 
 /// What a [`Tracker`] is handed with every packet.
@@ -67,7 +67,7 @@ pub struct World<'a, F, O> {
 }
 
 impl<F: Firewall, O: Observer> World<'_, F, O> {
-    fn tell(&mut self, session: SessionNumber, news: &News<'_>) {
+    fn tell(&mut self, session: SessionNumber, news: &SessionEvent<'_>) {
         self.observer.observe(self.now, session, news);
     }
 }
@@ -98,7 +98,7 @@ pub struct Tracker {
     /// What the buffers of all sessions hold.
     memory: MemoryBudget,
     /// What an earlier run left.
-    heritage: Heritage,
+    orphaned: OrphanedPinholes,
     sessions_begun: u64,
 }
 
@@ -190,7 +190,7 @@ impl Tracker {
                 Ok(None) => {
                     // What an earlier run left is closed rather too early than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
-                        self.close_heritage(&segment.flow, world);
+                        self.close_orphaned(&segment.flow, world);
                     }
                     return Handled::NotOurs;
                 }
@@ -200,7 +200,7 @@ impl Tracker {
             && tracked.origins.is_forged(direction, segment.origin)
         {
             // Routing may drop it. Or the ways have changed: then the connection goes on, unread.
-            world.tell(tracked.number, &News::Anomaly(StreamAnomaly::WrongSide));
+            world.tell(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongSide));
             return Handled::NotOurs;
         }
         Handled::Session(self.converse(slot, segment, direction, patience, world))
@@ -218,14 +218,14 @@ impl Tracker {
     pub fn place_for_receiver(&self, flow: &Flow, place: Seq) -> Option<Seq> {
         let (slot, direction) = self.sessions.find(flow)?;
         let tracked = self.sessions.get(slot)?;
-        Some(tracked.courses.as_ref().map_or(place, |courses| courses.get(direction).place_for_receiver(place)))
+        Some(tracked.rewriters.as_ref().map_or(place, |rewriters| rewriters.get(direction).place_for_receiver(place)))
     }
 
-    /// Whether the sender of packets with these addresses is in step: all that it sent has been read, and its next byte
+    /// Whether the sender of packets with these addresses is in sync: all that it sent has been read, and its next byte
     /// begins a line. None if these belong to no session that is known.
-    pub fn is_in_step(&self, flow: &Flow) -> Option<bool> {
+    pub fn is_synced(&self, flow: &Flow) -> Option<bool> {
         let (slot, direction) = self.sessions.find(flow)?;
-        Some(self.sessions.get(slot)?.session.is_in_step(direction))
+        Some(self.sessions.get(slot)?.session.is_synced(direction))
     }
 
     /// The client of the session to which packets with these addresses belong; none if no such session is known.
@@ -243,9 +243,9 @@ impl Tracker {
     /// Lets time pass: what is due expires.
     pub fn advance<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
         let now = world.now;
-        while let Some(Standing { expectation, session, .. }) = self.expectations.pop_expired(now) {
+        while let Some(PinholeEntry { expectation, session, .. }) = self.expectations.pop_expired(now) {
             world.firewall.close(&expectation);
-            world.observer.observe(expectation.expires(), session, &News::Expired(expectation));
+            world.observer.observe(expectation.expires(), session, &SessionEvent::Expired(expectation));
         }
         self.renew_ranges(world);
         self.sessions.set_idle(world.policy.limits.idle);
@@ -262,13 +262,13 @@ impl Tracker {
     ) -> Option<SessionNumber> {
         let (session, mode) = match self.expectations.remove(flow.source.address, flow.destination) {
             Some(standing) => (standing.session, standing.mode),
-            None if self.heritage.admits(flow) => (SessionNumber::EARLIER, None),
+            None if self.orphaned.admits(flow) => (SessionNumber::EARLIER, None),
             None => {
                 let slot = self.ranges.session_of(flow)?;
                 (self.sessions.get(slot)?.number, None)
             }
         };
-        world.tell(session, &News::Used { mode, flow: *flow });
+        world.tell(session, &SessionEvent::Used { mode, flow: *flow });
         Some(session)
     }
 
@@ -281,14 +281,14 @@ impl Tracker {
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
-            if tracked.courses.is_none() && policy.terms(tracked.rule).holds_back() {
+            if tracked.rewriters.is_none() && policy.terms(tracked.rule).holds_back() {
                 // Nothing translates it, and nothing was replaced in it.
-                tracked.courses = Some(Box::default());
+                tracked.rewriters = Some(Box::default());
             }
             let is_unread = tracked.recorded == Progress::Unreadable && !tracked.session.dialogue().is_encrypted();
             if is_unread && policy.terms(tracked.rule).holds_back() {
                 // Nobody knows what has passed meanwhile.
-                tracked.session = Session::from_the_middle(Progress::Unknown, InStep::default());
+                tracked.session = Session::from_the_middle(Progress::Unknown, Synced::default());
                 tracked.recorded = Progress::Unknown;
                 world.firewall.record(&tracked.connection, Progress::Unknown);
             }
@@ -301,7 +301,7 @@ impl Tracker {
             self.end(slot, Ended::Finished, world);
             self.remove(slot);
         }
-        self.close_heritage(flow, world);
+        self.close_orphaned(flow, world);
     }
 
     /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
@@ -316,7 +316,7 @@ impl Tracker {
         if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
             return Ok(None);
         }
-        let Some(Control { connection, id, is_opening, progress, in_step, adjustments }) =
+        let Some(Control { connection, id, is_opening, progress, synced, adjustments }) =
             world.firewall.control_connection(&segment.flow)?
         else {
             return Ok(None);
@@ -334,7 +334,7 @@ impl Tracker {
                 Pickup::Never => Progress::Unknown,
                 Pickup::Trust => Progress::LoggedIn,
             };
-            Session::from_the_middle(known, in_step)
+            Session::from_the_middle(known, synced)
         };
         let recorded = if from_the_start { Progress::Unknown } else { progress };
         let rank = quotas::first_rank(&session, segment, direction);
@@ -343,7 +343,7 @@ impl Tracker {
         let number = SessionNumber(self.sessions_begun);
         let rule = world.policy.match_rule(connection.client().address, connection.server().address);
         let may_change = connection.is_translated() || world.policy.terms(rule).holds_back();
-        let courses = may_change.then(|| Box::new(Courses::found(&adjustments)));
+        let rewriters = may_change.then(|| Box::new(Rewriters::found(&adjustments)));
         let slot = self.sessions.insert(Tracked {
             connection,
             id,
@@ -356,9 +356,9 @@ impl Tracker {
             session,
             origins: Origins::default(),
             recorded,
-            courses,
+            rewriters,
         });
-        world.tell(number, &News::Began { connection: &connection, picked_up: !from_the_start });
+        world.tell(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
         Ok(Some((slot, direction)))
     }
 
@@ -374,8 +374,8 @@ impl Tracker {
         self.sessions.heard(slot, world.now);
         let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        let Tracked { session, connection, number, rule, ended, origins, recorded, courses, buffered, .. } = tracked;
-        let mut courses = courses.as_deref_mut();
+        let Tracked { session, connection, number, rule, ended, origins, recorded, rewriters, buffered, .. } = tracked;
+        let mut rewriters = rewriters.as_deref_mut();
         let policy = world.policy;
         let terms = policy.terms(*rule);
         let client = ClientKey::of(connection.client().address);
@@ -388,19 +388,19 @@ impl Tracker {
                 if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
                     memory.note_refusal();
                 }
-                world.tell(*number, &News::Anomaly(anomaly));
+                world.tell(*number, &SessionEvent::Anomaly(anomaly));
                 return Verdict::Drop;
             }
         };
         let mut segment = *segment;
         let (seq, bytes) = (segment.seq, segment.payload.len());
         if let Some(payload) = &corrected {
-            world.tell(*number, &News::Anomaly(StreamAnomaly::DifferingCopy));
+            world.tell(*number, &SessionEvent::Anomaly(StreamAnomaly::DifferingCopy));
             segment.payload = payload;
         }
-        if let Some(courses) = &mut courses {
+        if let Some(rewriters) = &mut rewriters {
             if session.is_ahead(&segment, direction) {
-                let ack = courses.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
+                let ack = rewriters.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
                 match patience {
                     Patience::MayWait => return Verdict::Later,
                     Patience::GoesOn if direction == Direction::FromClient && terms.holds_back() => {
@@ -415,13 +415,13 @@ impl Tracker {
                 }
             }
             if !segment.payload.is_empty() {
-                courses.of(direction).goes_on_from(segment.seq);
+                rewriters.of(direction).goes_on_from(segment.seq);
             }
             if segment.flags.has(Flags::ACK) {
-                segment.ack = courses.of(direction.opposite()).acknowledged(segment.ack);
+                segment.ack = rewriters.of(direction.opposite()).acknowledged(segment.ack);
             }
         }
-        let mut about = About {
+        let mut about = SessionContext {
             slot,
             number: *number,
             connection,
@@ -435,7 +435,7 @@ impl Tracker {
             ranges,
             segment: &segment,
             direction,
-            courses,
+            rewriters,
             world,
         };
         about.encrypted_segment(&segment, direction);
@@ -449,7 +449,7 @@ impl Tracker {
                 if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
                     memory.note_refusal();
                 }
-                about.tell(&News::Anomaly(anomaly));
+                about.tell(&SessionEvent::Anomaly(anomaly));
             }
         });
         let has_refused = about.has_refused;
@@ -500,15 +500,15 @@ impl Tracker {
             return;
         }
         let (number, flow) = (tracked.number, tracked.connection.original);
-        while let Some(Standing { expectation, .. }) = self.expectations.pop_of(slot) {
+        while let Some(PinholeEntry { expectation, .. }) = self.expectations.pop_of(slot) {
             world.firewall.close(&expectation);
-            world.tell(number, &News::Closed { expectation, why: Closed::SessionEnded });
+            world.tell(number, &SessionEvent::Closed { expectation, why: Closed::SessionEnded });
         }
-        if let Some(corridor) = self.ranges.remove(slot) {
-            world.firewall.close_corridor(&corridor);
+        if let Some(port_range) = self.ranges.remove(slot) {
+            world.firewall.close_port_range(&port_range);
         }
-        self.close_heritage(&flow, world);
-        world.tell(number, &News::Ended(how));
+        self.close_orphaned(&flow, world);
+        world.tell(number, &SessionEvent::Ended(how));
     }
 
     /// Ends a session of which the kernel may know the connection still, and forgets it. What ended before is not

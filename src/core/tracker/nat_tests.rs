@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::core::expectation::{Mapping, Refusal};
-use crate::core::kernel::{InStep, Simulated};
+use crate::core::kernel::{Simulated, Synced};
 use crate::core::net::{Port, Seq};
 use crate::core::policy;
 use crate::core::script::{endpoint, packet};
@@ -66,10 +66,10 @@ impl Gateway {
         let bytes = packet(self.connection.flow(who), seq, ack, flags, text);
         let segment = Segment::parse(&bytes).expect("a segment");
         let told = &mut self.told;
-        let mut observer = |_: Timestamp, _: SessionNumber, news: &News<'_>| match news {
-            News::Expected { expectation, .. } => told.push(format!("opened {expectation}")),
-            News::Refused { why, .. } => told.push(why.to_string()),
-            News::Denied { command } => told.push(format!("denied {command}")),
+        let mut observer = |_: Timestamp, _: SessionNumber, news: &SessionEvent<'_>| match news {
+            SessionEvent::Expected { expectation, .. } => told.push(format!("opened {expectation}")),
+            SessionEvent::Refused { why, .. } => told.push(why.to_string()),
+            SessionEvent::Denied { command } => told.push(format!("denied {command}")),
             _ => {}
         };
         let now = Timestamp::from_secs(1000);
@@ -407,8 +407,8 @@ fn a_line_that_is_sent_again_after_a_restart_says_the_same_and_moves_nothing() {
 /// A daemon that is killed, and another one that finds what the kernel remembers.
 fn restart(gateway: &mut Gateway) {
     let flow = |direction| gateway.connection.flow(direction);
-    let of = |direction| gateway.tracker.is_in_step(&flow(direction)).unwrap_or_default();
-    gateway.firewall.find_in_step(InStep { client: of(FromClient), server: of(FromServer) });
+    let of = |direction| gateway.tracker.is_synced(&flow(direction)).unwrap_or_default();
+    gateway.firewall.find_synced(Synced { client: of(FromClient), server: of(FromServer) });
     gateway.tracker = Tracker::default();
 }
 
@@ -502,7 +502,7 @@ fn a_denied_command_does_not_reach_the_server_however_it_is_cut() {
     let seq = gateway.client_next;
     let bytes = packet(gateway.connection.flow(FromClient), seq, gateway.server_next, Flags::ACK, &hidden);
     let segment = Segment::parse(&bytes).expect("a segment");
-    let mut observer = |_: Timestamp, _: SessionNumber, _: &News<'_>| {};
+    let mut observer = |_: Timestamp, _: SessionNumber, _: &SessionEvent<'_>| {};
     let now = Timestamp::from_secs(1000);
     let mut world = World { now, policy: &gateway.policy, firewall: &mut gateway.firewall, observer: &mut observer };
     let Handled::Session(Verdict::Replace(said)) = gateway.tracker.handle(&segment, &mut world) else {

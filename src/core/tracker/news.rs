@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::SocketAddr;
 
-use crate::core::expectation::{Closed, Corridor, Expectation, Refusal};
+use crate::core::expectation::{Closed, Expectation, PortRangePinhole, Refusal};
 use crate::core::ftp::Mode;
 use crate::core::net::{Connection, Direction, Flow, Seq};
 use crate::core::session::reassembly::StreamAnomaly;
@@ -31,7 +31,7 @@ impl fmt::Display for SessionNumber {
 
 /// Something that happened in a session.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum News<'a> {
+pub enum SessionEvent<'a> {
     /// It began, or was picked up in the middle.
     Began {
         /// Between whom.
@@ -76,7 +76,7 @@ pub enum News<'a> {
     },
     /// The expected data connection came.
     Used {
-        /// How it was announced; none where that is not known, or it came through the corridor of an encrypted session.
+        /// How it was announced; none where that is not known, or it came through the port_range of an encrypted session.
         mode: Option<Mode>,
         /// Its addresses.
         flow: Flow,
@@ -93,14 +93,14 @@ pub enum News<'a> {
     /// The session cannot be read from here on.
     Encrypted {
         /// Where the policy will let its data connections go.
-        corridor: Option<Corridor>,
+        port_range: Option<PortRangePinhole>,
     },
     /// The encrypted dialogue has come as far as a login: its data connections may go there while the session lasts.
-    RangeOpened(Corridor),
+    RangeOpened(PortRangePinhole),
     /// The range that the policy has for an encrypted session was not opened.
     RangeRefused {
         /// Which one.
-        corridor: Corridor,
+        port_range: PortRangePinhole,
         /// Why not.
         why: Refusal,
     },
@@ -154,7 +154,7 @@ impl Ended {
 /// Whoever wants to know what happens.
 pub trait Observer {
     /// Something happened in a session.
-    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>);
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>);
 
     /// These bytes of a session were read, the first of which has that sequence number. In the order of the stream.
     fn read(&mut self, _session: SessionNumber, _direction: Direction, _place: Seq, _bytes: &[u8]) {}
@@ -162,11 +162,11 @@ pub trait Observer {
 
 /// Nobody wants to know.
 impl Observer for () {
-    fn observe(&mut self, _: Timestamp, _: SessionNumber, _: &News<'_>) {}
+    fn observe(&mut self, _: Timestamp, _: SessionNumber, _: &SessionEvent<'_>) {}
 }
 
-impl<F: FnMut(Timestamp, SessionNumber, &News<'_>)> Observer for F {
-    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &News<'_>) {
+impl<F: FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)> Observer for F {
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
         self(at, session, news);
     }
 }

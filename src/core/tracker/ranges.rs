@@ -7,25 +7,25 @@ use std::time::Duration;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use super::about::About;
 use super::client::ClientKey;
+use super::context::SessionContext;
 use super::encrypted::EncryptedDialogue;
-use super::{News, Observer, Tracker, World};
-use crate::core::expectation::{Corridor, Refusal};
+use super::{Observer, SessionEvent, Tracker, World};
+use crate::core::expectation::{PortRangePinhole, Refusal};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Connection, Direction, Flow, Segment};
 use crate::core::policy::Tls;
 use crate::core::time::Timestamp;
 
 /// How often an open range is renewed: twice while it would last without that, so that one failure does no harm.
-const RENEWAL: Duration = Duration::from_secs(Corridor::LIFETIME.as_secs() / 2);
+const RENEWAL: Duration = Duration::from_secs(PortRangePinhole::LIFETIME.as_secs() / 2);
 
 /// The range of one session.
 #[derive(Debug)]
 enum Range {
     /// It opens when the dialogue has come far enough.
-    Planned(Corridor, EncryptedDialogue),
-    Open(Corridor),
+    Planned(PortRangePinhole, EncryptedDialogue),
+    Open(PortRangePinhole),
 }
 
 /// Of whom an open range is.
@@ -44,7 +44,7 @@ pub(super) struct Ranges {
     by_hosts: HashMap<(IpAddr, IpAddr), Vec<u32>, RandomState>,
     by_client: HashMap<ClientKey, usize, RandomState>,
     /// The open ones in the order in which they have to be renewed.
-    renewals: VecDeque<(Timestamp, Owner, Corridor)>,
+    renewals: VecDeque<(Timestamp, Owner, PortRangePinhole)>,
     open: usize,
 }
 
@@ -67,49 +67,49 @@ impl Ranges {
         matches!(self.by_session.get(&session), Some(Range::Planned(..)))
     }
 
-    fn plan(&mut self, session: u32, corridor: Corridor) {
-        self.by_session.insert(session, Range::Planned(corridor, EncryptedDialogue::default()));
+    fn plan(&mut self, session: u32, port_range: PortRangePinhole) {
+        self.by_session.insert(session, Range::Planned(port_range, EncryptedDialogue::default()));
     }
 
-    fn note_open(&mut self, session: u32, corridor: Corridor, now: Timestamp) {
-        self.by_session.insert(session, Range::Open(corridor));
-        self.by_hosts.entry((corridor.from, corridor.to)).or_default().push(session);
-        *self.by_client.entry(ClientKey::of(corridor.from)).or_default() += 1;
-        self.renewals.push_back((now + RENEWAL, Owner::Session(session), corridor));
+    fn note_open(&mut self, session: u32, port_range: PortRangePinhole, now: Timestamp) {
+        self.by_session.insert(session, Range::Open(port_range));
+        self.by_hosts.entry((port_range.from, port_range.to)).or_default().push(session);
+        *self.by_client.entry(ClientKey::of(port_range.from)).or_default() += 1;
+        self.renewals.push_back((now + RENEWAL, Owner::Session(session), port_range));
         self.open += 1;
     }
 
-    /// A range of an earlier run has been taken over, and opened again.
-    pub(super) fn note_adopted(&mut self, corridor: Corridor, now: Timestamp) {
-        self.renewals.push_back((now + RENEWAL, Owner::Earlier, corridor));
+    /// A range of an earlier run has been adopted, and opened again.
+    pub(super) fn note_adopted(&mut self, port_range: PortRangePinhole, now: Timestamp) {
+        self.renewals.push_back((now + RENEWAL, Owner::Earlier, port_range));
     }
 
     /// Forgets the range of a session; it has to be closed if it was open.
-    pub(super) fn remove(&mut self, session: u32) -> Option<Corridor> {
-        let Range::Open(corridor) = self.by_session.remove(&session)? else { return None };
+    pub(super) fn remove(&mut self, session: u32) -> Option<PortRangePinhole> {
+        let Range::Open(port_range) = self.by_session.remove(&session)? else { return None };
         self.open -= 1;
-        let hosts = (corridor.from, corridor.to);
+        let hosts = (port_range.from, port_range.to);
         if let Some(sessions) = self.by_hosts.get_mut(&hosts) {
             sessions.retain(|&other| other != session);
             if sessions.is_empty() {
                 self.by_hosts.remove(&hosts);
             }
         }
-        let client = ClientKey::of(corridor.from);
+        let client = ClientKey::of(port_range.from);
         if let Some(count) = self.by_client.get_mut(&client) {
             *count -= 1;
             if *count == 0 {
                 self.by_client.remove(&client);
             }
         }
-        Some(corridor)
+        Some(port_range)
     }
 
     /// The session through whose range a connection with these addresses comes.
     pub(super) fn session_of(&self, flow: &Flow) -> Option<u32> {
         let sessions = self.by_hosts.get(&(flow.source.address, flow.destination.address))?;
         sessions.iter().copied().find(|session| match self.by_session.get(session) {
-            Some(Range::Open(corridor)) => corridor.matches(flow),
+            Some(Range::Open(port_range)) => port_range.matches(flow),
             _ => false,
         })
     }
@@ -124,70 +124,70 @@ impl Tracker {
     /// Renews the ranges that are due: what is open lasts as long as its session, however silent that is here, and not
     /// much longer than a program that was killed and never came back.
     pub(super) fn renew_ranges<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
-        while let Some((at, owner, corridor)) = self.ranges.renewals.pop_front() {
+        while let Some((at, owner, port_range)) = self.ranges.renewals.pop_front() {
             if at > world.now {
-                self.ranges.renewals.push_front((at, owner, corridor));
+                self.ranges.renewals.push_front((at, owner, port_range));
                 return;
             }
             let is_open = match owner {
                 Owner::Session(session) => match self.ranges.by_session.get(&session) {
-                    Some(Range::Open(open)) => *open == corridor,
+                    Some(Range::Open(open)) => *open == port_range,
                     _ => false,
                 },
-                Owner::Earlier => self.heritage.holds(&corridor),
+                Owner::Earlier => self.orphaned.holds(&port_range),
             };
             if is_open {
-                world.firewall.renew_corridor(&corridor);
-                self.ranges.renewals.push_back((world.now + RENEWAL, owner, corridor));
+                world.firewall.renew_port_range(&port_range);
+                self.ranges.renewals.push_back((world.now + RENEWAL, owner, port_range));
             }
         }
     }
 }
 
-impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
+impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// What follows cannot be read.
     pub(super) fn encrypted(&mut self, is_requested: bool) {
-        let corridor = match self.terms.tls {
+        let port_range = match self.terms.tls {
             Tls::Range(ports) if is_requested && !self.is_over && !self.is_forged => {
                 let Connection { original, .. } = *self.connection;
-                Some(Corridor { from: original.source.address, to: original.destination.address, ports })
+                Some(PortRangePinhole { from: original.source.address, to: original.destination.address, ports })
             }
             Tls::Pass | Tls::Deny | Tls::Range(_) => None,
         };
-        if let Some(corridor) = corridor {
-            self.ranges.plan(self.slot, corridor);
+        if let Some(port_range) = port_range {
+            self.ranges.plan(self.slot, port_range);
         }
-        self.tell(&News::Encrypted { corridor });
+        self.tell(&SessionEvent::Encrypted { port_range });
     }
 
     /// A segment behind the 234: opens the range where the dialogue has come far enough.
     pub(super) fn encrypted_segment(&mut self, segment: &Segment<'_>, direction: Direction) {
-        let Some(Range::Planned(corridor, dialogue)) = self.ranges.by_session.get_mut(&self.slot) else { return };
-        let corridor = *corridor;
+        let Some(Range::Planned(port_range, dialogue)) = self.ranges.by_session.get_mut(&self.slot) else { return };
+        let port_range = *port_range;
         if !dialogue.segment(segment, direction) {
             return;
         }
-        match self.open_range(&corridor) {
+        match self.open_range(&port_range) {
             Ok(()) => {
-                self.ranges.note_open(self.slot, corridor, self.world.now);
-                self.tell(&News::RangeOpened(corridor));
+                self.ranges.note_open(self.slot, port_range, self.world.now);
+                self.tell(&SessionEvent::RangeOpened(port_range));
             }
             Err(why) => {
                 self.ranges.remove(self.slot);
-                self.tell(&News::RangeRefused { corridor, why });
+                self.tell(&SessionEvent::RangeRefused { port_range, why });
             }
         }
     }
 
     /// A range counts as one pinhole, of its client and of all.
-    fn open_range(&mut self, corridor: &Corridor) -> Result<(), Refusal> {
+    fn open_range(&mut self, port_range: &PortRangePinhole) -> Result<(), Refusal> {
         let limits = &self.world.policy.limits;
-        let client = ClientKey::of(corridor.from);
+        let client = ClientKey::of(port_range.from);
         let of_client = self.expectations.count_of_client(client) + self.ranges.count_of_client(client);
         let in_all = self.expectations.len() + self.ranges.len();
         if of_client >= limits.pinholes_per_client.get() as usize || in_all >= limits.pinholes.get() as usize {
             return Err(Refusal::TooMany);
         }
-        self.world.firewall.open_corridor(corridor).map_err(|_| Refusal::NotOpened)
+        self.world.firewall.open_port_range(port_range).map_err(|_| Refusal::NotOpened)
     }
 }

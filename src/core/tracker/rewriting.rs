@@ -1,9 +1,9 @@
 //! What of a session's lines has to be said differently: an address that the other end does not know, a command that the
 //! policy holds back.
 
-use super::about::About;
 use super::client::ClientKey;
-use super::expectations::Standing;
+use super::context::SessionContext;
+use super::expectations::PinholeEntry;
 use super::port_search::PortSearch;
 use super::{Observer, World};
 use crate::core::expectation::{Expectation, Refusal};
@@ -13,7 +13,7 @@ use crate::core::ftp::{Line, Mode};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Direction, Endpoint, Port, Seq};
 use crate::core::policy::Tls;
-use crate::core::seqadj::{Course, Obstacle, Replaced, Verdict};
+use crate::core::seqadj::{DirectionRewriter, Replaced, RewriteError, Verdict};
 use crate::core::session::reassembly::OVERWRITTEN;
 use crate::core::session::{Announcement, Session, Written};
 use crate::core::tracker::admission;
@@ -31,7 +31,7 @@ enum Length {
     Same,
 }
 
-impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
+impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// Opens what is expected behind NAT, and has the line say how the other end gets there.
     pub(super) fn expect_translated(
         &mut self,
@@ -59,7 +59,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
                     self.expectations.remove(expectation.from, expectation.to);
                     self.world.firewall.close(&expectation);
                     why = Refusal::CannotRewrite;
-                    if obstacle == Obstacle::Gone {
+                    if obstacle == RewriteError::Gone {
                         break;
                     }
                 }
@@ -70,8 +70,10 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
 
     /// Whether a program that ran before this one rewrote this very line, or an earlier one.
     pub(super) fn was_replaced_before(&self, announcement: &Announcement<'_>) -> bool {
-        let Some((written, courses)) = announcement.written.as_ref().zip(self.courses.as_deref()) else { return false };
-        courses.get(self.direction).was_replaced_before(written.place())
+        let Some((written, rewriters)) = announcement.written.as_ref().zip(self.rewriters.as_deref()) else {
+            return false;
+        };
+        rewriters.get(self.direction).was_replaced_before(written.place())
     }
 
     /// The line was rewritten by a program that ran before this one, and is sent for the second time.
@@ -96,8 +98,8 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let Written { line, span } = written;
         let text = text.map_or_else(|| line.text[span.clone()].to_vec(), String::into_bytes);
         let replaced = Replaced { start: written.place(), length: span.len(), text, before: line.text[span.start - 1] };
-        if let Some(course) = self.course() {
-            course.resume(replaced);
+        if let Some(rewriter) = self.rewriter() {
+            rewriter.resume(replaced);
         }
         let Some(expectation) = expectation else { return Err(Refusal::CannotRewrite) };
         let expectation = Expectation { since: decided.since, ..expectation };
@@ -178,7 +180,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let segment = self.segment;
         let address = written.place();
         let behind = line.start + span.end;
-        let withheld = self.course()?.withheld().map(|(start, bytes)| (start, bytes.to_vec()));
+        let withheld = self.rewriter()?.withheld().map(|(start, bytes)| (start, bytes.to_vec()));
         let Some((start, withheld)) = withheld else {
             let before = *line.text.get(span.start.checked_sub(1)?)?;
             return Some(Replaced { start: address, length: span.len(), text, before });
@@ -197,19 +199,19 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         Some(Replaced { start, length, text, before: *line.text.get(before)? })
     }
 
-    fn replace(&mut self, replaced: Replaced) -> Result<(), Obstacle> {
-        let Self { courses, world, connection, direction, segment, .. } = self;
-        let Some(courses) = courses else { return Err(Obstacle::NotAdjusted) };
+    fn replace(&mut self, replaced: Replaced) -> Result<(), RewriteError> {
+        let Self { rewriters, world, connection, direction, segment, .. } = self;
+        let Some(rewriters) = rewriters else { return Err(RewriteError::NotAdjusted) };
         let World { firewall, .. } = &mut **world;
-        let course = courses.of(*direction);
-        let held = course.repeated_from(segment);
+        let rewriter = rewriters.of(*direction);
+        let held = rewriter.repeated_from(segment);
         let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
-        course.replace(segment, replaced, &mut adjust)
+        rewriter.replace(segment, replaced, &mut adjust)
     }
 
-    fn course(&mut self) -> Option<&mut Course> {
+    fn rewriter(&mut self) -> Option<&mut DirectionRewriter> {
         let direction = self.direction;
-        self.courses.as_mut().map(|courses| courses.of(direction))
+        self.rewriters.as_mut().map(|rewriters| rewriters.of(direction))
     }
 
     /// Has the server get something that is no command, if some server may take this line for one that the policy
@@ -270,7 +272,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
     fn overwrite(&mut self, from: Seq, to: Seq) {
         let end = self.segment.seq + self.segment.payload.len();
         let from = from.later(self.segment.seq);
-        let gone = self.course().and_then(|course| course.gone());
+        let gone = self.rewriter().and_then(|rewriter| rewriter.gone());
         let from = gone.map_or(from, |gone| from.later(gone));
         let to = if to.is_after(end) { end } else { to };
         let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
@@ -280,7 +282,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
 
     /// What is to become of the segment, now that all that it says is known.
     pub(super) fn verdict(&mut self, session: &Session) -> Verdict {
-        if self.courses.is_none() {
+        if self.rewriters.is_none() {
             return Verdict::Accept;
         }
         if self.direction == Direction::FromClient
@@ -290,34 +292,34 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             self.hold_back_denied(&line);
         }
         let (must_drop, segment) = (self.must_drop, self.segment);
-        if let Some(course) = self.course() {
+        if let Some(rewriter) = self.rewriter() {
             if must_drop {
                 // It counts as read, and will be sent again.
-                course.bar(segment);
+                rewriter.bar(segment);
             }
-            if course.is_barred(segment) {
+            if rewriter.is_barred(segment) {
                 return Verdict::Drop;
             }
         }
         let is_translated = self.connection.is_translated();
         let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };
-        let Self { courses: Some(courses), world, connection, direction, segment, .. } = self else {
+        let Self { rewriters: Some(rewriters), world, connection, direction, segment, .. } = self else {
             return Verdict::Accept;
         };
         let World { firewall, .. } = &mut **world;
-        let course = courses.of(*direction);
-        let held = course.repeated_from(segment);
+        let rewriter = rewriters.of(*direction);
+        let held = rewriter.repeated_from(segment);
         let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
-        if course.withheld().is_some_and(|(start, _)| unfinished.is_none_or(|(address, _)| address != start)) {
+        if rewriter.withheld().is_some_and(|(start, _)| unfinished.is_none_or(|(address, _)| address != start)) {
             // The line is not to be changed after all.
-            let _ = course.release(segment, &mut adjust);
+            let _ = rewriter.release(segment, &mut adjust);
         }
         if let Some((start, before)) = unfinished
-            && course.withhold(segment, start, before, &mut adjust).is_err()
+            && rewriter.withhold(segment, start, before, &mut adjust).is_err()
         {
-            let _ = course.release(segment, &mut adjust);
+            let _ = rewriter.release(segment, &mut adjust);
         }
-        course.verdict(segment)
+        rewriter.verdict(segment)
     }
 
     /// Whether the policy denies this command.
@@ -344,7 +346,7 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             return Err(Refusal::TooMany);
         }
         self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
-        self.expectations.insert(Standing {
+        self.expectations.insert(PinholeEntry {
             expectation: *expectation,
             mode: Some(announcement.mode),
             owner: self.slot,

@@ -16,7 +16,7 @@ use super::{Ended, LINGER, LONGEST_SILENCE, SessionNumber};
 use crate::core::kernel::Progress;
 use crate::core::net::{Connection, Direction, Flow};
 use crate::core::policy::RuleId;
-use crate::core::seqadj::Courses;
+use crate::core::seqadj::Rewriters;
 use crate::core::session::Session;
 use crate::core::time::Timestamp;
 
@@ -42,7 +42,7 @@ pub(super) struct Tracked {
     /// What the kernel knows of how far it has come.
     pub(super) recorded: Progress,
     /// Where something of what is said may have to be changed: behind NAT, or under a rule that holds commands back.
-    pub(super) courses: Option<Box<Courses>>,
+    pub(super) rewriters: Option<Box<Rewriters>>,
 }
 
 /// Where a session stands in the lists.

@@ -38,13 +38,16 @@ impl Stage {
 
     fn world<R>(
         &mut self,
-        act: impl FnOnce(&mut Tracker, &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>)>) -> R,
+        act: impl FnOnce(
+            &mut Tracker,
+            &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)>,
+        ) -> R,
     ) -> R {
         let told = &mut self.told;
-        let mut write_down = |_: Timestamp, session: SessionNumber, news: &News<'_>| {
+        let mut write_down = |_: Timestamp, session: SessionNumber, news: &SessionEvent<'_>| {
             told.extend(describe(news).map(|news| format!("{session} {news}")));
         };
-        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &News<'_>) = &mut write_down;
+        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>) = &mut write_down;
         let mut world =
             World { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
         act(&mut self.tracker, &mut world)
@@ -94,31 +97,31 @@ impl Stage {
     }
 }
 
-fn describe(news: &News<'_>) -> Option<String> {
+fn describe(news: &SessionEvent<'_>) -> Option<String> {
     Some(match news {
-        News::Began { connection, picked_up: false } => format!("began {}", connection.original),
-        News::Began { connection, picked_up: true } => format!("picked up {}", connection.original),
-        News::Said { .. } => return None,
-        News::Denied { command } => format!("denied {command}"),
-        News::LoggedIn { user } => format!("login {}", user.unwrap_or("?")),
-        News::Expected { mode, expectation, rewritten_from } => {
+        SessionEvent::Began { connection, picked_up: false } => format!("began {}", connection.original),
+        SessionEvent::Began { connection, picked_up: true } => format!("picked up {}", connection.original),
+        SessionEvent::Said { .. } => return None,
+        SessionEvent::Denied { command } => format!("denied {command}"),
+        SessionEvent::LoggedIn { user } => format!("login {}", user.unwrap_or("?")),
+        SessionEvent::Expected { mode, expectation, rewritten_from } => {
             let from = rewritten_from.map_or(String::new(), |from| format!(" instead of {from}"));
             format!("{} {expectation}{from}", mode.announced_by())
         }
-        News::Refused { mode, to, why } => match to {
+        SessionEvent::Refused { mode, to, why } => match to {
             Some(to) => format!("{} {to} refused: {why}", mode.announced_by()),
             None => format!("{} refused: {why}", mode.announced_by()),
         },
-        News::Used { flow, .. } => format!("used {flow}"),
-        News::Expired(expectation) => format!("expired {expectation}"),
-        News::Closed { expectation, why } => format!("closed {expectation}: {}", why.name()),
-        News::Encrypted { corridor: None } => "encrypted".to_owned(),
-        News::Encrypted { corridor: Some(corridor) } => format!("encrypted, {corridor}"),
-        News::RangeOpened(corridor) => format!("range {corridor}"),
-        News::RangeRefused { corridor, why } => format!("range {corridor} refused: {why}"),
-        News::NotFtp => "not FTP".to_owned(),
-        News::Ended(how) => format!("ended: {}", how.name()),
-        News::Anomaly(anomaly) => format!("anomaly: {anomaly:?}"),
+        SessionEvent::Used { flow, .. } => format!("used {flow}"),
+        SessionEvent::Expired(expectation) => format!("expired {expectation}"),
+        SessionEvent::Closed { expectation, why } => format!("closed {expectation}: {}", why.name()),
+        SessionEvent::Encrypted { port_range: None } => "encrypted".to_owned(),
+        SessionEvent::Encrypted { port_range: Some(port_range) } => format!("encrypted, {port_range}"),
+        SessionEvent::RangeOpened(port_range) => format!("range {port_range}"),
+        SessionEvent::RangeRefused { port_range, why } => format!("range {port_range} refused: {why}"),
+        SessionEvent::NotFtp => "not FTP".to_owned(),
+        SessionEvent::Ended(how) => format!("ended: {}", how.name()),
+        SessionEvent::Anomaly(anomaly) => format!("anomaly: {anomaly:?}"),
     })
 }
 
@@ -558,7 +561,7 @@ fn after_auth_tls_nothing_is_read() {
 }
 
 #[test]
-fn the_policy_may_give_an_encrypted_session_a_corridor() {
+fn the_policy_may_give_an_encrypted_session_a_port_range() {
     let mut stage = Stage::with_policy("defaults: { tls: range 50000-50100 }");
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "AUTH TLS\r\n"));

@@ -118,7 +118,7 @@ fn refusal_of_an_answered_urgent_line_answers_only_that() {
 }
 
 #[test]
-fn reply_that_names_abor_brings_back_in_step() {
+fn reply_that_names_abor_brings_back_synced() {
     let mut stage = Stage::new();
     let mut talk = aborted(&mut stage);
     stage.sees(&talk.says(FromServer, "226 Since you see this ABOR must've succeeded\r\n"));

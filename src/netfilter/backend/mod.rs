@@ -8,13 +8,13 @@ use std::net::IpAddr;
 use native::{Native, Ready};
 use sets::{Pinhole, Queueing, Restored, Sets, SetupError, Troubles};
 
-use crate::core::expectation::{Corridor, Expectation, Mapping};
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::policy::{Mechanism, Policy};
 use crate::core::seqadj::{Adjustment, NotAdjusted};
 use crate::core::time::Timestamp;
-use crate::core::tracker::Remains;
+use crate::core::tracker::ExistingState;
 use crate::netfilter::netlink::{Error, TableChange};
 
 /// A firewall in the kernel.
@@ -89,7 +89,7 @@ impl Kernel {
     }
 
     /// What an earlier program left, to be handed to [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
-    pub fn remains(&mut self, now: Timestamp) -> Result<Remains, Error> {
+    pub fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         match &mut self.holder {
             Held::Sets(sets) => sets.remains(now),
             Held::Native(native) => native.remains(now),
@@ -144,14 +144,14 @@ impl Kernel {
         }
     }
 
-    /// Control connections may have gone on unseen while the table was gone: see [`Sets::judge_liberally`].
-    pub fn judge_liberally<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
-        self.sets_mut().judge_liberally(connections);
+    /// Control connections may have gone on unseen while the table was gone: see [`Sets::set_tcp_be_liberal`].
+    pub fn set_tcp_be_liberal<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.sets_mut().set_tcp_be_liberal(connections);
     }
 
-    /// Control connections may have gone on unseen while rules of the table were gone: see [`Sets::forget_in_step`].
-    pub fn forget_in_step<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
-        self.sets_mut().forget_in_step(connections);
+    /// Control connections may have gone on unseen while rules of the table were gone: see [`Sets::forget_synced`].
+    pub fn forget_synced<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.sets_mut().forget_synced(connections);
     }
 
     /// Whether the table stands without what should stand in its sets, so that it must be restored.
@@ -220,16 +220,16 @@ impl Firewall for Kernel {
         self.firewall().adjust(connection, direction, adjustment, held)
     }
 
-    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        self.firewall().open_corridor(corridor)
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
+        self.firewall().open_port_range(port_range)
     }
 
-    fn renew_corridor(&mut self, corridor: &Corridor) {
-        self.firewall().renew_corridor(corridor);
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.firewall().renew_port_range(port_range);
     }
 
-    fn close_corridor(&mut self, corridor: &Corridor) {
-        self.firewall().close_corridor(corridor);
+    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.firewall().close_port_range(port_range);
     }
 
     fn record(&mut self, connection: &Connection, progress: Progress) {

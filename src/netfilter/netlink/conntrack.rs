@@ -134,7 +134,7 @@ impl Conntrack {
 
     /// Has the windows of both directions judged liberally from now on: none of its packets is invalid because of its
     /// numbers. Whether there is such a connection.
-    pub fn judge_liberally(&mut self, flow: &Flow) -> Result<bool, Error> {
+    pub fn set_tcp_be_liberal(&mut self, flow: &Flow) -> Result<bool, Error> {
         self.change(flow, write_liberal)
     }
 
@@ -152,7 +152,7 @@ impl Conntrack {
     }
 
     /// Makes the kernel believe that there is such a connection, with a helper of that name. Nobody sends anything in it.
-    pub fn make_up(&mut self, connection: &Connection, helper: &str, time: Duration) -> Result<(), Error> {
+    pub fn create_dummy_entry(&mut self, connection: &Connection, helper: &str, time: Duration) -> Result<(), Error> {
         let Connection { original, reply } = connection;
         let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
         let made =

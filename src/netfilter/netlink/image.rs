@@ -1,4 +1,4 @@
-//! A table as the kernel shows it, kept to be put back as it was: chains, sets, objects, rules, in one batch.
+//! A table as the kernel shows it, kept to be restored as it was: chains, sets, objects, rules, in one batch.
 //!
 //! What the kernel shows is what it was given, so it is not understood here but repeated. Only what a table collects
 //! while it is used is left out: elements of sets with a timeout.
@@ -87,7 +87,7 @@ impl Request {
         let Some((_, bytes)) = steps else { return };
         let mut writer = Writer::default();
         for (_, step) in Attribute::from(&**bytes).nested() {
-            writer.nested(step::ELEMENT, |w| mended_step(w, step));
+            writer.nested(step::ELEMENT, |w| loadable_step(w, step));
         }
         *bytes = writer.as_bytes().into();
     }
@@ -112,7 +112,7 @@ impl Request {
     }
 }
 
-fn mended_step(w: &mut Writer, shown: Attribute<'_>) {
+fn loadable_step(w: &mut Writer, shown: Attribute<'_>) {
     let find = |kind| shown.nested().find(kind);
     let Some(name) = find(step::NAME) else { return };
     w.attribute(step::NAME, name.bytes());
@@ -127,7 +127,7 @@ fn mended_step(w: &mut Writer, shown: Attribute<'_>) {
     });
 }
 
-/// A table, to be put back.
+/// A table, to be restored.
 #[derive(Clone, Debug, Default)]
 pub struct TableImage {
     table: Vec<Request>,

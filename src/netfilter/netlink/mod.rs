@@ -34,4 +34,4 @@ pub use helper::{Helper, Helpers, MOST_EXPECTATIONS};
 pub use image::TableImage;
 pub use tables::{Chain, Family, Hook, Rule, Table, Tables};
 pub use verdict::Verdicts;
-pub use watch::{ConnectionChange, ConnectionWatch, Deed, Heard, TableChange, TableWatch};
+pub use watch::{ChangeKind, ConnectionChange, ConnectionWatch, Heard, TableChange, TableWatch};

@@ -178,7 +178,7 @@ impl Socket {
     }
 
     /// Sends what `fill` puts into a batch, without the end that would make it happen: only the answers come.
-    pub(super) fn rehearse(&mut self, subsystem: u16, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
+    pub(super) fn dry_run(&mut self, subsystem: u16, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
         let (first, awaited) = self.fill(subsystem, fill);
         self.exchange(first, Awaited::Acknowledgements(awaited), |_| {})
     }

@@ -156,7 +156,7 @@ impl Tables {
     pub fn open(patience: Duration) -> Result<Self, Error> {
         let connect = |cause| Error::new(Operation::Connect, "nf_tables", cause);
         let mut socket = Socket::open(0, patience).map_err(connect)?;
-        let destroys = socket.rehearse(SUBSYSTEM, |batch| {
+        let destroys = socket.dry_run(SUBSYSTEM, |batch| {
             batch.request(kind::DESTROY_TABLE, 0, Family::Inet.number(), |w| w.text(attribute::TABLE, "trial"));
         });
         match destroys {
@@ -270,7 +270,7 @@ impl Tables {
     /// Whether this kernel could carry out a rule. Nothing is changed.
     pub fn could(&mut self, rule: &[Expression]) -> Result<bool, Error> {
         let table = Table { family: Family::Inet, name: "trial" };
-        match self.socket.rehearse(SUBSYSTEM, |batch| write_chain(batch, table, "trial", "", rule)) {
+        match self.socket.dry_run(SUBSYSTEM, |batch| write_chain(batch, table, "trial", "", rule)) {
             Ok(()) => Ok(true),
             // It knows no such expression, or not in this family.
             Err(cause) if cause.is_missing() || cause == Cause::Refused(Errno::OPNOTSUPP) => Ok(false),

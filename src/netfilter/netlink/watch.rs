@@ -36,7 +36,7 @@ pub enum Heard<T> {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TableChange {
     /// What was done.
-    pub deed: Deed,
+    pub deed: ChangeKind,
     /// In which family.
     pub family: Family,
     /// In which table.
@@ -49,7 +49,7 @@ pub struct TableChange {
 
 /// What was done to a ruleset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Deed {
+pub enum ChangeKind {
     /// A table was made.
     TableAdded,
     /// A table was removed.
@@ -68,7 +68,7 @@ pub enum Deed {
     SetRemoved,
 }
 
-impl Deed {
+impl ChangeKind {
     /// Whether something is less than before.
     pub const fn is_removal(self) -> bool {
         matches!(self, Self::TableRemoved | Self::ChainRemoved | Self::RuleRemoved | Self::SetRemoved)
@@ -105,12 +105,12 @@ trait Change: Sized {
 
 impl Change for TableChange {
     fn read(message: Message<'_>) -> Option<Self> {
-        let deed = Deed::of(message.kind)?;
+        let deed = ChangeKind::of(message.kind)?;
         let text = |kind| message.attributes().find(kind).and_then(Attribute::text).map(Into::into);
         let chain = match deed {
-            Deed::ChainAdded | Deed::ChainRemoved => text(attribute::CHAIN_NAME),
-            Deed::RuleAdded | Deed::RuleRemoved => text(attribute::RULE_CHAIN),
-            Deed::TableAdded | Deed::TableRemoved | Deed::SetAdded | Deed::SetRemoved => None,
+            ChangeKind::ChainAdded | ChangeKind::ChainRemoved => text(attribute::CHAIN_NAME),
+            ChangeKind::RuleAdded | ChangeKind::RuleRemoved => text(attribute::RULE_CHAIN),
+            ChangeKind::TableAdded | ChangeKind::TableRemoved | ChangeKind::SetAdded | ChangeKind::SetRemoved => None,
         };
         let family = Family::of(message.family()?)?;
         Some(Self { deed, family, table: text(attribute::TABLE)?, chain, by: message.cause })
@@ -254,7 +254,7 @@ mod tests {
     #[test]
     fn a_removed_rule_has_a_table_and_a_chain() {
         let removed = change(kind::DELETE_RULE, 1, &[(1, "filter"), (2, "input")]).expect("a change");
-        assert_eq!((removed.deed, removed.family), (Deed::RuleRemoved, Family::Inet));
+        assert_eq!((removed.deed, removed.family), (ChangeKind::RuleRemoved, Family::Inet));
         assert_eq!((&*removed.table, removed.chain.as_deref()), ("filter", Some("input")));
         assert!(removed.deed.is_removal());
     }

@@ -66,7 +66,7 @@ impl Translated {
 
 /// A connection and what the gateway does to it.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
+pub(super) struct NatConnection {
     pub(super) translated: Translated,
     /// How what the inside end says is shifted.
     pub(super) adjustment: Option<Adjustment>,
@@ -78,7 +78,7 @@ pub(super) struct Standing {
 /// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
-    by_inside: HashMap<Flow, Standing, RandomState>,
+    by_inside: HashMap<Flow, NatConnection, RandomState>,
     /// What the outside end gets, and which connection that is.
     by_outside: HashMap<Flow, Flow, RandomState>,
     in_order: VecDeque<Flow>,
@@ -86,13 +86,13 @@ pub(super) struct Connections {
 
 impl Connections {
     /// The connection of a captured packet, and which way that goes.
-    pub(super) fn captured(&self, flow: &Flow) -> Option<(&Standing, Way)> {
+    pub(super) fn captured(&self, flow: &Flow) -> Option<(&NatConnection, Way)> {
         let out = self.by_inside.get(flow).map(|standing| (standing, Way::Out));
         out.or_else(|| self.by_inside.get(&flow.reversed()).map(|standing| (standing, Way::In)))
     }
 
     /// The connection of a packet that arrives at the gateway with these addresses.
-    pub(super) fn arriving(&mut self, flow: &Flow) -> Option<&mut Standing> {
+    pub(super) fn arriving(&mut self, flow: &Flow) -> Option<&mut NatConnection> {
         let inside = if self.by_inside.contains_key(flow) { *flow } else { *self.by_outside.get(&flow.reversed())? };
         self.by_inside.get_mut(&inside)
     }
@@ -115,7 +115,7 @@ impl Connections {
             }
         }
         self.by_inside
-            .insert(inside, Standing { translated, adjustment: None, progress: Progress::Unknown, first: None });
+            .insert(inside, NatConnection { translated, adjustment: None, progress: Progress::Unknown, first: None });
         self.by_outside.insert(outside, inside);
     }
 
@@ -126,7 +126,8 @@ impl Connections {
         if let Some(standing) = self.by_inside.get_mut(&inside)
             && standing.first != Some(first)
         {
-            *standing = Standing { first: Some(first), adjustment: None, progress: Progress::Unknown, ..*standing };
+            *standing =
+                NatConnection { first: Some(first), adjustment: None, progress: Progress::Unknown, ..*standing };
         }
     }
 

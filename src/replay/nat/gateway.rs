@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use super::connections::{Connections, Standing};
+use super::connections::{Connections, NatConnection};
 use super::{Nat, Translated, Way};
-use crate::core::expectation::{Corridor, Expectation, Mapping};
-use crate::core::kernel::{Admitted, Control, Firewall, InStep, LookupFailed, NotOpened, Progress, Simulated};
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
+use crate::core::kernel::{Admitted, Control, Firewall, LookupFailed, NotOpened, Progress, Simulated, Synced};
 use crate::core::net::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
 use crate::core::policy::ControlPorts;
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
@@ -132,7 +132,7 @@ impl Gateway {
 
 impl Firewall for Gateway {
     fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
-        let Some(Standing { translated, adjustment, progress, .. }) = self.connections.arriving(flow) else {
+        let Some(NatConnection { translated, adjustment, progress, .. }) = self.connections.arriving(flow) else {
             return self.simulated.control_connection(flow);
         };
         let connection = translated.connection();
@@ -140,13 +140,13 @@ impl Firewall for Gateway {
         if let Some(adjustment) = adjustment {
             adjustments.set(translated.outwards(), *adjustment);
         }
-        let in_step = InStep::default();
+        let synced = Synced::default();
         let control = Control {
             connection,
             id: Some(self.simulated.next_id()),
             is_opening: true,
             progress: *progress,
-            in_step,
+            synced,
             adjustments,
         };
         Ok(self.control_ports.contains(connection.server().port).then_some(control))
@@ -185,16 +185,16 @@ impl Firewall for Gateway {
         Ok(())
     }
 
-    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        self.simulated.open_corridor(corridor)
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
+        self.simulated.open_port_range(port_range)
     }
 
-    fn renew_corridor(&mut self, corridor: &Corridor) {
-        self.simulated.renew_corridor(corridor);
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.simulated.renew_port_range(port_range);
     }
 
-    fn close_corridor(&mut self, corridor: &Corridor) {
-        self.simulated.close_corridor(corridor);
+    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.simulated.close_port_range(port_range);
     }
 
     fn record(&mut self, connection: &Connection, progress: Progress) {

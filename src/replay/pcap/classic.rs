@@ -1,7 +1,7 @@
 //! The classic pcap format: one header, then packets that each have a short one. Does no I/O.
 
 use super::byte_order::ByteOrder;
-use super::error::{CaptureError, Nonsense, Part};
+use super::error::{CaptureError, FormatError, Part};
 use super::file::{Located, MAX_PACKET, Step};
 use super::link::LinkType;
 use crate::core::time::Timestamp;
@@ -65,14 +65,14 @@ impl Classic {
 
     /// What stands at the head of `bytes`, which begin at a record.
     #[inline(always)]
-    pub(super) fn step(&self, bytes: &[u8]) -> Result<Step, Nonsense> {
+    pub(super) fn step(&self, bytes: &[u8]) -> Result<Step, FormatError> {
         let Some(header) = bytes.first_chunk::<{ record::LEN }>() else {
             return Ok(Step::Need { count: record::LEN, part: Part::RecordHeader });
         };
         let captured = self.order.u32_at(header, record::CAPTURED);
         let data_len = captured as usize;
         if data_len > MAX_PACKET {
-            return Err(Nonsense::RecordTooLong(captured));
+            return Err(FormatError::RecordTooLong(captured));
         }
         let record_len = record::LEN + data_len;
         if bytes.len() < record_len {
@@ -159,7 +159,7 @@ mod tests {
             let (frames, end) = read_all(&file.bytes[..]);
             assert_eq!(frames.len(), 1);
             let Err(CaptureError::Damaged { offset: 44, what }) = end else { panic!("{end:?}") };
-            assert_eq!(what, Nonsense::RecordTooLong(claim));
+            assert_eq!(what, FormatError::RecordTooLong(claim));
         }
         let file = start().record(0, 0, &vec![7; MAX_PACKET], limit).record(0, 0, b"after", 5);
         assert_eq!(read(&file.bytes).iter().map(|frame| frame.2.len()).collect::<Vec<_>>(), [4, MAX_PACKET, 5]);

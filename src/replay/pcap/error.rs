@@ -43,7 +43,7 @@ pub enum CaptureError {
         /// Where the record or block begins; the file is good up to there.
         offset: u64,
         /// What makes no sense.
-        what: Nonsense,
+        what: FormatError,
     },
     /// The source failed. All packets before were delivered.
     #[error("cannot read on after byte {offset}: {source}")]
@@ -177,7 +177,7 @@ impl fmt::Display for Part {
 
 /// What makes no sense in a record or block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Nonsense {
+pub enum FormatError {
     /// A packet (or the block around it, or an interface's description) is longer than any real one.
     #[error("a record of {0} bytes; none is longer than {MAX_PACKET}")]
     RecordTooLong(u32),
@@ -251,7 +251,7 @@ mod tests {
     fn messages_say_where_and_what() {
         let cut = CaptureError::CutOff { part: Part::Packet, begin: 40, end: 99 };
         assert_eq!(cut.to_string(), "cut off at byte 99, in the middle of a packet that begins at byte 40");
-        let damaged = CaptureError::Damaged { offset: 24, what: Nonsense::RecordTooLong(u32::MAX) };
+        let damaged = CaptureError::Damaged { offset: 24, what: FormatError::RecordTooLong(u32::MAX) };
         assert_eq!(
             damaged.to_string(),
             "damaged at byte 24: a record of 4294967295 bytes; none is longer than 16777216"

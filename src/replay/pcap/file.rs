@@ -9,7 +9,7 @@ use std::io::{self, Read};
 
 use super::buffer::Buffer;
 use super::classic::Classic;
-use super::error::{CaptureError, Foreign, Nonsense, Part};
+use super::error::{CaptureError, Foreign, FormatError, Part};
 use super::link::LinkType;
 use super::pcapng::Pcapng;
 use crate::core::time::Timestamp;
@@ -179,7 +179,7 @@ impl<R: Read> FileReader<R> {
             return Err(cut_off(&self.buffer, begin, Part::Block));
         }
         if self.buffer.take(trailer.len()) != trailer {
-            return Err(CaptureError::Damaged { offset: begin, what: Nonsense::BlockLengthsDiffer });
+            return Err(CaptureError::Damaged { offset: begin, what: FormatError::BlockLengthsDiffer });
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use super::byte_order::ByteOrder;
 use super::clock::Clock;
-use super::error::{CaptureError, Nonsense, Part};
+use super::error::{CaptureError, FormatError, Part};
 use super::file::{Located, MAX_PACKET, Step};
 use super::link::LinkType;
 use crate::core::time::Timestamp;
@@ -131,7 +131,7 @@ impl Pcapng {
 
     /// What stands at the head of `bytes`, which begin at a block.
     #[inline(always)]
-    pub(super) fn step(&mut self, bytes: &[u8]) -> Result<Step, Nonsense> {
+    pub(super) fn step(&mut self, bytes: &[u8]) -> Result<Step, FormatError> {
         // Nearly every block is an enhanced packet that is there as a whole, with its trailer.
         if let Some(header) = bytes.first_chunk::<{ packet::DATA }>()
             && self.order.u32_at(header, field::TYPE) == block::ENHANCED_PACKET
@@ -142,7 +142,7 @@ impl Pcapng {
     }
 
     #[inline(never)]
-    fn step_slowly(&mut self, bytes: &[u8]) -> Result<Step, Nonsense> {
+    fn step_slowly(&mut self, bytes: &[u8]) -> Result<Step, FormatError> {
         let Some(header) = bytes.first_chunk::<{ field::BODY }>() else {
             return Ok(Step::Need { count: field::BODY, part: Part::RecordHeader });
         };
@@ -170,48 +170,48 @@ impl Pcapng {
 
     /// The length of the block, which has at least `least` bytes before its trailer.
     #[inline(always)]
-    fn length<const N: usize>(&self, header: &[u8; N], least: usize) -> Result<u32, Nonsense> {
+    fn length<const N: usize>(&self, header: &[u8; N], least: usize) -> Result<u32, FormatError> {
         let length = self.order.u32_at(header, field::LENGTH);
         let sound = length as usize >= least + field::TRAILER_LEN && length.is_multiple_of(4);
-        if sound { Ok(length) } else { Err(Nonsense::BlockLength(length)) }
+        if sound { Ok(length) } else { Err(FormatError::BlockLength(length)) }
     }
 
     /// The same, of a block that must be held whole.
     #[inline(always)]
-    fn bounded_length<const N: usize>(&self, header: &[u8; N], least: usize) -> Result<u32, Nonsense> {
+    fn bounded_length<const N: usize>(&self, header: &[u8; N], least: usize) -> Result<u32, FormatError> {
         let length = self.length(header, least)?;
-        if length <= MAX_BLOCK { Ok(length) } else { Err(Nonsense::RecordTooLong(length)) }
+        if length <= MAX_BLOCK { Ok(length) } else { Err(FormatError::RecordTooLong(length)) }
     }
 
-    fn skip<const N: usize>(&self, header: &[u8; N]) -> Result<Step, Nonsense> {
+    fn skip<const N: usize>(&self, header: &[u8; N]) -> Result<Step, FormatError> {
         let trailer = [header[4], header[5], header[6], header[7]];
         Ok(Step::Skip { length: self.order.u32(trailer), trailer })
     }
 
-    fn section(&mut self, bytes: &[u8]) -> Result<Step, Nonsense> {
+    fn section(&mut self, bytes: &[u8]) -> Result<Step, FormatError> {
         let Some(header) = bytes.first_chunk::<{ section::LEN }>() else {
             return Ok(Step::Need { count: section::LEN, part: Part::Block });
         };
         self.order = [ByteOrder::Little, ByteOrder::Big]
             .into_iter()
             .find(|order| order.u32_at(header, section::BYTE_ORDER) == BYTE_ORDER)
-            .ok_or(Nonsense::NoByteOrder)?;
+            .ok_or(FormatError::NoByteOrder)?;
         self.length(header, section::LEN)?;
         let (major, minor) = (self.order.u16_at(header, section::MAJOR), self.order.u16_at(header, section::MINOR));
         if major != MAJOR {
-            return Err(Nonsense::SectionVersion { major, minor });
+            return Err(FormatError::SectionVersion { major, minor });
         }
         self.interfaces.clear();
         self.skip(header)
     }
 
-    fn interface(&mut self, bytes: &[u8], header: &[u8; field::BODY]) -> Result<Step, Nonsense> {
+    fn interface(&mut self, bytes: &[u8], header: &[u8; field::BODY]) -> Result<Step, FormatError> {
         let length = self.bounded_length(header, interface::OPTIONS)? as usize;
         if bytes.len() < length {
             return Ok(Step::Need { count: length, part: Part::Block });
         }
         if self.interfaces.len() == MAX_INTERFACES {
-            return Err(Nonsense::TooManyInterfaces);
+            return Err(FormatError::TooManyInterfaces);
         }
         let fixed: &[u8; interface::OPTIONS] = bytes.first_chunk().expect("the length was checked");
         let number = self.order.u16_at(fixed, interface::LINK_TYPE);
@@ -226,7 +226,7 @@ impl Pcapng {
     }
 
     /// The clock that an interface's options describe.
-    fn clock(&self, mut options: &[u8]) -> Result<Clock, Nonsense> {
+    fn clock(&self, mut options: &[u8]) -> Result<Clock, FormatError> {
         let mut clock = Clock::default();
         while let Some((&[a, b, c, d], rest)) = options.split_first_chunk() {
             let code = self.order.u16([a, b]);
@@ -234,7 +234,7 @@ impl Pcapng {
                 break;
             }
             let length = usize::from(self.order.u16([c, d]));
-            let impossible = Nonsense::OptionLength(code);
+            let impossible = FormatError::OptionLength(code);
             let value = rest.get(..length).ok_or(impossible)?;
             match code {
                 option::TIME_RESOLUTION => {
@@ -252,7 +252,7 @@ impl Pcapng {
     }
 
     #[inline(always)]
-    fn packet(&mut self, bytes: &[u8], header: &[u8; packet::DATA], interface: u32) -> Result<Step, Nonsense> {
+    fn packet(&mut self, bytes: &[u8], header: &[u8; packet::DATA], interface: u32) -> Result<Step, FormatError> {
         let captured = self.order.u32_at(header, packet::CAPTURED);
         let length = self.bounded_length(header, packet::DATA)?;
         let room = length as usize - packet::DATA - field::TRAILER_LEN;
@@ -281,7 +281,7 @@ impl Pcapng {
         }))
     }
 
-    fn simple_packet(&mut self, bytes: &[u8], header: &[u8; field::BODY]) -> Result<Step, Nonsense> {
+    fn simple_packet(&mut self, bytes: &[u8], header: &[u8; field::BODY]) -> Result<Step, FormatError> {
         let length = self.bounded_length(header, simple::DATA)?;
         let Some(header) = bytes.first_chunk::<{ simple::DATA }>() else {
             return Ok(Step::Need { count: length as usize, part: Part::Packet });
@@ -313,7 +313,7 @@ impl Pcapng {
     }
 
     #[cold]
-    fn pass_over<const N: usize>(&mut self, link_type: u16, header: &[u8; N]) -> Result<Step, Nonsense> {
+    fn pass_over<const N: usize>(&mut self, link_type: u16, header: &[u8; N]) -> Result<Step, FormatError> {
         self.skipped += 1;
         self.unsupported.get_or_insert(link_type);
         self.skip(header)
@@ -322,27 +322,27 @@ impl Pcapng {
 
 /// The interface of that number in its section.
 #[inline(always)]
-fn described(interfaces: &[Interface], number: u32) -> Result<&Interface, Nonsense> {
-    interfaces.get(number as usize).ok_or(Nonsense::UnknownInterface(number))
+fn described(interfaces: &[Interface], number: u32) -> Result<&Interface, FormatError> {
+    interfaces.get(number as usize).ok_or(FormatError::UnknownInterface(number))
 }
 
 /// What is missing for the packet's block to be there as a whole, if anything; if not, its two lengths must agree.
 #[inline(always)]
-fn whole(bytes: &[u8], length: u32) -> Result<Option<Step>, Nonsense> {
+fn whole(bytes: &[u8], length: u32) -> Result<Option<Step>, FormatError> {
     let length = length as usize;
     let Some(block) = bytes.get(..length) else {
         return Ok(Some(Step::Need { count: length, part: Part::Packet }));
     };
     let agree = block[field::LENGTH..field::BODY] == block[length - field::TRAILER_LEN..];
-    if agree { Ok(None) } else { Err(Nonsense::BlockLengthsDiffer) }
+    if agree { Ok(None) } else { Err(FormatError::BlockLengthsDiffer) }
 }
 
 #[cold]
-fn too_long(packet: u32, block: u32) -> Nonsense {
+fn too_long(packet: u32, block: u32) -> FormatError {
     if packet as usize > MAX_PACKET {
-        Nonsense::RecordTooLong(packet)
+        FormatError::RecordTooLong(packet)
     } else {
-        Nonsense::PacketLongerThanBlock { packet, block }
+        FormatError::PacketLongerThanBlock { packet, block }
     }
 }
 

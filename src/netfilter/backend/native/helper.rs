@@ -87,7 +87,7 @@ pub(super) struct Registration {
 }
 
 impl Registration {
-    /// Registers it, or takes over the one that is there.
+    /// Registers it, or adopts the one that is there.
     pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
         let mut helpers = Helpers::open(PATIENCE).map_err(Impossible::of)?;
         // To ask brings the module.
@@ -174,7 +174,7 @@ impl Registration {
 }
 
 /// Tries the whole way once, with a connection that nobody has: from and to addresses that are for documentation only.
-pub(super) fn rehearse(conntrack: &mut Conntrack, expectations: &mut Expectations) -> Result<(), Error> {
+pub(super) fn dry_run(conntrack: &mut Conntrack, expectations: &mut Expectations) -> Result<(), Error> {
     let number = u16::try_from(std::process::id() % 30_000).unwrap_or(0) + 30_000;
     let port = Port::new(number).unwrap_or(Port::FTP);
     let address = |host| IpAddr::V4(Ipv4Addr::new(192, 0, 2, host));
@@ -182,7 +182,7 @@ pub(super) fn rehearse(conntrack: &mut Conntrack, expectations: &mut Expectation
     let master = Flow { source: client, destination: server };
     let time = Duration::from_secs(3);
     conntrack.forget(&master)?;
-    conntrack.make_up(&Connection::direct(master), NAME, time)?;
+    conntrack.create_dummy_entry(&Connection::direct(master), NAME, time)?;
     let expected =
         Expected { master, from: server.address, to: client, translated: None, time, helper: Some(NAME.into()) };
     let stands = expectations.expect(&expected).and_then(|()| expectations.find(expected.from, expected.to));

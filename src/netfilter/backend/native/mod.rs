@@ -20,13 +20,13 @@ use helper::{NAME, Registration};
 use tally::Tally;
 
 use super::sets::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
-use crate::core::expectation::{Corridor, Expectation, Mapping};
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::policy::Policy;
 use crate::core::seqadj::{Adjustment, NotAdjusted};
 use crate::core::time::Timestamp;
-use crate::core::tracker::Remains;
+use crate::core::tracker::ExistingState;
 use crate::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated,
 };
@@ -56,7 +56,7 @@ impl Ready {
     pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
         let mut ready = Self { expectations: Expectations::open(PATIENCE)?, registration: Registration::new(policy)? };
         let mut conntrack = Conntrack::open(PATIENCE)?;
-        if let Err(error) = helper::rehearse(&mut conntrack, &mut ready.expectations) {
+        if let Err(error) = helper::dry_run(&mut conntrack, &mut ready.expectations) {
             // Why it does not work is worth more than that it could not be tidied up.
             let _ = ready.registration.remove();
             return Err(error.into());
@@ -74,7 +74,7 @@ impl Ready {
 /// it is.
 pub fn is_possible(policy: &Policy) -> Result<(), Impossible> {
     if Registration::stands()? {
-        return Ok(helper::rehearse(&mut Conntrack::open(PATIENCE)?, &mut Expectations::open(PATIENCE)?)?);
+        return Ok(helper::dry_run(&mut Conntrack::open(PATIENCE)?, &mut Expectations::open(PATIENCE)?)?);
     }
     Ready::new(policy)?.withdraw()?;
     Ok(())
@@ -145,7 +145,7 @@ impl Native {
     }
 
     /// What an earlier program left.
-    pub(super) fn remains(&mut self, now: Timestamp) -> Result<Remains, Error> {
+    pub(super) fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         let pinholes = self.pinholes()?;
         self.sets.remains_among(now, &pinholes)
     }
@@ -308,16 +308,16 @@ impl Firewall for Native {
         self.sets.adjust(connection, direction, adjustment, held)
     }
 
-    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        self.sets.open_corridor(corridor)
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
+        self.sets.open_port_range(port_range)
     }
 
-    fn renew_corridor(&mut self, corridor: &Corridor) {
-        self.sets.renew_corridor(corridor);
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.sets.renew_port_range(port_range);
     }
 
-    fn close_corridor(&mut self, corridor: &Corridor) {
-        self.sets.close_corridor(corridor);
+    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.sets.close_port_range(port_range);
     }
 
     fn record(&mut self, connection: &Connection, progress: Progress) {

@@ -5,7 +5,7 @@ use super::nft::{self, NftError};
 use super::ruleset::{self, Holder, PRIORITY, QueueChain, Queueing, TABLE};
 use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
-use crate::core::expectation::{Corridor, Expectation};
+use crate::core::expectation::{Expectation, PortRangePinhole};
 use crate::core::kernel::Mark;
 use crate::core::net::Port;
 use crate::core::policy::{Capture, Chain, Mechanism, Policy};
@@ -63,14 +63,14 @@ pub enum SetupError {
     NotStanding(&'static str),
 }
 
-/// What was put back.
+/// What was restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
     /// The table, or rules of it.
     pub table: bool,
     /// All of it was gone, and perhaps whatever else asked for connection tracking.
     pub was_gone: bool,
-    /// Pinholes and corridors.
+    /// Pinholes and port_ranges.
     pub elements: usize,
     /// Accept rules in chains of others.
     pub admitted: Vec<Chain>,
@@ -110,9 +110,9 @@ impl Sets {
             installed: Vec::new(),
             image: TableImage::default(),
             sets_are_lost: false,
-            corridors: HashMap::default(),
+            port_ranges: HashMap::default(),
             used: HashSet::default(),
-            may_be_in_step: !is_anew,
+            may_be_synced: !is_anew,
             maps_used: false,
             troubles: Troubles::default(),
         };
@@ -287,7 +287,7 @@ impl Sets {
             standing.push((set, elements.into_iter().map(left).collect::<Vec<_>>()));
         }
         self.tables.remove_table(TABLE)?;
-        self.may_be_in_step = false;
+        self.may_be_synced = false;
         if let Err(error) = self.put_table() {
             let lists: Vec<(&str, &[Element])> = standing.iter().map(|(set, list)| (*set, list.as_slice())).collect();
             // It is not this that was wrong: then all is as it was. The reason why is what has to be told.
@@ -381,7 +381,9 @@ impl Sets {
                 self.maps_used |= !expectation.mapping.is_none();
             }
         }
-        for (set, element) in self.corridors.values().filter_map(|(corridor, _)| range(corridor, Corridor::LIFETIME)) {
+        for (set, element) in
+            self.port_ranges.values().filter_map(|(port_range, _)| range(port_range, PortRangePinhole::LIFETIME))
+        {
             elements.entry(set).or_default().push(element);
         }
         elements
@@ -399,8 +401,8 @@ fn ports_of(set: &str, policy: &Policy) -> Vec<Element> {
 fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
     // What Pinhole's marks are made of. A number has all bits of such a part or none.
     let parts = |mark: Mark| {
-        let [known, beyond, server_in_step, client_in_step, read] = mark.control_bits().each();
-        [mark.bits(), known, beyond, server_in_step, client_in_step, read]
+        let [known, beyond, server_synced, client_synced, read] = mark.control_bits().each();
+        [mark.bits(), known, beyond, server_synced, client_synced, read]
     };
     let union = |parts: [u32; 6]| parts.into_iter().fold(0, |all, part| all | part);
     let others = !union(parts(old));

@@ -22,8 +22,8 @@ pub use install::{Restored, SetupError};
 pub use nft::NftError;
 pub use ruleset::{Holder, QueueChain, Queueing, text as ruleset};
 
-use crate::core::expectation::{Corridor, Expectation, Mapping};
-use crate::core::kernel::{Control, Firewall, InStep, LookupFailed, NotOpened, Progress};
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
+use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress, Synced};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, PortRange, Seq};
 use crate::core::policy::Policy;
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
@@ -71,17 +71,17 @@ pub struct Sets {
     holder: Holder,
     /// The rules of our table as they were installed: nobody has touched them while they are the same.
     installed: Vec<u64>,
-    /// All of our table as it was installed, to be put back.
+    /// All of our table as it was installed, to be restored.
     image: TableImage,
-    /// The table was put back in a hurry, and what stood in its sets was not.
+    /// The table was restored in a hurry, and what stood in its sets was not.
     sets_are_lost: bool,
-    /// How many sessions have each corridor open.
-    corridors: HashMap<CorridorKey, (Corridor, u32), RandomState>,
+    /// How many sessions have each port_range open.
+    port_ranges: HashMap<PortRangeKey, (PortRangePinhole, u32), RandomState>,
     /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
     used: HashSet<(IpAddr, Endpoint), RandomState>,
     /// Whether every packet since the marks were set has passed the table's rules: whether what they say of ends that
-    /// are in step can be believed.
-    may_be_in_step: bool,
+    /// are in sync can be believed.
+    may_be_synced: bool,
     /// Whether something may be in the maps. Where nothing ever was, nobody need look there.
     maps_used: bool,
     troubles: Troubles,
@@ -149,19 +149,19 @@ impl Sets {
     /// For those that went on while the ruleset was gone: where nothing asks for connection tracking the kernel sees no
     /// packets, and what it makes afterwards of the next one may be so wrong that it takes all others for invalid. Then
     /// neither end hears the other any more, as long as the connection lasts.
-    pub fn judge_liberally<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+    pub fn set_tcp_be_liberal<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         for connection in connections {
-            let judged = self.conntrack.judge_liberally(&connection.original);
+            let judged = self.conntrack.set_tcp_be_liberal(&connection.original);
             self.note(judged);
         }
     }
 
     /// Control connections may have gone on unseen while rules of the table were gone: none of their ends is known to be
-    /// in step.
-    pub fn forget_in_step<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
-        self.may_be_in_step = false;
+    /// in sync.
+    pub fn forget_synced<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.may_be_synced = false;
         let bits = self.policy.mark.control_bits();
-        let mask = bits.in_step(Direction::FromClient) | bits.in_step(Direction::FromServer);
+        let mask = bits.synced(Direction::FromClient) | bits.synced(Direction::FromServer);
         connections.for_each(|connection| self.mark(connection, 0, mask));
     }
 
@@ -264,18 +264,18 @@ impl Firewall for Sets {
             Some(entry) => self.control_end(entry.connection).map(|connection| {
                 let bits = self.policy.mark.control_bits();
                 let progress = bits.read_progress(entry.mark);
-                let in_step = if self.may_be_in_step { bits.read_in_step(entry.mark) } else { InStep::default() };
+                let synced = if self.may_be_synced { bits.read_synced(entry.mark) } else { Synced::default() };
                 let is_opening = entry.is_opening;
                 let id = entry.id;
-                Control { connection, id, is_opening, progress, in_step, adjustments: adjustments(&entry) }
+                Control { connection, id, is_opening, progress, synced, adjustments: adjustments(&entry) }
             }),
             // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
             // kept either.
             None => {
                 let adjustments = Adjustments::default();
-                let (progress, in_step) = (Progress::Unknown, InStep::default());
+                let (progress, synced) = (Progress::Unknown, Synced::default());
                 let control =
-                    |connection| Control { connection, id: None, is_opening: true, progress, in_step, adjustments };
+                    |connection| Control { connection, id: None, is_opening: true, progress, synced, adjustments };
                 self.direct(flow).map(control)
             }
         })
@@ -333,26 +333,26 @@ impl Firewall for Sets {
         if adjustments(&entry).of(direction) == Some(*adjustment) { Ok(()) } else { Err(NotAdjusted::NotPrepared) }
     }
 
-    fn open_corridor(&mut self, corridor: &Corridor) -> Result<(), NotOpened> {
-        let stored = range(corridor, Corridor::LIFETIME).ok_or(NotOpened)?;
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
+        let stored = range(port_range, PortRangePinhole::LIFETIME).ok_or(NotOpened)?;
         self.put(&[], &[stored])?;
-        self.corridors.entry(corridor_key(corridor)).or_insert((*corridor, 0)).1 += 1;
+        self.port_ranges.entry(port_range_key(port_range)).or_insert((*port_range, 0)).1 += 1;
         Ok(())
     }
 
-    fn renew_corridor(&mut self, corridor: &Corridor) {
-        if let Some(stored) = range(corridor, Corridor::LIFETIME) {
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
+        if let Some(stored) = range(port_range, PortRangePinhole::LIFETIME) {
             // It has been noted if that failed, and there is time for another try.
             let _ = self.put(&[], &[stored]);
         }
     }
 
-    fn close_corridor(&mut self, corridor: &Corridor) {
-        let Some((_, sessions)) = self.corridors.get_mut(&corridor_key(corridor)) else { return };
+    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
+        let Some((_, sessions)) = self.port_ranges.get_mut(&port_range_key(port_range)) else { return };
         *sessions -= 1;
         if *sessions == 0 {
-            self.corridors.remove(&corridor_key(corridor));
-            if let Some(stored) = range(corridor, Corridor::LIFETIME) {
+            self.port_ranges.remove(&port_range_key(port_range));
+            if let Some(stored) = range(port_range, PortRangePinhole::LIFETIME) {
                 self.take(&[stored]);
             }
         }
@@ -373,11 +373,11 @@ fn adjustments(entry: &Entry) -> Adjustments {
     Adjustments { from_client, from_server }
 }
 
-/// What tells corridors apart.
-type CorridorKey = (IpAddr, IpAddr, PortRange);
+/// What tells port_ranges apart.
+type PortRangeKey = (IpAddr, IpAddr, PortRange);
 
-const fn corridor_key(corridor: &Corridor) -> CorridorKey {
-    (corridor.from, corridor.to, corridor.ports)
+const fn port_range_key(port_range: &PortRangePinhole) -> PortRangeKey {
+    (port_range.from, port_range.to, port_range.ports)
 }
 
 /// Elements by the set they belong into.

@@ -1,16 +1,16 @@
-//! What stands in the kernel when a program begins: pinholes, corridors, and the control connections they may be of.
+//! What stands in the kernel when a program begins: pinholes, port_ranges, and the control connections they may be of.
 
-use super::stored::CORRIDORS;
+use super::stored::PORT_RANGES;
 use super::{Pinhole, Sets, TABLE};
-use crate::core::expectation::{Corridor, Expectation};
+use crate::core::expectation::{Expectation, PortRangePinhole};
 use crate::core::net::{Port, PortRange};
 use crate::core::time::Timestamp;
-use crate::core::tracker::Remains;
+use crate::core::tracker::ExistingState;
 use crate::netfilter::netlink::{Element, Error};
 
 impl Sets {
     /// What an earlier program left, to be handed to [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
-    pub fn remains(&mut self, now: Timestamp) -> Result<Remains, Error> {
+    pub fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         let pinholes = self.pinholes()?;
         self.remains_among(now, &pinholes)
     }
@@ -20,33 +20,33 @@ impl Sets {
         &mut self,
         now: Timestamp,
         all: &[Pinhole],
-    ) -> Result<Remains, Error> {
+    ) -> Result<ExistingState, Error> {
         let mut pinholes = Vec::new();
         for &Pinhole { from, to, mapping, lifetime, remaining } in all {
             let expires = now + remaining;
             let since = expires.before(lifetime);
             pinholes.push(Expectation { from, to, since, lifetime: expires.since(since), mapping });
         }
-        let mut corridors = Vec::new();
-        for set in CORRIDORS {
-            corridors.extend(self.tables.elements(TABLE, set)?.iter().filter_map(corridor));
+        let mut port_ranges = Vec::new();
+        for set in PORT_RANGES {
+            port_ranges.extend(self.tables.elements(TABLE, set)?.iter().filter_map(port_range));
         }
         let mut connections = Vec::new();
-        if !(pinholes.is_empty() && corridors.is_empty()) {
+        if !(pinholes.is_empty() && port_ranges.is_empty()) {
             let ports = &self.policy.control_ports;
             let is_control = |entry: &crate::netfilter::netlink::Entry| {
                 entry.is_established && ports.contains(entry.connection.original.destination.port)
             };
             connections.extend(self.conntrack.list(is_control)?.into_iter().map(|entry| entry.connection));
         }
-        Ok(Remains { pinholes, corridors, connections })
+        Ok(ExistingState { pinholes, port_ranges, connections })
     }
 }
 
-/// The corridor that an element is.
-fn corridor(element: &Element) -> Option<Corridor> {
+/// The port_range that an element is.
+fn port_range(element: &Element) -> Option<PortRangePinhole> {
     let (from, to, first) = element.key.as_connection()?;
     let (last_from, last_to, last) = element.last?.as_connection()?;
     let ports = PortRange::new(Port::new(first)?, Port::new(last)?)?;
-    ((from, to) == (last_from, last_to)).then_some(Corridor { from, to, ports })
+    ((from, to) == (last_from, last_to)).then_some(PortRangePinhole { from, to, ports })
 }

@@ -22,12 +22,12 @@ pub(super) const CHAINS: [&str; 24] = [
     "output",
     "inspect",
     "data",
-    "doubt",
+    "spoofed_source",
     "admit",
-    "deliver",
-    "insist",
-    "prepare",
-    "opens",
+    "queue_packet",
+    "queue_failclosed",
+    "prepare_seqadj",
+    "new_control",
     "nat_prerouting",
     "nat_output",
     "nat_input",
@@ -36,12 +36,12 @@ pub(super) const CHAINS: [&str; 24] = [
     "sources",
     "late_input",
     "late_postrouting",
-    "shorten",
-    "bounds",
-    "repeated",
-    "record_prerouting",
-    "record_output",
-    "record",
+    "clamp_mss",
+    "connection_edges",
+    "rewritten_retransmit",
+    "mark_prerouting",
+    "mark_output",
+    "update_ct_mark",
 ];
 
 /// Who holds the pinholes.
@@ -143,8 +143,8 @@ impl QueueChain {
     /// The name of the chain.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Deliver => "deliver",
-            Self::Insist => "insist",
+            Self::Deliver => "queue_packet",
+            Self::Insist => "queue_failclosed",
         }
     }
 
@@ -159,7 +159,8 @@ impl QueueChain {
 
 /// Whether a chain of that name is one of ours, or of a version that had a chain for each queue.
 pub(super) fn is_own_chain(name: &str) -> bool {
-    let number = ["queue", "insist"].into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
+    let number =
+        ["queue", "queue_failclosed"].into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
     CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|parsed| parsed.to_string() == number)
 }
 
@@ -173,10 +174,10 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     for (name, number) in [
         ("progress_bits", bits.progress()),
         ("unreadable", bits.of(Progress::Unreadable)),
-        ("client_in_step", bits.in_step(Direction::FromClient)),
-        ("server_in_step", bits.in_step(Direction::FromServer)),
+        ("client_synced", bits.synced(Direction::FromClient)),
+        ("server_synced", bits.synced(Direction::FromServer)),
         ("packet_read", bits.of_read_packet()),
-        ("packet_in_step", bits.of_packet(0, true)),
+        ("packet_synced", bits.of_packet(0, true)),
     ] {
         // nft computes no complement.
         writeln!(text, "define {name} = {number:#010x}\ndefine all_but_{name} = {:#010x}", !number).expect(TAKES_ALL);
@@ -285,10 +286,12 @@ mod tests {
         let mut policy = policy();
         assert!(
             text(&policy, Queueing::Statement, Holder::Sets)
-                .contains("\tchain deliver {\n\t\tqueue flags bypass to 0\n\t}\n")
+                .contains("\tchain queue_packet {\n\t\tqueue flags bypass to 0\n\t}\n")
         );
         policy.capture.when_down = WhenDown::Closed;
-        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain deliver {\n\t\tqueue to 0\n\t}\n"));
+        assert!(
+            text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain queue_packet {\n\t\tqueue to 0\n\t}\n")
+        );
     }
 
     #[test]
@@ -297,16 +300,16 @@ mod tests {
             let mut policy = policy();
             policy.capture.when_down = when_down;
             let text = text(&policy, Queueing::Statement, Holder::Sets);
-            assert!(text.contains("\tchain insist {\n\t\tqueue to 0\n\t}\n"), "{text}");
+            assert!(text.contains("\tchain queue_failclosed {\n\t\tqueue to 0\n\t}\n"), "{text}");
         }
     }
 
     #[test]
-    fn doubtful_packet_that_nobody_reads_is_not_in_step() {
+    fn doubtful_packet_that_nobody_reads_is_not_synced() {
         let policy = policy();
         let bits = policy.mark.control_bits();
         let text = text(&policy, Queueing::Statement, Holder::Sets);
-        let (_, chain) = text.split_once("\tchain doubt {\n").expect("the chain");
+        let (_, chain) = text.split_once("\tchain spoofed_source {\n").expect("the chain");
         let (chain, _) = chain.split_once("\n\t}").expect("its end");
         let rules: Vec<&str> = chain.lines().filter(|line| line.contains("meta mark set")).collect();
         assert_eq!(rules.len(), 2);
@@ -339,8 +342,8 @@ mod tests {
     #[test]
     fn the_compat_target_is_not_written_as_text() {
         let text = text(&policy(), Queueing::CompatTarget, Holder::Sets);
-        assert!(!text.contains("chain deliver {") && text.contains("goto deliver"));
-        assert!(!text.contains("flush chain inet pinhole deliver"));
+        assert!(!text.contains("chain queue_packet {") && text.contains("goto queue_packet"));
+        assert!(!text.contains("flush chain inet pinhole queue_packet"));
     }
 
     #[test]
@@ -385,9 +388,12 @@ mod tests {
 
     #[test]
     fn knows_its_own_chains() {
-        assert!(is_own_chain("deliver") && is_own_chain("queue12") && is_own_chain("inspect"));
+        assert!(is_own_chain("queue_packet") && is_own_chain("queue12") && is_own_chain("inspect"));
         assert!(
-            is_own_chain("insist") && is_own_chain("insist0") && !is_own_chain("queue") && !is_own_chain("insist01")
+            is_own_chain("queue_failclosed")
+                && is_own_chain("queue_failclosed0")
+                && !is_own_chain("queue")
+                && !is_own_chain("queue_failclosed01")
         );
         assert!(!is_own_chain("queue012") && !is_own_chain("queue70000") && !is_own_chain("input"));
     }

@@ -1,4 +1,4 @@
-//! How pinholes, mappings and corridors are written as elements, and read again.
+//! How pinholes, mappings and port_ranges are written as elements, and read again.
 //!
 //! A pinhole is an element of a set; what NAT does to its connection stands in maps under the same key.
 
@@ -9,7 +9,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::Pinhole;
-use crate::core::expectation::{Corridor, Expectation, Mapping};
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::net::{Endpoint, Flow, Port, Seq};
 use crate::netfilter::netlink::{Element, Key, Value};
 
@@ -19,10 +19,10 @@ pub(super) const PINHOLES: Names = ["pinholes4", "pinholes6"];
 pub(super) const TARGETS: Names = ["targets4", "targets6"];
 pub(super) const SOURCES: Names = ["sources4", "sources6"];
 pub(super) const REWRITTEN: Names = ["rewritten4", "rewritten6"];
-pub(super) const CORRIDORS: Names = ["corridors4", "corridors6"];
+pub(super) const PORT_RANGES: Names = ["port_ranges4", "port_ranges6"];
 
 /// All of them.
-pub(super) const SETS: [Names; 5] = [TARGETS, SOURCES, PINHOLES, CORRIDORS, REWRITTEN];
+pub(super) const SETS: [Names; 5] = [TARGETS, SOURCES, PINHOLES, PORT_RANGES, REWRITTEN];
 
 /// How much longer a mapping stays than its pinhole: a connection that came in time meets the maps a little later.
 const GRACE: Duration = Duration::from_secs(1);
@@ -81,10 +81,10 @@ pub(super) fn repeated(flow: &Flow, place: Seq) -> Element {
     Element::new(Key::segment(flow, place), ABSENCE)
 }
 
-/// The ports from the first to the last of a corridor, for so long.
-pub(super) fn range(corridor: &Corridor, lifetime: Duration) -> Option<Stored> {
-    let Corridor { from, to, ports } = *corridor;
-    let set = of_family(CORRIDORS, from, to)?;
+/// The ports from the first to the last of a port_range, for so long.
+pub(super) fn range(port_range: &PortRangePinhole, lifetime: Duration) -> Option<Stored> {
+    let PortRangePinhole { from, to, ports } = *port_range;
+    let set = of_family(PORT_RANGES, from, to)?;
     let key = |port: Port| Key::connection(from, to, port.number());
     Some((set, Element::range(key(ports.first()), key(ports.last()), lifetime)))
 }

@@ -12,7 +12,7 @@ fn plain(order: ByteOrder) -> Bytes {
     Bytes::new(order).section().interface(ETHERNET, 0, |options| options)
 }
 
-fn damage(file: &Bytes) -> (usize, u64, Nonsense) {
+fn damage(file: &Bytes) -> (usize, u64, FormatError) {
     match read_all(&file.bytes[..]) {
         (frames, Err(CaptureError::Damaged { offset, what })) => (frames.len(), offset, what),
         (_, end) => panic!("{end:?}"),
@@ -74,7 +74,7 @@ fn a_new_section_forgets_the_interfaces_and_may_change_the_byte_order() {
         assert_eq!(read(&with_interface.bytes), expected);
 
         let offset = file.bytes.len() as u64;
-        assert_eq!(damage(&file.enhanced(0, 2, b"b", 1)), (1, offset, Nonsense::UnknownInterface(0)));
+        assert_eq!(damage(&file.enhanced(0, 2, b"b", 1)), (1, offset, FormatError::UnknownInterface(0)));
     }
 }
 
@@ -129,17 +129,17 @@ fn a_length_that_cannot_be_is_damage() {
         let start = || plain(order).enhanced(0, 1, b"good", 4);
         let offset = start().bytes.len() as u64;
         for (kind, length, what) in [
-            (5, 0, Nonsense::BlockLength(0)),
-            (5, 11, Nonsense::BlockLength(11)),
-            (5, 17, Nonsense::BlockLength(17)),
-            (block::ENHANCED_PACKET, 28, Nonsense::BlockLength(28)),
-            (block::PACKET, 28, Nonsense::BlockLength(28)),
-            (block::SIMPLE_PACKET, 12, Nonsense::BlockLength(12)),
-            (block::INTERFACE, 16, Nonsense::BlockLength(16)),
-            (block::SECTION, 24, Nonsense::BlockLength(24)),
-            (block::ENHANCED_PACKET, 0xffff_fffc, Nonsense::RecordTooLong(0xffff_fffc)),
-            (block::SIMPLE_PACKET, 0xffff_fffc, Nonsense::RecordTooLong(0xffff_fffc)),
-            (block::INTERFACE, 0xffff_fffc, Nonsense::RecordTooLong(0xffff_fffc)),
+            (5, 0, FormatError::BlockLength(0)),
+            (5, 11, FormatError::BlockLength(11)),
+            (5, 17, FormatError::BlockLength(17)),
+            (block::ENHANCED_PACKET, 28, FormatError::BlockLength(28)),
+            (block::PACKET, 28, FormatError::BlockLength(28)),
+            (block::SIMPLE_PACKET, 12, FormatError::BlockLength(12)),
+            (block::INTERFACE, 16, FormatError::BlockLength(16)),
+            (block::SECTION, 24, FormatError::BlockLength(24)),
+            (block::ENHANCED_PACKET, 0xffff_fffc, FormatError::RecordTooLong(0xffff_fffc)),
+            (block::SIMPLE_PACKET, 0xffff_fffc, FormatError::RecordTooLong(0xffff_fffc)),
+            (block::INTERFACE, 0xffff_fffc, FormatError::RecordTooLong(0xffff_fffc)),
         ] {
             let file = start().u32(kind).u32(length).u32(BYTE_ORDER).raw(&[0; 40]);
             assert_eq!(damage(&file), (1, offset, what), "type {kind}");
@@ -158,16 +158,16 @@ fn a_packet_longer_than_its_block_is_damage() {
     let start = || plain(ByteOrder::Little);
     let offset = start().bytes.len() as u64;
     for (captured, what) in [
-        (5, Nonsense::PacketLongerThanBlock { packet: 5, block: 36 }),
-        (MAX_PACKET as u32, Nonsense::PacketLongerThanBlock { packet: MAX_PACKET as u32, block: 36 }),
-        (u32::MAX, Nonsense::RecordTooLong(u32::MAX)),
+        (5, FormatError::PacketLongerThanBlock { packet: 5, block: 36 }),
+        (MAX_PACKET as u32, FormatError::PacketLongerThanBlock { packet: MAX_PACKET as u32, block: 36 }),
+        (u32::MAX, FormatError::RecordTooLong(u32::MAX)),
     ] {
         for kind in [block::ENHANCED_PACKET, block::PACKET] {
             assert_eq!(damage(&start().block(kind, &body(captured))), (0, offset, what));
         }
     }
     let simple = start().simple(b"data", 5);
-    assert_eq!(damage(&simple), (0, offset, Nonsense::PacketLongerThanBlock { packet: 5, block: 20 }));
+    assert_eq!(damage(&simple), (0, offset, FormatError::PacketLongerThanBlock { packet: 5, block: 20 }));
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn a_block_must_end_in_its_own_length() {
             let last = file.len() - 1;
             file[last] ^= 4;
             let file = Bytes { order, bytes: file };
-            assert_eq!(damage(&file), (1, offset as u64, Nonsense::BlockLengthsDiffer));
+            assert_eq!(damage(&file), (1, offset as u64, FormatError::BlockLengthsDiffer));
         }
     }
 }
@@ -204,10 +204,10 @@ fn an_option_with_an_impossible_length_is_damage() {
         [(option::TIME_RESOLUTION, &b""[..]), (option::TIME_RESOLUTION, b"12"), (option::TIME_OFFSET, b"1234567")]
     {
         let file = Bytes::new(ByteOrder::Big).section().interface(1, 0, |options| options.option(code, value));
-        assert_eq!(damage(&file), (0, 28, Nonsense::OptionLength(code)));
+        assert_eq!(damage(&file), (0, 28, FormatError::OptionLength(code)));
     }
     let file = Bytes::new(ByteOrder::Big).section().interface(1, 0, |options| options.u16(2).u16(5).raw(b"eth0"));
-    assert_eq!(damage(&file), (0, 28, Nonsense::OptionLength(2)));
+    assert_eq!(damage(&file), (0, 28, FormatError::OptionLength(2)));
 }
 
 #[test]
@@ -220,16 +220,16 @@ fn the_memory_for_interfaces_is_bounded() {
     let good = Bytes { bytes: file.bytes.clone(), order: file.order }.enhanced(last, 1, b"x", 1);
     assert_eq!(read(&good.bytes).len(), 1);
     let offset = file.bytes.len() as u64;
-    assert_eq!(damage(&file.interface(1, 0, |options| options)), (0, offset, Nonsense::TooManyInterfaces));
+    assert_eq!(damage(&file.interface(1, 0, |options| options)), (0, offset, FormatError::TooManyInterfaces));
 }
 
 #[test]
 fn a_section_must_say_its_byte_order_and_version() {
     let section = |order: u32, major| Bytes::new(ByteOrder::Big).u32(order).u16(major).u16(0).i64(-1).bytes;
     let file = Bytes::new(ByteOrder::Big).block(block::SECTION, &section(0x0102_0304, 1));
-    assert_eq!(damage(&file), (0, 0, Nonsense::NoByteOrder));
+    assert_eq!(damage(&file), (0, 0, FormatError::NoByteOrder));
     let file = Bytes::new(ByteOrder::Big).block(block::SECTION, &section(BYTE_ORDER, 2));
-    assert_eq!(damage(&file), (0, 0, Nonsense::SectionVersion { major: 2, minor: 0 }));
+    assert_eq!(damage(&file), (0, 0, FormatError::SectionVersion { major: 2, minor: 0 }));
 }
 
 #[test]

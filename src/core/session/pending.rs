@@ -4,12 +4,12 @@
 
 use crate::core::ftp::Mode;
 
-/// How many unanswered commands are told apart. Clients that pipeline send a handful.
+/// How many pending commands are told apart. Clients that pipeline send a handful.
 const MOST: usize = 16;
 
 /// What a command asked for, as far as its answer matters to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum PendingCommand {
     Announce(Mode),
     Ask(Mode),
     ExtendedOnly,
@@ -27,10 +27,10 @@ pub(super) enum Asked {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandNumber(u32);
 
-/// A queue of [`Asked`].
+/// A queue of [`PendingCommand`].
 #[derive(Debug)]
-pub(super) struct Unanswered {
-    kinds: [Asked; MOST],
+pub(super) struct PendingCommands {
+    kinds: [PendingCommand; MOST],
     first: u8,
     count: u8,
     /// Commands behind those in `kinds`, of unknown kind.
@@ -41,10 +41,10 @@ pub(super) struct Unanswered {
     continuation: Option<CommandNumber>,
 }
 
-impl Default for Unanswered {
+impl Default for PendingCommands {
     fn default() -> Self {
         Self {
-            kinds: [Asked::Other; MOST],
+            kinds: [PendingCommand::Other; MOST],
             first: 0,
             count: 0,
             beyond: 0,
@@ -54,9 +54,9 @@ impl Default for Unanswered {
     }
 }
 
-impl Unanswered {
+impl PendingCommands {
     /// Adds a command. Its number, unless there are too many to know it again.
-    pub(super) fn push(&mut self, kind: Asked) -> Option<CommandNumber> {
+    pub(super) fn push(&mut self, kind: PendingCommand) -> Option<CommandNumber> {
         if usize::from(self.count) == MOST || self.beyond > 0 {
             self.beyond = self.beyond.saturating_add(1);
             return None;
@@ -84,18 +84,18 @@ impl Unanswered {
         self.count == 0 && self.beyond == 0
     }
 
-    /// Removes the command that a final reply answers: the first, except that an empty line may go unanswered.
+    /// Removes the command that a final reply answers: the first, except that an empty line may go pending.
     ///
     /// Where not everything was heard, a success may belong to a command that was given before: then no other one than
     /// its own answers a question for an address, and the question still waits.
-    pub(super) fn pop(&mut self, code: u16, in_step: bool) -> Option<(Asked, CommandNumber)> {
+    pub(super) fn pop(&mut self, code: u16, synced: bool) -> Option<(PendingCommand, CommandNumber)> {
         while let Some(front) = self.front() {
-            if !in_step && matches!(front, Asked::Ask(_)) && code < 400 {
+            if !synced && matches!(front, PendingCommand::Ask(_)) && code < 400 {
                 return None;
             }
             let number = self.advance();
             let is_syntax_error = (500..=504).contains(&code);
-            if front != Asked::Nothing || is_syntax_error {
+            if front != PendingCommand::Nothing || is_syntax_error {
                 if is_syntax_error && self.count > 0 && self.continuation == Some(self.number) {
                     self.advance();
                 }
@@ -114,9 +114,9 @@ impl Unanswered {
     /// Removes everything up to and including the first command that `is_meant` picks, if there is one, and says what
     /// that was.
     ///
-    /// A reply that can only answer one kind of command brings us back in step with a server that answered something
+    /// A reply that can only answer one kind of command brings us back in sync with a server that answered something
     /// else twice or never.
-    pub(super) fn pop_through(&mut self, is_meant: impl Fn(Asked) -> bool) -> Option<Asked> {
+    pub(super) fn pop_through(&mut self, is_meant: impl Fn(PendingCommand) -> bool) -> Option<PendingCommand> {
         let found = (0..usize::from(self.count)).find(|index| is_meant(self.kind_at(*index)))?;
         let kind = self.kind_at(found);
         for _ in 0..=found {
@@ -133,11 +133,11 @@ impl Unanswered {
         self.beyond = 0;
     }
 
-    fn front(&self) -> Option<Asked> {
+    fn front(&self) -> Option<PendingCommand> {
         (self.count > 0).then(|| self.kind_at(0))
     }
 
-    fn kind_at(&self, index: usize) -> Asked {
+    fn kind_at(&self, index: usize) -> PendingCommand {
         self.kinds[(usize::from(self.first) + index) % MOST]
     }
 
@@ -156,60 +156,62 @@ mod tests {
 
     #[test]
     fn answers_come_in_the_order_of_the_commands() {
-        let mut queue = Unanswered::default();
-        let numbers: Vec<_> =
-            [Asked::User, Asked::Secret, Asked::Other].into_iter().filter_map(|kind| queue.push(kind)).collect();
-        assert_eq!(queue.pop(331, true), Some((Asked::User, numbers[0])));
-        assert_eq!(queue.pop(230, true), Some((Asked::Secret, numbers[1])));
-        assert_eq!(queue.pop(200, true), Some((Asked::Other, numbers[2])));
+        let mut queue = PendingCommands::default();
+        let numbers: Vec<_> = [PendingCommand::User, PendingCommand::Secret, PendingCommand::Other]
+            .into_iter()
+            .filter_map(|kind| queue.push(kind))
+            .collect();
+        assert_eq!(queue.pop(331, true), Some((PendingCommand::User, numbers[0])));
+        assert_eq!(queue.pop(230, true), Some((PendingCommand::Secret, numbers[1])));
+        assert_eq!(queue.pop(200, true), Some((PendingCommand::Other, numbers[2])));
         assert_eq!(queue.pop(200, true), None);
     }
 
     #[test]
     fn an_empty_line_is_answered_by_an_error_or_not_at_all() {
-        let mut queue = Unanswered::default();
-        queue.push(Asked::Nothing);
-        queue.push(Asked::User);
-        assert_eq!(queue.pop(500, true).map(|(kind, _)| kind), Some(Asked::Nothing));
-        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(Asked::User));
-        queue.push(Asked::Nothing);
-        queue.push(Asked::User);
-        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(Asked::User));
+        let mut queue = PendingCommands::default();
+        queue.push(PendingCommand::Nothing);
+        queue.push(PendingCommand::User);
+        assert_eq!(queue.pop(500, true).map(|(kind, _)| kind), Some(PendingCommand::Nothing));
+        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(PendingCommand::User));
+        queue.push(PendingCommand::Nothing);
+        queue.push(PendingCommand::User);
+        assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(PendingCommand::User));
     }
 
     #[test]
-    fn a_telling_reply_brings_back_in_step() {
-        let mut queue = Unanswered::default();
-        queue.push(Asked::Other);
-        queue.push(Asked::Ask(Mode::Pasv));
-        queue.push(Asked::Other);
-        assert_eq!(queue.pop_through(|kind| kind == Asked::Ask(Mode::Epsv)), None);
-        assert!(queue.pop_through(|kind| kind == Asked::Ask(Mode::Pasv)).is_some());
-        assert_eq!(queue.pop(200, true).map(|(kind, _)| kind), Some(Asked::Other));
+    fn a_telling_reply_brings_back_synced() {
+        let mut queue = PendingCommands::default();
+        queue.push(PendingCommand::Other);
+        queue.push(PendingCommand::Ask(Mode::Pasv));
+        queue.push(PendingCommand::Other);
+        assert_eq!(queue.pop_through(|kind| kind == PendingCommand::Ask(Mode::Epsv)), None);
+        assert!(queue.pop_through(|kind| kind == PendingCommand::Ask(Mode::Pasv)).is_some());
+        assert_eq!(queue.pop(200, true).map(|(kind, _)| kind), Some(PendingCommand::Other));
         assert_eq!(queue.pop(200, true), None);
     }
 
     #[test]
     fn out_of_step_a_question_waits_for_its_own_answer_or_a_failure() {
-        let mut queue = Unanswered::default();
-        queue.push(Asked::Ask(Mode::Pasv));
+        let mut queue = PendingCommands::default();
+        queue.push(PendingCommand::Ask(Mode::Pasv));
         assert_eq!(queue.pop(226, false), None);
-        assert_eq!(queue.pop(502, false).map(|(kind, _)| kind), Some(Asked::Ask(Mode::Pasv)));
+        assert_eq!(queue.pop(502, false).map(|(kind, _)| kind), Some(PendingCommand::Ask(Mode::Pasv)));
         assert_eq!(queue.pop(502, true), None);
     }
 
     #[test]
     fn commands_beyond_the_bound_are_counted_and_have_no_number() {
-        let mut queue = Unanswered::default();
+        let mut queue = PendingCommands::default();
         for _ in 0..MOST {
-            assert!(queue.push(Asked::Other).is_some());
+            assert!(queue.push(PendingCommand::Other).is_some());
         }
-        assert_eq!(queue.push(Asked::Announce(Mode::Port)), None);
+        assert_eq!(queue.push(PendingCommand::Announce(Mode::Port)), None);
         for _ in 0..MOST {
             assert!(queue.pop(200, true).is_some());
         }
-        assert_eq!(queue.push(Asked::Announce(Mode::Port)), None, "it comes behind one that is unknown");
+        assert_eq!(queue.push(PendingCommand::Announce(Mode::Port)), None, "it comes behind one that is unknown");
         assert_eq!((queue.pop(200, true), queue.pop(200, true)), (None, None));
-        assert!(queue.push(Asked::Announce(Mode::Port)).is_some());
+        assert!(queue.push(PendingCommand::Announce(Mode::Port)).is_some());
     }
 }

@@ -1,19 +1,19 @@
 //! What the events of a session lead to: pinholes, refusals, news.
 
-use super::expectations::{Expectations, Standing};
+use super::expectations::{Expectations, PinholeEntry};
 use super::ranges::Ranges;
-use super::{News, Observer, SessionNumber, World};
+use super::{Observer, SessionEvent, SessionNumber, World};
 use crate::core::expectation::{Closed, Expectation, Refusal};
 use crate::core::ftp::Line;
 use crate::core::kernel::Firewall;
 use crate::core::net::{Connection, Direction, Segment};
 use crate::core::policy::Terms;
-use crate::core::seqadj::Courses;
+use crate::core::seqadj::Rewriters;
 use crate::core::session::{Announcement, Dialogue, Event};
 use crate::core::tracker::admission;
 
 /// A session whose events are being acted on, and what that takes.
-pub(super) struct About<'a, 'w, F, O> {
+pub(super) struct SessionContext<'a, 'w, F, O> {
     pub(super) slot: u32,
     pub(super) number: SessionNumber,
     pub(super) connection: &'a Connection,
@@ -33,12 +33,12 @@ pub(super) struct About<'a, 'w, F, O> {
     /// The segment that brought them.
     pub(super) segment: &'a Segment<'a>,
     pub(super) direction: Direction,
-    pub(super) courses: Option<&'a mut Courses>,
+    pub(super) rewriters: Option<&'a mut Rewriters>,
     pub(super) world: &'a mut World<'w, F, O>,
 }
 
-impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
-    pub(super) fn tell(&mut self, news: &News<'_>) {
+impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
+    pub(super) fn tell(&mut self, news: &SessionEvent<'_>) {
         self.world.tell(self.number, news);
     }
 
@@ -46,15 +46,16 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
         let is_announcement = matches!(event, Event::Announced(_));
         match event {
             Event::Nothing => {}
-            Event::Said(command, argument) => self.tell(&News::Said { command, argument }),
+            Event::Said(command, argument) => self.tell(&SessionEvent::Said { command, argument }),
             Event::Announced(announcement) => self.announced(&announcement),
             Event::AnnouncementRefused(command) => {
-                if let Some(Standing { expectation, .. }) = self.expectations.remove_of_command(self.slot, command) {
+                if let Some(PinholeEntry { expectation, .. }) = self.expectations.remove_of_command(self.slot, command)
+                {
                     self.world.firewall.close(&expectation);
-                    self.tell(&News::Closed { expectation, why: Closed::RefusedByServer });
+                    self.tell(&SessionEvent::Closed { expectation, why: Closed::RefusedByServer });
                 }
             }
-            Event::LoggedIn => self.tell(&News::LoggedIn { user: dialogue.user() }),
+            Event::LoggedIn => self.tell(&SessionEvent::LoggedIn { user: dialogue.user() }),
             Event::Encrypted => self.encrypted(dialogue.is_encryption_requested()),
             Event::NotFtp => self.not_ftp(),
         }
@@ -62,13 +63,13 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             && let Some(command) = self.hold_back_denied(line)
             && !is_announcement
         {
-            self.tell(&News::Denied { command: &command });
+            self.tell(&SessionEvent::Denied { command: &command });
         }
     }
 
     /// What the two ends talk is not FTP.
     pub(super) fn not_ftp(&mut self) {
-        self.tell(&News::NotFtp);
+        self.tell(&SessionEvent::NotFtp);
     }
 
     fn announced(&mut self, announcement: &Announcement<'_>) {
@@ -77,12 +78,12 @@ impl<F: Firewall, O: Observer> About<'_, '_, F, O> {
             Ok(expectation) => {
                 let named = announcement.named.filter(|named| admission::instead(named, &expectation).is_some());
                 let rewritten_from = named.and_then(|_| admission::named(announcement, self.connection));
-                self.tell(&News::Expected { mode, expectation, rewritten_from });
+                self.tell(&SessionEvent::Expected { mode, expectation, rewritten_from });
             }
             Err(why) => {
                 let to = admission::named(announcement, self.connection);
                 self.has_refused = true;
-                self.tell(&News::Refused { mode, to, why });
+                self.tell(&SessionEvent::Refused { mode, to, why });
             }
         }
     }

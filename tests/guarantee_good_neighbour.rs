@@ -1,4 +1,4 @@
-//! The promise: what others do to the ruleset is mended at once, and nothing is left behind.
+//! The promise: what others do to the ruleset is restored at once, and nothing is left behind.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft. Nothing here asks how long something took;
@@ -25,14 +25,14 @@ use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 use pinhole::lab::mini::MiniClient;
 use pinhole::lab::{self, Family, Namespace, Shape};
-use pinhole::netfilter::netlink::{self, Deed, Heard, Key, TableWatch, Tables};
+use pinhole::netfilter::netlink::{self, ChangeKind, Heard, Key, TableWatch, Tables};
 
 /// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
 /// moment at which the kernel told of its removal.
-fn wait_until_mended(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
+fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
     let deadline = Instant::now() + lab::allow(PATIENCE);
     let left = || deadline.saturating_duration_since(Instant::now());
-    let is_removal = |heard: &Heard<netlink::TableChange>| matches!(heard, Heard::Change(change) if change.deed == Deed::TableRemoved && &*change.table == TABLE.name);
+    let is_removal = |heard: &Heard<netlink::TableChange>| matches!(heard, Heard::Change(change) if change.deed == ChangeKind::TableRemoved && &*change.table == TABLE.name);
     while !is_removal(&watch.next(left()).expect("the kernel tells")) {
         assert!(!left().is_zero(), "nobody flushed");
     }
@@ -49,7 +49,7 @@ fn wait_until_mended(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key
     };
     // Not the lab's wait, which pauses: this is measured.
     while !stands().unwrap_or(false) {
-        assert!(!left().is_zero(), "it is not mended");
+        assert!(!left().is_zero(), "it is not restored");
         thread::yield_now();
     }
     removed.elapsed()
@@ -84,7 +84,7 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
                 }
                 let client_address = stage.topology.client.addresses.v4.into();
                 let pinhole = Key::connection(client_address, announced.ip(), announced.port());
-                took.push(wait_until_mended(stage.firewall(), &mut watch, &pinhole));
+                took.push(wait_until_restored(stage.firewall(), &mut watch, &pinhole));
                 disturbance.is_over();
                 drop(client.connect_data(announced)?);
             }
@@ -94,7 +94,7 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
     took.sort_unstable();
     let at = |percent: usize| took[(took.len() - 1) * percent / 100];
     println!(
-        "mended after {flushes} flushes: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
+        "restored after {flushes} flushes: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
         at(50),
         at(90),
         at(99),
@@ -152,7 +152,7 @@ fn a_session_that_the_kernel_lost_track_of_while_nothing_stood_goes_on() {
         server_host.nft("flush chain inet watch say")?;
         wait_for(1, stage.firewall())?;
         daemon.child.signal(Signal::SIGCONT)?;
-        daemon.wait_for_log("put back the table inet pinhole", 1);
+        daemon.wait_for_log("restored the table inet pinhole", 1);
         client.expect(200)?;
         client.expect(200)?;
         // Where a line begins is known again behind the next one of each end.

@@ -1,4 +1,4 @@
-//! The table that is put back is the table that was installed, to the letter. Needs root and nft.
+//! The table that is restored is the table that was installed, to the letter. Needs root and nft.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -59,7 +59,7 @@ fn what_is_put_back_is_what_was_installed() {
         for pinholes in [pinholes(0), pinholes(3), pinholes(2000)] {
             namespace.nft("flush ruleset").expect("it is empty");
             assert_eq!(sets.stands(), Ok(false));
-            let restored = sets.restore(NOW, pinholes.iter()).expect("it is put back");
+            let restored = sets.restore(NOW, pinholes.iter()).expect("it is restored");
             assert_eq!((restored.table, restored.elements), (true, pinholes.len()));
             // While the kernel spreads many over a larger table, it shows them in pieces that do not fit together.
             let expected = (pinholes.len(), pinholes.iter().filter(|pinhole| !pinhole.mapping.is_none()).count());
@@ -86,10 +86,10 @@ fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
         let before = ruleset(&namespace);
         let [kept, _] = pinholes(2)[..] else { panic!("two") };
         sets.open(&kept).expect("opened");
-        for damage in ["inspect", "deliver", "data", "prerouting"] {
+        for damage in ["inspect", "queue_packet", "data", "prerouting"] {
             namespace.nft(&format!("flush chain inet pinhole {damage}")).expect("there is such a chain");
             assert_eq!(sets.stands(), Ok(false));
-            let restored = sets.restore(NOW, pinholes(8).iter()).expect("it is put back");
+            let restored = sets.restore(NOW, pinholes(8).iter()).expect("it is restored");
             assert_eq!((restored.table, restored.elements), (true, 0), "what was used up stays so");
             assert_eq!(sets.stands(), Ok(true));
         }
@@ -109,7 +109,7 @@ fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() 
     namespace.nft("flush ruleset").expect("it is empty");
     sets.open(&pinholes[2]).expect("opened, nevertheless");
     assert_eq!(sets.pinholes().expect("the sets stand").len(), 1);
-    let restored = sets.restore(NOW, pinholes.iter()).expect("it is put back");
+    let restored = sets.restore(NOW, pinholes.iter()).expect("it is restored");
     assert_eq!((restored.table, restored.elements), (true, 3));
     assert_eq!(sets.pinholes().expect("the sets stand").len(), 3);
     assert!(sets.restore(NOW, pinholes.iter()).expect("nothing is to do").is_nothing());
@@ -151,8 +151,8 @@ fn reload_makes_the_table_that_a_start_would_install() {
         assert_eq!(rules_and_ports(&namespace), installed[number], "{number}");
         assert_eq!(sets.pinholes().expect("the sets stand").len(), 1, "{number}: what stands stays");
         namespace.nft("flush ruleset").expect("it is empty");
-        sets.restore(NOW, [kept].iter()).expect("it is put back");
-        assert_eq!(rules_and_ports(&namespace), installed[number], "{number}, put back");
+        sets.restore(NOW, [kept].iter()).expect("it is restored");
+        assert_eq!(rules_and_ports(&namespace), installed[number], "{number}, restored");
     }
     assert_eq!(sets.take_troubles().count, 0);
 }
@@ -170,7 +170,7 @@ fn control_ports_that_somebody_changed_are_put_right() {
     for change in changes {
         namespace.nft(change).expect("it stands");
         assert_eq!(sets.stands(), Ok(false), "{change}");
-        assert!(sets.restore(NOW, [].iter()).expect("it is put back").table, "{change}");
+        assert!(sets.restore(NOW, [].iter()).expect("it is restored").table, "{change}");
         assert_eq!((sets.stands(), ruleset(&namespace)), (Ok(true), before.clone()), "{change}");
     }
 }

@@ -33,7 +33,7 @@ struct Change {
 
 /// A connection through a gateway whose kernel shifts as it is told, one direction of it.
 struct Path {
-    course: Course,
+    rewriter: DirectionRewriter,
     kernel: Adjustment,
     sent: Vec<u8>,
     changes: Vec<Change>,
@@ -48,7 +48,7 @@ struct Path {
 impl Path {
     fn new(sent: Vec<u8>, changes: Vec<Change>) -> Self {
         Self {
-            course: Course::default(),
+            rewriter: DirectionRewriter::default(),
             kernel: Adjustment { position: Seq::default(), before: 0, after: 0 },
             sent,
             changes,
@@ -87,7 +87,7 @@ impl Path {
         {
             let before = self.sent[start - 1];
             let replaced = Replaced { start: Seq::new(FIRST) + *start, length: *length, text: text.clone(), before };
-            self.course.replace(segment, replaced, &mut adjust).expect("nothing stands in the way");
+            self.rewriter.replace(segment, replaced, &mut adjust).expect("nothing stands in the way");
             self.made += 1;
         }
         if let Some(Change { start, .. }) = self.changes.get(self.made)
@@ -95,7 +95,7 @@ impl Path {
         {
             let before = self.sent[start - 1];
             let place = Seq::new(FIRST) + *start;
-            self.course.withhold(segment, place, before, &mut adjust).expect("nothing stands in the way");
+            self.rewriter.withhold(segment, place, before, &mut adjust).expect("nothing stands in the way");
         }
         assert!(from <= self.seen, "the sender leaves nothing out");
         self.seen = to;
@@ -106,10 +106,10 @@ impl Path {
         let bytes = self.sent[from..to].to_vec();
         let segment = segment(from, &bytes);
         self.learn(&segment, from, to);
-        let (seq, payload) = match self.course.verdict(&segment) {
+        let (seq, payload) = match self.rewriter.verdict(&segment) {
             Verdict::Accept => (segment.seq, bytes.clone()),
             Verdict::Replace(Replacement { seq, payload }) => (seq, payload),
-            Verdict::Later | Verdict::Drop => unreachable!("a course lets nothing wait, and drops nothing"),
+            Verdict::Later | Verdict::Drop => unreachable!("a rewriter lets nothing wait, and drops nothing"),
         };
         assert!(!payload.is_empty(), "a segment without payload would not be answered");
         if is_lost {
@@ -127,7 +127,7 @@ impl Path {
                 before.is_none_or(|before| before == byte),
                 "the receiver gets two values of one byte: {place} of {bytes:?} at {from}, {:?}, {:?}",
                 self.kernel,
-                self.course
+                self.rewriter
             );
         }
     }
@@ -141,7 +141,7 @@ impl Path {
     fn acknowledge(&mut self, is_heard: bool) {
         let ack = Seq::new(FIRST) + self.whole();
         if is_heard {
-            self.course.acknowledged(ack);
+            self.rewriter.acknowledged(ack);
         }
         let heard = self.kernel.acknowledgement(ack) - Seq::new(FIRST);
         let heard = usize::try_from(heard).unwrap_or(0);
@@ -239,19 +239,19 @@ fn what_was_replaced_before_and_is_not_known_keeps_the_length_that_the_kernel_co
         let position = begin + (5 + text.min(17) - 1) as usize;
         let adjustment = Adjustment { position, before: 0, after: growth };
         for cut in [0, 5, 12] {
-            let mut course = Course::found(adjustment);
+            let mut rewriter = DirectionRewriter::found(adjustment);
             let again = segment(cut, &sent[cut..]);
-            let Verdict::Replace(Replacement { seq, payload }) = course.verdict(&again) else { panic!("it goes on") };
+            let Verdict::Replace(Replacement { seq, payload }) = rewriter.verdict(&again) else { panic!("it goes on") };
             assert_eq!(
                 (adjustment.sequence(seq), String::from_utf8_lossy(&payload).as_ref()),
                 (begin + cut, &becomes[cut..])
             );
             // Once more it is the same, and what follows is where the kernel has it.
-            assert_eq!(course.verdict(&again), Verdict::Replace(Replacement { seq, payload }));
-            assert_eq!(course.verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
+            assert_eq!(rewriter.verdict(&again), Verdict::Replace(Replacement { seq, payload }));
+            assert_eq!(rewriter.verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
         }
         // What comes behind it is none of that.
-        assert_eq!(Course::found(adjustment).verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
+        assert_eq!(DirectionRewriter::found(adjustment).verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
     }
 }
 
@@ -259,12 +259,12 @@ fn what_was_replaced_before_and_is_not_known_keeps_the_length_that_the_kernel_co
 fn what_the_receiver_has_already_is_not_replaced() {
     let sent = b"PORT 10,21,1,10,15,161\r\n";
     let again = segment(0, sent);
-    let mut course = Course::default();
+    let mut rewriter = DirectionRewriter::default();
     // It answers what went on while nobody was here to read it.
-    course.acknowledged(Seq::new(FIRST) + sent.len());
+    rewriter.acknowledged(Seq::new(FIRST) + sent.len());
     let text = b"203,0,113,1,15,161".to_vec();
     let replaced = Replaced { start: Seq::new(FIRST) + 5, length: 17, text, before: b' ' };
     let mut adjust = |_: &Adjustment| panic!("nothing is to be moved");
-    assert_eq!(course.replace(&again, replaced, &mut adjust), Err(Obstacle::Gone));
-    assert_eq!(course.verdict(&again), Verdict::Accept);
+    assert_eq!(rewriter.replace(&again, replaced, &mut adjust), Err(RewriteError::Gone));
+    assert_eq!(rewriter.verdict(&again), Verdict::Accept);
 }

@@ -26,7 +26,7 @@ const LONGEST: usize = 1200;
 
 /// Why bytes cannot be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Obstacle {
+pub enum RewriteError {
     /// Some of them, or of what follows them, have gone on already.
     Gone,
     /// The segment would not fit the path any more.
@@ -68,7 +68,7 @@ struct Forgotten {
 
 /// One direction.
 #[derive(Debug)]
-pub struct Course {
+pub struct DirectionRewriter {
     /// What the kernel was found to do.
     found: Adjustment,
     /// What it does now.
@@ -87,13 +87,13 @@ pub struct Course {
     barred: Option<Seq>,
 }
 
-impl Default for Course {
+impl Default for DirectionRewriter {
     fn default() -> Self {
         Self::found(Adjustment { position: Seq::default(), before: 0, after: 0 })
     }
 }
 
-impl Course {
+impl DirectionRewriter {
     /// A direction that the kernel shifts so already.
     pub fn found(adjustment: Adjustment) -> Self {
         Self {
@@ -212,7 +212,7 @@ impl Course {
         segment: &Segment<'_>,
         replaced: Replaced,
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), RewriteError> {
         let Replaced { start, length, text, before } = replaced;
         if self.withheld().is_some_and(|(withheld, bytes)| !start.is_before(withheld + bytes.len())) {
             self.release(segment, adjust)?;
@@ -221,7 +221,7 @@ impl Course {
             start.is_after(withheld) || (start + length).is_before(withheld + bytes.len())
         };
         if self.withheld().is_some_and(is_apart) {
-            return Err(Obstacle::Gone);
+            return Err(RewriteError::Gone);
         }
         let withheld = self.withheld.take();
         let edit = if withheld.is_some() { self.edits.pop_back() } else { None };
@@ -242,16 +242,16 @@ impl Course {
         start: Seq,
         before: u8,
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), RewriteError> {
         if self.withheld().is_some_and(|(withheld, _)| withheld != start) {
-            return Err(Obstacle::Gone);
+            return Err(RewriteError::Gone);
         }
         let mut bytes = self.withheld.clone().unwrap_or_default();
         let new = usize::try_from(start + bytes.len() - segment.seq).unwrap_or(usize::MAX);
         let Some(new) = segment.payload.get(new..).filter(|new| !new.is_empty()) else { return Ok(()) };
         bytes.extend_from_slice(new);
         if bytes.len() > MOST_WITHHELD {
-            return Err(Obstacle::NoRoom);
+            return Err(RewriteError::NoRoom);
         }
         self.replace(segment, Replaced { start, length: bytes.len(), text: Vec::new(), before }, adjust)?;
         self.withheld = Some(bytes);
@@ -263,7 +263,7 @@ impl Course {
         &mut self,
         segment: &Segment<'_>,
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), RewriteError> {
         let (Some(withheld), Some(edit)) = (&self.withheld, self.edits.back()) else { return Ok(()) };
         let first = usize::try_from(edit.end() - segment.seq).unwrap_or(usize::MAX);
         let Some(first) = segment.payload.get(first) else { return Ok(()) };
@@ -276,7 +276,7 @@ impl Course {
         segment: &Segment<'_>,
         edit: Edit,
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
-    ) -> Result<(), Obstacle> {
+    ) -> Result<(), RewriteError> {
         let end = segment.seq + segment.payload.len();
         // Withheld bytes have not gone on; all others of earlier segments have.
         let is_here = !edit.start.is_before(self.gone.unwrap_or(segment.seq));
@@ -287,21 +287,21 @@ impl Course {
         // what it grew by for something new.
         let is_received = self.acked.is_some_and(|acked| acked.is_after(self.place_for_receiver(edit.start)));
         if !is_here || !is_last || overtaken || is_received {
-            return Err(Obstacle::Gone);
+            return Err(RewriteError::Gone);
         }
         if self.edits.len() >= MOST_REMEMBERED {
-            return Err(Obstacle::NoRoom);
+            return Err(RewriteError::NoRoom);
         }
         self.edits.push_back(edit);
         if self.rewritten(segment).1.len() > segment.payload.len().max(LONGEST) {
             self.edits.pop_back();
-            return Err(Obstacle::NoRoom);
+            return Err(RewriteError::NoRoom);
         }
         let wanted = self.wanted_adjustment();
         if wanted.after != self.adjustment.after {
             if adjust(&wanted).is_err() {
                 self.edits.pop_back();
-                return Err(Obstacle::NotAdjusted);
+                return Err(RewriteError::NotAdjusted);
             }
             self.adjustment = wanted;
         }
@@ -443,5 +443,5 @@ pub struct Replaced {
 }
 
 #[cfg(test)]
-#[path = "course_tests.rs"]
+#[path = "rewriter_tests.rs"]
 mod tests;

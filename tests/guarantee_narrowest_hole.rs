@@ -197,7 +197,7 @@ fn a_pinhole_that_follows_another_to_the_same_port_is_gone_with_its_session_too(
     let daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);
     for _ in 0..100 {
-        // News of the first connection may come when the second announcement stands already.
+        // SessionEvent of the first connection may come when the second announcement stands already.
         stage.as_client(|| {
             let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
             let first = client.passive(Mode::Pasv)?;
