@@ -498,6 +498,9 @@ fn a_denied_command_does_not_reach_the_server_however_it_is_cut() {
     }
     let mut gateway = direct(policy);
     assert_eq!(gateway.says(FromClient, "RETR a\r\nDELE a\r\nNOOP\r\n"), "RETR a\r\nDELX a\r\nNOOP\r\n");
+    let mut gateway = direct("defaults: { commands: { deny: [ABOX, FEAT, FEAX, FEAZ] } }");
+    assert_eq!(gateway.says(FromClient, "ABOX\r\nfeax\r\nFEAT\r\n"), "ABOZ\r\nfeaQ\r\nFEAQ\r\n");
+    let mut gateway = direct(policy);
     let mut hidden = Vec::from(*b"DE\xff\xf1LE a\r\n");
     let seq = gateway.client_next;
     let bytes = packet(gateway.connection.flow(FromClient), seq, gateway.server_next, Flags::ACK, &hidden);

@@ -257,8 +257,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if begins_plainly(line.text) {
             let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
             let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
-            let letter = line.start + verb.checked_sub(1)?;
-            self.overwrite(letter, letter + 1);
+            let last = verb.checked_sub(1)?;
+            let place = line.start + last;
+            match self.letter_that_allows(&word[..last], line.text[last]) {
+                Some(letter) => self.overwrite_with(letter, place, place + 1),
+                None => self.must_drop = true,
+            }
             return Some(word.to_ascii_uppercase());
         }
         let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
@@ -267,16 +271,28 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         Some(word.to_ascii_uppercase())
     }
 
+    /// What to put in place of the last letter of a denied command, so that no denied command is left.
+    fn letter_that_allows(&self, beginning: &str, last: u8) -> Option<u8> {
+        [OVERWRITTEN, b'Z', b'Q', b'J'].into_iter().find(|letter| {
+            let is_changed = !letter.eq_ignore_ascii_case(&last);
+            is_changed && !self.is_denied(&format!("{beginning}{}", char::from(*letter)))
+        })
+    }
+
     /// Puts something that means nothing in place of those of these bytes that are in the segment. What went on before
     /// was this already.
     fn overwrite(&mut self, from: Seq, to: Seq) {
+        self.overwrite_with(OVERWRITTEN, from, to);
+    }
+
+    fn overwrite_with(&mut self, byte: u8, from: Seq, to: Seq) {
         let end = self.segment.seq + self.segment.payload.len();
         let from = from.later(self.segment.seq);
         let gone = self.rewriter().and_then(|rewriter| rewriter.gone());
         let from = gone.map_or(from, |gone| from.later(gone));
         let to = if to.is_after(end) { end } else { to };
         let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
-        let replaced = Replaced { start: from, length, text: vec![OVERWRITTEN; length], before: b' ' };
+        let replaced = Replaced { start: from, length, text: vec![byte; length], before: b' ' };
         self.must_drop |= self.replace(replaced).is_err();
     }
 
