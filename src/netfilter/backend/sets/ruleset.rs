@@ -157,11 +157,9 @@ impl QueueChain {
     }
 }
 
-/// Whether a chain of that name is one of ours, or of a version that had a chain for each queue.
+/// Whether a chain of that name is one of ours.
 pub(super) fn is_own_chain(name: &str) -> bool {
-    let number =
-        ["queue", "queue_failclosed"].into_iter().find_map(|prefix| name.strip_prefix(prefix)).unwrap_or_default();
-    CHAINS.contains(&name) || number.parse::<u16>().is_ok_and(|parsed| parsed.to_string() == number)
+    CHAINS.contains(&name)
 }
 
 /// The ruleset for a policy, as `nft -f` reads it.
@@ -384,17 +382,5 @@ mod tests {
         let mut other = policy();
         other.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
         assert_ne!(fixed(&other), fixed(&Policy::embedded()));
-    }
-
-    #[test]
-    fn knows_its_own_chains() {
-        assert!(is_own_chain("queue_packet") && is_own_chain("queue12") && is_own_chain("inspect"));
-        assert!(
-            is_own_chain("queue_failclosed")
-                && is_own_chain("queue_failclosed0")
-                && !is_own_chain("queue")
-                && !is_own_chain("queue_failclosed01")
-        );
-        assert!(!is_own_chain("queue012") && !is_own_chain("queue70000") && !is_own_chain("input"));
     }
 }
