@@ -157,7 +157,9 @@ fn a_pinhole_whose_session_ended_while_no_daemon_was_there_is_closed_at_the_star
     assert!(!stage.stands("pinholes4").is_empty());
     stage.daemon.restart().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(stage.stands("pinholes4"), "");
-    stage.daemon.wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1 whose sessions had ended", 1);
+    stage
+        .daemon
+        .wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1 whose sessions had ended", 1);
 }
 
 #[test]

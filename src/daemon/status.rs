@@ -135,10 +135,7 @@ impl fmt::Display for Status {
         }
         let Counters { packets, sessions, opened, adopted, used, expired, closed, refused, encrypted, .. } = counters;
         writeln!(f, "since the start: {packets} packets, {sessions} sessions, {encrypted} of them encrypted")?;
-        write!(
-            f,
-            "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed, {adopted} adopted"
-        )?;
+        write!(f, "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed, {adopted} adopted")?;
         for (reason, count) in refused {
             write!(f, "\n  refused, {reason}: {count}")?;
         }

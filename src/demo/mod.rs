@@ -118,7 +118,10 @@ fn with(out: &mut impl Write, stage: &mut Stage) -> Result<(), DemoError> {
 }
 
 fn one_pinhole(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
-    writeln!(out, "\nA pinhole is for one connection. The server announces a port, and the kernel then holds this element:")?;
+    writeln!(
+        out,
+        "\nA pinhole is for one connection. The server announces a port, and the kernel then holds this element:"
+    )?;
     let shown = stage.try_one_pinhole(BLOCKED_AFTER / 2)?;
     let port = shown.announced.port();
     writeln!(out, "  {}", shown.element)?;
