@@ -407,7 +407,7 @@ fn a_line_that_is_sent_again_after_a_restart_says_the_same_and_moves_nothing() {
 /// A daemon that is killed, and another one that finds what the kernel remembers.
 fn restart(gateway: &mut Gateway) {
     let flow = |direction| gateway.connection.flow(direction);
-    let of = |direction| gateway.tracker.is_synced(&flow(direction)).unwrap_or_default();
+    let of = |direction| gateway.tracker.is_synced(flow(direction)).unwrap_or_default();
     gateway.firewall.find_synced(Synced { client: of(FromClient), server: of(FromServer) });
     gateway.tracker = Tracker::default();
 }

@@ -92,6 +92,13 @@ impl Stage {
         admitted
     }
 
+    /// The policy was changed.
+    fn follows_policy(&mut self) {
+        self.world(|tracker, world| {
+            tracker.follow(world);
+        });
+    }
+
     fn take_told(&mut self) -> Vec<String> {
         std::mem::take(&mut self.told)
     }
@@ -727,7 +734,7 @@ fn what_a_later_policy_denies_is_held_back_in_sessions_that_stand() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.policy = policy::parse("policy.yaml", "defaults: { commands: { deny: [DELE] } }").expect("good").policy;
-    stage.world(|tracker, world| tracker.follow(world));
+    stage.follows_policy();
     assert_eq!(stage.lets_pass(&talk.says(FromClient, "DELE x\r\n")), b"DELX x\r\n");
     assert_eq!(stage.take_told(), ["1 denied DELE"]);
 }
@@ -754,7 +761,7 @@ fn what_is_not_ftp_is_read_again_under_a_later_policy_that_denies() {
         talk.loses(FromClient, passed_unread);
         talk.loses(FromServer, passed_unread);
         stage.policy = policy::parse("policy.yaml", policy).expect("good").policy;
-        stage.world(|tracker, world| tracker.follow(world));
+        stage.follows_policy();
         assert_eq!(progress(&mut stage), Progress::Unknown, "the kernel has to bring its packets again");
         for _ in 0..2 {
             let arrives = stage.lets_pass(&talk.says(FromClient, "DELE x\r\n"));
@@ -767,7 +774,7 @@ fn what_is_not_ftp_is_read_again_under_a_later_policy_that_denies() {
         assert_eq!(stage.firewall.pinholes(), 0);
         // And a policy that denies nothing any more leaves it alone again.
         stage.policy = Policy::embedded();
-        stage.world(|tracker, world| tracker.follow(world));
+        stage.follows_policy();
         stage.sees(&talk.says(FromClient, "Host: x\r\n"));
         assert_eq!(progress(&mut stage), Progress::Unreadable);
     }
@@ -783,7 +790,7 @@ fn what_is_encrypted_stays_unread_under_a_later_policy_that_denies() {
     stage.sees(&talk.says(FromServer, "234 go on\r\n"));
     stage.policy =
         policy::parse("policy.yaml", "defaults: { tls: deny, commands: { deny: [DELE] } }").expect("good").policy;
-    stage.world(|tracker, world| tracker.follow(world));
+    stage.follows_policy();
     let control = stage.firewall.control_connection(&talk.flow()).expect("it is in memory").expect("it is one");
     assert_eq!(control.progress, Progress::Unreadable);
     let record = b"\x16\x03\x01\nDELE x\r\n";
