@@ -229,7 +229,7 @@ fn bad_circumstances_are_told_and_change_nothing() {
 
     namespace.nft("add table inet pinhole\nadd chain inet pinhole mine").expect("the rules are right");
     let with_foreign = ruleset();
-    assert_refused(&refused(&namespace, &good), 1, "somebody else's: it has a chain `mine`");
+    assert_refused(&refused(&namespace, &good), 1, "belongs to another program: it has a chain `mine`");
     assert_eq!(ruleset(), with_foreign);
     namespace.nft("delete table inet pinhole").expect("it is there");
 

@@ -8,7 +8,7 @@ use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
 use crate::core::policy::{Mechanism, Policy};
 use crate::netfilter::backend::native::Impossible;
-use crate::netfilter::backend::sets::{Holder, Queueing, own_rule, ruleset};
+use crate::netfilter::backend::sets::{Queueing, is_own_chain, own_rule};
 use crate::netfilter::readers::Reader;
 
 /// Older ones do not know the payload expressions of our rules.
@@ -22,7 +22,7 @@ pub fn judge(policy: &Policy, seen: &Seen) -> Vec<Finding> {
         findings.push(mechanism(policy.mechanism, &kernel.native));
         let state = if is_native(policy.mechanism, &kernel.native) { State::Related } else { State::New };
         findings.extend(queues(policy, &kernel.readers, &seen.instance));
-        findings.push(own_table(policy, kernel.own_table.as_deref(), &seen.instance));
+        findings.push(own_table(kernel.own_table.as_deref(), &seen.instance));
         match &kernel.ruleset {
             Ok(ruleset) => {
                 findings.extend(policy.admit.iter().map(|chain| admitted(chain, ruleset)));
@@ -183,31 +183,24 @@ fn queues(policy: &Policy, readers: &[Reader], instance: &Instance) -> Vec<Findi
     policy.capture.queues.numbers().map(judge).collect()
 }
 
-fn own_table(policy: &Policy, chains: Option<&[String]>, instance: &Instance) -> Finding {
+fn own_table(chains: Option<&[String]>, instance: &Instance) -> Finding {
     let about = "table inet pinhole";
     let Some(chains) = chains else {
         return match instance {
-            Instance::None => Finding::new(Weight::Ok, about, "is not there; the service makes it"),
+            Instance::None => Finding::new(Weight::Ok, about, "is not there; the service installs it"),
             Instance::Runs(_) => Finding::new(Weight::Warning, about, "is not there, though a service runs")
                 .advising("does it run in another network namespace?"),
         };
     };
-    let text = ruleset(policy, Queueing::Statement, Holder::Sets);
-    let is_own = |name: &str| {
-        name.strip_prefix("queue").is_some_and(|number| number.parse::<u16>().is_ok())
-            || text.contains(&format!("\tchain {name} {{"))
-    };
-    match (chains.iter().find(|name| !is_own(name)), instance) {
+    match (chains.iter().find(|name| !is_own_chain(name)), instance) {
         (Some(foreign), _) => {
-            Finding::new(Weight::Problem, about, format_args!("is somebody else's: it has a chain `{foreign}`"))
+            Finding::new(Weight::Problem, about, format_args!("belongs to another program: it has a chain `{foreign}`"))
                 .advising("rename it, or remove it with `nft delete table inet pinhole`")
         }
-        (None, Instance::Runs(_)) => Finding::new(Weight::Ok, about, "stands"),
-        (None, Instance::None) => Finding::new(
-            Weight::Ok,
-            about,
-            "is there from an earlier run; the service takes it over, with its pinholes",
-        ),
+        (None, Instance::Runs(_)) => Finding::new(Weight::Ok, about, "is installed"),
+        (None, Instance::None) => {
+            Finding::new(Weight::Ok, about, "is there from an earlier run; the service adopts it, with its pinholes")
+        }
     }
 }
 

@@ -112,9 +112,11 @@ fn a_queue_that_is_taken_is_a_problem_unless_we_have_taken_it() {
 #[test]
 fn a_table_of_our_name_may_be_ours_or_not() {
     let with = |chain: &str| change(|kernel| kernel.own_table = Some(vec!["prerouting".into(), chain.into()]));
-    assert_eq!(troubles(&Policy::embedded(), &with("queue7")), [""; 0]);
+    assert_eq!(troubles(&Policy::embedded(), &with("queue_failclosed")), [""; 0]);
     let trouble = only_trouble(&Policy::embedded(), &with("input"));
-    assert!(trouble.starts_with("problem  table inet pinhole: is somebody else's") && trouble.contains("`input`"));
+    assert!(
+        trouble.starts_with("problem  table inet pinhole: belongs to another program") && trouble.contains("`input`")
+    );
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl<W: Write> Report for Text<W> {
             SessionEvent::Said { command, argument: None } => say(format_args!("{command} ...")),
             SessionEvent::Said { command, argument: Some(b"") } => say(format_args!("{command}")),
             SessionEvent::Said { command, argument: Some(argument) } => {
-                say(format_args!("{command} {}", Shown(argument)))
+                say(format_args!("{command} {}", Shown(argument)));
             }
             SessionEvent::Denied { command } => say(format_args!("{command} is denied by the policy")),
             SessionEvent::LoggedIn { user: Some(user) } => say(format_args!("logged in as {user}")),

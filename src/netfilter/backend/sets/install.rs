@@ -30,7 +30,7 @@ pub enum SetupError {
     NoQueue,
     /// There is a table of our name that is not ours.
     #[error(
-        "the table inet pinhole is somebody else's: it has a chain `{chain}`; rename it, or remove it with \
+        "the table inet pinhole belongs to another program: it has a chain `{chain}`; rename it, or remove it with \
          `nft delete table inet pinhole`"
     )]
     ForeignTable {

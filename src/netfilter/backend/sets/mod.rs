@@ -20,7 +20,7 @@ use hashbrown::{HashMap, HashSet};
 pub use admit::own_rule;
 pub use install::{Restored, SetupError};
 pub use nft::NftError;
-pub use ruleset::{Holder, QueueChain, Queueing, text as ruleset};
+pub use ruleset::{Holder, QueueChain, Queueing, is_own_chain, text as ruleset};
 
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress, Synced};

@@ -158,7 +158,7 @@ impl QueueChain {
 }
 
 /// Whether a chain of that name is one of ours.
-pub(super) fn is_own_chain(name: &str) -> bool {
+pub fn is_own_chain(name: &str) -> bool {
     CHAINS.contains(&name)
 }
 
