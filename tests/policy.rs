@@ -449,7 +449,7 @@ fn blocks(page: &str) -> Vec<(&str, &str)> {
 
 #[test]
 fn the_page_about_the_policy_shows_what_happens() {
-    let page = include_str!("../docs/policy.md");
+    let page = include_str!("../docs/reference/policy.md");
     let [("yaml", example), ("yaml", wrong), ("text", errors), ("yaml", doubtful), ("text", doubts)] = blocks(page)[..]
     else {
         panic!("the page has other examples than this test knows");
