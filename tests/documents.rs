@@ -6,7 +6,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 3] = ["README.md", "docs/replay.md", "docs/ftp.md"];
+const DOCUMENTS: [&str; 4] =
+    ["README.md", "docs/reference/ftp.md", "docs/reference/policy.md", "docs/reference/replay.md"];
 const LEFT_OUT: &str = "[...]";
 
 /// A folder for the commands of one document, with the captures in it.
