@@ -1,4 +1,5 @@
-//! The modules keep to the layout that docs/architecture.md describes: `core` is pure, and no two modules use each other.
+//! The modules keep to the layout that docs/explanation/architecture.md describes: `core` is pure, and no two modules use
+//! each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -6,7 +6,16 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-const DOCUMENTS: [&str; 3] = ["README.md", "docs/replay.md", "docs/ftp.md"];
+const DOCUMENTS: [&str; 8] = [
+    "README.md",
+    "docs/howto/dmz.md",
+    "docs/howto/gateway.md",
+    "docs/howto/nat.md",
+    "docs/howto/server.md",
+    "docs/reference/ftp.md",
+    "docs/reference/policy.md",
+    "docs/reference/replay.md",
+];
 const LEFT_OUT: &str = "[...]";
 
 /// A folder for the commands of one document, with the captures in it.

@@ -218,7 +218,7 @@ fn a_queue_that_fails_for_good_ends_the_service_and_leaves_the_table_for_the_nex
 
 #[test]
 fn the_manual_names_every_counter_and_every_reason_of_a_refusal() {
-    let manual = include_str!("../docs/operation.md");
+    let manual = include_str!("../docs/reference/log.md");
     let daemon = Daemon::start(&namespace(), "{}").unwrap_or_else(|error| panic!("{error}"));
     let status = daemon.status();
     let counters = status["counters"].as_object().expect("an object").keys();

@@ -3,7 +3,8 @@
 //!
 //! And what one end's recording is made into by `pinhole replay --nat --write` is what the other end has recorded.
 //!
-//! Needs root, nft and tshark. With the kernel's helper as the reference; what it cannot do is in `docs/reference.md`.
+//! Needs root, nft and tshark. With the kernel's helper as the reference; what it cannot do is in
+//! `docs/reference/comparison.md`.
 
 #![allow(clippy::print_stdout, reason = "a line for each case is what a reader of a failure wants")]
 

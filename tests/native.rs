@@ -79,9 +79,9 @@ fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_
     assert_eq!((daemon.counted("opened"), daemon.counted("used"), daemon.counted("kernel_troubles")), (6, 6, 0));
 }
 
-/// `conntrack -L expect` prints it as `docs/kernel.md` shows it, in all its fields.
+/// `conntrack -L expect` prints it as `docs/explanation/kernel.md` shows it, in all its fields.
 fn assert_shown_by_conntrack(firewall: &Namespace, one: &Expected) {
-    let documented = include_str!("../docs/kernel.md");
+    let documented = include_str!("../docs/explanation/kernel.md");
     let (_, example) = documented.split_once("# conntrack -L expect\n").expect("it shows one");
     let example = example.lines().next().expect("a line");
     let family = if one.from.is_ipv4() { "ipv4" } else { "ipv6" };

@@ -1,6 +1,6 @@
 //! Pinhole beside the kernel's own helper: the matrix of real programs, and dialogues in which the two differ.
 //!
-//! What comes out stands in `docs/reference.md`, between two marks; a table that no longer holds fails.
+//! What comes out stands in `docs/reference/comparison.md`, between two marks; a table that no longer holds fails.
 //! `UPDATE_REFERENCE=1` writes it anew. Needs root, and the programs that `tests/setup test` fetches.
 
 #![allow(clippy::print_stdout, reason = "a line for each cell and case is what a reader of a failure wants")]

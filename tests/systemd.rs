@@ -1,4 +1,4 @@
-//! The unit as shipped, under a real systemd: installed as docs/operation.md says, on a machine of namespaces.
+//! The unit as shipped, under a real systemd: installed as docs/howto/operation.md says, on a machine of namespaces.
 //!
 //! Needs root, nft and systemd, which need not be what this machine was booted with.
 
@@ -189,9 +189,9 @@ impl Host {
     }
 }
 
-/// The commands under "Install" in docs/operation.md: to build and look, to install, and to start.
+/// The commands under "Install" in docs/howto/operation.md: to build and look, to install, and to start.
 fn documented_installation() -> [String; 3] {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operation.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/howto/operation.md");
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let install = text.split("\n## ").find(|section| section.starts_with("Install\n")).expect("it has that section");
     let blocks = install.split("```sh\n").skip(1);

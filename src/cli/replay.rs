@@ -22,7 +22,7 @@ pub(super) struct Args {
     /// The policy to decide by; without one, the embedded default
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// The NAT behind which the captures were taken: a small YAML file, see docs/replay.md; `-` is standard input
+    /// The NAT behind which the captures were taken: a YAML file, see docs/reference/replay.md; `-` is standard input
     #[arg(long, value_name = "FILE")]
     nat: Option<PathBuf>,
     /// Write the captures as the other side of that NAT would have seen them, as a pcap file

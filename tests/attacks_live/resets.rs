@@ -49,7 +49,7 @@ fn old_segment_with_a_future_timestamp_does_not_stop_the_reading() {
 /// Control connections are more important than what the policy denies, unless it says otherwise: a program that hangs is
 /// a program that is down.
 #[test]
-#[ignore = "known: a daemon that hangs holds its packets until systemd's watchdog ends it; docs/security.md"]
+#[ignore = "known: a daemon that hangs holds its packets until systemd's watchdog ends it; docs/explanation/security.md"]
 fn stopped_daemon_does_not_stop_control_connections() {
     let mut scene = ServerScene::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
     let mut before = scene.attacker();

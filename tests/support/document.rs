@@ -1,4 +1,4 @@
-//! Tables in `docs/reference.md` that tests make, and hold to.
+//! Tables in `docs/reference/comparison.md` that tests make, and hold to.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -9,7 +9,7 @@ static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 /// Compares what stands between the marks of that name, or puts it there if `UPDATE_REFERENCE` is set.
 #[track_caller]
 pub(crate) fn assert_documented(name: &str, text: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference.md");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/comparison.md");
     let _guard = ONE_AT_A_TIME.lock();
     let before = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     let (begin, end) = (format!("<!-- begin {name} -->\n"), format!("<!-- end {name} -->"));

@@ -48,7 +48,7 @@ pub const EMBEDDED: &str = include_str!("../../../deploy/policy.yaml");
 /// What the administrator allows.
 ///
 /// Read from text by [`parse`], which answers for what the types alone cannot: that each rule has a name of its own,
-/// and that the numbers are within the limits of `docs/policy.md`.
+/// and that the numbers are within the limits of `docs/reference/policy.md`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     /// The ports on which control connections arrive.

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn the_page_about_the_policy_lists_every_known_service() {
-        let page = include_str!("../../../docs/policy.md");
+        let page = include_str!("../../../docs/reference/policy.md");
         for (first, last, name) in DEFAULT {
             let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };
             assert!(page.contains(&format!("| {ports} | {name} |")), "{name}");
