@@ -12,7 +12,7 @@ mod support;
 use std::time::Duration;
 
 use pinhole::core::kernel::Simulated;
-use pinhole::core::net::{Flow, Port, Segment};
+use pinhole::core::net::{Port, Segment};
 use pinhole::core::policy::{self, Policy};
 use pinhole::core::script::Conversation;
 use pinhole::core::time::Timestamp;
@@ -57,13 +57,9 @@ impl Stage {
         Self { policy, tracker: Tracker::default(), firewall, now: Timestamp::from_secs(1) }
     }
 
-    /// Takes packets that came at once, as a queue under load delivers them.
     fn take_all<'a>(&mut self, packets: impl Iterator<Item = &'a [u8]>) {
-        let segments: Vec<Segment<'_>> = packets.filter_map(|packet| Segment::parse(packet).ok()).collect();
-        let flows: Vec<Flow> = segments.iter().map(|segment| segment.flow).collect();
-        self.tracker.anticipate(&flows);
-        for segment in &segments {
-            self.take(segment);
+        for segment in packets.filter_map(|packet| Segment::parse(packet).ok()) {
+            self.take(&segment);
         }
     }
 

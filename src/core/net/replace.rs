@@ -3,9 +3,9 @@
 use std::net::IpAddr;
 
 use etherparse::LaxIpSlice;
-use pnet_packet::ipv4::{self, MutableIpv4Packet};
-use pnet_packet::ipv6::MutableIpv6Packet;
-use pnet_packet::tcp::{self, MutableTcpPacket, TcpFlags};
+use pnet::packet::ipv4::{self, MutableIpv4Packet};
+use pnet::packet::ipv6::MutableIpv6Packet;
+use pnet::packet::tcp::{self, MutableTcpPacket, TcpFlags};
 
 use super::{Flow, Seq};
 

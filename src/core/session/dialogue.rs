@@ -153,11 +153,6 @@ impl Dialogue {
         self.language == Language::Other
     }
 
-    /// Reads a little of it, so that all of it is near when it is needed.
-    pub(super) fn touch(&self) -> u32 {
-        u32::from(self.is_encrypted()) ^ u32::from(self.pending.is_beyond()) ^ u32::from(self.user.is_some())
-    }
-
     /// Who the client said it is.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()

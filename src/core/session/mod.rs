@@ -82,12 +82,6 @@ impl Session {
         self.half_mut(direction).refused_to = Some(segment.seq + segment.payload.len());
     }
 
-    /// Reads a little of every part, so that all of it is near when it is needed.
-    pub(crate) fn touch(&self) -> u32 {
-        let in_line = self.client.lines.is_in_line() ^ self.server.lines.is_in_line();
-        self.client.stream.touch() ^ self.server.stream.touch() ^ self.dialogue.touch() ^ u32::from(in_line)
-    }
-
     /// What has been said.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue

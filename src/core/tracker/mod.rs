@@ -234,12 +234,6 @@ impl Tracker {
         Some(ClientKey::of(self.sessions.get(slot)?.connection.client().address))
     }
 
-    /// Packets with these addresses will be handled next. Worth calling where several of them are at hand; it changes
-    /// nothing but how long that will take.
-    pub fn anticipate(&self, flows: &[Flow]) {
-        self.sessions.anticipate(flows);
-    }
-
     /// Lets time pass: what is due expires.
     pub fn advance<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
         let now = world.now;

@@ -122,34 +122,6 @@ impl Table {
         Some((place.slot(), place.direction()))
     }
 
-    /// Brings near what packets with these addresses will need.
-    ///
-    /// With many sessions nearly all of a packet's cost is waiting for memory. Here the loads of one step do not
-    /// depend on each other, so the processor waits for all of them at once, not for one after the other.
-    pub(super) fn anticipate(&self, flows: &[Flow]) {
-        const AT_ONCE: usize = 32;
-        let mut hashes = [0; AT_ONCE];
-        let mut slots = [None; AT_ONCE];
-        for flows in flows.chunks(AT_ONCE) {
-            for (hash, flow) in hashes.iter_mut().zip(flows) {
-                *hash = self.hasher.hash_one(flow);
-            }
-            for (slot, hash) in slots.iter_mut().zip(&hashes[..flows.len()]) {
-                // Whoever has a similar hash is most likely the right one; a mistake costs nothing but time.
-                *slot = self.by_flow.find(*hash, |_| true).map(|place| place.slot());
-            }
-            let near = slots[..flows.len()].iter().flatten().filter_map(|&slot| self.sessions.get(slot));
-            let sum = near.fold(0, |sum, tracked| {
-                sum ^ tracked.session.touch()
-                    ^ u32::from(tracked.connection.original.source.port.number())
-                    ^ u32::from(tracked.connection.reply.source.port.number())
-                    ^ u32::from(tracked.ended.is_some())
-                    ^ u32::from(tracked.last_heard > tracked.place.moved)
-            });
-            std::hint::black_box(sum);
-        }
-    }
-
     pub(super) fn get(&self, slot: u32) -> Option<&Tracked> {
         self.sessions.get(slot)
     }

@@ -139,11 +139,6 @@ impl Stream {
         self.begun.then_some(self.next)
     }
 
-    /// Reads a little of it, so that all of it is near when it is needed.
-    pub(crate) fn touch(&self) -> u32 {
-        self.next.number() ^ u32::from(self.unacked.touch()) ^ u32::from(self.reorder.is_some())
-    }
-
     /// Whether something waits for what is missing in front of it.
     pub fn is_waiting(&self) -> bool {
         self.reorder.is_some()

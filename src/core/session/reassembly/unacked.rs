@@ -13,11 +13,6 @@ impl Unacked {
         self.bytes.len()
     }
 
-    /// Reads a little of it, so that it is near when it is needed.
-    pub(super) fn touch(&self) -> u8 {
-        self.bytes.last().copied().unwrap_or_default()
-    }
-
     /// Adds the next bytes. Of more than `limit` only the last ones are kept.
     pub(super) fn remember(&mut self, bytes: &[u8], limit: usize) {
         let tail = &bytes[bytes.len() - bytes.len().min(limit)..];
