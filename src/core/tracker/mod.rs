@@ -6,6 +6,7 @@
 
 mod admission;
 mod adopt;
+mod begin;
 mod client;
 mod context;
 mod encrypted;
@@ -30,21 +31,21 @@ pub use news::{Ended, Observer, SessionEvent, SessionNumber};
 
 use crate::core::expectation::{Closed, Expectation};
 use crate::core::ftp::Mode;
-use crate::core::kernel::{Control, Firewall, LookupFailed, Progress, Synced};
+use crate::core::kernel::{Firewall, LookupFailed, Progress, Synced};
 use crate::core::net::{Connection, Direction, Flags, Flow, Segment, Seq};
-use crate::core::policy::{Pickup, Policy};
-use crate::core::seqadj::{Replacement, Rewriters, Verdict};
+use crate::core::policy::Policy;
+use crate::core::seqadj::{Replacement, Verdict};
 use crate::core::session::reassembly::{Acceptance, StreamAnomaly};
 use crate::core::session::{Dialogue, Ending, Session, SessionOutput};
 use crate::core::time::Timestamp;
 use adopt::OrphanedPinholes;
+use begin::unknown_connection;
 use context::SessionContext;
 use expectations::{Expectations, PinholeEntry};
-use memory::{Buffered, MemoryBudget};
-use origins::Origins;
+use memory::MemoryBudget;
 use ranges::Ranges;
 use rank::Rank;
-use table::{Placed, Table, Tracked};
+use table::{Table, Tracked};
 
 /// How long a session that ended is read on, unless the kernel forgets its connection before: longer than the kernel
 /// remembers a connection that both ends have closed.
@@ -298,64 +299,6 @@ impl Tracker {
         self.close_orphaned(flow, world);
     }
 
-    /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
-    fn begin<F: Firewall, O: Observer>(
-        &mut self,
-        segment: &Segment<'_>,
-        world: &mut World<'_, F, O>,
-    ) -> Result<Option<(u32, Direction)>, LookupFailed> {
-        // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
-        // a SYN alone costs its sender nothing: the server's answer to it begins a session.
-        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
-        if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
-            return Ok(None);
-        }
-        let Some(Control { connection, id, is_opening, progress, synced, adjustments }) =
-            world.firewall.control_connection(&segment.flow)?
-        else {
-            return Ok(None);
-        };
-        let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
-        if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
-            return Ok(None);
-        }
-        let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };
-        let session = if from_the_start {
-            Session::from_the_start()
-        } else {
-            let known = match world.policy.pickup {
-                Pickup::Marked => progress,
-                Pickup::Never => Progress::Unknown,
-                Pickup::Trust => Progress::LoggedIn,
-            };
-            Session::from_the_middle(known, synced)
-        };
-        let recorded = if from_the_start { Progress::Unknown } else { progress };
-        let rank = quotas::first_rank(&session, segment, direction);
-        self.make_room(ClientKey::of(connection.client().address), rank, world);
-        self.sessions_begun += 1;
-        let number = SessionNumber(self.sessions_begun);
-        let rule = world.policy.match_rule(connection.client().address, connection.server().address);
-        let may_change = connection.is_translated() || world.policy.terms(rule).holds_back();
-        let rewriters = may_change.then(|| Box::new(Rewriters::found(&adjustments)));
-        let slot = self.sessions.insert(Tracked {
-            connection,
-            id,
-            number,
-            rule,
-            ended: None,
-            last_heard: world.now,
-            place: Placed::new(rank, world.now),
-            buffered: Buffered::nothing(!rank.is_established()),
-            session,
-            origins: Origins::default(),
-            recorded,
-            rewriters,
-        });
-        world.tell(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
-        Ok(Some((slot, direction)))
-    }
-
     /// Hands a segment to its session and acts on what that tells.
     fn converse<F: Firewall, O: Observer>(
         &mut self,
@@ -522,17 +465,6 @@ impl Tracker {
     fn remove(&mut self, slot: u32) {
         self.release_memory(slot);
         self.sessions.remove(slot);
-    }
-}
-
-/// What is to become of a packet of which nobody knows the connection, because the kernel did not answer. It waits for
-/// its sender to send it again, as for a packet that is missing in front of it; then the kernel is asked once more. At last
-/// it goes on unread, and nothing opens for its session; but not where it may carry a command that the policy denies.
-fn unknown_connection(patience: Patience, policy: &Policy) -> Handled {
-    match patience {
-        Patience::MayWait => Handled::Session(Verdict::Later),
-        Patience::GoesOn if policy.holds_back() => Handled::Session(Verdict::Drop),
-        Patience::GoesOn => Handled::NotOurs,
     }
 }
 

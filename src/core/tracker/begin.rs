@@ -1,0 +1,83 @@
+//! How a session begins: with a packet of a connection that the firewall knows.
+
+use super::memory::Buffered;
+use super::origins::Origins;
+use super::quotas::first_rank;
+use super::table::{Placed, Tracked};
+use super::{ClientKey, Handled, Observer, Patience, SessionEvent, SessionNumber, Tracker, World};
+use crate::core::kernel::{Control, Firewall, LookupFailed, Progress};
+use crate::core::net::{Direction, Flags, Segment};
+use crate::core::policy::{Pickup, Policy};
+use crate::core::seqadj::{Rewriters, Verdict};
+use crate::core::session::Session;
+
+impl Tracker {
+    /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
+    pub(super) fn begin<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        world: &mut World<'_, F, O>,
+    ) -> Result<Option<(u32, Direction)>, LookupFailed> {
+        // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
+        // a SYN alone costs its sender nothing: the server's answer to it begins a session.
+        let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
+        if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
+            return Ok(None);
+        }
+        let Some(Control { connection, id, is_opening, progress, synced, adjustments }) =
+            world.firewall.control_connection(&segment.flow)?
+        else {
+            return Ok(None);
+        };
+        let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
+        if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
+            return Ok(None);
+        }
+        let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };
+        let session = if from_the_start {
+            Session::from_the_start()
+        } else {
+            let known = match world.policy.pickup {
+                Pickup::Marked => progress,
+                Pickup::Never => Progress::Unknown,
+                Pickup::Trust => Progress::LoggedIn,
+            };
+            Session::from_the_middle(known, synced)
+        };
+        let recorded = if from_the_start { Progress::Unknown } else { progress };
+        let rank = first_rank(&session, segment, direction);
+        self.make_room(ClientKey::of(connection.client().address), rank, world);
+        self.sessions_begun += 1;
+        let number = SessionNumber(self.sessions_begun);
+        let rule = world.policy.match_rule(connection.client().address, connection.server().address);
+        let may_change = connection.is_translated() || world.policy.terms(rule).holds_back();
+        let rewriters = may_change.then(|| Box::new(Rewriters::found(&adjustments)));
+        let slot = self.sessions.insert(Tracked {
+            connection,
+            id,
+            number,
+            rule,
+            ended: None,
+            last_heard: world.now,
+            place: Placed::new(rank, world.now),
+            buffered: Buffered::nothing(!rank.is_established()),
+            session,
+            origins: Origins::default(),
+            recorded,
+            rewriters,
+        });
+        world.tell(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
+        Ok(Some((slot, direction)))
+    }
+}
+
+/// What is to become of a packet of which nobody knows the connection, because the kernel did not answer. It waits for
+/// its sender to send it again, as for a packet that is missing in front of it; then the kernel is asked once more. At last
+/// it goes on unread, and nothing opens for its session; but not where it may carry a command that the policy denies.
+pub(super) fn unknown_connection(patience: Patience, policy: &Policy) -> Handled {
+    match patience {
+        Patience::MayWait => Handled::Session(Verdict::Later),
+        Patience::GoesOn if policy.holds_back() => Handled::Session(Verdict::Drop),
+        Patience::GoesOn => Handled::NotOurs,
+    }
+}
