@@ -12,8 +12,8 @@ LOCKED := $(if $(CI),--locked)
 # What is run on the second kernel, too: the tests that ask the kernel for something, with the mechanism sets; those that
 # run the service, with native as well; and those that compare it with conntrackd. Patterns will do. (The tests in `native*`
 # name their mechanism themselves. Those in `systemd` ask systemd more than the kernel, and have run with sets elsewhere.)
-THERE := attacks_live deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset sandbox
-THERE_NATIVE := attacks_live deploy live nat_* native* promise_* restart systemd
+THERE := attacks_live deploy host_check live mending nat_* netlink overflow promise_* queue restart ruleset sandbox watchdog
+THERE_NATIVE := attacks_live deploy live nat_* native* promise_* restart systemd watchdog
 THERE_BESIDE_CONNTRACKD := nat_dialogues reference
 
 # Fuzzing without a sanitizer needs no nightly Rust. What is found is kept apart from the committed corpus.
