@@ -143,7 +143,9 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
         readers.push(Reader::new(queue.number(), queue.verdicts(), progress.clone()));
         crew.start("reading the queue", move || packets::take(queue, all_queues, &shared, &held, &progress));
     }
-    crew.start("watching the threads that read queues", move || supervise(readers, &hang_limit, link.as_ref()));
+    crew.start("watching the threads that read queues", move || {
+        supervise(readers, all_queues, &hang_limit, link.as_ref())
+    });
     crew.start("watching the ruleset", {
         let shared = shared.clone();
         move || watch_tables(tables, &shared)

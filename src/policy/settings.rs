@@ -88,7 +88,7 @@ pub struct Capture {
 
 impl Default for Capture {
     fn default() -> Self {
-        Self { queues: Queues::default(), when_down: WhenDown::Open, watchdog: Duration::from_secs(3) }
+        Self { queues: Queues::default(), when_down: WhenDown::Open, watchdog: Duration::from_secs(5) }
     }
 }
 
