@@ -44,6 +44,10 @@ fn watchdog_of(daemon: &Daemon) -> Pid {
     child
 }
 
+/// The threads of a daemon with two queues: two that read them, one that watches those, two that watch the kernel, one that
+/// writes the log, and the first.
+const THREADS: usize = 7;
+
 fn wait_until(what: &str, is_so: impl FnMut() -> lab::Result<bool>) {
     lab::wait_until(what, PATIENCE, is_so).unwrap_or_else(|error| panic!("{error}"));
 }
@@ -58,15 +62,23 @@ struct Hanging(Pid);
 impl Hanging {
     /// The threads that read the queues, of which there are so many.
     fn readers(daemon: &Daemon, count: usize) -> Vec<Self> {
-        let is_reader = |name: String| name.trim_end() == "reading the que";
-        let readers = || -> Vec<i32> {
+        Self::those(daemon, count, |name| name == "reading the que")
+    }
+
+    /// The threads of a daemon with two queues whose names are of that kind, of which there are so many.
+    fn those(daemon: &Daemon, count: usize, is_it: fn(&str) -> bool) -> Vec<Self> {
+        let threads = || -> Vec<(i32, String)> {
             let tasks = fs::read_dir(format!("/proc/{}/task", daemon.child.id())).expect("it runs").flatten();
-            let readers = tasks.filter(|task| fs::read_to_string(task.path().join("comm")).is_ok_and(is_reader));
-            readers.filter_map(|task| task.file_name().to_str()?.parse().ok()).collect()
+            let name = |task: &fs::DirEntry| fs::read_to_string(task.path().join("comm")).ok();
+            tasks.filter_map(|task| Some((task.file_name().to_str()?.parse().ok()?, name(&task)?))).collect()
         };
-        // A thread has its name only when it runs.
-        wait_until("the threads to run", || Ok(readers().len() == count));
-        readers().into_iter().map(Self::stop).collect()
+        let of_kind = |threads: &[(i32, String)]| -> Vec<i32> {
+            threads.iter().filter(|(_, name)| is_it(name.trim_end())).map(|(id, _)| *id).collect()
+        };
+        // A thread has its name, of which the kernel keeps fifteen bytes, only when it runs.
+        let all_run = |threads: &[(i32, String)]| threads.len() == THREADS && of_kind(threads).len() == count;
+        wait_until("the threads to run", || Ok(all_run(&threads())));
+        of_kind(&threads()).into_iter().map(Self::stop).collect()
     }
 
     fn stop(thread: i32) -> Self {
@@ -86,8 +98,10 @@ impl Hanging {
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        // It may have ended.
-        let _ = ptrace::detach(self.0, None);
+        // If it has ended, its process is there until its tracer has heard of that.
+        if ptrace::detach(self.0, None).is_err() {
+            let _ = waitpid(self.0, Some(WaitPidFlag::__WALL));
+        }
     }
 }
 
@@ -164,10 +178,11 @@ fn queues_are_given_up_though_nobody_ends_the_daemon() {
     let stage = Stage::new(Shape::Gateway);
     let daemon = stage.daemon("capture: { queues: 2, watchdog: 2s }\n");
     let server = stage.serve(Family::V4);
-    // A kill would come too late if the thread were in a system call that no signal ends.
+    // As if a thread were in a system call that no signal ends: then a kill would come too late, and the process could not
+    // end by itself.
     let watchdog = watchdog_of(&daemon);
     kill(watchdog, Signal::SIGSTOP).expect("it runs");
-    let hanging = Hanging::readers(&daemon, 2);
+    let hanging = Hanging::those(&daemon, 6, |name| name != "watching the th");
     stage.as_client(|| MiniClient::log_in(server.address(), PATIENCE)?.quit());
     drop(hanging);
     kill(watchdog, Signal::SIGCONT).expect("it runs");

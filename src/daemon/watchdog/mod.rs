@@ -3,7 +3,7 @@
 //! The kernel lets packets pass a queue (`bypass`) only while no socket has it bound, and what waits in a queue goes when
 //! that socket is closed. So a daemon that hangs has to give its queues up, in one of two ways:
 //!
-//! - A thread of the daemon, [`supervise`], sees that a thread which reads a queue makes no [`Progress`], and unbinds the
+//! - A thread of the daemon, `supervise`, sees that a thread which reads a queue makes no progress, and unbinds the
 //!   queues. That works even while the other thread is in a system call that no signal ends.
 //! - The [watchdog process](serve) sees that the daemon as a whole makes none (SIGSTOP), and ends it with SIGKILL.
 //!
@@ -32,7 +32,7 @@ pub const SUBCOMMAND: &str = "watchdog";
 /// How often the daemon shows that it runs, and how often everybody looks. Less than half of the shortest limit.
 const TICK: Duration = Duration::from_millis(500);
 
-/// A thread that has nothing to do shows that often that it could: at least once a [`TICK`].
+/// A thread that has nothing to do shows that often that it could: more often than once in half a second.
 pub const IDLE: Duration = Duration::from_millis(400);
 
 /// The limit until the threads run. `nft` installs the table meanwhile.
