@@ -14,13 +14,13 @@ LOCKED := $(if $(CI),--locked)
 #
 # On 6.1, the oldest, all that asks the kernel for something. (The tests in `native*` name their mechanism themselves.
 # Those in `systemd` ask systemd more than the kernel, and have run with sets on this machine.)
-ON_6.1_sets := abort attacks_live deploy host_check live ruleset_restore nat_* netlink overflow guarantee_* queue restart ruleset sandbox
-ON_6.1_native := attacks_live deploy live nat_* native* guarantee_* restart systemd
+ON_6.1_sets := abort attacks_live deploy host_check live ruleset_restore nat_* netlink overflow guarantee_* queue restart ruleset sandbox watchdog
+ON_6.1_native := attacks_live deploy live nat_* native* guarantee_* restart systemd watchdog
 ON_6.1_conntrackd := nat_dialogues reference
 # On the two newer ones, what asks the kernel most: attacks, transfers, NAT, restarts, the ruleset, expectations. To keep
 # `.ci/run` well under an hour, the three longest of these (attacks_live, nat_dialogues, nat_matrix) run on 6.12 with sets
 # only, and on sid with native only. Left out are deploy, host_check, netlink, overflow, queue, ruleset, sandbox, systemd,
-# the other promises, and the comparison with conntrackd. `make test-vm kernel=6.12 only="netlink queue"` runs them there.
+# the other guarantees, and the comparison with conntrackd. `make test-vm kernel=6.12 only="netlink queue"` runs them there.
 MOST := live nat_crash_mid_rewrite nat_killed nat_edge_cases guarantee_kernel_is_the_database guarantee_narrowest_hole restart
 LONG := attacks_live nat_dialogues nat_matrix
 ON_6.12_sets := $(MOST) ruleset_restore $(LONG)

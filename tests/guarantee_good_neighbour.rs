@@ -108,7 +108,8 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
 #[test]
 fn a_session_that_the_kernel_lost_track_of_while_nothing_stood_goes_on() {
     let stage = Stage::new(Shape::Gateway);
-    let mut daemon = stage.daemon("");
+    // It is stopped for a while.
+    let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
     let server = stage.serve(Family::V4);
     let [client_host, server_host] = stage.ends();
     // Whatever is not acknowledged is sent again from its beginning.

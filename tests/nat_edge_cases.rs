@@ -351,7 +351,7 @@ fn fill_queue(gateway: &Namespace) {
 #[test]
 fn a_queue_that_overflows_breaks_no_session_whose_lines_have_grown() {
     // One that takes whatever comes on any processor, so that it is this one which is full.
-    let mut stage = Stage::new("capture: { queues: 1 }\n");
+    let mut stage = Stage::new("capture: { queues: 1, watchdog: 1h }\n");
     let control = stage.control();
     let listener =
         stage.topology.server.namespace.run(|| TcpListener::bind(control)).expect("root may").expect("it is free");

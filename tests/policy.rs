@@ -259,6 +259,8 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
         ("capture: { queue: 65535 }", "capture: { queue: 65536 }"),
         ("capture: { queue: 1, queues: 65535 }", "capture: { queue: 2, queues: 65535 }"),
         ("capture: { queues: auto }", "capture: { queues: all }"),
+        ("capture: { watchdog: 2s }", "capture: { watchdog: 1999ms }"),
+        ("capture: { watchdog: 1h }", "capture: { watchdog: 3601s }"),
         ("mark: 0xffffffe0", "mark: 0x100000000"),
         ("mark: 0xffffffe0", "mark: 0xfffffff0"),
         ("limits: { sessions: 4194304 }", "limits: { sessions: 4194305 }"),
@@ -538,6 +540,7 @@ prop_compose! {
         (sessions, pinholes, line, reorder) in (1_u32..=4_194_304, 1_u32..=1_048_576, 128_u32..=65_536, 1024_u32..=1_048_576),
         (of_client, opened, buffered) in (1_u32..=4_194_304, 1_u32..=1_048_576, 65_536_u32..=1_073_741_824),
         idle in 1_u64..=168 * 3600,
+        watchdog in 2000_u64..=3_600_000,
         (defaults, rules) in some_terms().prop_flat_map(some_rules),
     ) -> Policy {
         let nonzero = |number| NonZeroU32::new(number).expect("not zero");
@@ -548,6 +551,7 @@ prop_compose! {
             capture: Capture {
                 queues: queues.map_or(Queues::automatic(queue), several),
                 when_down: if closed { WhenDown::Closed } else { WhenDown::Open },
+                watchdog: Duration::from_millis(watchdog),
             },
             pickup,
             admit: admit.iter().map(|chain| chain.parse().expect("a chain")).collect(),

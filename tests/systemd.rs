@@ -146,23 +146,29 @@ impl Host {
         ours.next().map(|table| table["handle"].as_u64().expect("a table has a number"))
     }
 
-    /// The one process of the service has a user of its own, one capability, and filters for system calls of its own
-    /// besides those of systemd.
+    /// The service has two processes, each with a user of its own and filters for system calls of its own besides those of
+    /// systemd. The daemon has one capability, its watchdog none.
     #[track_caller]
     fn assert_is_confined(&self) {
         let processes = self.processes();
-        let [process] = &processes[..] else { panic!("one process was expected: {processes:?}") };
-        let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
-        let value = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-            line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
-        };
-        assert!(!value("Uid").split_whitespace().any(|user| user == "0"), "{status}");
-        for set in ["CapPrm", "CapEff", "CapBnd"] {
-            assert_eq!(value(set), "0000000000001000", "{set}");
+        assert_eq!(processes.len(), 2, "{processes:?}");
+        for process in processes {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+            let command = fs::read_to_string(format!("/proc/{process}/cmdline")).expect("it runs");
+            let is_watchdog = command == "pinhole\0watchdog\0";
+            let value = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+                line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+            };
+            assert!(!value("Uid").split_whitespace().any(|user| user == "0"), "{status}");
+            for set in ["CapPrm", "CapEff"] {
+                assert_eq!(value(set), if is_watchdog { "0000000000000000" } else { "0000000000001000" }, "{set}");
+            }
+            // Without CAP_SETPCAP nothing can be taken out of this one. It gives nothing to anybody with no_new_privs.
+            assert_eq!(value("CapBnd"), "0000000000001000");
+            assert_eq!([value("CapAmb"), value("NoNewPrivs"), value("Seccomp")], ["0000000000000000", "1", "2"]);
+            assert!(value("Seccomp_filters").parse::<u32>().is_ok_and(|filters| filters > 3), "{status}");
         }
-        assert_eq!([value("CapAmb"), value("NoNewPrivs"), value("Seccomp")], ["0000000000000000", "1", "2"]);
-        assert!(value("Seccomp_filters").parse::<u32>().is_ok_and(|filters| filters > 3), "{status}");
         assert_eq!(self.properties(["MemoryMax"]), [(512 << 20).to_string()]);
     }
 
@@ -273,14 +279,20 @@ fn a_wrong_policy_is_refused_and_a_missing_chain_is_tried_again_until_it_comes()
 
 #[test]
 fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session() {
-    let limit = lab::allow(Duration::from_secs(3)).as_secs();
+    // Long enough that the daemon's own watchdog is earlier, where the policy lets it be.
+    let limit = lab::allow(Duration::from_secs(10)).as_secs();
     let host = Host::serving(&format!("WatchdogSec={limit}s"));
     let table = host.table();
     assert!(table.is_some());
     let told = "systemctl show --property WatchdogTimestampMonotonic pinhole";
     host.machine.sh(&format!("last=$({told}); while [ \"$last\" = \"$({told})\" ]; do sleep 0.5; done"));
-    // What is done to it, and how often systemd has then found that it had ended by itself.
-    let ends = [("systemctl restart pinhole", "0"), ("kill -KILL $MAINPID", "1"), ("kill -STOP $MAINPID", "2")];
+    // What is done to it, and how often systemd has then found that it had ended by itself. Of two hangs the daemon's own
+    // watchdog ends the first, and systemd's the second.
+    // The daemon tells its watchdog of the policy with its next sign of life, of which there are two a second.
+    let patient = "echo 'capture: { watchdog: 1h }' >>/etc/pinhole/policy.yaml; systemctl reload pinhole; sleep 1";
+    let hangs = "kill -STOP $MAINPID";
+    let hangs_for_long = format!("{patient}; {hangs}");
+    let ends = [("systemctl restart pinhole", "0"), ("kill -KILL $MAINPID", "1"), (hangs, "2"), (&hangs_for_long, "3")];
     for (end, restarts) in ends {
         let processes = host.processes();
         host.visit(|| {
@@ -301,7 +313,10 @@ fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session(
             client.quit()
         });
     }
+    let said = host.machine.wait_for_journal("pinhole", "the watchdog ended the daemon");
+    assert_eq!((&*said.by, said.level), ("pinhole", 3));
     host.machine.wait_for_journal("pinhole", "Watchdog timeout");
+    assert_eq!(host.processes().len(), 2, "a process of an earlier run is left");
 }
 
 #[test]

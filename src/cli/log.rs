@@ -92,11 +92,17 @@ impl Rest {
             }
         });
     }
+
+    /// Writes what has been put down so far.
+    pub(super) fn write(&self) {
+        let Self(lines) = self;
+        lines.write_to(&mut io::stderr());
+    }
 }
 
 impl Drop for Rest {
     fn drop(&mut self) {
-        self.0.write_to(&mut io::stderr());
+        self.write();
     }
 }
 

@@ -58,6 +58,9 @@ enum Command {
     Status(service::StatusArgs),
     /// Has the service that runs here load its policy anew
     Reload,
+    /// Ends the daemon where that hangs; `pinhole run` starts it
+    #[command(name = crate::daemon::watchdog::SUBCOMMAND, hide = true)]
+    Watchdog,
     /// Shows it all in a small network of its own: FTP blocked by a firewall, and let through by Pinhole
     ///
     /// Needs root and the program nft, and nothing else: where vsftpd or curl are not installed, a built-in server and
@@ -95,6 +98,7 @@ pub fn main() -> ExitCode {
         Command::Rules(args) => service::rules(&args),
         Command::Status(args) => service::status(&args),
         Command::Reload => service::reload(),
+        Command::Watchdog => service::watchdog(),
         Command::Demo => demo::run(),
     };
     match result {

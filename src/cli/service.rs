@@ -97,6 +97,12 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
     }
 }
 
+pub(super) fn watchdog() -> anyhow::Result<Outcome> {
+    let log = super::messages::begin();
+    crate::daemon::watchdog::serve(|| log.write())?;
+    Ok(Outcome::Good)
+}
+
 pub(super) fn reload() -> anyhow::Result<Outcome> {
     let answer = control::ask(Request::Reload)?;
     match answer.strip_prefix("error: ") {

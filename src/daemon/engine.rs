@@ -1,6 +1,8 @@
 //! The middle with the kernel's firewall: what each piece of news from outside leads to.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
@@ -48,6 +50,8 @@ impl Read {
 #[derive(Debug)]
 pub struct Engine {
     policy: Policy,
+    /// The policy's, in milliseconds, for those who may not wait for the engine.
+    hang_limit: Arc<AtomicU32>,
     tracker: Tracker,
     firewall: Kernel,
     connections: ConnectionWatch,
@@ -68,6 +72,7 @@ impl Engine {
         listen(&connections, &policy)?;
         let firewall = Kernel::install(&policy)?;
         let mut engine = Self {
+            hang_limit: Arc::new(AtomicU32::new(hang_limit(&policy))),
             policy,
             tracker: Tracker::default(),
             firewall,
@@ -103,6 +108,11 @@ impl Engine {
     /// The number by which the kernel names whoever opens pinholes here.
     pub(super) fn number(&self) -> Result<u32, Error> {
         self.firewall.number()
+    }
+
+    /// How long a thread that reads a queue may make no progress, in milliseconds. A reload changes it.
+    pub(super) fn hang_limit(&self) -> Arc<AtomicU32> {
+        Arc::clone(&self.hang_limit)
     }
 
     /// Whether queued packets have to go on past what the kernel does for helpers of programs.
@@ -301,6 +311,7 @@ impl Engine {
     /// Follows another policy from now on. After an error the old one holds.
     pub(super) fn reload(&mut self, policy: Policy) -> Result<(), SetupError> {
         self.firewall.reload(&policy)?;
+        self.hang_limit.store(hang_limit(&policy), Ordering::Relaxed);
         self.policy = policy;
         self.act(Tracker::follow);
         listen(&self.connections, &self.policy)?;
@@ -379,6 +390,10 @@ impl Engine {
             None => debug!("the kernel: {latest}"),
         }
     }
+}
+
+fn hang_limit(policy: &Policy) -> u32 {
+    u32::try_from(policy.capture.watchdog.as_millis()).unwrap_or(u32::MAX)
 }
 
 /// Hears of data connections that were admitted, and of control connections that ended, and of no others.

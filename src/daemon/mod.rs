@@ -1,8 +1,9 @@
 //! The root service: packets from the queue through the middle, pinholes into the kernel, until somebody ends it.
 //!
 //! One plain thread a queue takes packets; one each watches the ruleset and the connections of the kernel. They share
-//! the [`Engine`] behind a lock. Signals, the control socket and the watchdog are the business of a small runtime on
-//! the first thread, which no packet waits for. Before any thread is started, the daemon enters its [`sandbox`].
+//! the [`Engine`] behind a lock. Signals, the control socket and systemd are the business of a small runtime on
+//! the first thread, which no packet waits for. Before any thread is started, the daemon enters its [`sandbox`]. A
+//! [`watchdog`] bounds how long packets wait for a daemon that hangs.
 
 mod clock;
 pub mod control;
@@ -13,6 +14,7 @@ mod packets;
 pub mod sandbox;
 pub mod status;
 mod threads;
+pub mod watchdog;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -27,6 +29,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 pub use status::Status;
 use tracing::{info, warn};
+use watchdog::{Progress, Reader, Watchdog, supervise};
 
 use crate::core::policy::Policy;
 use crate::netfilter::backend::sets::SetupError;
@@ -57,6 +60,9 @@ pub enum StartError {
     /// The control socket cannot be made.
     #[error(transparent)]
     Control(#[from] control::ControlError),
+    /// The watchdog process has ended at once.
+    #[error("cannot talk to the watchdog process: {0}; start the service again")]
+    Watchdog(std::io::Error),
     /// The runtime of the control plane cannot be started.
     #[error("cannot start the control plane: {0}; are there too many open files?")]
     Runtime(std::io::Error),
@@ -92,10 +98,13 @@ impl Shared {
 /// `source` is where the policy came from, to read it anew. `write_log` is called once log lines may be written by a
 /// thread of their own: only now, so that it is as confined as all others.
 pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> Result<(), StartError> {
+    // Before there is anything that the process could inherit. It outlasts everything that is dropped below.
+    let watchdog = Watchdog::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     let policy = policy.on(processors());
     // A second instance must find out before it changes anything.
     let listener = runtime.block_on(async { control::listen() })?;
+    let link = watchdog.as_ref().ok().map(Watchdog::begin).transpose().map_err(StartError::Watchdog)?;
     let all_queues = policy.capture.queues;
     let open = |number| Queue::open(number, policy.capture.when_down);
     let mut queues = all_queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
@@ -118,13 +127,25 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     for part in missing {
         warn!("the sandbox is not complete: {part}");
     }
+    if let Err(error) = &watchdog {
+        warn!(
+            "there is no watchdog process: {error}; if the daemon is stopped, control connections stand still until systemd \
+             or somebody else ends it"
+        );
+    }
+    let hang_limit = engine.hang_limit();
     let shared = Shared(Arc::new(Mutex::new(engine)));
     let (mut threads, crew) = threads::crew();
     let held = Arc::new(Held::default());
+    let mut readers = Vec::new();
     for queue in queues {
-        let (shared, held) = (shared.clone(), Arc::clone(&held));
-        crew.start("reading the queue", move || packets::take(queue, all_queues, &shared, &held));
+        let (shared, held, progress) = (shared.clone(), Arc::clone(&held), Progress::default());
+        readers.push(Reader::new(queue.number(), queue.verdicts(), progress.clone()));
+        crew.start("reading the queue", move || packets::take(queue, all_queues, &shared, &held, &progress));
     }
+    crew.start("watching the threads that read queues", move || {
+        supervise(readers, all_queues, &hang_limit, link.as_ref())
+    });
     crew.start("watching the ruleset", {
         let shared = shared.clone();
         move || watch_tables(tables, &shared)

@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::engine::Decision;
+use super::watchdog::{IDLE, Progress};
 use super::{Engine, Shared};
 use crate::core::net::{Flow, Segment, Seq, replaced};
 use crate::core::policy::Queues;
@@ -63,11 +64,18 @@ pub(super) fn let_overdue_go(shared: &Shared, held: &Held) {
 }
 
 /// Takes packets of one of the queues until that fails for good; says why.
-pub(super) fn take(mut queue: Queue, queues: Queues, shared: &Shared, held: &Held) -> String {
+pub(super) fn take(mut queue: Queue, queues: Queues, shared: &Shared, held: &Held, progress: &Progress) -> String {
     stay_near(queue.number(), queues);
+    if let Err(error) = queue.wait_at_most(IDLE) {
+        return error.to_string();
+    }
     let mut failures = 0;
     loop {
-        let result = queue.next_packet().and_then(|waiting| go_on(shared, waiting, held));
+        progress.show();
+        let result = match queue.next_packet() {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            result => result.and_then(|waiting| go_on(shared, waiting, held)),
+        };
         let Err(error) = result else {
             failures = 0;
             continue;

@@ -23,7 +23,7 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-/// The one capability that stays: nf_tables, connection tracking and the queues ask for it.
+/// The one capability that the daemon keeps: nf_tables, connection tracking and the queues ask for it.
 const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN;
 
 /// The version of Landlock whose rights are taken away. A kernel with an earlier one takes away those that it knows. The
@@ -63,48 +63,62 @@ pub struct Files<'a> {
 /// program has no way to take it, is no reason not to run, and is handed back.
 pub fn enter(files: &Files<'_>) -> Vec<Missing> {
     let mut missing = Vec::new();
-    missing.extend(drop_capabilities().err().map(Missing::Capabilities));
+    missing.extend(drop_capabilities(KEPT).err().map(Missing::Capabilities));
     missing.extend(set_no_new_privs(true).err().map(Missing::NoNewPrivileges));
     missing.extend(restrict_files(files).err());
-    missing.extend(restrict_system_calls().err());
+    missing.extend(restrict_system_calls(filters).err());
     missing
 }
 
-/// Keeps one capability, for this process and whatever it could start.
-fn drop_capabilities() -> Result<(), Errno> {
+/// The same for the watchdog process, which reads one socket, writes log lines, and kills one process that it has a file
+/// descriptor of. It keeps no capability, no file that is not open, and no signal but SIGKILL.
+pub(super) fn enter_watchdog() -> Vec<Missing> {
+    let mut missing = Vec::new();
+    missing.extend(drop_capabilities(CapabilitySet::empty()).err().map(Missing::Capabilities));
+    missing.extend(set_no_new_privs(true).err().map(Missing::NoNewPrivileges));
+    // Signals are left to seccomp: Landlock would keep it from ending the daemon.
+    missing.extend(restrict(Scope::AbstractUnixSocket, []).err());
+    missing.extend(restrict_system_calls(watchdog_filters).err());
+    missing
+}
+
+/// Keeps these capabilities, for this process and whatever it could start.
+fn drop_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
     let every = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
-    for other in every.filter(|one| *one != KEPT) {
-        // Behind the last one that the kernel knows it says EINVAL.
-        if capability_is_in_bounding_set(other).unwrap_or(false) {
-            remove_capability_from_bounding_set(other)?;
-        }
-    }
+    // Behind the last one that the kernel knows it says EINVAL.
+    let others = every.filter(|one| !kept.contains(*one) && capability_is_in_bounding_set(*one).unwrap_or(false));
+    // Whoever may not do this can give up what it has all the same.
+    let bounded = others.map(remove_capability_from_bounding_set).fold(Ok(()), Result::and);
     // Kernels before 4.3 have no such set.
     let _ = clear_ambient_capability_set();
     let has = capabilities(None)?;
-    let effective = has.effective & KEPT;
-    let permitted = has.permitted & KEPT;
+    let effective = has.effective & kept;
+    let permitted = has.permitted & kept;
     // What programs inherit matters to nobody, as none is started; a service manager may refuse this call.
     if (has.effective, has.permitted) != (effective, permitted) {
         set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })?;
     }
-    Ok(())
+    bounded
 }
 
 /// Leaves these files, and no TCP: the policy may be read and the control socket be removed. What is open stays so.
 fn restrict_files(files: &Files<'_>) -> Result<(), Missing> {
-    let failed = |error: landlock::RulesetError| Missing::Files(error.to_string().into());
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let remove: BitFlags<AccessFs> = AccessFs::RemoveFile.into();
     // The directory and not the file: editors put another file in its place. If it is a symbolic link, also where that
     // leads.
     let policies = files.policy.into_iter().flat_map(|path| [Some(path.to_owned()), path.canonicalize().ok()]);
     let readable = policies.flatten().map(|path| (directory(&path), read));
-    let rules = readable.chain([(directory(files.socket), remove)]);
+    restrict(Scope::Signal, readable.chain([(directory(files.socket), remove)]))
+}
+
+/// Leaves these rights to what is in these directories, no TCP, and what `scope` is about within this process alone.
+fn restrict(scope: Scope, rules: impl IntoIterator<Item = (PathBuf, BitFlags<AccessFs>)>) -> Result<(), Missing> {
+    let failed = |error: landlock::RulesetError| Missing::Files(error.to_string().into());
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(LANDLOCK))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
-        .and_then(|ruleset| ruleset.scope(Scope::Signal))
+        .and_then(|ruleset| ruleset.scope(scope))
         .and_then(Ruleset::create)
         .map_err(failed)?;
     for (path, access) in rules {
@@ -127,7 +141,9 @@ fn directory(path: &Path) -> PathBuf {
 
 /// Leaves the system calls that a daemon makes which only talks, waits and reads files. Any other one fails with EPERM,
 /// so that one that was forgotten here breaks what asks for it and not all of FTP on this host.
-fn restrict_system_calls() -> Result<(), Missing> {
+fn restrict_system_calls<const N: usize>(
+    filters: impl FnOnce() -> Result<[BpfProgram; N], seccompiler::BackendError>,
+) -> Result<(), Missing> {
     let failed = |error: &dyn ToString| Missing::SystemCalls(error.to_string().into());
     let filters = filters().map_err(|error| failed(&error))?;
     filters.iter().try_for_each(|filter| apply_filter(filter)).map_err(|error| failed(&error))
@@ -156,6 +172,54 @@ fn filters() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
         program(allowed, refuse(Errno::PERM), allow)?,
     ])
 }
+
+/// Those of the watchdog process: what it does not need ends with EPERM, or with the process where it starts a program.
+fn watchdog_filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
+    let arch = TargetArch::try_from(ARCH)?;
+    let number = |number: i32| u64::from(number.unsigned_abs());
+    let is = |argument, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+    let exec = number(libc::PROT_EXEC);
+    let no_code = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(exec), 0)?;
+    let programs = [libc::SYS_execve, libc::SYS_execveat];
+    let mut allowed: BTreeMap<i64, Vec<SeccompRule>> =
+        [WATCHDOG, &WATCHDOG_HERE, &programs].concat().into_iter().map(|call| (call, Vec::new())).collect();
+    let conditions = [
+        (libc::SYS_mmap, no_code),
+        (libc::SYS_pidfd_send_signal, is(1, number(libc::SIGKILL))?),
+        (libc::SYS_write, is(0, number(libc::STDERR_FILENO))?),
+    ];
+    for (call, condition) in conditions {
+        allowed.insert(call, vec![SeccompRule::new(vec![condition])?]);
+    }
+    let refused = SeccompAction::Errno(Errno::PERM.raw_os_error().unsigned_abs());
+    let killed = programs.iter().map(|call| (*call, Vec::new())).collect();
+    Ok([
+        SeccompFilter::new(killed, SeccompAction::Allow, SeccompAction::KillProcess, arch)?.try_into()?,
+        SeccompFilter::new(allowed, refused, SeccompAction::Allow, arch)?.try_into()?,
+    ])
+}
+
+/// What the watchdog process calls, whatever the arguments are.
+const WATCHDOG: &[libc::c_long] = &[
+    libc::SYS_brk,
+    libc::SYS_clock_gettime,
+    libc::SYS_close,
+    libc::SYS_exit_group,
+    libc::SYS_futex,
+    libc::SYS_munmap,
+    libc::SYS_ppoll,
+    libc::SYS_pread64,
+    libc::SYS_recvfrom,
+    libc::SYS_restart_syscall,
+    libc::SYS_rt_sigreturn,
+    libc::SYS_sendto,
+    libc::SYS_sigaltstack,
+];
+
+#[cfg(target_arch = "x86_64")]
+const WATCHDOG_HERE: [libc::c_long; 1] = [libc::SYS_poll];
+#[cfg(not(target_arch = "x86_64"))]
+const WATCHDOG_HERE: [libc::c_long; 0] = [];
 
 /// Calls that are allowed with some arguments only. Of several lines for one call any will do.
 fn conditions() -> Result<Vec<(libc::c_long, Vec<SeccompCondition>)>, seccompiler::BackendError> {
@@ -247,7 +311,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_pselect6,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
-    // Threads, signals to this process, and its end.
+    // Threads, signals to this process, and its end and that of the watchdog process.
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,
@@ -265,6 +329,8 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_set_robust_list,
     libc::SYS_sigaltstack,
     libc::SYS_tgkill,
+    libc::SYS_wait4,
+    libc::SYS_waitid,
     // What the process may know of itself and of this host.
     libc::SYS_getcpu,
     libc::SYS_getegid,

@@ -22,11 +22,13 @@ impl Workers {
     pub(super) fn start(&self, task: &'static str, work: impl FnOnce() -> String + Send + 'static) {
         let Self(ends) = self;
         let ends = ends.clone();
-        thread::spawn(move || {
+        let named = thread::Builder::new().name(task.to_owned());
+        let started = named.spawn(move || {
             let why = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| "it panicked".to_owned());
             // Nobody hears it when the program is about to end anyway.
             let _ = ends.send(format!("{task}: {why}"));
         });
+        started.expect("the system has room for a thread");
     }
 }
 

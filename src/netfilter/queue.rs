@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use nfq::Message;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
@@ -174,6 +175,16 @@ impl Queue {
     pub fn next_packet(&mut self) -> io::Result<Waiting> {
         let message = self.queue.recv()?;
         Ok(Waiting { message, verdicts: Arc::clone(&self.verdicts) })
+    }
+
+    /// What its packets are answered by, from any thread.
+    pub fn verdicts(&self) -> Arc<Verdicts> {
+        Arc::clone(&self.verdicts)
+    }
+
+    /// From now on [`Self::next_packet`] waits no longer than that, and then fails with [`io::ErrorKind::WouldBlock`].
+    pub fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        Ok(self.verdicts.wait_at_most(time)?)
     }
 
     /// From now on packets go on past what the kernel does for helpers of programs: see [`Verdicts`]. For connections

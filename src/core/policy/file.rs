@@ -24,7 +24,7 @@ use crate::core::net::Network;
 pub(super) mod keys {
     pub(crate) const POLICY: &[&str] =
         &["control_ports", "mechanism", "capture", "pickup", "admit", "mark", "limits", "defaults", "rules"];
-    pub(crate) const CAPTURE: &[&str] = &["queue", "queues", "inspect", "when_down"];
+    pub(crate) const CAPTURE: &[&str] = &["queue", "queues", "inspect", "when_down", "watchdog"];
     pub(crate) const LIMITS: &[&str] = &[
         "sessions",
         "sessions_per_client",
@@ -142,6 +142,9 @@ fn capture(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Capture> {
     Some(Capture {
         queues: queues.unwrap_or(Queues::automatic(first)),
         when_down: value(&fields, "when_down", default.when_down, |entry| reader.word(entry)),
+        watchdog: value(&fields, "watchdog", default.watchdog, |entry| {
+            reader.duration(entry, Duration::from_secs(2)..=Duration::from_secs(3600))
+        }),
     })
 }
 

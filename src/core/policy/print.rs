@@ -21,6 +21,7 @@ impl Display for Policy {
             None => writeln!(f, "  queues: auto")?,
         }
         writeln!(f, "  when_down: {}", capture.when_down)?;
+        writeln!(f, "  watchdog: {}", show_duration(capture.watchdog))?;
         writeln!(f, "pickup: {}", self.pickup)?;
         writeln!(f, "admit: {}", List(&self.admit))?;
         writeln!(f, "mark: {}", self.mark)?;

@@ -80,11 +80,13 @@ pub struct Capture {
     pub queues: Queues,
     /// What happens to them while nobody reads.
     pub when_down: WhenDown,
+    /// How long packets may wait for a daemon that hangs, before it counts as one that is down.
+    pub watchdog: Duration,
 }
 
 impl Default for Capture {
     fn default() -> Self {
-        Self { queues: Queues::default(), when_down: WhenDown::Open }
+        Self { queues: Queues::default(), when_down: WhenDown::Open, watchdog: Duration::from_secs(5) }
     }
 }
 

@@ -10,8 +10,10 @@
 //! `__nfqnl_enqueue_packet`), and would correct that twice as well. So such a queue has to be closed when it is full.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use rustix::io;
+use rustix::net::sockopt::{self, Timeout};
 use rustix::net::{self, SendFlags};
 
 use super::bytes::{Head, Writer, flags};
@@ -21,6 +23,8 @@ const CONFIGURE: u16 = 0x0302;
 const VERDICT_HEADER: u16 = 2;
 const NFQA_MARK: u16 = 3;
 const PAYLOAD: u16 = 10;
+const NFQA_CFG_CMD: u16 = 1;
+const NFQNL_CFG_CMD_UNBIND: u8 = 2;
 const WHICH_FLAGS: u16 = 4;
 const FLAGS: u16 = 5;
 /// What it has no room for is accepted.
@@ -61,6 +65,19 @@ impl Verdicts {
         let mut message = Writer::default();
         write_closed(&mut message, self.queue);
         self.send(&message)
+    }
+
+    /// Gives the queue up, as if the socket were closed: what waits in it is dropped, and what comes passes by if the rules
+    /// say so. Takes none of the locks that a change of the ruleset takes.
+    pub fn unbind(&self) -> io::Result<()> {
+        let mut message = Writer::default();
+        write_unbind(&mut message, self.queue);
+        self.send(&message)
+    }
+
+    /// Whoever waits for a packet of the queue does so no longer than that, and is then told `EAGAIN`.
+    pub fn wait_at_most(&self, time: Duration) -> io::Result<()> {
+        sockopt::set_socket_timeout(&self.socket, Timeout::Recv, Some(time))
     }
 
     /// Lets the packet with that number go on, or this one in its place; with another mark if one is given.
@@ -104,6 +121,12 @@ fn write_closed(message: &mut Writer, queue: u16) {
         w.number(WHICH_FLAGS, OPEN_WHEN_FULL);
         w.number(FLAGS, 0);
     });
+}
+
+fn write_unbind(message: &mut Writer, queue: u16) {
+    let head = Head { kind: CONFIGURE, flags: flags::REQUEST, sequence: 0, family: 0, resource: queue };
+    // The command, a byte that is not used, and a protocol family, which the kernel ignores.
+    message.message(head, |w| w.attribute(NFQA_CFG_CMD, &[NFQNL_CFG_CMD_UNBIND, 0, 0, 0]));
 }
 
 #[cfg(test)]
