@@ -161,8 +161,8 @@ impl Stage {
             .room(&self.room)
             .spawn()?;
         let socket = self.room.folder().join("control.sock");
-        let waited = lab::wait_until("pinhole to stand", within, || {
-            let has_begun = || service.said().contains("stands") && socket.exists();
+        let waited = lab::wait_until("pinhole to start", within, || {
+            let has_begun = || service.said().contains("installed table") && socket.exists();
             Ok(has_begun() || !service.is_running()?)
         });
         let fails = waited.is_err() || !service.is_running()?;
@@ -226,7 +226,9 @@ impl Stage {
             let announced = client.passive(Mode::Pasv)?;
             let standing = self.topology.firewall.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"])?;
             let element = element(&standing, announced).ok_or_else(|| {
-                DemoError::Unexpected(format!("the server announced {announced}, and no pinhole stands:\n{standing}"))
+                DemoError::Unexpected(format!(
+                    "the server announced {announced}, and the kernel has no pinhole for it:\n{standing}"
+                ))
             })?;
             let to = |port: u16| try_connection(SocketAddr::new(announced.ip(), port), patience);
             let unannounced = to(UNANNOUNCED)?;
