@@ -79,7 +79,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         host.run(|| (Sets::install(&policy).expect("installed"), TableWatch::open().expect("root")));
     let _listener = listens(&host, "10.9.0.2:50000");
     let pinholes = [expectation("10.9.0.1", "10.9.0.2", 50_000, 60), expectation("fd09::1", "fd09::2", 50_000, 60)];
-    let (told, restored) = mpsc::channel();
+    let (told, results) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(|| {
             while told.send(None).is_ok() {
@@ -96,7 +96,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
                 }
             }
         });
-        let wait = || restored.iter().take(1000).flatten().next().expect("within the time of many changes");
+        let wait = || results.iter().take(1000).flatten().next().expect("within the time of many changes");
         host.nft(&format!("flush ruleset\n{DEFAULT_DROP}"));
         let restored = wait();
         assert!(restored.was_gone && restored.table && restored.elements == 2, "{restored:?}");
@@ -109,7 +109,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         assert!(!restored.was_gone, "the kernel went on looking at packets");
         host.nft("flush chain inet filter input\nadd rule inet filter input tcp dport 21 accept");
         assert_eq!(wait().admitted.len(), 1);
-        drop(restored);
+        drop(results);
     });
     connects(&client, "10.9.0.2:50000").expect_err("what was used up stays so");
     tidy_up(&mut sets, &pinholes[0]);
