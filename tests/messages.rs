@@ -10,13 +10,13 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
 use nix::sys::signal::Signal;
 use pinhole::core::expectation::Refusal;
 use pinhole::lab::{self, Finished, Namespace};
-use rustix::fs::OFlags;
-use rustix::net::{AddressFamily, netlink, sockopt};
+use rustix::net::{AddressFamily, SendFlags, netlink, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
 fn namespace() -> Namespace {
@@ -166,12 +166,15 @@ fn whoever_looks_whether_it_runs_is_no_news() {
     let second = daemon::service(&namespace, &daemon.folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
     assert!(one_line(&second.expect("it ends")).contains("another pinhole runs already"));
     daemon.program(&["check"]).expect("it ends");
-    // PendingCommand after them, so answered after them.
+    // Asked after them, so answered after them.
     daemon.status();
     assert!(!daemon.child.said().contains("the control socket"), "{}", daemon.child.said());
 }
 
 // --- Where it cannot go on -----------------------------------------------------------------------------------------
+
+const NFNL_SUBSYS_QUEUE: u8 = 3;
+const NLM_F_REQUEST: u8 = 1;
 
 /// The netfilter sockets of a process.
 fn sockets(process: u32) -> Vec<OwnedFd> {
@@ -191,18 +194,18 @@ fn sockets(process: u32) -> Vec<OwnedFd> {
 fn a_queue_that_fails_for_good_ends_the_service_and_leaves_the_table_for_the_next_start() {
     let namespace = namespace();
     let mut daemon = Daemon::start(&namespace, "{}").unwrap_or_else(|error| panic!("{error}"));
-    // From now on each read of the queue fails at once; the program's other sockets are not read by waiting.
-    for socket in sockets(daemon.child.id()) {
-        rustix::fs::fcntl_setfl(&socket, OFlags::NONBLOCK).expect("it is a socket");
+    // The kernel answers each of these with an error, which the thread that reads the queue gets.
+    let mut unknown_request = [0; 20];
+    unknown_request[0] = 20;
+    unknown_request[4..8].copy_from_slice(&[99, NFNL_SUBSYS_QUEUE, NLM_F_REQUEST, 0]);
+    let of_queue = sockets(daemon.child.id()).into_iter().filter(|socket| {
+        sockopt::socket_timeout(socket, sockopt::Timeout::Recv) == Ok(Some(Duration::from_millis(400)))
+    });
+    for socket in of_queue {
+        for _ in 0..200 {
+            rustix::net::send(&socket, &unknown_request, SendFlags::empty()).expect("the kernel takes it");
+        }
     }
-    namespace
-        .run(|| {
-            // What it waits for now, it waits for to the end. A session wakes it.
-            let listener = std::net::TcpListener::bind("127.0.0.1:21").expect("it is free");
-            let client = std::net::TcpStream::connect(listener.local_addr().expect("it is bound")).expect("it may");
-            drop(client);
-        })
-        .expect("root may enter");
     lab::wait_until("the daemon ends", PATIENCE, || Ok(!daemon.child.is_running()?))
         .unwrap_or_else(|error| panic!("{error}\n{}", daemon.child.said()));
     daemon.wait_for_log("the service cannot go on", 1);

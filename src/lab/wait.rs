@@ -20,7 +20,7 @@ pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> 
     let within = allow(within);
     let begun = Instant::now();
     loop {
-        // PendingCommand once more after the deadline: the machine may have been too busy to let us ask in time.
+        // Ask once more after the deadline: the machine may have been too busy to let us ask in time.
         let late = begun.elapsed() >= within;
         if let Some(answer) = condition()? {
             return Ok(answer);

@@ -82,7 +82,7 @@ fn record(socket: &OwnedFd, is_over: &AtomicBool) -> Vec<Packet> {
     let mut packets = Vec::new();
     let mut buffer = vec![0; LONGEST];
     loop {
-        // PendingCommand before, so that what passed until it was set is all read.
+        // Asked before, so that what passed until it was set is all read.
         let is_last = is_over.load(Ordering::SeqCst);
         let flags = if is_last { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         match recv(socket.as_raw_fd(), &mut buffer, flags) {
