@@ -313,7 +313,7 @@ fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session(
             client.quit()
         });
     }
-    let said = host.machine.wait_for_journal("pinhole", "the watchdog ended the daemon");
+    let said = host.machine.wait_for_journal("pinhole", "the watchdog killed the daemon");
     assert_eq!((&*said.by, said.level), ("pinhole", 3));
     host.machine.wait_for_journal("pinhole", "Watchdog timeout");
     assert_eq!(host.processes().len(), 2, "a process of an earlier run is left");

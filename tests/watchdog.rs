@@ -52,6 +52,13 @@ fn wait_until(what: &str, is_so: impl FnMut() -> lab::Result<bool>) {
     lab::wait_until(what, PATIENCE, is_so).unwrap_or_else(|error| panic!("{error}"));
 }
 
+/// A thread that is about to do something when the signal comes does it first.
+fn all_threads_are_stopped(daemon: &Daemon) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.child.id())).expect("it is there").flatten();
+    let is_stopped = |status: String| status.lines().any(|line| line.starts_with("State:\tT"));
+    tasks.map(|task| fs::read_to_string(task.path().join("status"))).all(|status| status.is_ok_and(is_stopped))
+}
+
 fn wait_for_end(daemon: &mut Daemon) {
     wait_until("the daemon to end", || Ok(!daemon.child.is_running()?));
 }
@@ -133,6 +140,7 @@ fn stopped_daemon_lets_nothing_pass_when_fail_closed() {
         count_segments(client_host, "output");
         count_segments(server_host, "input");
         daemon.child.signal(Signal::SIGSTOP)?;
+        wait_until("each thread to stop", || Ok(all_threads_are_stopped(&daemon)));
         client.send(b"NOOP\r\n")?;
         wait_for_end(&mut daemon);
         // Its sender sends it again and again.
@@ -157,7 +165,7 @@ fn stopped_daemon_is_ended_in_time_and_the_log_says_why() {
     // The last sign of life was up to a half second old.
     let took = began.elapsed();
     assert!(took > LIMIT - Duration::from_secs(1) && took < lab::allow(LIMIT * 4), "{took:?}");
-    daemon.wait_for_log(&format!("the watchdog ended the daemon (process {process})"), 1);
+    daemon.wait_for_log(&format!("the watchdog killed the daemon (process {process})"), 1);
     daemon.wait_for_log("somebody has stopped it (SIGSTOP, SIGTSTP)", 1);
     assert!(stage.firewall().nft_says(&["list", "tables"]).expect("nft lists").contains("pinhole"));
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));

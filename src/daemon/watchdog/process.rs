@@ -157,13 +157,13 @@ fn watch(socket: &OwnedFd, daemon: &Daemon, flush: impl Fn()) -> io::Result<()> 
         let id = &daemon.id;
         match ended {
             Ok(()) => error!(
-                "the watchdog ended the daemon (process {id}) after {limit:?}: {what}. It held packets of control \
+                "the watchdog killed the daemon (process {id}) after {limit:?}: {what}. It held packets of control \
                  connections, which now go on unread or are dropped, as `when_down` says. systemd starts it again; \
                  otherwise use `pinhole run`. If this host was only too busy, raise `capture: watchdog`"
             ),
             Err(error) => error!(
-                "the watchdog cannot end the daemon (process {id}): {error}. For {limit:?} it has held packets of control \
-                 connections: {what}. End it: kill -KILL {id}"
+                "the watchdog cannot kill the daemon (process {id}): {error}. For {limit:?} it has held packets of control \
+                 connections: {what}. Kill it: kill -KILL {id}"
             ),
         }
         flush();
