@@ -717,6 +717,23 @@ fn rest_of_a_denied_command_does_not_pass_behind_a_restart() {
     assert_eq!(stage.lets_pass(&talk.says(FromClient, "le\r\n")), b"le\r\n");
 }
 
+/// Its beginning is where the first segment begins that is read: the sender may have left out what stands before that.
+#[test]
+fn denied_command_in_front_of_where_a_session_is_picked_up_does_not_pass() {
+    for progress in [Progress::Ftp, Progress::LoggedIn] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        stage.firewall.record(&Connection::direct(talk.flow()), progress);
+        stage.firewall.find_synced(Synced { client: true, server: true });
+        stage.tracker.forget_all();
+        let denied = talk.says(FromClient, "FEAT\r\n");
+        let behind = talk.says(FromClient, "NOOP\r\n");
+        stage.sees(&behind);
+        let arrives = stage.lets_pass(&denied);
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "{progress:?}");
+    }
+}
+
 #[test]
 fn denied_command_behind_the_longest_line_does_not_pass() {
     for end in ["\r", "\0"] {
