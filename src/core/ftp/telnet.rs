@@ -4,6 +4,8 @@ use super::line::IAC;
 
 /// WILL, WON'T, DO, DON'T: one more byte follows, the option.
 const OPTION_COMMANDS: std::ops::RangeInclusive<u8> = 251..=254;
+/// How long the commands of FTP are, at most.
+const LONGEST_USUAL: usize = 4;
 /// A subnegotiation begins; it ends with IAC SE.
 const SUBNEGOTIATION: u8 = 250;
 const SUBNEGOTIATION_END: u8 = 240;
@@ -17,10 +19,27 @@ pub fn behind_commands(text: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether every server takes the beginning of this text for the same word.
+/// Whether every server takes the beginning of this text for the same word: one of ASCII's letters and digits, no longer
+/// than the commands of FTP are.
 pub fn begins_plainly(text: &[u8]) -> bool {
     let is_plain = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t' | 0x80..=0xfe);
-    text.first().is_none_or(u8::is_ascii_alphanumeric) && text.iter().all(is_plain)
+    let word = first_word(text);
+    let is_usual = word.len() <= LONGEST_USUAL && word.iter().all(u8::is_ascii_alphanumeric);
+    is_usual && (!word.is_empty() || text.is_empty()) && text.iter().all(is_plain)
+}
+
+/// Whether the first word has letters beyond ASCII, Telnet's commands in front of it apart. FTP has no such command, but
+/// servers that change letters to upper case may make one of it: of \u{17f} they make S.
+pub fn has_foreign_letters(text: &[u8]) -> bool {
+    let mut rest = text;
+    while let [IAC, command @ 240..=254, behind @ ..] = rest {
+        rest = behind;
+        if OPTION_COMMANDS.contains(command) {
+            rest = rest.get(1..).unwrap_or_default();
+        }
+    }
+    // Of an IAC alone, the rest may come later.
+    rest != [IAC] && !first_word(rest.trim_ascii_start()).is_ascii()
 }
 
 /// All words that some server may take for the command of a line, in no order.
@@ -35,14 +54,24 @@ pub fn possible_verbs(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     readings.into_iter().flat_map(|reading| {
         // A bare CR may end a line, a NUL a text.
         let parts = reading.split(|byte| matches!(byte, b'\r' | b'\n' | 0));
-        parts.map(verb).filter(|verb| !verb.is_empty()).collect::<Vec<_>>()
+        parts.flat_map(verbs).filter(|verb| !verb.is_empty()).collect::<Vec<_>>()
     })
 }
 
-/// The first letters and digits.
-fn verb(text: &[u8]) -> Vec<u8> {
+/// The first letters and digits; so many of them as a server may compare; and the last ones of the first word, to which
+/// some servers look (BusyBox, and pyftpdlib for ABOR, STAT and QUIT).
+fn verbs(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     let letters = text.iter().skip_while(|byte| !byte.is_ascii_alphanumeric());
-    letters.take_while(|byte| byte.is_ascii_alphanumeric()).copied().collect()
+    let verb: Vec<u8> = letters.take_while(|byte| byte.is_ascii_alphanumeric()).copied().collect();
+    let beginning = verb.get(..LONGEST_USUAL).filter(|_| verb.len() > LONGEST_USUAL).map(<[u8]>::to_vec);
+    let word = first_word(text.trim_ascii_start());
+    let end = word.last_chunk::<LONGEST_USUAL>().filter(|_| word.len() > LONGEST_USUAL).map(|end| end.to_vec());
+    [Some(verb), beginning, end].into_iter().flatten()
+}
+
+/// What stands in front of the first space.
+fn first_word(text: &[u8]) -> &[u8] {
+    text.split(u8::is_ascii_whitespace).next().unwrap_or_default()
 }
 
 /// How much a reader takes for a Telnet sequence.
@@ -111,10 +140,29 @@ mod tests {
             b"FE\0AT",
             b"NOOP\rFEAT",
             b"NOOP\0FEAT",
+            b"NOFEAT x",
+            b"NO-\xe9FEAT",
+            b"FEATURE",
         ] {
             assert!(possible_verbs(hidden).any(|verb| verb == b"FEAT"), "{hidden:?}");
         }
         assert!(!possible_verbs(b"STOR FEAT").any(|verb| verb == b"FEAT"));
-        assert!(begins_plainly(b"STOR FEAT \xe9") && !begins_plainly(b" FEAT") && !begins_plainly(b"FE\xffAT"));
+        assert!(begins_plainly(b"STOR FEAT \xe9") && begins_plainly(b"PWD") && begins_plainly(b""));
+        for text in [b" FEAT".as_slice(), b"FE\xffAT", b"FE\xe9AT", b"NOFEAT", b"FEAT-x"] {
+            assert!(!begins_plainly(text), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn letters_beyond_ascii_in_the_first_word_are_foreign() {
+        for text in ["\u{17f}TOR x", "LI\u{17f}T", " \u{fb05}OR x", "M\u{212a}D x"] {
+            assert!(has_foreign_letters(text.as_bytes()), "{text}");
+        }
+        assert!(has_foreign_letters(b"\xff\xc5\xff\xbfTOR"));
+        for text in
+            [b"STOR \xc5\xbf".as_slice(), b"\xff\xf4\xff\xf2ABOR", b"\xff\xf4\xff", b"\xff\xfb\x01NOOP", b"", b" "]
+        {
+            assert!(!has_foreign_letters(text), "{text:?}");
+        }
     }
 }

@@ -33,6 +33,7 @@ pub struct Session {
     client: HalfStream,
     server: HalfStream,
     dialogue: Dialogue,
+    start: Start,
 }
 
 /// How a connection ended.
@@ -48,22 +49,22 @@ impl Session {
     /// A session that is read from its start.
     pub fn from_the_start() -> Self {
         let synced = Synced { client: true, server: true };
-        Self::new(Dialogue::from_the_start(), synced)
+        Self::new(Dialogue::from_the_start(), synced, Start::Known)
     }
 
     /// A session that went on before it was read, of which this is known.
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
-        Self::new(Dialogue::from_the_middle(progress, synced), synced)
+        Self::new(Dialogue::from_the_middle(progress, synced), synced, Start::Unknown)
     }
 
-    fn new(dialogue: Dialogue, synced: Synced) -> Self {
+    fn new(dialogue: Dialogue, synced: Synced, start: Start) -> Self {
         let half = |ending, synced| HalfStream {
             stream: Stream::default(),
             lines: if synced { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
             refused_to: None,
         };
         let client = half(LineEnding::Lf, synced.client);
-        Self { client, server: half(LineEnding::CrLf, synced.server), dialogue }
+        Self { client, server: half(LineEnding::CrLf, synced.server), dialogue, start }
     }
 
     /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
@@ -155,7 +156,7 @@ impl Session {
     /// `holds_back`: some of what the client says must not arrive, whatever it or somebody else does.
     pub fn judge(&self, segment: &Segment<'_>, direction: Direction, holds_back: bool, limits: &Limits) -> Acceptance {
         let trust = if holds_back && direction == Direction::FromClient {
-            Trust::OnlyReadFrom(if self.dialogue.is_known() { Start::Known } else { Start::Unknown })
+            Trust::OnlyReadFrom(self.start)
         } else {
             Trust::Acknowledgements
         };
@@ -175,7 +176,7 @@ impl Session {
         if direction == Direction::FromClient && self.client.lines.is_behind_urgent() {
             self.settle_urgent_end();
         }
-        let Self { client, server, dialogue } = self;
+        let Self { client, server, dialogue, .. } = self;
         let (speaker, listener) = match direction {
             Direction::FromClient => (client, server),
             Direction::FromServer => (server, client),

@@ -21,7 +21,10 @@ impl Tracker {
         // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
         // a SYN alone costs its sender nothing: the server's answer to it begins a session.
         let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
-        if segment.flags.has(Flags::RST) || (!is_opened && segment.payload.is_empty()) {
+        // An urgent pointer may mean a byte that comes later, and then the server leaves it out of a command.
+        let says_something =
+            !segment.payload.is_empty() || (segment.flags.has(Flags::URG) && world.policy.holds_back());
+        if segment.flags.has(Flags::RST) || (!is_opened && !says_something) {
             return Ok(None);
         }
         let Some(Control { connection, id, is_opening, progress, synced, adjustments }) =
@@ -30,7 +33,7 @@ impl Tracker {
             return Ok(None);
         };
         let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
-        if !from_the_start && (progress == Progress::Unreadable || segment.payload.is_empty()) {
+        if !from_the_start && (progress == Progress::Unreadable || !says_something) {
             return Ok(None);
         }
         let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };

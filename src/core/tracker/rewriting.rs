@@ -8,7 +8,7 @@ use super::port_search::PortSearch;
 use super::{Observer, World};
 use crate::core::expectation::{Expectation, Refusal};
 use crate::core::ftp::notation::{Announced, Notation};
-use crate::core::ftp::telnet::{begins_plainly, possible_verbs};
+use crate::core::ftp::telnet::{begins_plainly, has_foreign_letters, possible_verbs};
 use crate::core::ftp::{Line, Mode};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Direction, Endpoint, Port, Seq};
@@ -221,7 +221,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             return None;
         }
         let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
-        if !line.begins && (!self.is_known || self.may_end_denied(line.text)) {
+        if !line.begins && (!self.is_known || self.may_end_denied(line.text) || has_foreign_letters(line.text)) {
             // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier run.
             self.overwrite(line.start, last);
             return None;
@@ -266,16 +266,28 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             return Some(word.to_ascii_uppercase());
         }
         let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
-        let word = words.into_iter().find(|word| self.is_denied(word))?;
+        let denied = words.into_iter().find(|word| self.is_denied(word)).map(|word| word.to_ascii_uppercase());
+        // What such a word was meant to be, nobody knows: a password that was typed in the wrong place, for example.
+        let foreign = || has_foreign_letters(line.text).then(|| "a word with letters beyond ASCII".to_owned());
+        let denied = denied.or_else(foreign)?;
         self.overwrite(line.start, if line.whole { last } else { line.start + line.text.len() });
-        Some(word.to_ascii_uppercase())
+        Some(denied)
+    }
+
+    /// Whether a denied command begins with this.
+    fn begins_denied(&self, beginning: &str) -> bool {
+        let secures = (self.terms.tls == Tls::Deny).then_some("AUTH");
+        let denied = self.terms.denied_commands.iter().chain(secures);
+        let begins = |denied: &str| denied.get(..beginning.len()).is_some_and(|it| it.eq_ignore_ascii_case(beginning));
+        denied.into_iter().any(begins)
     }
 
     /// What to put in place of the last letter of a denied command, so that no denied command is left.
     fn letter_that_allows(&self, beginning: &str, last: u8) -> Option<u8> {
         [OVERWRITTEN, b'Z', b'Q', b'J'].into_iter().find(|letter| {
             let is_changed = !letter.eq_ignore_ascii_case(&last);
-            is_changed && !self.is_denied(&format!("{beginning}{}", char::from(*letter)))
+            // What follows may come later.
+            is_changed && !self.begins_denied(&format!("{beginning}{}", char::from(*letter)))
         })
     }
 

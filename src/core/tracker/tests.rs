@@ -717,6 +717,49 @@ fn rest_of_a_denied_command_does_not_pass_behind_a_restart() {
     assert_eq!(stage.lets_pass(&talk.says(FromClient, "le\r\n")), b"le\r\n");
 }
 
+/// BusyBox reads the last four letters of a word, pyftpdlib those of STAT; others compare no more than the first four.
+/// Python, Java and Go make S of \u{17f} in upper case.
+#[test]
+fn denied_command_that_a_lenient_server_finds_in_a_word_does_not_pass() {
+    for line in ["NOSTOR x\r\n", "a-STAT\r\n", "STORE x\r\n", "\u{17f}TOR x\r\n", "LI\u{17f}T\r\n"] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [STOR, STAT, LIST] } }");
+        let mut talk = logged_in(&mut stage);
+        let arrives = stage.lets_pass(&talk.says(FromClient, line));
+        assert_eq!(arrives, format!("{}\n", "X".repeat(line.len() - 1)).as_bytes(), "{line:?}");
+    }
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [STOR, STAT] } }");
+    let mut talk = logged_in(&mut stage);
+    for line in ["RETR \u{17f}TOR\r\n", "HISTORY STOR\r\n", "MKD \u{e9}STAT\r\n"] {
+        assert_eq!(stage.lets_pass(&talk.says(FromClient, line)), line.as_bytes());
+    }
+}
+
+#[test]
+fn letter_in_a_denied_command_begins_no_other_denied_one() {
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [RMD, RMXA, RMZ] } }");
+    let mut talk = logged_in(&mut stage);
+    let mut arrives = stage.lets_pass(&talk.says(FromClient, "RMD"));
+    arrives.extend(stage.lets_pass(&talk.says(FromClient, "A x\r\n")));
+    assert_eq!(arrives, b"RMQA x\r\n");
+}
+
+/// Its beginning is where the first segment begins that is read: the sender may have left out what stands before that.
+#[test]
+fn denied_command_in_front_of_where_a_session_is_picked_up_does_not_pass() {
+    for progress in [Progress::Ftp, Progress::LoggedIn] {
+        let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+        let mut talk = logged_in(&mut stage);
+        stage.firewall.record(&Connection::direct(talk.flow()), progress);
+        stage.firewall.find_synced(Synced { client: true, server: true });
+        stage.tracker.forget_all();
+        let denied = talk.says(FromClient, "FEAT\r\n");
+        let behind = talk.says(FromClient, "NOOP\r\n");
+        stage.sees(&behind);
+        let arrives = stage.lets_pass(&denied);
+        assert!(!String::from_utf8_lossy(&arrives).contains("FEAT"), "{progress:?}");
+    }
+}
+
 #[test]
 fn denied_command_behind_the_longest_line_does_not_pass() {
     for end in ["\r", "\0"] {

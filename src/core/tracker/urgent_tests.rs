@@ -184,3 +184,18 @@ fn passive_reply_behind_an_urgent_reply_is_ambiguous() {
     stage.sees(&talk.says(FromServer, PASSIVE));
     assert_eq!(stage.take_told(), ["1 227 10.0.0.2:1025 refused: ambiguous"]);
 }
+
+/// The pointer may mean a byte that comes later, which the server then leaves out: `FE.AT` is FEAT to it.
+#[test]
+fn urgent_pointer_of_unknown_session_does_not_pass_where_commands_are_denied() {
+    let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
+    let mut talk = logged_in(&mut stage);
+    stage.tracker.forget_all();
+    let packet = urgent(talk.says(FromClient, ""), 3);
+    let segment = Segment::parse(&packet).expect("a segment");
+    match stage.world(|tracker, world| tracker.handle(&segment, world)) {
+        Handled::Session(Verdict::Replace(Replacement { payload, .. })) => assert!(payload.is_empty()),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, "NOOP\r\n")), b"NOOP\r\n");
+}

@@ -41,13 +41,13 @@ pub enum Trust {
     OnlyReadFrom(Start),
 }
 
-/// Whether what came in front of the first byte that was read is known to be harmless: a run before this one has read it,
-/// or it was nothing.
+/// Whether the first byte that was read is known to be the first one of the stream. A client may send the segment that
+/// begins a picked-up session ahead of others, which it sends then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// It is.
+    /// It is: nothing stands in front of it.
     Known,
-    /// It is not.
+    /// It may not be.
     Unknown,
 }
 
