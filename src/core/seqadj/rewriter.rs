@@ -1,8 +1,8 @@
-//! One direction of a connection of which some bytes are replaced, and how that moves all that follow.
+//! One direction of a connection in which some bytes are replaced.
 //!
-//! The sender counts its own bytes, the receiver those that reach it. Which of the sender's places is which of the
-//! receiver's follows from the replacements alone, so that any segment, however the sender cuts its bytes the second
-//! time, is rewritten to what the receiver has there. Knows nothing of lines.
+//! The sender counts its own bytes, the receiver those that reach it. The replacements alone map the sender's
+//! sequence numbers to the receiver's. So every retransmission, however the sender cuts it into segments, becomes
+//! the bytes that the receiver has at that place. Knows nothing of lines.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! A line that names where a data connection will go, and what the dialogue says of it.
+//! An announcement: a line that names the address of a data connection, with the state of the dialogue at that line.
 
 use std::ops::Range;
 

@@ -1,6 +1,6 @@
-//! What the two ends have said, as far as it decides whether an announcement counts.
+//! The dialogue of both ends, as far as it decides whether an announcement counts.
 //!
-//! Lines in, meanings out. Knows nothing of packets, policy or time.
+//! Lines in, events out. Knows nothing of packets, policy or time.
 
 use std::fmt::Write as _;
 use std::ops::Range;

@@ -1,6 +1,6 @@
-//! One control connection and what its two ends have said.
+//! One control connection: both directions and their dialogue.
 //!
-//! Segments in, meanings out. Knows nothing of policy, the kernel, or other sessions.
+//! Segments in, events out. Knows nothing of policy, the kernel, or other sessions.
 
 mod announcement;
 mod dialogue;

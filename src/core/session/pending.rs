@@ -1,6 +1,6 @@
 //! The commands that the server has not answered yet, in order.
 //!
-//! Bounded: a client that sends far ahead of the answers gets its further commands counted, not understood.
+//! Bounded: when a client pipelines too many commands, the further ones are counted and not interpreted.
 
 use crate::core::ftp::Mode;
 

@@ -1,8 +1,8 @@
-//! What an earlier run left in the firewall, and whose it is now.
+//! Adopts the pinholes that an earlier run left in the firewall.
 //!
-//! Nowhere is it written which session announced a pinhole. So what was left belongs to the two hosts: it is closed when
-//! the last of the control connections between them that were there at the start is over. A session's own pinholes are
-//! no business of this.
+//! The kernel does not record which session announced a pinhole. So an adopted pinhole belongs to all control
+//! connections between its two hosts that were open at the start, and is closed with the last of them. This module
+//! does not deal with pinholes that sessions of this run announced.
 
 use std::hash::RandomState;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! How a session begins: with a packet of a connection that the firewall knows.
+//! Begins a session, from a packet of a connection that the firewall knows.
 
 use super::memory::Buffered;
 use super::origins::Origins;

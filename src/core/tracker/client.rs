@@ -1,4 +1,4 @@
-//! Whom a limit per client counts together: an IPv4 address, or an IPv6 network of 64 bits.
+//! The key of the limits per client: an IPv4 address, or an IPv6 /64.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! What the events of a session lead to: pinholes, refusals, news.
+//! Acts on the events of a session: opens and closes pinholes, refuses announcements, reports events.
 
 use super::expectations::{Expectations, PinholeEntry};
 use super::ranges::Ranges;

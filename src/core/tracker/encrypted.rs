@@ -1,7 +1,7 @@
-//! How far an encrypted dialogue has come, by what can be seen of it from outside.
+//! How far an encrypted dialogue has come, as far as an observer on the path can see that.
 //!
-//! FTPS clients say `AUTH TLS` before `USER`, so nobody on the way sees a login. What can be seen is who speaks, and
-//! whether that is TLS: a login takes a handshake, and at least two commands that the server answers.
+//! FTPS clients send `AUTH TLS` before `USER`, so no observer sees a login. Visible is which end sends, and whether
+//! it sends TLS: a login takes a handshake, and at least two commands that the server answers.
 
 use crate::core::net::{Direction, Segment, Seq};
 

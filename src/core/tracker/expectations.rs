@@ -1,7 +1,7 @@
-//! The expectations that stand, of all sessions.
+//! The open expectations of all sessions.
 //!
-//! Found by address in a hash table, by session and by age in lists that run through the entries themselves: adding,
-//! using and closing one costs the same however many stand.
+//! A hash table finds them by address; lists through the entries find them by session and by age. Adding, using or
+//! closing an expectation costs the same, however many are open.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! How much all sessions together may keep of what has no fixed size: bytes out of order, and lines without their end.
+//! Bounds the memory of all sessions for what has no fixed size: bytes out of order, and unfinished lines.
 
 use std::num::NonZeroU32;
 

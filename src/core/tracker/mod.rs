@@ -1,8 +1,8 @@
 //! The table of sessions, and what their announcements lead to.
 //!
-//! Segments and the time come in; pinholes are opened and closed through a [`Firewall`], and whoever watches is told.
-//! Everything is bounded by the policy's limits, and what a packet costs does not depend on how many sessions there
-//! are. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
+//! Segments and the time come in; pinholes are opened and closed through a [`Firewall`], and events go to an
+//! [`Observer`]. Everything is bounded by the policy's limits, and the cost of a packet does not depend on the
+//! number of sessions. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
 
 mod admission;
 mod adopt;

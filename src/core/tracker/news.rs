@@ -1,4 +1,4 @@
-//! What the tracker has to tell, to whoever prints, counts or logs it.
+//! The events that the tracker reports to its observer: for the log, the counters and the report of a replay.
 
 use std::fmt;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
-//! On which side of this host the two ends of a session are.
+//! The interfaces behind which the two ends of a session are.
 //!
-//! Packets are read before routing drops those whose source is not where they come from, so an end could speak for the
-//! other one.
+//! The daemon reads packets before routing drops those with a spoofed source, so an end could send in the other's
+//! name.
 
 use crate::core::net::{Direction, Origin};
 

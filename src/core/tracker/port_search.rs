@@ -1,7 +1,7 @@
 //! Which outside ports are tried for one announcement, and how many.
 //!
-//! Asking the kernel takes a system call or three while every other packet waits, so an announcement has few questions.
-//! What the tracker knows itself costs next to nothing and is looked at first.
+//! To ask the kernel takes up to three system calls, while every other packet waits. So the number of ports per
+//! announcement is bounded, and the tracker's own table, which costs next to nothing, is looked up first.
 
 use crate::core::net::Port;
 use crate::core::policy::Terms;

@@ -1,4 +1,4 @@
-//! Who gives way when a session begins, and what each session counts for.
+//! Which session gives way when another one begins, and to which quotas each session counts.
 
 use super::client::ClientKey;
 use super::rank::{RangeState, Rank};

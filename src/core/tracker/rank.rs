@@ -1,4 +1,4 @@
-//! Which session gives way to another.
+//! The rank of a session: sessions of the lowest rank give way first.
 
 use super::Ended;
 use crate::core::net::Direction;

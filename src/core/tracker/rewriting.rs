@@ -1,5 +1,5 @@
-//! What of a session's lines has to be said differently: an address that the other end does not know, a command that the
-//! policy holds back.
+//! Which lines of a session are rewritten: an address that the other end does not know, a command that the policy
+//! denies.
 
 use super::client::ClientKey;
 use super::context::SessionContext;
