@@ -1,4 +1,4 @@
-//! One data connection that may come, and why another one may not.
+//! One expected data connection, and the reasons for which an announcement is refused.
 
 use std::fmt;
 use std::net::IpAddr;

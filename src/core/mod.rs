@@ -1,7 +1,8 @@
-//! What Pinhole decides, without doing it: packets, time and the kernel's answers come in, decisions go out.
+//! All decisions of Pinhole, as pure code: packets, the time and the kernel's answers are arguments, decisions are
+//! results.
 //!
-//! Nothing here opens a socket or a file, reads a clock, or starts a thread or a process, and nothing here uses a module
-//! outside `core`. `tests/architecture.rs` checks that.
+//! Nothing here opens a socket or a file, reads a clock, or starts a thread or a process, and nothing here uses a
+//! module outside `core`. `tests/architecture.rs` checks that.
 
 pub mod expectation;
 pub mod ftp;

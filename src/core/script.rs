@@ -1,6 +1,6 @@
-//! Writes conversations as packets: what tests, benchmarks and fuzzers feed to the middle.
+//! Writes conversations as packets, for tests, benchmarks and fuzz targets of the tracker.
 //!
-//! It knows TCP's bookkeeping and nothing of FTP: the lines are given to it.
+//! It keeps TCP's sequence numbers and knows nothing of FTP: the caller supplies the lines.
 
 use std::net::IpAddr;
 

@@ -1,6 +1,6 @@
-//! A moment, as it is handed to the middle.
+//! A timestamp, as the caller passes it in.
 //!
-//! Nothing here reads a clock: a live capture brings the kernel's time, a replay the time written in the file.
+//! Nothing here reads a clock: the daemon passes its own clock's time, a replay the time in the capture file.
 
 use std::fmt;
 use std::ops::Add;

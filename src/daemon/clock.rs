@@ -1,4 +1,4 @@
-//! The one clock of the live program.
+//! The clock of the daemon.
 
 use std::time::Instant;
 

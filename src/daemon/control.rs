@@ -1,4 +1,4 @@
-//! The control socket, signals, and what systemd wants to hear.
+//! The control socket, signals, and notifications to systemd.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};

@@ -1,4 +1,4 @@
-//! The middle with the kernel's firewall: what each piece of news from outside leads to.
+//! The tracker with the kernel's firewall: handles packets, conntrack events, timers and reloads.
 
 use std::io;
 use std::sync::Arc;

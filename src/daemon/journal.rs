@@ -1,4 +1,4 @@
-//! The news as log lines and counts: one line for each pinhole opened, used, expired and refused.
+//! Writes the tracker's events as log lines, and counts them.
 
 use std::fmt;
 use std::time::Duration;

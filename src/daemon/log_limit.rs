@@ -1,7 +1,7 @@
-//! How many lines of each kind one client may cause in the log.
+//! Limits the log lines that one client may cause, per kind of line.
 //!
-//! Each client has its own share, so that a flood from one address does not hide what another one does; and all
-//! clients together have one, as a flood may come from many addresses.
+//! Each client has its own share, so that a flood from one address does not hide the lines about another one. All
+//! clients together have a share, too, because a flood may come from many addresses.
 
 use std::time::Duration;
 

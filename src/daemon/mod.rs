@@ -1,9 +1,9 @@
-//! The root service: packets from the queue through the middle, pinholes into the kernel, until somebody ends it.
+//! The service: reads packets from the queues, shows them to the tracker, and keeps pinholes in the kernel.
 //!
-//! One plain thread a queue takes packets; one each watches the ruleset and the connections of the kernel. They share
-//! the [`Engine`] behind a lock. Signals, the control socket and systemd are the business of a small runtime on
-//! the first thread, which no packet waits for. Before any thread is started, the daemon enters its [`sandbox`]. A
-//! [`watchdog`] bounds how long packets wait for a daemon that hangs.
+//! A thread for each queue reads packets. One thread watches the ruleset, another the connections. They share the
+//! [`Engine`] behind a lock. The first thread runs a small runtime for signals, the control socket and systemd; no
+//! packet waits for it. Before any other thread starts, the daemon enters its [`sandbox`]. A [`watchdog`] bounds how
+//! long packets wait for a daemon that hangs.
 
 mod clock;
 pub mod control;

@@ -1,6 +1,6 @@
-//! Packets from the queues: each is shown to the engine, and goes on as that says.
+//! Reads packets from the queues, asks the engine about each, and gives the verdict.
 //!
-//! Each queue has a thread of its own, and the packets of one connection may come through all of them.
+//! Each queue has a thread of its own, and the packets of one connection may come through all queues.
 //!
 //! Knows nothing of FTP, nor why a packet has to wait.
 

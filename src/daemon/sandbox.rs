@@ -1,8 +1,8 @@
 //! What the daemon gives up once its table is installed and its sockets are open: capabilities, files, system calls.
 //!
-//! All of it holds for the calling thread and for those that it starts afterwards, and nothing of it can be undone. It
-//! has to be entered while there is one thread. Whoever took the daemon over could talk netlink to this network
-//! namespace's netfilter, as the daemon does, and nothing else.
+//! The sandbox holds for the calling thread and for the threads that it starts afterwards, and cannot be left. So
+//! the daemon enters it while it has one thread. An attacker who takes the daemon over can talk netlink to the
+//! netfilter of this network namespace, as the daemon does, and nothing else.
 
 use std::collections::BTreeMap;
 use std::env::consts::ARCH;

@@ -1,4 +1,4 @@
-//! How things stand, as `pinhole status` shows it.
+//! The status that `pinhole status` shows.
 
 use std::collections::BTreeMap;
 use std::fmt;

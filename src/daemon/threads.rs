@@ -1,5 +1,5 @@
-//! The threads beside the control plane. They work as long as the program runs: if one ends, the program must not go on
-//! as if all were well.
+//! The threads beside the main thread. They run as long as the program does: when one of them ends, the program
+//! ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;

@@ -1,4 +1,4 @@
-//! The kernel's side: netlink, NFQUEUE, and what admits data connections there.
+//! The interface to the kernel: netlink, NFQUEUE, and the mechanisms that keep pinholes there.
 
 pub mod backend;
 pub mod netlink;

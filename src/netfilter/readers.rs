@@ -1,7 +1,7 @@
-//! Who reads which queue of the kernel, and which process that is.
+//! Which process reads which NFQUEUE.
 //!
-//! The kernel names a reader by its netlink port. That often is a process id, but of the reader's own choice, and counted
-//! in the reader's own namespace; so it is not taken for one. A process is named only if it holds the very socket.
+//! The kernel names a reader by its netlink port ID. That often is the process ID, but the reader chooses it, and it
+//! counts in the reader's PID namespace. So a process is named only if it holds the socket itself.
 
 use std::fmt;
 use std::fs;

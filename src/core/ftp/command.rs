@@ -1,6 +1,6 @@
-//! What a client says: the table of commands.
+//! The commands that a client sends: the table of commands.
 //!
-//! Knows nothing of sessions; whether a command is allowed, or was sensible, is for others to say.
+//! Knows nothing of sessions. The dialogue and the policy decide whether a command makes sense or is allowed.
 
 use super::telnet::behind_commands;
 use super::{Line, Mode};

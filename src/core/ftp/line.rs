@@ -1,8 +1,8 @@
-//! Lines out of bytes in order; length is bounded. Knows nothing of what a line means.
+//! Cuts bytes in order into lines of bounded length. Does not interpret a line.
 //!
-//! Servers and clients disagree about what ends a line: CRLF, or a bare LF as well; and about what Telnet's sequences in
-//! it are. So a line is cut where the most lenient reader would cut it if its sender is the one who may be up to
-//! something, and where the strictest would if its words decide what opens; and each line says whether all readers
+//! Servers and clients disagree about what ends a line (CRLF, or a bare LF as well), and about the Telnet sequences
+//! in it. Where the sender may be the attacker, a line is cut where the most lenient reader would cut it. Where the
+//! sender's line may open a pinhole, it is cut where the strictest reader would. Each line says whether all readers
 //! agree about it.
 
 use memchr::{memchr, memchr3};

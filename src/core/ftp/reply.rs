@@ -1,4 +1,4 @@
-//! What a server says: three digits, then text; the table of replies.
+//! The replies that a server sends, three digits and a text: the table of replies.
 //!
 //! Knows nothing of which command a reply answers.
 

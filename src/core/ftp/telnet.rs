@@ -1,4 +1,4 @@
-//! Telnet's own sequences in what a client sends (RFC 854), and how differently servers read them.
+//! Telnet sequences in a client's lines (RFC 854), and how differently servers read them.
 
 use super::line::IAC;
 

@@ -1,6 +1,6 @@
-//! What the beginning of a line may become, while the rest of it has not come.
+//! What an incomplete line may become.
 //!
-//! Whoever may have to change a line must not let go of the part that changes before the line is whole.
+//! Where a line may have to be rewritten, the part from the address on is withheld until the line is complete.
 
 use super::command::{Command, Said, Verb};
 use super::reply::Meaning;

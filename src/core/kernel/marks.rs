@@ -1,5 +1,5 @@
-//! What the marks of connections and packets say: which data connections are admitted, and how far each control connection
-//! has come. The kernel keeps them when the daemon is gone.
+//! The bits of the conntrack mark and of the packet mark: which data connections are admitted, and how far each
+//! control connection has come. The kernel keeps the conntrack mark when the daemon is gone.
 
 use std::fmt;
 use std::num::NonZeroU32;

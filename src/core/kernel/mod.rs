@@ -1,6 +1,7 @@
-//! What admits data connections: one small trait, and its makers.
+//! The trait `Firewall`: what the core asks of the kernel.
 //!
-//! Knows nothing of FTP's lines. What is asked of it is done when it returns: an announcement goes on only then.
+//! Knows nothing of FTP's lines. When a call returns, the change is in effect; only then is an announcement
+//! released.
 
 mod marks;
 mod simulated;

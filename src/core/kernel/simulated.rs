@@ -1,4 +1,4 @@
-//! A firewall in memory, for replay, tests and benchmarks. It admits what the kernel would.
+//! A firewall in memory, for replay, tests and benchmarks. It admits the same connections as the kernel would.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! Who talks to whom.
+//! The two endpoints of a packet (`Flow`), and the two flows of a connection.
 
 use std::fmt;
 use std::hash::{Hash, Hasher};

@@ -1,4 +1,4 @@
-//! Addresses and ports as types that cannot hold nonsense.
+//! Addresses and ports as types that hold only valid values.
 //!
 //! Knows nothing of packets or FTP.
 

@@ -1,4 +1,4 @@
-//! Packets with something else in them, lengths and checksums right.
+//! Replaces the payload of a packet, with correct lengths and checksums.
 
 use std::net::IpAddr;
 

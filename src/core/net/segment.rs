@@ -1,7 +1,7 @@
-//! One TCP segment out of an IP packet.
+//! Parses one TCP segment out of an IP packet.
 //!
-//! Reading is lax where a capture may be: a packet whose end was cut off still yields the bytes that are there. It is
-//! strict where an attacker could gain: lengths never reach behind the packet, fragments are nobody's segment.
+//! Parsing is lax where a capture may have cut a packet off: it yields the bytes that are there. It is strict where
+//! an attacker could gain: no length reaches beyond the packet, and a fragment is not a segment.
 
 use std::net::IpAddr;
 

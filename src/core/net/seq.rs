@@ -1,4 +1,4 @@
-//! Where a byte stands in a TCP stream.
+//! TCP sequence numbers.
 
 use std::fmt;
 use std::ops::{Add, AddAssign, Sub};

@@ -1,6 +1,6 @@
-//! From the tree of a policy file to the [`Policy`], or to everything that is wrong with it.
+//! Builds the [`Policy`] from the tree of a policy file, or lists everything that is wrong in the file.
 //!
-//! The keys of each level stand in [`keys`]; a key that is not there is refused, and the schema lists the same.
+//! [`keys`] lists the keys of each level. Any other key is an error. The schema lists the same keys.
 
 use std::collections::HashMap;
 use std::num::NonZeroU16;

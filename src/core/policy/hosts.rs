@@ -1,7 +1,8 @@
-//! Which hosts a rule is about.
+//! The hosts to which a rule applies.
 //!
-//! A rule may list a thousand networks, and is asked about at the start of every session: so the list is kept a
-//! second time as sorted ranges of addresses that do not touch, in which one looks up, and compares two lists, fast.
+//! A rule may list a thousand networks, and the start of every session looks them up. So the list is kept a second
+//! time as sorted ranges of addresses that do not touch, which makes it fast to look up an address and to compare
+//! two lists.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

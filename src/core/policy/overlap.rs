@@ -1,7 +1,7 @@
-//! Which rules stand in each other's way.
+//! Finds rules that shadow or cross each other.
 //!
-//! The first rule that matches decides, so a rule is dead if one before it takes all that it could match, and depends
-//! on its place if one before it takes a part.
+//! The first rule that matches decides. So a rule is dead if an earlier rule matches all that it could match, and
+//! depends on its position if an earlier rule matches a part of that.
 
 use super::rule::Rule;
 

@@ -1,4 +1,4 @@
-//! What is wrong with a policy, told so that one can mend it.
+//! What is wrong with a policy, in words that help to correct it.
 //!
 //! Knows nothing of what may be wrong: the parser says that.
 

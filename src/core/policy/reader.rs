@@ -1,7 +1,7 @@
-//! Reads values of a tree as what they should be, and notes every one that is not.
+//! Converts values of the tree into typed values, and records an error for each value that is wrong.
 //!
-//! Each function returns nothing where the value is wrong, after noting why, so that the caller goes on with what
-//! comes next. Knows what numbers, durations, ports and networks look like; not what they are for.
+//! Each function returns `None` for a wrong value, after recording why, so that the caller goes on with the next
+//! one. Knows what numbers, durations, ports and networks look like; not what they are for.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One rule: whom it is about, and on what terms.
+//! One rule: the clients and servers to which it applies, and its terms.
 
 use super::hosts::Hosts;
 use super::terms::{Action, Terms};

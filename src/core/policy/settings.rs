@@ -1,7 +1,6 @@
-//! What a policy says about the machine, whoever talks: which ports to read, how packets reach us, where the holes
-//! are kept, and how much memory may go into it.
+//! The settings of a policy that apply to the whole host: control ports, queues, mechanism, limits.
 //!
-//! Knows neither the YAML nor the kernel: these are the values, and no value of them is nonsense.
+//! Knows neither the YAML nor the kernel. The types hold only valid values.
 
 use std::fmt;
 use std::num::{NonZeroU16, NonZeroU32};

@@ -1,7 +1,7 @@
-//! The text of a policy, and how places in it are shown to people.
+//! The text of a policy, and how positions in it are shown.
 //!
-//! Whatever stands in the text, a terminal that shows a piece of it is safe: control characters, and those that turn
-//! the direction of writing, are spelled out.
+//! A terminal that shows a piece of the text is safe, whatever the text is: control characters and characters that
+//! change the direction of writing are escaped.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! On what terms two hosts may announce data connections.
+//! The terms on which a client and a server may announce data connections.
 //!
-//! Knows nothing of whom they hold for.
+//! Knows nothing of the hosts to which they apply.
 
 use std::num::NonZeroU16;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! From text to a tree of values, each of which knows where in the text it stands.
+//! Parses the text into a tree of values, each with its position in the text.
 //!
-//! Knows YAML and nothing of policies. The library tells a place only together with an error, so the text is read
-//! twice: once for what the values are, once more along the same tree to ask each scalar for its own text. What it
-//! lends out then is a piece of the input itself, and where that begins is the place.
+//! Knows YAML and nothing of policies. The library reports a position only with an error, so the text is parsed
+//! twice: the first time for the values, the second time along the same tree to borrow the text of each scalar. What
+//! it lends is a slice of the input, and where that slice begins is the position.
 
 use std::cell::Cell;
 use std::collections::HashSet;

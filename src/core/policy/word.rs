@@ -1,6 +1,6 @@
-//! Settings that are one word out of a few, and the command verbs that a policy may name.
+//! Settings whose value is one word of a few, and the names of commands that a policy may deny.
 //!
-//! The words stand here once: the parser, the printer and the test of the schema all read the same list.
+//! The parser, the printer and the test of the schema all use the lists in this file.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
-//! How the kernel corrects the sequence numbers of a control connection whose lines were rewritten.
+//! How the kernel's seqadj extension corrects the sequence numbers of a control connection with rewritten lines.
 //!
-//! Knows the kernel's rule and nothing of lines: who rewrites them chooses the numbers.
+//! Knows the kernel's rule and nothing of lines. The rewriter chooses the offsets and the position.
 
 use crate::core::net::{Direction, Seq};
 

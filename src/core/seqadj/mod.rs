@@ -1,8 +1,8 @@
-//! Replaces bytes of a control connection as it goes through, whatever their length.
+//! Replaces bytes of a control connection, by more or fewer bytes.
 //!
-//! What the receiver gets differs from what the sender sent, so both count differently. The kernel corrects that in
-//! every packet, by itself; here is decided what it has to be told, and what each segment becomes. Knows nothing of
-//! FTP, nor how the kernel is told.
+//! After that, sender and receiver count bytes differently, and the kernel corrects the sequence numbers of every
+//! packet. This module computes the offsets that the kernel needs, and what each segment becomes. Knows nothing of
+//! FTP, nor how the offsets get to the kernel.
 
 mod adjustment;
 mod rewriter;

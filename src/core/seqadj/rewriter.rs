@@ -1,8 +1,8 @@
-//! One direction of a connection of which some bytes are replaced, and how that moves all that follow.
+//! One direction of a connection in which some bytes are replaced.
 //!
-//! The sender counts its own bytes, the receiver those that reach it. Which of the sender's places is which of the
-//! receiver's follows from the replacements alone, so that any segment, however the sender cuts its bytes the second
-//! time, is rewritten to what the receiver has there. Knows nothing of lines.
+//! The sender counts its own bytes, the receiver those that reach it. The replacements alone map the sender's
+//! sequence numbers to the receiver's. So every retransmission, however the sender cuts it into segments, becomes
+//! the bytes that the receiver has at that place. Knows nothing of lines.
 
 use std::collections::VecDeque;
 
@@ -128,21 +128,21 @@ impl DirectionRewriter {
         [segment.seq].into_iter().chain(behind).collect()
     }
 
-    /// Whether the bytes behind this place were replaced before the kernel was asked what it does: then what is there
-    /// now is sent for the second time.
+    /// Whether an earlier run replaced bytes at or after this place, as the kernel's offsets show: then the bytes
+    /// there now are a retransmission.
     pub fn was_replaced_before(&self, place: Seq) -> bool {
         self.found.before != self.found.after && !place.is_after(self.found.position)
     }
 
-    /// By how much what was replaced before had grown.
+    /// By how much the replacements of an earlier run changed the length.
     pub fn growth_before(&self) -> i32 {
         self.found.after - self.found.before
     }
 
-    /// Takes up what was replaced before the kernel was asked: `replaced` is sent for the second time.
+    /// Resumes a replacement of an earlier run, of which `replaced` is a retransmission.
     ///
-    /// If its text is not as long as it was then, it is made so: the receiver has it already, or will not understand
-    /// it, but the connection goes on.
+    /// A text of another length is padded or cut to the length of that time. The receiver has the line already, or
+    /// will not understand it, but the connection continues.
     pub fn resume(&mut self, mut replaced: Replaced) {
         let length = replaced.length.saturating_add_signed(self.growth_before() as isize);
         replaced.text.resize(length, b' ');
@@ -151,8 +151,8 @@ impl DirectionRewriter {
         self.edits.push_back(Edit { start, length, text, before });
     }
 
-    /// A segment is sent for the second time in which something was replaced before the kernel was asked, and what that
-    /// was is not known: it is made as long as it was then.
+    /// A segment in which an earlier run replaced bytes is retransmitted, and the text of the replacement is unknown:
+    /// pads or cuts the segment to the length of that time.
     fn resume_unknown(&mut self, segment: &Segment<'_>) {
         let growth = self.growth_before();
         let Some(known) = usize::try_from(self.found.position - segment.seq).ok() else { return };
@@ -176,7 +176,7 @@ impl DirectionRewriter {
         self.gone
     }
 
-    /// What is new in this segment, and all behind it, must not go on, now or later.
+    /// The new bytes of this segment, and all bytes after them, must never be passed on.
     pub fn bar(&mut self, segment: &Segment<'_>) {
         let new = self.gone.map_or(segment.seq, |gone| gone.later(segment.seq));
         self.barred.get_or_insert(new);

@@ -1,4 +1,4 @@
-//! A line that names where a data connection will go, and what the dialogue says of it.
+//! An announcement: a line that names the address of a data connection, with the state of the dialogue at that line.
 
 use std::ops::Range;
 
@@ -7,27 +7,27 @@ use crate::core::ftp::notation::Announced;
 use crate::core::ftp::{Line, Mode};
 use crate::core::net::Seq;
 
-/// A line that names where a data connection will go, and how it stands in the dialogue.
+/// A line that announces a data connection, and the state of the dialogue at that line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement<'a> {
     /// How it was announced.
     pub mode: Mode,
-    /// What it names; none if that cannot be read.
+    /// The announced address; `None` if it cannot be parsed.
     pub named: Option<Announced>,
-    /// Which command it was, where the server's answer will be known as its answer.
+    /// The number of the command, if the server's reply to it can be recognised.
     pub number: Option<CommandNumber>,
-    /// How it stands.
+    /// The state of the dialogue.
     pub standing: AnnouncementState,
-    /// The bytes that name the address, where they can be read.
+    /// The bytes of the address, if it could be parsed.
     pub written: Option<Written<'a>>,
 }
 
-/// The bytes of an announcement that name the address.
+/// The bytes of the address in an announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written<'a> {
     /// The line.
     pub line: Line<'a>,
-    /// Where in its text the address stands.
+    /// The range of the address in the line's text.
     pub span: Range<usize>,
 }
 
@@ -38,19 +38,19 @@ impl Written<'_> {
     }
 }
 
-/// What the dialogue says about an announcement.
+/// The state of the dialogue at an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnouncementState {
     /// Both ends have spoken FTP so far.
     pub is_ftp: bool,
-    /// The dialogue was read from its start, or by an earlier run that left word of it.
+    /// The dialogue was read from its start, by this run or by an earlier one (says the connection's mark).
     pub is_known: bool,
-    /// All readers agree what this line says.
+    /// All programs read this line in the same way.
     pub is_plain: bool,
-    /// The client asked for it; always so where the client itself announces.
+    /// The client asked for it with PASV, EPSV or LPSV; always true for an active mode.
     pub asked_for: bool,
     /// Somebody is logged in.
     pub logged_in: bool,
-    /// The client said before that it would use nothing but EPSV.
+    /// The client has sent EPSV ALL.
     pub extended_only: bool,
 }

@@ -1,6 +1,6 @@
-//! What the two ends have said, as far as it decides whether an announcement counts.
+//! The dialogue of both ends, as far as it decides whether an announcement counts.
 //!
-//! Lines in, meanings out. Knows nothing of packets, policy or time.
+//! Lines in, events out. Knows nothing of packets, policy or time.
 
 use std::fmt::Write as _;
 use std::ops::Range;
@@ -22,32 +22,32 @@ const LONGEST_NAME: usize = 64;
 /// The longest line that a client of FTP sends before somebody is logged in.
 const LONGEST_BEFORE_LOGIN: usize = 512;
 
-/// What a line means to those outside.
+/// The event that a line causes.
 #[derive(Debug, PartialEq)]
 pub enum Event<'a> {
-    /// Nothing that matters here.
+    /// No event.
     Nothing,
-    /// The client gave a command; the argument only where no secret can be in it.
+    /// The client sent a command; the argument is given only if it cannot be secret.
     Said(&'static str, Option<&'a [u8]>),
-    /// One end announced where it listens.
+    /// One end announced an address on which it listens.
     Announced(Announcement<'a>),
-    /// The server refused the announcement that was the command of this number.
+    /// The server refused the announcing command of this number.
     AnnouncementRefused(CommandNumber),
-    /// The server let the user in.
+    /// A user logged in.
     LoggedIn,
-    /// What follows is not text any more.
+    /// The session is encrypted from here on.
     Encrypted,
-    /// This is some other protocol.
+    /// The session is not FTP.
     NotFtp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Language {
-    /// Nobody has logged in yet. Up to then both ends have to keep to FTP.
+    /// No user has logged in yet. Until then both ends have to keep to FTP.
     Undecided,
     Ftp,
     Other,
-    /// TLS, mostly: nothing can be read.
+    /// Encrypted, mostly with TLS: nothing can be read.
     Secret,
 }
 
@@ -59,9 +59,9 @@ pub struct Dialogue {
     language: Language,
     is_logged_in: bool,
     is_greeted: bool,
-    /// The client has given a command of FTP.
+    /// The client has sent a command of FTP.
     has_commanded: bool,
-    /// Its beginning was read, or an earlier run left word of it.
+    /// Its start was read, by this run or by an earlier one.
     is_known: bool,
     extended_only: bool,
     encryption_requested: bool,
@@ -69,13 +69,13 @@ pub struct Dialogue {
     awaits_security_data: bool,
     /// Whether all commands and replies were read, so that it is known which answers which.
     synced: bool,
-    /// The next reply is the first since an earlier run, which may have read the question that it answers.
+    /// The next reply is the first one of this run; an earlier run may have read the command that it answers.
     may_answer_earlier_run: bool,
     user: Option<Box<str>>,
 }
 
 impl Dialogue {
-    /// A dialogue that is read from its first line on.
+    /// A dialogue that is read from its start.
     pub fn from_the_start() -> Self {
         Self {
             pending: PendingCommands::default(),
@@ -94,7 +94,7 @@ impl Dialogue {
         }
     }
 
-    /// A dialogue that went on before it was read, of which this is known.
+    /// A picked-up dialogue, of which this much is known.
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
         Self {
             language: match progress {
@@ -107,7 +107,7 @@ impl Dialogue {
             has_commanded: progress != Progress::Unknown,
             is_known: match progress {
                 Progress::Unknown => false,
-                // As for what the client says before a login and nobody reads: see `client_was_lost`.
+                // If a client's bytes passed unread before a login: see `client_was_lost`.
                 Progress::Ftp => synced.client,
                 Progress::LoggedIn | Progress::Unreadable => true,
             },
@@ -117,7 +117,7 @@ impl Dialogue {
         }
     }
 
-    /// How far it has come.
+    /// Its progress, for the connection's mark.
     pub fn progress(&self) -> Progress {
         match self.language {
             Language::Secret | Language::Other => Progress::Unreadable,
@@ -128,22 +128,22 @@ impl Dialogue {
         }
     }
 
-    /// Whether it was read from its start, or an earlier run left word of it.
+    /// Whether its start was read, by this run or by an earlier one.
     pub fn is_known(&self) -> bool {
         self.is_known
     }
 
-    /// Whether nothing in it can be read any more.
+    /// Whether it cannot be read any more.
     pub fn is_encrypted(&self) -> bool {
         self.language == Language::Secret
     }
 
-    /// Whether the server is known to have let the user in.
+    /// Whether a user is logged in.
     pub fn is_logged_in(&self) -> bool {
         self.is_logged_in
     }
 
-    /// Whether it is encrypted because the client asked for that.
+    /// Whether it is encrypted after an AUTH of the client.
     pub fn is_encryption_requested(&self) -> bool {
         self.encryption_requested
     }
@@ -153,17 +153,17 @@ impl Dialogue {
         self.language == Language::Other
     }
 
-    /// Who the client said it is.
+    /// The user's name.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
 
-    /// The client sends something, whatever it is. A client of FTP waits for the greeting first.
+    /// The client sends any bytes. A client of FTP waits for the greeting first.
     pub fn client_speaks(&mut self) -> Event<'static> {
         if self.is_greeted { Event::Nothing } else { self.is_not_ftp() }
     }
 
-    /// Takes the client's next line.
+    /// Handles the client's next line.
     pub fn client_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
         if self.language == Language::Secret {
             return Event::Nothing;
@@ -176,7 +176,7 @@ impl Dialogue {
             && self.is_known
             && !is_like_ftp(line, &said)
             && !(self.awaits_security_data && is_security_data(line, &said));
-        // Wherever it was picked up: a header line, or no text at all.
+        // In a picked-up session, too: a header line, or a line that is not text.
         let is_no_command = match said {
             Said::Unknown([.., b':']) => true,
             Said::Unknown(_) => !self.is_known && line.text.iter().any(u8::is_ascii_control),
@@ -227,14 +227,14 @@ impl Dialogue {
         };
         let is_known_later = self.ask(asked).is_some();
         if !is_known_later && matches!(asked, PendingCommand::User | PendingCommand::Reinitialize) {
-            // Its answer will not be recognised as such. In doubt nobody is logged in.
+            // The reply to it will not be recognised. In doubt no user is logged in.
             self.is_logged_in = false;
         }
         Event::Said(command.name, command.is_public.then_some(command.argument))
     }
 
-    /// Takes a line that may be the rest of one: nothing counts in it, but if it looks like an announcement, somebody may
-    /// know better, or want to know that it was not believed.
+    /// Handles a line that may be only the end of a line, so nothing in it counts. If it looks like an announcement,
+    /// it is reported: an earlier run may have read the beginning, or else a refusal is logged.
     pub fn may_announce<'a>(&self, line: &Line<'a>, speaker: Direction) -> Event<'a> {
         let (mode, text) = match speaker {
             Direction::FromClient => match Command::parse(line) {
@@ -255,12 +255,12 @@ impl Dialogue {
         Event::Announced(self.announcement(mode, found, None, mode.is_active(), (line, before)))
     }
 
-    /// The client gave a command that will be answered. Its number, if its answer will be known.
+    /// The client sent a command that the server will answer. Returns its number, if the reply can be recognised.
     fn ask(&mut self, asked: PendingCommand) -> Option<CommandNumber> {
         self.pending.push(asked)
     }
 
-    /// Takes the server's next line.
+    /// Handles the server's next line.
     pub fn server_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
         if self.language == Language::Secret {
             return Event::Nothing;
@@ -273,12 +273,12 @@ impl Dialogue {
         }
     }
 
-    /// Whether the server has answered every command that the client has given.
+    /// Whether the server has answered every command of the client.
     pub fn has_answered_all(&self) -> bool {
         self.synced && self.pending.is_empty()
     }
 
-    /// Whether a reply has begun and not ended.
+    /// Whether a reply of several lines has begun and not ended.
     pub fn is_inside_reply(&self) -> bool {
         self.replies.is_inside()
     }
@@ -293,7 +293,7 @@ impl Dialogue {
                     self.is_greeted = true;
                     Event::Nothing
                 }
-                // A server that is full says 421 and hangs up: nothing worth telling.
+                // A server that is full sends 421 and closes the connection, which is no event.
                 Meaning::Failed | Meaning::NotLoggedIn => {
                     self.is_not_ftp();
                     Event::Nothing
@@ -355,7 +355,7 @@ impl Dialogue {
         Event::Announced(self.announcement(mode, found, None, asked_for, (line, before)))
     }
 
-    /// A reply that answers the first command that has no answer, whatever that was.
+    /// A reply that answers the first unanswered command, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.pending.pop(reply.code, self.synced);
         self.awaits_security_data = match reply.code {
@@ -366,7 +366,7 @@ impl Dialogue {
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
         match (answered, reply.meaning) {
             (Some((PendingCommand::User, _)), Meaning::NeedSecret) => self.is_logged_in = false,
-            // Asking for another user, while logged in, may be refused and change nothing.
+            // USER during a login may be refused and then changes nothing.
             (Some((PendingCommand::User, _)), Meaning::NotLoggedIn) => {}
             (_, Meaning::NotLoggedIn) => self.is_logged_in = false,
             (Some((PendingCommand::Reinitialize, _)), Meaning::Ready | Meaning::Done) => self.start_over(),
@@ -379,23 +379,23 @@ impl Dialogue {
         }
     }
 
-    /// The server took a REIN.
+    /// The server accepted a REIN.
     fn start_over(&mut self) {
         self.is_logged_in = false;
         self.extended_only = false;
         self.user = None;
     }
 
-    /// Some of the client's lines were lost. The server's answers will show what they were, or not.
+    /// Lines of the client were lost. The server's replies may show what they were.
     pub fn client_was_lost(&mut self) {
-        // Before a login it may have been what tells FTP from something else.
+        // Before a login, the lost bytes may have been those that show that this is not FTP.
         self.is_known &= self.language != Language::Undecided;
         self.pending.clear();
         self.synced = false;
     }
 
-    /// Some of the server's lines were lost: which commands they answered is unknown. A passive announcement counts again
-    /// when it is asked for again.
+    /// Lines of the server were lost, so it is unknown which commands they answered. A passive announcement counts
+    /// again after the next PASV, EPSV or LPSV.
     pub fn server_was_lost(&mut self) {
         self.replies = ReplyReader::default();
         self.pending.clear();
@@ -410,7 +410,7 @@ impl Dialogue {
         Event::NotFtp
     }
 
-    /// `line` comes with the length of what stands in it before the text in which the announcement was found.
+    /// `line` comes with the length of the text in front of the part in which the announcement was found.
     fn announcement<'a>(
         &self,
         mode: Mode,
@@ -436,8 +436,8 @@ impl Dialogue {
     }
 }
 
-/// Whether a client of FTP may say this before it is logged in. Other clients may be made to say nearly anything in a
-/// later line (the body of an HTTP request, say), but not in their first ones.
+/// Whether a client of FTP may send this line before a login. A program may be made to send nearly any line later (in
+/// the body of an HTTP request, say), but not as its first lines.
 fn is_like_ftp(line: &Line<'_>, said: &Said<'_>) -> bool {
     let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
     let is_http = memmem::find(line.text, b" HTTP/").is_some();
@@ -457,7 +457,7 @@ fn answers_abort(reply: &Reply<'_>) -> bool {
     reply.code == 225 || (reply.code == 226 && memmem::find(reply.text, b"ABOR").is_some())
 }
 
-/// A name as it may be printed: nothing in it that a terminal or a log would take for more than text.
+/// Makes a name safe to print: without characters that a terminal or a log would not take for text.
 fn name(argument: &[u8]) -> Option<Box<str>> {
     let argument = argument.trim_ascii();
     let mut name = String::new();

@@ -1,6 +1,6 @@
-//! One control connection and what its two ends have said.
+//! One control connection: both directions and their dialogue.
 //!
-//! Segments in, meanings out. Knows nothing of policy, the kernel, or other sessions.
+//! Segments in, events out. Knows nothing of policy, the kernel, or other sessions.
 
 mod announcement;
 mod dialogue;
@@ -18,7 +18,7 @@ use crate::core::net::{Direction, Flags, Segment, Seq};
 use crate::core::policy::Limits;
 use crate::core::session::reassembly::{Acceptance, Delivery, Start, Stream, StreamAnomaly, Trust};
 
-/// One direction: its bytes, and the lines that they make.
+/// One direction: its stream, and the lines in it.
 #[derive(Debug)]
 struct HalfStream {
     stream: Stream,
@@ -27,7 +27,7 @@ struct HalfStream {
     refused_to: Option<Seq>,
 }
 
-/// Both directions of a control connection, and the dialogue that they make.
+/// Both directions of a control connection, and their dialogue.
 #[derive(Debug)]
 pub struct Session {
     client: HalfStream,
@@ -39,9 +39,9 @@ pub struct Session {
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ending {
-    /// One end has nothing more to say, and the other one knows, or has nothing more to say either.
+    /// FIN: the other end has acknowledged it, or has sent a FIN, too.
     Finished,
-    /// One end aborted it.
+    /// RST.
     Reset,
 }
 
@@ -52,7 +52,7 @@ impl Session {
         Self::new(Dialogue::from_the_start(), synced, Start::Known)
     }
 
-    /// A session that went on before it was read, of which this is known.
+    /// A picked-up session, of which this much is known.
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
         Self::new(Dialogue::from_the_middle(progress, synced), synced, Start::Unknown)
     }
@@ -78,34 +78,34 @@ impl Session {
         lines.is_at_start() && !stream.is_waiting() && !is_in_reply && !may_repeat_refused
     }
 
-    /// This segment holds an announcement that was refused.
+    /// This segment contains an announcement that was refused.
     pub fn refuse(&mut self, segment: &Segment<'_>, direction: Direction) {
         self.half_mut(direction).refused_to = Some(segment.seq + segment.payload.len());
     }
 
-    /// What has been said.
+    /// The dialogue.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue
     }
 
-    /// How many bytes its buffers hold, with what it takes to hold them.
+    /// The memory of its buffers, with their overhead.
     pub fn buffered_bytes(&self) -> usize {
         let of = |half: &HalfStream| half.stream.buffered_bytes() + half.lines.buffered_bytes();
         of(&self.client) + of(&self.server)
     }
 
-    /// Whether bytes are missing in front of this segment, which may come yet.
+    /// Whether bytes in front of this segment are missing that may still come.
     pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
         !segment.payload.is_empty() && self.half(direction).stream.misses_before(segment.seq)
     }
 
-    /// Whether the sender of this segment has got something from the other end that was not read here.
+    /// Whether the sender of this segment acknowledges bytes of the other end that were not read here.
     pub fn acknowledges_unread(&self, segment: &Segment<'_>, direction: Direction) -> bool {
         let read_to = self.half(direction.opposite()).stream.next();
         segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next))
     }
 
-    /// What is missing in front of this segment will not come.
+    /// The missing bytes in front of this segment will not come.
     pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
         let HalfStream { stream, lines, .. } = self.half_mut(direction);
         stream.give_up_before(segment.seq);
@@ -116,13 +116,13 @@ impl Session {
         }
     }
 
-    /// The line of that end that has begun and not ended.
+    /// The unfinished line of that end.
     pub fn unfinished(&self, direction: Direction) -> Option<Line<'_>> {
         self.half(direction).lines.unfinished().filter(|_| !self.dialogue.is_encrypted())
     }
 
-    /// Where an address begins, or will begin, in the line of that end that has begun and not ended; and the byte in
-    /// front of it.
+    /// Where an address begins, or will begin, in the unfinished line of that end; and the byte in front of that
+    /// place.
     pub fn unfinished_address(&self, direction: Direction) -> Option<(Seq, u8)> {
         let Line { text, start, .. } = self.unfinished(direction).filter(|line| line.whole && line.plain)?;
         let offset = match direction {
@@ -151,9 +151,10 @@ impl Session {
         self.server.stream.start() != Some(seq + 1)
     }
 
-    /// What of a segment may go on, so that its receiver reads nothing else than what is read here.
+    /// The part of a segment that may be passed on, so that the receiver reads the same bytes as this session.
     ///
-    /// `holds_back`: some of what the client says must not arrive, whatever it or somebody else does.
+    /// `holds_back`: the policy denies commands or encryption, and they must not reach the server whatever the client
+    /// or another sender does.
     pub fn judge(&self, segment: &Segment<'_>, direction: Direction, holds_back: bool, limits: &Limits) -> Acceptance {
         let trust = if holds_back && direction == Direction::FromClient {
             Trust::OnlyReadFrom(self.start)
@@ -163,9 +164,9 @@ impl Session {
         self.half(direction).stream.judge(segment, direction, trust, limits.reorder_bytes.get() as usize)
     }
 
-    /// Takes a segment, as it goes on, and tells in order what the lines mean that it completes.
+    /// Handles a segment as it is passed on, and emits an event for each line that it completes, in order.
     ///
-    /// Returns how the connection ended, if it did.
+    /// Returns how the connection ended, if this segment ends it.
     pub fn segment(
         &mut self,
         segment: &Segment<'_>,
@@ -184,7 +185,7 @@ impl Session {
         if segment.flags.has(Flags::RST) {
             return speaker.stream.believes_reset_at(segment.seq).then_some(Ending::Reset);
         }
-        // The other end ignores what acknowledges more than it has sent; or else that passed unread.
+        // The other end ignores a segment that acknowledges more than it has sent; or those bytes passed unread.
         let read_to = listener.stream.next();
         if segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next)) {
             speaker.stream.doubt_before(segment.seq + segment.payload.len());
@@ -206,7 +207,7 @@ impl Session {
             }
         }
         let HalfStream { stream, lines, .. } = &mut *speaker;
-        // What is doubtful, or urgent, has to be known before the first line.
+        // Doubtful and urgent bytes have to be known before the first line is delivered.
         let doubt = Doubt { urgent_end: stream.urgent_end_with(segment), doubted_to: stream.doubted_to() };
         let deliver = |delivery: Delivery<'_>| {
             read(direction, delivery, doubt, lines, dialogue, line_limit, &mut tell);
@@ -217,11 +218,11 @@ impl Session {
         (!had_ended && has_ended(&speaker.stream, &listener.stream)).then_some(Ending::Finished)
     }
 
-    /// Settles whether a line of the client's ends where a byte of its CRLF was urgent. If the server has answered every
-    /// command, it has found that end: a server without that byte would still wait for the rest of the line.
+    /// Settles whether a client's line ends where a byte of its CRLF was urgent. If the server has answered every
+    /// command, it has found that line end: a server without that byte would still wait for the rest of the line.
     ///
-    /// Where the urgent pointer means the byte behind that (`tcp_stdurg`), the next line lacks its first letter in what the
-    /// server reads. No command that announces becomes another one by that, and the server refuses it.
+    /// Where the urgent pointer means the byte after that (`tcp_stdurg`), the server reads the next line without its
+    /// first letter. That turns no announcing command into another one, and the server refuses it.
     fn settle_urgent_end(&mut self) {
         if self.dialogue.has_answered_all() {
             self.client.lines.believe_urgent_end();
@@ -230,8 +231,8 @@ impl Session {
     }
 }
 
-/// Whether one end has nothing more to say and the other one knows, or neither has. Where both end at once, bare
-/// acknowledgements are all that follows, and those may pass unseen.
+/// Whether one end's FIN is acknowledged, or both ends have sent FIN. If both ends close at once, only bare ACKs
+/// follow, which may pass unseen.
 fn has_ended(one: &Stream, other: &Stream) -> bool {
     one.has_ended() || other.has_ended() || (one.is_at_fin() && other.is_at_fin())
 }
@@ -245,20 +246,20 @@ struct Doubt {
     doubted_to: Option<Seq>,
 }
 
-/// What a [`Session`] tells while it takes a segment.
+/// An event that a [`Session`] emits while it handles a segment.
 #[derive(Debug)]
 pub enum SessionOutput<'a> {
-    /// These bytes were read, the first of which has that sequence number.
+    /// Bytes were read, the first of them with this sequence number.
     Read(Direction, Seq, &'a [u8]),
-    /// What a line means, and the line.
+    /// The event of a line, and the line.
     Event(Event<'a>, &'a Dialogue, &'a Line<'a>),
-    /// The client sends something that no client of FTP would.
+    /// The client sends bytes that no client of FTP would send.
     NotFtp,
-    /// Something about the segments.
+    /// An anomaly of the segments.
     Anomaly(StreamAnomaly),
 }
 
-/// Takes what one direction delivers.
+/// Handles the bytes that one direction delivers.
 fn read(
     direction: Direction,
     delivery: Delivery<'_>,

@@ -1,13 +1,13 @@
 //! The commands that the server has not answered yet, in order.
 //!
-//! Bounded: a client that sends far ahead of the answers gets its further commands counted, not understood.
+//! Bounded: when a client pipelines too many commands, the further ones are counted and not interpreted.
 
 use crate::core::ftp::Mode;
 
-/// How many pending commands are told apart. Clients that pipeline send a handful.
+/// How many unanswered commands are kept with their kind. Clients that pipeline send a handful.
 const MOST: usize = 16;
 
-/// What a command asked for, as far as its answer matters to us.
+/// The kind of an unanswered command, as far as its reply matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PendingCommand {
     Announce(Mode),
@@ -23,7 +23,7 @@ pub(super) enum PendingCommand {
     Nothing,
 }
 
-/// The number of a command within its session, to find what it caused when its answer comes.
+/// The number of a command within its session, to find its effects when the reply comes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CommandNumber(u32);
 
@@ -33,11 +33,11 @@ pub(super) struct PendingCommands {
     kinds: [PendingCommand; MOST],
     first: u8,
     count: u8,
-    /// Commands behind those in `kinds`, of unknown kind.
+    /// Further commands after those in `kinds`, of unknown kind.
     beyond: u16,
     /// The number of the first one in the queue.
     number: CommandNumber,
-    /// The latest command that the server may have read as the rest of the one in front of it.
+    /// The latest command that the server may have read as the rest of the line before it.
     continuation: Option<CommandNumber>,
 }
 
@@ -55,7 +55,7 @@ impl Default for PendingCommands {
 }
 
 impl PendingCommands {
-    /// Adds a command. Its number, unless there are too many to know it again.
+    /// Adds a command. Returns its number, unless too many commands are unanswered to recognise its reply.
     pub(super) fn push(&mut self, kind: PendingCommand) -> Option<CommandNumber> {
         if usize::from(self.count) == MOST || self.beyond > 0 {
             self.beyond = self.beyond.saturating_add(1);
@@ -67,8 +67,7 @@ impl PendingCommands {
         Some(number)
     }
 
-    /// The next command that is added may be the rest of the last one to the server, which then answers both with one
-    /// refusal.
+    /// The server may read the next command as the rest of the last one, and then answers both with one error.
     pub(super) fn next_may_continue(&mut self) {
         if self.count > 0 && self.beyond == 0 {
             self.continuation = Some(self.next_number());
@@ -79,15 +78,15 @@ impl PendingCommands {
         CommandNumber(self.number.0.wrapping_add(u32::from(self.count)))
     }
 
-    /// Whether no command waits for an answer.
+    /// Whether every command is answered.
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0 && self.beyond == 0
     }
 
-    /// Removes the command that a final reply answers: the first, except that an empty line may go pending.
+    /// Removes the command that a final reply answers: the first one, except that an empty line may be skipped.
     ///
-    /// Where not everything was heard, a success may belong to a command that was given before: then no other one than
-    /// its own answers a question for an address, and the question still waits.
+    /// After a loss, a success may answer an earlier command. So only its own reply, or an error, answers a PASV,
+    /// EPSV or LPSV; otherwise that still waits.
     pub(super) fn pop(&mut self, code: u16, synced: bool) -> Option<(PendingCommand, CommandNumber)> {
         while let Some(front) = self.front() {
             if !synced && matches!(front, PendingCommand::Ask(_)) && code < 400 {
@@ -106,16 +105,16 @@ impl PendingCommands {
         None
     }
 
-    /// Whether commands of unknown kind wait for an answer.
+    /// Whether commands of unknown kind are unanswered.
     pub(super) fn is_beyond(&self) -> bool {
         self.beyond > 0
     }
 
-    /// Removes everything up to and including the first command that `is_meant` picks, if there is one, and says what
-    /// that was.
+    /// Removes all commands up to and including the first one that `is_meant` accepts, if there is one, and returns
+    /// that.
     ///
-    /// A reply that can only answer one kind of command brings us back in sync with a server that answered something
-    /// else twice or never.
+    /// A reply that can answer only one kind of command restores the order with a server that answered another
+    /// command twice or never.
     pub(super) fn pop_through(&mut self, is_meant: impl Fn(PendingCommand) -> bool) -> Option<PendingCommand> {
         let found = (0..usize::from(self.count)).find(|index| is_meant(self.kind_at(*index)))?;
         let kind = self.kind_at(found);
@@ -125,7 +124,7 @@ impl PendingCommands {
         Some(kind)
     }
 
-    /// Forgets all: nobody knows any more what was answered.
+    /// Forgets all commands: it is unknown which of them are answered.
     pub(super) fn clear(&mut self) {
         while self.count > 0 {
             self.advance();

@@ -1,7 +1,7 @@
-//! May this be announced? An expectation, or the reason why not.
+//! Decides about one announcement: an expectation, or the reason of the refusal.
 //!
-//! Puts together what the dialogue says about an announcement, who the two ends are, and the policy's terms. How many
-//! expectations there are already is for the tracker to count.
+//! It combines the announcement and the state of its dialogue, the addresses of both ends, and the policy's terms.
+//! The tracker checks the limits on the number of expectations.
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,8 +1,8 @@
-//! What an earlier run left in the firewall, and whose it is now.
+//! Adopts the pinholes that an earlier run left in the firewall.
 //!
-//! Nowhere is it written which session announced a pinhole. So what was left belongs to the two hosts: it is closed when
-//! the last of the control connections between them that were there at the start is over. A session's own pinholes are
-//! no business of this.
+//! The kernel does not record which session announced a pinhole. So an adopted pinhole belongs to all control
+//! connections between its two hosts that were open at the start, and is closed with the last of them. This module
+//! does not deal with pinholes that sessions of this run announced.
 
 use std::hash::RandomState;
 use std::net::IpAddr;
@@ -18,28 +18,28 @@ use crate::core::net::{Connection, Flow};
 use crate::core::policy::ThirdParty;
 use crate::core::tracker::Observer;
 
-/// The owner of expectations that belong to no session. No session ever has this slot.
+/// The owner of expectations that belong to no session of this run. No session has this slot.
 const NOBODY: u32 = u32::MAX;
 
-/// What stands in a firewall when a program begins.
+/// What is in the firewall when a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ExistingState {
-    /// The pinholes, with the moments from which they are not admitted any more.
+    /// The pinholes, with the times at which they expire.
     pub pinholes: Vec<Expectation>,
-    /// The port_ranges of encrypted sessions.
+    /// The port ranges of encrypted sessions.
     pub port_ranges: Vec<PortRangePinhole>,
-    /// The control connections that are open: one of these announced what stands.
+    /// The open control connections, one of which announced each of the pinholes.
     pub connections: Vec<Connection>,
 }
 
-/// What became of what was left.
+/// How many pinholes and port ranges of an earlier run were adopted and closed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RestoreSummary {
-    /// Pinholes that are this program's now.
+    /// Adopted pinholes.
     pub pinholes: usize,
-    /// PortRangePinholes that are.
+    /// Adopted port ranges.
     pub port_ranges: usize,
-    /// Pinholes and port_ranges whose session had ended in the meantime.
+    /// Pinholes and port ranges that were closed, because their session had ended in the meantime.
     pub closed: usize,
 }
 
@@ -53,25 +53,25 @@ impl RestoreSummary {
 /// Two hosts, in an order that does not depend on who connects.
 type Hosts = (IpAddr, IpAddr);
 
-/// What was left, by the hosts that it is for.
+/// The adopted pinholes and port ranges, by the hosts between which they are.
 #[derive(Debug, Default)]
 pub(super) struct OrphanedPinholes {
-    /// Of each control connection that may own any of it, both flows.
+    /// The control connections that may own any of them, by both of their flows.
     connections: HashMap<Flow, Connection, RandomState>,
     by_hosts: HashMap<Hosts, Shared, RandomState>,
 }
 
-/// What was left between two hosts.
+/// The adopted pinholes and port ranges between two hosts.
 #[derive(Debug, Default)]
 struct Shared {
-    /// How many of the control connections are open still.
+    /// How many control connections between these hosts are still open.
     connections: usize,
     pinholes: Vec<Expectation>,
     port_ranges: Vec<PortRangePinhole>,
 }
 
 impl OrphanedPinholes {
-    /// Notes those connections that may own what is between these hosts.
+    /// Keeps the connections that may own pinholes between these hosts.
     fn of(connections: Vec<Connection>, wanted: &HashSet<Hosts, RandomState>) -> Self {
         let mut orphaned = Self::default();
         for connection in connections {
@@ -87,7 +87,7 @@ impl OrphanedPinholes {
         orphaned
     }
 
-    /// A connection with these addresses is over. What nobody owns any more.
+    /// A control connection has ended. Returns what has no owner any more.
     fn over(&mut self, flow: &Flow) -> Vec<Shared> {
         let Some(connection) = self.connections.remove(flow) else { return Vec::new() };
         for flow in [connection.original, connection.reply] {
@@ -104,13 +104,13 @@ impl OrphanedPinholes {
         orphans
     }
 
-    /// Whether that port_range was left, and may be needed still.
+    /// Whether this port range was adopted and still has an owner.
     pub(super) fn holds(&self, port_range: &PortRangePinhole) -> bool {
         let shared = self.by_hosts.get(&hosts(port_range.from, port_range.to));
         shared.is_some_and(|shared| shared.port_ranges.contains(port_range))
     }
 
-    /// Whether a connection with these addresses goes through a port_range that was left.
+    /// Whether an adopted port range admits a connection with these addresses.
     pub(super) fn admits(&self, flow: &Flow) -> bool {
         let shared = self.by_hosts.get(&hosts(flow.source.address, flow.destination.address));
         shared.is_some_and(|shared| shared.port_ranges.iter().any(|port_range| port_range.matches(flow)))
@@ -118,8 +118,8 @@ impl OrphanedPinholes {
 }
 
 impl Tracker {
-    /// Takes over what stands. From now on it expires, is used up, and is closed as if this program had opened it;
-    /// what no open control connection can have announced is closed at once.
+    /// Adopts the existing pinholes and port ranges. From now on they expire, are used and are closed as if this run
+    /// had opened them. Pinholes that no open control connection can have announced are closed at once.
     pub fn adopt<F: Firewall, O: Observer>(
         &mut self,
         remains: ExistingState,
@@ -131,11 +131,11 @@ impl Tracker {
             of_pinholes.chain(port_ranges.iter().map(|port_range| hosts(port_range.from, port_range.to))).collect();
         self.orphaned = OrphanedPinholes::of(connections, &wanted);
         let all_terms = world.policy.rules.iter().map(|rule| &rule.terms).chain([&world.policy.defaults]);
-        // What a third party was named in has no control connection between its two hosts; it expires by itself.
+        // For a pinhole to a third party there is no control connection between its two hosts; it expires by itself.
         let may_be_third_partys = all_terms.into_iter().any(|terms| terms.third_party == ThirdParty::Allow);
         let mut adoption = RestoreSummary::default();
 
-        // In the order in which they expire, which is the one that expectations of one lifetime have to come in.
+        // Sorted by expiry, because expectations of one lifetime must be inserted in that order.
         pinholes.sort_by_key(Expectation::expires);
         for pinhole in pinholes {
             let shared = self.orphaned.by_hosts.get_mut(&hosts(pinhole.from, pinhole.to.address));
@@ -156,7 +156,7 @@ impl Tracker {
             self.expectations.insert(PinholeEntry { expectation, mode: None, owner, session, client, command: None });
         }
         for port_range in port_ranges {
-            // Opened once more, so that the firewall knows that somebody needs it.
+            // Opens it again, so that the firewall counts one more user of it.
             let is_open = world.firewall.open_port_range(&port_range).is_ok();
             match self.orphaned.by_hosts.get_mut(&hosts(port_range.from, port_range.to)) {
                 Some(shared) if is_open => {
@@ -173,11 +173,11 @@ impl Tracker {
         adoption
     }
 
-    /// The control connection with these addresses is over: what it may have left is closed, if no other can own it.
+    /// A control connection has ended: closes the adopted pinholes and port ranges that have no other possible owner.
     pub(super) fn close_orphaned<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
         for Shared { pinholes, port_ranges, .. } in self.orphaned.over(flow) {
             for expectation in pinholes {
-                // It may have been used, or be a session's by now that announced it once more.
+                // It may have been used; or a session of this run has announced it again and owns it.
                 if self.expectations.owner_of(&expectation) == Some(NOBODY) {
                     self.expectations.remove(expectation.from, expectation.to);
                     world.firewall.close(&expectation);
@@ -192,7 +192,8 @@ impl Tracker {
     }
 }
 
-/// The same expectation with a lifetime of whole seconds: there shall be few different ones. It expires when it does.
+/// The same expectation with its lifetime rounded up to whole seconds, so that there are few different lifetimes. It
+/// expires at the same time.
 fn in_whole_seconds(pinhole: &Expectation) -> Expectation {
     let seconds = pinhole.lifetime.as_secs() + u64::from(pinhole.lifetime.subsec_nanos() > 0);
     let lifetime = Duration::from_secs(seconds);
@@ -205,7 +206,7 @@ fn hosts(one: IpAddr, other: IpAddr) -> Hosts {
     (one.min(other), one.max(other))
 }
 
-/// The hosts between which the data connections of a control connection go: as either end sees the other.
+/// The pairs of hosts between which a control connection's data connections may go, as either end sees the other.
 fn hosts_of(connection: &Connection) -> impl Iterator<Item = Hosts> {
     let of = |flow: &Flow| hosts(flow.source.address, flow.destination.address);
     let (original, reply) = (of(&connection.original), of(&connection.reply));

@@ -1,4 +1,4 @@
-//! How a session begins: with a packet of a connection that the firewall knows.
+//! Begins a session, from a packet of a connection that the firewall knows.
 
 use super::memory::Buffered;
 use super::origins::Origins;
@@ -12,14 +12,14 @@ use crate::core::seqadj::{Rewriters, Verdict};
 use crate::core::session::Session;
 
 impl Tracker {
-    /// Begins a session with a segment that belongs to none, if it belongs to a control connection at all.
+    /// Begins a session with a segment of no known session, if it belongs to a control connection.
     pub(super) fn begin<F: Firewall, O: Observer>(
         &mut self,
         segment: &Segment<'_>,
         world: &mut World<'_, F, O>,
     ) -> Result<Option<(u32, Direction)>, LookupFailed> {
-        // The acknowledgements and resets that end a connection say nothing of one that would be worth following, and
-        // a SYN alone costs its sender nothing: the server's answer to it begins a session.
+        // A bare ACK or RST begins no session. Neither does a SYN, which costs its sender nothing: the server's
+        // SYN-ACK does.
         let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
         // An urgent pointer may mean a byte that comes later, and then the server leaves it out of a command.
         let says_something =
@@ -74,9 +74,9 @@ impl Tracker {
     }
 }
 
-/// What is to become of a packet of which nobody knows the connection, because the kernel did not answer. It waits for
-/// its sender to send it again, as for a packet that is missing in front of it; then the kernel is asked once more. At last
-/// it goes on unread, and nothing opens for its session; but not where it may carry a command that the policy denies.
+/// The verdict on a packet whose connection is unknown because the kernel did not answer. First the packet is kept,
+/// like one behind a missing segment; when it is retransmitted, the kernel is asked again. At last it passes unread
+/// and nothing opens for its session; but it is dropped if it may carry a command that the policy denies.
 pub(super) fn unknown_connection(patience: Patience, policy: &Policy) -> Handled {
     match patience {
         Patience::MayWait => Handled::Session(Verdict::Later),

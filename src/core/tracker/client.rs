@@ -1,10 +1,10 @@
-//! Whom a limit per client counts together: an IPv4 address, or an IPv6 network of 64 bits.
+//! The key of the limits per client: an IPv4 address, or an IPv6 /64.
 
 use std::net::IpAddr;
 
-/// A client as the limits per client see it.
+/// A client, for the limits per client.
 ///
-/// An IPv6 host chooses the last 64 bits of its address itself, so they do not tell one client from another.
+/// An IPv6 host chooses the last 64 bits of its address itself, so they do not distinguish clients.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct ClientKey(u64);
 

@@ -1,4 +1,4 @@
-//! What the events of a session lead to: pinholes, refusals, news.
+//! Acts on the events of a session: opens and closes pinholes, refuses announcements, reports events.
 
 use super::expectations::{Expectations, PinholeEntry};
 use super::ranges::Ranges;
@@ -12,25 +12,25 @@ use crate::core::seqadj::Rewriters;
 use crate::core::session::{Announcement, Dialogue, Event};
 use crate::core::tracker::admission;
 
-/// A session whose events are being acted on, and what that takes.
+/// A session while its events are handled, with everything that this needs.
 pub(super) struct SessionContext<'a, 'w, F, O> {
     pub(super) slot: u32,
     pub(super) number: SessionNumber,
     pub(super) connection: &'a Connection,
     pub(super) terms: &'a Terms,
-    /// The session has ended: what is announced in it now opens nothing.
+    /// The session has ended: announcements are refused.
     pub(super) is_over: bool,
-    /// One end seems to have spoken for the other one.
+    /// One end seems to have sent packets in the other's name.
     pub(super) is_forged: bool,
-    /// The session was read from its start, or an earlier run left word of it.
+    /// The session was read from its start, or the connection's mark says that an earlier run did.
     pub(super) is_known: bool,
     /// The segment holds an announcement that was refused.
     pub(super) has_refused: bool,
-    /// The segment holds something that must not go on, and could not be changed.
+    /// The segment contains bytes that must not reach the receiver, and could not be replaced.
     pub(super) must_drop: bool,
     pub(super) expectations: &'a mut Expectations,
     pub(super) ranges: &'a mut Ranges,
-    /// The segment that brought them.
+    /// The segment with the events.
     pub(super) segment: &'a Segment<'a>,
     pub(super) direction: Direction,
     pub(super) rewriters: Option<&'a mut Rewriters>,
@@ -67,7 +67,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
     }
 
-    /// What the two ends talk is not FTP.
+    /// The dialogue is not FTP.
     pub(super) fn not_ftp(&mut self) {
         self.tell(&SessionEvent::NotFtp);
     }
@@ -97,7 +97,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
         let decide = |announcement: &_| admission::decide(announcement, self.connection, self.terms, self.world.now);
         let expectation = match decide(announcement) {
-            // The run that rewrote it before has read the line whole, and the question.
+            // An earlier run rewrote this line, so it had read the whole line and the command before it.
             Err(Refusal::NotAskedFor | Refusal::Ambiguous) if self.was_replaced_before(announcement) => {
                 let mut known = announcement.clone();
                 known.standing.asked_for = true;

@@ -1,23 +1,23 @@
-//! How far an encrypted dialogue has come, by what can be seen of it from outside.
+//! How far an encrypted dialogue has come, as far as an observer on the path can see that.
 //!
-//! FTPS clients say `AUTH TLS` before `USER`, so nobody on the way sees a login. What can be seen is who speaks, and
-//! whether that is TLS: a login takes a handshake, and at least two commands that the server answers.
+//! FTPS clients send `AUTH TLS` before `USER`, so no observer sees a login. Visible is which end sends, and whether
+//! it sends TLS: a login takes a handshake, and at least two commands that the server answers.
 
 use crate::core::net::{Direction, Segment, Seq};
 
-/// How many answers behind the handshake the server has given to somebody who has logged in: to USER and to PASS.
+/// How many replies after the handshake the server has sent when a user is logged in: to USER and to PASS.
 const ANSWERS_TO_A_LOGIN: u8 = 2;
 
-/// The types of TLS records that begin what one end says.
+/// The types of the TLS records with which an end's data may begin.
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 
-/// The turns of an encrypted dialogue: what one end sends until the other one answers.
+/// Counts the turns of an encrypted dialogue: a turn is what one end sends until the other one answers.
 #[derive(Debug, Default)]
 pub(super) struct EncryptedDialogue {
     /// Whose turn it is.
     speaker: Option<Direction>,
-    /// Up to where each end has spoken.
+    /// The end of each direction's data so far.
     client_end: Option<Seq>,
     server_end: Option<Seq>,
     client_began: bool,
@@ -27,14 +27,15 @@ pub(super) struct EncryptedDialogue {
 }
 
 impl EncryptedDialogue {
-    /// Takes a segment behind the 234. Whether the client goes on now behind as many answers as a login takes.
+    /// Handles a segment after the 234. Returns whether the client sends again after as many replies as a login
+    /// takes.
     pub(super) fn segment(&mut self, segment: &Segment<'_>, direction: Direction) -> bool {
         let end = segment.seq + segment.payload.len();
         let known = match direction {
             Direction::FromClient => &mut self.client_end,
             Direction::FromServer => &mut self.server_end,
         };
-        // What is sent again says nothing new.
+        // A retransmission is no new turn.
         if segment.payload.is_empty() || known.is_some_and(|known| !end.is_after(known)) {
             return false;
         }
@@ -106,7 +107,7 @@ mod tests {
         assert_eq!(opens_at(&text), None);
         let without_handshake = [(FromClient, DATA), (FromServer, DATA)].repeat(20);
         assert_eq!(opens_at(&without_handshake), None);
-        // A client that speaks alone does not get further.
+        // A client that sends without replies does not advance the dialogue.
         let alone = [vec![(FromClient, HELLO), (FromServer, HELLO)], vec![(FromClient, DATA); 20]].concat();
         assert_eq!(opens_at(&alone), None);
     }

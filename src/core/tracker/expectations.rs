@@ -1,7 +1,7 @@
-//! The expectations that stand, of all sessions.
+//! The open expectations of all sessions.
 //!
-//! Found by address in a hash table, by session and by age in lists that run through the entries themselves: adding,
-//! using and closing one costs the same however many stand.
+//! A hash table finds them by address; lists through the entries find them by session and by age. Adding, using or
+//! closing an expectation costs the same, however many are open.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -20,22 +20,22 @@ use crate::core::net::Endpoint;
 use crate::core::session::CommandNumber;
 use crate::core::time::Timestamp;
 
-/// An expectation and whose it is.
+/// An expectation and its owner.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PinholeEntry {
     pub(super) expectation: Expectation,
-    /// How it was announced, where that is known.
+    /// By which mode it was announced, where that is known.
     pub(super) mode: Option<Mode>,
     /// The slot of the session that announced it last.
     pub(super) owner: u32,
     pub(super) session: SessionNumber,
-    /// Against whose share it counts, where that is known.
+    /// The client whose share it counts against, where that is known.
     pub(super) client: Option<ClientKey>,
     /// The command that announced it, if a refusal of it would be recognised.
     pub(super) command: Option<CommandNumber>,
 }
 
-/// A standing expectation and its neighbours in both lists.
+/// An open expectation and its neighbours in both lists.
 #[derive(Debug)]
 struct Entry {
     standing: PinholeEntry,
@@ -43,7 +43,7 @@ struct Entry {
     by_age: Links,
 }
 
-/// A list and how many are in it.
+/// A list and its length.
 #[derive(Clone, Copy, Debug, Default)]
 struct Counted {
     list: List,
@@ -59,10 +59,12 @@ pub(super) struct Expectations {
     by_owner: HashMap<u32, Counted, RandomState>,
     /// How many are open for each client; only those that have any are here.
     by_client: HashMap<ClientKey, usize, RandomState>,
-    /// Those of the same lifetime expire in the order in which they came. There are few lifetimes: one a rule.
+    /// Expectations of one lifetime expire in the order in which they were inserted. There are few lifetimes: one per
+    /// rule.
     by_lifetime: Vec<(Duration, Counted)>,
     next_expiry: Option<Timestamp>,
-    /// Where those are delivered that NAT delivers elsewhere, by where they are announced, and how many they are.
+    /// Of the expectations with DNAT: the delivery address by the announced address, and how many expectations have
+    /// it.
     delivered: HashMap<Endpoint, (Endpoint, usize), RandomState>,
     hasher: RandomState,
 }
@@ -81,13 +83,13 @@ impl Expectations {
         self.by_client.get(&client).copied().unwrap_or(0)
     }
 
-    /// The session to which one with the same addresses belongs, if it stands.
+    /// The session that owns an expectation with the same addresses, if one is open.
     pub(super) fn owner_of(&self, expectation: &Expectation) -> Option<u32> {
         let slot = self.slot(expectation.from, expectation.to)?;
         Some(self.entries.get(slot)?.standing.owner)
     }
 
-    /// Whether NAT delivers elsewhere what is announced under the same address and port.
+    /// Whether an open expectation with the same announced address and port is delivered elsewhere by NAT.
     pub(super) fn is_taken(&self, expectation: &Expectation) -> bool {
         let Expectation { from, to, .. } = *expectation;
         let is_other = |target: Endpoint| target != expectation.target();
@@ -96,7 +98,7 @@ impl Expectations {
             || self.delivered.get(&to).is_some_and(|(target, _)| is_other(*target))
     }
 
-    /// Adds one. One with the same addresses is replaced: there is only one such hole in the firewall.
+    /// Adds an expectation. It replaces one with the same addresses, because the firewall has one pinhole for them.
     pub(super) fn insert(&mut self, standing: PinholeEntry) {
         let Expectation { from, to, lifetime, .. } = standing.expectation;
         self.remove(from, to);
@@ -121,12 +123,12 @@ impl Expectations {
         self.next_expiry = Some(self.next_expiry.map_or(expires, |next| next.min(expires)));
     }
 
-    /// Removes the one with these addresses.
+    /// Removes the expectation with these addresses.
     pub(super) fn remove(&mut self, from: IpAddr, to: Endpoint) -> Option<PinholeEntry> {
         self.remove_slot(self.slot(from, to)?)
     }
 
-    /// Removes one that has expired by `now`, the oldest first.
+    /// Removes an expectation that has expired by `now`, the oldest first.
     pub(super) fn pop_expired(&mut self, now: Timestamp) -> Option<PinholeEntry> {
         if self.next_expiry? > now {
             return None;
@@ -135,18 +137,18 @@ impl Expectations {
         self.remove_slot(slot)
     }
 
-    /// When the next one expires.
+    /// When the next expectation expires.
     pub(super) fn next_expiry(&self) -> Option<Timestamp> {
         self.next_expiry
     }
 
-    /// Removes one of that session's, the oldest first.
+    /// Removes an expectation of that session, the oldest first.
     pub(super) fn pop_of(&mut self, owner: u32) -> Option<PinholeEntry> {
         let slot = self.by_owner.get(&owner)?.list.first()?;
         self.remove_slot(slot)
     }
 
-    /// Removes the one that this command of the session announced.
+    /// Removes the expectation that this command of the session announced.
     pub(super) fn remove_of_command(&mut self, owner: u32, command: CommandNumber) -> Option<PinholeEntry> {
         let mut place = self.by_owner.get(&owner)?.list.first();
         while let Some(slot) = place {
@@ -159,7 +161,7 @@ impl Expectations {
         None
     }
 
-    /// All that stand, in no order.
+    /// All open expectations, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &PinholeEntry> {
         self.entries.iter().map(|entry| &entry.standing)
     }

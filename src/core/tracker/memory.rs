@@ -1,4 +1,4 @@
-//! How much all sessions together may keep of what has no fixed size: bytes out of order, and lines without their end.
+//! Bounds the memory of all sessions for what has no fixed size: bytes out of order, and unfinished lines.
 
 use std::num::NonZeroU32;
 
@@ -14,23 +14,23 @@ const CLIENTS_PART: usize = 16;
 /// The share of all sessions in which nobody has logged in: this part of all.
 const PART_BEFORE_LOGIN: usize = 4;
 
-/// The shortest line that is read whatever other sessions keep. No announcement is longer.
+/// How many bytes of a line are kept even when no memory is left. No announcement is longer.
 const LEAST_LINE: u32 = 128;
 
-/// What a buffer may take beside the bytes that are put into it.
+/// The overhead of a buffer beside its bytes.
 const OVERHEAD: usize = 1024;
 
-/// What the buffers of all sessions hold, against `limits: buffered_bytes`.
+/// The memory of the buffers of all sessions, against `limits: buffered_bytes`.
 #[derive(Debug, Default)]
 pub(super) struct MemoryBudget {
     used: usize,
     used_before_login: usize,
-    /// Only clients whose sessions have anything in their buffers are here.
+    /// Contains only clients with bytes in their sessions' buffers.
     by_client: HashMap<ClientKey, usize, RandomState>,
     refusals: u64,
 }
 
-/// What one session's buffers hold, as it was counted last.
+/// The memory of one session's buffers, as last counted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Buffered {
     bytes: u32,
@@ -50,13 +50,13 @@ impl MemoryBudget {
         self.used
     }
 
-    /// How often a session wanted to keep more than was left for it.
+    /// How often a session needed more memory than was left for it.
     pub(super) const fn refusals(&self) -> u64 {
         self.refusals
     }
 
-    /// How much more that client's session may put into its buffers. Where little is left, nobody else's are emptied: the
-    /// session that wants to grow does not get it.
+    /// How many more bytes a session of this client may buffer. If little is left, no other session's buffers are
+    /// emptied; the session that needs memory does not get it.
     fn left(&self, client: ClientKey, is_before_login: bool, limits: &Limits) -> usize {
         let all = limits.buffered_bytes.get() as usize;
         let of_client = (all / CLIENTS_PART).max(limits.reorder_bytes.get() as usize);
@@ -67,8 +67,8 @@ impl MemoryBudget {
         if is_before_login { left.min(left_before_login) } else { left }
     }
 
-    /// The limits under which a session of that client may take a segment of so many bytes, where it would keep more than
-    /// is left; none where it may keep all that the policy's own limits allow.
+    /// The limits under which a session of this client may handle a segment of this many bytes, if it may need more
+    /// memory than is left; `None` if the policy's own limits apply.
     pub(super) fn narrowed(
         &self,
         limits: &Limits,
@@ -86,12 +86,12 @@ impl MemoryBudget {
         Some(Limits { reorder_bytes, line_bytes, ..*limits })
     }
 
-    /// A session has given up bytes for which there was no room.
+    /// A session has given up bytes because no memory was left.
     pub(super) const fn note_refusal(&mut self) {
         self.refusals += 1;
     }
 
-    /// Counts what a session's buffers hold now.
+    /// Updates the count of a session's buffers.
     pub(super) fn count(&mut self, client: ClientKey, session: &mut Buffered, bytes: usize, is_before_login: bool) {
         let now = Buffered { bytes: u32::try_from(bytes).unwrap_or(u32::MAX), is_before_login };
         let before = std::mem::replace(session, now);
@@ -128,7 +128,7 @@ mod tests {
         ClientKey::of(std::net::Ipv4Addr::from(number).into())
     }
 
-    /// Whether a session of that client may keep 100 bytes more.
+    /// Whether a session of that client may buffer 100 bytes more.
     fn has_room(budget: &MemoryBudget, of: u32, is_before_login: bool) -> bool {
         budget.narrowed(&LIMITS(), client(of), Buffered::nothing(is_before_login), 100).is_none()
     }

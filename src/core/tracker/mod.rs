@@ -1,8 +1,8 @@
 //! The table of sessions, and what their announcements lead to.
 //!
-//! Segments and the time come in; pinholes are opened and closed through a [`Firewall`], and whoever watches is told.
-//! Everything is bounded by the policy's limits, and what a packet costs does not depend on how many sessions there
-//! are. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
+//! Segments and the time come in; pinholes are opened and closed through a [`Firewall`], and events go to an
+//! [`Observer`]. Everything is bounded by the policy's limits, and the cost of a packet does not depend on the
+//! number of sessions. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
 
 mod admission;
 mod adopt;
@@ -47,23 +47,23 @@ use ranges::Ranges;
 use rank::Rank;
 use table::{Table, Tracked};
 
-/// How long a session that ended is read on, unless the kernel forgets its connection before: longer than the kernel
-/// remembers a connection that both ends have closed.
+/// How long a session is followed after its end, unless conntrack forgets its connection earlier: longer than
+/// conntrack keeps a connection that both ends have closed.
 const LINGER: Duration = Duration::from_secs(150);
 
-/// How long a session may be silent for which a port_range is open: as long as the kernel remembers a silent connection.
+/// How long a session with an open port range may be silent: as long as conntrack keeps a silent connection.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
 
-/// What a [`Tracker`] is handed with every packet.
+/// What the caller passes to a [`Tracker`] with every packet.
 #[derive(Debug)]
 pub struct World<'a, F, O> {
     /// The time.
     pub now: Timestamp,
     /// What the administrator allows.
     pub policy: &'a Policy,
-    /// What admits data connections.
+    /// The firewall that admits data connections.
     pub firewall: &'a mut F,
-    /// Whoever wants to know.
+    /// Receives the events.
     pub observer: &'a mut O,
 }
 
@@ -73,16 +73,16 @@ impl<F: Firewall, O: Observer> World<'_, F, O> {
     }
 }
 
-/// What a [`Tracker`] made of a segment.
+/// The result of handling a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Handled {
-    /// It belongs to a session, and this is to become of it.
+    /// The segment belongs to a session, and this is the verdict on it.
     Session(Verdict),
-    /// It belongs to no control connection, or to one that is over.
+    /// The segment belongs to no control connection, or to one that has ended.
     NotOurs,
 }
 
-/// Whether a segment may have to wait for what is missing in front of it.
+/// Whether a segment may be kept until the missing segment in front of it has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Patience {
     MayWait,
@@ -96,9 +96,9 @@ pub struct Tracker {
     expectations: Expectations,
     /// The port ranges of encrypted sessions; only where a policy allows any.
     ranges: Ranges,
-    /// What the buffers of all sessions hold.
+    /// The memory that the buffers of all sessions use.
     memory: MemoryBudget,
-    /// What an earlier run left.
+    /// The adopted pinholes of an earlier run.
     orphaned: OrphanedPinholes,
     sessions_begun: u64,
 }
@@ -109,23 +109,23 @@ impl Tracker {
         self.sessions.len()
     }
 
-    /// How many expectations stand.
+    /// How many expectations are open.
     pub fn expectations(&self) -> usize {
         self.expectations.len()
     }
 
-    /// All expectations that stand, the sessions that announced them, and how, where that is known.
+    /// All open expectations, the sessions that announced them, and by which mode, where that is known.
     pub fn standing(&self) -> impl Iterator<Item = (SessionNumber, Option<Mode>, &Expectation)> {
         self.expectations.iter().map(|one| (one.session, one.mode, &one.expectation))
     }
 
-    /// All sessions that have not ended: number, addresses, and what was said.
+    /// All sessions that have not ended: number, addresses and dialogue.
     pub fn live(&self) -> impl Iterator<Item = (SessionNumber, &Connection, &Dialogue)> {
         let live = self.sessions.iter().filter(|tracked| tracked.ended.is_none());
         live.map(|tracked| (tracked.number, &tracked.connection, tracked.session.dialogue()))
     }
 
-    /// Forgets everything but how many sessions there have been. Nothing is closed and nobody is told.
+    /// Forgets everything but the number of sessions so far. Closes no pinhole and reports no event.
     pub fn forget_all(&mut self) {
         *self = Self { sessions_begun: self.sessions_begun, ..Self::default() };
     }
@@ -138,14 +138,15 @@ impl Tracker {
             .min()
     }
 
-    /// Takes a segment as it was seen. Before it goes on, every pinhole that it announces stands.
+    /// Handles a segment as it was captured. When this returns, every pinhole that the segment announces is open.
     ///
-    /// One that has to wait is shown again when another of the same flow has been handled.
+    /// The caller keeps a segment whose verdict is `Later`, and passes it again after another segment of the same
+    /// flow.
     pub fn handle<F: Firewall, O: Observer>(&mut self, segment: &Segment<'_>, world: &mut World<'_, F, O>) -> Handled {
         self.take(segment, Patience::MayWait, world)
     }
 
-    /// Takes a segment that has waited long enough: what is missing in front of it will hardly come.
+    /// Handles a segment that was kept for the longest time: the missing segment in front of it will hardly come.
     pub fn handle_at_last<F: Firewall, O: Observer>(
         &mut self,
         segment: &Segment<'_>,
@@ -167,12 +168,12 @@ impl Tracker {
                     && !segment.flags.has(Flags::RST)
                     && self.is_another_start(slot, segment)
                 {
-                    // The client ignores a SYN in the middle of a connection, and a second one while it opens. Whether
-                    // there is another connection now, the kernel knows.
+                    // A client ignores a SYN in the middle of a connection, and a second one during the handshake.
+                    // Conntrack knows whether this is a new connection.
                     let known = self.sessions.get(slot).and_then(|tracked| tracked.id);
                     let Ok(control) = world.firewall.control_connection(&segment.flow) else {
-                        // A server sends it again. It must not go on if it begins a connection that would be taken for
-                        // this one.
+                        // The server retransmits it. It must not pass if it may begin a connection that Pinhole would
+                        // take for this one.
                         return Handled::Session(Verdict::Drop);
                     };
                     if !control.is_some_and(|control| control.is_opening && control.id.is_some() && control.id != known)
@@ -189,7 +190,7 @@ impl Tracker {
                 Ok(Some(begun)) => begun,
                 Err(LookupFailed) => return unknown_connection(patience, world.policy),
                 Ok(None) => {
-                    // What an earlier run left is closed rather too early than too late.
+                    // Adopted pinholes are closed too early rather than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
                         self.close_orphaned(&segment.flow, world);
                     }
@@ -200,7 +201,7 @@ impl Tracker {
         if let Some(tracked) = self.sessions.get_mut(slot)
             && tracked.origins.is_forged(direction, segment.origin)
         {
-            // Routing may drop it. Or the ways have changed: then the connection goes on, unread.
+            // Routing may drop this packet. Or the routes have changed: then the connection continues unread.
             world.tell(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongSide));
             return Handled::NotOurs;
         }
@@ -214,28 +215,28 @@ impl Tracker {
             .is_some_and(|tracked| tracked.ended.is_some() || tracked.session.is_another_start(segment.seq))
     }
 
-    /// Where the receiver counts what the sender of packets with these addresses counts at `place`; none if these belong
-    /// to no session that is known.
+    /// The receiver's sequence number for the sender's sequence number `place`, in packets with these addresses;
+    /// `None` if they belong to no known session.
     pub fn place_for_receiver(&self, flow: &Flow, place: Seq) -> Option<Seq> {
         let (slot, direction) = self.sessions.find(flow)?;
         let tracked = self.sessions.get(slot)?;
         Some(tracked.rewriters.as_ref().map_or(place, |rewriters| rewriters.get(direction).place_for_receiver(place)))
     }
 
-    /// Whether the sender of packets with these addresses is in sync: all that it sent has been read, and its next byte
-    /// begins a line. None if these belong to no session that is known.
+    /// Whether the sender of packets with these addresses is in sync: all that it sent has been read, and its next
+    /// byte begins a line. `None` if they belong to no known session.
     pub fn is_synced(&self, flow: &Flow) -> Option<bool> {
         let (slot, direction) = self.sessions.find(flow)?;
         Some(self.sessions.get(slot)?.session.is_synced(direction))
     }
 
-    /// The client of the session to which packets with these addresses belong; none if no such session is known.
+    /// The client of the session to which packets with these addresses belong; `None` if no such session is known.
     pub fn client_of(&self, flow: &Flow) -> Option<ClientKey> {
         let (slot, _) = self.sessions.find(flow)?;
         Some(ClientKey::of(self.sessions.get(slot)?.connection.client().address))
     }
 
-    /// Lets time pass: what is due expires.
+    /// Handles all deadlines up to now.
     pub fn advance<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
         let now = world.now;
         while let Some(PinholeEntry { expectation, session, .. }) = self.expectations.pop_expired(now) {
@@ -249,7 +250,7 @@ impl Tracker {
         }
     }
 
-    /// The firewall admitted a data connection. Whose it is, if it was expected.
+    /// The firewall admitted a data connection. Returns the session that announced it, if it was expected.
     pub fn admitted<F: Firewall, O: Observer>(
         &mut self,
         flow: &Flow,
@@ -267,22 +268,22 @@ impl Tracker {
         Some(session)
     }
 
-    /// The policy is another one now: each session's rule is looked up anew. What stands goes on standing.
+    /// A reload: looks up the rule of each session again. Open pinholes stay open.
     ///
-    /// What is not FTP is read from now on where its rule denies something: the server may take it for FTP. What is
-    /// encrypted stays unread.
+    /// A session that is not FTP is read from now on if its rule denies something, because the server may take it for
+    /// FTP. An encrypted session stays unread.
     pub fn follow<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
         let policy = world.policy;
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
             if tracked.rewriters.is_none() && policy.terms(tracked.rule).holds_back() {
-                // Nothing translates it, and nothing was replaced in it.
+                // The connection has no NAT, and no byte of it was replaced.
                 tracked.rewriters = Some(Box::default());
             }
             let is_unread = tracked.recorded == Progress::Unreadable && !tracked.session.dialogue().is_encrypted();
             if is_unread && policy.terms(tracked.rule).holds_back() {
-                // Nobody knows what has passed meanwhile.
+                // Bytes may have passed unread in the meantime.
                 tracked.session = Session::from_the_middle(Progress::Unknown, Synced::default());
                 tracked.recorded = Progress::Unknown;
                 world.firewall.record(&tracked.connection, Progress::Unknown);
@@ -290,7 +291,7 @@ impl Tracker {
         }
     }
 
-    /// The kernel has forgotten the connection with these addresses: if it was a session, that is over.
+    /// Conntrack has removed the connection with these addresses: its session, if there is one, has ended.
     pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
         if let Some((slot, _)) = self.sessions.find(flow) {
             self.end(slot, Ended::Finished, world);
@@ -299,7 +300,7 @@ impl Tracker {
         self.close_orphaned(flow, world);
     }
 
-    /// Hands a segment to its session and acts on what that tells.
+    /// Passes a segment to its session and acts on the events.
     fn converse<F: Firewall, O: Observer>(
         &mut self,
         slot: u32,
@@ -341,8 +342,8 @@ impl Tracker {
                 match patience {
                     Patience::MayWait => return Verdict::Later,
                     Patience::GoesOn if direction == Direction::FromClient && terms.holds_back() => {
-                        // What the policy denies must not pass unread; but where something passed that nobody could
-                        // read, it will not come again.
+                        // A denied command must not pass unread; but a gap that nobody could read will not be
+                        // retransmitted.
                         if !session.acknowledges_unread(&Segment { ack, ..segment }, direction) {
                             return Verdict::Drop;
                         }
@@ -395,7 +396,7 @@ impl Tracker {
             session.refuse(&segment, direction);
         }
         if verdict == Verdict::Accept {
-            // A server may leave an urgent byte out of what it reads. A packet that is replaced points at none.
+            // A server may leave an urgent byte out of its stream. A replaced packet has no urgent pointer.
             let is_urgent = direction == Direction::FromClient && segment.flags.has(Flags::URG) && terms.holds_back();
             let payload = match corrected {
                 None if is_urgent => Some(segment.payload.to_vec()),
@@ -424,13 +425,13 @@ impl Tracker {
         verdict
     }
 
-    /// Ends a session but remembers its addresses for a while.
+    /// Ends a session, and remembers its addresses for a while.
     fn end_for_now<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
         self.end(slot, how, world);
         self.sessions.set_rank(slot, Rank::Ended, world.now);
     }
 
-    /// Closes whatever a session had open.
+    /// Closes all pinholes and port ranges of a session.
     fn end<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
         if tracked.ended.replace(how).is_some() {
@@ -448,7 +449,7 @@ impl Tracker {
         world.tell(number, &SessionEvent::Ended(how));
     }
 
-    /// Ends a session of which the kernel may know the connection still, and forgets it. What ended before is not
+    /// Ends and forgets a session whose connection may still be in conntrack. A session that ended before is not
     /// trusted when it is picked up again.
     fn forget(&mut self, slot: u32, how: Ended, world: &mut World<'_, impl Firewall, impl Observer>) {
         if let Some(tracked) = self.sessions.get(slot)

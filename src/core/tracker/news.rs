@@ -1,4 +1,4 @@
-//! What the tracker has to tell, to whoever prints, counts or logs it.
+//! The events that the tracker reports to its observer: for the log, the counters and the report of a replay.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -9,12 +9,12 @@ use crate::core::net::{Connection, Direction, Flow, Seq};
 use crate::core::session::reassembly::StreamAnomaly;
 use crate::core::time::Timestamp;
 
-/// The number of a session, in the order in which they began; the first one is 1.
+/// The number of a session: 1 for the first session since the start, and so on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SessionNumber(pub(super) u64);
 
 impl SessionNumber {
-    /// Some session of an earlier run, which left something behind.
+    /// Stands for every session of an earlier run that left a pinhole.
     pub const EARLIER: Self = Self(0);
 
     /// The number.
@@ -32,9 +32,9 @@ impl fmt::Display for SessionNumber {
 /// Something that happened in a session.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum SessionEvent<'a> {
-    /// It began, or was picked up in the middle.
+    /// The session began, or was picked up in the middle.
     Began {
-        /// Between whom.
+        /// Its addresses.
         connection: &'a Connection,
         /// Whether its beginning was not seen.
         picked_up: bool,
@@ -43,7 +43,7 @@ pub enum SessionEvent<'a> {
     Said {
         /// Its name.
         command: &'static str,
-        /// What stood behind it, where no secret can stand there.
+        /// Its argument, unless it may be secret.
         argument: Option<&'a [u8]>,
     },
     /// The client gave a command that the policy denies.
@@ -51,18 +51,18 @@ pub enum SessionEvent<'a> {
         /// Its name.
         command: &'a str,
     },
-    /// The server let a user in.
+    /// A user logged in.
     LoggedIn {
-        /// Who that is, if that was heard.
+        /// The user's name, if USER was read.
         user: Option<&'a str>,
     },
     /// An announced data connection is admitted from now on.
     Expected {
         /// How it was announced.
         mode: Mode,
-        /// What is admitted.
+        /// The admitted connection.
         expectation: Expectation,
-        /// What was announced, where NAT made the line say something else: where the expectation goes.
+        /// The announced address, if NAT rewrote it to the expectation's address.
         rewritten_from: Option<SocketAddr>,
     },
     /// An announced data connection will not be admitted.
@@ -74,28 +74,30 @@ pub enum SessionEvent<'a> {
         /// Why not.
         why: Refusal,
     },
-    /// The expected data connection came.
+    /// The expected data connection was admitted.
     Used {
-        /// How it was announced; none where that is not known, or it came through the port_range of an encrypted session.
+        /// How it was announced; `None` if that is not known, or if it came through the port range of an encrypted
+        /// session.
         mode: Option<Mode>,
         /// Its addresses.
         flow: Flow,
     },
     /// The expected data connection did not come in time.
     Expired(Expectation),
-    /// The data connection is not expected any more, and did not come.
+    /// The expectation was closed before the data connection came.
     Closed {
-        /// What was admitted.
+        /// The closed expectation.
         expectation: Expectation,
-        /// Why it is no longer.
+        /// Why it was closed.
         why: Closed,
     },
     /// The session cannot be read from here on.
     Encrypted {
-        /// Where the policy will let its data connections go.
+        /// The port range that the policy has for its data connections.
         port_range: Option<PortRangePinhole>,
     },
-    /// The encrypted dialogue has come as far as a login: its data connections may go there while the session lasts.
+    /// The encrypted dialogue is as long as a login takes: the port range is open from now on, while the session
+    /// lasts.
     RangeOpened(PortRangePinhole),
     /// The range that the policy has for an encrypted session was not opened.
     RangeRefused {
@@ -104,35 +106,35 @@ pub enum SessionEvent<'a> {
         /// Why not.
         why: Refusal,
     },
-    /// What the two ends talk is not FTP.
+    /// The dialogue is not FTP.
     NotFtp,
-    /// The session is over.
+    /// The session has ended.
     Ended(Ended),
-    /// Something about its segments that does not happen in a healthy connection.
+    /// An anomaly in its segments.
     Anomaly(StreamAnomaly),
 }
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ended {
-    /// One end had nothing more to say.
+    /// It ended with FIN.
     Finished,
-    /// One end aborted it.
+    /// It was aborted with RST.
     Reset,
-    /// A new connection took its addresses.
+    /// A new connection has its addresses.
     Replaced,
-    /// Nothing was heard of it for so long that it was forgotten.
+    /// No packet came for the time of `limits: idle`.
     Idle,
-    /// The table was full, and it was of the lowest rank, and silent longest.
+    /// The table was full, and this session was the one of the lowest rank that had been silent longest.
     Evicted,
-    /// Sessions before a login had their share of the table, and it was the one among them that was silent longest.
+    /// Sessions before a login had used up their share of the table, and this one had been silent longest among them.
     EvictedBeforeLogin,
-    /// Its client had its share of the table, and it was that client's own that was silent longest.
+    /// Its client had used up its share of the table, and this session of the client had been silent longest.
     EvictedOverShare,
 }
 
 impl Ended {
-    /// Whether it was forgotten while it went on, to make room.
+    /// Whether a session was forgotten to make room, although its connection continues.
     pub const fn is_eviction(self) -> bool {
         matches!(self, Self::Evicted | Self::EvictedBeforeLogin | Self::EvictedOverShare)
     }
@@ -151,16 +153,16 @@ impl Ended {
     }
 }
 
-/// Whoever wants to know what happens.
+/// Receives the events of all sessions.
 pub trait Observer {
-    /// Something happened in a session.
+    /// An event of a session.
     fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>);
 
-    /// These bytes of a session were read, the first of which has that sequence number. In the order of the stream.
+    /// Bytes of a session were read, in stream order, the first of them with this sequence number.
     fn read(&mut self, _session: SessionNumber, _direction: Direction, _place: Seq, _bytes: &[u8]) {}
 }
 
-/// Nobody wants to know.
+/// Ignores all events.
 impl Observer for () {
     fn observe(&mut self, _: Timestamp, _: SessionNumber, _: &SessionEvent<'_>) {}
 }

@@ -1,11 +1,11 @@
-//! On which side of this host the two ends of a session are.
+//! The interfaces behind which the two ends of a session are.
 //!
-//! Packets are read before routing drops those whose source is not where they come from, so an end could speak for the
-//! other one.
+//! The daemon reads packets before routing drops those with a spoofed source, so an end could send in the other's
+//! name.
 
 use crate::core::net::{Direction, Origin};
 
-/// Where the packets of both ends come from, once that is known.
+/// The interface from which each end's packets come, once it is known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Origins {
     client: Option<Origin>,
@@ -13,8 +13,8 @@ pub(super) struct Origins {
 }
 
 impl Origins {
-    /// Whether a packet in the name of that end comes from the other one's side; else it is remembered where it comes
-    /// from.
+    /// Whether a packet with this end's source address comes from the other end's interface. If not, its interface is
+    /// remembered.
     pub(super) fn is_forged(&mut self, end: Direction, origin: Option<Origin>) -> bool {
         let Some(origin) = origin else { return false };
         let (own, other) = match end {
@@ -32,8 +32,8 @@ impl Origins {
         }
     }
 
-    /// Whether both ends are on one side where one of them cannot be: then one has spoken for the other from the
-    /// beginning.
+    /// Whether both ends' packets come from one interface although the routes have one of the ends elsewhere: then
+    /// one end has sent in the other's name from the beginning.
     pub(super) fn are_doubtful(&self) -> bool {
         let (Some(client), Some(server)) = (self.client, self.server) else { return false };
         client.interface == server.interface && (client.is_doubtful || server.is_doubtful)

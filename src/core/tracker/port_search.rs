@@ -1,12 +1,12 @@
 //! Which outside ports are tried for one announcement, and how many.
 //!
-//! Asking the kernel takes a system call or three while every other packet waits, so an announcement has few questions.
-//! What the tracker knows itself costs next to nothing and is looked at first.
+//! To ask the kernel takes up to three system calls, while every other packet waits. So the number of ports per
+//! announcement is bounded, and the tracker's own table, which costs next to nothing, is looked up first.
 
 use crate::core::net::Port;
 use crate::core::policy::Terms;
 
-/// How often the kernel is asked for one announcement.
+/// How many ports the kernel is asked about for one announcement.
 const MOST_QUESTIONS: u32 = 32;
 
 /// How many ports are looked up among the tracker's own pinholes for one announcement.
@@ -15,7 +15,7 @@ const MOST_LOOKUPS: u32 = 2048;
 /// How many ports are looked at in all, most of them only to find that the line would get another length.
 const MOST_PORTS: u32 = 2 * 65_536;
 
-/// The search for an outside port: where it goes on, and what is left of its bounds.
+/// The search for an outside port: its next port, and the rest of its bounds.
 #[derive(Debug)]
 pub(super) struct PortSearch {
     questions: u32,
@@ -25,17 +25,17 @@ pub(super) struct PortSearch {
 }
 
 impl PortSearch {
-    /// A search whose jumps depend on `seed`: two announcements of the same port go different ways.
+    /// A search whose jumps depend on `seed`, so that two announcements of the same port try different ports.
     pub(super) const fn new(seed: u64) -> Self {
         Self { questions: MOST_QUESTIONS, lookups: MOST_LOOKUPS, ports: MOST_PORTS, state: seed }
     }
 
-    /// Whether the kernel may be asked once more.
+    /// Whether the kernel may be asked about one more port.
     pub(super) const fn may_ask(&mut self) -> bool {
         take(&mut self.questions)
     }
 
-    /// Whether the tracker's own pinholes may be looked up once more.
+    /// Whether one more port may be looked up among the tracker's own pinholes.
     pub(super) const fn may_look_up(&mut self) -> bool {
         take(&mut self.lookups)
     }
@@ -45,8 +45,8 @@ impl PortSearch {
         take(&mut self.ports)
     }
 
-    /// Somewhere among the ports of these terms: the kernel has taken the one that was tried last, and those beside it
-    /// may be taken as well, by whoever took that one.
+    /// A random port of these terms. The kernel has taken the last port, and the program that uses it may use its
+    /// neighbours too.
     pub(super) fn jump(&mut self, terms: &Terms) -> Port {
         // SplitMix64.
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);

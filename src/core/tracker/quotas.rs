@@ -1,4 +1,4 @@
-//! Who gives way when a session begins, and what each session counts for.
+//! Which session gives way when another one begins, and to which quotas each session counts.
 
 use super::client::ClientKey;
 use super::rank::{RangeState, Rank};
@@ -9,10 +9,10 @@ use crate::core::policy::Limits;
 use crate::core::session::Session;
 use crate::core::time::Timestamp;
 
-/// The share of the table that sessions before a login have together: this part of it.
+/// The share of the table for all sessions before a login: this part of it.
 const PART_BEFORE_LOGIN: usize = 4;
 
-/// That share in a small table, where a part of it would be next to nothing.
+/// The least share, for a small table.
 const LEAST_BEFORE_LOGIN: usize = 64;
 
 /// The ranks before a login, the lowest first.
@@ -34,8 +34,9 @@ pub(super) fn first_rank(session: &Session, segment: &Segment<'_>, direction: Di
 impl Tracker {
     /// Makes room for one more session of that client, which begins with that rank.
     ///
-    /// Who is over its share gives way itself. Otherwise the session with the lowest rank does, so that no number of
-    /// SYNs closes the pinholes of somebody who has logged in while a session of less worth is there.
+    /// A client over its share loses one of its own sessions. Otherwise the session of the lowest rank gives way, so
+    /// that no number of SYNs closes the pinholes of a user who is logged in while there is a session of a lower
+    /// rank.
     pub(super) fn make_room<F: Firewall, O: Observer>(
         &mut self,
         client: ClientKey,
@@ -70,7 +71,7 @@ impl Tracker {
         self.forget(slot, how, world);
     }
 
-    /// Brings the rank of a session, and what its buffers hold, up to date after a segment of that direction with so many
+    /// Updates the rank of a session, and the memory of its buffers, after a segment of this direction with this many
     /// bytes.
     pub(super) fn classify(&mut self, slot: u32, segment: (Direction, usize), now: Timestamp) {
         let range = if self.ranges.is_open(slot) {
@@ -89,7 +90,7 @@ impl Tracker {
         }
     }
 
-    /// The buffers of a session go.
+    /// The buffers of a session are freed.
     pub(super) fn release_memory(&mut self, slot: u32) {
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
         let client = ClientKey::of(tracked.connection.client().address);

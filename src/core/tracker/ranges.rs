@@ -17,18 +17,18 @@ use crate::core::net::{Connection, Direction, Flow, Segment};
 use crate::core::policy::Tls;
 use crate::core::time::Timestamp;
 
-/// How often an open range is renewed: twice while it would last without that, so that one failure does no harm.
+/// How often an open range is renewed: twice in its lifetime, so that one failure does no harm.
 const RENEWAL: Duration = Duration::from_secs(PortRangePinhole::LIFETIME.as_secs() / 2);
 
 /// The range of one session.
 #[derive(Debug)]
 enum Range {
-    /// It opens when the dialogue has come far enough.
+    /// It opens when the dialogue has come far enough for a login.
     Planned(PortRangePinhole, EncryptedDialogue),
     Open(PortRangePinhole),
 }
 
-/// Of whom an open range is.
+/// The owner of an open range.
 #[derive(Debug)]
 enum Owner {
     Session(u32),
@@ -79,12 +79,12 @@ impl Ranges {
         self.open += 1;
     }
 
-    /// A range of an earlier run has been adopted, and opened again.
+    /// A range of an earlier run was adopted, and opened again.
     pub(super) fn note_adopted(&mut self, port_range: PortRangePinhole, now: Timestamp) {
         self.renewals.push_back((now + RENEWAL, Owner::Earlier, port_range));
     }
 
-    /// Forgets the range of a session; it has to be closed if it was open.
+    /// Forgets the range of a session. Returns it if it was open and has to be closed.
     pub(super) fn remove(&mut self, session: u32) -> Option<PortRangePinhole> {
         let Range::Open(port_range) = self.by_session.remove(&session)? else { return None };
         self.open -= 1;
@@ -114,15 +114,15 @@ impl Ranges {
         })
     }
 
-    /// When the next one has to be renewed.
+    /// When the next range has to be renewed.
     pub(super) fn next_renewal(&self) -> Option<Timestamp> {
         self.renewals.front().map(|(at, ..)| *at)
     }
 }
 
 impl Tracker {
-    /// Renews the ranges that are due: what is open lasts as long as its session, however silent that is here, and not
-    /// much longer than a program that was killed and never came back.
+    /// Renews the ranges that are due. So a range stays open as long as its session, however silent, and not much
+    /// longer than a daemon that was killed and never started again.
     pub(super) fn renew_ranges<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
         while let Some((at, owner, port_range)) = self.ranges.renewals.pop_front() {
             if at > world.now {
@@ -145,7 +145,7 @@ impl Tracker {
 }
 
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
-    /// What follows cannot be read.
+    /// The session is encrypted from here on.
     pub(super) fn encrypted(&mut self, is_requested: bool) {
         let port_range = match self.terms.tls {
             Tls::Range(ports) if is_requested && !self.is_over && !self.is_forged => {
@@ -160,7 +160,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         self.tell(&SessionEvent::Encrypted { port_range });
     }
 
-    /// A segment behind the 234: opens the range where the dialogue has come far enough.
+    /// Handles a segment after the 234: opens the range if the dialogue has come far enough.
     pub(super) fn encrypted_segment(&mut self, segment: &Segment<'_>, direction: Direction) {
         let Some(Range::Planned(port_range, dialogue)) = self.ranges.by_session.get_mut(&self.slot) else { return };
         let port_range = *port_range;

@@ -1,31 +1,31 @@
-//! Which session gives way to another.
+//! The rank of a session: sessions of the lowest rank give way first.
 
 use super::Ended;
 use crate::core::net::Direction;
 use crate::core::session::Session;
 
-/// How much is lost with a session; the least first. Where room is needed, one of the lowest rank gives way, and among
-/// those the one that was silent longest.
+/// The rank of a session, the lowest first: how much is lost with it. When the table is full, a session of the lowest
+/// rank gives way, and among those the one that was silent longest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// It is over; only its addresses are remembered for a while.
+    /// It has ended; only its addresses are remembered for a while.
     Ended,
-    /// Nothing in it can be read any more and nothing is open for it: the kernel knows that, too.
+    /// It cannot be read any more, and nothing is open for it. Its mark says so, too.
     Unread,
-    /// The server has answered the client's SYN, and the client has not said anything.
+    /// The server has answered the client's SYN, and the client has sent no data.
     HalfOpen,
     /// Nobody has logged in.
     NotLoggedIn,
-    /// It is encrypted, and a range of ports is open for it.
+    /// It is encrypted, and a port range is open for it.
     Ranged,
-    /// Somebody has logged in.
+    /// A user is logged in.
     LoggedIn,
 }
 
-/// How it stands with the range of an encrypted session.
+/// The state of an encrypted session's port range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RangeState {
-    /// It will open when the dialogue has come far enough.
+    /// It opens when the dialogue has come far enough for a login.
     Planned,
     Open,
 }
@@ -63,12 +63,12 @@ impl Rank {
         }
     }
 
-    /// Whether it is among those that have a small share of the table only.
+    /// Whether it counts to the small share of the table.
     pub(super) const fn is_before_login(self) -> bool {
         matches!(self, Self::HalfOpen | Self::NotLoggedIn)
     }
 
-    /// Whether something of worth is lost with it.
+    /// Whether it has a login or an open port range.
     pub(super) const fn is_established(self) -> bool {
         matches!(self, Self::Ranged | Self::LoggedIn)
     }

@@ -1,5 +1,5 @@
-//! What of a session's lines has to be said differently: an address that the other end does not know, a command that the
-//! policy holds back.
+//! Which lines of a session are rewritten: an address that the other end does not know, a command that the policy
+//! denies.
 
 use super::client::ClientKey;
 use super::context::SessionContext;
@@ -18,7 +18,7 @@ use crate::core::session::reassembly::OVERWRITTEN;
 use crate::core::session::{Announcement, Session, Written};
 use crate::core::tracker::admission;
 
-/// What is expected, and what of the line has to be said differently for that.
+/// An expectation, and the replacement in the line that leads the other end to it, if the line has to change.
 struct Choice {
     expectation: Expectation,
     replaced: Option<Replaced>,
@@ -32,7 +32,7 @@ enum Length {
 }
 
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
-    /// Opens what is expected behind NAT, and has the line say how the other end gets there.
+    /// Opens an expectation of a session with NAT, and rewrites the line to its outside address.
     pub(super) fn expect_translated(
         &mut self,
         announcement: &Announcement<'_>,
@@ -68,7 +68,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         Err(why)
     }
 
-    /// Whether a program that ran before this one rewrote this very line, or an earlier one.
+    /// Whether an earlier run rewrote a line at this place or after it.
     pub(super) fn was_replaced_before(&self, announcement: &Announcement<'_>) -> bool {
         let Some((written, rewriters)) = announcement.written.as_ref().zip(self.rewriters.as_deref()) else {
             return false;
@@ -76,7 +76,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         rewriters.get(self.direction).was_replaced_before(written.place())
     }
 
-    /// The line was rewritten by a program that ran before this one, and is sent for the second time.
+    /// A line that an earlier run rewrote is retransmitted.
     fn expect_again(
         &mut self,
         announcement: &Announcement<'_>,
@@ -107,7 +107,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         Ok(expectation)
     }
 
-    /// The port under which a data connection is announced outside: the one that was announced where it is free.
+    /// Chooses the outside port: the announced one where it is free.
     fn choose(
         &mut self,
         announcement: &Announcement<'_>,
@@ -117,7 +117,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     ) -> Result<Choice, Refusal> {
         let named = announcement.named.ok_or(Refusal::BadSyntax)?;
         let fitting = match (length, announcement.mode, &announcement.written) {
-            // The words in front of it make up for any length.
+            // The text in front of the address is shortened or padded to keep the length.
             (Length::Any, ..) | (_, Mode::Pasv, _) | (.., None) => None,
             (Length::Same, mode, Some(written)) => Some(fitting_length(mode, &named, decided, written)),
         };
@@ -159,7 +159,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                 if self.expectations.owner_of(&expectation).is_some() {
                     return Ok(Choice { expectation, replaced });
                 }
-                // What an earlier run, or another program, has opened there is known to the kernel alone.
+                // Only the kernel knows the ports of an earlier run or of another program.
                 if !search.may_ask() {
                     return Err(Refusal::NoPort);
                 }
@@ -174,7 +174,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
     }
 
-    /// What replaces the address of a line, together with what was withheld around it.
+    /// The replacement for the address of a line, and for the withheld bytes around it.
     fn replacing(&mut self, written: &Written<'_>, text: Vec<u8>) -> Option<Replaced> {
         let Written { line, span } = written;
         let segment = self.segment;
@@ -185,7 +185,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             let before = *line.text.get(span.start.checked_sub(1)?)?;
             return Some(Replaced { start: address, length: span.len(), text, before });
         };
-        // It ends with a byte that is here: a segment brings what ends in it.
+        // The replaced bytes end in this segment, because a segment can only carry a replacement that ends in it.
         let first_here = start + withheld.len() + 1;
         let end = if behind.is_before(first_here) { first_here } else { behind };
         let length = usize::try_from(end - start).ok()?;

@@ -1,4 +1,4 @@
-//! Values in numbered slots; a slot that becomes free is used again.
+//! Values in numbered slots, which are reused.
 
 /// A table of values by slot number.
 #[derive(Debug)]

@@ -1,14 +1,16 @@
 //! Bounds how long a packet waits for a daemon that hangs.
 //!
-//! The kernel lets packets pass a queue (`bypass`) only while no socket has it bound, and what waits in a queue goes when
-//! that socket is closed. So a daemon that hangs has to give its queues up, in one of two ways:
+//! The kernel lets packets bypass a queue only while no socket has it bound, and drops the packets in the queue when
+//! that socket is closed. So a daemon that hangs has to release its queues, in one of two ways:
 //!
 //! - A thread of the daemon, `supervise`, sees that a thread which reads a queue makes no progress, and unbinds the
 //!   queues. That works even while the other thread is in a system call that no signal ends.
-//! - The [watchdog process](serve) sees that the daemon as a whole makes none (SIGSTOP), and ends it with SIGKILL.
+//! - The [watchdog process](serve) sees that the daemon as a whole makes no progress (SIGSTOP), and kills it with
+//!   SIGKILL.
 //!
-//! The process is this program, started as the first thing that `pinhole run` does, before there is a queue whose socket it
-//! could inherit. A socket connects it with the daemon, and it ends when the daemon's end of that is closed.
+//! The watchdog process is this program again. `pinhole run` starts it before everything else, so that it inherits
+//! no socket of a queue. A socket connects it with the daemon, and it ends when the daemon's end of that socket is
+//! closed.
 
 mod process;
 mod progress;

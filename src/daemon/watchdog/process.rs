@@ -1,4 +1,4 @@
-//! The watchdog process: ends its parent, the daemon, where that is silent for too long.
+//! The watchdog process: kills its parent, the daemon, when that has been silent for too long.
 
 use std::fs::File;
 use std::io;

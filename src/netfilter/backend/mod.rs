@@ -1,4 +1,4 @@
-//! The firewall of this host's kernel, by whichever mechanism: the place where that is chosen.
+//! The firewall of this host's kernel, and the choice between the mechanisms `native` and `sets`.
 
 pub mod native;
 pub mod sets;

@@ -1,5 +1,5 @@
-//! Named objects of nf_tables, for rules to use: such as the program nft cannot write, and such as have to stand before
-//! it is called.
+//! Named objects of nf_tables (`ct helper`, `ct expectation`): those that nft cannot write, and those that must
+//! exist before nft runs.
 
 use super::bytes::{Writer, flags};
 use super::error::{Error, Operation};

@@ -1,4 +1,4 @@
-//! Elements of nf_tables' sets and maps: keys, ranges of keys, what a map has for them, and for how long they stay.
+//! Elements of nf_tables sets and maps: keys, intervals of keys, the data of a map, timeouts.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

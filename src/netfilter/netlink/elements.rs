@@ -1,6 +1,6 @@
-//! Elements in and out of nf_tables' sets and maps.
+//! Adds, lists and deletes elements of nf_tables sets and maps.
 //!
-//! A kernel may be busy with a set, and somebody may use an element up while it is being removed: that is seen to here.
+//! It handles a kernel that is busy with a set, and an element that a packet uses up while it is being deleted.
 
 use std::fmt;
 use std::thread;

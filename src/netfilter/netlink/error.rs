@@ -1,4 +1,4 @@
-//! What can go wrong between a program and the kernel, and what a person can do about it.
+//! The errors of netlink requests, and what an administrator can do about each.
 
 use std::fmt;
 

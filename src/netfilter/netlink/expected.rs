@@ -1,7 +1,7 @@
-//! Expectations of connection tracking: connections that the kernel takes for related to another one when they come.
+//! Conntrack expectations: connections that the kernel takes for related to their master when they begin.
 //!
 //! An expectation belongs to its master, which must have a helper, and ends with it. It is for one connection. Knows
-//! nothing of why somebody is expected.
+//! nothing of why a connection is expected.
 
 use std::net::IpAddr;
 use std::time::Duration;

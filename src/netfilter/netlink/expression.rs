@@ -1,4 +1,4 @@
-//! What a rule of nf_tables does, as far as rules are written without the program nft.
+//! The expressions of nf_tables rules that Pinhole writes without the program nft.
 
 use super::bytes::Writer;
 

@@ -1,8 +1,8 @@
-//! What a watcher does not want to hear, told to the kernel: small programs for its packet filter (classic BPF).
+//! Socket filters (classic BPF) that drop the notifications that a watcher does not need.
 //!
-//! The kernel runs them over each message before it wakes whoever watches. What a program cannot read it lets through:
-//! to hear too much costs time, to hear too little costs a pinhole. Knows the messages' layout, and not why anybody
-//! listens.
+//! The kernel runs a filter for each message before it wakes the watcher. A message that the filter cannot parse
+//! passes: a needless message costs time, a missed one costs a pinhole. Knows the layout of messages, and not what
+//! the watcher does with them.
 
 use socket2::SockFilter;
 

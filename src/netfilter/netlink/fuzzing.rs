@@ -1,4 +1,4 @@
-//! What the fuzz targets ask of the readers of this module.
+//! The entry points of the fuzz targets into the parsers of this module.
 
 use super::bytes::{Head, Messages, Writer};
 use super::conntrack::Entry;

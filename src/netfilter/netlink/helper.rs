@@ -1,7 +1,8 @@
-//! Helpers of connection tracking that belong to a program: the kernel keeps their expectations, and reads nothing.
+//! Userspace conntrack helpers (nfnetlink_cthelper): the kernel keeps their expectations, and inspects no packet for
+//! them.
 //!
-//! There is one list of them for the whole machine, whatever network namespace asks. Rules give them to connections by
-//! name. Knows nothing of the protocol that one is for.
+//! The kernel has one list of helpers for all network namespaces. Rules assign them to connections by name. Knows
+//! nothing of the protocol of a helper.
 
 use std::time::Duration;
 

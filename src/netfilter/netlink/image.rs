@@ -1,7 +1,7 @@
-//! A table as the kernel shows it, kept to be restored as it was: chains, sets, objects, rules, in one batch.
+//! A table as the kernel dumps it, kept to be restored in one batch: chains, sets, objects, rules.
 //!
-//! What the kernel shows is what it was given, so it is not understood here but repeated. Only what a table collects
-//! while it is used is left out: elements of sets with a timeout.
+//! The dump has the same attributes as the messages that create the table, so it is replayed without being
+//! interpreted. Left out is only what a table collects in use: elements of sets with a timeout.
 
 use super::bytes::{Attribute, Head, Message, Messages, Writer, flags};
 use super::element::Element;

@@ -1,7 +1,7 @@
-//! The numbers in a rule that the mark of a connection or of a packet is compared with, masked by or set to.
+//! Finds the numbers in a rule with which a conntrack mark or packet mark is compared, masked or set.
 //!
-//! A rule is a list of expressions that work on registers. Which registers hold a mark follows from the expressions that
-//! fill them, so a number that has nothing to do with marks is left alone.
+//! A rule is a list of expressions that work on registers. Which registers hold a mark follows from the expressions
+//! that load them, so numbers that have nothing to do with marks are left alone.
 
 use std::collections::HashMap;
 

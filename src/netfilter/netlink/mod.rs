@@ -1,8 +1,8 @@
-//! Talking to the kernel's netfilter: messages, and the sockets that carry them.
+//! Talks to the kernel's netfilter: messages, and the sockets that carry them.
 //!
-//! Every system call of that kind is here. What is asked has been done when a call returns, or the error says whether
-//! it may have been. Encoding and decoding are apart from the sockets, so that they can be tested without a kernel.
-//! Knows what the kernel's tables, sets and connections are, and not what anybody wants with them.
+//! All netlink system calls are here. When a call returns, the kernel has done what it asks, or the error says
+//! whether the kernel may have done it. Encoding and decoding are separate from the sockets, so that tests need no
+//! kernel. Knows what tables, sets and connections are, and not what they are used for.
 
 mod bytes;
 mod conntrack;

@@ -1,8 +1,8 @@
-//! A netlink socket of netfilter: requests out, answers in, with a deadline.
+//! A netlink socket of netfilter: sends requests and receives answers, with a deadline.
 //!
-//! Netfilter works while a request is being sent, so the answer is mostly there when the call returns, and a request
-//! takes two system calls. A kernel that is busy with somebody else's ruleset holds the sender up: no deadline can
-//! end that, only the wait for an answer.
+//! The kernel handles a request within the send call, so the answer is mostly there when the call returns, and a
+//! request takes two system calls. A kernel that is busy with another program's ruleset blocks the send call. The
+//! deadline cannot end that; it ends only the wait for an answer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};

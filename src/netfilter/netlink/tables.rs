@@ -1,4 +1,4 @@
-//! nf_tables: tables, chains, rules. What is in their sets has a file of its own.
+//! nf_tables: tables, chains, rules. `elements.rs` has the elements of their sets.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! How ctnetlink writes the addresses of a connection, one that is or one that may come.
+//! Tuples of ctnetlink: the addresses of a connection or of an expectation.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

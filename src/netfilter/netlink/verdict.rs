@@ -1,13 +1,12 @@
-//! Verdicts on queued packets. The crate that reads queues knows them as well, but whoever waits for packets cannot say
-//! one for another thread meanwhile; and one of them it does not know: let a packet go on, and leave it alone.
+//! Verdicts on queued packets. The crate that reads queues cannot send a verdict from one thread while another
+//! thread waits for packets, and it does not know one of the verdicts: requeue a packet to another queue (NF_QUEUE).
 //!
-//! When a packet is accepted, the kernel does for a connection whose helper belongs to a program what it does behind a
-//! kernel's helper (`nf_confirm_cthelper`): it corrects sequence numbers. Where the packet leaves it does so again. A
-//! packet that is not accepted, but handed to a queue that nobody reads and that may be passed by, goes on as well, and
-//! is corrected once.
+//! When a packet is accepted and its connection has a userspace helper, the kernel corrects its sequence numbers
+//! (`nf_confirm_cthelper`), and corrects them again where the packet leaves. A packet that is not accepted but
+//! requeued, with bypass, to a queue that nobody reads also goes on, and is corrected once.
 //!
-//! The kernel accepts by itself what a full queue has no room for, if the queue is to be open then (`nfqnl_reinject` in
-//! `__nfqnl_enqueue_packet`), and would correct that twice as well. So such a queue has to be closed when it is full.
+//! If a full queue is fail-open, the kernel itself accepts the packets that do not fit (`nfqnl_reinject` in
+//! `__nfqnl_enqueue_packet`), and would correct these twice as well. So such a queue has to be fail-closed.
 
 use std::os::fd::OwnedFd;
 use std::time::Duration;

@@ -1,6 +1,7 @@
-//! Being told of changes, by whomever they were made: rulesets, connections.
+//! Subscribes to the kernel's notifications: changes of the ruleset, and new and ended connections.
 //!
-//! A watcher that is not read loses what does not fit its buffer; it is told that it missed something.
+//! When a watcher does not read in time, its socket buffer overflows; the watcher then learns that it has missed
+//! messages.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};

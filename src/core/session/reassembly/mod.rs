@@ -1,10 +1,10 @@
-//! One direction of a TCP connection as bytes in order. Knows nothing of lines.
+//! Reassembles one direction of a TCP connection. Knows nothing of lines.
 //!
-//! The first copy of a byte that was read is the one that counts: a segment that brings another value is corrected
-//! before it goes on, or does not go on at all, so that the receiver can read nothing else. What the receiver would not
-//! take does not count either. Segments out of order wait, within bounds, until the missing part comes, or until the
-//! receiver's acknowledgement proves that it has what was never read: a capture may lose packets, and a queue that
-//! overflows lets them pass unread.
+//! The first copy of a byte that was read counts. A segment that repeats the byte with another value is corrected or
+//! dropped, so that the receiver cannot read anything else. A segment that the receiver would ignore does not count
+//! either. Segments out of order are buffered, within bounds, until the missing part comes, or until the receiver
+//! acknowledges the missing part although it was never read: a capture may lose packets, and a full queue lets them
+//! pass unread.
 
 mod reorder;
 mod unacked;

@@ -1,4 +1,4 @@
-//! Bytes that arrived before those that stand in front of them.
+//! Bytes out of order, until the bytes before them come.
 
 use std::collections::VecDeque;
 

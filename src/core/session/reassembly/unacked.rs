@@ -1,4 +1,5 @@
-//! The last bytes that a stream delivered, as long as the receiver may still read another copy of them.
+//! The last bytes that a stream delivered and that the receiver may not have acknowledged, to compare
+//! retransmissions with.
 
 use crate::core::net::Seq;
 

@@ -1,8 +1,9 @@
-//! The helper `ftp` as it stands in the kernel: whether it can, that it does, and that it is gone in the end.
+//! The conntrack helper `ftp` in the kernel: tests whether the kernel can have it, registers it, and removes it at
+//! the end.
 //!
-//! It reads nothing. It is there because the kernel expects connections only for those that have a helper, and because
-//! `ct helper "ftp"` in somebody's rules shall mean what it always meant. The kernel has one such list for the whole
-//! machine: several of this program, in several network namespaces, share the helper.
+//! The helper inspects no packet. It exists because the kernel takes expectations only for a connection with a
+//! helper, and so that `ct helper "ftp"` in other rulesets keeps its meaning. The kernel has one list of helpers for
+//! all network namespaces, so all instances of Pinhole on a host share the helper.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,10 +1,9 @@
-//! The mechanism `native`: pinholes as expectations of connection tracking, as the kernel's own helper for FTP makes
-//! them.
+//! The mechanism `native`: pinholes as conntrack expectations, like those of the kernel's own FTP helper.
 //!
-//! An expected connection is `related` to the control connection that announced it, so rulesets that let in what is
-//! related need not be changed. What NAT makes of it stands in the expectation: it gets the addresses that its control
-//! connection has. The capture, the marks and what else the table `inet pinhole` is for are those of
-//! [`Sets`]; its sets hold the few pinholes that the kernel cannot expect.
+//! An expected connection is `related` to the control connection that announced it, so rulesets that accept
+//! `related` need no change. The expectation also holds the NAT of its connection: the addresses of the control
+//! connection. The capture, the marks and the rest of the table `inet pinhole` are those of [`Sets`]; its sets hold
+//! the few pinholes that cannot be expectations.
 
 mod helper;
 mod tally;

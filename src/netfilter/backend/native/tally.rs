@@ -1,7 +1,7 @@
-//! How many connections the kernel expects for each control connection.
+//! Counts the expectations of each control connection.
 //!
-//! Where the kernel counts to its highest number it drops the oldest, and tells nobody. So nobody may get so far: neither by
-//! a policy that allows more, nor because a new program counts anew what an earlier one has left.
+//! At a helper's maximum the kernel silently evicts the oldest expectation. This count keeps every connection below
+//! the maximum: also if the policy allows more, and if an earlier run left some.
 
 use std::hash::RandomState;
 use std::net::IpAddr;

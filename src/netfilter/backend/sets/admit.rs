@@ -1,6 +1,6 @@
-//! One accept rule at the top of other people's chains.
+//! Keeps one accept rule at the top of each chain that `admit` names.
 //!
-//! It is known again by its comment, and nothing else in those tables is touched.
+//! The rule is recognised by its comment. Nothing else in those tables is touched.
 
 use crate::core::kernel::Mark;
 use crate::core::policy::{Chain, ChainFamily};

@@ -1,4 +1,4 @@
-//! Putting the table into the kernel, seeing that it stands, putting it back, and taking it away.
+//! Installs the table, verifies it, restores it, exchanges parts of it at a reload, and removes it.
 
 use super::admit::{self, Place};
 use super::nft::{self, NftError};

@@ -1,7 +1,7 @@
-//! The mechanism `sets`: pinholes as elements of nftables sets, in a table of our own.
+//! The mechanism `sets`: pinholes as elements of nftables sets, in Pinhole's own table.
 //!
-//! The kernel is the database: what stands there outlives this program, and is found again by the next one. Knows
-//! nothing of how packets come out of the queue, nor of what is said in them.
+//! The kernel is the database: the elements outlive the daemon, and the next run reads them back. Knows nothing of
+//! how packets come out of the queue, nor of the dialogue in them.
 
 mod admit;
 mod install;

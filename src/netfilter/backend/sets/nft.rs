@@ -1,9 +1,9 @@
-//! Running the program nft, once for a whole ruleset, while the daemon starts.
+//! Runs the program nft, once for the whole ruleset, while the daemon starts.
 //!
-//! There is no shell in between. The crate `nftables` puts `-j` in front of what nft gets, and nft finds that what it
-//! reads is not JSON and reads it once more as plain text. On standard input there would be nothing left to be read
-//! then (nft 1.0.6 installs nothing and reports success), so the ruleset is a file, in memory. The crate's function
-//! that runs a command, unlike the one that applies a ruleset, also hands back what nft complains of.
+//! No shell is involved. The crate `nftables` passes `-j` to nft; nft finds that its input is not JSON, and reads it
+//! again as plain text. Standard input cannot be read a second time (nft 1.0.6 then installs nothing and reports
+//! success), so the ruleset is a file in memory. The function of the crate that runs a command, unlike the one that
+//! applies a ruleset, also returns the error messages of nft.
 
 use std::env;
 use std::fs::File;

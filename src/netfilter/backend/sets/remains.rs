@@ -1,4 +1,5 @@
-//! What stands in the kernel when a program begins: pinholes, port_ranges, and the control connections they may be of.
+//! Reads what an earlier run left in the kernel: pinholes, port ranges, and the control connections to which they
+//! may belong.
 
 use super::stored::PORT_RANGES;
 use super::{Pinhole, Sets, TABLE};

@@ -1,7 +1,7 @@
 //! The table `inet pinhole` as text, for a policy and a kernel.
 //!
-//! The files in `rules/` are the ruleset; here they get what depends on the policy. Knows nothing of how it is
-//! installed.
+//! The files in `rules/` are the ruleset. This module adds what depends on the policy, and knows nothing of how the
+//! ruleset is installed.
 
 use std::fmt::{self, Write as _};
 

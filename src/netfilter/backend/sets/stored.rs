@@ -1,6 +1,6 @@
-//! How pinholes, mappings and port_ranges are written as elements, and read again.
+//! Encodes pinholes, mappings and port ranges as elements, and decodes them.
 //!
-//! A pinhole is an element of a set; what NAT does to its connection stands in maps under the same key.
+//! A pinhole is an element of a set. The NAT of its connection is in maps under the same key.
 
 use std::hash::RandomState;
 use std::net::IpAddr;
