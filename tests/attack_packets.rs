@@ -799,3 +799,26 @@ proptest! {
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.1:")), "{opened:?} by these:\n{packets}");
     }
 }
+
+/// The reply was cut by the window, and its second part is sent again after a restart: it begins like a reply, although
+/// the server is in sync behind it.
+#[test]
+fn rest_of_a_reply_retransmitted_after_a_restart_opens_nothing() {
+    let cut = "227 (10,0,0,2,58,231) is no directory\r\n";
+    let mut packets = Packets::logged_in().client("CWD 227 (10,0,0,2,58,231)\r\n").server("550 ");
+    packets.odd(FromServer, 0, Flags::ACK, cut.as_bytes());
+    packets = packets.restart();
+    packets.odd(FromServer, 0, Flags::ACK, cut.as_bytes());
+    packets.assert_opens(&[]);
+}
+
+/// The same where the client acknowledges the first part only after the restart.
+#[test]
+fn reply_acknowledged_in_part_after_a_restart_opens_nothing() {
+    let reply = "550 227 (10,0,0,2,58,231) is no directory\r\n";
+    let mut packets = Packets::logged_in().client("CWD 227 (10,0,0,2,58,231)\r\n");
+    packets.odd(FromServer, 0, Flags::ACK, reply.as_bytes());
+    packets = packets.restart();
+    packets.odd(FromServer, 4, Flags::ACK, &reply.as_bytes()[4..]);
+    packets.assert_opens(&[]);
+}

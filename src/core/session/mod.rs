@@ -53,7 +53,12 @@ impl Session {
     }
 
     /// A session that went on before it was read, of which this is known.
+    ///
+    /// The first line of the server does not count, in sync or not. It may be the end of one that an earlier run has read
+    /// whole: a client that acknowledges the beginning of a reply alone has the server send the rest again, and so
+    /// chooses with what that begins.
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
+        let synced = Synced { server: false, ..synced };
         Self::new(Dialogue::from_the_middle(progress, synced), synced, Start::Unknown)
     }
 
