@@ -799,3 +799,44 @@ proptest! {
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.1:")), "{opened:?} by these:\n{packets}");
     }
 }
+
+/// The reply was cut by the window, and its second part is sent again after a restart: it begins like a reply, although
+/// the server is in sync behind it.
+#[test]
+fn rest_of_a_reply_retransmitted_after_a_restart_opens_nothing() {
+    let cut = "227 (10,0,0,2,58,231) is no directory\r\n";
+    let mut packets = Packets::logged_in().client("CWD 227 (10,0,0,2,58,231)\r\n").server("550 ");
+    packets.odd(FromServer, 0, Flags::ACK, cut.as_bytes());
+    packets = packets.restart();
+    packets.odd(FromServer, 0, Flags::ACK, cut.as_bytes());
+    packets.assert_opens(&[]);
+}
+
+/// The same where the client acknowledges the first part only after the restart.
+#[test]
+fn reply_acknowledged_in_part_after_a_restart_opens_nothing() {
+    let reply = "550 227 (10,0,0,2,58,231) is no directory\r\n";
+    let mut packets = Packets::logged_in().client("CWD 227 (10,0,0,2,58,231)\r\n");
+    packets.odd(FromServer, 0, Flags::ACK, reply.as_bytes());
+    packets = packets.restart();
+    packets.odd(FromServer, 4, Flags::ACK, &reply.as_bytes()[4..]);
+    packets.assert_opens(&[]);
+}
+
+/// A hostile server can name a file like an announcement, and acknowledge a part of the command that fetches it.
+#[test]
+fn rest_of_a_command_retransmitted_after_a_restart_opens_nothing() {
+    let cut = "PORT 10,0,0,1,13,61\r\n";
+    let mut packets = Packets::logged_in().client("RETR ");
+    packets.odd(FromClient, 0, Flags::ACK, cut.as_bytes());
+    packets = packets.restart();
+    packets.odd(FromClient, 0, Flags::ACK, cut.as_bytes());
+    packets.assert_opens(&[]);
+}
+
+/// A line that is nothing special is believed by the next run: a restart costs nothing.
+#[test]
+fn announcement_behind_a_restart_opens() {
+    let packets = Packets::logged_in().client("PWD\r\n").server("257 \"/\"\r\n").client("PASV\r\n").restart();
+    packets.server("227 Entering (10,0,0,2,58,231).\r\n").assert_opens(&["10.0.0.2:15079"]);
+}

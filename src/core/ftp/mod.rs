@@ -3,6 +3,7 @@
 //! Everything here works on bytes that arrived in order. It knows nothing of packets, sessions or the kernel.
 
 pub mod command;
+pub mod embedded;
 pub mod line;
 pub mod mode;
 pub mod notation;

@@ -128,10 +128,11 @@ impl DirectionRewriter {
         [segment.seq].into_iter().chain(behind).collect()
     }
 
-    /// Whether an earlier run replaced bytes at or after this place, as the kernel's offsets show: then the bytes
-    /// there now are a retransmission.
-    pub fn was_replaced_before(&self, place: Seq) -> bool {
-        self.found.before != self.found.after && !place.is_after(self.found.position)
+    /// Whether an earlier run replaced bytes of the line from `start` to `end`, as the kernel's offsets show: then that line
+    /// is a retransmission.
+    pub fn was_replaced_before(&self, start: Seq, end: Seq) -> bool {
+        let position = self.found.position;
+        self.found.before != self.found.after && !start.is_after(position) && end.is_after(position)
     }
 
     /// By how much the replacements of an earlier run changed the length.

@@ -11,6 +11,7 @@ pub use announcement::{Announcement, AnnouncementState, Written};
 pub use dialogue::{Dialogue, Event};
 pub use pending::CommandNumber;
 
+use crate::core::ftp::embedded::{command_in, reply_in};
 use crate::core::ftp::unfinished::{address_in_command, address_in_reply};
 use crate::core::ftp::{Ending as LineEnding, Line, LineReader};
 use crate::core::kernel::{Progress, Synced};
@@ -23,8 +24,9 @@ use crate::core::session::reassembly::{Acceptance, Delivery, Start, Stream, Stre
 struct HalfStream {
     stream: Stream,
     lines: LineReader,
-    /// The end of the last segment with an announcement that was refused.
-    refused_to: Option<Seq>,
+    /// Some of what this end sent was not read here, was read as an announcement and refused, or would be read as an
+    /// announcement if the text in front of it were missing. A retransmission to the next run could begin there.
+    may_mislead_next_run: bool,
 }
 
 /// Both directions of a control connection, and their dialogue.
@@ -53,6 +55,9 @@ impl Session {
     }
 
     /// A picked-up session, of which this much is known.
+    ///
+    /// An end that an earlier run left in sync is believed to be so, although the receiver may have acknowledged only a part
+    /// of its last line, and get the rest of that line again: see [`Self::is_synced`].
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
         Self::new(Dialogue::from_the_middle(progress, synced), synced, Start::Unknown)
     }
@@ -61,7 +66,7 @@ impl Session {
         let half = |ending, synced| HalfStream {
             stream: Stream::default(),
             lines: if synced { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
-            refused_to: None,
+            may_mislead_next_run: !synced,
         };
         let client = half(LineEnding::Lf, synced.client);
         Self { client, server: half(LineEnding::CrLf, synced.server), dialogue, start }
@@ -69,18 +74,18 @@ impl Session {
 
     /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
     ///
-    /// While an announcement that was refused may be retransmitted, its sender is not in sync: the next run would take the
-    /// retransmission for an announcement that nobody has decided about yet.
+    /// The next run believes this of the first bytes that it gets, and these may be a retransmission: the receiver decides
+    /// by its acknowledgements where that begins, and an acknowledgement that is seen here need not arrive. So an end is in
+    /// sync only if no part of what it has ever sent could be read as an announcement that was refused, or is none.
     pub fn is_synced(&self, end: Direction) -> bool {
-        let HalfStream { stream, lines, refused_to } = self.half(end);
+        let HalfStream { stream, lines, may_mislead_next_run } = self.half(end);
         let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
-        let may_repeat_refused = refused_to.is_some_and(|to| !stream.is_acknowledged(to));
-        lines.is_at_start() && !stream.is_waiting() && !is_in_reply && !may_repeat_refused
+        lines.is_at_start() && !stream.is_waiting() && !is_in_reply && !may_mislead_next_run
     }
 
-    /// This segment contains an announcement that was refused.
-    pub fn refuse(&mut self, segment: &Segment<'_>, direction: Direction) {
-        self.half_mut(direction).refused_to = Some(segment.seq + segment.payload.len());
+    /// This end has sent an announcement that was refused.
+    pub fn refuse(&mut self, end: Direction) {
+        self.half_mut(end).may_mislead_next_run = true;
     }
 
     /// The dialogue.
@@ -107,9 +112,10 @@ impl Session {
 
     /// The missing bytes in front of this segment will not come.
     pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
-        let HalfStream { stream, lines, .. } = self.half_mut(direction);
+        let HalfStream { stream, lines, may_mislead_next_run } = self.half_mut(direction);
         stream.give_up_before(segment.seq);
         lines.gap();
+        *may_mislead_next_run = true;
         match direction {
             Direction::FromClient => self.dialogue.client_was_lost(),
             Direction::FromServer => self.dialogue.server_was_lost(),
@@ -197,20 +203,22 @@ impl Session {
             if segment.flags.has(Flags::SYN) {
                 listener.stream.begin_at(segment.ack);
             }
-            let HalfStream { stream, lines, .. } = listener;
+            let HalfStream { stream, lines, may_mislead_next_run } = listener;
             let doubt = Doubt { urgent_end: stream.urgent_end(), doubted_to: stream.doubted_to() };
             let deliver = |delivery: Delivery<'_>| {
-                read(direction.opposite(), delivery, doubt, lines, dialogue, line_limit, &mut tell);
+                let reader = Reader { lines, may_mislead_next_run };
+                read(direction.opposite(), delivery, doubt, reader, dialogue, line_limit, &mut tell);
             };
             if let Some(anomaly) = stream.acknowledged(segment.ack, kept, deliver) {
                 tell(SessionOutput::Anomaly(anomaly));
             }
         }
-        let HalfStream { stream, lines, .. } = &mut *speaker;
+        let HalfStream { stream, lines, may_mislead_next_run } = &mut *speaker;
         // Doubtful and urgent bytes have to be known before the first line is delivered.
         let doubt = Doubt { urgent_end: stream.urgent_end_with(segment), doubted_to: stream.doubted_to() };
         let deliver = |delivery: Delivery<'_>| {
-            read(direction, delivery, doubt, lines, dialogue, line_limit, &mut tell);
+            let reader = Reader { lines, may_mislead_next_run };
+            read(direction, delivery, doubt, reader, dialogue, line_limit, &mut tell);
         };
         if let Some(anomaly) = stream.segment(segment, kept, deliver) {
             tell(SessionOutput::Anomaly(anomaly));
@@ -259,12 +267,18 @@ pub enum SessionOutput<'a> {
     Anomaly(StreamAnomaly),
 }
 
+/// What a direction is read into.
+struct Reader<'a> {
+    lines: &'a mut LineReader,
+    may_mislead_next_run: &'a mut bool,
+}
+
 /// Handles the bytes that one direction delivers.
 fn read(
     direction: Direction,
     delivery: Delivery<'_>,
     doubt: Doubt,
-    lines: &mut LineReader,
+    Reader { lines, may_mislead_next_run }: Reader<'_>,
     dialogue: &mut Dialogue,
     limit: usize,
     tell: &mut impl FnMut(SessionOutput<'_>),
@@ -273,6 +287,7 @@ fn read(
         Delivery::Bytes(at, bytes) => (at, bytes),
         Delivery::Gap => {
             lines.gap();
+            *may_mislead_next_run = true;
             match direction {
                 Direction::FromClient => dialogue.client_was_lost(),
                 Direction::FromServer => dialogue.server_was_lost(),
@@ -294,6 +309,14 @@ fn read(
             Direction::FromClient => dialogue.client_says(&line),
             Direction::FromServer => dialogue.server_says(&line),
         };
+        let behind_announcement = usize::from(matches!(event, Event::Announced(_)));
+        let rest = line.text.get(behind_announcement..).unwrap_or_default();
+        *may_mislead_next_run |= !line.plain
+            || !line.whole
+            || match direction {
+                Direction::FromClient => command_in(rest),
+                Direction::FromServer => reply_in(rest),
+            };
         tell(SessionOutput::Event(event, dialogue, &line));
         !dialogue.is_encrypted()
     });

@@ -393,7 +393,7 @@ impl Tracker {
         let has_refused = about.has_refused;
         let mut verdict = about.verdict(session);
         if has_refused {
-            session.refuse(&segment, direction);
+            session.refuse(direction);
         }
         if verdict == Verdict::Accept {
             // A server may leave an urgent byte out of its stream. A replaced packet has no urgent pointer.

@@ -425,13 +425,29 @@ fn refused_227_stays_as_it_was_when_retransmitted_after_restart() {
     assert_eq!(gateway.passes(FromServer, seq, Flags::ACK, line.as_bytes()), first);
     let refused = Refusal::NotAskedFor.to_string();
     assert_eq!(gateway.took(), [refused, Refusal::Ambiguous.to_string()]);
-    // Once it is acknowledged, a restart costs nothing any more.
+    // After the restart, only the first line does not count.
     gateway.server_next += line.len();
     gateway.says(FromClient, "NOOP\r\n");
     gateway.says(FromServer, "200 good\r\n");
-    gateway.says(FromClient, "PASV\r\n");
     restart(&mut gateway);
+    gateway.says(FromClient, "NOOP\r\n");
+    gateway.says(FromServer, "200 good\r\n");
+    gateway.says(FromClient, "PASV\r\n");
     assert_eq!(gateway.says(FromServer, line), "227 Entering Passive Mode (203,0,113,5,15,161).\r\n");
+}
+
+#[test]
+fn rest_of_a_reply_before_a_rewritten_227_opens_nothing_after_restart() {
+    let original = ["192.0.2.9:4000", "203.0.113.5:21"];
+    let mut gateway = Gateway::new(original, ["10.0.0.5:2121", "192.0.2.9:4000"], "control_ports: [21]");
+    let rest = gateway.server_next + 4;
+    gateway.says(FromServer, "550 227 (10,0,0,5,58,231) is no directory\r\n");
+    gateway.says(FromClient, "PASV\r\n");
+    gateway.says(FromServer, "227 Entering Passive Mode (10,0,0,5,15,161).\r\n");
+    gateway.took();
+    restart(&mut gateway);
+    gateway.passes(FromServer, rest, Flags::ACK, b"227 (10,0,0,5,58,231) is no directory\r\n");
+    assert_eq!(gateway.took(), [Refusal::Ambiguous.to_string()]);
 }
 
 #[test]

@@ -68,12 +68,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         Err(why)
     }
 
-    /// Whether an earlier run rewrote a line at this place or after it.
+    /// Whether an earlier run rewrote this line.
     pub(super) fn was_replaced_before(&self, announcement: &Announcement<'_>) -> bool {
         let Some((written, rewriters)) = announcement.written.as_ref().zip(self.rewriters.as_deref()) else {
             return false;
         };
-        rewriters.get(self.direction).was_replaced_before(written.place())
+        rewriters.get(self.direction).was_replaced_before(written.line.start, written.line.end)
     }
 
     /// A line that an earlier run rewrote is retransmitted.
