@@ -68,8 +68,8 @@ impl Session {
 
     /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
     ///
-    /// While an announcement that was refused may be retransmitted, its sender is not in sync: the next run would take the
-    /// retransmission for an announcement that nobody has decided about yet.
+    /// While a refused announcement may be retransmitted, its sender is not in sync: the next run would take the
+    /// retransmission for a new announcement.
     pub fn is_synced(&self, end: Direction) -> bool {
         let HalfStream { stream, lines, refused_to } = self.half(end);
         let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();

@@ -94,7 +94,7 @@ impl Sets {
         self.queueing
     }
 
-    /// The pinholes that stand.
+    /// The pinholes in the sets.
     pub fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
         let mappings = self.mappings()?;
         let mut pinholes = Vec::new();

@@ -16,7 +16,7 @@ impl Sets {
         self.remains_among(now, &pinholes)
     }
 
-    /// The same, where these are all pinholes that stand.
+    /// The same, with these pinholes.
     pub(in crate::netfilter::backend) fn remains_among(
         &mut self,
         now: Timestamp,
