@@ -1,4 +1,5 @@
-//! `pinhole check`: is this policy good, and what does it mean? Or: is this host ready?
+//! `pinhole check`: validates a policy and prints it as understood; with `--host`, or without a file, checks this
+//! host.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! `pinhole demo`: what a newcomer tries first.
+//! `pinhole demo`.
 
 use std::io;
 

@@ -1,8 +1,8 @@
-//! Log lines on their way to standard error, where nobody waits for them.
+//! Writes log lines to standard error, without making a packet wait.
 //!
-//! A terminal, a pipe or the journal may take its time, and every write to it is a system call. So lines are put down in
-//! memory, and a thread of their own takes away what has gathered: the first line at once, and a busy server's in larger
-//! pieces. What does not fit is counted and said to be lost; it holds up no packet.
+//! Every write to a terminal, a pipe or the journal is a system call and may block. So threads put lines into a
+//! buffer in memory, and a thread of its own writes them: the first line at once, those of a busy server in larger
+//! pieces. Lines that do not fit into the buffer are counted and reported as lost.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};

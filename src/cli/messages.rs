@@ -1,4 +1,4 @@
-//! Where messages go: to whoever looks at standard error, or to systemd's journal, a line for each record.
+//! Formats messages, for a person at standard error or for systemd's journal (one line per record).
 
 use std::fmt;
 use std::fs::File;

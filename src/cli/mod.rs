@@ -1,6 +1,6 @@
-//! The command line: what the program is asked, and how it answers.
+//! The command line: arguments, output and exit status.
 //!
-//! Exit status: 0 it is done; 1 an input cannot be read or is damaged, or the host is not ready; 2 the command line or
+//! Exit status: 0 success; 1 an input cannot be read or is damaged, or the host is not ready; 2 the command line or
 //! the policy is wrong.
 
 mod check;

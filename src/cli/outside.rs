@@ -1,4 +1,4 @@
-//! The file into which a replay writes what the other side would have seen.
+//! The file into which a replay writes the packets as the other side of the NAT would have seen them.
 
 use std::fs::{self, File};
 use std::io::BufWriter;

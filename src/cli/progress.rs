@@ -1,4 +1,4 @@
-//! How far a long replay has come, on a terminal.
+//! Shows the progress of a long replay on a terminal.
 
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};

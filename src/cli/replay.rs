@@ -1,4 +1,4 @@
-//! `pinhole replay`: captures in, what would have happened out.
+//! `pinhole replay`: replays captures and prints the report.
 
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};

@@ -1,7 +1,8 @@
-//! `pinhole demo`: FTP through a firewall that drops by default, without Pinhole and with it, told as it happens.
+//! `pinhole demo`: FTP through a firewall that drops by default, without Pinhole and with it, with a commentary.
 //!
-//! Everything goes on in namespaces of its own, and the service is this very program, started in one of them. What
-//! it says is here; what it does is in `stage`. Nothing of it outlives this process, however that one ends.
+//! Everything happens in network namespaces of its own, and the service is this program, started in one of them.
+//! This module prints the commentary; `stage` does the work. Nothing of it outlives this process, however the
+//! process ends.
 
 mod stage;
 

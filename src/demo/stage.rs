@@ -1,4 +1,4 @@
-//! The hosts of the demo, what runs on them, and what is tried there.
+//! The hosts of the demo, the programs on them, and the transfers that it tries.
 
 use std::fmt;
 use std::io;

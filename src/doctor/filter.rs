@@ -1,8 +1,8 @@
-//! What a filter makes of the first packet of a connection that Pinhole admits: new or expected, TCP, with our mark, between
-//! hosts and ports of which nothing is known.
+//! Evaluates what a host's filter does with the first packet of a connection that Pinhole admits: `new` or
+//! `related`, TCP, with Pinhole's mark, between unknown hosts and ports.
 //!
-//! Of each condition it is known that it holds, or that it does not, or neither. So is what follows from it. Conditions
-//! on anything else than state, mark and protocol are of the last kind.
+//! Each condition of a rule holds, does not hold, or is unknown, and so is the verdict. Conditions on anything but
+//! state, mark and protocol are unknown.
 
 use serde_json::Value;
 

@@ -1,4 +1,4 @@
-//! What was seen, judged for a policy. No I/O.
+//! Rates the findings about a host for a policy. No I/O.
 
 use std::collections::BTreeSet;
 

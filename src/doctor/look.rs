@@ -1,5 +1,5 @@
-//! Looking at the host. Nothing is changed, but for a moment in which it is tried whether the kernel could hold the
-//! pinholes itself; and nothing is judged.
+//! Reads the state of the host. It changes nothing, except that it registers the helper for a moment to test whether
+//! `native` works; and it rates nothing.
 
 use std::fs;
 use std::io::{self, Write};

@@ -1,7 +1,7 @@
-//! Is this host ready for Pinhole? What is there is looked at first, and judged then, so that the judgements can be
-//! tested without a host.
+//! Checks whether this host is ready for Pinhole. Reading the host and rating the findings are separate, so that
+//! tests of the ratings need no host.
 //!
-//! Looking changes nothing: what the kernel can do is tried in transactions that are not carried out.
+//! Reading changes nothing: features of the kernel are tested in transactions that are not committed.
 
 mod filter;
 mod judge;

@@ -1,5 +1,5 @@
-//! What a policy allows that is seldom meant, and whether somebody else could change it. Each in one line: what, why, and
-//! what to do.
+//! Finds settings of a policy that are seldom intended, and files that other users could change. Each finding is one
+//! line: what, why, and what to do.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;

@@ -1,4 +1,5 @@
-//! Some of many, that have everything there is: what a slow machine plays instead of all cells of a matrix.
+//! Chooses cells of a matrix so that every value of every dimension occurs, for a slow machine that cannot run all
+//! cells.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};

@@ -1,4 +1,4 @@
-//! Real FTP clients, each told in its own way to use one mode, and to do some transfers in one session.
+//! Real FTP clients, and how to make each of them use one mode and do some transfers in one session.
 
 use super::error::{Error, Result, quoted};
 use super::namespace::Namespace;

@@ -1,4 +1,4 @@
-//! What can go wrong in the lab, told so that a reader knows what to do.
+//! The errors of the lab, with what to do about each.
 
 use std::io;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! Cables between namespaces. Nothing here knows what they are laid for.
+//! Veth pairs between namespaces.
 
 use super::error::{Doing, Result};
 use super::namespace::Namespace;

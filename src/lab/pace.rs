@@ -1,7 +1,7 @@
-//! How fast the machine is, and what a test makes of it.
+//! How fast the machine is, and how tests adapt.
 //!
-//! On an emulated machine everything takes many times as long. There a test covers the same as anywhere else. What it
-//! does again and again it does less often, and what has to be quick may take longer.
+//! On an emulated machine everything takes many times as long. A test covers the same cases there, repeats them less
+//! often, and allows more time.
 
 use std::env;
 use std::time::Duration;

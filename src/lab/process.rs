@@ -1,11 +1,11 @@
-//! Programs that run inside a namespace, and end with whoever started them.
+//! Programs that run inside a namespace and end with the process that started them.
 //!
-//! Each program gets a process namespace, whose first process is a `cat` that reads a pipe of ours. Dropping the
+//! Each program gets a PID namespace, whose first process is a `cat` that reads a pipe of ours. Dropping the
 //! [`Child`], or the end of this process in whatever way, closes the pipe; `cat` reads the end of the file and ends,
 //! and the kernel then kills every process of that namespace. So a server that forks, changes its user or daemonises
 //! cannot be left behind, which neither process groups nor `PR_SET_PDEATHSIG` could promise.
 //!
-//! Mind: a program sees other process ids inside than its parent sees outside. [`Child::id`] is the one outside.
+//! A program sees other process IDs inside than its parent sees outside. [`Child::id`] is the one outside.
 
 use super::error::{Doing, Error, Result, quoted};
 use super::namespace::{Namespace, on_a_thread};

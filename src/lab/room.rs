@@ -1,8 +1,8 @@
-//! Files of one's own: a folder in memory and user accounts, seen only by the programs that are let in.
+//! A mount namespace for FTP servers, with files in memory and user accounts of its own.
 //!
-//! FTP servers want a user of the system, fixed places for their state, and leave files behind. A room is a mount
-//! namespace in which `/run` is empty memory and the account files are copies with one user more. Nothing of it is
-//! on the machine's disk, nobody else sees it, and it ends with its last holder, `kill -9` included.
+//! FTP servers need a user of the system and fixed places for their state, and leave files behind. In this namespace
+//! `/run` is empty memory, and the account files are copies with one more user. Nothing of it is on the machine's
+//! disk, no other program sees it, and it ends with its last holder, `kill -9` included.
 
 use super::error::{Doing, Result};
 use super::namespace::on_a_thread;

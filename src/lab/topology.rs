@@ -1,7 +1,7 @@
-//! Who is joined to whom, and which of them has the firewall.
+//! Which namespaces are connected, and which of them has the firewall.
 //!
 //! A topology is three roles with namespaces and addresses. One with address translation is a gateway whose firewall
-//! has other rules, and whose `target` is what the gateway shows instead of the server's own address.
+//! has other rules, and whose `target` is the address that the gateway shows instead of the server's own.
 
 use super::error::Result;
 use super::link::{End, join};

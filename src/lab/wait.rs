@@ -1,4 +1,4 @@
-//! Waiting for a condition, never for a time.
+//! Waits for a condition, never for a fixed time.
 
 use super::error::{Error, Result};
 use super::pace::allow;

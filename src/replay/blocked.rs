@@ -1,8 +1,8 @@
-//! Which connections of a capture a firewall with nothing but the control ports and our pinholes would not have let
-//! through.
+//! Which connections of a capture a firewall that admits only the control ports and Pinhole's pinholes would have
+//! blocked.
 //!
-//! A capture holds other traffic as well. What is looked at is what could be FTP's: new connections between the two
-//! hosts of a session that lives.
+//! A capture has other traffic as well. Only connections that may belong to FTP count: new connections between the
+//! two hosts of an open session.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,4 @@
-//! Packets that wait for what is missing in front of them, as they would in the kernel's queue.
+//! Packets that wait for a missing segment, as the daemon keeps them in the kernel's queue.
 
 use crate::core::net::{Flags, Flow, Segment, Seq};
 use crate::core::time::Timestamp;

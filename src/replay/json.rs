@@ -1,4 +1,4 @@
-//! A replay for programs: one JSON object a line, as `docs/reference/replay.md` describes.
+//! The report of a replay as JSON: one object a line, as `docs/reference/replay.md` describes.
 
 use std::io::{self, Write};
 

@@ -1,6 +1,6 @@
-//! A capture through the real middle: what would have been opened, refused, used and blocked.
+//! Replays a capture through the real tracker: what would have been opened, refused, used and blocked.
 //!
-//! The clock is the capture's, the firewall is simulated. Knows nothing of files; frames are handed to it.
+//! The clock is the capture's, the firewall is simulated. Knows nothing of files; the caller supplies frames.
 
 mod blocked;
 mod held;

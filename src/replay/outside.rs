@@ -1,6 +1,6 @@
-//! The capture as the other side of a gateway would have seen it.
+//! Writes the capture as the other side of a gateway would have seen it.
 //!
-//! Knows how a packet is written with other addresses and another text; which, it is told.
+//! Knows how to write a packet with other addresses and another payload; the caller supplies both.
 
 use crate::replay::pcap::file::Frame;
 use crate::replay::pcap::link;

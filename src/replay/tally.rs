@@ -1,4 +1,4 @@
-//! What a replay counted.
+//! The counters of a replay.
 
 use crate::core::tracker::SessionEvent;
 

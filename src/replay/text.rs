@@ -1,4 +1,4 @@
-//! A replay for people: one line for each thing that happened, in the order of the capture.
+//! The report of a replay as text: one line for each event, in the order of the capture.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write};

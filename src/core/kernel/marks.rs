@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 
 use crate::core::net::Direction;
 
-/// How far a session has come: what is known of it when nobody remembers its dialogue.
+/// How far a session has come, as far as its mark records that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Progress {
     /// Nothing is known.
@@ -14,9 +14,9 @@ pub enum Progress {
     Unknown,
     /// The server has sent its greeting, and the client commands of FTP.
     Ftp,
-    /// And the server has let a user in.
+    /// And a user has logged in.
     LoggedIn,
-    /// Nothing more can be read: it is encrypted, or it is not FTP.
+    /// It cannot be read any more: it is encrypted, or it is not FTP.
     Unreadable,
 }
 
@@ -30,13 +30,13 @@ pub struct Synced {
     pub server: bool,
 }
 
-/// The bits that Pinhole sets in the mark of a connection that it admits: at least one, and at least five are left. Of
-/// those, the five that stand nearest are for control connections.
+/// The bits that Pinhole sets in the mark of a connection that it admits: at least one bit, and at least five are
+/// left. Five of the others are for control connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(NonZeroU32);
 
 impl Mark {
-    /// Those bits, unless there is none, or fewer than five are left.
+    /// The mark with these bits, unless there is none, or fewer than five are left.
     pub const fn new(bits: u32) -> Option<Self> {
         match NonZeroU32::new(bits) {
             Some(bits) if bits.get().count_zeros() >= CONTROL_BITS => Some(Self(bits)),
@@ -49,7 +49,7 @@ impl Mark {
         self.0.get()
     }
 
-    /// The bits beside them that are for control connections.
+    /// The bits for control connections.
     pub const fn control_bits(self) -> ControlBits {
         let mut used = self.bits();
         let mut bits = [0; CONTROL_BITS as usize];
@@ -64,17 +64,18 @@ impl Mark {
     }
 }
 
-/// How many bits beside its own Pinhole needs for control connections.
+/// How many further bits Pinhole needs for control connections.
 const CONTROL_BITS: u32 = 5;
 
-/// What Pinhole says in marks about control connections.
+/// The bits of the marks of control connections and of their packets.
 ///
-/// Four bits of a connection's mark outlive the daemon. Two say how far the session has come: neither, nothing is known;
-/// the first, both ends speak FTP; both, and a user is logged in; the second alone, nothing can be read any more. One
-/// more for each end says that all it sent was read, and that its next byte begins a line; it is cleared by every packet
-/// that nobody reads.
+/// Four bits of the conntrack mark outlive the daemon. Two are the progress: neither, nothing is known; the first,
+/// both ends speak FTP; both, and a user is logged in; the second alone, the connection cannot be read any more. One
+/// more bit for each end means that the end is in sync: the daemon has read all that it sent, and the next byte
+/// begins a line. Each packet that passes unread clears the bit of its sender.
 ///
-/// One bit of a packet's mark lives from the verdict to the next chain, which turns it into that. No connection has it.
+/// One bit of the packet mark is set with the verdict; the next chain clears it and sets the bits of the conntrack
+/// mark accordingly. It is no bit of the conntrack mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlBits {
     known: u32,
@@ -85,7 +86,7 @@ pub struct ControlBits {
 }
 
 impl ControlBits {
-    /// All bits that a connection's mark may have.
+    /// All of these bits that are used in the conntrack mark.
     pub const fn all_of_connection(self) -> u32 {
         self.progress() | self.server_synced | self.client_synced
     }
@@ -95,12 +96,12 @@ impl ControlBits {
         [self.known, self.beyond, self.server_synced, self.client_synced, self.read]
     }
 
-    /// The two bits of how far a session has come.
+    /// The two bits of the progress.
     pub const fn progress(self) -> u32 {
         self.known | self.beyond
     }
 
-    /// The bits that say this.
+    /// The bits of this progress.
     pub const fn of(self, progress: Progress) -> u32 {
         match progress {
             Progress::Unknown => 0,
@@ -110,7 +111,7 @@ impl ControlBits {
         }
     }
 
-    /// What a connection's mark says of how far its session has come.
+    /// The progress in a conntrack mark.
     pub const fn read_progress(self, mark: u32) -> Progress {
         match (mark & self.known != 0, mark & self.beyond != 0) {
             (false, false) => Progress::Unknown,
@@ -120,7 +121,7 @@ impl ControlBits {
         }
     }
 
-    /// The bit of a connection's mark that says that this end is in sync.
+    /// The bit of the conntrack mark for "this end is in sync".
     pub const fn synced(self, end: Direction) -> u32 {
         match end {
             Direction::FromClient => self.client_synced,
@@ -128,34 +129,34 @@ impl ControlBits {
         }
     }
 
-    /// Which ends are in sync, by a connection's mark.
+    /// Which ends are in sync, by the conntrack mark.
     pub const fn read_synced(self, mark: u32) -> Synced {
         Synced { client: mark & self.client_synced != 0, server: mark & self.server_synced != 0 }
     }
 
-    /// The bit of a packet's mark that says that it was read.
+    /// The bit of the packet mark for "this packet was read".
     pub const fn of_read_packet(self) -> u32 {
         self.read
     }
 
-    /// The bit of a packet's mark that says that its sender is in sync behind it.
+    /// The bit of the packet mark for "the sender is in sync after this packet".
     pub const fn of_packet_synced(self) -> u32 {
         self.known
     }
 
-    /// Whether the mark of a packet that is to be read says that its source is not where it comes from.
+    /// Whether the mark of a queued packet means that its source, by the routes, is not behind its input interface.
     pub const fn is_doubtful(self, mark: u32) -> bool {
         mark & self.of_read_packet() != 0
     }
 
-    /// The mark of a packet that was read, and whether its sender is in sync behind it.
+    /// The mark of a packet that was read, with the bit for a sender that is in sync after it.
     pub const fn of_packet(self, mark: u32, synced: bool) -> u32 {
         let cleared = mark & !(self.of_read_packet() | self.of_packet_synced());
         cleared | self.of_read_packet() | if synced { self.of_packet_synced() } else { 0 }
     }
 }
 
-/// The bit above the highest of these; where there is none above, the highest that is not among them.
+/// The bit above the highest of these; if there is none above, the highest bit that is not among them.
 const fn nearest_free(bits: u32) -> u32 {
     match bits.leading_zeros() {
         0 => 1 << (31 - bits.leading_ones()),
@@ -163,7 +164,7 @@ const fn nearest_free(bits: u32) -> u32 {
     }
 }
 
-/// A bit that few others use.
+/// A bit that few other programs use.
 impl Default for Mark {
     fn default() -> Self {
         Self(NonZeroU32::new(0x1000_0000).expect("the default mark has a bit"))

@@ -15,61 +15,60 @@ use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 
-/// The firewall could not do what was asked; it has said why to whoever watches it.
+/// The request failed; the firewall has reported the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the firewall did not open the pinhole")]
 pub struct NotOpened;
 
-/// The firewall could not look a connection up; it has said why to whoever watches it.
+/// The lookup of a connection failed; the firewall has reported the reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the firewall could not look the connection up")]
 pub struct LookupFailed;
 
-/// What a firewall knows of a control connection.
+/// The state of a control connection, as the firewall has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Control {
     /// Its addresses.
     pub connection: Connection,
-    /// A number that no other connection with these addresses has, where that is known.
+    /// An ID that differs from those of other connections with these addresses, where it is known.
     pub id: Option<u32>,
-    /// Whether it is just being opened: the server has answered the client's SYN, and nothing has come since then.
+    /// Whether it is in the handshake: the server has answered the client's SYN, and no packet has come since then.
     pub is_opening: bool,
-    /// How far it has come, as [`Firewall::record`] was told last, by this run or an earlier one.
+    /// The progress that [`Firewall::record`] stored last, in this run or an earlier one.
     pub progress: Progress,
-    /// Which of its ends are in sync, as [`Tracker::is_synced`](crate::core::tracker::Tracker::is_synced) said of the last
-    /// packet of each, and nothing passed unread since then.
+    /// Which of its ends are in sync: as [`Tracker::is_synced`](crate::core::tracker::Tracker::is_synced) returned
+    /// for the last packet of each, if no packet has passed unread since then.
     pub synced: Synced,
-    /// How its sequence numbers are corrected, whoever asked for that.
+    /// The seqadj offsets of its two directions, whichever run set them.
     pub adjustments: Adjustments,
 }
 
 /// A firewall that holds expectations.
 pub trait Firewall {
-    /// The control connection to which packets with these addresses belong; none if they belong to no such.
+    /// The control connection to which packets with these addresses belong; `None` if they belong to none.
     ///
-    /// Which end is the client is the firewall's to know: with NAT, a port number does not tell.
+    /// The firewall decides which end is the client: with NAT, a port number does not tell.
     fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed>;
 
-    /// Admits an expectation that was announced in this control connection. One with the same addresses that stands
-    /// already is admitted anew, from its own moment.
+    /// Opens a pinhole for an expectation of this control connection. An open one with the same addresses is
+    /// replaced, and its lifetime starts again.
     fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened>;
 
-    /// Does not admit it any more. That it was used or has expired in the meantime is fine.
+    /// Closes the pinhole. It is no error if it was used or has expired.
     fn close(&mut self, expectation: &Expectation);
 
-    /// What NAT will make of a connection from `from` to `to`, if one is admitted: whoever opened that pinhole, a program
-    /// that ran earlier included. None if none is admitted.
+    /// The NAT of a connection from `from` to `to`, if a pinhole admits it, whichever run or program opened that.
+    /// `None` if no pinhole admits it.
     ///
-    /// That is the question to ask before an announcement gets another port: two pinholes with the same addresses are
-    /// one, and the second would take the place of the first.
+    /// To be asked before an announcement gets another port: two pinholes with the same addresses are one, and the
+    /// second would replace the first.
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping>;
 
-    /// Has the sequence numbers of one direction corrected from now on. When this returns it is so, and has been seen to
-    /// be so.
+    /// Sets the seqadj offsets of one direction. When this returns, the kernel has them, as reading them back has
+    /// shown.
     ///
-    /// A segment of that direction that begins at one of the places `held` carries what the correction is for. It does
-    /// not go on unread any more if it is sent again, also when this program is gone; for a while, in which another one
-    /// should come.
+    /// `held` are the places of segments whose bytes need these offsets. For a while, a retransmission that begins at
+    /// one of them does not bypass the queue, not even after this run has ended: the next run has that time to start.
     fn adjust(
         &mut self,
         connection: &Connection,
@@ -78,16 +77,17 @@ pub trait Firewall {
         held: &[Seq],
     ) -> Result<(), NotAdjusted>;
 
-    /// Admits a port_range until it is closed.
+    /// Opens a port range, until it is closed.
     fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened>;
 
-    /// Has a port_range that is open last for its whole [lifetime](PortRangePinhole::LIFETIME) from now on, where one ends by itself.
+    /// Starts the [lifetime](PortRangePinhole::LIFETIME) of an open port range again, in a firewall in which port
+    /// ranges expire.
     fn renew_port_range(&mut self, port_range: &PortRangePinhole);
 
-    /// Does not admit a port_range any more.
+    /// Closes a port range.
     fn close_port_range(&mut self, port_range: &PortRangePinhole);
 
-    /// Keeps how far this control connection has come, so that it is not lost with whoever says it. Packets of one in
-    /// which nothing can be read any more need not be brought.
+    /// Stores the progress of this control connection, so that it outlives the daemon. The firewall need not queue
+    /// packets of an unreadable connection.
     fn record(&mut self, connection: &Connection, progress: Progress);
 }

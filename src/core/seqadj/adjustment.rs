@@ -4,7 +4,7 @@
 
 use crate::core::net::{Direction, Seq};
 
-/// What the kernel does to the sequence numbers of one direction, by itself, from the moment that it was told.
+/// The seqadj state of one direction: how the kernel corrects sequence numbers from the moment that it is set.
 ///
 /// All places are counted as the *sender* of that direction counts them, before any correction. For every packet of
 /// the connection, when it leaves this host or is delivered to it (so also for the packet that is just being held):
@@ -33,15 +33,15 @@ use crate::core::net::{Direction, Seq};
 /// has to write its number accordingly.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Adjustment {
-    /// The last place whose bytes get `before`.
+    /// The last place to which `before` applies.
     pub position: Seq,
-    /// How much is added up to there.
+    /// The offset up to there.
     pub before: i32,
-    /// How much is added behind it.
+    /// The offset after it.
     pub after: i32,
 }
 
-/// The adjustments of both directions of a connection; none where none was ever set.
+/// The seqadj state of both directions of a connection; `None` if it was never set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Adjustments {
     /// Of what the client sends.
@@ -50,17 +50,17 @@ pub struct Adjustments {
     pub from_server: Option<Adjustment>,
 }
 
-/// The sequence numbers of a connection will not be corrected, so that the length of what is said in it must stay.
+/// The kernel does not correct the sequence numbers of this connection, so lines have to keep their length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotAdjusted {
-    /// The kernel took it and did nothing: NAT does not change the addresses of this connection, or it was not prepared
-    /// when it began, because it is older than the rules that do that.
+    /// The kernel acknowledged the offset and did not store it: NAT does not translate this connection, or the
+    /// connection is older than the rules that prepare it.
     #[error("the kernel cannot correct the sequence numbers of this connection")]
     NotPrepared,
-    /// The kernel has forgotten the connection.
+    /// The connection is not in conntrack any more.
     #[error("the kernel does not know this connection any more")]
     Unknown,
-    /// The kernel refused, or did not answer. It has been said to whoever watches the firewall.
+    /// The kernel refused, or did not answer. The firewall has reported the reason.
     #[error("the firewall did not correct the sequence numbers of this connection")]
     Failed,
 }
@@ -79,7 +79,7 @@ impl Adjustment {
         if as_before.is_after(self.position) { sent.moved(self.after.wrapping_neg()) } else { as_before }
     }
 
-    /// The number of the sender that the receiver sees as `wanted`; none if there is no such.
+    /// The sender's number that the receiver sees as `wanted`; `None` if there is none.
     pub fn source_of(&self, wanted: Seq) -> Option<Seq> {
         [self.after, self.before]
             .map(|by| wanted.moved(by.wrapping_neg()))

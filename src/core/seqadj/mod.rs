@@ -12,24 +12,24 @@ pub use rewriter::{DirectionRewriter, MOST_WITHHELD, Replaced, RewriteError};
 
 use crate::core::net::{Direction, Seq};
 
-/// What is to become of a packet.
+/// The verdict on a packet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on as it is.
+    /// Accept it unchanged.
     #[default]
     Accept,
-    /// It goes on with something else in it.
+    /// Accept it with another payload.
     Replace(Replacement),
-    /// It does not go on: its receiver would ignore it, or read something else than was read here.
+    /// Drop it: its receiver would ignore it, or read other bytes than Pinhole.
     Drop,
-    /// It waits until what is missing in front of it has come, and is then shown again.
+    /// Keep it until the missing segment in front of it has come, and then pass it again.
     Later,
 }
 
-/// What a segment carries instead of what it carried.
+/// The replacement of a segment's sequence number and payload.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Replacement {
-    /// Its sequence number, before the kernel shifts it.
+    /// The sequence number, before the kernel adds its offset.
     pub seq: Seq,
     /// Its payload.
     pub payload: Vec<u8>,
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Replacement {
     }
 }
 
-/// Both directions of a connection in which something may be replaced.
+/// Both directions of a connection in which bytes may be replaced.
 #[derive(Debug, Default)]
 pub struct Rewriters {
     client: DirectionRewriter,
@@ -49,7 +49,7 @@ pub struct Rewriters {
 }
 
 impl Rewriters {
-    /// The directions as the kernel shifts them already.
+    /// Both directions, with the offsets that the kernel has already.
     pub fn found(adjustments: &Adjustments) -> Self {
         let rewriter = |direction| adjustments.of(direction).map(DirectionRewriter::found).unwrap_or_default();
         Self { client: rewriter(Direction::FromClient), server: rewriter(Direction::FromServer) }

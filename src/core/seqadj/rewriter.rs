@@ -10,12 +10,11 @@ use super::{Replacement, Verdict};
 use crate::core::net::{Flags, Segment, Seq};
 use crate::core::seqadj::{Adjustment, NotAdjusted};
 
-/// How many replacements are remembered, beyond those that the receiver has not acknowledged, for the case that the
-/// sender sends those bytes again.
+/// How many acknowledged replacements are remembered, in case the sender retransmits those bytes.
 const REMEMBERED: usize = 16;
 
-/// How many replacements are remembered at most. There are no more: each is an announcement, to which the other end
-/// answers, and with the answer comes the acknowledgement.
+/// The most replacements that are remembered. There are no more: each is an announcement, which the other end
+/// answers, and the answer acknowledges it.
 const MOST_REMEMBERED: usize = 64;
 
 /// The most bytes that are withheld: the longest address that FTP can write is shorter.
@@ -27,11 +26,11 @@ const LONGEST: usize = 1200;
 /// Why bytes cannot be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RewriteError {
-    /// Some of them, or of what follows them, have gone on already.
+    /// Some of these bytes, or of the bytes after them, were passed already.
     Gone,
-    /// The segment would not fit the path any more.
+    /// The segment would be too long for the path.
     NoRoom,
-    /// The kernel does not shift this direction.
+    /// The kernel does not correct this direction.
     NotAdjusted,
 }
 
@@ -55,12 +54,12 @@ impl Edit {
     }
 }
 
-/// All replacements that the receiver has acknowledged long ago.
+/// The sum of all replacements that are not remembered any more.
 #[derive(Clone, Copy, Debug)]
 struct Forgotten {
     /// Where the last of them ended.
     end: Seq,
-    /// By how much they have moved what follows.
+    /// By how many bytes they have moved the bytes after them.
     growth: i32,
     /// The last byte of them that the receiver got.
     last: u8,
@@ -69,21 +68,21 @@ struct Forgotten {
 /// One direction.
 #[derive(Debug)]
 pub struct DirectionRewriter {
-    /// What the kernel was found to do.
+    /// The kernel's state when the session began.
     found: Adjustment,
-    /// What it does now.
+    /// The kernel's state now.
     adjustment: Adjustment,
-    /// What is left of the replacements that are not remembered any more.
+    /// The sum of the replacements that are not remembered any more.
     forgotten: Option<Forgotten>,
-    /// In the order of the stream. The last may be one without text: bytes that are withheld.
+    /// In stream order. The last one may have no text: the withheld bytes.
     edits: VecDeque<Edit>,
-    /// Those bytes, while there are any.
+    /// The withheld bytes, if there are any.
     withheld: Option<Vec<u8>>,
-    /// Up to where the receiver has acknowledged, as it counts.
+    /// The receiver's acknowledgement, in the receiver's numbers.
     acked: Option<Seq>,
     /// Up to where the sender's bytes have gone on.
     gone: Option<Seq>,
-    /// From where on nothing may go on.
+    /// No byte from here on may be passed.
     barred: Option<Seq>,
 }
 
@@ -94,7 +93,7 @@ impl Default for DirectionRewriter {
 }
 
 impl DirectionRewriter {
-    /// A direction that the kernel shifts so already.
+    /// A direction with the offsets that the kernel has already.
     pub fn found(adjustment: Adjustment) -> Self {
         Self {
             found: adjustment,
@@ -108,19 +107,20 @@ impl DirectionRewriter {
         }
     }
 
-    /// What the kernel does to it now.
+    /// The kernel's state now.
     pub fn adjustment(&self) -> &Adjustment {
         &self.adjustment
     }
 
-    /// Takes the receiver's acknowledgement, and tells it as the sender counts.
+    /// Handles the receiver's acknowledgement; returns it in the sender's numbers.
     pub fn acknowledged(&mut self, ack: Seq) -> Seq {
         self.acked = Some(self.acked.map_or(ack, |acked| acked.later(ack)));
         self.adjustment.acknowledgement(ack)
     }
 
-    /// Where the sender begins if it sends a segment again that is here: where that begins, or what it has not heard to be
-    /// acknowledged. Those two are mostly one. Of what is withheld it has heard that, but may not believe it any more.
+    /// The places at which a retransmission of this segment may begin: at its own beginning, or at the first byte for
+    /// which the sender has no acknowledgement. Mostly the two are one. The sender has an acknowledgement for
+    /// withheld bytes, but may discard it.
     pub fn repeated_from(&self, segment: &Segment<'_>) -> Vec<Seq> {
         let acked = self.acked.map(|ack| self.adjustment.acknowledgement(ack));
         let withheld = self.withheld().map(|(start, _)| start);
@@ -161,7 +161,7 @@ impl DirectionRewriter {
         if growth == 0 || !self.edits.is_empty() {
             return;
         }
-        // The place that the kernel knows is the last byte of the text, or where that would have ended in a longer one.
+        // The kernel's position is the last byte of the text, or the place where that byte would be in a longer text.
         let replaced = if growth > 0 {
             let before = known.checked_sub(1).and_then(|before| segment.payload.get(before)).copied();
             Replaced { start: self.found.position, length: 1, text: vec![last], before: before.unwrap_or(b' ') }
@@ -183,31 +183,30 @@ impl DirectionRewriter {
         self.barred.get_or_insert(new);
     }
 
-    /// Whether this segment holds bytes that must not go on.
+    /// Whether this segment contains bytes that must not be passed.
     pub fn is_barred(&self, segment: &Segment<'_>) -> bool {
         let end = segment.seq + segment.payload.len();
         !segment.payload.is_empty() && self.barred.is_some_and(|barred| end.is_after(barred))
     }
 
-    /// Where the bytes begin that are withheld, and which they are.
+    /// The place of the withheld bytes, and the bytes.
     pub fn withheld(&self) -> Option<(Seq, &[u8])> {
         let bytes = self.withheld.as_deref()?;
         Some((self.edits.back()?.start, bytes))
     }
 
-    /// A segment goes on that begins there. If there is a hole between it and what is withheld, that is given up: how far
-    /// it moves what follows is settled, and the receiver never gets it.
+    /// A segment that begins at this place is passed. If there is a gap between the withheld bytes and the segment,
+    /// the withheld bytes are given up: their offset is final, and the receiver never gets them.
     pub fn goes_on_from(&mut self, place: Seq) {
         if self.withheld().is_some_and(|(start, bytes)| place.is_after(start + bytes.len())) {
             self.withheld = None;
         }
     }
 
-    /// Replaces the bytes from `start` on, which are `length` bytes of the segment that has just come, or were
-    /// withheld before it. `before` is the byte in front of them. If something is withheld in front of them, it goes on
-    /// as it is.
+    /// Replaces the `length` bytes from `start` on, which are in the current segment, or were withheld before it.
+    /// `before` is the byte in front of them. Withheld bytes in front of them are passed unchanged.
     ///
-    /// `adjust` tells the kernel, if it has to know.
+    /// `adjust` sets the kernel's offsets, if they change.
     pub fn replace(
         &mut self,
         segment: &Segment<'_>,
@@ -234,9 +233,9 @@ impl DirectionRewriter {
         result
     }
 
-    /// Keeps back the bytes from `start` to the end of the segment, until they are replaced or let go.
+    /// Withholds the bytes from `start` to the end of the segment, until they are replaced or released.
     ///
-    /// The sender is told that they were received, lest it wait for that before it sends the rest.
+    /// The sender gets an acknowledgement for them, because it may wait for that before it sends the rest.
     pub fn withhold(
         &mut self,
         segment: &Segment<'_>,
@@ -259,7 +258,7 @@ impl DirectionRewriter {
         Ok(())
     }
 
-    /// Lets go what is withheld, together with the first byte that has come since then.
+    /// Releases the withheld bytes, together with the first byte that has come since then.
     pub fn release(
         &mut self,
         segment: &Segment<'_>,
@@ -279,13 +278,13 @@ impl DirectionRewriter {
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), RewriteError> {
         let end = segment.seq + segment.payload.len();
-        // Withheld bytes have not gone on; all others of earlier segments have.
+        // Withheld bytes were not passed; all other bytes of earlier segments were.
         let is_here = !edit.start.is_before(self.gone.unwrap_or(segment.seq));
         let is_last = self.edits.back().is_none_or(|last| !edit.start.is_before(last.end()));
         let growth = edit.growth();
         let overtaken = self.gone.is_some_and(|gone| gone.is_after(end)) && growth != 0;
-        // It went on while nobody was here, and is sent again because its acknowledgement is late: the receiver would take
-        // what it grew by for something new.
+        // The line passed while no daemon ran, and is retransmitted because its acknowledgement is late: the receiver
+        // would take the bytes by which it grew for new ones.
         let is_received = self.acked.is_some_and(|acked| acked.is_after(self.place_for_receiver(edit.start)));
         if !is_here || !is_last || overtaken || is_received {
             return Err(RewriteError::Gone);
@@ -317,7 +316,7 @@ impl DirectionRewriter {
         Ok(())
     }
 
-    /// What is to become of a segment of this direction, now that all its lines are known.
+    /// The verdict on a segment of this direction, after all its lines were handled.
     pub fn verdict(&mut self, segment: &Segment<'_>) -> Verdict {
         if segment.payload.is_empty() || segment.flags.has(Flags::SYN) || segment.flags.has(Flags::RST) {
             return Verdict::Accept;
@@ -328,18 +327,19 @@ impl DirectionRewriter {
             _ => self.rewritten(segment),
         };
         let end = segment.seq + segment.payload.len();
-        // What is withheld has not gone on.
+        // Withheld bytes were not passed.
         let gone = self.withheld().map_or(end, |(start, _)| start);
         self.gone = Some(self.gone.map_or(gone, |before| before.later(gone)));
         if payload.is_empty() && !segment.flags.has(Flags::FIN) {
-            // A segment without payload would not be answered. One that repeats a byte is, at once.
+            // The receiver does not answer a segment without payload. It answers one that repeats a byte, at once.
             payload.push(self.byte_before(segment.seq));
             place = place.moved(-1);
         }
         if self.adjustment.source_of(place).is_none()
             && let Some(acked) = self.acked
         {
-            // The receiver has what the kernel could not bring to its place any more.
+            // The kernel cannot give this segment its right sequence number any more, but the receiver has these
+            // bytes already.
             let known = usize::try_from(acked - place).unwrap_or(0).min(payload.len().saturating_sub(1));
             payload.drain(..known);
             place += known;
@@ -351,9 +351,9 @@ impl DirectionRewriter {
         Verdict::Replace(Replacement { seq, payload })
     }
 
-    /// Where the receiver counts the byte that the sender counts at `place`.
+    /// The receiver's sequence number for the byte at the sender's `place`.
     ///
-    /// Within bytes that are replaced there is only one place: all of the text belongs to the last of them.
+    /// All replaced bytes but the last are at one place: the whole text belongs to the last of them.
     pub fn place_for_receiver(&self, place: Seq) -> Seq {
         let mut shift = self.forgotten.map_or(0, |forgotten| forgotten.growth);
         for edit in &self.edits {
@@ -368,7 +368,7 @@ impl DirectionRewriter {
         self.found.sequence(place).moved(shift)
     }
 
-    /// What the receiver gets for a segment, and where.
+    /// The bytes that the receiver gets for a segment, and their sequence number.
     fn rewritten(&self, segment: &Segment<'_>) -> (Seq, Vec<u8>) {
         let Segment { seq: start, payload, .. } = *segment;
         let end = start + payload.len();
@@ -394,7 +394,7 @@ impl DirectionRewriter {
         (self.place_for_receiver(start), bytes)
     }
 
-    /// What the receiver gets for a segment that begins where nothing is remembered any more: it has that already.
+    /// The same for a segment that begins in front of all remembered replacements: the receiver has it already.
     fn rewritten_behind(&self, forgotten: &Forgotten, segment: &Segment<'_>) -> (Seq, Vec<u8>) {
         let known = usize::try_from(forgotten.end - segment.seq).unwrap_or(0);
         let Some(payload) = segment.payload.get(known..).filter(|rest| !rest.is_empty()) else {
@@ -403,7 +403,7 @@ impl DirectionRewriter {
         self.rewritten(&Segment { seq: forgotten.end, payload, ..*segment })
     }
 
-    /// The last byte that the receiver has in front of this place, which lies in bytes that are replaced.
+    /// The last byte that the receiver has in front of this place, which is within replaced bytes.
     fn byte_before(&self, place: Seq) -> u8 {
         let edit = self.edits.iter().find(|edit| edit.end().is_after(place));
         edit.map_or(b' ', |edit| edit.before)
@@ -413,10 +413,10 @@ impl DirectionRewriter {
         self.acked.is_some_and(|acked| !self.place_for_receiver(edit.end()).is_after(acked))
     }
 
-    /// What the kernel has to do so that whatever comes next is counted right.
+    /// The seqadj state with which the kernel corrects all later packets.
     ///
-    /// It must never tell the sender that something was received which was not: of all shifts that hold where the
-    /// receiver may be, the greatest is what is taken from acknowledgements of what lies before the last replacement.
+    /// It must never acknowledge bytes that the receiver does not have: for acknowledgements of places before the
+    /// last replacement, the greatest of all offsets is subtracted that may apply where the receiver is.
     fn wanted_adjustment(&self) -> Adjustment {
         let Some(last) = self.edits.back() else { return self.adjustment };
         let end = last.end();
@@ -433,11 +433,11 @@ impl DirectionRewriter {
 /// Bytes to replace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
-    /// Where the first of them stands.
+    /// The place of the first one.
     pub start: Seq,
-    /// How many there are; at least one.
+    /// Their number; at least one.
     pub length: usize,
-    /// What the receiver gets instead.
+    /// The bytes that the receiver gets instead.
     pub text: Vec<u8>,
     /// The byte in front of them.
     pub before: u8,

@@ -60,7 +60,7 @@ pub(super) fn decide(
     if terms.is_known_service(port) {
         return Err(Refusal::KnownService);
     }
-    // Last, because what it names tells more: an answer that nobody asked for may be one whose question was lost.
+    // Checked last, because the other reasons tell more: the reply may be one whose command was lost.
     if !standing.asked_for {
         return Err(Refusal::NotAskedFor);
     }
@@ -72,11 +72,11 @@ pub(super) fn decide(
     Ok(Expectation { from: ends.caller, to, since: now, lifetime: terms.timeout, mapping })
 }
 
-/// What has to be announced instead, so that the other end finds the way to what is expected; none where what was
-/// announced says that already.
+/// The address that has to be announced instead, so that the other end reaches the expectation; `None` if the
+/// announced address leads there already.
 pub(super) fn instead(named: &Announced, expectation: &Expectation) -> Option<Announced> {
     let Endpoint { address, port } = expectation.to;
-    // An address that stands for all of an end's own is as good as the one that the other end knows.
+    // The unspecified address is as good as the one that the other end knows.
     let is_right = named.address.is_none_or(|named| named == address || named.is_unspecified());
     if is_right && named.port == port.number() {
         return None;
@@ -86,13 +86,13 @@ pub(super) fn instead(named: &Announced, expectation: &Expectation) -> Option<An
 
 /// The two ends of a data connection, each with the two addresses that it has where there is NAT.
 struct Ends {
-    /// Who waits for the data connection.
+    /// The end that listens.
     listener: IpAddr,
-    /// The same, as the other end knows it.
+    /// Its address, as the other end knows it.
     shown: IpAddr,
-    /// Who will open it.
+    /// The end that connects.
     caller: IpAddr,
-    /// The same, as the listener knows it.
+    /// Its address, as the listener knows it.
     caller_shown: IpAddr,
 }
 
@@ -107,13 +107,14 @@ impl Ends {
     }
 }
 
-/// What an announcement names, for people: also when it is refused.
+/// The announced address and port, for messages; also of a refused announcement.
 pub(super) fn named(announcement: &Announcement, connection: &Connection) -> Option<SocketAddr> {
     let named = announcement.named?;
     Some(SocketAddr::new(address(announcement.mode, &named, connection), named.port))
 }
 
-/// A server that names no address, or the one that stands for all of its own, means the one that the client called.
+/// The announced address. A server that announces none, or the unspecified address, means the address that the client
+/// called.
 fn address(mode: Mode, named: &Announced, connection: &Connection) -> IpAddr {
     match named.address {
         Some(address) if mode.is_active() || !address.is_unspecified() => address,
@@ -121,7 +122,7 @@ fn address(mode: Mode, named: &Announced, connection: &Connection) -> IpAddr {
     }
 }
 
-/// Whether it can be the address of some host out there. Not even a policy that allows third parties means others.
+/// Whether it can be a host's address. Even `third_party: allow` allows no other addresses.
 fn is_host(address: IpAddr) -> bool {
     let is_broadcast = matches!(address, IpAddr::V4(address) if address.is_broadcast());
     !(address.is_unspecified() || address.is_loopback() || address.is_multicast() || is_broadcast)

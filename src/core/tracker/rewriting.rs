@@ -230,7 +230,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let behind = line.start + line.text.len();
         let is_unfinished = line.end == behind;
         if !line.whole && (is_unfinished || line.end - behind > 2) {
-            // Nobody looks at what stands behind the longest line, and a server may find a command in it.
+            // Pinhole does not inspect bytes beyond the longest line, and a server may find a command there.
             let payload = self.segment.payload;
             // A CR in the last place may be the one that ends the line.
             let kept = usize::from(payload.ends_with(b"\r"));
@@ -252,7 +252,8 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         })
     }
 
-    /// Overwrites so much of a line up to `last` that no server finds a denied command in its beginning. That command.
+    /// Overwrites as much of a line, up to `last`, as is needed that no server finds a denied command at its
+    /// beginning. Returns that command.
     fn overwrite_denied(&mut self, line: &Line<'_>, last: Seq) -> Option<String> {
         if begins_plainly(line.text) {
             let verb = line.text.iter().position(|byte| !byte.is_ascii_alphanumeric()).unwrap_or(line.text.len());
@@ -291,8 +292,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         })
     }
 
-    /// Puts something that means nothing in place of those of these bytes that are in the segment. What went on before
-    /// was this already.
+    /// Overwrites those of these bytes that are in the segment. Those that were passed before were overwritten, too.
     fn overwrite(&mut self, from: Seq, to: Seq) {
         self.overwrite_with(OVERWRITTEN, from, to);
     }
@@ -308,7 +308,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         self.must_drop |= self.replace(replaced).is_err();
     }
 
-    /// What is to become of the segment, now that all that it says is known.
+    /// The verdict on the segment, after all its lines were handled.
     pub(super) fn verdict(&mut self, session: &Session) -> Verdict {
         if self.rewriters.is_none() {
             return Verdict::Accept;
@@ -363,7 +363,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let limits = &self.world.policy.limits;
         let per_session = usize::from(self.terms.pinholes_per_session.get());
         let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
-        // One that replaces another takes no more room than that had.
+        // A pinhole that replaces another one does not count twice.
         let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
         let is_full_for_client = owner != Some(self.slot)
             && self.expectations.count_of_client(client) + self.ranges.count_of_client(client) >= per_client;
@@ -396,7 +396,7 @@ fn at_port(decided: &Expectation, port: Port) -> Expectation {
     expectation
 }
 
-/// How many characters a port has in an announcement of this mode, apart from what stands around it.
+/// The number of characters of a port in an announcement of this mode, without the text around it.
 fn length_of(mode: Mode, port: Port) -> usize {
     let digits = |number: u16| number.checked_ilog10().map_or(1, |log| log as usize + 1);
     match mode {

@@ -20,36 +20,37 @@ use crate::core::seqadj::Rewriters;
 use crate::core::session::Session;
 use crate::core::time::Timestamp;
 
-/// How exact the order of silence is: a session that goes on talking moves in the lists so often, not with each packet.
+/// The precision of the order of silence: an active session moves in the lists once in this time, not with each
+/// packet.
 const COARSE: Duration = Duration::from_secs(1);
 
 /// A session as the tracker keeps it.
 #[derive(Debug)]
 pub(super) struct Tracked {
     pub(super) connection: Connection,
-    /// The kernel's number of the connection, where that is known.
+    /// Conntrack's ID of the connection, where it is known.
     pub(super) id: Option<u32>,
     pub(super) number: SessionNumber,
     pub(super) rule: RuleId,
-    /// How it ended, if it did: it stays for a while, so that the last packets of it do not look like a new one.
+    /// How it ended, if it did. It stays for a while, so that its last packets do not look like a new session.
     pub(super) ended: Option<Ended>,
     pub(super) last_heard: Timestamp,
     pub(super) place: Placed,
     pub(super) buffered: Buffered,
     pub(super) session: Session,
-    /// Where the packets of its client and of its server come from, once that is known.
+    /// The interfaces from which the packets of its client and of its server come, once they are known.
     pub(super) origins: Origins,
-    /// What the kernel knows of how far it has come.
+    /// The progress that the kernel has stored.
     pub(super) recorded: Progress,
-    /// Where something of what is said may have to be changed: behind NAT, or under a rule that holds commands back.
+    /// Present if bytes may have to be replaced: with NAT, or under a rule that denies something.
     pub(super) rewriters: Option<Box<Rewriters>>,
 }
 
-/// Where a session stands in the lists.
+/// The position of a session in the lists.
 #[derive(Debug)]
 pub(super) struct Placed {
     pub(super) rank: Rank,
-    /// When it moved to the end of its lists: less than [`COARSE`] before it was last heard.
+    /// When it moved to the end of its lists: less than [`COARSE`] before its latest packet.
     moved: Timestamp,
     /// The slot of its client.
     client: u32,
@@ -63,12 +64,12 @@ impl Placed {
     }
 }
 
-/// What there is of one client.
+/// The sessions of one client.
 #[derive(Debug)]
 struct Client {
     key: ClientKey,
     sessions: u32,
-    /// Its sessions before a login, and those behind one, each in the order of their silence.
+    /// Its sessions before a login, and those after a login, each in the order of their silence.
     lists: [List; 2],
 }
 
@@ -173,7 +174,7 @@ impl Table {
         slot
     }
 
-    /// A client has one session less.
+    /// A client has one session fewer.
     fn forget_if_last(&mut self, slot: u32) {
         let Some(client) = self.clients.get_mut(slot) else { return };
         client.sessions -= 1;
@@ -213,7 +214,7 @@ impl Table {
         self.find_client(key)?.lists.iter().find_map(List::first)
     }
 
-    /// A packet of that session came.
+    /// Notes a packet of that session.
     pub(super) fn heard(&mut self, slot: u32, now: Timestamp) {
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
         tracked.last_heard = now;
@@ -235,7 +236,7 @@ impl Table {
         }
     }
 
-    /// The rank of that session changes.
+    /// Changes the rank of that session.
     pub(super) fn set_rank(&mut self, slot: u32, rank: Rank, now: Timestamp) {
         if self.sessions.get(slot).is_none_or(|tracked| tracked.place.rank == rank) {
             return;
@@ -285,7 +286,7 @@ impl Table {
     fn patience(&self, rank: Rank) -> Duration {
         match rank {
             Rank::Ended => LINGER,
-            // An encrypted session is silent here however busy it is; its end is told from elsewhere.
+            // No data of an encrypted session is queued, however active it is; conntrack reports its end.
             Rank::Ranged => self.idle.max(LONGEST_SILENCE),
             Rank::Unread | Rank::HalfOpen | Rank::NotLoggedIn | Rank::LoggedIn => self.idle,
         }
@@ -298,7 +299,7 @@ impl Table {
         self.ranks[rank as usize].due = due;
     }
 
-    /// Has sessions be due when they were silent for so long.
+    /// Sets the time of silence after which sessions are due.
     pub(super) fn set_idle(&mut self, idle: Duration) {
         if self.idle != idle {
             self.idle = idle;
@@ -317,7 +318,7 @@ impl Table {
             if due <= now {
                 return Some(slot);
             }
-            // It was heard since it moved; those behind it are due less than that later.
+            // It has had a packet since it moved; the sessions behind it are due less than that later.
             self.ranks[rank as usize].due = Some(due);
         }
         None

@@ -1,4 +1,4 @@
-//! The part inside the daemon: whether the threads that read queues make progress.
+//! The part of the watchdog inside the daemon: checks whether the threads that read queues make progress.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -1,4 +1,4 @@
-//! The client's half: transfers in any mode, and every byte of the dialogue for those who ask.
+//! The client: transfers in any mode, and the bytes of the dialogue for tests that need them.
 
 use super::accept_within;
 use super::address::{classic, extended, read_classic, read_extended_port};

@@ -1,4 +1,4 @@
-//! A control connection with both of its ends in one hand: for dialogues that no server and no client would hold.
+//! Both ends of a control connection in one test, for dialogues that no real server and client would have.
 
 use super::accept_within;
 use crate::lab::error::{Doing, Result};

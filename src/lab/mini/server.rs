@@ -1,4 +1,4 @@
-//! The server's half: one thread a session, files in memory.
+//! The server: one thread a session, files in memory.
 
 use super::accept_within;
 use super::address::{classic, read_classic, read_extended};

@@ -1,9 +1,9 @@
-//! What both ends of a connection see, and whether it is as TCP wants it.
+//! Records the packets of both ends of a connection, and checks that they are valid TCP.
 //!
-//! A witness records the packets of some namespaces, in and out, and what connection tracking counts as invalid in
-//! others. It knows nothing of FTP and nothing of who rewrites. Its reading of packets is not Pinhole's, so that a
-//! mistake of Pinhole's cannot hide behind the same mistake here. Turn the offloads off before: else packets leave
-//! their sender with their checksums open.
+//! A witness records the packets of some namespaces, in and out, and what conntrack counts as invalid in others. It
+//! knows nothing of FTP, nor who rewrites. It parses packets with code of its own, not Pinhole's, so that a mistake
+//! of Pinhole's cannot hide behind the same mistake here. Turn the offloads off before: otherwise packets leave
+//! their sender with incomplete checksums.
 
 mod recorder;
 mod streams;

@@ -1,4 +1,4 @@
-//! What is wrong with the TCP connections of a recording.
+//! Finds errors in the TCP connections of a recording.
 
 use super::recorder::Packet;
 use etherparse::{NetSlice, SlicedPacket, TcpSlice, TransportSlice};

@@ -32,7 +32,8 @@ enum Held {
 }
 
 impl Kernel {
-    /// Installs what a policy asks for, by the mechanism that it names, or else by the best that works.
+    /// Installs the table for a policy, with the mechanism that the policy names, or else with the best one that
+    /// works.
     pub fn install(policy: &Policy) -> Result<Self, SetupError> {
         let (ready, because) = match policy.mechanism {
             Mechanism::Sets => (None, "as the policy says".to_owned()),
@@ -57,30 +58,30 @@ impl Kernel {
         }
     }
 
-    /// Why that one.
+    /// The reason for that mechanism.
     pub fn because(&self) -> &str {
         &self.because
     }
 
-    /// Whether control connections have a helper that belongs to a program, so that queued packets have to go on past
-    /// what the kernel does for such.
+    /// Whether control connections have a userspace helper, so that a verdict has to avoid the kernel's second
+    /// correction of sequence numbers.
     pub const fn gives_helpers(&self) -> bool {
         matches!(self.holder, Held::Native(_))
     }
 
-    /// How this kernel queues.
+    /// How this kernel queues packets.
     pub fn queueing(&self) -> Queueing {
         self.sets().queueing()
     }
 
-    /// The number by which the kernel names whoever opens and closes pinholes here: see [`TableWatch::ignore`].
+    /// The netlink port ID that opens and closes pinholes: see [`TableWatch::ignore`].
     ///
     /// [`TableWatch::ignore`]: crate::netfilter::netlink::TableWatch::ignore
     pub fn number(&self) -> Result<u32, Error> {
         self.sets().number()
     }
 
-    /// The pinholes that stand.
+    /// The pinholes in the kernel.
     pub fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
         match &mut self.holder {
             Held::Sets(sets) => sets.pinholes(),
@@ -88,7 +89,7 @@ impl Kernel {
         }
     }
 
-    /// What an earlier program left, to be handed to [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
+    /// The state that an earlier run left, for [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
     pub fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         match &mut self.holder {
             Held::Sets(sets) => sets.remains(now),
@@ -96,7 +97,7 @@ impl Kernel {
         }
     }
 
-    /// A connection came through its pinhole, which admits nobody any more. Has to be told before the same one is opened
+    /// A pinhole was used, and admits no further connection. Has to be called before the same pinhole is opened
     /// again.
     pub fn used(&mut self, flow: &Flow) {
         match &mut self.holder {
@@ -105,17 +106,17 @@ impl Kernel {
         }
     }
 
-    /// Tidies up behind those that were used.
+    /// Removes the used pinholes.
     pub fn sweep(&mut self) {
         self.sets_mut().sweep();
     }
 
-    /// What was refused since the last time that this was asked.
+    /// The requests that the kernel refused since the last call.
     pub fn take_troubles(&mut self) -> Troubles {
         self.sets_mut().take_troubles()
     }
 
-    /// Installs what another policy asks for, in place of this one. After an error, the old one stands.
+    /// Exchanges the table for another policy. After an error, the old policy stays in force.
     pub fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
         let mechanism = self.mechanism();
         if policy.mechanism != Mechanism::Auto && policy.mechanism != mechanism {
@@ -127,12 +128,12 @@ impl Kernel {
         }
     }
 
-    /// Whether a change that somebody made may have been to what we installed.
+    /// Whether another program's change may concern this table or its accept rules.
     pub fn concerns(&self, change: &TableChange) -> bool {
         self.sets().concerns(change)
     }
 
-    /// Puts back what is missing of what was installed and should stand.
+    /// Restores the missing parts of the table, the pinholes and the accept rules.
     pub fn restore<'a>(
         &mut self,
         now: Timestamp,
@@ -144,22 +145,22 @@ impl Kernel {
         }
     }
 
-    /// Control connections may have gone on unseen while the table was gone: see [`Sets::set_tcp_be_liberal`].
+    /// Control connections may have continued unseen while the table was gone: see [`Sets::set_tcp_be_liberal`].
     pub fn set_tcp_be_liberal<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         self.sets_mut().set_tcp_be_liberal(connections);
     }
 
-    /// Control connections may have gone on unseen while rules of the table were gone: see [`Sets::forget_synced`].
+    /// Control connections may have continued unseen while rules of the table were gone: see [`Sets::forget_synced`].
     pub fn forget_synced<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         self.sets_mut().forget_synced(connections);
     }
 
-    /// Whether the table stands without what should stand in its sets, so that it must be restored.
+    /// Whether the table was restored without its elements, so that they still have to be restored.
     pub fn lacks_pinholes(&self) -> bool {
         self.sets().lacks_pinholes()
     }
 
-    /// Removes all that was installed. What had to stay, if anything.
+    /// Removes everything that was installed. Returns what had to stay, if anything.
     pub fn remove(&mut self) -> Result<Option<&'static str>, SetupError> {
         match &mut self.holder {
             Held::Sets(sets) => sets.remove().map(|()| None),

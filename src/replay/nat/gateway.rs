@@ -1,4 +1,4 @@
-//! A firewall in memory that translates, as far as a capture needs it. Without a NAT it is the simulated one.
+//! A firewall in memory with NAT, as far as a replay needs it. Without NAT it is the simulated firewall.
 
 use std::net::IpAddr;
 

@@ -1,4 +1,4 @@
-//! What can be wrong with a capture file, so that a person knows what to do about it.
+//! The errors of a capture file, with what to do about each.
 
 use std::fmt;
 use std::io;

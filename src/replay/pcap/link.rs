@@ -1,7 +1,7 @@
-//! What stands in front of the IP header, and where that begins.
+//! The headers in front of the IP header, and where the IP header begins.
 //!
-//! Knows nothing of what IP is, beyond the version number in its first byte where there is no header in front of it.
-//! Whether the packet is whole, and where it ends before an Ethernet frame's padding, is for those who read it.
+//! Knows nothing of IP, beyond the version number in its first byte where there is no header in front of it. Does
+//! not check whether the packet is complete, nor where it ends before an Ethernet frame's padding.
 
 /// How the first header of a captured packet is laid out, of those that can carry IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -15,29 +15,28 @@ use unacked::Unacked;
 
 use crate::core::net::{Direction, Flags, Segment, Seq};
 
-/// How far ahead of the stream a segment may lie and still be believed. A control connection's window is far smaller.
+/// How far ahead of the stream a segment may be. The window of a control connection is far smaller.
 const FARTHEST_AHEAD: u32 = 1 << 20;
 
-/// How far ahead a segment may lie whose receiver has acknowledged all before it: nothing is known of what passed unread,
-/// but sequence numbers mean something only while they are not half of all of them apart.
+/// The same for a segment whose preceding bytes the receiver has acknowledged. Any number of bytes may have passed
+/// unread, but sequence numbers cannot be compared over more than half of their range.
 const FARTHEST_GAP: u32 = 1 << 30;
 
-/// By how much a timestamp may lie before the latest one: what Linux tolerates (`TCP_PAWS_WINDOW`).
+/// How much older than the latest timestamp a segment's may be: what Linux tolerates (`TCP_PAWS_WINDOW`).
 const TIMESTAMP_TOLERANCE: i32 = 1;
 
-/// How many bytes that the receiver has not acknowledged are kept whatever the limit: nearly every line.
+/// How many unacknowledged bytes are kept, whatever the limit: enough for nearly every line.
 const USUAL_UNACKED: usize = 1024;
 
-/// What stands in place of bytes that must not be read in another version than before, and are not known any more. No
-/// command of FTP becomes another one by it.
+/// Overwrites retransmitted bytes whose first copy is not kept any more. It turns no command of FTP into another one.
 pub const OVERWRITTEN: u8 = b'X';
 
-/// What is believed of bytes that come again.
+/// Which retransmitted bytes may pass although their first copy is not kept any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
-    /// The receiver does not read again what it has acknowledged.
+    /// Those that the receiver has acknowledged: it does not read them again.
     Acknowledgements,
-    /// An acknowledgement may be forged: only what was read here and is known still comes again as it was.
+    /// None: an acknowledgement may be forged, so only bytes whose first copy is still kept pass unchanged.
     OnlyReadFrom(Start),
 }
 
@@ -56,34 +55,34 @@ pub enum Start {
 pub enum Delivery<'a> {
     /// The next bytes, and the sequence number of the first of them.
     Bytes(Seq, &'a [u8]),
-    /// Bytes are missing here and will not come any more. What follows continues behind the gap.
+    /// Bytes are missing here and will not come. The next bytes continue after the gap.
     Gap,
 }
 
-/// Something about a segment that does not happen in a healthy connection.
+/// An anomaly of a segment, which does not occur in a healthy connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StreamAnomaly {
-    /// A byte that was read before came again with another value.
+    /// A byte was retransmitted with another value.
     DifferingCopy,
-    /// The segment lies too far from where the stream is.
+    /// The segment is too far from the current position of the stream.
     FarAway,
-    /// More waits out of order than the limit allows.
+    /// More bytes are out of order than the limit allows.
     TooMuchWaiting,
-    /// Bytes never came, yet the receiver acknowledged them.
+    /// Bytes were never read, but the receiver acknowledged them.
     Lost,
     /// A segment that a receiver ignores: without ACK, or with a SYN in the middle of the connection.
     Unacceptable,
     /// The segment's timestamp is older than the latest one (PAWS, RFC 7323).
     StaleTimestamp,
-    /// The segment ends in front of what was read, or goes on behind where it has ended.
+    /// The segment's FIN is before bytes that were read, or the segment continues after an earlier FIN.
     BesideFin,
-    /// The segment comes from the side of its receiver.
+    /// The segment came from the interface of its receiver.
     WrongSide,
-    /// The segment repeats bytes that the receiver may not have, and what they were is not known any more.
+    /// The segment repeats bytes that the receiver may not have, and their first copy is not kept any more.
     Unverifiable,
 }
 
-/// What a segment may bring to its receiver, so that the receiver reads what was read here.
+/// What of a segment may pass, so that the receiver reads the bytes that were read here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acceptance {
     /// Its payload as it is.
@@ -94,9 +93,9 @@ pub enum Acceptance {
     Refused(StreamAnomaly),
 }
 
-/// One direction's bytes, put in order.
+/// Reassembles one direction.
 ///
-/// Kept small, because there is one for each direction of every session: hence flags instead of options.
+/// It is small, because each session has two: hence flags instead of options.
 #[derive(Debug, Default)]
 pub struct Stream {
     begun: bool,
@@ -105,23 +104,23 @@ pub struct Stream {
     has_timestamp: bool,
     has_urgent: bool,
     has_doubt: bool,
-    /// Whether bytes passed unread in the middle.
+    /// Whether the stream has a gap.
     has_gap: bool,
     /// The sequence number of the first byte that was seen, or that a SYN promised; once it has begun.
     start: Seq,
     /// The sequence number of the next byte to deliver; once it has begun.
     next: Seq,
-    /// What stands in front of this was never read.
+    /// Bytes before this place were never read.
     read_from: Seq,
-    /// Up to where the receiver has acknowledged; once it has.
+    /// The receiver's latest acknowledgement, if there was one.
     acked: Seq,
-    /// Where the sender said that its data ends; once it has.
+    /// The place of the sender's FIN, if there was one.
     fin: Seq,
     /// The timestamp of the latest segment in order; once there was one.
     timestamp: u32,
-    /// Up to where what is read is doubtful; where anything is.
+    /// Bytes before this place are doubtful, if any are.
     doubted_to: Seq,
-    /// Where urgent data ended, at the farthest; once there was any.
+    /// The farthest end of urgent data, if there was any.
     urgent_end: Seq,
     unacked: Unacked,
     /// Allocated only while something is out of order, which is rare.
@@ -139,18 +138,19 @@ impl Stream {
         self.begun.then_some(self.next)
     }
 
-    /// Whether something waits for what is missing in front of it.
+    /// Whether bytes are buffered out of order.
     pub fn is_waiting(&self) -> bool {
         self.reorder.is_some()
     }
 
-    /// How many bytes are kept of it, with what it takes to keep them, beyond the few that nearly every stream keeps.
+    /// How many bytes are buffered, with their overhead, beyond the few that nearly every stream keeps.
     pub fn buffered_bytes(&self) -> usize {
         let reorder = self.reorder.as_ref().map_or(0, |reorder| reorder.held_bytes());
         self.unacked.len().saturating_sub(USUAL_UNACKED) + reorder
     }
 
-    /// Whether bytes are missing in front of this place that the receiver has not acknowledged, so that they may come.
+    /// Whether bytes before this place are missing that the receiver has not acknowledged, so that they may still
+    /// come.
     pub fn misses_before(&self, place: Seq) -> bool {
         self.begun && place.is_after(self.next) && !self.is_acknowledged(place)
     }
@@ -170,30 +170,31 @@ impl Stream {
         self.is_at_fin() && self.has_acked && self.acked.is_after(self.fin)
     }
 
-    /// Whether a reset with this sequence number is one that the receiver believes at once (RFC 5961): at the next byte,
-    /// which is the first one that it has not acknowledged where it has not got all that was read.
+    /// Whether the receiver accepts a RST with this sequence number at once (RFC 5961): it has to be the next byte
+    /// that the receiver expects, which is the first unacknowledged one if the receiver does not have all bytes that
+    /// were read.
     pub fn believes_reset_at(&self, seq: Seq) -> bool {
         self.begun && !seq.is_after(self.next) && !seq.is_before(self.first_unacked())
     }
 
-    /// The sequence number of the first byte that the receiver may not have.
+    /// The first byte that the receiver may not have.
     fn first_unacked(&self) -> Seq {
         let first = if self.has_acked { self.read_from.later(self.acked) } else { self.read_from };
         if first.is_after(self.next) { self.next } else { first }
     }
 
-    /// What is read up to there is doubtful: the receiver may not take it.
+    /// Marks the bytes before this place as doubtful: the receiver may not accept them.
     pub fn doubt_before(&mut self, place: Seq) {
         self.doubted_to = if self.has_doubt { self.doubted_to.later(place) } else { place };
         self.has_doubt = true;
     }
 
-    /// Up to where what is read is doubtful, if anything is.
+    /// The end of the doubtful bytes, if there are any.
     pub fn doubted_to(&self) -> Option<Seq> {
         self.has_doubt.then_some(self.doubted_to)
     }
 
-    /// Begins at this place, unless it has begun: the other side's acknowledgement of a SYN tells it.
+    /// Begins the stream at this place, unless it has begun: the other end's ACK of a SYN tells the place.
     pub fn begin_at(&mut self, seq: Seq) {
         if !self.begun {
             self.begun = true;
@@ -203,8 +204,8 @@ impl Stream {
         }
     }
 
-    /// What of a segment may go on, so that the receiver reads nothing else than what was read here and will be read
-    /// from [`segment`](Self::segment).
+    /// What of a segment may pass, so that the receiver reads the same bytes as this stream reads with
+    /// [`segment`](Self::segment).
     ///
     /// `limit` bounds the bytes that may be kept.
     pub fn judge(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
@@ -226,7 +227,8 @@ impl Stream {
         if !self.begun {
             return Acceptance::AsSent;
         }
-        // Where a FIN has gone on, or would stand in front of what was read, its receiver may read less than was read.
+        // If a FIN has passed, or would be before bytes that were read, the receiver may read fewer bytes than this
+        // stream.
         let end = segment.seq + (payload.len() + segment.missing);
         let read_to = self.reorder.as_ref().map_or(self.next, |reorder| self.next.later(reorder.end()));
         let ends_before = flags.has(Flags::FIN) && end.is_before(read_to);
@@ -234,7 +236,7 @@ impl Stream {
             return Acceptance::Refused(StreamAnomaly::BesideFin);
         }
         if self.has_fin && end.is_after(self.fin) {
-            // What stands in front of it may be missing still.
+            // The bytes before the FIN may still be missing.
             let before = usize::try_from(self.fin - segment.seq).ok().filter(|before| *before > 0);
             return match before.and_then(|before| payload.get(..before)) {
                 Some(payload) if !flags.has(Flags::FIN) => {
@@ -246,7 +248,7 @@ impl Stream {
                 _ => Acceptance::Refused(StreamAnomaly::BesideFin),
             };
         }
-        // And an urgent byte that was read as another one.
+        // Also not an urgent pointer to a byte that was read as a normal one.
         let is_urgent = flags.has(Flags::URG) && self.makes_urgent_what_was_read(segment);
         if segment.seq == self.next && self.reorder.is_none() && !is_urgent {
             return Acceptance::AsSent;
@@ -267,8 +269,8 @@ impl Stream {
                 return Acceptance::Refused(StreamAnomaly::FarAway);
             }
             let waits = self.reorder.as_ref();
-            // A client's commands must not pass unread. Of a server's, whose replies may be long and whose
-            // acknowledgements may pass unseen, what is missing is given up instead.
+            // A client's commands must not pass unread. In a server's direction, whose replies may be long and whose
+            // acknowledgements may pass unseen, the missing bytes are given up instead.
             if direction == Direction::FromClient
                 && waits.is_some_and(|waits| waits.would_be_over(payload.len(), limit))
             {
@@ -297,8 +299,8 @@ impl Stream {
         if corrected == payload && !is_urgent { Acceptance::AsSent } else { Acceptance::Corrected(corrected) }
     }
 
-    /// Whether these bytes have some among them that were read, that the receiver may not have, and that are not known
-    /// any more: it must not read them in another version.
+    /// Whether some of these bytes were read, may not have reached the receiver, and are not kept any more: the
+    /// receiver must not get another version of them.
     fn repeats_unverifiable(&self, from: Seq, to: Seq) -> bool {
         let known_from = self.next.moved(-(self.unacked.len() as i32));
         let from = from.later(self.read_from);
@@ -307,7 +309,7 @@ impl Stream {
         from.is_before(to)
     }
 
-    /// Takes a segment of this direction, as it goes on, and delivers in order all bytes that it completes.
+    /// Handles a segment of this direction as it is passed on, and delivers in order all bytes that it completes.
     ///
     /// `limit` bounds the bytes that may be kept.
     pub fn segment(
@@ -316,12 +318,12 @@ impl Stream {
         limit: usize,
         mut deliver: impl FnMut(Delivery<'_>),
     ) -> Option<StreamAnomaly> {
-        // A SYN takes a place in the stream of its own.
+        // A SYN takes one sequence number.
         let seq = if segment.flags.has(Flags::SYN) { segment.seq + 1 } else { segment.seq };
         self.begin_at(seq);
         let next = self.next;
         let end = seq + (segment.payload.len() + segment.missing);
-        // Only what brings something new, or nothing in the right place, tells the time.
+        // Only a segment with new bytes, or an empty one at the right place, updates the timestamp.
         let is_next = !seq.is_after(next) && (end.is_after(next) || (end == next && seq == next));
         if let Some(timestamp) = segment.timestamp
             && is_next
@@ -332,11 +334,11 @@ impl Stream {
         }
         if let Some(urgent_end) = self.urgent_end_with(segment) {
             self.urgent_end = urgent_end;
-            // Long after it, a wrapped sequence number must not look like one before it.
+            // Otherwise a wrapped sequence number, long after it, would look like one before it.
             self.has_urgent = next - urgent_end <= FARTHEST_AHEAD as i32;
         }
         self.has_doubt &= next - self.doubted_to <= FARTHEST_AHEAD as i32;
-        // The last one counts: one that lies too far ahead cannot hide the real one.
+        // The last FIN counts, so that a FIN too far ahead cannot hide the real one.
         if segment.flags.has(Flags::FIN) && !end.is_before(next) && (end - next).unsigned_abs() <= FARTHEST_AHEAD {
             self.has_fin = true;
             self.fin = end;
@@ -350,15 +352,15 @@ impl Stream {
             anomaly = self.unusual_segment(seq, segment.payload, limit, &mut deliver);
         }
         if segment.missing > 0 && self.next == seq + segment.payload.len() {
-            // What the capture did not keep was sent nevertheless.
+            // The bytes that the capture cut off were sent nevertheless.
             self.skip_to(end, limit, &mut deliver);
         }
-        // A FIN in front of bytes that follow was not one.
+        // A FIN before bytes that were read was not valid.
         self.has_fin &= !self.next.is_after(self.fin);
         anomaly
     }
 
-    /// Gives up what is missing before this place, and what waits before it.
+    /// Gives up the missing bytes before this place, and the buffered ones before it.
     pub fn give_up_before(&mut self, place: Seq) {
         if place.is_after(self.next) {
             self.next = place;
@@ -369,7 +371,7 @@ impl Stream {
         }
     }
 
-    /// Takes the other side's acknowledgement, which may tell that missing bytes will never come.
+    /// Handles the other end's acknowledgement, which may show that missing bytes will never come.
     pub fn acknowledged(
         &mut self,
         ack: Seq,
@@ -394,7 +396,8 @@ impl Stream {
         deliver(Delivery::Bytes(next, bytes));
     }
 
-    /// Everything but the plain next segment: copies, overlaps, gaps. Kept out of line for the plain one's sake.
+    /// Handles everything but the next segment in order: copies, overlaps, gaps. Out of line, so that the usual case
+    /// is fast.
     #[cold]
     fn unusual_segment(
         &mut self,
@@ -409,10 +412,10 @@ impl Stream {
         }
         if ahead > 0 {
             if self.is_acknowledged(seq) {
-                // The receiver has everything before this segment: what is missing here was lost on the way here alone.
+                // The receiver has everything before this segment: the missing bytes were only lost on the way here.
                 let waits_at = self.reorder.as_ref().map(|reorder| reorder.first());
                 self.skip_to(waits_at.filter(|first| first.is_before(seq)).unwrap_or(seq), limit, deliver);
-                // What waited has brought the stream nearer to this segment, up to it, or beyond it.
+                // The buffered bytes have brought the stream nearer to this segment, up to it, or beyond it.
                 self.unusual_segment(seq, payload, limit, deliver);
                 return Some(StreamAnomaly::Lost);
             }
@@ -445,7 +448,7 @@ impl Stream {
         None
     }
 
-    /// Gives up what is missing before `place`, which is not behind the stream.
+    /// Gives up the missing bytes before `place`, which is not before the current position.
     fn skip_to(&mut self, place: Seq, limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
         self.next = place;
         self.read_from = place;
@@ -455,7 +458,7 @@ impl Stream {
         self.drain(limit, deliver);
     }
 
-    /// Delivers what waits and has become next.
+    /// Delivers the buffered bytes that are next now.
     fn drain(&mut self, limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
         while let Some(reorder) = &mut self.reorder
             && let Some(bytes) = reorder.take(self.next)

@@ -5,11 +5,11 @@ use std::collections::VecDeque;
 use super::unacked::overlay;
 use crate::core::net::Seq;
 
-/// How many separate pieces may wait: each costs more than its bytes.
+/// How many separate pieces may be buffered: each costs more than its bytes.
 const MOST_PIECES: usize = 64;
 
-/// Pieces in the order of the stream, none overlapping or touching another: what was sent a byte at a time behind one
-/// lost segment is one piece.
+/// Pieces in stream order, none overlapping or adjacent to another: bytes that were sent one at a time after a lost
+/// segment make one piece.
 #[derive(Debug, Default)]
 pub(super) struct ReorderBuffer {
     pieces: VecDeque<(Seq, Vec<u8>)>,
@@ -21,7 +21,7 @@ impl ReorderBuffer {
         self.pieces.is_empty()
     }
 
-    /// The bytes, and what each piece costs beside them.
+    /// The bytes, and the overhead of each piece.
     pub(super) fn held_bytes(&self) -> usize {
         const PIECE: usize = size_of::<(Seq, Vec<u8>)>() + 16;
         self.bytes + self.pieces.capacity().max(1) * PIECE
@@ -31,19 +31,19 @@ impl ReorderBuffer {
         self.bytes > limit || self.pieces.len() > MOST_PIECES
     }
 
-    /// Whether so many bytes more may be too many.
+    /// Whether this many more bytes may exceed the limit.
     pub(super) fn would_be_over(&self, bytes: usize, limit: usize) -> bool {
         self.bytes + bytes > limit || self.pieces.len() >= MOST_PIECES
     }
 
-    /// Puts what waits in place of a copy of it that begins at `seq`.
+    /// Writes the buffered bytes over a copy of them that begins at `seq`.
     pub(super) fn correct(&self, seq: Seq, copy: &mut [u8]) {
         for (at, piece) in &self.pieces {
             overlay(*at, piece, seq, copy);
         }
     }
 
-    /// Where the first piece stands. Only an empty one, which nobody keeps, has none: then the beginning of all.
+    /// The place of the first piece. An empty buffer, which is never kept, has none: then zero.
     pub(super) fn first(&self) -> Seq {
         self.pieces.front().map_or(Seq::default(), |(at, _)| *at)
     }
@@ -53,7 +53,7 @@ impl ReorderBuffer {
         self.pieces.back().map_or(Seq::default(), |(at, piece)| *at + piece.len())
     }
 
-    /// Takes the piece that stands at `next` or begins before it.
+    /// Removes and returns the piece that begins at `next` or before it.
     pub(super) fn take(&mut self, next: Seq) -> Option<Vec<u8>> {
         let (at, _) = self.pieces.front()?;
         if at.is_after(next) {
@@ -66,7 +66,7 @@ impl ReorderBuffer {
         Some(piece)
     }
 
-    /// Adds what is new of `bytes`.
+    /// Adds the new ones of `bytes`.
     pub(super) fn insert(&mut self, at: Seq, bytes: &[u8]) {
         let mut at = at;
         let mut rest = bytes;
@@ -84,7 +84,7 @@ impl ReorderBuffer {
                 index += 1;
                 continue;
             }
-            // `at` lies in this piece or behind it.
+            // `at` is in this piece or after it.
             let offset = usize::try_from(at - *piece_at).unwrap_or(0).min(piece.len());
             let shared = rest.len().min(piece.len() - offset);
             at += shared;
@@ -94,7 +94,7 @@ impl ReorderBuffer {
         self.join();
     }
 
-    /// Makes one of pieces that touch.
+    /// Merges adjacent pieces.
     fn join(&mut self) {
         let mut index = 1;
         while let Some((at, _)) = self.pieces.get(index) {

@@ -3,7 +3,7 @@
 
 use crate::core::net::Seq;
 
-/// Bytes that end where the stream continues.
+/// The bytes before the current position of the stream.
 #[derive(Debug, Default)]
 pub(super) struct Unacked {
     bytes: Vec<u8>,
@@ -14,7 +14,7 @@ impl Unacked {
         self.bytes.len()
     }
 
-    /// Adds the next bytes. Of more than `limit` only the last ones are kept.
+    /// Adds the next bytes. If there are more than `limit`, only the last ones are kept.
     pub(super) fn remember(&mut self, bytes: &[u8], limit: usize) {
         let tail = &bytes[bytes.len() - bytes.len().min(limit)..];
         let surplus = (self.bytes.len() + tail.len()).saturating_sub(limit);
@@ -23,7 +23,7 @@ impl Unacked {
         self.bytes.extend_from_slice(tail);
     }
 
-    /// The receiver has everything up to `acked`, and the stream continues at `next`: it will not read that again.
+    /// The receiver has everything up to `acked`, and will not read that again. The stream continues at `next`.
     pub(super) fn acknowledged(&mut self, next: Seq, acked: Seq) {
         let kept = usize::try_from(next - acked).unwrap_or(0);
         if kept == 0 {
@@ -33,19 +33,19 @@ impl Unacked {
         }
     }
 
-    /// Forgets all. Most sessions are silent most of the time, so memory goes back, too.
+    /// Forgets all bytes, and frees the memory, because most sessions are silent most of the time.
     pub(super) fn clear(&mut self) {
         self.bytes = Vec::new();
     }
 
-    /// Puts what was delivered in place of a copy of it that begins at `seq`. The stream continues at `next`.
+    /// Writes the delivered bytes over a copy of them that begins at `seq`. The stream continues at `next`.
     pub(super) fn correct(&self, next: Seq, seq: Seq, copy: &mut [u8]) {
         overlay(next.moved(-(self.bytes.len() as i32)), &self.bytes, seq, copy);
     }
 }
 
-/// Writes those of `known`, which begin at `known_at`, over those of `copy`, which begin at `copy_at`, that stand in the
-/// same place.
+/// Writes the bytes of `known`, which begin at `known_at`, over the bytes at the same places in `copy`, which begins
+/// at `copy_at`.
 pub(super) fn overlay(known_at: Seq, known: &[u8], copy_at: Seq, copy: &mut [u8]) {
     let offset = known_at - copy_at;
     let (in_known, in_copy) = match usize::try_from(offset) {

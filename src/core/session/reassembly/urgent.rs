@@ -4,10 +4,10 @@ use super::Stream;
 use crate::core::net::{Flags, Segment, Seq};
 
 impl Stream {
-    /// Where urgent data ends, at the farthest, if this segment comes: its last byte may be missing in what the receiver
-    /// reads.
+    /// The farthest end of urgent data with this segment: the receiver may read the stream without the last byte
+    /// before it.
     pub fn urgent_end_with(&self, segment: &Segment<'_>) -> Option<Seq> {
-        // Whether the pointer points at the last byte or behind it, systems do not agree.
+        // Systems differ on whether the pointer points at the last urgent byte or after it.
         let here = segment.flags.has(Flags::URG).then(|| segment.seq + usize::from(segment.urgent) + 1);
         match (self.urgent_end(), here) {
             (Some(before), Some(here)) => Some(before.later(here)),
@@ -15,19 +15,19 @@ impl Stream {
         }
     }
 
-    /// Where urgent data ended, at the farthest, if there was any.
+    /// The farthest end of urgent data, if there was any.
     pub fn urgent_end(&self) -> Option<Seq> {
         self.has_urgent.then_some(self.urgent_end)
     }
 
-    /// What ends where the stream is has been read by the receiver, urgent or not.
+    /// The receiver has read all bytes up to the current position, urgent or not.
     pub fn believe_urgent_end(&mut self) {
         if self.has_urgent && self.urgent_end == self.next + 1 {
             self.urgent_end = self.next;
         }
     }
 
-    /// Whether this segment points at urgent data in what was read when nothing there was urgent.
+    /// Whether this segment's urgent pointer points at a byte that was read as a normal one.
     pub(super) fn makes_urgent_what_was_read(&self, segment: &Segment<'_>) -> bool {
         let end = segment.seq + usize::from(segment.urgent) + 1;
         let was_urgent = self.has_urgent && !end.is_after(self.urgent_end);

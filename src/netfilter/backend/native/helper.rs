@@ -20,46 +20,46 @@ use crate::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, MOST_EXPECTATIONS, Operation,
 };
 
-/// The helper's name, for which others have rules.
+/// The helper's name, which rules of other tables match.
 pub(super) const NAME: &str = "ftp";
-/// The name of its one kind of expectations, by which it is known as ours.
+/// The name of its expectation policy, which identifies it as Pinhole's.
 const CLASS: &str = "pinhole";
 const NETWORKS: [Family; 2] = [Family::Ip, Family::Ip6];
 
-/// How long the kernel may take to let go of what stood in a table.
+/// How long the kernel may take to release the objects of a removed table.
 const LETTING_GO: Duration = Duration::from_secs(1);
 
-/// Times that it is looked at anew when another program changes it meanwhile.
+/// How often the helper is looked up again if another program changes it in the meantime.
 const ATTEMPTS: usize = 8;
 
 /// Why the kernel cannot hold the pinholes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Impossible {
-    /// There is nothing that would take a helper.
+    /// The kernel lacks nfnetlink_cthelper.
     #[error(
         "this kernel takes no helpers from programs: it lacks nfnetlink_cthelper (CONFIG_NF_CT_NETLINK_HELPER), or the \
          module cannot be loaded (try `modprobe nfnetlink_cthelper`)"
     )]
     NoHelpers,
-    /// The kernel's own helper has the name.
+    /// The kernel's own FTP helper has this name.
     #[error(
         "the kernel's own FTP helper is loaded, and there can be one `ftp` only (take it out of your rules, then \
          `modprobe -r nf_nat_ftp nf_conntrack_ftp`, and keep it out with `blacklist nf_conntrack_ftp`)"
     )]
     NameTaken,
-    /// Another program's has it.
+    /// Another program's helper has this name.
     #[error(
         "another program has a helper `ftp` already, of the class `{class}` (is it conntrackd? `nfct helper list` shows \
          it; end that program, or take its helper out of its configuration)"
     )]
     Foreign {
-        /// What that program calls its expectations.
+        /// The name of that helper's expectation policy.
         class: Box<str>,
     },
-    /// Root in a container is not enough.
+    /// Not permitted: root in a container is not enough.
     #[error("this process may not add a helper: that takes CAP_NET_ADMIN on the host itself, not in a container")]
     NotPermitted,
-    /// It was tried and did not work.
+    /// A test of it failed.
     #[error("it was tried and did not work: {0}")]
     Tried(#[from] Error),
 }
@@ -75,23 +75,23 @@ impl Impossible {
     }
 }
 
-/// Where the kernel shows its module: a lock on this folder tells every one of us on this machine of the others.
+/// The kernel's folder of the module: a lock on it shows every Pinhole on this host that others are running.
 const MODULE: &str = "/sys/module/nfnetlink_cthelper";
 
 /// The helper, registered.
 #[derive(Debug)]
 pub(super) struct Registration {
     helpers: Helpers,
-    /// Held while it may be used, by each who does. Without a module that shows there is none, and a helper that
-    /// another one of us is about to use may be gone for a moment.
+    /// A shared lock, held by each Pinhole while it may use the helper. If the kernel shows no module, there is no
+    /// lock, and a helper that another Pinhole is about to use may be gone for a moment.
     shared: Option<Flock<File>>,
 }
 
 impl Registration {
-    /// Registers it, or adopts the one that is there.
+    /// Registers the helper, or adopts the existing one.
     pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
         let mut helpers = Helpers::open(PATIENCE).map_err(Impossible::of)?;
-        // To ask brings the module.
+        // The request loads the module.
         helpers.list().map_err(Impossible::of)?;
         let lock = |folder| Flock::lock(folder, FlockArg::LockShared).ok();
         let mut registration = Self { helpers, shared: File::open(MODULE).ok().and_then(lock) };
@@ -99,21 +99,21 @@ impl Registration {
         Ok(registration)
     }
 
-    /// Whether one of us has registered it.
+    /// Whether a Pinhole has registered it.
     pub(super) fn stands() -> Result<bool, Impossible> {
         let all = Helpers::open(PATIENCE).and_then(|mut helpers| helpers.list()).map_err(Impossible::of)?;
         let is_ours = |helper: &Helper| (&*helper.name, &*helper.class) == (NAME, CLASS);
         Ok(NETWORKS.iter().all(|network| all.iter().any(|helper| is_ours(helper) && helper.network == *network)))
     }
 
-    /// Sees to it that it stands, as the policy wants it. Whether it had to be added.
+    /// Makes sure that the helper is registered, with the policy's settings. Returns whether it had to be added.
     pub(super) fn stand(&mut self, policy: &Policy) -> Result<bool, Impossible> {
         let mut is_new = false;
         for network in NETWORKS {
             let mut attempts = 0..ATTEMPTS;
             is_new |= loop {
                 match self.stand_for(network, policy) {
-                    // Another one of us came or went between the question and what followed.
+                    // Another Pinhole started or ended between the lookup and the request.
                     Err(Impossible::Tried(error))
                         if (error.cause.is_present() || error.cause.is_missing()) && attempts.next().is_some() => {}
                     result => break result?,
@@ -128,10 +128,10 @@ impl Registration {
             name: NAME.into(),
             network,
             class: CLASS.into(),
-            // More than any session may have: where the kernel counts so far it evicts the oldest and tells nobody.
-            // What the policy allows is counted before.
+            // The highest possible maximum: at the maximum the kernel silently evicts the oldest expectation. Pinhole
+            // itself enforces the policy's limit.
             maximum: MOST_EXPECTATIONS,
-            // Each expectation is given its own time; this one is for the moment before.
+            // Each expectation gets a timeout of its own; this one holds until then.
             timeout: policy.defaults.timeout,
             is_enabled: false,
         };
@@ -144,9 +144,9 @@ impl Registration {
         }
     }
 
-    /// Removes it once our table is gone, unless another ruleset names it. Whether it is gone.
+    /// Removes the helper after the table is gone, unless another ruleset refers to it. Returns whether it is gone.
     ///
-    /// The kernel lets go of what stood in a table a moment after the table is gone.
+    /// The kernel releases the objects of a removed table a moment later.
     pub(super) fn remove_behind_table(&mut self) -> Result<bool, Error> {
         const PAUSE: Duration = Duration::from_millis(10);
         for _ in 0..LETTING_GO.as_millis() / PAUSE.as_millis() {
@@ -158,7 +158,7 @@ impl Registration {
         self.remove()
     }
 
-    /// Removes it, unless a ruleset names it or another one of us has it. Whether it is gone.
+    /// Removes the helper, unless a ruleset refers to it or another Pinhole uses it. Returns whether it is gone.
     pub(super) fn remove(&mut self) -> Result<bool, Error> {
         if self.shared.as_ref().is_some_and(|lock| lock.relock(FlockArg::LockExclusiveNonblock).is_err()) {
             return Ok(false);
@@ -174,7 +174,8 @@ impl Registration {
     }
 }
 
-/// Tries the whole way once, with a connection that nobody has: from and to addresses that are for documentation only.
+/// Tests the whole procedure once, with a connection that does not exist, between addresses that are reserved for
+/// documentation.
 pub(super) fn dry_run(conntrack: &mut Conntrack, expectations: &mut Expectations) -> Result<(), Error> {
     let number = u16::try_from(std::process::id() % 30_000).unwrap_or(0) + 30_000;
     let port = Port::new(number).unwrap_or(Port::FTP);
@@ -187,7 +188,7 @@ pub(super) fn dry_run(conntrack: &mut Conntrack, expectations: &mut Expectations
     let expected =
         Expected { master, from: server.address, to: client, translated: None, time, helper: Some(NAME.into()) };
     let stands = expectations.expect(&expected).and_then(|()| expectations.find(expected.from, expected.to));
-    // With it goes what was expected.
+    // Its expectations end with it.
     conntrack.forget(&master)?;
     match stands? {
         Some(found) if found.time <= time => Ok(()),

@@ -30,20 +30,20 @@ use crate::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated,
 };
 
-/// Pinholes as expectations.
+/// Pinholes as conntrack expectations.
 #[derive(Debug)]
 pub struct Native {
-    /// The table, and what stands in its sets.
+    /// The table, and the pinholes in its sets.
     pub(super) sets: Sets,
     expectations: Expectations,
     registration: Registration,
-    /// What the kernel expects.
+    /// The number of expectations of each control connection.
     tally: Tally,
-    /// The pinholes that stand in the sets (too).
+    /// The pinholes that are in the sets (too).
     in_sets: HashSet<(IpAddr, Endpoint), RandomState>,
 }
 
-/// What was tried and works: the helper stands, and has to be used or [removed](Ready::withdraw).
+/// A registered helper that passed the test, to be used or [removed](Ready::withdraw).
 #[derive(Debug)]
 pub(super) struct Ready {
     expectations: Expectations,
@@ -51,26 +51,26 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    /// Finds out whether this kernel can hold pinholes, by having it hold one.
+    /// Tests whether this kernel can hold pinholes, by having it hold one.
     pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
         let mut ready = Self { expectations: Expectations::open(PATIENCE)?, registration: Registration::new(policy)? };
         let mut conntrack = Conntrack::open(PATIENCE)?;
         if let Err(error) = helper::dry_run(&mut conntrack, &mut ready.expectations) {
-            // Why it does not work is worth more than that it could not be tidied up.
+            // The reason why it does not work matters more than a failed cleanup.
             let _ = ready.registration.remove();
             return Err(error.into());
         }
         Ok(ready)
     }
 
-    /// Removes the helper again, unless somebody uses it.
+    /// Removes the helper again, unless it is in use.
     pub(super) fn withdraw(mut self) -> Result<bool, Error> {
         self.registration.remove()
     }
 }
 
-/// Whether this kernel could hold the pinholes. For a moment it has a helper more, if it can; one that stands is left as
-/// it is.
+/// Whether this kernel could hold the pinholes. The test registers the helper for a moment; an existing one is left
+/// as it is.
 pub fn is_possible(policy: &Policy) -> Result<(), Impossible> {
     if Registration::stands()? {
         return Ok(helper::dry_run(&mut Conntrack::open(PATIENCE)?, &mut Expectations::open(PATIENCE)?)?);
@@ -80,12 +80,12 @@ pub fn is_possible(policy: &Policy) -> Result<(), Impossible> {
 }
 
 impl Native {
-    /// Installs what a policy asks for. Pinholes that an earlier program left behind stay open.
+    /// Installs the table for a policy. Pinholes of an earlier run stay open.
     pub(super) fn install(policy: &Policy, ready: Ready) -> Result<Self, SetupError> {
         let mut sets = match Sets::install_for(policy, Holder::Conntrack) {
             Ok(sets) => sets,
             Err(error) => {
-                // The reason why is what has to be told.
+                // The first error has to be reported.
                 let _ = ready.withdraw();
                 return Err(error);
             }
@@ -99,27 +99,29 @@ impl Native {
         Ok(native)
     }
 
-    /// Installs what another policy asks for, in place of this one. After an error, the old one stands.
+    /// Exchanges the table for another policy. After an error, the old policy stays in force.
     pub(super) fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
         self.registration.stand(policy)?;
         self.sets.reload(policy)
     }
 
-    /// Puts back what is missing. Expectations are none of that: they stand wherever the table is.
+    /// Restores what is missing. Expectations never are: they do not depend on the table.
     pub(super) fn restore<'a>(
         &mut self,
         now: Timestamp,
         standing: impl Iterator<Item = &'a Expectation>,
     ) -> Result<Restored, SetupError> {
-        // The table names the helper. With the table gone, somebody may have removed that as well.
+        // The table refers to the helper. While the table was gone, another program may have removed the helper as
+        // well.
         self.registration.stand(&self.sets.policy)?;
         let in_sets = &self.in_sets;
         self.sets.restore(now, standing.filter(|pinhole| in_sets.contains(&(pinhole.from, pinhole.to))))
     }
 
-    /// Removes all that was installed. Whether the helper is gone, too: a ruleset that names it keeps it.
+    /// Removes everything that was installed. Returns whether the helper is gone, too: a ruleset that refers to it
+    /// keeps it.
     pub(super) fn remove(&mut self) -> Result<bool, SetupError> {
-        // What is expected does not go with the table.
+        // Removing the table does not remove expectations.
         let standing = self.expected();
         let closed = standing
             .and_then(|all| all.iter().try_for_each(|one| self.expectations.forget(one.from, one.to).map(drop)));
@@ -130,7 +132,7 @@ impl Native {
         Ok(is_gone?)
     }
 
-    /// The pinholes that stand.
+    /// The pinholes in the kernel.
     pub(super) fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
         let mut pinholes = self.sets.pinholes()?;
         for expected in self.expected()? {
@@ -143,24 +145,24 @@ impl Native {
         Ok(pinholes)
     }
 
-    /// What an earlier program left.
+    /// The state that an earlier run left.
     pub(super) fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         let pinholes = self.pinholes()?;
         self.sets.remains_among(now, &pinholes)
     }
 
-    /// A connection came through its pinhole.
+    /// A pinhole was used.
     pub(super) fn used(&mut self, flow: &Flow) {
         let key = (flow.source.address, flow.destination);
-        // What was expected the kernel has closed by itself.
+        // The kernel itself has removed the expectation.
         self.tally.remove(&key);
         if self.in_sets.remove(&key) {
             self.sets.used(flow);
         }
     }
 
-    /// What the kernel expects for control connections. Nobody else has a helper of that name; one that lost it, because
-    /// the program was stopped and started again, has none.
+    /// The expectations of control connections. No other program has a helper of this name. A control connection that
+    /// lost the helper, because Pinhole was stopped and started again, has no expectation.
     fn expected(&mut self) -> Result<Vec<Expected>, Error> {
         let mut all = self.expectations.list()?;
         let ports = &self.sets.policy.control_ports;
@@ -171,7 +173,7 @@ impl Native {
         Ok(all)
     }
 
-    /// What NAT will make of what is expected: see [`follows`].
+    /// The NAT of an expected connection: see [`follows`].
     fn mapping(&mut self, expected: &Expected) -> Result<Mapping, Error> {
         let Some(translated) = expected.translated else { return Ok(Mapping::NONE) };
         let Some(entry) = self.sets.conntrack.find(&expected.master)? else { return Ok(Mapping::NONE) };
@@ -180,8 +182,8 @@ impl Native {
         Ok(Mapping { to: (to != expected.to).then_some(to), from: (from != expected.from).then_some(from) })
     }
 
-    /// Has the kernel expect it. Whether it could: where there is no room, or the reason lies in this one session, the
-    /// sets will do.
+    /// Adds an expectation. Returns whether the kernel took it; if it is full, or the reason is in this one session,
+    /// the pinhole goes into the sets.
     fn expect(&mut self, expectation: &Expectation, of: &Connection) -> Result<bool, NotOpened> {
         let Expectation { from, to, lifetime, .. } = *expectation;
         let key = (from, to);
@@ -198,12 +200,12 @@ impl Native {
         };
         self.tally.remove(&key);
         match error.cause {
-            // The session is older than the helper, or is not where we can ask: in another zone.
+            // The connection is older than the helper, or is in another conntrack zone.
             Cause::Refused(Errno::OPNOTSUPP | Errno::NOENT | Errno::TIME) => {
                 self.not_expected(&error);
                 Ok(false)
             }
-            // The kernel expects as many as it may, of all sessions together.
+            // The kernel's maximum of expectations, for all connections together, is reached.
             Cause::Refused(Errno::MFILE) => {
                 self.sets.trouble(&error);
                 Ok(false)
@@ -211,7 +213,7 @@ impl Native {
             cause => {
                 self.sets.trouble(&error);
                 if cause.is_unknown() {
-                    // Nothing stays open that nobody knows of, as far as that is in our hands.
+                    // The expectation may have been added: removes it, so that no unknown pinhole stays open.
                     let forgotten = self.expectations.forget(from, to);
                     self.sets.note(forgotten);
                 }
@@ -220,8 +222,8 @@ impl Native {
         }
     }
 
-    /// It stands in the sets instead. Where the policy names no chains, nothing but a rule for the mark lets it in, and
-    /// whoever has none should know.
+    /// The pinhole is in the sets instead. If the policy names no chains in `admit`, only a rule for the mark admits
+    /// it, so this is logged.
     fn not_expected(&mut self, error: &Error) {
         if self.sets.policy.admit.is_empty() {
             self.sets.trouble(error);
@@ -229,19 +231,18 @@ impl Native {
     }
 }
 
-/// The addresses that a connection gets that follows its master: the one that it leaves with, and the one where it is
-/// delivered.
+/// The addresses of a connection that follows its master: its source address, and where it is delivered.
 ///
-/// The kernel takes both from the master (`nf_nat_follow_master`). So a client's connection comes to the server as the
-/// control connection does, and a server's comes to the client as that one's answers do.
+/// The kernel takes both from the master (`nf_nat_follow_master`). So a client's data connection reaches the server
+/// as the control connection does, and a server's reaches the client as the replies do.
 const fn followed(master: &Connection, is_original: bool) -> (IpAddr, IpAddr) {
     let Connection { original, reply } = master;
     let other = if is_original { reply } else { original };
     (other.destination.address, other.source.address)
 }
 
-/// The translation in an expectation that does what the mapping says; none if it would do something else, as for a third
-/// party that the master knows nothing of.
+/// The NAT of an expectation that does what the mapping says; `None` if it would do something else, as for a third
+/// party, which the master does not know.
 fn follows(expectation: &Expectation, of: &Connection) -> Option<Translated> {
     let target = expectation.target();
     let wanted = (expectation.mapping.from.unwrap_or(expectation.from), target.address);
@@ -258,7 +259,7 @@ impl Firewall for Native {
     fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
         let key = (expectation.from, expectation.to);
         let is_expected = self.expect(expectation, of)?;
-        // The maps beside the sets can do what an expectation cannot.
+        // The maps can do NAT that an expectation cannot.
         let is_mapped = expectation.mapping.is_none() || follows(expectation, of).is_some();
         if is_expected && is_mapped {
             if self.in_sets.remove(&key) {

@@ -11,7 +11,7 @@ use hashbrown::HashMap;
 use crate::core::net::{Endpoint, Flow};
 use crate::netfilter::netlink::MOST_EXPECTATIONS;
 
-/// What is expected: who comes, and whereto.
+/// An expectation: its source address and its destination.
 type Key = (IpAddr, Endpoint);
 
 #[derive(Debug, Default)]
@@ -21,19 +21,19 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Whether the kernel would expect it beside all others of that control connection.
+    /// Whether the control connection has room for one more expectation.
     pub(super) fn has_room(&self, key: &Key, master: &Flow) -> bool {
         self.masters.get(key) == Some(master) || self.counts.get(master).is_none_or(|count| *count < MOST_EXPECTATIONS)
     }
 
-    /// It is expected for that control connection now.
+    /// Counts an expectation of that control connection.
     pub(super) fn add(&mut self, key: Key, master: Flow) {
         self.remove(&key);
         self.masters.insert(key, master);
         *self.counts.entry(master).or_default() += 1;
     }
 
-    /// It is not expected any more, if it was.
+    /// Removes an expectation from the count.
     pub(super) fn remove(&mut self, key: &Key) {
         let Some(master) = self.masters.remove(key) else { return };
         if let Some(count) = self.counts.get_mut(&master) {
@@ -80,7 +80,7 @@ mod tests {
         assert!(tally.has_room(&more, &master(4000)));
         tally.add(more, master(4000));
         assert!(!tally.has_room(&key(7), &master(4000)));
-        // One that another session announces is that one's.
+        // An expectation that another session announces as well belongs to that session.
         tally.add(key(8), master(4001));
         assert!(tally.has_room(&key(7), &master(4000)));
     }

@@ -13,7 +13,7 @@ use crate::core::time::Timestamp;
 use crate::netfilter::backend::native::Impossible;
 use crate::netfilter::netlink::{Conntrack, Element, Error, Key, TableChange, TableImage, Tables};
 
-/// Why the firewall does not stand.
+/// Why the table was not installed or reloaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetupError {
     /// The kernel refused something.
@@ -28,37 +28,37 @@ pub enum SetupError {
          NFQUEUE for nft_compat (CONFIG_NETFILTER_XT_TARGET_NFQUEUE and CONFIG_NFT_COMPAT); load one of these modules"
     )]
     NoQueue,
-    /// There is a table of our name that is not ours.
+    /// Another program has a table `inet pinhole`.
     #[error(
         "the table inet pinhole belongs to another program: it has a chain `{chain}`; rename it, or remove it with \
          `nft delete table inet pinhole`"
     )]
     ForeignTable {
-        /// A chain in it that we do not have.
+        /// A chain that Pinhole's table does not have.
         chain: Box<str>,
     },
     /// The policy wants a rule in a chain that does not exist.
     #[error("there is no chain `{0}`, which the policy names in `admit`; see `nft list chains`")]
     NoSuchChain(Chain),
-    /// Another policy wants other queues, and queues are bound once.
+    /// A reload cannot change the queues, which are bound once.
     #[error(
         "`capture: queue` and `queues` cannot change while the program runs: restart it (`systemctl restart pinhole`); \
          control connections and transfers go on, only what is announced and not yet used has to be announced again"
     )]
     OtherQueues,
-    /// Another policy asks for rules that are not in the table, and only the program nft could write them.
+    /// A reload cannot change rules that only the program nft could write.
     #[error(
         "this policy needs other rules in the table inet pinhole, which are only written at the start: restart it \
          (`systemctl restart pinhole`); control connections and transfers go on"
     )]
     OtherRules,
-    /// The policy wants the kernel to expect connections, which it cannot.
+    /// The policy demands `native`, which does not work here.
     #[error("`mechanism: native` is not possible: {0}; `mechanism: auto` goes on with sets then")]
     NoNative(#[from] Impossible),
-    /// Another policy wants another mechanism, and that is chosen once.
+    /// A reload cannot change the mechanism.
     #[error("`mechanism` cannot change from {0} while the program runs: restart it (`systemctl restart pinhole`)")]
     OtherMechanism(Mechanism),
-    /// It was installed, and then it was not there.
+    /// A part of the table was missing after it was installed.
     #[error("the table inet pinhole was installed, but {0} missing; does another program change the ruleset?")]
     NotStanding(&'static str),
 }
@@ -66,32 +66,32 @@ pub enum SetupError {
 /// What was restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restored {
-    /// The table, or rules of it.
+    /// The table, or some of its rules.
     pub table: bool,
-    /// All of it was gone, and perhaps whatever else asked for connection tracking.
+    /// The whole table was gone, and perhaps every other rule that needs conntrack.
     pub was_gone: bool,
-    /// Pinholes and port_ranges.
+    /// The number of pinholes and port ranges.
     pub elements: usize,
-    /// Accept rules in chains of others.
+    /// The chains of `admit` whose accept rule was restored.
     pub admitted: Vec<Chain>,
-    /// Chains that the policy names and that do not exist. When they come, that is a change to look at.
+    /// The chains of `admit` that do not exist. Their creation will be a change of the ruleset to handle.
     pub without_chain: Vec<Chain>,
 }
 
 impl Restored {
-    /// Whether everything stood as it should.
+    /// Whether nothing had to be restored.
     pub fn is_nothing(&self) -> bool {
         !self.table && self.elements == 0 && self.admitted.is_empty()
     }
 }
 
 impl Sets {
-    /// Installs what a policy asks for. Pinholes that an earlier program left behind stay open.
+    /// Installs the table for a policy. Pinholes of an earlier run stay open.
     pub fn install(policy: &Policy) -> Result<Self, SetupError> {
         Self::install_for(policy, Holder::Sets)
     }
 
-    /// The same, with the ruleset for that holder of pinholes.
+    /// The same, with the ruleset for this mechanism.
     pub(in crate::netfilter::backend) fn install_for(policy: &Policy, holder: Holder) -> Result<Self, SetupError> {
         let mut tables = Tables::open(PATIENCE)?;
         let conntrack = Conntrack::open(PATIENCE)?;
@@ -116,7 +116,7 @@ impl Sets {
             maps_used: false,
             troubles: Troubles::default(),
         };
-        // Before anything is changed: a chain that is not there is a mistake in the policy.
+        // Before anything is changed, because a chain that does not exist is a mistake in the policy.
         for chain in &policy.admit {
             if admit::look(&mut sets.tables, chain, policy.mark)? == Place::NoChain {
                 return Err(SetupError::NoSuchChain(chain.clone()));
@@ -132,7 +132,7 @@ impl Sets {
         Ok(sets)
     }
 
-    /// Installs what another policy asks for, in place of this one. After an error, the old one stands.
+    /// Exchanges the table for another policy. After an error, the old policy stays in force.
     pub fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
         if policy.capture.queues != self.policy.capture.queues {
             return Err(SetupError::OtherQueues);
@@ -159,7 +159,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Whether a change that somebody made may have been to what we installed.
+    /// Whether another program's change may concern this table or its accept rules.
     pub fn concerns(&self, change: &TableChange) -> bool {
         let in_table =
             |table: crate::netfilter::netlink::Table<'_>| (table.family, table.name) == (change.family, &*change.table);
@@ -169,7 +169,7 @@ impl Sets {
         in_table(TABLE) || self.policy.admit.iter().any(is_of)
     }
 
-    /// Whether all that was installed is there and untouched.
+    /// Whether everything that was installed is there and unchanged.
     pub fn stands(&mut self) -> Result<bool, Error> {
         if !self.is_untouched()? {
             return Ok(false);
@@ -182,18 +182,18 @@ impl Sets {
         Ok(true)
     }
 
-    /// Puts back what is missing: the table with the pinholes that should stand in it, and the accept rules.
+    /// Restores what is missing: the table with its pinholes, and the accept rules.
     pub fn restore<'a>(
         &mut self,
         now: Timestamp,
         standing: impl Iterator<Item = &'a Expectation>,
     ) -> Result<Restored, SetupError> {
         let mut restored = Restored::default();
-        // First what lets marked connections in: a pinhole that is used up by one that is dropped then is lost.
+        // First the accept rules: without them, a data connection would use up its pinhole and then be dropped.
         self.put_admit(&mut restored)?;
         let is_untouched = self.is_untouched()?;
         if !is_untouched {
-            // Rules alone may be gone. Then the sets are as they should be, and what was used up stays so.
+            // If only rules are gone, the sets are complete, and used pinholes stay used.
             self.sets_are_lost |= !self.tables.has_table(TABLE)?;
         }
         if !is_untouched || self.sets_are_lost {
@@ -206,13 +206,13 @@ impl Sets {
         Ok(restored)
     }
 
-    /// Whether the table stands without what should stand in its sets, so that it must be restored.
+    /// Whether the table was restored without its elements, so that they still have to be restored.
     pub fn lacks_pinholes(&self) -> bool {
         self.sets_are_lost
     }
 
-    /// Puts back the table if it is gone, without what stood in it: that follows with [`restore`](Self::restore).
-    /// Whether it was gone.
+    /// Restores the table without its elements if it is gone; [`restore`](Self::restore) adds these later. Returns
+    /// whether it was gone.
     pub(super) fn put_back_if_gone(&mut self) -> Result<bool, SetupError> {
         if self.installed.is_empty() || self.tables.has_table(TABLE)? {
             return Ok(false);
@@ -222,7 +222,7 @@ impl Sets {
         Ok(true)
     }
 
-    /// Removes all that was installed. What is gone already is fine.
+    /// Removes everything that was installed. It is no error if some of it is gone already.
     pub fn remove(&mut self) -> Result<(), SetupError> {
         let mut result = Ok(());
         for chain in &self.policy.admit {
@@ -234,10 +234,10 @@ impl Sets {
 
     fn put_table(&mut self) -> Result<(), SetupError> {
         let Self { tables, policy, queueing, holder, .. } = self;
-        // Before all else: a helper that no object names may be removed by whoever else knows it.
+        // First the objects: another Pinhole may unregister a helper that no object refers to.
         tables.define(TABLE, holder.objects())?;
         if *queueing == Queueing::CompatTarget {
-            // First what the rest jumps to, so that there is no moment in which packets find an empty chain.
+            // First the chains to which the other ones jump, so that no packet finds an empty chain.
             for chain in QueueChain::ALL {
                 tables.fill_chain(TABLE, chain.name(), "", &[queueing.rule(&chain.of(policy.capture))])?;
             }
@@ -246,8 +246,8 @@ impl Sets {
         self.verify()
     }
 
-    /// Exchanges in the table what the policy has otherwise than the old one, at once: by netlink alone, because no
-    /// program can be run any more.
+    /// Exchanges the parts of the table that depend on the policy, in one transaction: over netlink, because the
+    /// sandbox allows no program.
     fn exchange_table(&mut self, old: &Policy) -> Result<(), SetupError> {
         let Self { policy, queueing, holder, .. } = self;
         let fixed_part = |policy| ruleset::fixed_part(policy, *queueing, *holder);
@@ -275,13 +275,13 @@ impl Sets {
         self.verify()
     }
 
-    /// Puts the table in the place of one that another version has left, with sets that this one's rules cannot go on
-    /// with. What stands in the old sets is kept, as far as the new ones take it. For a moment there is no table.
+    /// Replaces a table of another version whose sets do not fit these rules. Keeps its elements, as far as the new
+    /// sets take them. For a moment there is no table.
     fn replace_table(&mut self) -> Result<(), SetupError> {
         let old = self.tables.image(TABLE)?;
         let mut standing = Vec::new();
         for set in stored::SETS.into_iter().flatten() {
-            // A set that the old table does not have is no trouble.
+            // The old table may lack this set.
             let elements = self.tables.elements(TABLE, set).unwrap_or_default();
             let left = |element: Element| Element { timeout: element.remaining.or(element.timeout), ..element };
             standing.push((set, elements.into_iter().map(left).collect::<Vec<_>>()));
@@ -290,7 +290,7 @@ impl Sets {
         self.may_be_synced = false;
         if let Err(error) = self.put_table() {
             let lists: Vec<(&str, &[Element])> = standing.iter().map(|(set, list)| (*set, list.as_slice())).collect();
-            // It is not this that was wrong: then all is as it was. The reason why is what has to be told.
+            // The old sets were not the reason: restores the old table, and returns the first error.
             let _ = self.tables.remove_table(TABLE);
             let _ = self.tables.put_back(TABLE, &old, &lists);
             return Err(error);
@@ -302,7 +302,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Sees that it is all there, and remembers it.
+    /// Verifies that the table is complete, and keeps an image of it.
     fn verify(&mut self) -> Result<(), SetupError> {
         let chains = self.tables.chains(TABLE)?;
         for (name, hook) in [("prerouting", 0), ("output", 3)] {
@@ -323,7 +323,7 @@ impl Sets {
         Ok(())
     }
 
-    /// Whether our table holds the rules and the control ports that were installed, and no others.
+    /// Whether the table has the rules and control ports that were installed, and no others.
     fn is_untouched(&mut self) -> Result<bool, Error> {
         Ok(!self.installed.is_empty() && self.handles()? == self.installed && self.has_ports()?)
     }
@@ -355,8 +355,8 @@ impl Sets {
         Ok(())
     }
 
-    /// Puts back the table as it was installed, with these elements: at once, so that there is no moment with half of
-    /// it.
+    /// Restores the table as installed, with these elements, in one transaction, so that there is no moment with half
+    /// of it.
     fn put_back(&mut self, elements: &BySet) -> Result<(), SetupError> {
         let lists: Vec<(&str, &[Element])> = elements.iter().map(|(set, list)| (*set, list.as_slice())).collect();
         let left_over = self.tables.put_back(TABLE, &self.image, &lists)?;
@@ -365,13 +365,13 @@ impl Sets {
         }
         self.installed = self.handles()?;
         if self.installed.len() < self.image.rules() {
-            // It is gone again, and the kernel tells of that as well.
+            // It is gone again; the kernel notifies the watcher of that, too.
             self.installed.clear();
         }
         Ok(())
     }
 
-    /// What has to stand in the sets.
+    /// The elements of the sets, for the expectations that are open.
     fn lost_elements<'a>(&mut self, now: Timestamp, standing: impl Iterator<Item = &'a Expectation>) -> BySet {
         let mut elements = BySet::new();
         for expectation in standing.filter(|expectation| now < expectation.expires()) {
@@ -396,10 +396,10 @@ fn ports_of(set: &str, policy: &Policy) -> Vec<Element> {
     ruleset::ports_of(set, policy).into_iter().map(element).collect()
 }
 
-/// What a number that rules compare or combine with a mark of a connection is for another policy: the bits of the one
-/// become the bits of the other. None where that cannot be told.
+/// Converts a number with which rules compare or combine a mark, from the bits of one policy to those of another.
+/// `None` if that is ambiguous.
 fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
-    // What Pinhole's marks are made of. A number has all bits of such a part or none.
+    // The parts of Pinhole's marks. A number has all bits of a part or none.
     let parts = |mark: Mark| {
         let [known, beyond, server_synced, client_synced, read] = mark.control_bits().each();
         [mark.bits(), known, beyond, server_synced, client_synced, read]
@@ -413,7 +413,7 @@ fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
         _ => return None,
     };
     if others == 0 {
-        // Then it cannot be told whether they are kept.
+        // No bit is left to show whether the mask keeps other bits.
         return None;
     }
     for (old, new) in parts(old).into_iter().zip(parts(new)) {
@@ -427,7 +427,7 @@ fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
 }
 
 impl Queueing {
-    /// How the kernel can be told to queue, by trying; none if it cannot.
+    /// How this kernel can queue packets, found out by trying; `None` if it cannot.
     pub fn of_kernel(tables: &mut Tables) -> Result<Option<Self>, Error> {
         for queueing in [Self::Statement, Self::CompatTarget] {
             if tables.could(&[queueing.rule(&Capture::default())])? {

@@ -31,33 +31,33 @@ use crate::netfilter::netlink::{Conntrack, Element, Entry, Error, Key, SequenceA
 use ruleset::TABLE;
 use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
 
-/// How long the kernel may take to answer. It answers at once, unless something is very wrong.
+/// The deadline for an answer of the kernel. It answers at once, unless something is very wrong.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many used pinholes one message removes.
 const REMOVED_TOGETHER: usize = 128;
 
-/// A pinhole as it stands in the kernel, whoever put it there.
+/// A pinhole in the kernel, opened by this run or by an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinhole {
     /// Who may connect.
     pub from: IpAddr,
     /// Where to.
     pub to: Endpoint,
-    /// What NAT will make of its connection.
+    /// The NAT of its connection.
     pub mapping: Mapping,
-    /// For how long it was opened.
+    /// The time for which it was opened.
     pub lifetime: Duration,
-    /// How much of that is left.
+    /// The rest of that time.
     pub remaining: Duration,
 }
 
-/// What the kernel refused since somebody last asked.
+/// The requests that the kernel refused since the last call of `take_troubles`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Troubles {
-    /// How often.
+    /// Their number.
     pub count: u64,
-    /// The last time.
+    /// The latest error.
     pub latest: Option<Error>,
 }
 
@@ -69,20 +69,21 @@ pub struct Sets {
     pub(super) policy: Policy,
     queueing: Queueing,
     holder: Holder,
-    /// The rules of our table as they were installed: nobody has touched them while they are the same.
+    /// The handles of the table's rules as installed: while they are the same, no other program has changed the
+    /// rules.
     installed: Vec<u64>,
-    /// All of our table as it was installed, to be restored.
+    /// The table as installed, to be restored.
     image: TableImage,
-    /// The table was restored in a hurry, and what stood in its sets was not.
+    /// The table was restored in a hurry, without its elements.
     sets_are_lost: bool,
-    /// How many sessions have each port_range open.
+    /// The number of sessions that have each port range open.
     port_ranges: HashMap<PortRangeKey, (PortRangePinhole, u32), RandomState>,
-    /// Pinholes that were used: they admit nobody any more, and wait to be removed together.
+    /// Used pinholes, which admit no further connection, to be removed together.
     used: HashSet<(IpAddr, Endpoint), RandomState>,
-    /// Whether every packet since the marks were set has passed the table's rules: whether what they say of ends that
-    /// are in sync can be believed.
+    /// Whether every packet since the marks were set has passed the table's rules, so that the in-sync bits can be
+    /// trusted.
     may_be_synced: bool,
-    /// Whether something may be in the maps. Where nothing ever was, nobody need look there.
+    /// Whether the maps may have elements. If not, no request has to look there.
     maps_used: bool,
     troubles: Troubles,
 }
@@ -93,7 +94,7 @@ impl Sets {
         self.queueing
     }
 
-    /// The pinholes that stand.
+    /// The pinholes in the sets.
     pub fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
         let mappings = self.mappings()?;
         let mut pinholes = Vec::new();
@@ -104,7 +105,7 @@ impl Sets {
         Ok(pinholes)
     }
 
-    /// What stands in the maps.
+    /// The elements of the maps.
     fn mappings(&mut self) -> Result<HashMap<Key, Mapping, RandomState>, Error> {
         let mut mappings = HashMap::<Key, Mapping, RandomState>::default();
         for map in TARGETS.into_iter().chain(SOURCES) {
@@ -115,13 +116,13 @@ impl Sets {
         Ok(mappings)
     }
 
-    /// A connection came through its pinhole, which admits nobody any more: it is removed with the next
-    /// [`sweep`](Self::sweep), its mapping with it. Has to be told before the same one is opened again.
+    /// A pinhole was used, and admits no further connection: the next [`sweep`](Self::sweep) removes it and its
+    /// mapping. Has to be called before the same pinhole is opened again.
     pub fn used(&mut self, flow: &Flow) {
         self.used.insert((flow.source.address, flow.destination));
     }
 
-    /// Removes the pinholes that were used.
+    /// Removes the used pinholes.
     pub fn sweep(&mut self) {
         let used: Vec<_> = self.used.drain().collect();
         for some in used.chunks(REMOVED_TOGETHER) {
@@ -132,23 +133,24 @@ impl Sets {
         }
     }
 
-    /// The number by which the kernel names whoever opens and closes pinholes here: see [`TableWatch::ignore`].
+    /// The netlink port ID that opens and closes pinholes: see [`TableWatch::ignore`].
     ///
     /// [`TableWatch::ignore`]: crate::netfilter::netlink::TableWatch::ignore
     pub fn number(&self) -> Result<u32, Error> {
         self.tables.number()
     }
 
-    /// What was refused since the last time that this was asked.
+    /// The requests that the kernel refused since the last call.
     pub fn take_troubles(&mut self) -> Troubles {
         std::mem::take(&mut self.troubles)
     }
 
-    /// Has no packet of these control connections be invalid because of its numbers.
+    /// Sets `be_liberal` for these control connections, so that conntrack calls none of their packets invalid because
+    /// of its sequence numbers.
     ///
-    /// For those that went on while the ruleset was gone: where nothing asks for connection tracking the kernel sees no
-    /// packets, and what it makes afterwards of the next one may be so wrong that it takes all others for invalid. Then
-    /// neither end hears the other any more, as long as the connection lasts.
+    /// For connections that continued while the ruleset was gone: without rules that need conntrack, the kernel sees
+    /// no packets, and may judge the next one so wrongly that it takes all later ones for invalid. Then neither end
+    /// gets the other's packets any more, as long as the connection lasts.
     pub fn set_tcp_be_liberal<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         for connection in connections {
             let judged = self.conntrack.set_tcp_be_liberal(&connection.original);
@@ -156,8 +158,7 @@ impl Sets {
         }
     }
 
-    /// Control connections may have gone on unseen while rules of the table were gone: none of their ends is known to be
-    /// in sync.
+    /// Control connections may have continued unseen while rules of the table were gone: clears their in-sync bits.
     pub fn forget_synced<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         self.may_be_synced = false;
         let bits = self.policy.mark.control_bits();
@@ -165,14 +166,14 @@ impl Sets {
         connections.for_each(|connection| self.mark(connection, 0, mask));
     }
 
-    /// Sets these bits of a mask in the mark of a control connection.
+    /// Sets the bits of `mask` in a control connection's mark to `bits`.
     fn mark(&mut self, connection: &Connection, bits: u32, mask: u32) {
-        // A connection that the kernel has forgotten brings no packets either.
+        // A connection that is not in conntrack any more has no packets either.
         let marked = self.conntrack.mark(&connection.original, bits, mask);
         self.note(marked);
     }
 
-    /// The result, unless it is trouble, which is kept.
+    /// Returns the result; counts an error.
     pub(super) fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         result.inspect_err(|error| self.trouble(error)).ok()
     }
@@ -182,42 +183,44 @@ impl Sets {
         self.troubles.latest = Some(error.clone());
     }
 
-    /// Admits an expectation, whoever announced it: the sets have no place for that.
+    /// Opens a pinhole. The sets do not record which session announced it.
     pub fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
         let come = stored::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
         self.used.remove(&(expectation.from, expectation.to));
         self.maps_used |= !expectation.mapping.is_none();
-        // What an earlier pinhole with the same addresses was mapped by must not outlive it.
+        // The mapping of an earlier pinhole with the same addresses must not outlive that pinhole.
         let mut go = self.places(expectation.from, expectation.to);
         go.retain(|(map, _)| come.iter().all(|(set, _)| set != map));
         self.put(&go, &come)
     }
 
-    /// Puts elements into the kernel in place of others, all at once.
+    /// Replaces elements in the kernel, in one transaction.
     fn put(&mut self, go: &[Stored], come: &[Stored]) -> Result<(), NotOpened> {
         let mut put = self.tables.exchange(TABLE, go, come);
-        // Somebody flushed the ruleset, and the news of that is not here yet. This announcement cannot wait for it.
+        // Another program flushed the ruleset, and its notification has not arrived yet. This announcement cannot
+        // wait for it.
         if put.as_ref().is_err_and(|error| error.cause.is_missing()) && matches!(self.put_back_if_gone(), Ok(true)) {
             put = self.tables.exchange(TABLE, &[], come);
         }
         let Err(error) = put else { return Ok(()) };
         self.trouble(&error);
         if error.cause.is_unknown() {
-            // Nothing stays open that nobody knows of, as far as that is in our hands.
+            // The element may have been added: removes it, so that no unknown pinhole stays open.
             self.take(come);
         }
         Err(NotOpened)
     }
 
-    /// Takes elements out of the kernel, all at once.
+    /// Removes elements from the kernel, in one transaction.
     fn take(&mut self, go: &[Stored]) {
         let taken = self.tables.exchange(TABLE, go, &[]);
         self.note(taken);
     }
 
-    /// Lets no segment of that flow go on unread that begins at one of these places.
+    /// Adds elements to the set `rewritten4` or `rewritten6`, so that no segment of this flow that begins at one of
+    /// these places bypasses the queue.
     ///
-    /// Where that cannot be, all goes on as if it were not needed: it is needed only if this program is gone very soon.
+    /// An error is only counted: the elements matter only if this run ends within the next moment.
     fn hold(&mut self, flow: &Flow, places: &[Seq]) {
         let Some(set) = of_family(REWRITTEN, flow.source.address, flow.destination.address) else { return };
         let elements: Vec<Element> = places.iter().map(|place| stored::repeated(flow, *place)).collect();
@@ -225,13 +228,13 @@ impl Sets {
         self.note(held);
     }
 
-    /// The places in the maps that may hold something for a connection with these addresses.
+    /// The elements of the maps that may belong to a pinhole with these addresses.
     fn places(&self, from: IpAddr, to: Endpoint) -> Vec<Stored> {
         if self.maps_used { stored::places(from, to).collect() } else { Vec::new() }
     }
 
-    /// The connection as its client opened it, if its server's port is one of control connections. The kernel may have
-    /// found it in the middle, by a packet of the server's.
+    /// The connection in the client's direction, if the server's port is a control port. Conntrack may have picked it
+    /// up in the middle, from a packet of the server.
     fn control_end(&self, connection: Connection) -> Option<Connection> {
         let Connection { original, reply } = connection;
         let is_control = |flow: &Flow| self.policy.control_ports.contains(flow.destination.port);
@@ -244,7 +247,7 @@ impl Sets {
         }
     }
 
-    /// The control connection with these addresses, where nothing translates them.
+    /// The control connection with these addresses, without NAT.
     fn direct(&self, flow: &Flow) -> Option<Connection> {
         let is_control = |port: Port| self.policy.control_ports.contains(port);
         if is_control(flow.destination.port) {
@@ -269,8 +272,8 @@ impl Firewall for Sets {
                 let id = entry.id;
                 Control { connection, id, is_opening, progress, synced, adjustments: adjustments(&entry) }
             }),
-            // It is tracked, or its packet had not come here; but not where we can ask: in another zone. There nothing is
-            // kept either.
+            // The packet was queued, so its connection is tracked; but not in the default zone, in which Pinhole
+            // looks it up. Marks and offsets cannot be kept in another zone.
             None => {
                 let adjustments = Adjustments::default();
                 let (progress, synced) = (Progress::Unknown, Synced::default());
@@ -292,7 +295,7 @@ impl Firewall for Sets {
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
-        // What has been used admits nobody any more, though it stands until it is swept out.
+        // A used pinhole admits no connection, although its element exists until the next sweep.
         if self.used.contains(&(from, to)) {
             return None;
         }
@@ -320,14 +323,14 @@ impl Firewall for Sets {
     ) -> Result<(), NotAdjusted> {
         let Adjustment { position, before, after } = *adjustment;
         let wanted = SequenceAdjustment { position: position.number(), before, after };
-        // First this: were it the other way round, there would be a moment in between.
+        // These elements come first, so that no retransmission can bypass the queue once the offset is set.
         self.hold(connection.flow(direction), held);
         let flow = &connection.original;
         let adjusted = self.conntrack.adjust(flow, direction == Direction::FromClient, &wanted);
         if !self.note(adjusted).ok_or(NotAdjusted::Failed)? {
             return Err(NotAdjusted::Unknown);
         }
-        // The kernel also says yes where it does nothing.
+        // The kernel also acknowledges an offset that it cannot keep.
         let found = self.conntrack.find(flow);
         let entry = self.note(found).ok_or(NotAdjusted::Failed)?.ok_or(NotAdjusted::Unknown)?;
         if adjustments(&entry).of(direction) == Some(*adjustment) { Ok(()) } else { Err(NotAdjusted::NotPrepared) }
@@ -342,7 +345,7 @@ impl Firewall for Sets {
 
     fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
         if let Some(stored) = range(port_range, PortRangePinhole::LIFETIME) {
-            // It has been noted if that failed, and there is time for another try.
+            // An error has been counted, and there is time for another attempt.
             let _ = self.put(&[], &[stored]);
         }
     }
@@ -373,12 +376,12 @@ fn adjustments(entry: &Entry) -> Adjustments {
     Adjustments { from_client, from_server }
 }
 
-/// What tells port_ranges apart.
+/// The key of a port range.
 type PortRangeKey = (IpAddr, IpAddr, PortRange);
 
 const fn port_range_key(port_range: &PortRangePinhole) -> PortRangeKey {
     (port_range.from, port_range.to, port_range.ports)
 }
 
-/// Elements by the set they belong into.
+/// Elements by their set.
 type BySet = BTreeMap<&'static str, Vec<Element>>;

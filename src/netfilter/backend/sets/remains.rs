@@ -10,13 +10,13 @@ use crate::core::tracker::ExistingState;
 use crate::netfilter::netlink::{Element, Error};
 
 impl Sets {
-    /// What an earlier program left, to be handed to [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
+    /// The state that an earlier run left, for [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
     pub fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         let pinholes = self.pinholes()?;
         self.remains_among(now, &pinholes)
     }
 
-    /// The same, where these are all pinholes that stand.
+    /// The same, with these pinholes.
     pub(in crate::netfilter::backend) fn remains_among(
         &mut self,
         now: Timestamp,
@@ -44,7 +44,7 @@ impl Sets {
     }
 }
 
-/// The port_range that an element is.
+/// The port range of an element.
 fn port_range(element: &Element) -> Option<PortRangePinhole> {
     let (from, to, first) = element.key.as_connection()?;
     let (last_from, last_to, last) = element.last?.as_connection()?;

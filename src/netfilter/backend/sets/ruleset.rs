@@ -10,10 +10,10 @@ use crate::core::net::{Direction, Port};
 use crate::core::policy::{Capture, Limits, Policy, WhenDown};
 use crate::netfilter::netlink::{Expression, Family, Object, ObjectKind, Table};
 
-/// The table that is Pinhole's own.
+/// Pinhole's table.
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
 
-/// Where the capture begins, and behind what it must be: connection tracking is at -200.
+/// The priority of the chains that queue: after connection tracking, which is at -200.
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, without those that queue. The first two are called by the kernel.
@@ -44,12 +44,12 @@ pub(super) const CHAINS: [&str; 24] = [
     "update_ct_mark",
 ];
 
-/// Who holds the pinholes.
+/// The mechanism that holds the pinholes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Holder {
     /// The sets of the table.
     Sets,
-    /// Connection tracking, with a helper; the sets have only what that cannot hold.
+    /// Conntrack expectations; the sets hold only those that cannot be expectations.
     Conntrack,
 }
 
@@ -61,7 +61,7 @@ impl Holder {
         }
     }
 
-    /// What has to stand before the ruleset is read.
+    /// The objects that must exist before nft reads the ruleset.
     pub(super) const fn objects(self) -> &'static [Object<'static>] {
         match self {
             Self::Sets => &[
@@ -80,24 +80,24 @@ const INSPECT: &str = include_str!("../../../../rules/inspect.nft");
 
 /// Why writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";
-/// What stands in the files for the control ports, and what it becomes: the set of that name, which a reload can fill anew
-/// and a rule need not be exchanged for.
+/// The placeholders of the control ports in the files, and what replaces them: sets, which a reload can fill anew
+/// without exchanging a rule.
 const PORTS_IN_FILES: [&str; 2] = ["$control_ports", "$guarded_ports"];
 const PORTS_IN_TABLE: [&str; 2] = ["@control_ports", "@guarded_ports"];
 /// The set of the control ports.
 pub(super) const CONTROL_PORTS: &str = "control_ports";
-/// The set of those of them where the policy holds something back: all or none.
+/// The set of the control ports if the policy denies commands or encryption to anybody; else it is empty.
 pub(super) const GUARDED_PORTS: &str = "guarded_ports";
 /// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
-/// How many elements a set of pinholes has room for. What was used counts until the kernel sweeps it out, so there are
-/// more than may stand at one time.
+/// The size of a set of pinholes. A used element counts until the kernel's garbage collection, so there may be more
+/// elements than open pinholes.
 pub(super) fn set_size(policy: &Policy) -> u32 {
     policy.limits.pinholes.get().saturating_mul(4).max(65_535)
 }
 
-/// How this kernel can be told to queue a packet.
+/// How this kernel queues a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Queueing {
     /// With nf_tables' own statement.
@@ -127,17 +127,17 @@ impl fmt::Display for Queueing {
     }
 }
 
-/// A chain whose one rule hands packets to the daemon.
+/// A chain with one rule, which queues packets for the daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueChain {
-    /// As the policy says.
+    /// With bypass if the policy says `when_down: open`.
     Deliver,
-    /// Whatever the policy says, nothing goes past it.
+    /// Without bypass, whatever the policy says.
     Insist,
 }
 
 impl QueueChain {
-    /// Both. Where the compat target queues, they have to stand before the ruleset is read.
+    /// Both chains. With the compat target they must exist before nft reads the ruleset.
     pub const ALL: [Self; 2] = [Self::Deliver, Self::Insist];
 
     /// The name of the chain.
@@ -148,7 +148,7 @@ impl QueueChain {
         }
     }
 
-    /// What a capture comes to here.
+    /// The capture settings for this chain.
     pub(super) const fn of(self, capture: Capture) -> Capture {
         match self {
             Self::Deliver => capture,
@@ -157,14 +157,14 @@ impl QueueChain {
     }
 }
 
-/// Whether a chain of that name is one of ours.
+/// Whether Pinhole's table has a chain of this name.
 pub fn is_own_chain(name: &str) -> bool {
     CHAINS.contains(&name)
 }
 
 /// The ruleset for a policy, as `nft -f` reads it.
 ///
-/// Where the compat target queues, the chains with it are missing here: nft cannot write such a rule.
+/// With the compat target, the text lacks the chains that queue: nft cannot write such a rule.
 pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     let mark = policy.mark;
     let mut text = format!("define mark_bits = {mark}\n");
@@ -193,8 +193,8 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     text
 }
 
-/// What of a ruleset cannot be exchanged in an installed table: all but control ports, marks, sizes, and what becomes of
-/// packets that nobody reads. Two policies for which this is the same need the same rules, but for those.
+/// The part of a ruleset that a reload cannot exchange: everything but control ports, marks, sizes, and bypass. If it
+/// is the same for two policies, a reload from one to the other is possible.
 pub(super) fn fixed_part(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     let Policy { control_ports, mark, limits, capture, defaults, rules, .. } = Policy::default();
     let capture = Capture { when_down: capture.when_down, ..policy.capture };
@@ -221,7 +221,7 @@ pub(super) fn ports_of(set: &str, policy: &Policy) -> Vec<Port> {
     if set == GUARDED_PORTS && !policy.holds_back() { Vec::new() } else { policy.control_ports.as_slice().to_vec() }
 }
 
-/// The sets of control ports. They are emptied first: an earlier policy may have had others.
+/// The sets of control ports. They are flushed first, because an earlier policy may have had other ports.
 fn control_ports(policy: &Policy) -> String {
     let mut text = "# The ports of `control_ports:`, and those where commands or encryption are denied.\n".to_owned();
     for set in [CONTROL_PORTS, GUARDED_PORTS] {
@@ -235,7 +235,7 @@ fn control_ports(policy: &Policy) -> String {
     text
 }
 
-/// The chains that hand packets to the daemon.
+/// The chains that queue packets for the daemon.
 fn queue(capture: &Capture, queueing: Queueing) -> String {
     QueueChain::ALL.map(|chain| queue_chain(chain.name(), &chain.of(*capture), queueing)).join("\n")
 }
@@ -245,8 +245,9 @@ fn queue_chain(name: &str, capture: &Capture, queueing: Queueing) -> String {
     let (first, count) = (queues.first(), queues.count().get());
     let (several, to) = match count {
         1 => (false, first.to_string()),
-        // Each processor has a queue, and so a reader, of its own: to wake one on another processor takes longer than all
-        // the rest. The readers share what they know, so it does not matter which of them reads what.
+        // Each processor has a queue and a thread of its own, because waking a thread on another processor takes
+        // longer than everything else. The threads share the sessions, so it does not matter which one reads a
+        // packet.
         _ => (true, format!("{first}-{}", first + (count - 1))),
     };
     let flags = match (capture.when_down, several) {

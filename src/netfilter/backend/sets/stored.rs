@@ -24,17 +24,18 @@ pub(super) const PORT_RANGES: Names = ["port_ranges4", "port_ranges6"];
 /// All of them.
 pub(super) const SETS: [Names; 5] = [TARGETS, SOURCES, PINHOLES, PORT_RANGES, REWRITTEN];
 
-/// How much longer a mapping stays than its pinhole: a connection that came in time meets the maps a little later.
+/// How much longer a mapping lives than its pinhole: a connection that was admitted in time looks up the maps a
+/// little later.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a rewritten line does not go on unread if it is sent again: so long somebody may be away. Senders wait half as
-/// long again each time, so what is short for them is short here.
+/// How long a retransmission of a rewritten line must not bypass the queue: the time in which another run has to
+/// start. Senders wait longer before each retransmission, so a wait that is short to them is short here.
 const ABSENCE: Duration = Duration::from_secs(30);
 
-/// An element and where it belongs.
+/// The name of a set or map, and an element of it.
 pub(super) type Stored = (&'static str, Element);
 
-/// The one of two sets that is for a connection between these; none if no connection can be.
+/// The set of the addresses' family; `None` if the addresses are of different families.
 pub(super) fn of_family(names: Names, from: IpAddr, to: IpAddr) -> Option<&'static str> {
     match (from, to) {
         (IpAddr::V4(_), IpAddr::V4(_)) => Some(names[0]),
@@ -47,8 +48,8 @@ pub(super) fn key(from: IpAddr, to: Endpoint) -> Key {
     Key::connection(from, to.address, to.port.number())
 }
 
-/// All that stands for an expectation which is admitted for so long: its pinhole first. None if its addresses are not
-/// all of one family.
+/// The elements for an expectation with this lifetime, the pinhole's first. `None` if its addresses are not all of
+/// one family.
 pub(super) fn elements(expectation: &Expectation, lifetime: Duration) -> Option<Vec<Stored>> {
     let Expectation { from, to, mapping, .. } = *expectation;
     let key = key(from, to);
@@ -65,23 +66,23 @@ pub(super) fn elements(expectation: &Expectation, lifetime: Duration) -> Option<
     Some(all)
 }
 
-/// The place of the pinhole for such a connection.
+/// The element of the pinhole for such a connection, to be deleted.
 pub(super) fn bare(from: IpAddr, to: Endpoint) -> Option<Stored> {
     of_family(PINHOLES, from, to.address).map(|set| (set, Element::new(key(from, to), Duration::ZERO)))
 }
 
-/// The places in the maps where a mapping may stand for a connection with these addresses.
+/// The elements of the maps that may belong to a pinhole with these addresses.
 pub(super) fn places(from: IpAddr, to: Endpoint) -> impl Iterator<Item = Stored> {
     let element = Element::new(key(from, to), Duration::ZERO);
     [TARGETS, SOURCES].into_iter().filter_map(move |names| Some((of_family(names, from, to.address)?, element)))
 }
 
-/// What stands for a segment that begins there and must not go on unread.
+/// The element for a segment that begins at this place and must not bypass the queue.
 pub(super) fn repeated(flow: &Flow, place: Seq) -> Element {
     Element::new(Key::segment(flow, place), ABSENCE)
 }
 
-/// The ports from the first to the last of a port_range, for so long.
+/// The element for a port range.
 pub(super) fn range(port_range: &PortRangePinhole, lifetime: Duration) -> Option<Stored> {
     let PortRangePinhole { from, to, ports } = *port_range;
     let set = of_family(PORT_RANGES, from, to)?;
@@ -89,7 +90,7 @@ pub(super) fn range(port_range: &PortRangePinhole, lifetime: Duration) -> Option
     Some((set, Element::range(key(ports.first()), key(ports.last()), lifetime)))
 }
 
-/// What stands for a pinhole.
+/// The pinhole of an element.
 pub(super) fn pinhole(element: &Element, mappings: &HashMap<Key, Mapping, RandomState>) -> Option<Pinhole> {
     let (from, to, port) = element.key.as_connection()?;
     let lifetime = element.timeout?;
