@@ -19,8 +19,9 @@ ON_6.1_native := attacks_live deploy live nat_* native* guarantee_* restart syst
 ON_6.1_conntrackd := nat_dialogues reference
 # On the two newer ones, what asks the kernel most: attacks, transfers, NAT, restarts, the ruleset, expectations. To keep
 # `.ci/run` well under an hour, the three longest of these (attacks_live, nat_dialogues, nat_matrix) run on 6.12 with sets
-# only, and on sid with native only. Left out are deploy, host_check, netlink, overflow, queue, ruleset, sandbox, systemd,
-# the other guarantees, and the comparison with conntrackd. `make test-vm kernel=6.12 only="netlink queue"` runs them there.
+# only, and on sid with native only. Left out are abort, deploy, host_check, netlink, overflow, queue, ruleset, sandbox,
+# systemd, watchdog, the other guarantees, and the comparison with conntrackd. `make test-vm kernel=6.12 only="netlink
+# queue"` runs them there.
 MOST := live nat_crash_mid_rewrite nat_killed nat_edge_cases guarantee_kernel_is_the_database guarantee_narrowest_hole restart
 LONG := attacks_live nat_dialogues nat_matrix
 ON_6.12_sets := $(MOST) ruleset_restore $(LONG)
