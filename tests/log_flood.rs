@@ -40,12 +40,14 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
     let seconds = began.elapsed().as_secs() as usize;
     lab::wait_until("all to be counted", PATIENCE, || Ok(daemon.counted("not_ftp") == 101))
         .unwrap_or_else(|error| panic!("{error}"));
+    let [ipv4, ipv6] = Family::ALL.map(|family| stage.topology.client.addresses.of(family).to_string());
+    // The log is written a moment after something was counted.
+    daemon.wait_for_log(&format!("([{ipv6}]"), 1);
     let said = daemon.child.said();
     let of = |address: &str| {
         let is_it = |line: &&str| line.contains(LINE) && line.contains(&format!("({address}"));
         said.lines().filter(is_it).count()
     };
-    let [ipv4, ipv6] = Family::ALL.map(|family| stage.topology.client.addresses.of(family).to_string());
     let (flood, other) = (of(&ipv4), of(&format!("[{ipv6}]")));
     assert!((1..=seconds + 2).contains(&flood), "{flood} lines in {seconds} seconds");
     assert_eq!(other, 1, "the line of another client");

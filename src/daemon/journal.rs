@@ -129,8 +129,8 @@ impl Observer for Journal {
                         "session {session}{known} is encrypted: nothing opens for it (see `tls` in the policy){more}"
                     ),
                     Some(port_range) => info!(
-                        "session {session}{known} is encrypted: {port_range} opens when as much was said as a login \
-                         takes{more}"
+                        "session {session}{known} is encrypted: {port_range} opens once the dialogue is as long as a \
+                         login{more}"
                     ),
                 }
             }

@@ -67,7 +67,7 @@ pub enum StartError {
     #[error("cannot start the control plane: {0}; are there too many open files?")]
     Runtime(std::io::Error),
     /// It ran, and a part of it ended that must not.
-    #[error("the service cannot go on: {0}; the table inet pinhole stays, for the next start to take over")]
+    #[error("the service cannot go on: {0}; the table inet pinhole stays, and the next start adopts it")]
     Ended(String),
 }
 

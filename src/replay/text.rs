@@ -96,7 +96,7 @@ impl<W: Write> Report for Text<W> {
                 say(format_args!("encrypted from here on: nothing more can be read, nothing opens"));
             }
             SessionEvent::Encrypted { port_range: Some(port_range) } => {
-                say(format_args!("encrypted from here on: {port_range} opens when as much was said as a login takes"));
+                say(format_args!("encrypted from here on: {port_range} opens once the dialogue is as long as a login"));
             }
             SessionEvent::RangeOpened(port_range) => say(format_args!("{port_range} opens while the session lasts")),
             SessionEvent::RangeRefused { port_range, why } => {

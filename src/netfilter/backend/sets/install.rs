@@ -43,7 +43,7 @@ pub enum SetupError {
     /// A reload cannot change the queues, which are bound once.
     #[error(
         "`capture: queue` and `queues` cannot change while the program runs: restart it (`systemctl restart pinhole`); \
-         control connections and transfers go on, only what is announced and not yet used has to be announced again"
+         control connections, transfers and pinholes outlast that"
     )]
     OtherQueues,
     /// A reload cannot change rules that only the program nft could write.
