@@ -24,8 +24,10 @@ use crate::core::session::reassembly::{Acceptance, Delivery, Start, Stream, Stre
 struct HalfStream {
     stream: Stream,
     lines: LineReader,
-    /// Some of what this end sent was not read here, was read as an announcement and refused, or would be read as an
+    /// Something that this end sent was skipped here, was read as an announcement and refused, or would be read as an
     /// announcement if the text in front of it were missing. A retransmission to the next run could begin there.
+    ///
+    /// What passed while no daemon ran does not count: otherwise one kill would cost an announcement after each further one.
     may_mislead_next_run: bool,
 }
 
@@ -66,7 +68,7 @@ impl Session {
         let half = |ending, synced| HalfStream {
             stream: Stream::default(),
             lines: if synced { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
-            may_mislead_next_run: !synced,
+            may_mislead_next_run: false,
         };
         let client = half(LineEnding::Lf, synced.client);
         Self { client, server: half(LineEnding::CrLf, synced.server), dialogue, start }
