@@ -313,8 +313,7 @@ fn read(
         };
         let behind_announcement = usize::from(matches!(event, Event::Announced(_)));
         let rest = line.text.get(behind_announcement..).unwrap_or_default();
-        *may_mislead_next_run |= !line.plain
-            || !line.whole
+        *may_mislead_next_run |= !line.whole
             || match direction {
                 Direction::FromClient => command_in(rest),
                 Direction::FromServer => reply_in(rest),
