@@ -24,10 +24,10 @@ use crate::core::session::reassembly::{Acceptance, Delivery, Start, Stream, Stre
 struct HalfStream {
     stream: Stream,
     lines: LineReader,
-    /// Something that this end sent was skipped here, was read as an announcement and refused, or would be read as an
-    /// announcement if the text in front of it were missing. A retransmission to the next run could begin there.
+    /// Something that this end sent was read as an announcement and refused, or would be read as an announcement if the
+    /// text in front of it were missing. A retransmission to the next run could begin there.
     ///
-    /// What passed while no daemon ran does not count: otherwise one kill would cost an announcement after each further one.
+    /// What passed unread does not count: otherwise one kill would cost an announcement after each further one.
     may_mislead_next_run: bool,
 }
 
@@ -114,10 +114,9 @@ impl Session {
 
     /// The missing bytes in front of this segment will not come.
     pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
-        let HalfStream { stream, lines, may_mislead_next_run } = self.half_mut(direction);
+        let HalfStream { stream, lines, .. } = self.half_mut(direction);
         stream.give_up_before(segment.seq);
         lines.gap();
-        *may_mislead_next_run = true;
         match direction {
             Direction::FromClient => self.dialogue.client_was_lost(),
             Direction::FromServer => self.dialogue.server_was_lost(),
@@ -289,7 +288,6 @@ fn read(
         Delivery::Bytes(at, bytes) => (at, bytes),
         Delivery::Gap => {
             lines.gap();
-            *may_mislead_next_run = true;
             match direction {
                 Direction::FromClient => dialogue.client_was_lost(),
                 Direction::FromServer => dialogue.server_was_lost(),
@@ -313,7 +311,7 @@ fn read(
         };
         let behind_announcement = usize::from(matches!(event, Event::Announced(_)));
         let rest = line.text.get(behind_announcement..).unwrap_or_default();
-        *may_mislead_next_run |= !line.whole
+        *may_mislead_next_run |= line.text.len() >= limit
             || match direction {
                 Direction::FromClient => command_in(rest),
                 Direction::FromServer => reply_in(rest),
