@@ -1,59 +1,61 @@
-//! The commands that a client sends: the table of commands.
+//! The commands that a client sends, and the table of all of them, which the dialogue, the policy and the documents share.
 //!
 //! Knows nothing of sessions. The dialogue and the policy decide whether a command makes sense or is allowed.
 
 use super::telnet::behind_commands;
 use super::{Line, Mode};
 
-/// A command that matters to us, or [`Verb::Other`].
+/// What the dialogue does with a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Verb {
     /// The client announces where it listens.
     Announce(Mode),
     /// The client asks the server to listen and to say where.
     Ask(Mode),
-    /// `EPSV ALL`: from now on no other way of announcing will be used.
+    /// `EPSV ALL`: the client will announce in no other form.
     AskExtendedOnly,
-    /// `USER`.
+    /// `USER`: a login begins.
     User,
     /// `PASS`, `ACCT`: a secret that completes a login.
     Secret,
-    /// `REIN`: start over, as if just connected.
+    /// `REIN`: the session starts over, as if just connected.
     Reinitialize,
-    /// `ABOR`: the server is to end the transfer that goes on.
+    /// `ABOR`: the server is to end the current transfer.
     Abort,
-    /// `AUTH`: the client wants to speak some other way, mostly TLS.
+    /// `AUTH`: the client asks for encryption, usually TLS.
     Secure,
-    /// Every other command of FTP.
+    /// The command waits for its reply and has no other effect.
     Other,
 }
 
-/// A line of the client, understood.
+/// A parsed line of the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Command<'a> {
-    /// What it asks.
+    /// Its effect.
     pub verb: Verb,
-    /// The verb as FTP writes it.
+    /// The name in upper case.
     pub name: &'static str,
-    /// What stands behind the verb.
+    /// The text after the name and one space.
     pub argument: &'a [u8],
-    /// Whether a person may see the argument: no secret can stand there.
+    /// Whether the argument may be shown and logged: it can hold no secret.
     pub is_public: bool,
 }
 
-/// What the first word of a client's line is.
+/// What a client's line is, by its first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Said<'a> {
-    /// A command of FTP.
+    /// A command of the table.
     Command(Command<'a>),
-    /// Nothing at all.
+    /// An empty line.
     Nothing,
-    /// A word that FTP does not know. It may be anything, a mistyped password too: not for showing.
+    /// A word that is not in the table. It may be a mistyped password, so it is never shown.
     Unknown(&'a [u8]),
 }
 
-struct Entry {
-    name: &'static str,
+/// An entry of [`COMMANDS`].
+pub(crate) struct Entry {
+    /// In upper case.
+    pub(crate) name: &'static str,
     verb: Verb,
     is_public: bool,
 }
@@ -66,12 +68,17 @@ const fn secret(name: &'static str, verb: Verb) -> Entry {
     Entry { name, verb, is_public: false }
 }
 
-/// The commands of RFC 959, 1639, 2228, 2389, 2428, 2640, 3659, 7151 and some that servers added, in order of use.
-const COMMANDS: [Entry; 65] = [
-    public("PASV", Verb::Ask(Mode::Pasv)),
-    public("EPSV", Verb::Ask(Mode::Epsv)),
-    public("PORT", Verb::Announce(Mode::Port)),
-    public("EPRT", Verb::Announce(Mode::Eprt)),
+const fn mode(mode: Mode) -> Entry {
+    public(mode.command(), if mode.is_active() { Verb::Announce(mode) } else { Verb::Ask(mode) })
+}
+
+/// The commands of RFC 775, 959, 1639, 2228, 2389, 2428, 2577, 2640, 3659, 4217 and 7151, and some that servers added.
+/// The usual ones come first, because a lookup searches from the start; the others follow in alphabetical order.
+pub(crate) const COMMANDS: &[Entry] = &[
+    mode(Mode::Pasv),
+    mode(Mode::Epsv),
+    mode(Mode::Port),
+    mode(Mode::Eprt),
     public("RETR", Verb::Other),
     public("LIST", Verb::Other),
     public("STOR", Verb::Other),
@@ -81,8 +88,8 @@ const COMMANDS: [Entry; 65] = [
     secret("PASS", Verb::Secret),
     secret("ACCT", Verb::Secret),
     public("QUIT", Verb::Other),
-    public("LPRT", Verb::Announce(Mode::Lprt)),
-    public("LPSV", Verb::Ask(Mode::Lpsv)),
+    mode(Mode::Lprt),
+    mode(Mode::Lpsv),
     public("REIN", Verb::Reinitialize),
     public("AUTH", Verb::Secure),
     public("ABOR", Verb::Abort),
@@ -97,6 +104,7 @@ const COMMANDS: [Entry; 65] = [
     public("CSID", Verb::Other),
     public("CWD", Verb::Other),
     public("DELE", Verb::Other),
+    public("DSIZ", Verb::Other),
     secret("ENC", Verb::Other),
     public("ESTP", Verb::Other),
     public("FEAT", Verb::Other),
@@ -105,6 +113,7 @@ const COMMANDS: [Entry; 65] = [
     public("HOST", Verb::Other),
     public("LANG", Verb::Other),
     public("MDTM", Verb::Other),
+    public("MFCT", Verb::Other),
     public("MFF", Verb::Other),
     public("MFMT", Verb::Other),
     secret("MIC", Verb::Other),
@@ -117,27 +126,37 @@ const COMMANDS: [Entry; 65] = [
     public("PBSZ", Verb::Other),
     public("PROT", Verb::Other),
     public("PWD", Verb::Other),
+    public("RANG", Verb::Other),
     public("REST", Verb::Other),
     public("RMD", Verb::Other),
+    public("RMDA", Verb::Other),
     public("RNFR", Verb::Other),
     public("RNTO", Verb::Other),
-    // Some servers change passwords by it.
+    // Some servers change passwords with it.
     secret("SITE", Verb::Other),
     public("SIZE", Verb::Other),
     public("SMNT", Verb::Other),
+    public("SPSV", Verb::Other),
     public("STAT", Verb::Other),
     public("STOU", Verb::Other),
     public("STRU", Verb::Other),
     public("SYST", Verb::Other),
+    public("THMB", Verb::Other),
+    public("XCRC", Verb::Other),
     public("XCUP", Verb::Other),
     public("XCWD", Verb::Other),
+    public("XMD5", Verb::Other),
     public("XMKD", Verb::Other),
     public("XPWD", Verb::Other),
     public("XRMD", Verb::Other),
+    public("XSHA", Verb::Other),
+    public("XSHA1", Verb::Other),
+    public("XSHA256", Verb::Other),
+    public("XSHA512", Verb::Other),
 ];
 
 impl<'a> Command<'a> {
-    /// Understands a line of the client.
+    /// Parses a line of the client.
     pub fn parse(line: &Line<'a>) -> Said<'a> {
         let text = behind_commands(line.text);
         let length = text.iter().take_while(|byte| !byte.is_ascii_whitespace()).count();
@@ -155,45 +174,47 @@ impl<'a> Command<'a> {
     }
 }
 
-/// Whether FTP knows a command of that name.
+/// Whether the table has a command of that name.
 pub fn is_known(name: &str) -> bool {
     word(name.as_bytes()).and_then(lookup).is_some()
 }
 
-/// Up to four letters in upper case as one number, which compares faster than text.
-const fn word(text: &[u8]) -> Option<u32> {
-    if text.len() > 4 {
+/// Up to eight letters in upper case as one number, which compares faster than text.
+const fn word(text: &[u8]) -> Option<u64> {
+    if text.len() > 8 {
         return None;
     }
     let mut word = 0;
     let mut index = 0;
     while index < text.len() {
-        word = word << 8 | text[index].to_ascii_uppercase() as u32;
+        word = word << 8 | text[index].to_ascii_uppercase() as u64;
         index += 1;
     }
     Some(word)
 }
 
 /// The names of [`COMMANDS`] as numbers.
-const WORDS: [u32; COMMANDS.len()] = {
+const WORDS: [u64; COMMANDS.len()] = {
     let mut words = [0; COMMANDS.len()];
     let mut index = 0;
     while index < words.len() {
         words[index] = match word(COMMANDS[index].name.as_bytes()) {
             Some(word) => word,
-            None => panic!("a command of FTP has at most four letters"),
+            None => panic!("the name of a command has at most eight letters"),
         };
         index += 1;
     }
     words
 };
 
-fn lookup(wanted: u32) -> Option<&'static Entry> {
+fn lookup(wanted: u64) -> Option<&'static Entry> {
     WORDS.iter().position(|&word| word == wanted).map(|index| &COMMANDS[index])
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
     use crate::core::net::Seq;
 
@@ -227,7 +248,7 @@ mod tests {
 
     #[test]
     fn every_command_of_the_table_is_found_as_itself() {
-        for entry in &COMMANDS {
+        for entry in COMMANDS {
             assert!(matches!(said(entry.name), Said::Command(command) if command.name == entry.name), "{}", entry.name);
         }
     }
@@ -245,6 +266,49 @@ mod tests {
         assert_eq!(verb("EPSV"), Some(Verb::Ask(Mode::Epsv)));
         assert_eq!(verb("EPSV 2"), Some(Verb::Ask(Mode::Epsv)));
         assert_eq!(verb("epsv all"), Some(Verb::AskExtendedOnly));
+    }
+
+    #[test]
+    fn names_are_in_order_after_the_usual_ones_and_differ() {
+        let others = COMMANDS.iter().skip_while(|entry| entry.name != "ABOR").skip(1).map(|entry| entry.name);
+        assert!(others.is_sorted_by(|a, b| a < b));
+        assert_eq!(COMMANDS.iter().map(|entry| entry.name).collect::<HashSet<_>>().len(), COMMANDS.len());
+        for mode in Mode::ALL {
+            assert!(COMMANDS.iter().any(|entry| matches!(entry.verb, Verb::Ask(m) | Verb::Announce(m) if m == mode)));
+        }
+    }
+
+    fn effect(verb: Verb) -> &'static str {
+        match verb {
+            Verb::Announce(_) => "announces where the client listens",
+            Verb::Ask(_) => "asks the server where it listens",
+            Verb::AskExtendedOnly => "only `EPSV` may follow",
+            Verb::User => "begins a login",
+            Verb::Secret => "completes a login",
+            Verb::Reinitialize => "logs out",
+            Verb::Abort => "ends a transfer; often sent as urgent data",
+            Verb::Secure => "asks for encryption",
+            Verb::Other => "waits for its reply",
+        }
+    }
+
+    #[test]
+    fn documented_commands_are_those_of_the_table() {
+        let mut rows: Vec<(&str, bool, Vec<String>)> = Vec::new();
+        for entry in COMMANDS {
+            let name = format!("`{}`", entry.name);
+            match rows.iter_mut().find(|row| (row.0, row.1) == (effect(entry.verb), entry.is_public)) {
+                Some(row) => row.2.push(name),
+                None => rows.push((effect(entry.verb), entry.is_public, vec![name])),
+            }
+        }
+        let mut table = String::from("| commands | effect | argument |\n|---|---|---|\n");
+        for (effect, is_public, names) in rows {
+            let argument = if is_public { "shown" } else { "may be secret: never shown" };
+            table += &format!("| {} | {effect} | {argument} |\n", names.join(", "));
+        }
+        let page = include_str!("../../../docs/reference/ftp.md");
+        assert!(page.contains(&table), "docs/reference/ftp.md should have this table:\n{table}");
     }
 
     #[test]

@@ -3,25 +3,22 @@
 use super::Mode;
 use super::notation::Notation;
 
-/// Replies and commands that announce, with their modes.
-const REPLIES: [(&[u8], Mode); 3] = [(b"227", Mode::Pasv), (b"228", Mode::Lpsv), (b"229", Mode::Epsv)];
-const COMMANDS: [(&[u8], Mode); 3] = [(b"PORT", Mode::Port), (b"EPRT", Mode::Eprt), (b"LPRT", Mode::Lprt)];
-
 /// Whether a part of a server's line that reaches to its end would announce something.
 pub fn reply_in(text: &[u8]) -> bool {
-    is_in(text, &REPLIES, |mode, rest| Notation::of(mode).find(rest).is_some())
+    is_in(text, |mode| !mode.is_active(), |notation, rest| notation.find(rest).is_some())
 }
 
 /// Whether a part of a client's line that reaches to its end would announce something.
 pub fn command_in(text: &[u8]) -> bool {
-    is_in(text, &COMMANDS, |mode, rest| Notation::of(mode).read(rest).is_some())
+    is_in(text, Mode::is_active, |notation, rest| notation.read(rest).is_some())
 }
 
-fn is_in(text: &[u8], words: &[(&[u8], Mode)], announces: impl Fn(Mode, &[u8]) -> bool) -> bool {
+fn is_in(text: &[u8], is_meant: fn(Mode) -> bool, announces: impl Fn(Notation, &[u8]) -> bool) -> bool {
     (0..text.len()).any(|start| {
-        words.iter().any(|(word, mode)| {
+        Mode::ALL.into_iter().filter(|&mode| is_meant(mode)).any(|mode| {
+            let word = mode.announced_by().as_bytes();
             let (said, rest) = text[start..].split_at(word.len().min(text.len() - start));
-            said.eq_ignore_ascii_case(word) && announces(*mode, rest)
+            said.eq_ignore_ascii_case(word) && announces(Notation::of(mode), rest)
         })
     })
 }

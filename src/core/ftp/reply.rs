@@ -1,25 +1,33 @@
-//! The replies that a server sends, three digits and a text: the table of replies.
+//! The replies that a server sends, three digits and a text, and the table of those that the dialogue distinguishes.
 //!
 //! Knows nothing of which command a reply answers.
 
 use super::Mode;
 
-/// A reply that matters to us, or a class of them.
+/// What a reply means to the dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Meaning {
-    /// 1xx: it goes on; the command is not answered yet.
+    /// 1xx: the command is not answered yet.
     Preliminary,
-    /// 227, 228, 229: the server announces where it listens.
+    /// The server announces where it listens.
     Announce(Mode),
-    /// 220: ready for a new user.
+    /// Ready for a new user.
     Ready,
-    /// 230, 232: logged in.
+    /// The user is logged in.
     LoggedIn,
-    /// 331, 332: a secret is still missing.
+    /// The login needs a password or an account.
     NeedSecret,
-    /// 234: from now on the other way of speaking.
+    /// What follows is encrypted.
     Secured,
-    /// 530: nobody is logged in.
+    /// ABOR has ended the transfer.
+    Aborted,
+    /// A transfer has ended, because of ABOR if the text says so.
+    Transferred,
+    /// AUTH is to be followed by ADAT.
+    NeedSecurityData,
+    /// One ADAT is to be followed by another.
+    NeedMoreSecurityData,
+    /// No user is logged in.
     NotLoggedIn,
     /// Any other 2xx or 3xx.
     Done,
@@ -27,9 +35,11 @@ pub enum Meaning {
     Failed,
 }
 
-/// The codes that mean more than their first digit says.
-const REPLIES: [(u16, Meaning); 10] = [
+/// The codes that mean more than their first digit says, in order.
+const REPLIES: &[(u16, Meaning)] = &[
     (220, Meaning::Ready),
+    (225, Meaning::Aborted),
+    (226, Meaning::Transferred),
     (227, Meaning::Announce(Mode::Pasv)),
     (228, Meaning::Announce(Mode::Lpsv)),
     (229, Meaning::Announce(Mode::Epsv)),
@@ -38,6 +48,8 @@ const REPLIES: [(u16, Meaning); 10] = [
     (234, Meaning::Secured),
     (331, Meaning::NeedSecret),
     (332, Meaning::NeedSecret),
+    (334, Meaning::NeedSecurityData),
+    (335, Meaning::NeedMoreSecurityData),
     (530, Meaning::NotLoggedIn),
 ];
 
@@ -166,6 +178,51 @@ mod tests {
     }
 
     #[test]
+    fn passive_forms_are_announced_by_the_replies_of_the_table() {
+        for mode in Mode::ALL.into_iter().filter(|mode| !mode.is_active()) {
+            assert_eq!(Meaning::of(mode.announced_by().as_bytes()), Some(Meaning::Announce(mode)), "{mode}");
+        }
+    }
+
+    fn effect(meaning: Meaning) -> &'static str {
+        match meaning {
+            Meaning::Preliminary => "the command still waits for its reply",
+            Meaning::Announce(_) => "announces where the server listens",
+            Meaning::Ready => "greets the client; in answer to `REIN`, logs the user out",
+            Meaning::LoggedIn => "logs the user in",
+            Meaning::NeedSecret => "a new login has begun: logs the previous user out",
+            Meaning::Secured => "the rest is encrypted",
+            Meaning::Aborted => "answers `ABOR`",
+            Meaning::Transferred => "answers `ABOR` if the text names it",
+            Meaning::NeedSecurityData => "in answer to `AUTH`: `ADAT` may be long",
+            Meaning::NeedMoreSecurityData => "one more `ADAT` may be long",
+            Meaning::NotLoggedIn => "logs the user out, except in answer to `USER`",
+            Meaning::Done => "answers its command",
+            Meaning::Failed => "answers its command, which has failed",
+        }
+    }
+
+    #[test]
+    fn documented_replies_are_those_of_the_table() {
+        assert!(REPLIES.is_sorted_by_key(|(code, _)| code));
+        let mut rows: Vec<(&str, Vec<String>)> = vec![(effect(Meaning::Preliminary), vec!["1xx".into()])];
+        for &(code, meaning) in REPLIES {
+            match rows.iter_mut().find(|row| row.0 == effect(meaning)) {
+                Some(row) => row.1.push(code.to_string()),
+                None => rows.push((effect(meaning), vec![code.to_string()])),
+            }
+        }
+        rows.push((effect(Meaning::Done), vec!["any other 2xx or 3xx".into()]));
+        rows.push((effect(Meaning::Failed), vec!["any other 4xx or 5xx".into()]));
+        let mut table = String::from("| replies | effect |\n|---|---|\n");
+        for (effect, codes) in rows {
+            table += &format!("| {} | {effect} |\n", codes.join(", "));
+        }
+        let page = include_str!("../../../docs/reference/ftp.md");
+        assert!(page.contains(&table), "docs/reference/ftp.md should have this table:\n{table}");
+    }
+
+    #[test]
     fn what_is_no_code_is_no_reply() {
         for line in ["", "22", "2x0 a", "020 a", "620 a", "2200 a", " 220 a", "227(10,0,0,1,4,5)", "HTTP/1.1 200 OK"] {
             assert_eq!(meanings(&[line]), [None], "{line}");
@@ -175,7 +232,7 @@ mod tests {
     #[test]
     fn inside_a_reply_of_several_lines_only_its_own_code_ends_it() {
         let lines = ["230-Welcome", "227 Entering Passive Mode (10,0,0,1,4,5)", "230-more", "", "230 done", "226 next"];
-        let expected = [None, None, None, None, Some((230, Meaning::LoggedIn)), Some((226, Meaning::Done))];
+        let expected = [None, None, None, None, Some((230, Meaning::LoggedIn)), Some((226, Meaning::Transferred))];
         assert_eq!(meanings(&lines), expected);
     }
 }

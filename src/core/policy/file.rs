@@ -14,8 +14,9 @@ use super::settings::{Capture, Chain, ChainError, ControlPorts, Limits, Mechanis
 use super::source::{Quoted, is_visible};
 use super::terms::{Action, PortRanges, PortSet, Terms, Tls, Verbs};
 use super::tree::Value;
-use super::word::{COMMANDS, nearest};
+use super::word::nearest;
 use super::{MAX_RULES, Policy};
+use crate::core::ftp::command;
 use crate::core::ftp::mode::{Mode, Modes};
 use crate::core::kernel::Mark;
 use crate::core::net::Network;
@@ -305,8 +306,8 @@ fn commands(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Verbs> {
             }
             if verbs.contains(&verb) {
                 reader.warn(entry, format!("{verb} is there twice"), "expected each command once");
-            } else if !COMMANDS.contains(&verb) {
-                let meant = nearest(verb, COMMANDS.iter().copied());
+            } else if !command::is_known(verb) {
+                let meant = nearest(verb, command::COMMANDS.iter().map(|known| known.name));
                 let meant = meant.map(|word| format!("; did you mean {word}?")).unwrap_or_default();
                 reader.warn(entry, format!("{verb} is no command that FTP is known to have{meant}"), "");
             }

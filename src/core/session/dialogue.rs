@@ -338,14 +338,20 @@ impl Dialogue {
                 self.encryption_requested = was_asked;
                 Event::Encrypted
             }
-            Meaning::Done
+            Meaning::Aborted | Meaning::Transferred
                 if answers_abort(reply) && self.pending.pop_through(|kind| kind == PendingCommand::Abort).is_some() =>
             {
                 Event::Nothing
             }
-            Meaning::Ready | Meaning::NeedSecret | Meaning::NotLoggedIn | Meaning::Done | Meaning::Failed => {
-                self.server_answers(reply)
-            }
+            Meaning::Ready
+            | Meaning::NeedSecret
+            | Meaning::NotLoggedIn
+            | Meaning::Aborted
+            | Meaning::Transferred
+            | Meaning::NeedSecurityData
+            | Meaning::NeedMoreSecurityData
+            | Meaning::Done
+            | Meaning::Failed => self.server_answers(reply),
         }
     }
 
@@ -358,9 +364,9 @@ impl Dialogue {
     /// A reply that answers the first unanswered command, whatever that was.
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.pending.pop(reply.code, self.synced);
-        self.awaits_security_data = match reply.code {
-            334 => matches!(answered, Some((PendingCommand::Secure, _))),
-            335 => self.awaits_security_data,
+        self.awaits_security_data = match reply.meaning {
+            Meaning::NeedSecurityData => matches!(answered, Some((PendingCommand::Secure, _))),
+            Meaning::NeedMoreSecurityData => self.awaits_security_data,
             _ => false,
         };
         let refused = matches!(reply.meaning, Meaning::Failed | Meaning::NotLoggedIn);
@@ -369,7 +375,15 @@ impl Dialogue {
             // USER during a login may be refused and then changes nothing.
             (Some((PendingCommand::User, _)), Meaning::NotLoggedIn) => {}
             (_, Meaning::NotLoggedIn) => self.is_logged_in = false,
-            (Some((PendingCommand::Reinitialize, _)), Meaning::Ready | Meaning::Done) => self.start_over(),
+            (
+                Some((PendingCommand::Reinitialize, _)),
+                Meaning::Ready
+                | Meaning::Aborted
+                | Meaning::Transferred
+                | Meaning::NeedSecurityData
+                | Meaning::NeedMoreSecurityData
+                | Meaning::Done,
+            ) => self.start_over(),
             (Some((PendingCommand::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
             _ => {}
         }
@@ -454,7 +468,8 @@ fn is_security_data(line: &Line<'_>, said: &Said<'_>) -> bool {
 
 /// Whether this reply can only answer ABOR: with 226 a server may also end the transfer, unless the text names ABOR.
 fn answers_abort(reply: &Reply<'_>) -> bool {
-    reply.code == 225 || (reply.code == 226 && memmem::find(reply.text, b"ABOR").is_some())
+    reply.meaning == Meaning::Aborted
+        || (reply.meaning == Meaning::Transferred && memmem::find(reply.text, b"ABOR").is_some())
 }
 
 /// Makes a name safe to print: without characters that a terminal or a log would not take for text.
