@@ -2,11 +2,9 @@
 //! `native` works; and it rates nothing.
 
 use std::fs;
-use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use super::ruleset::Ruleset;
@@ -16,6 +14,7 @@ use crate::daemon::control;
 use crate::netfilter::backend::native::{self, Impossible};
 use crate::netfilter::backend::sets::{Holder, QueueChain, Queueing, ruleset};
 use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
+use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
 
@@ -117,9 +116,9 @@ impl Seen {
     /// Looks at this host. The policy says which ruleset to try.
     pub fn look(policy: &Policy) -> Self {
         let privileges = Privileges::look();
-        let nft = Nft::look();
+        let nft = nft::Nft::find();
         let kernel = privileges.may_administer.then(|| Kernel::look(policy, &nft));
-        Self { privileges, nft, instance: Instance::look(), kernel }
+        Self { privileges, nft: Nft::look(nft.ok().as_ref()), instance: Instance::look(), kernel }
     }
 }
 
@@ -134,23 +133,12 @@ impl Privileges {
 }
 
 impl Nft {
-    fn look() -> Self {
-        // Where the service looks for it, too.
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        let folders = std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]);
-        let Some(path) = folders.map(|folder| folder.join("nft")).find(|path| path.is_file()) else {
-            return Self::Missing;
-        };
-        match run(&path, &["--version"], "") {
-            Ok(version) => Self::There { version: version.trim().to_owned(), path },
-            Err(why) => Self::Broken { path, why },
-        }
-    }
-
-    fn run(&self, arguments: &[&str], input: &str) -> Result<String, String> {
-        match self {
-            Self::There { path, .. } => run(path, arguments, input),
-            Self::Missing | Self::Broken { .. } => Err("there is no nft".to_owned()),
+    fn look(program: Option<&nft::Nft>) -> Self {
+        let Some(program) = program else { return Self::Missing };
+        let path = program.path().to_owned();
+        match program.version() {
+            Ok(version) => Self::There { version, path },
+            Err(error) => Self::Broken { path, why: error.reason() },
         }
     }
 }
@@ -163,7 +151,7 @@ impl Instance {
 }
 
 impl Kernel {
-    fn look(policy: &Policy, nft: &Nft) -> Self {
+    fn look(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
         let opened = Tables::open(PATIENCE).map_err(|error| error.to_string());
         let (nf_tables, queueing, own_table) = match opened {
             Ok(mut tables) => {
@@ -171,12 +159,13 @@ impl Kernel {
             }
             Err(why) => (Err(why.clone()), Err(why), None),
         };
+        let nft = nft.as_ref().map_err(NftError::reason);
         let takes_ruleset = match &queueing {
-            Ok(Some(queueing)) => check(nft, policy, *queueing),
+            Ok(Some(queueing)) => nft.clone().and_then(|nft| check(nft, policy, *queueing)),
             _ => Ok(()),
         };
         let readers = readers();
-        let listed = nft.run(&["-j", "list", "ruleset"], "");
+        let listed = nft.and_then(|nft| nft.list_ruleset().map_err(|error| error.reason()));
         Self {
             nf_tables,
             queueing,
@@ -212,7 +201,7 @@ fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
 
 /// Has nft and the kernel try the ruleset in a transaction that is not carried out, under another name, so that a
 /// table that is there already does not matter.
-fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
+fn check(nft: &nft::Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
     const TRIAL: &str = "inet pinhole-check";
     let mut text = format!("add table {TRIAL}\n");
     if queueing == Queueing::CompatTarget {
@@ -227,7 +216,7 @@ fn check(nft: &Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
         ));
     }
     text.push_str(&ruleset(policy, queueing, Holder::Sets).replace("inet pinhole", TRIAL));
-    nft.run(&["--check", "-f", "-"], &text).map(drop)
+    nft.check(&text).map_err(|error| error.reason())
 }
 
 /// Whether queues can be read: their list is there as soon as the kernel has them. Where it is not, the module may
@@ -256,27 +245,4 @@ fn legacy() -> Vec<String> {
         .into_iter()
         .flat_map(tables)
         .collect()
-}
-
-/// Runs a program to its end. What it prints, or what it complains of.
-fn run(program: &Path, arguments: &[&str], input: &str) -> Result<String, String> {
-    let ran = || -> io::Result<Output> {
-        let mut child = Command::new(program)
-            .args(arguments)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // If it does not read everything, it says why.
-            let _ = stdin.write_all(input.as_bytes());
-        }
-        child.wait_with_output()
-    };
-    let output = ran().map_err(|error| error.to_string())?;
-    if output.status.success() {
-        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
-    }
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    Err(complaint.lines().next().map_or_else(|| output.status.to_string(), str::to_owned))
 }

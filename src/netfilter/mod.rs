@@ -1,6 +1,7 @@
-//! The interface to the kernel: netlink, NFQUEUE, and the mechanisms that keep pinholes there.
+//! The interface to the kernel: netlink, NFQUEUE, the program nft, and the mechanisms that keep pinholes there.
 
 pub mod backend;
 pub mod netlink;
+pub mod nft;
 pub mod queue;
 pub mod readers;

@@ -1,7 +1,6 @@
 //! Installs the table, verifies it, restores it, exchanges parts of it at a reload, and removes it.
 
 use super::admit::{self, Place};
-use super::nft::{self, NftError};
 use super::ruleset::{self, Holder, PRIORITY, QueueChain, Queueing, TABLE};
 use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
@@ -12,6 +11,7 @@ use crate::core::policy::{Capture, Chain, Mechanism, Policy};
 use crate::core::time::Timestamp;
 use crate::netfilter::backend::native::Impossible;
 use crate::netfilter::netlink::{Conntrack, Element, Error, Key, TableChange, TableImage, Tables};
+use crate::netfilter::nft::{Nft, NftError};
 
 /// Why the table was not installed or reloaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -242,7 +242,7 @@ impl Sets {
                 tables.fill_chain(TABLE, chain.name(), "", &[queueing.rule(&chain.of(policy.capture))])?;
             }
         }
-        nft::apply(&ruleset::text(policy, *queueing, *holder))?;
+        Nft::find()?.load(&ruleset::text(policy, *queueing, *holder))?;
         self.verify()
     }
 

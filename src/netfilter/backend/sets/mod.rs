@@ -5,7 +5,6 @@
 
 mod admit;
 mod install;
-mod nft;
 mod remains;
 mod ruleset;
 mod stored;
@@ -19,7 +18,6 @@ use hashbrown::{HashMap, HashSet};
 
 pub use admit::own_rule;
 pub use install::{Restored, SetupError};
-pub use nft::NftError;
 pub use ruleset::{Holder, QueueChain, Queueing, is_own_chain, text as ruleset};
 
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
