@@ -101,12 +101,19 @@ fn a_filter_that_would_drop_is_a_warning_until_it_is_seen_to() {
 #[test]
 fn rulesets_as_people_write_them_are_understood() {
     let rules = "table inet fw {
+        ct helper sip { type \"sip\" protocol udp; }
         set known { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
+        set banned { type ipv4_addr; flags timeout; elements = { 192.0.2.1 timeout 1h } }
+        map hosts { type ipv4_addr : verdict; elements = { 192.0.2.2 : drop } }
         chain services { tcp dport { 21, 22 } accept; ip saddr @known udp dport 53 accept; }
         chain incoming {
             type filter hook input priority filter
             ct state vmap { invalid : drop, established : accept, related : accept }
             iif lo accept
+            ip saddr vmap @hosts
+            ip saddr @banned drop
+            meta hour \"10:00\"-\"12:00\" ct bytes > 5000000000 drop
+            udp dport 5060 ct helper set \"sip\"
             meta l4proto { icmp, ipv6-icmp } limit rate 10/second accept
             jump services
             MARK

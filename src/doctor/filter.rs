@@ -4,9 +4,14 @@
 //! Each condition of a rule holds, does not hold, or is unknown, and so is the verdict. Conditions on anything but
 //! state, mark and protocol are unknown.
 
-use serde_json::Value;
+use nftables::expr::{
+    BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, SetItem,
+    Verdict as MapVerdict,
+};
+use nftables::stmt::{Match, Operator, Statement as Content, VerdictMap};
+use nftables::types::{NfChainPolicy, NfFamily};
 
-use super::ruleset::{Base, Chain, ChainName, Ruleset};
+use super::ruleset::{Base, Chain, ChainName, Ruleset, Statement, family_name};
 use crate::core::policy;
 
 /// The kernel follows no more jumps than that.
@@ -58,13 +63,13 @@ pub(super) fn fate(ruleset: &Ruleset, chain: &Chain, base: &Base, policy: &polic
         let dropped = match verdict {
             Verdict::Accepted => None,
             Verdict::Dropped(handle) => Some(Dropped::ByRule(handle)),
-            Verdict::Through => (base.policy.as_deref() == Some("drop")).then_some(Dropped::ByPolicy),
+            Verdict::Through => (base.policy == Some(NfChainPolicy::Drop)).then_some(Dropped::ByPolicy),
         };
         Fate { dropped, by_mark: walk.by_mark, is_opaque: walk.is_opaque }
     };
-    match &*chain.name.family {
-        "ip" => of(false),
-        "ip6" => of(true),
+    match chain.name.family {
+        NfFamily::IP => of(false),
+        NfFamily::IP6 => of(true),
         _ => {
             let (v4, v6) = (of(false), of(true));
             let is_worse = |one: Fate, other: Fate| {
@@ -127,18 +132,15 @@ impl<'a> Walk<'a> {
             let mut sure = true;
             let mut looks_at_mark = false;
             for statement in &rule.statements {
-                let Some((kind, content)) = statement.as_object().and_then(|object| object.iter().next()) else {
-                    continue;
-                };
-                if kind == "match" {
-                    looks_at_mark |= mentions_mark(&content["left"]);
-                    match self.holds(content) {
+                if let Some(Content::Match(condition)) = &statement.content {
+                    looks_at_mark |= mentions_mark(&condition.left);
+                    match self.holds(condition) {
                         Holds::Yes => {}
                         Holds::No => break,
                         Holds::Perhaps => sure = false,
                     }
-                } else if kind == "vmap" {
-                    let (mapped, is_sure) = mapped(content, self.state);
+                } else if let Some(Content::VerdictMap(map)) = &statement.content {
+                    let (mapped, is_sure) = mapped(map, self.state);
                     for action in mapped {
                         let verdict = self.act(action, chain, rule.handle, depth);
                         self.by_mark |= looks_at_mark && action == Action::Accept;
@@ -146,14 +148,14 @@ impl<'a> Walk<'a> {
                             return verdict;
                         }
                     }
-                } else if let Some(action) = action(kind, content) {
+                } else if let Some(action) = action(statement) {
                     let verdict = self.act(action, chain, rule.handle, depth);
                     self.by_mark |= looks_at_mark && action == Action::Accept;
                     if let Some(verdict) = verdict.filter(|_| sure) {
                         return verdict;
                     }
-                } else if !is_harmless(kind) {
-                    self.is_opaque |= kind == "xt";
+                } else if !is_harmless(&statement.name) {
+                    self.is_opaque |= statement.name == "xt";
                     sure = false;
                 }
             }
@@ -177,97 +179,125 @@ impl<'a> Walk<'a> {
     }
 
     /// Whether a condition holds of the packet.
-    fn holds(&self, condition: &Value) -> Holds {
-        let (left, right) = (&condition["left"], &condition["right"]);
-        let Some(operator) = condition["op"].as_str() else { return Holds::Perhaps };
-        if let Some(mark) = mark(left, u64::from(self.policy.mark.bits())) {
-            let one_of = |numbers: Vec<&Value>| {
-                let numbers: Option<Vec<u64>> = numbers.into_iter().map(Value::as_u64).collect();
-                numbers.map(|numbers| numbers.contains(&mark))
-            };
-            return compare(operator, listed(right).and_then(one_of));
+    fn holds(&self, Match { left, right, op }: &Match<'_>) -> Holds {
+        if let Some(mark) = mark(left, self.policy.mark.bits()) {
+            return compare(*op, right, |value| match value {
+                Expression::Number(number) => Some(*number == mark),
+                _ => None,
+            });
         }
-        let ours: &[&str] = match (left["ct"]["key"].as_str(), left["meta"]["key"].as_str()) {
-            (Some("state"), _) => &[self.state.word()],
-            (Some("direction"), _) => &["original"],
-            (_, Some("l4proto")) => &["tcp"],
-            (_, Some("nfproto")) if self.is_v6 => &["ipv6"],
-            (_, Some("nfproto")) => &["ipv4"],
-            _ => match (left["payload"]["protocol"].as_str(), left["payload"]["field"].as_str()) {
-                (Some("ip"), _) if self.is_v6 => return Holds::No,
-                (Some("ip6"), _) if !self.is_v6 => return Holds::No,
-                (Some("ip"), Some("protocol")) | (Some("ip6"), Some("nexthdr")) => &["tcp"],
-                (Some("udp" | "udplite" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "esp" | "ah" | "comp"), _) => {
-                    return Holds::No;
+        let Expression::Named(left) = left else { return Holds::Perhaps };
+        let ours = match left {
+            NamedExpression::CT(CT { key, .. }) if key == "state" => self.state.word(),
+            NamedExpression::CT(CT { key, .. }) if key == "direction" => "original",
+            NamedExpression::Meta(Meta { key: MetaKey::L4proto }) => "tcp",
+            NamedExpression::Meta(Meta { key: MetaKey::Nfproto }) if self.is_v6 => "ipv6",
+            NamedExpression::Meta(Meta { key: MetaKey::Nfproto }) => "ipv4",
+            NamedExpression::Payload(Payload::PayloadField(PayloadField { protocol, field })) => {
+                match (&**protocol, &**field) {
+                    ("ip", _) if self.is_v6 => return Holds::No,
+                    ("ip6", _) if !self.is_v6 => return Holds::No,
+                    ("ip", "protocol") | ("ip6", "nexthdr") => "tcp",
+                    ("udp" | "udplite" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "esp" | "ah" | "comp", _) => {
+                        return Holds::No;
+                    }
+                    _ => return Holds::Perhaps,
                 }
-                _ => return Holds::Perhaps,
-            },
+            }
+            _ => return Holds::Perhaps,
         };
-        let one_of = |words: Vec<&Value>| {
-            let words: Option<Vec<&str>> = words.into_iter().map(Value::as_str).collect();
-            words.map(|words| words.iter().any(|word| ours.contains(word)))
-        };
-        compare(operator, listed(right).and_then(one_of))
+        compare(*op, right, |value| match value {
+            Expression::String(word) => Some(word == ours),
+            _ => None,
+        })
     }
 }
 
 /// Whether a policy's chain is this one.
 pub(super) fn is_named(named: &policy::Chain, name: &ChainName) -> bool {
-    named.family().to_string() == name.family && (named.table(), named.chain()) == (&*name.table, &*name.chain)
+    named.family().to_string() == family_name(name.family)
+        && (named.table(), named.chain()) == (&*name.table, &*name.chain)
 }
 
-fn compare(operator: &str, is_one_of: Option<bool>) -> Holds {
-    match (operator, is_one_of) {
-        ("==" | "in", Some(is)) => is.into(),
-        ("!=", Some(is)) => (!is).into(),
+/// `is_ours` says of each value on the right whether it is the packet's; none if that cannot be said.
+fn compare(operator: Operator, right: &Expression<'_>, is_ours: impl Fn(&Expression<'_>) -> Option<bool>) -> Holds {
+    let is_among = values(right).and_then(|values| {
+        values.into_iter().map(is_ours).try_fold(false, |is_among, is_ours| Some(is_among | is_ours?))
+    });
+    match (operator, is_among) {
+        (Operator::EQ | Operator::IN, Some(is_among)) => is_among.into(),
+        (Operator::NEQ, Some(is_among)) => (!is_among).into(),
         _ => Holds::Perhaps,
     }
 }
 
-/// What is compared with: one value, several, or a set that is written out.
-fn listed(right: &Value) -> Option<Vec<&Value>> {
+/// The values on the right of a comparison: one, a list, or those of an anonymous set.
+fn values<'a>(right: &'a Expression<'a>) -> Option<Vec<&'a Expression<'a>>> {
     match right {
-        Value::String(name) if name.starts_with('@') => None,
-        Value::String(_) | Value::Number(_) => Some(vec![right]),
-        Value::Array(several) => Some(several.iter().collect()),
-        Value::Object(_) => right["set"].as_array().map(|several| several.iter().collect()),
+        Expression::String(name) if name.starts_with('@') => None,
+        Expression::String(_) | Expression::Number(_) => Some(vec![right]),
+        Expression::List(values) => Some(values.iter().collect()),
+        Expression::Named(NamedExpression::Set(items)) => items
+            .iter()
+            .map(|item| match item {
+                SetItem::Element(value) => Some(value),
+                SetItem::Mapping(..) | SetItem::MappingStatement(..) => None,
+            })
+            .collect(),
         _ => None,
     }
 }
 
 /// The mark, or bits of it, if that is what is asked for. Nobody else is taken to set bits in it.
-fn mark(left: &Value, bits: u64) -> Option<u64> {
-    if left["ct"]["key"] == "mark" {
-        return Some(bits);
+fn mark(left: &Expression<'_>, bits: u32) -> Option<u32> {
+    match left {
+        Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "mark" => Some(bits),
+        Expression::BinaryOperation(operation) => match &**operation {
+            BinaryOperation::AND(masked, Expression::Number(mask)) => Some(mark(masked, bits)? & mask),
+            _ => None,
+        },
+        _ => None,
     }
-    let (masked, masks) = left["&"].as_array()?.split_first()?;
-    masks.iter().try_fold(mark(masked, bits)?, |mark, mask| Some(mark & mask.as_u64()?))
 }
 
-fn mentions_mark(left: &Value) -> bool {
+fn mentions_mark(left: &Expression<'_>) -> bool {
     mark(left, 0).is_some()
 }
 
-fn action<'a>(kind: &str, content: &'a Value) -> Option<Action<'a>> {
-    match kind {
-        "accept" => Some(Action::Accept),
-        "drop" | "reject" => Some(Action::Drop),
-        "return" => Some(Action::Return),
-        "jump" => content["target"].as_str().map(Action::Jump),
-        "goto" => content["target"].as_str().map(Action::Goto),
+fn action<'a>(statement: &'a Statement) -> Option<Action<'a>> {
+    match &statement.content {
+        Some(Content::Accept(_)) => Some(Action::Accept),
+        Some(Content::Drop(_) | Content::Reject(_)) => Some(Action::Drop),
+        Some(Content::Return(_)) => Some(Action::Return),
+        Some(Content::Jump(target)) => Some(Action::Jump(&target.target)),
+        Some(Content::Goto(target)) => Some(Action::Goto(&target.target)),
+        // The schema lacks some of the codes with which nft rejects.
+        None if statement.name == "reject" => Some(Action::Drop),
         _ => None,
     }
 }
 
 /// What a map of verdicts may lead to, and whether it does for certain.
-fn mapped(content: &Value, state: State) -> (Vec<Action<'_>>, bool) {
-    let by_state = content["key"]["ct"]["key"] == "state";
-    let entries = content["data"]["set"].as_array().map(Vec::as_slice).unwrap_or_default();
-    let leads = entries.iter().filter(|entry| !by_state || entry[0] == state.word()).filter_map(|entry| {
-        let (kind, content) = entry[1].as_object()?.iter().next()?;
-        action(kind, content)
+fn mapped<'a>(map: &'a VerdictMap<'a>, state: State) -> (Vec<Action<'a>>, bool) {
+    let by_state = matches!(&map.key, Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "state");
+    let Expression::Named(NamedExpression::Set(items)) = &map.data else { return (Vec::new(), by_state) };
+    let actions = items.iter().filter_map(|item| {
+        // The crate reads a pair of key and verdict as a list.
+        let SetItem::Element(Expression::List(pair)) = item else { return None };
+        let [key, Expression::Verdict(verdict)] = &**pair else { return None };
+        if by_state && !matches!(key, Expression::String(word) if word == state.word()) {
+            return None;
+        }
+        match verdict {
+            MapVerdict::Accept => Some(Action::Accept),
+            MapVerdict::Drop => Some(Action::Drop),
+            MapVerdict::Return => Some(Action::Return),
+            MapVerdict::Jump(target) => Some(Action::Jump(&target.target)),
+            MapVerdict::Goto(target) => Some(Action::Goto(&target.target)),
+            MapVerdict::Continue => None,
+        }
     });
-    (leads.collect(), by_state)
+    (actions.collect(), by_state)
 }
 
 /// Statements that let every packet go on to the next one.

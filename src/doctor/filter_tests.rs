@@ -100,11 +100,11 @@ fn a_map_by_state_is_followed() {
     let map = |verdict: &str| {
         format!(
             r#"{{"vmap": {{"key": {{"ct": {{"key": "state"}}}}, "data": {{"set": [["established", {{"accept": null}}],
-            ["new", {{"{verdict}": {{"target": "own"}}}}]]}}}}}}"#
+            ["new", {verdict}]]}}}}}}"#
         )
     };
-    assert_eq!(dropped(&[&map("jump")], &[&rule(&[MARK, ACCEPT])]), None);
-    assert_eq!(dropped(&[&map("drop"), ACCEPT], &[]), Some(Dropped::ByRule(10)));
+    assert_eq!(dropped(&[&map(r#"{"jump": {"target": "own"}}"#)], &[&rule(&[MARK, ACCEPT])]), None);
+    assert_eq!(dropped(&[&map(r#"{"drop": null}"#), ACCEPT], &[]), Some(Dropped::ByRule(10)));
 }
 
 #[test]

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use nftables::types::NfHook;
+
 use super::filter::{self, Dropped, Fate, State};
 use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
@@ -232,7 +234,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
         )];
     }
     let is_cared_for =
-        |passing: bool| fates.iter().any(|(_, base, fate)| (base.hook == "forward") == passing && fate.by_mark);
+        |passing: bool| fates.iter().any(|(_, base, fate)| (base.hook == NfHook::Forward) == passing && fate.by_mark);
     let judge = |&(chain, base, fate): &(&Chain, &Base, Fate)| {
         let about = format!("chain {}", chain.name);
         let dropped = match (fate.dropped, fate.by_mark) {
@@ -255,7 +257,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
             own_rule(policy.mark),
             chain.name
         );
-        let passing = base.hook == "forward";
+        let passing = base.hook == NfHook::Forward;
         if passing && !forwards {
             return Finding::new(Weight::Ok, about, format_args!("{by}; this host does not pass packets on"));
         }

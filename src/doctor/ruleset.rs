@@ -1,9 +1,16 @@
-//! The ruleset of the host, as `nft -j list ruleset` prints it. Knows what chains and rules are, and not what they do.
+//! The ruleset of the host, as `nft -j list ruleset` prints it: chains, rules and statements, not what they do.
+//!
+//! The schema is that of the crate `nftables`. Its type for the whole document cannot be used: one object or expression
+//! that it lacks fails the whole document, and it lacks maps of verdicts, `meta hour` and numbers above 32 bits, for
+//! example. So each object and each statement is read by itself; a statement that the schema lacks is known by its name.
 
 use std::fmt;
 
+use nftables::schema::{self, CTHelper};
+use nftables::stmt;
+use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value, from_value};
 
 /// Why a ruleset cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -14,75 +21,74 @@ pub struct BadRuleset(#[from] serde_json::Error);
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ruleset {
     pub(super) chains: Vec<Chain>,
-    /// Objects that give connections the kernel's own FTP helper.
+    /// `ct helper` objects that give connections the kernel's FTP helper.
     pub(super) helpers: Vec<String>,
 }
 
-/// A chain.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Chain {
     pub(super) name: ChainName,
-    /// What calls it; none if other chains do.
+    /// The hook of a base chain; none of a chain to which rules jump.
     pub(super) base: Option<Base>,
     pub(super) rules: Vec<Rule>,
 }
 
 /// A chain's name in full.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ChainName {
-    pub(super) family: String,
+    pub(super) family: NfFamily,
     pub(super) table: String,
-    #[serde(rename = "name")]
     pub(super) chain: String,
 }
 
 impl fmt::Display for ChainName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} {}", self.family, self.table, self.chain)
+        write!(f, "{} {} {}", family_name(self.family), self.table, self.chain)
     }
 }
 
-/// How the kernel calls a chain.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub(super) struct Base {
-    #[serde(rename = "type")]
-    pub(super) kind: String,
-    pub(super) hook: String,
-    #[serde(default)]
-    pub(super) policy: Option<String>,
+/// The family as nft writes it.
+pub(super) const fn family_name(family: NfFamily) -> &'static str {
+    match family {
+        NfFamily::IP => "ip",
+        NfFamily::IP6 => "ip6",
+        NfFamily::INet => "inet",
+        NfFamily::ARP => "arp",
+        NfFamily::Bridge => "bridge",
+        NfFamily::NetDev => "netdev",
+    }
 }
 
-/// A rule: statements, one after the other.
+/// Type, hook and policy of a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Base {
+    pub(super) kind: NfChainType,
+    pub(super) hook: NfHook,
+    pub(super) policy: Option<NfChainPolicy>,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rule {
     pub(super) handle: u64,
-    pub(super) statements: Vec<Value>,
+    pub(super) statements: Vec<Statement>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Statement {
+    pub(super) name: String,
+    /// None if the schema lacks the statement, or an expression in it.
+    pub(super) content: Option<stmt::Statement<'static>>,
 }
 
 #[derive(Deserialize)]
 struct Listing {
-    nftables: Vec<Item>,
+    nftables: Vec<Map<String, Value>>,
 }
 
+/// `schema::Rule` with statements that are still to be read.
 #[derive(Deserialize)]
-struct Item {
-    chain: Option<ChainItem>,
-    rule: Option<RuleItem>,
-    #[serde(rename = "ct helper")]
-    helper: Option<HelperItem>,
-}
-
-#[derive(Deserialize)]
-struct ChainItem {
-    #[serde(flatten)]
-    name: ChainName,
-    #[serde(flatten)]
-    base: Option<Base>,
-}
-
-#[derive(Deserialize)]
-struct RuleItem {
-    family: String,
+struct RuleObject {
+    family: NfFamily,
     table: String,
     chain: String,
     handle: u64,
@@ -90,55 +96,73 @@ struct RuleItem {
     expr: Vec<Value>,
 }
 
-#[derive(Deserialize)]
-struct HelperItem {
-    family: String,
-    table: String,
-    name: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
 impl Ruleset {
     /// Reads what nft printed.
     pub fn parse(json: &str) -> Result<Self, BadRuleset> {
         let listing: Listing = serde_json::from_str(json)?;
         let mut ruleset = Self::default();
-        for Item { chain, rule, helper } in listing.nftables {
-            if let Some(ChainItem { name, base }) = chain {
-                ruleset.chains.push(Chain { name, base, rules: Vec::new() });
-            }
-            if let Some(RuleItem { family, table, chain, handle, expr }) = rule {
-                let name = ChainName { family, table, chain };
-                // nft prints a table's chains before its rules.
-                if let Some(chain) = ruleset.chains.iter_mut().find(|chain| chain.name == name) {
-                    chain.rules.push(Rule { handle, statements: expr });
-                }
-            }
-            if let Some(HelperItem { family, table, name, kind }) = helper
-                && kind == "ftp"
-            {
-                ruleset.helpers.push(format!("{name} in table {family} {table}"));
+        for (kind, object) in listing.nftables.into_iter().flatten() {
+            // The schema has the family, type, hook and policy of every chain that filters IP. An object that it lacks
+            // concerns no such chain.
+            match &*kind {
+                "chain" => ruleset.chains.extend(from_value(object).ok().map(Chain::new)),
+                "rule" => from_value(object).into_iter().for_each(|rule| ruleset.add_rule(rule)),
+                "ct helper" => ruleset.helpers.extend(from_value(object).ok().and_then(ftp_helper)),
+                _ => {}
             }
         }
         Ok(ruleset)
+    }
+
+    fn add_rule(&mut self, RuleObject { family, table, chain, handle, expr }: RuleObject) {
+        let name = ChainName { family, table, chain };
+        // nft prints a table's chains before its rules.
+        if let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == name) {
+            chain.rules.push(Rule { handle, statements: expr.into_iter().map(Statement::new).collect() });
+        }
     }
 
     /// The chain of that name in the same table as another.
     pub(super) fn beside(&self, other: &ChainName, chain: &str) -> Option<&Chain> {
         self.chains
             .iter()
-            .find(|c| (&*c.name.family, &*c.name.table, &*c.name.chain) == (&*other.family, &*other.table, chain))
+            .find(|c| (c.name.family, &*c.name.table, &*c.name.chain) == (other.family, &*other.table, chain))
     }
 
-    /// The chains of filters through which a connection goes, Pinhole's own table left out.
+    /// The base chains that filter IP at the hooks input, forward and output, without those of Pinhole's own table.
     pub(super) fn filters(&self) -> impl Iterator<Item = (&Chain, &Base)> {
-        let is_own = |name: &ChainName| (&*name.family, &*name.table) == ("inet", "pinhole");
-        self.chains.iter().filter(move |chain| !is_own(&chain.name)).filter_map(|chain| {
+        self.chains.iter().filter_map(|chain| {
+            let ChainName { family, table, .. } = &chain.name;
             let base = chain.base.as_ref()?;
-            let filters = base.kind == "filter" && ["input", "forward", "output"].contains(&&*base.hook);
-            let is_ip = ["inet", "ip", "ip6"].contains(&&*chain.name.family);
-            (filters && is_ip).then_some((chain, base))
+            let is_own = *family == NfFamily::INet && table == "pinhole";
+            let is_ip = matches!(family, NfFamily::INet | NfFamily::IP | NfFamily::IP6);
+            let is_filter = base.kind == NfChainType::Filter
+                && matches!(base.hook, NfHook::Input | NfHook::Forward | NfHook::Output);
+            (is_ip && is_filter && !is_own).then_some((chain, base))
         })
     }
 }
+
+impl Chain {
+    fn new(chain: schema::Chain<'_>) -> Self {
+        let schema::Chain { family, table, name, _type, hook, policy, .. } = chain;
+        let base = _type.zip(hook).map(|(kind, hook)| Base { kind, hook, policy });
+        Self { name: ChainName { family, table: table.into(), chain: name.into() }, base, rules: Vec::new() }
+    }
+}
+
+impl Statement {
+    fn new(statement: Value) -> Self {
+        let name = statement.as_object().and_then(|object| object.keys().next()).cloned().unwrap_or_default();
+        Self { name, content: from_value(statement).ok() }
+    }
+}
+
+fn ftp_helper(helper: CTHelper<'_>) -> Option<String> {
+    let CTHelper { family, table, name, _type, .. } = helper;
+    (_type == "ftp").then(|| format!("{name} in table {} {table}", family_name(family)))
+}
+
+#[cfg(test)]
+#[path = "ruleset_tests.rs"]
+mod tests;
