@@ -6,6 +6,7 @@
 
 pub mod expectation;
 pub mod ftp;
+pub mod hold;
 pub mod kernel;
 pub mod net;
 pub mod policy;

@@ -11,39 +11,22 @@ use super::clock::Clock;
 use super::journal::{Journal, RateLimiter};
 use super::status::{Buffers, PinholeStatus, Status};
 use crate::core::ftp::Mode;
-use crate::core::kernel::ControlBits;
-use crate::core::net::{Flow, NotSegment, Origin, Segment, has_sound_checksum};
+use crate::core::hold::{NotKept, PendingPacket, PendingPackets};
+use crate::core::net::{Flow, NotSegment, Origin, Segment, Seq};
 use crate::core::policy::{Mechanism, Policy, WhenDown};
 use crate::core::seqadj::Verdict;
-use crate::core::tracker::{ClientKey, Handled, RestoreSummary, SessionNumber, Tracker, World};
+use crate::core::tracker::{ClientKey, Handled, OnGap, RestoreSummary, SessionNumber, Tracker, World};
 use crate::netfilter::backend::Kernel;
 use crate::netfilter::backend::sets::{Queueing, SetupError, own_rule};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::netfilter::queue::Waiting;
 
-/// One of the ways in which the tracker takes a segment.
-type Handle = fn(&mut Tracker, &Segment<'_>, &mut World<'_, Kernel, Journal>) -> Handled;
-
-/// What is to become of a packet.
+/// The verdict on a queued packet.
 #[derive(Debug)]
 pub(super) struct Decision {
     pub(super) verdict: Verdict,
-    /// What the kernel is to remember, if the packet was read.
-    pub(super) read: Option<Read>,
-}
-
-/// Of a packet that was read.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Read {
-    bits: ControlBits,
-    synced: bool,
-}
-
-impl Read {
-    /// The packet's mark, which tells the kernel's next chain.
-    pub(super) const fn mark(self, mark: u32) -> u32 {
-        self.bits.of_packet(mark, self.synced)
-    }
+    /// The mark that the packet gets.
+    pub(super) mark: Option<u32>,
 }
 
 /// Sessions, the firewall, the policy and the counts.
@@ -55,6 +38,7 @@ pub struct Engine {
     tracker: Tracker,
     firewall: Kernel,
     connections: ConnectionWatch,
+    pending: PendingPackets<Waiting>,
     journal: Journal,
     clock: Clock,
     queue_troubles: RateLimiter,
@@ -77,6 +61,7 @@ impl Engine {
             tracker: Tracker::default(),
             firewall,
             connections,
+            pending: PendingPackets::default(),
             journal: Journal::default(),
             clock: Clock::start(),
             queue_troubles: RateLimiter::default(),
@@ -92,8 +77,8 @@ impl Engine {
     /// Takes over what an earlier run left in the kernel.
     fn adopt(&mut self) -> Result<(), SetupError> {
         let remains = self.firewall.remains(self.clock.now())?;
-        let mut adoption = RestoreSummary::default();
-        self.act(|tracker, world| adoption = tracker.adopt(remains, world));
+        let (tracker, mut world) = self.tracker();
+        let adoption = tracker.adopt(remains, &mut world);
         if !adoption.is_nothing() {
             self.journal.counters.adopted += adoption.pinholes as u64;
             let RestoreSummary { pinholes, port_ranges, closed } = adoption;
@@ -145,47 +130,68 @@ impl Engine {
         ]
     }
 
-    /// Takes a packet of a control connection. When this returns, what it announces stands in the kernel.
-    pub(super) fn packet(&mut self, waiting: &Waiting) -> Decision {
-        self.take(waiting, Tracker::handle)
-    }
-
-    /// Whose share a packet with these addresses takes; its sender's, where nobody knows the session.
-    pub(super) fn client_of(&self, flow: &Flow) -> ClientKey {
-        self.tracker.client_of(flow).unwrap_or_else(|| ClientKey::of(flow.source.address))
-    }
-
-    /// Takes a packet that has waited long enough for what is missing in front of it.
-    pub(super) fn packet_at_last(&mut self, waiting: &Waiting) -> Decision {
-        self.take(waiting, Tracker::handle_at_last)
-    }
-
-    fn take(&mut self, waiting: &Waiting, handle: Handle) -> Decision {
-        let packet = waiting.packet();
+    /// Decides about a packet that came out of the queue. When this returns, the pinholes that it announces are open.
+    ///
+    /// A packet whose verdict is `Later` has to be kept before another packet is handled: otherwise the missing segment
+    /// could pass in between.
+    pub(super) fn packet(&mut self, packet: &Waiting, segment: &Result<Segment<'_>, NotSegment>) -> Decision {
         self.journal.counters.packets += 1;
-        // The kernel told of a data connection before its peers could go on talking: what has been used by now counts
-        // against no limit, and is not mistaken for what this packet announces.
+        self.decide(packet, segment, OnGap::Wait)
+    }
+
+    /// Keeps a packet until the missing segment in front of it has come. If it cannot be kept, returns it with a
+    /// verdict.
+    pub(super) fn keep(&mut self, packet: Waiting, place: (Flow, Seq)) -> Option<(Waiting, Decision)> {
+        let (flow, _) = place;
+        // Without a session, the packet counts to its sender.
+        let client = self.tracker.client_of(&flow).unwrap_or_else(|| ClientKey::of(flow.source.address));
+        let (packet, why) = self.pending.keep(PendingPacket::new(packet, place, client, self.clock.now())).err()?;
+        if why == NotKept::Full {
+            self.journal.counters.not_kept += 1;
+        }
+        Some(self.decide_again(packet, OnGap::Continue))
+    }
+
+    /// Whether packets are kept.
+    pub(super) const fn has_pending(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// The next kept packet that does not have to wait any longer: one that was kept for too long, or one of this flow
+    /// for which the missing segment has come.
+    pub(super) fn next_released(&mut self, flow: Option<Flow>) -> Option<(Waiting, Decision)> {
+        if let Some(packet) = self.pending.take_expired(self.clock.now()) {
+            return Some(self.decide_again(packet, OnGap::Continue));
+        }
+        let flow = flow?;
+        let mut from = 0;
+        while let Some((place, mut pending)) = self.pending.take_of_flow(&flow, from) {
+            let (packet, decision) = self.decide_again(pending.packet, OnGap::Wait);
+            if decision.verdict != Verdict::Later {
+                return Some((packet, decision));
+            }
+            pending.packet = packet;
+            self.pending.put_back(place, pending);
+            from = place + 1;
+        }
+        None
+    }
+
+    fn decide_again(&mut self, packet: Waiting, on_gap: OnGap) -> (Waiting, Decision) {
+        let decision = self.decide(&packet, &Segment::parse_verified(packet.packet()), on_gap);
+        (packet, decision)
+    }
+
+    fn decide(&mut self, packet: &Waiting, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
+        // The kernel reported a data connection before its ends could continue the dialogue: a pinhole that was used by
+        // now counts to no limit, and is not taken for the one that this packet announces.
         self.hear_of_connections();
-        let mut decision = Decision { verdict: Verdict::Accept, read: None };
-        match Segment::parse(packet) {
-            Ok(_) if !has_sound_checksum(packet) => {
+        let mut decision = Decision { verdict: Verdict::Accept, mark: None };
+        match segment {
+            Ok(segment) => decision = self.segment(packet, segment, on_gap),
+            Err(NotSegment::BadChecksum) => {
                 self.journal.counters.damaged += 1;
                 decision.verdict = Verdict::Drop;
-            }
-            Ok(mut segment) => {
-                let bits = self.policy.mark.control_bits();
-                let is_doubtful = bits.is_doubtful(waiting.mark());
-                segment.origin = Some(Origin { interface: waiting.interface(), is_doubtful });
-                self.act(|tracker, world| {
-                    if tracker.next_deadline().is_some_and(|due| due <= world.now) {
-                        tracker.advance(world);
-                    }
-                    if let Handled::Session(verdict) = handle(tracker, &segment, world) {
-                        // The chain that takes the mark away again sees what carries payload.
-                        let is_synced = tracker.is_synced(&segment.flow).filter(|_| !segment.payload.is_empty());
-                        decision = Decision { verdict, read: is_synced.map(|synced| Read { bits, synced }) };
-                    }
-                });
             }
             Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
             Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
@@ -197,9 +203,28 @@ impl Engine {
         decision
     }
 
+    fn segment(&mut self, packet: &Waiting, segment: &Segment<'_>, on_gap: OnGap) -> Decision {
+        let bits = self.policy.mark.control_bits();
+        let origin = Origin { interface: packet.interface(), is_doubtful: bits.is_doubtful(packet.mark()) };
+        let segment = Segment { origin: Some(origin), ..*segment };
+        let (tracker, mut world) = self.tracker();
+        if tracker.next_deadline().is_some_and(|due| due <= world.now) {
+            tracker.advance(&mut world);
+        }
+        let Handled::Session(verdict) = tracker.handle_on_gap(&segment, on_gap, &mut world) else {
+            return Decision { verdict: Verdict::Accept, mark: None };
+        };
+        // The chain that takes the mark away again sees what carries payload. Routing may follow the mark of a packet
+        // that this host sends: one that another program has marked keeps that mark, and its bits are lost.
+        let may_mark = !segment.payload.is_empty() && (!packet.is_outgoing() || packet.mark() == 0);
+        let is_synced = if may_mark { tracker.is_synced(&segment.flow) } else { None };
+        Decision { verdict, mark: is_synced.map(|synced| bits.of_packet(packet.mark(), synced)) }
+    }
+
     /// Some time has gone by without anything else to do.
     pub(super) fn pass_time(&mut self) {
-        self.act(Tracker::advance);
+        let (tracker, mut world) = self.tracker();
+        tracker.advance(&mut world);
         self.journal.say_omitted(self.clock.now());
         self.tell_troubles();
     }
@@ -251,8 +276,8 @@ impl Engine {
         // SessionEvent of a connection is heard before the packet that announces the next one to the same port, so it is not
         // that one which was used.
         self.firewall.used(&flow);
-        let mut session = None;
-        self.act(|tracker, world| session = tracker.admitted(&flow, world));
+        let (tracker, mut world) = self.tracker();
+        let session = tracker.admitted(&flow, &mut world);
         // What is only expected, and not here, is some other helper's.
         if session.is_none() && is_marked {
             self.journal.counters.used += 1;
@@ -263,7 +288,8 @@ impl Engine {
     /// The kernel has forgotten a connection.
     fn connection_ended(&mut self, entry: &Entry) {
         let flow = entry.connection.original;
-        self.act(|tracker, world| tracker.forgotten(&flow, world));
+        let (tracker, mut world) = self.tracker();
+        tracker.forgotten(&flow, &mut world);
     }
 
     /// Somebody changed the ruleset.
@@ -313,7 +339,8 @@ impl Engine {
         self.firewall.reload(&policy)?;
         self.hang_limit.store(hang_limit(&policy), Ordering::Relaxed);
         self.policy = policy;
-        self.act(Tracker::follow);
+        let (tracker, mut world) = self.tracker();
+        tracker.follow(&mut world);
         listen(&self.connections, &self.policy)?;
         Ok(())
     }
@@ -374,10 +401,10 @@ impl Engine {
         }
     }
 
-    fn act(&mut self, act: impl FnOnce(&mut Tracker, &mut World<'_, Kernel, Journal>)) {
+    /// The tracker, with the world that it needs.
+    fn tracker(&mut self) -> (&mut Tracker, World<'_, Kernel, Journal>) {
         let Self { policy, tracker, firewall, journal, clock, .. } = self;
-        let mut world = World { now: clock.now(), policy, firewall, observer: journal };
-        act(tracker, &mut world);
+        (tracker, World { now: clock.now(), policy, firewall, observer: journal })
     }
 
     /// Says at most once a second that the kernel refused something.

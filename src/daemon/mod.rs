@@ -24,7 +24,6 @@ use std::time::Duration;
 
 use control::End;
 pub use engine::Engine;
-use packets::Held;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 pub use status::Status;
@@ -136,12 +135,11 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     let hang_limit = engine.hang_limit();
     let shared = Shared(Arc::new(Mutex::new(engine)));
     let (mut threads, crew) = threads::crew();
-    let held = Arc::new(Held::default());
     let mut readers = Vec::new();
     for queue in queues {
-        let (shared, held, progress) = (shared.clone(), Arc::clone(&held), Progress::default());
+        let (shared, progress) = (shared.clone(), Progress::default());
         readers.push(Reader::new(queue.number(), queue.verdicts(), progress.clone()));
-        crew.start("reading the queue", move || packets::take(queue, all_queues, &shared, &held, &progress));
+        crew.start("reading the queue", move || packets::read_queue(queue, all_queues, &shared, &progress));
     }
     crew.start("watching the threads that read queues", move || {
         supervise(readers, all_queues, &hang_limit, link.as_ref())
@@ -152,7 +150,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     });
     crew.start("watching connections", {
         let shared = shared.clone();
-        move || watch_connections(&news, &shared, &held)
+        move || watch_connections(&news, &shared)
     });
     let ended_by = runtime.block_on(async {
         tokio::select! {
@@ -182,9 +180,9 @@ fn watch_tables(mut watch: TableWatch, shared: &Shared) -> String {
     }
 }
 
-/// Learns which pinholes were used and which sessions ended, while no packet comes that would have that learnt; and lets go
-/// what has waited too long for a packet that does not come.
-fn watch_connections(news: &OwnedFd, shared: &Shared, held: &Held) -> String {
+/// Handles conntrack events (used pinholes, ended sessions) while no packet comes, and releases packets that were kept for
+/// too long.
+fn watch_connections(news: &OwnedFd, shared: &Shared) -> String {
     let patience = Timespec::try_from(WATCH).expect("a second is not too long");
     loop {
         match poll(&mut [PollFd::new(news, PollFlags::IN)], Some(&patience)) {
@@ -201,6 +199,6 @@ fn watch_connections(news: &OwnedFd, shared: &Shared, held: &Held) -> String {
         if let Some(error) = shared.lock().take_deafness() {
             return error.to_string();
         }
-        packets::let_overdue_go(shared, held);
+        packets::release_expired(shared);
     }
 }

@@ -38,6 +38,8 @@ pub struct Counters {
     pub damaged: u64,
     /// Copies that differ, segments out of reach, losses.
     pub anomalies: u64,
+    /// Packets that were not kept until the missing segment in front of them came, because too many were kept already.
+    pub not_kept: u64,
     /// How often the ruleset was restored.
     pub restored: u64,
     /// Errors of the queue.
@@ -145,6 +147,9 @@ impl fmt::Display for Status {
         if buffers.refusals > 0 {
             let Buffers { bytes, refusals } = buffers;
             write!(f, "\n  buffers: {bytes} bytes; {refusals} times a session gave up bytes because they were full")?;
+        }
+        if counters.not_kept > 0 {
+            write!(f, "\n  not kept until a missing segment came: {} packets", counters.not_kept)?;
         }
         let Counters { not_ftp, fragments, damaged, anomalies, restored, queue_troubles, kernel_troubles, .. } =
             counters;

@@ -19,16 +19,17 @@ pub use outside::Outside;
 pub use tally::Tally;
 pub use text::Text;
 
+use crate::core::hold::{PendingPacket, PendingPackets};
 use crate::core::kernel::Admitted;
 use crate::core::net::{Flags, Flow, NotSegment, Segment, Seq, readdressed, replaced};
 use crate::core::policy::Policy;
 use crate::core::seqadj::Verdict;
 use crate::core::time::Timestamp;
-use crate::core::tracker::{Handled, Observer, SessionEvent, SessionNumber, Tracker, World};
+use crate::core::tracker::{ClientKey, Handled, Observer, OnGap, SessionEvent, SessionNumber, Tracker, World};
 use crate::replay::pcap::file::Frame;
 use crate::replay::pcap::link::{self, LinkType, NotIp};
 use blocked::DataConnections;
-use held::{Patience, Waiting};
+use held::OwnedFrame;
 use nat::{Gateway, Nat, Translated, Way};
 
 /// Whoever shows what a replay finds.
@@ -59,7 +60,7 @@ pub struct Replay<R> {
     tracker: Tracker,
     firewall: Gateway,
     connections: DataConnections,
-    waiting: Waiting,
+    pending: PendingPackets<OwnedFrame>,
     tally: Tally,
     /// Packets that the other side could not be shown as it would have seen them.
     shown_as_captured: u64,
@@ -81,7 +82,7 @@ impl<R: Report> Replay<R> {
             tracker: Tracker::default(),
             firewall,
             connections: DataConnections::default(),
-            waiting: Waiting::default(),
+            pending: PendingPackets::default(),
             tally: Tally::default(),
             shown_as_captured: 0,
             now: Timestamp::default(),
@@ -116,10 +117,10 @@ impl<R: Report> Replay<R> {
         }
     }
 
-    /// That was all: what still waits goes on.
+    /// That was all: no packet has to wait any longer.
     pub fn nothing_more_comes(&mut self, outside: &mut impl Outside) {
-        while let Some(held) = self.waiting.take(0) {
-            self.go_on(&held, outside);
+        while let Some(frame) = self.pending.take_oldest() {
+            self.handle_again(&frame, OnGap::Continue, outside);
         }
     }
 
@@ -163,7 +164,7 @@ impl<R: Report> Replay<R> {
             Ok(segment) => return self.segment(frame, packet, &segment, outside),
             Err(NotSegment::Fragment) => self.tally.fragments += 1,
             Err(NotSegment::NotTcp) => {}
-            Err(NotSegment::NotIp | NotSegment::BadTcp) => self.tally.damaged += 1,
+            Err(NotSegment::NotIp | NotSegment::BadTcp | NotSegment::BadChecksum) => self.tally.damaged += 1,
         }
         outside.sees(frame);
     }
@@ -178,25 +179,29 @@ impl<R: Report> Replay<R> {
             let mut observer = Counting { tally, connections, report };
             tracker.advance(&mut World { now: *now, policy, firewall, observer: &mut observer });
         }
-        if !self.waiting.is_empty() {
-            self.let_go_on(segment, outside);
+        if !self.pending.is_empty() {
+            self.release_before(segment, outside);
         }
-        if !self.take(frame, packet, segment, Patience::MayWait, outside) {
-            self.wait(frame, packet, segment, outside);
-        } else if !self.waiting.is_empty() {
-            self.look_again(&segment.flow, outside);
+        if !self.take(frame, packet, segment, OnGap::Wait, outside) {
+            if self.keep(frame, segment) {
+                return;
+            }
+            self.take(frame, packet, segment, OnGap::Continue, outside);
+        }
+        if !self.pending.is_empty() {
+            self.release_behind(&segment.flow, outside);
         }
     }
 
-    /// Hands a segment to the tracker as it arrived at the gateway, and shows the other side what becomes of it. Says
-    /// whether it went on; if not, it has to wait.
+    /// Hands a segment to the tracker as it arrived at the gateway, and shows the other side what becomes of it. Returns
+    /// false if the segment has to wait.
     #[inline]
     fn take(
         &mut self,
         frame: &Frame<'_>,
         packet: &[u8],
         segment: &Segment<'_>,
-        patience: Patience,
+        on_gap: OnGap,
         outside: &mut impl Outside,
     ) -> bool {
         let mut passes = self.firewall.passes(segment);
@@ -211,11 +216,7 @@ impl<R: Report> Replay<R> {
         let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
         let mut observer = Counting { tally, connections, report };
         let mut world = World { now: *now, policy, firewall, observer: &mut observer };
-        let handled = match patience {
-            Patience::MayWait => tracker.handle(arrived, &mut world),
-            Patience::GoesOn => tracker.handle_at_last(arrived, &mut world),
-        };
-        let verdict = match handled {
+        let verdict = match tracker.handle_on_gap(arrived, on_gap, &mut world) {
             Handled::Session(Verdict::Later) => return false,
             Handled::Session(verdict) => verdict,
             Handled::NotOurs => {
@@ -283,53 +284,46 @@ impl<R: Report> Replay<R> {
         }
     }
 
-    /// Keeps a packet until what is missing in front of it has come. If its sender has sent it again by then, that will
-    /// hardly come.
+    /// Keeps a packet until the missing segment in front of it has come. Returns false if it cannot be kept.
     #[cold]
-    fn wait(&mut self, frame: &Frame<'_>, packet: &[u8], segment: &Segment<'_>, outside: &mut impl Outside) {
-        if self.waiting.has(segment) {
-            self.take(frame, packet, segment, Patience::GoesOn, outside);
-        } else if let Some(oldest) = self.waiting.add(frame, segment) {
-            self.go_on(&oldest, outside);
+    fn keep(&mut self, frame: &Frame<'_>, segment: &Segment<'_>) -> bool {
+        let arrived = self.firewall.passes(segment).map_or(segment.flow, |(translated, way)| translated.arriving(way));
+        let client = self.tracker.client_of(&arrived).unwrap_or_else(|| ClientKey::of(arrived.source.address));
+        let place = (segment.flow, segment.seq);
+        self.pending.keep(PendingPacket::new(OwnedFrame::new(frame), place, client, self.now)).is_ok()
+    }
+
+    /// Handles the kept packets that do not have to wait any longer when this segment comes: those that were kept for too
+    /// long, and those in front of which this segment acknowledges everything.
+    #[cold]
+    fn release_before(&mut self, segment: &Segment<'_>, outside: &mut impl Outside) {
+        while let Some(frame) = self.pending.take_expired(self.now).or_else(|| self.pending.take_acknowledged(segment))
+        {
+            self.handle_again(&frame, OnGap::Continue, outside);
         }
     }
 
-    /// Shows those of a flow again that wait: what was missing may have come.
+    /// Handles the kept packets of a flow again: the missing segment may have come.
     #[cold]
-    fn look_again(&mut self, flow: &Flow, outside: &mut impl Outside) {
-        let mut place = 0;
-        while let Some(next) = self.waiting.next_of(flow, place)
-            && let Some(held) = self.waiting.take(next)
-        {
-            if self.handle_again(&held, Patience::MayWait, outside) {
-                // It may be what another one waited for.
-                place = 0;
+    fn release_behind(&mut self, flow: &Flow, outside: &mut impl Outside) {
+        let mut from = 0;
+        while let Some((place, pending)) = self.pending.take_of_flow(flow, from) {
+            if self.handle_again(&pending.packet, OnGap::Wait, outside) {
+                // It may be the one for which another packet waits.
+                from = 0;
             } else {
-                self.waiting.put_back(next, held);
-                place = next + 1;
+                self.pending.put_back(place, pending);
+                from = place + 1;
             }
         }
     }
 
-    /// Lets those go on of which this segment says that they wait in vain.
-    #[cold]
-    fn let_go_on(&mut self, comes: &Segment<'_>, outside: &mut impl Outside) {
-        while let Some(held) = self.waiting.take_acknowledged(comes) {
-            self.go_on(&held, outside);
-        }
-    }
-
-    /// Lets one go on that has waited long enough.
-    fn go_on(&mut self, held: &held::Held, outside: &mut impl Outside) {
-        self.handle_again(held, Patience::GoesOn, outside);
-    }
-
-    fn handle_again(&mut self, held: &held::Held, patience: Patience, outside: &mut impl Outside) -> bool {
-        let frame = held.frame(self.now);
-        // Both have been read before.
+    fn handle_again(&mut self, frame: &OwnedFrame, on_gap: OnGap, outside: &mut impl Outside) -> bool {
+        let frame = frame.frame(self.now);
+        // Both were parsed before.
         let Ok(packet) = link::network_layer(frame.link, frame.data) else { return true };
         let Ok(segment) = Segment::parse(packet) else { return true };
-        self.take(&frame, packet, &segment, patience, outside)
+        self.take(&frame, packet, &segment, on_gap, outside)
     }
 
     /// A connection is being opened that is no control connection.

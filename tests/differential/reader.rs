@@ -2,16 +2,13 @@
 
 use std::time::Duration;
 
+use pinhole::core::hold::{PendingPacket, PendingPackets};
 use pinhole::core::kernel::Simulated;
-use pinhole::core::net::{Direction, Flow, Segment, Seq, has_sound_checksum, replaced};
+use pinhole::core::net::{Direction, Flow, NotSegment, Segment, Seq, replaced};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Handled, Observer, SessionEvent, SessionNumber, Tracker, World};
-
-/// As in the daemon.
-const MOST_HELD: usize = 32;
-const LONGEST_HELD: Duration = Duration::from_secs(3);
+use pinhole::core::tracker::{ClientKey, Handled, Observer, OnGap, SessionEvent, SessionNumber, Tracker, World};
 
 /// What the reader read and opened.
 #[derive(Debug, Default)]
@@ -56,20 +53,15 @@ pub(crate) struct Passed {
     pub(crate) is_lost: bool,
 }
 
-struct HeldPacket {
-    packet: Vec<u8>,
-    is_lost: bool,
-    flow: Flow,
-    seq: Seq,
-    since: Timestamp,
-}
+/// A packet that came, and whether its time to live ends behind the reader.
+type Arrived = (Vec<u8>, bool);
 
 pub(crate) struct Reader<'p> {
     tracker: Tracker,
     firewall: Simulated,
     policy: &'p Policy,
     now: Timestamp,
-    held: Vec<HeldPacket>,
+    pending: PendingPackets<Arrived>,
     pub(crate) tap: Tap,
 }
 
@@ -80,7 +72,7 @@ impl<'p> Reader<'p> {
             firewall: Simulated::new(policy.control_ports.as_slice().iter().copied()),
             policy,
             now: Timestamp::from_secs(1000),
-            held: Vec::new(),
+            pending: PendingPackets::default(),
             tap: Tap::default(),
         }
     }
@@ -97,69 +89,66 @@ impl<'p> Reader<'p> {
         self.now = self.now + Duration::from_secs(seconds.into());
         self.with(Tracker::advance);
         let mut passed = Vec::new();
-        self.next_to_go(None, &mut passed);
+        self.release(None, &mut passed);
         passed
     }
 
     /// Shows a packet to the reader. What goes on now: this packet, and those that waited for it.
     pub(crate) fn takes(&mut self, packet: Vec<u8>, is_lost: bool) -> Vec<Passed> {
-        let segment = Segment::parse(&packet).ok().map(|segment| (segment.flow, segment.seq));
-        let mut verdict = self.verdict(&packet, Tracker::handle);
+        let place = Segment::parse(&packet).ok().map(|segment| (segment.flow, segment.seq));
+        let mut verdict = self.verdict(&packet, OnGap::Wait);
+        let mut arrived = (packet, is_lost);
         if verdict == Verdict::Later
-            && let Some((flow, seq)) = segment
+            && let Some(place) = place
         {
-            let is_sent_again = self.held.iter().any(|one| one.flow == flow && one.seq == seq);
-            if !is_sent_again && self.held.len() < MOST_HELD {
-                let since = self.now;
-                self.held.push(HeldPacket { packet, is_lost, flow, seq, since });
-                return Vec::new();
+            let client = self.tracker.client_of(&place.0).unwrap_or_else(|| ClientKey::of(place.0.source.address));
+            match self.pending.keep(PendingPacket::new(arrived, place, client, self.now)) {
+                Ok(()) => return Vec::new(),
+                Err((refused, _)) => arrived = refused,
             }
-            verdict = self.verdict(&packet, Tracker::handle_at_last);
+            verdict = self.verdict(&arrived.0, OnGap::Continue);
         }
         let mut passed = Vec::new();
-        passed.extend(finish(packet, is_lost, verdict));
-        self.next_to_go(segment.map(|(flow, _)| flow), &mut passed);
+        passed.extend(finish(arrived, verdict));
+        self.release(place.map(|(flow, _)| flow), &mut passed);
         passed
     }
 
-    fn next_to_go(&mut self, flow: Option<Flow>, passed: &mut Vec<Passed>) {
-        'again: loop {
-            if self.held.first().is_some_and(|oldest| self.now.since(oldest.since) > LONGEST_HELD) {
-                let HeldPacket { packet, is_lost, .. } = self.held.remove(0);
-                let verdict = self.verdict(&packet, Tracker::handle_at_last);
-                passed.extend(finish(packet, is_lost, verdict));
-                continue;
-            }
-            for index in 0..self.held.len() {
-                if Some(self.held[index].flow) != flow {
-                    continue;
-                }
-                let packet = self.held[index].packet.clone();
-                let verdict = self.verdict(&packet, Tracker::handle);
-                if verdict != Verdict::Later {
-                    let HeldPacket { packet, is_lost, .. } = self.held.remove(index);
-                    passed.extend(finish(packet, is_lost, verdict));
-                    continue 'again;
-                }
-            }
-            return;
+    fn release(&mut self, flow: Option<Flow>, passed: &mut Vec<Passed>) {
+        while let Some((arrived, verdict)) = self.next_released(flow) {
+            passed.extend(finish(arrived, verdict));
         }
     }
 
-    fn verdict(
-        &mut self,
-        packet: &[u8],
-        handle: fn(&mut Tracker, &Segment<'_>, &mut World<'_, Simulated, Tap>) -> Handled,
-    ) -> Verdict {
-        let Ok(segment) = Segment::parse(packet) else { return Verdict::Accept };
-        if !has_sound_checksum(packet) {
-            return Verdict::Drop;
+    fn next_released(&mut self, flow: Option<Flow>) -> Option<(Arrived, Verdict)> {
+        if let Some(arrived) = self.pending.take_expired(self.now) {
+            let verdict = self.verdict(&arrived.0, OnGap::Continue);
+            return Some((arrived, verdict));
         }
+        let flow = flow?;
+        let mut from = 0;
+        while let Some((place, pending)) = self.pending.take_of_flow(&flow, from) {
+            let verdict = self.verdict(&pending.packet.0, OnGap::Wait);
+            if verdict != Verdict::Later {
+                return Some((pending.packet, verdict));
+            }
+            self.pending.put_back(place, pending);
+            from = place + 1;
+        }
+        None
+    }
+
+    fn verdict(&mut self, packet: &[u8], on_gap: OnGap) -> Verdict {
+        let segment = match Segment::parse_verified(packet) {
+            Ok(segment) => segment,
+            Err(NotSegment::BadChecksum) => return Verdict::Drop,
+            Err(_) => return Verdict::Accept,
+        };
         self.with(|tracker, world| {
             if tracker.next_deadline().is_some_and(|due| due <= world.now) {
                 tracker.advance(world);
             }
-            match handle(tracker, &segment, world) {
+            match tracker.handle_on_gap(&segment, on_gap, world) {
                 Handled::Session(verdict) => verdict,
                 Handled::NotOurs => Verdict::Accept,
             }
@@ -173,7 +162,7 @@ impl<'p> Reader<'p> {
 }
 
 /// Carries out a verdict.
-fn finish(packet: Vec<u8>, is_lost: bool, verdict: Verdict) -> Option<Passed> {
+fn finish((packet, is_lost): Arrived, verdict: Verdict) -> Option<Passed> {
     let packet = match verdict {
         Verdict::Replace(Replacement { seq, payload }) => replaced(&packet, seq, &payload)?,
         Verdict::Accept | Verdict::Later => packet,

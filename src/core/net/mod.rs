@@ -9,5 +9,5 @@ mod seq;
 pub use flow::{Connection, Direction, Endpoint, Flow};
 pub use ports::*;
 pub use replace::{readdressed, replaced};
-pub use segment::{Flags, NotSegment, Origin, Segment, has_sound_checksum};
+pub use segment::{Flags, NotSegment, Origin, Segment};
 pub use seq::Seq;

@@ -87,11 +87,30 @@ pub enum NotSegment {
     /// It says that it is TCP, but the header is cut off, inconsistent, or names port zero.
     #[error("a damaged TCP header")]
     BadTcp,
+    /// The TCP checksum is wrong. Only [`Segment::parse_verified`] looks at it.
+    #[error("a wrong TCP checksum")]
+    BadChecksum,
 }
 
 impl<'a> Segment<'a> {
-    /// Reads a packet that starts with its IP header. Bytes behind the packet's own length are padding and ignored.
+    /// Parses a packet that starts with its IP header. Bytes after the packet's own length are padding and ignored.
     pub fn parse(packet: &'a [u8]) -> Result<Self, NotSegment> {
+        Self::parse_with_header(packet).map(|(segment, ..)| segment)
+    }
+
+    /// Parses a packet of which all bytes are there, and verifies its TCP checksum. A capture often holds packets of
+    /// which the network card had not written the checksum yet; a queue does not.
+    pub fn parse_verified(packet: &'a [u8]) -> Result<Self, NotSegment> {
+        let (segment, ip, tcp) = Self::parse_with_header(packet)?;
+        let calculated = match &ip {
+            LaxIpSlice::Ipv4(ip) => tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()),
+            LaxIpSlice::Ipv6(ip) => tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()),
+        };
+        if calculated == Ok(tcp.checksum()) { Ok(segment) } else { Err(NotSegment::BadChecksum) }
+    }
+
+    #[inline]
+    fn parse_with_header(packet: &'a [u8]) -> Result<(Self, LaxIpSlice<'a>, TcpSlice<'a>), NotSegment> {
         let (ip, stopped_at) = LaxIpSlice::from_slice(packet).map_err(|_| NotSegment::NotIp)?;
         let (source, destination): (IpAddr, IpAddr) = match &ip {
             LaxIpSlice::Ipv4(ip) => {
@@ -117,7 +136,7 @@ impl<'a> Segment<'a> {
         let destination = Endpoint::new(destination, port(tcp.destination_port())?);
         // The flags stand together in one byte of the header; taking it whole beats asking for each.
         let flags = Flags(tcp.slice()[FLAGS_OFFSET] & 0x37);
-        Ok(Self {
+        let segment = Self {
             flow: Flow { source, destination },
             seq: Seq::new(tcp.sequence_number()),
             ack: Seq::new(tcp.acknowledgment_number()),
@@ -127,20 +146,9 @@ impl<'a> Segment<'a> {
             payload: tcp.payload(),
             missing,
             origin: None,
-        })
+        };
+        Ok((segment, ip, tcp))
     }
-}
-
-/// Whether the TCP checksum of a packet is right. Captures often hold packets of which the network card had not written
-/// it yet; a queue does not.
-pub fn has_sound_checksum(packet: &[u8]) -> bool {
-    let Ok((ip, _)) = LaxIpSlice::from_slice(packet) else { return false };
-    let Ok(tcp) = TcpSlice::from_slice(ip.payload().payload) else { return false };
-    let calculated = match &ip {
-        LaxIpSlice::Ipv4(ip) => tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()),
-        LaxIpSlice::Ipv6(ip) => tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()),
-    };
-    calculated == Ok(tcp.checksum())
 }
 
 /// How long the packet says that it is.
@@ -253,7 +261,7 @@ mod tests {
             let packet = [header.to_bytes().as_slice(), &extensions, &segment].concat();
             let read = Segment::parse(&packet).map(|segment| segment.payload.to_vec());
             assert_eq!(read, Ok(b"FEAT\r\n".to_vec()), "{chain:?}");
-            assert!(has_sound_checksum(&packet), "{chain:?}");
+            assert!(Segment::parse_verified(&packet).is_ok(), "{chain:?}");
         }
     }
 
@@ -281,16 +289,15 @@ mod tests {
     }
 
     #[test]
-    fn one_bit_makes_a_checksum_unsound() {
+    fn one_changed_bit_makes_the_checksum_wrong() {
         for packet in [ipv4(b"NOOP\r\n"), ipv6_with_extensions(b"NOOP\r\n")] {
-            assert!(has_sound_checksum(&packet));
+            assert!(Segment::parse_verified(&packet).is_ok());
             for at in packet.len() - 26..packet.len() {
                 let mut damaged = packet.clone();
                 damaged[at] ^= 0x10;
-                assert!(!has_sound_checksum(&damaged), "{at}");
+                assert!(Segment::parse_verified(&damaged).is_err(), "{at}");
             }
         }
-        assert!(!has_sound_checksum(b"") && !has_sound_checksum(&[0x45; 30]));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::memory::Buffered;
 use super::origins::Origins;
 use super::quotas::first_rank;
 use super::table::{Placed, Tracked};
-use super::{ClientKey, Handled, Observer, Patience, SessionEvent, SessionNumber, Tracker, World};
+use super::{ClientKey, Handled, Observer, OnGap, SessionEvent, SessionNumber, Tracker, World};
 use crate::core::kernel::{Control, Firewall, LookupFailed, Progress};
 use crate::core::net::{Direction, Flags, Segment};
 use crate::core::policy::{Pickup, Policy};
@@ -77,10 +77,10 @@ impl Tracker {
 /// The verdict on a packet whose connection is unknown because the kernel did not answer. First the packet is kept,
 /// like one behind a missing segment; when it is retransmitted, the kernel is asked again. At last it passes unread
 /// and nothing opens for its session; but it is dropped if it may carry a command that the policy denies.
-pub(super) fn unknown_connection(patience: Patience, policy: &Policy) -> Handled {
-    match patience {
-        Patience::MayWait => Handled::Session(Verdict::Later),
-        Patience::GoesOn if policy.holds_back() => Handled::Session(Verdict::Drop),
-        Patience::GoesOn => Handled::NotOurs,
+pub(super) fn unknown_connection(on_gap: OnGap, policy: &Policy) -> Handled {
+    match on_gap {
+        OnGap::Wait => Handled::Session(Verdict::Later),
+        OnGap::Continue if policy.holds_back() => Handled::Session(Verdict::Drop),
+        OnGap::Continue => Handled::NotOurs,
     }
 }

@@ -9,7 +9,7 @@ fn handles(stage: &mut Stage, packet: &[u8]) -> Handled {
 
 fn handles_at_last(stage: &mut Stage, packet: &[u8]) -> Handled {
     let segment = Segment::parse(packet).expect("a segment");
-    stage.world(|tracker, world| tracker.handle_at_last(&segment, world))
+    stage.world(|tracker, world| tracker.handle_on_gap(&segment, OnGap::Continue, world))
 }
 
 /// What the daemon does: the packet waits, its sender sends it again, and then the first copy is shown once more.

@@ -82,11 +82,13 @@ pub enum Handled {
     NotOurs,
 }
 
-/// Whether a segment may be kept until the missing segment in front of it has come.
+/// What happens to a segment in front of which another one is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Patience {
-    MayWait,
-    GoesOn,
+pub enum OnGap {
+    /// It waits for the missing segment: its verdict is `Later`.
+    Wait,
+    /// It cannot wait: the missing bytes count as lost, or it is dropped if the policy denies something.
+    Continue,
 }
 
 /// All sessions and their expectations.
@@ -143,22 +145,14 @@ impl Tracker {
     /// The caller keeps a segment whose verdict is `Later`, and passes it again after another segment of the same
     /// flow.
     pub fn handle<F: Firewall, O: Observer>(&mut self, segment: &Segment<'_>, world: &mut World<'_, F, O>) -> Handled {
-        self.take(segment, Patience::MayWait, world)
+        self.handle_on_gap(segment, OnGap::Wait, world)
     }
 
-    /// Handles a segment that was kept for the longest time: the missing segment in front of it will hardly come.
-    pub fn handle_at_last<F: Firewall, O: Observer>(
+    /// The same, where the caller says whether the segment may wait.
+    pub fn handle_on_gap<F: Firewall, O: Observer>(
         &mut self,
         segment: &Segment<'_>,
-        world: &mut World<'_, F, O>,
-    ) -> Handled {
-        self.take(segment, Patience::GoesOn, world)
-    }
-
-    fn take<F: Firewall, O: Observer>(
-        &mut self,
-        segment: &Segment<'_>,
-        patience: Patience,
+        on_gap: OnGap,
         world: &mut World<'_, F, O>,
     ) -> Handled {
         let (slot, direction) = match self.sessions.find(&segment.flow) {
@@ -182,13 +176,13 @@ impl Tracker {
                     }
                     self.end(slot, Ended::Replaced, world);
                     self.remove(slot);
-                    return self.take(segment, patience, world);
+                    return self.handle_on_gap(segment, on_gap, world);
                 }
                 (slot, direction)
             }
             None => match self.begin(segment, world) {
                 Ok(Some(begun)) => begun,
-                Err(LookupFailed) => return unknown_connection(patience, world.policy),
+                Err(LookupFailed) => return unknown_connection(on_gap, world.policy),
                 Ok(None) => {
                     // Adopted pinholes are closed too early rather than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
@@ -205,7 +199,7 @@ impl Tracker {
             world.tell(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongSide));
             return Handled::NotOurs;
         }
-        Handled::Session(self.converse(slot, segment, direction, patience, world))
+        Handled::Session(self.converse(slot, segment, direction, on_gap, world))
     }
 
     /// Whether a SYN of the server's is not the one that began this session.
@@ -306,7 +300,7 @@ impl Tracker {
         slot: u32,
         segment: &Segment<'_>,
         direction: Direction,
-        patience: Patience,
+        on_gap: OnGap,
         world: &mut World<'_, F, O>,
     ) -> Verdict {
         self.sessions.heard(slot, world.now);
@@ -339,9 +333,9 @@ impl Tracker {
         if let Some(rewriters) = &mut rewriters {
             if session.is_ahead(&segment, direction) {
                 let ack = rewriters.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
-                match patience {
-                    Patience::MayWait => return Verdict::Later,
-                    Patience::GoesOn if direction == Direction::FromClient && terms.holds_back() => {
+                match on_gap {
+                    OnGap::Wait => return Verdict::Later,
+                    OnGap::Continue if direction == Direction::FromClient && terms.holds_back() => {
                         // A denied command must not pass unread; but a gap that nobody could read will not be
                         // retransmitted.
                         if !session.acknowledges_unread(&Segment { ack, ..segment }, direction) {
@@ -349,7 +343,7 @@ impl Tracker {
                         }
                         session.give_up_before(&segment, direction);
                     }
-                    Patience::GoesOn => {}
+                    OnGap::Continue => {}
                 }
             }
             if !segment.payload.is_empty() {

@@ -74,8 +74,8 @@ impl Gateway {
         };
         let now = Timestamp::from_secs(1000);
         let mut world = World { now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
-        let handle = if self.at_last { Tracker::handle_at_last } else { Tracker::handle };
-        let verdict = match handle(&mut self.tracker, &segment, &mut world) {
+        let on_gap = if self.at_last { OnGap::Continue } else { OnGap::Wait };
+        let verdict = match self.tracker.handle_on_gap(&segment, on_gap, &mut world) {
             Handled::Session(verdict) => verdict,
             Handled::NotOurs => Verdict::Accept,
         };

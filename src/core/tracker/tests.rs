@@ -663,7 +663,7 @@ fn denied_command_behind_a_hole_does_not_pass() {
     let second = talk.says(FromClient, "AT\r\n");
     let at_last = |stage: &mut Stage, packet: &[u8]| {
         let segment = Segment::parse(packet).expect("a segment");
-        stage.world(|tracker, world| tracker.handle_at_last(&segment, world))
+        stage.world(|tracker, world| tracker.handle_on_gap(&segment, OnGap::Continue, world))
     };
     assert_eq!(at_last(&mut stage, &second), Handled::Session(Verdict::Drop));
     assert_eq!(stage.lets_pass(&first), b"FE");
