@@ -76,7 +76,7 @@ test: ## every test on this kernel, then a short run of the fuzzer (FUZZ_SECONDS
 	@tests/setup test
 	cargo test $(LOCKED) --benches --no-run
 	@rm -f $(PINHOLE_RETRIED)
-	cargo --config 'target."cfg(unix)".runner="$(strip $(SUDO) tests/retry)"' test $(LOCKED) || { tests/retry --report; exit 1; }
+	cargo --config 'target."cfg(unix)".runner="$(strip $(SUDO) tests/retry)"' test $(LOCKED) --workspace || { tests/retry --report; exit 1; }
 	@$(MAKE) --no-print-directory fuzz-all
 	@tests/retry --report
 
@@ -131,12 +131,12 @@ bench: ## measure
 
 lint: ## what is checked without running anything: format, clippy, documentation, licences
 	@tests/setup ci
-	cargo fmt --check
+	cargo fmt --all --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo tree $(LOCKED) --manifest-path fuzz/Cargo.toml >/dev/null
-	cargo clippy $(LOCKED) --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --no-deps
-	cargo deny $(LOCKED) check licenses bans sources
+	cargo clippy $(LOCKED) --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc $(LOCKED) --workspace --no-deps
+	cargo deny $(LOCKED) --workspace check licenses bans sources
 
 clean: ## remove what was built (what the fuzzer found stays)
 	rm -rf target fuzz/target

@@ -23,13 +23,13 @@ use std::thread;
 use std::time::Duration;
 
 use figures::{percentile, timed};
+use lab::{Family, Namespace, Result, Shape, Topology};
 use pinhole::core::expectation::{Expectation, Mapping};
 use pinhole::core::kernel::{Firewall as _, Progress};
 use pinhole::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustment;
 use pinhole::core::time::Timestamp;
-use pinhole::lab::{Family, Namespace, Result, Shape, Topology};
 use pinhole::netfilter::backend::sets::{Holder, Sets, ruleset};
 use pinhole::netfilter::netlink::TableWatch;
 

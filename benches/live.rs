@@ -28,8 +28,8 @@ mod stand;
 use std::sync::Arc;
 
 use figures::percentile;
+use lab::Result;
 use pinhole::core::ftp::Mode;
-use pinhole::lab::Result;
 use stand::{Side, Stand, WARM_UP};
 
 /// How much of everything.

@@ -18,6 +18,5 @@ pub mod core;
 pub mod daemon;
 pub mod demo;
 pub mod doctor;
-pub mod lab;
 pub mod netfilter;
 pub mod replay;

@@ -11,8 +11,8 @@ mod stage;
 use std::thread;
 
 use daemon::PATIENCE;
+use lab::{Family, PASSWORD, ServerKind, ServerOptions, Shape, Topology, USER};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::{self, Family, PASSWORD, ServerKind, ServerOptions, Shape, Topology, USER};
 use stage::Stage;
 
 /// More than the buffers between the two ends of a data connection hold.

@@ -1,5 +1,5 @@
-//! The modules keep to the layout that docs/explanation/architecture.md describes: `core` is pure, and no two modules use
-//! each other.
+//! The modules keep to the layout that docs/explanation/architecture.md describes: `core` is pure, no two modules use each
+//! other, and the lab, with which tests find Pinhole's mistakes, takes next to nothing from Pinhole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -34,9 +34,14 @@ fn sources(folder: &Path, found: &mut Vec<PathBuf>) {
     }
 }
 
-/// The code of each file below `src`, without comments and without tests, by its path from there.
+/// The code of each file below `src`, by its path from there.
 fn code() -> BTreeMap<PathBuf, String> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    code_below("src")
+}
+
+/// The code of each file below a folder, without comments and without tests, by its path from there.
+fn code_below(folder: &str) -> BTreeMap<PathBuf, String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
     let mut paths = Vec::new();
     sources(&root, &mut paths);
     let is_test = |path: &PathBuf| path.file_stem().is_some_and(|stem| stem.to_string_lossy().ends_with("tests"));
@@ -128,5 +133,17 @@ fn no_two_modules_use_each_other() {
         let uses = uses(prefix);
         assert!(uses.len() > 4, "the sources were not found: {uses:?}");
         assert_eq!(circle(&uses), None, "of {uses:#?}");
+    }
+}
+
+#[test]
+fn lab_takes_only_modes_times_and_the_capture_writer_from_pinhole() {
+    const TAKEN: [&str; 4] = ["core::ftp::Mode", "core::time::Timestamp", "replay::pcap::link", "replay::pcap::write"];
+    let code = code_below("tests/lab/src");
+    assert!(code.len() > 20, "the sources were not found");
+    for (path, code) in code {
+        for used in code.split("pinhole::").skip(1) {
+            assert!(TAKEN.iter().any(|taken| used.starts_with(taken)), "{} uses pinhole::{:.40}", path.display(), used);
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! `pinhole demo` as a newcomer runs it. Needs root and nft.
+//! `pinhole demo` as a newcomer runs it. Needs root, nft and ip.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use pinhole::lab;
 
 const SOON: Duration = Duration::from_secs(10);
 
@@ -60,10 +59,10 @@ fn namespaces() -> BTreeSet<String> {
     processes.filter_map(|entry| Some(link(&entry.path())?.display().to_string())).collect()
 }
 
-/// Plays it in a working folder, to its end.
-fn play(folder: &Path) -> String {
+/// Plays it to its end.
+fn play(mut demo: Command) -> String {
     let before = traces();
-    let output = demo().current_dir(folder).env_remove("CARGO_MANIFEST_DIR").output().expect("it can be started");
+    let output = demo.output().expect("it can be started");
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let complaints = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), &*complaints), (Some(0), ""), "{said}");
@@ -93,26 +92,29 @@ fn play(folder: &Path) -> String {
 
 #[test]
 fn it_shows_a_transfer_blocked_and_working_and_leaves_nothing() {
-    play(Path::new(env!("CARGO_MANIFEST_DIR")));
+    play(demo());
 }
 
 #[test]
-fn it_needs_no_ftp_server() {
-    // Far from the project's folder there is no cache of servers. One that is installed is used, and named.
-    let said = play(Path::new("/"));
-    assert!(said.contains("FTP server: a built-in one") || said.contains("FTP server: vsftpd"), "{said}");
+fn it_finds_nft_and_ip_where_the_search_path_has_no_sbin() {
+    let mut demo = demo();
+    demo.env("PATH", "/usr/bin:/bin");
+    play(demo);
 }
 
 #[test]
-fn without_nft_it_says_what_is_missing() {
-    // nft is looked for in the usual folders as well, so it is hidden by an empty one in a mount namespace.
-    let script = "mount --make-rprivate / && for nft in $(which -a nft) /usr/sbin/nft; do \
-                  [ ! -e \"$nft\" ] || mount --bind /dev/null \"$nft\" || exit 9; done; exec \"$0\" demo";
-    let output = Command::new("unshare").args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_pinhole")]).output();
-    let output = output.expect("unshare can be started");
-    let complaints = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{complaints}");
-    assert!(complaints.contains("install the package nftables"), "{complaints}");
+fn without_nft_or_ip_it_says_what_is_missing() {
+    for (program, package) in [("nft", "nftables"), ("ip", "iproute2")] {
+        // It is looked for in the usual folders as well, so it is hidden by an empty one in a mount namespace.
+        let script = "mount --make-rprivate / && for file in $(which -a $1) /usr/sbin/$1; do \
+                      [ ! -e \"$file\" ] || mount --bind /dev/null \"$file\" || exit 9; done; exec \"$0\" demo";
+        let output =
+            Command::new("unshare").args(["-m", "sh", "-c", script, env!("CARGO_BIN_EXE_pinhole"), program]).output();
+        let output = output.expect("unshare can be started");
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{complaints}");
+        assert!(complaints.contains(&format!("install the package {package}")), "{complaints}");
+    }
 }
 
 /// Ends a demo by a signal once the service runs in it.

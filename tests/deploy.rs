@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
 
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Family, Result, Room, Shape, Topology};
 use pinhole::core::ftp::Mode;
 use pinhole::core::kernel::Mark;
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{self, Family, Result, Room, Shape, Topology};
 use pinhole::netfilter::backend::sets::own_rule;
 
 /// How long something may take that must not happen.

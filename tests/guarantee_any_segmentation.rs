@@ -14,9 +14,9 @@ use stage::{CONTENT, FILE, Stage, read_all, serve_by_hand};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
+use lab::mini::MiniClient;
+use lab::{Family, PASSWORD, Result, Shape, USER};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{Family, PASSWORD, Result, Shape, USER};
 
 /// Makes each write to a socket a segment of its own.
 fn keep_segments_apart(stage: &Stage) {

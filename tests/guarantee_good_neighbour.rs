@@ -21,10 +21,10 @@ use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lab::mini::MiniClient;
+use lab::{Family, Namespace, Shape};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{self, Family, Namespace, Shape};
 use pinhole::netfilter::netlink::{self, ChangeKind, Heard, Key, TableWatch, Tables};
 
 /// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the

@@ -19,9 +19,9 @@ use stage::{CONTENT, FILE, FOR_HOURS, Stage, assert_closed, kernel_counter, mode
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lab::mini::MiniClient;
+use lab::{Family, Shape};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{self, Family, Shape};
 
 #[test]
 fn a_kill_at_any_moment_breaks_no_session_and_the_next_transfer_works() {

@@ -13,10 +13,10 @@ use stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
 
 use std::net::{SocketAddr, TcpListener};
 
+use lab::mini::{MiniClient, Pair, Speaker};
+use lab::{Addresses, End, Family, Namespace, Shape, Topology};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{MiniClient, Pair, Speaker};
-use pinhole::lab::{self, Addresses, End, Family, Namespace, Shape, Topology};
 
 /// A host behind the gateway that is neither the client nor the server.
 fn somebody_else(stage: &Stage) -> Namespace {

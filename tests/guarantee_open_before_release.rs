@@ -17,9 +17,9 @@ use std::io::Read;
 use std::thread;
 use std::time::Instant;
 
+use lab::mini::MiniClient;
+use lab::{Family, Result, Shape};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{self, Family, Result, Shape};
 
 #[test]
 fn a_data_connection_that_follows_at_once_finds_its_pinhole_ten_thousand_times() {

@@ -11,13 +11,13 @@ mod stage;
 use daemon::{Daemon, PATIENCE, PROGRAM};
 use stage::{CONTENT, FILE, Stage, filter, modes, policy, some_transfers};
 
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Family, Finished, Namespace, Shape};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 use pinhole::core::kernel::Progress;
 use pinhole::core::net::{Endpoint, Flow, Port};
 use pinhole::core::policy::Policy;
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{self, Family, Finished, Namespace, Shape};
 use pinhole::netfilter::netlink::Conntrack;
 use std::net::SocketAddr;
 

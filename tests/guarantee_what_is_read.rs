@@ -17,9 +17,9 @@ use stage::{
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 
+use lab::mini::{MiniClient, MiniOptions};
+use lab::{Family, Shape};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{MiniClient, MiniOptions};
-use pinhole::lab::{Family, Shape};
 
 #[test]
 fn every_mode_works_in_every_shape() {

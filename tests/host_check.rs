@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
+use lab::{Finished, KERNEL_HELPER, Namespace, Shape, wait_until};
 use pinhole::core::kernel::Mark;
 use pinhole::core::policy::WhenDown;
-use pinhole::lab::{Finished, KERNEL_HELPER, Namespace, Shape, wait_until};
 use pinhole::netfilter::backend::sets::own_rule;
 use pinhole::netfilter::queue::Queue;
 use serde_json::Value;

@@ -5,8 +5,8 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
 
-use pinhole::lab::matrix::{self, Outcome, Scene, Stage};
-use pinhole::lab::{Error, Result, Shape, Task};
+use lab::matrix::{self, Outcome, Scene, Stage};
+use lab::{Error, Result, Shape, Task};
 use std::time::{Duration, Instant};
 
 /// How long a client waits for what should come.

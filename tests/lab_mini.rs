@@ -1,10 +1,8 @@
 //! The lab's own small server and client, with each other and with the real ones. Needs root.
 
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{ClientKind, Family, KERNEL_HELPER, Result, ServerKind, ServerOptions, Shape, Task, Topology, Visit};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{
-    ClientKind, Family, KERNEL_HELPER, Result, ServerKind, ServerOptions, Shape, Task, Topology, Visit,
-};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 

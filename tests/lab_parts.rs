@@ -1,9 +1,9 @@
 //! The parts of the lab one by one: namespaces, links, programs, and what they say when something is wrong.
 //! Needs root.
 
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::witness::Witness;
-use pinhole::lab::{Error, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, tools, wait_until};
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::witness::Witness;
+use lab::{Error, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, tools, wait_until};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 

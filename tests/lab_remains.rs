@@ -2,8 +2,8 @@
 //!
 //! A process of its own builds a lab with servers in it, and is then ended in several ways.
 
-use pinhole::lab::mini::{MiniOptions, MiniServer};
-use pinhole::lab::{KERNEL_HELPER, Room, ServerKind, ServerOptions, Shape, Topology, wait_until};
+use lab::mini::{MiniOptions, MiniServer};
+use lab::{KERNEL_HELPER, Room, ServerKind, ServerOptions, Shape, Topology, wait_until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -33,9 +33,10 @@ fn victim() {
     servers[0].place("file", &[0; 1000]).expect("a file");
     let mini = MiniServer::start(&topology.server.namespace, SocketAddr::new(address, 2123), MiniOptions::default());
     // A session, so that the server has processes of other users and in other sessions.
-    let client = topology.client.namespace.start({
-        move || pinhole::lab::mini::MiniClient::log_in(SocketAddr::new(address, 21), SOON).map(std::mem::forget)
-    });
+    let client = topology
+        .client
+        .namespace
+        .start(move || lab::mini::MiniClient::log_in(SocketAddr::new(address, 21), SOON).map(std::mem::forget));
     client.expect("a thread").join().expect("no panic").expect("in the namespace").expect("a session");
     println!("\n{READY}");
     match how.as_str() {
@@ -151,5 +152,5 @@ fn a_room_is_seen_only_from_inside() {
     let room = Room::new().unwrap_or_else(|error| panic!("{error}"));
     room.place("file", b"content").expect("the home folder takes a file");
     assert_eq!(fs::read(room.home().join("file")).ok().as_deref(), Some(&b"content"[..]));
-    assert!(!fs::exists(pinhole::lab::INSIDE).expect("/run can be looked at"));
+    assert!(!fs::exists(lab::INSIDE).expect("/run can be looked at"));
 }

@@ -10,9 +10,9 @@ mod daemon;
 
 use daemon::{Daemon, PATIENCE};
 
+use lab::matrix::{self, Outcome, Scene, Stage};
+use lab::{Namespace, Shape};
 use nix::sys::signal::Signal;
-use pinhole::lab::matrix::{self, Outcome, Scene, Stage};
-use pinhole::lab::{self, Namespace, Shape};
 
 /// The policy that admits in the lab's own filter.
 fn policy(shape: Shape) -> String {

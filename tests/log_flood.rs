@@ -11,7 +11,7 @@ use std::io::{Read, Write};
 use std::time::Instant;
 
 use daemon::PATIENCE;
-use pinhole::lab::{self, Family, Shape};
+use lab::{Family, Shape};
 use stage::{Stage, connect};
 
 /// What a connection that does not talk FTP is called in the log.

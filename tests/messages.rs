@@ -13,9 +13,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
+use lab::{Finished, Namespace};
 use nix::sys::signal::Signal;
 use pinhole::core::expectation::Refusal;
-use pinhole::lab::{self, Finished, Namespace};
 use rustix::net::{AddressFamily, SendFlags, netlink, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 

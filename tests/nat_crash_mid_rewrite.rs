@@ -13,9 +13,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use daemon::{Daemon, PATIENCE};
-use pinhole::lab::mini::Speaker::{self, Client, Server};
-use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::{Family, Namespace, wait_until};
+use lab::mini::Speaker::{self, Client, Server};
+use lab::nat::{Nat, NatTopology};
+use lab::{Family, Namespace, wait_until};
 use stand_in::{Moment, StandIn};
 
 /// Who is translated, and what comes to the gateway in which segments.

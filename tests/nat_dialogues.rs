@@ -27,11 +27,11 @@ use std::time::Duration;
 
 use document::assert_documented;
 use helper::{Help, Helper};
+use lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
+use lab::nat::{Nat, NatTopology};
+use lab::witness::Testimony;
+use lab::{Addresses, Error, Family, Result};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
-use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::witness::Testimony;
-use pinhole::lab::{self, Addresses, Error, Family, Result};
 
 /// How long a data connection may take that nothing lets through.
 const SHORT: Duration = Duration::from_secs(3);

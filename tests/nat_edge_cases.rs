@@ -10,11 +10,11 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use daemon::{Daemon, PATIENCE};
+use lab::mini::{Heard, Hearing, Pair, Speaker};
+use lab::nat::{Nat, NatTopology};
+use lab::{Family, Host, Namespace, wait_until};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
-use pinhole::lab::mini::{Heard, Hearing, Pair, Speaker};
-use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::{Family, Host, Namespace, wait_until};
 use pinhole::netfilter::netlink::{self, Expression, Table, Tables};
 use socket2::{Domain, Socket, Type};
 

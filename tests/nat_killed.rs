@@ -24,10 +24,10 @@ use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::Duration;
 
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::nat::{Nat, NatTopology};
+use lab::{Family, Result};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::{self, Family, Result};
 
 /// Lines that change their length, and some that need not be rewritten, in sessions of their own.
 const SESSIONS: [(Family, Mode); 4] =

@@ -21,10 +21,10 @@ use std::time::{Duration, Instant};
 use daemon::PATIENCE;
 use document::assert_documented;
 use helper::Helper;
+use lab::matrix::{self, Outcome};
+use lab::nat::{Gateway, Nat, NatCell, NatScene, NatStage};
+use lab::{ClientKind, Error, Family, Result, ServerKind, Task};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::matrix::{self, Outcome};
-use pinhole::lab::nat::{Gateway, Nat, NatCell, NatScene, NatStage};
-use pinhole::lab::{self, ClientKind, Error, Family, Result, ServerKind, Task};
 
 /// How long a client waits for what should not come.
 const BRIEF: Duration = Duration::from_secs(2);

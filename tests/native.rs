@@ -19,11 +19,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use daemon::{Daemon, PATIENCE};
+use lab::mini::MiniClient;
+use lab::{Family, Namespace, Shape, Topology};
 use native::{expected, machine, start, wait_for_no_helper};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{self, Family, Namespace, Shape, Topology};
 use pinhole::netfilter::netlink::{Conntrack, Expected, Helpers};
 use stage::{CONTENT, FILE, Stage, assert_closed, connect, modes, some_transfers};
 

@@ -11,10 +11,10 @@ mod native;
 mod stage;
 
 use daemon::PATIENCE;
+use lab::{Family, Shape, Topology};
 use native::{machine, start, wait_for_no_helper};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::lab::{self, Family, Shape, Topology};
 use pinhole::netfilter::netlink::Helpers;
 use stage::{Stage, modes, some_transfers};
 

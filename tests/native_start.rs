@@ -13,9 +13,9 @@ use std::process::Command as Plain;
 use std::time::Duration;
 
 use daemon::{Daemon, PATIENCE, PROGRAM, new_folder, write_policy};
+use lab::{Command, Finished, Namespace};
 use native::{machine, wait_for_no_helper};
 use nix::sys::signal::Signal;
-use pinhole::lab::{self, Command, Finished, Namespace};
 use pinhole::netfilter::netlink::{self, Helper};
 
 /// What stands in front of the program: nothing, or another one that starts it.

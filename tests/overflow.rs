@@ -5,9 +5,9 @@
 use std::net::UdpSocket;
 use std::time::Duration;
 
+use lab::Namespace;
 use nix::sys::socket::{setsockopt, sockopt};
 use pinhole::core::policy::WhenDown;
-use pinhole::lab::Namespace;
 use pinhole::netfilter::netlink::{Expression, Family, Table, Tables};
 use pinhole::netfilter::queue::Queue;
 

@@ -8,9 +8,9 @@ use std::thread;
 use std::time::Duration;
 
 use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
+use lab::{Family, Shape, Topology};
 use pinhole::core::net::{Flags, Segment};
 use pinhole::core::policy::{Policy, WhenDown};
-use pinhole::lab::{Family, Shape, Topology};
 use pinhole::netfilter::backend::sets::Sets;
 use pinhole::netfilter::queue::Queue;
 

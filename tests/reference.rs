@@ -26,9 +26,9 @@ use daemon::PATIENCE;
 use dialogues::Case;
 use document::assert_documented;
 use helper::Helper;
+use lab::matrix::{self, Cell, Scene, Stage};
+use lab::{Family, Result, Shape};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::matrix::{self, Cell, Scene, Stage};
-use pinhole::lab::{self, Family, Result, Shape};
 
 const BOTH: [Helper; 2] = [Helper::Kernel, Helper::Pinhole];
 

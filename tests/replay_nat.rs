@@ -10,10 +10,10 @@ mod recording;
 use std::path::{Path, PathBuf};
 
 use etherparse::PacketBuilder;
+use lab::witness::faults;
 use pinhole::core::net::Direction::{FromClient, FromServer};
 use pinhole::core::net::{Flags, Flow, Seq};
 use pinhole::core::script::{Conversation, endpoint, packet};
-use pinhole::lab::witness::faults;
 use program::*;
 use recording::{IN_PIECES, assert_nothing_new, packets, streams};
 use serde_json::Value;

@@ -10,10 +10,10 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
 use daemon::{Daemon, PATIENCE};
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Result, Shape, Topology};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{self, Result, Shape, Topology};
 use serde_json::Value;
 
 const POLICY: &str =

@@ -6,7 +6,7 @@
 mod daemon;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
-use pinhole::lab::{Finished, Namespace};
+use lab::{Finished, Namespace};
 
 fn namespace() -> Namespace {
     Namespace::new("host").unwrap_or_else(|error| panic!("{error}"))

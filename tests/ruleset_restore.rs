@@ -4,12 +4,12 @@ use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
 
+use lab::Namespace;
 use pinhole::core::expectation::{Expectation, Mapping};
 use pinhole::core::kernel::Firewall as _;
 use pinhole::core::net::{Endpoint, Port};
 use pinhole::core::policy::{self, Policy, Queues, WhenDown};
 use pinhole::core::time::Timestamp;
-use pinhole::lab::{self, Namespace};
 use pinhole::netfilter::backend::sets::Sets;
 
 const PATIENCE: Duration = Duration::from_secs(10);

@@ -18,9 +18,9 @@ use std::sync::mpsc::channel;
 use std::thread;
 
 use daemon::{Daemon, PATIENCE, PROGRAM};
+use lab::{Finished, Namespace};
 use nix::sys::signal::Signal;
 use pinhole::daemon::sandbox::{Files, Missing, enter};
-use pinhole::lab::{self, Finished, Namespace};
 use rustix::process::geteuid;
 
 const NET_ADMIN: &str = "0000000000001000";
@@ -163,7 +163,7 @@ fn the_attempt_to_become_another_program_ends_the_process() {
         .args(["--exact", "execute_in_sandbox", "--ignored", "--test-threads=1"])
         .output()
         .expect("it starts");
-    assert_eq!(ended.status.signal(), Some(nix::libc::SIGSYS), "{ended:?}");
+    assert_eq!(ended.status.signal(), Some(libc::SIGSYS), "{ended:?}");
 }
 
 /// The value of a line of `/proc/PID/status`, of each thread.

@@ -13,10 +13,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use daemon::PATIENCE;
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Result, Shape, Topology};
 use machine::{Line, Machine};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{self, Result, Shape, Topology};
 use serde_json::Value;
 
 /// How long something may take that must not happen.

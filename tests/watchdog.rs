@@ -14,13 +14,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use daemon::{Daemon, PATIENCE};
+use lab::mini::MiniClient;
+use lab::{Family, Namespace, Shape};
 use nix::sys::ptrace;
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{self, Family, Namespace, Shape};
 use stage::{CONTENT, FILE, Stage};
 
 /// As short as the policy lets it be.

@@ -8,10 +8,10 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
 use pinhole::core::ftp::Mode;
 use pinhole::core::policy::{self, WhenDown};
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
 use pinhole::netfilter::backend::sets::Sets;
 use pinhole::netfilter::queue::{Queue, processors, stay_near};
 

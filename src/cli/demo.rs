@@ -9,7 +9,7 @@ pub(super) fn run() -> anyhow::Result<Outcome> {
     match demo::run(&mut io::stdout().lock()) {
         Ok(()) => Ok(Outcome::Good),
         Err(DemoError::Write(error)) => Err(error.into()),
-        Err(error @ (DemoError::NotRoot | DemoError::NoNft)) => {
+        Err(error @ (DemoError::NotRoot | DemoError::Missing { .. })) => {
             super::complain(format_args!("{error}"));
             Ok(Outcome::BadUsage)
         }

@@ -67,7 +67,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
 /// Whether this process is root, or some user that was given what it takes. Root may lack it, and is told by the kernel.
 fn may_change_firewall() -> bool {
     let has_capability = || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::NET_ADMIN));
-    nix::unistd::geteuid().is_root() || has_capability()
+    rustix::process::geteuid().is_root() || has_capability()
 }
 
 pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {

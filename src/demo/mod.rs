@@ -4,15 +4,17 @@
 //! This module prints the commentary; `stage` does the work. Nothing of it outlives this process, however the
 //! process ends.
 
+mod ftp;
+mod host;
 mod stage;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use crate::core::ftp::Mode;
-use crate::lab;
-use stage::{Connection, FILE, Stage, Transfer};
+use ftp::{CONTENT, FILE};
+use stage::{CLIENT, Connection, SERVER, Stage, Transfer};
 
 /// How long a client waits for data that does not come.
 const BLOCKED_AFTER: Duration = Duration::from_secs(1);
@@ -27,50 +29,49 @@ pub enum DemoError {
     /// Namespaces are for root.
     #[error("the demo builds networks of its own, and needs root: run `sudo pinhole demo`")]
     NotRoot,
-    /// Rules are loaded by nft.
-    #[error("the demo needs the program nft: install the package nftables")]
-    NoNft,
+    /// The networks are built by ip, the rules are loaded by nft.
+    #[error("the demo needs the program {program}: install the package {package}")]
+    Missing {
+        /// The program.
+        program: &'static str,
+        /// Debian's package of it.
+        package: &'static str,
+    },
     /// The program that is to run as the service cannot be found.
     #[error("cannot find the file of this program: {0}")]
     NoProgram(#[source] io::Error),
-    /// The lab could not be built, or something in it went wrong.
-    #[error(transparent)]
-    Lab(#[from] lab::Error),
-    /// The demo shows something else than it promises.
+    /// A part of it failed, or it shows something else than it promises.
     #[error("{0}")]
-    Unexpected(String),
-    /// What it tells could not be written.
+    Failed(String),
+    /// The commentary could not be written.
     #[error(transparent)]
     Write(#[from] io::Error),
 }
 
 /// Plays the demo and tells it to `out`.
 pub fn run(out: &mut impl Write) -> Result<(), DemoError> {
-    if !nix::unistd::geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return Err(DemoError::NotRoot);
     }
-    if lab::tools::find("nftables", "usr/sbin/nft").is_err() {
-        return Err(DemoError::NoNft);
+    for (program, package) in [("nft", "nftables"), ("ip", "iproute2")] {
+        host::find(program).ok_or(DemoError::Missing { program, package })?;
     }
     let program = std::env::current_exe().map_err(DemoError::NoProgram)?;
     let mut stage = Stage::build()?;
-    introduce(out, &stage)?;
+    introduce(out)?;
     without(out, &stage)?;
-    start(out, &mut stage, program)?;
+    start(out, &mut stage, &program)?;
     with(out, &mut stage)?;
     one_pinhole(out, &stage)?;
     end(out, stage)
 }
 
-fn introduce(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
-    let (client, server) = (stage.client_address(), stage.server_address());
-    let diagram = format!("  client {client}  ──────  firewall  ──────  server {server}");
+fn introduce(out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "Three hosts, in network namespaces that end with this demo:\n")?;
-    writeln!(out, "{diagram}")?;
+    writeln!(out, "  client {CLIENT}  ──────  firewall  ──────  server {SERVER}")?;
     writeln!(out, "  The firewall lets connections to port 21 through, and drops everything else that is new.")?;
-    writeln!(out, "  FTP server: {}. FTP client: {}.", stage.server_name(), stage.client_name())?;
-    out.flush()?;
-    Ok(())
+    writeln!(out, "  The FTP server and the FTP client are built into the demo.")?;
+    out.flush()
 }
 
 fn without(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
@@ -79,7 +80,7 @@ fn without(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
         match stage.transfer(mode, BLOCKED_AFTER)? {
             Transfer::Blocked => writeln!(out, "  {}  blocked: no data within {BLOCKED_AFTER:?}", describe(mode))?,
             Transfer::Whole { .. } => {
-                return Err(DemoError::Unexpected(format!(
+                return Err(DemoError::Failed(format!(
                     "{FILE} came through the firewall without Pinhole: something else on this host lets FTP through, \
                      for instance the kernel's own helper (is net.netfilter.nf_conntrack_helper 1?)"
                 )));
@@ -90,10 +91,9 @@ fn without(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
     Ok(())
 }
 
-fn start(out: &mut impl Write, stage: &mut Stage, program: PathBuf) -> Result<(), DemoError> {
+fn start(out: &mut impl Write, stage: &mut Stage, program: &Path) -> Result<(), DemoError> {
     writeln!(out, "\nNow `pinhole run` starts on the firewall, with the policy `{}`:", stage::POLICY.trim_end())?;
-    stage.start_service(program, PATIENCE)?;
-    tell(out, &stage.news())?;
+    tell(out, &stage.start_service(program, PATIENCE)?)?;
     Ok(())
 }
 
@@ -101,18 +101,19 @@ fn with(out: &mut impl Write, stage: &mut Stage) -> Result<(), DemoError> {
     writeln!(out, "\nWith Pinhole, the same transfers, and what its log says meanwhile:")?;
     for mode in MODES {
         match stage.transfer(mode, PATIENCE)? {
-            Transfer::Whole { bytes, took } => {
+            Transfer::Whole { took } => {
+                let bytes = CONTENT.len();
                 let took = took.as_millis();
                 writeln!(out, "  {}  works: {FILE} arrived, all {bytes} bytes of it, in {took} ms", describe(mode))?;
             }
             Transfer::Blocked => {
-                return Err(DemoError::Unexpected(format!(
+                return Err(DemoError::Failed(format!(
                     "the transfer with {mode} did not work with Pinhole either. What its log says:\n{}",
-                    stage.log()
+                    stage.rest_of_log()
                 )));
             }
         }
-        tell(out, &stage.news_until(" used ", PATIENCE)?)?;
+        tell(out, &stage.log_until("used ", PATIENCE)?)?;
         out.flush()?;
     }
     Ok(())
@@ -132,7 +133,7 @@ fn one_pinhole(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
         (&format!("from the client to port {port}, once more"), Connection::Blocked, shown.second),
     ] {
         if found != expected {
-            return Err(DemoError::Unexpected(format!("the connection {what} is {found}, and should be {expected}")));
+            return Err(DemoError::Failed(format!("the connection {what} is {found}, and should be {expected}")));
         }
         writeln!(out, "  {what:47}  {found}")?;
     }

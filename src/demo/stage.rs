@@ -1,59 +1,51 @@
-//! The hosts of the demo, the programs on them, and the transfers that it tries.
+//! The hosts of the demo, the service on the firewall, and the transfers that the demo tries.
 
 use std::fmt;
-use std::io;
-use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 
 use super::DemoError;
+use super::ftp::{self, CONTENT, Client, FILE};
+use super::host::Host;
 use crate::core::ftp::Mode;
-use crate::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use crate::lab::{self, Child, ClientKind, Family, Room, Server, ServerKind, ServerOptions, Shape, Topology, Visit};
 
 /// The policy of the service.
 pub(super) const POLICY: &str = "{mechanism: sets, admit: [inet filter forward]}\n";
-/// The file that is fetched.
-pub(super) const FILE: &str = "hello.txt";
-/// What is in it; longer than a segment, so that it is a transfer worth the name.
-const CONTENT: &[u8] = &[b'.'; 50_000];
-/// A port of the server that nobody announces: outside of those that vsftpd is told to use.
-const UNANNOUNCED: u16 = 40_000;
-const SHAPE: Shape = Shape::Gateway;
-
-/// A server that is on the machine, or the lab's own.
-#[derive(Debug)]
-enum AnyServer {
-    Real(Server),
-    Mini(#[allow(dead_code, reason = "it runs until it is dropped")] MiniServer),
-}
+pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 21, 1, 10);
+pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 21, 2, 10);
+/// Where the server listens.
+const CONTROL: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER), 21);
+/// The rules of the firewall, in which nothing lets data connections in.
+const RULES: &str = include_str!("../../deploy/nftables/gateway.nft");
+/// Starts the service with a `/run` of its own, in memory: neither its policy nor its socket is on this machine's disk.
+const START: &str = "mount -t tmpfs run /run && cat >/run/policy.yaml && exec \"$0\" run --policy /run/policy.yaml";
 
 /// The hosts and their programs. Dropping it ends all of them.
 #[derive(Debug)]
 pub(super) struct Stage {
     // First what runs, then where.
-    service: Option<Child>,
-    server: AnyServer,
-    client: Option<ClientKind>,
-    room: Room,
-    topology: Topology,
-    /// How much of the service's log has been told.
-    told: usize,
+    service: Option<Service>,
+    client: Host,
+    firewall: Host,
+    _server: Host,
 }
 
 /// How a transfer went.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transfer {
-    /// The file came as it is.
+    /// The file arrived.
     Whole {
-        /// Its length.
-        bytes: usize,
         /// How long the session took.
         took: Duration,
     },
-    /// Somebody was logged in, and no data came.
+    /// The client was logged in, and there was no data connection.
     Blocked,
 }
 
@@ -89,182 +81,166 @@ pub(super) struct OnePinhole {
 
 impl Stage {
     /// Builds the hosts, loads the rules of the firewall, and starts the server.
-    pub(super) fn build() -> lab::Result<Self> {
-        let topology = Topology::new(SHAPE)?;
-        // Older kernels can be told to let FTP through by themselves. A kernel without that switch needs no turning.
-        let _ = topology.firewall.set("net/netfilter/nf_conntrack_helper", "0");
-        topology.firewall.nft(SHAPE.default_drop())?;
-        let server = AnyServer::start(&topology)?;
-        let client = lab::tools::find("curl", "usr/bin/curl").is_ok().then_some(ClientKind::Curl);
-        Ok(Self { service: None, server, client, room: Room::new()?, topology, told: 0 })
-    }
-
-    pub(super) fn client_address(&self) -> IpAddr {
-        self.topology.client.addresses.of(Family::V4)
-    }
-
-    pub(super) fn server_address(&self) -> IpAddr {
-        self.topology.server.addresses.of(Family::V4)
-    }
-
-    pub(super) fn server_name(&self) -> String {
-        match &self.server {
-            AnyServer::Real(server) => server.kind().to_string(),
-            AnyServer::Mini(_) => "a built-in one, as vsftpd is not installed".to_owned(),
+    pub(super) fn build() -> Result<Self, DemoError> {
+        let (client, firewall, server) = (Host::new()?, Host::new()?, Host::new()?);
+        firewall.set("net/ipv4/ip_forward", "1").map_err(failed("cannot forward packets"))?;
+        // Older kernels can be told to let FTP through by themselves. Newer ones have no such switch.
+        let _ = firewall.set("net/netfilter/nf_conntrack_helper", "0");
+        for (host, address, interface, gateway) in
+            [(&client, CLIENT, "clients", "10.21.1.1"), (&server, SERVER, "servers", "10.21.2.1")]
+        {
+            firewall.ip(&format!(
+                "link add {interface} type veth peer name net netns {}\n\
+                 address add {gateway}/24 dev {interface}\nlink set {interface} up\n",
+                host.network()
+            ))?;
+            host.ip(&format!("address add {address}/24 dev net\nlink set net up\nroute add default via {gateway}\n"))?;
         }
-    }
-
-    pub(super) fn client_name(&self) -> String {
-        self.client.map_or_else(|| "a built-in one, as curl is not installed".to_owned(), |client| client.to_string())
-    }
-
-    fn control(&self) -> SocketAddr {
-        SocketAddr::new(self.server_address(), 21)
+        firewall.load(RULES)?;
+        server.run(|| ftp::serve(CONTROL)).map_err(failed("cannot start the FTP server"))?;
+        Ok(Self { service: None, client, firewall, _server: server })
     }
 
     /// Fetches the file in a session of its own.
     pub(super) fn transfer(&self, mode: Mode, patience: Duration) -> Result<Transfer, DemoError> {
         let begun = Instant::now();
-        let namespace = &self.topology.client.namespace;
-        let fetched = match self.client {
-            Some(client) => {
-                let visit = Visit { namespace, server: self.control(), mode, announce: None, patience };
-                match client.download(&visit, FILE) {
-                    // The login went well, so it is the data that did not come.
-                    Err(error) if error.said().contains("230 ") => Err(error),
-                    result => Ok(result?),
-                }
-            }
-            None => namespace.run(|| {
-                let mut client = MiniClient::log_in(self.control(), patience)?;
-                lab::Result::Ok(client.download(mode, FILE))
-            })??,
-        };
-        match fetched {
-            Ok(content) if content == CONTENT => Ok(Transfer::Whole { bytes: content.len(), took: begun.elapsed() }),
-            Ok(content) => Err(DemoError::Unexpected(format!("only {} bytes of {FILE} came", content.len()))),
-            Err(_) => Ok(Transfer::Blocked),
+        let fetched = self.client.run(|| Client::log_in(CONTROL)?.fetch(mode, patience));
+        match fetched.map_err(failed("an FTP session failed"))? {
+            Some(content) if content == CONTENT => Ok(Transfer::Whole { took: begun.elapsed() }),
+            Some(content) => Err(DemoError::Failed(format!("only {} bytes of {FILE} arrived", content.len()))),
+            None => Ok(Transfer::Blocked),
         }
     }
 
-    /// Starts this program as the service of the firewall, and waits until its rules stand.
-    pub(super) fn start_service(&mut self, program: PathBuf, within: Duration) -> lab::Result<()> {
-        let policy = self.room.write("policy.yaml", POLICY.as_bytes())?;
-        // In a room, /run is its own: neither the policy nor the socket of the service is on the machine's disk.
-        let mut service = self
-            .topology
-            .firewall
-            .command(program)
-            .args(["run", "--policy", &policy])
-            .env("PINHOLE_SOCKET", format!("{}/control.sock", lab::INSIDE))
-            .env("RUST_LOG", "info")
-            .room(&self.room)
-            .spawn()?;
-        let socket = self.room.folder().join("control.sock");
-        let waited = lab::wait_until("pinhole to start", within, || {
-            let has_begun = || service.said().contains("installed table") && socket.exists();
-            Ok(has_begun() || !service.is_running()?)
-        });
-        let fails = waited.is_err() || !service.is_running()?;
-        if fails {
-            waited?;
-            // Waiting for what has ended gives its status and all that it said.
-            let finished = service.wait(within)?;
-            return Err(lab::Error::Ended {
-                program: "`pinhole run`".to_owned(),
-                status: finished.status.to_string(),
-                said: format!(":\n{}", finished.said().trim_end()),
-            });
-        }
-        self.service = Some(service);
-        Ok(())
+    /// Starts this program as the service of the firewall. Returns what it logs until its rules are installed.
+    pub(super) fn start_service(&mut self, program: &Path, within: Duration) -> Result<Vec<String>, DemoError> {
+        let service = Service::start(&self.firewall, program).map_err(failed("cannot start `pinhole run`"))?;
+        self.service.insert(service).log_until("announced data connections carry", within)
+    }
+
+    /// What the service logs from now on, until a line contains `word`: the kernel tells it of some events a moment later.
+    pub(super) fn log_until(&mut self, word: &str, within: Duration) -> Result<Vec<String>, DemoError> {
+        self.service.as_mut().map_or_else(|| Ok(Vec::new()), |service| service.log_until(word, within))
+    }
+
+    /// What the service has logged and nobody has asked for.
+    pub(super) fn rest_of_log(&mut self) -> String {
+        self.service.iter().flat_map(|service| service.log.try_iter()).collect::<Vec<_>>().join("\n")
     }
 
     /// Ends the service as systemd would.
     pub(super) fn stop_service(&mut self, within: Duration) -> Result<(), DemoError> {
         let Some(mut service) = self.service.take() else { return Ok(()) };
-        service.signal(Signal::SIGTERM)?;
-        service.wait(within)?;
-        let left = self.topology.firewall.nft_says(&["list", "ruleset"])?;
+        service.stop(within)?;
+        let left = self.firewall.list(&["ruleset"])?;
         if left.contains("pinhole") {
-            return Err(DemoError::Unexpected(format!(
-                "Pinhole has ended and left something in the firewall:\n{left}"
-            )));
+            return Err(DemoError::Failed(format!("Pinhole has ended and left something in the firewall:\n{left}")));
         }
         Ok(())
     }
 
-    /// All that the service has said.
-    pub(super) fn log(&self) -> String {
-        self.service.as_ref().map(Child::said).unwrap_or_default()
-    }
-
-    /// What the service has said since this was asked last.
-    pub(super) fn news(&mut self) -> Vec<String> {
-        let log = self.log();
-        // A line that is still being written belongs to the next time.
-        let end = log.rfind('\n').map_or(0, |end| end + 1);
-        let begin = self.told;
-        self.told = end.max(begin);
-        log.get(begin..end).unwrap_or_default().lines().map(message).map(str::to_owned).collect()
-    }
-
-    /// The same once a line of it has `word` in it: what the kernel tells the service comes a moment later.
-    pub(super) fn news_until(&mut self, word: &str, within: Duration) -> lab::Result<Vec<String>> {
-        lab::wait_until("the log of pinhole", within, || {
-            let log = self.log();
-            Ok(log.get(self.told..).unwrap_or_default().lines().any(|line| line.contains(word)))
-        })?;
-        Ok(self.news())
-    }
-
     /// Has the server announce a port, and tries what gets through.
     pub(super) fn try_one_pinhole(&self, patience: Duration) -> Result<OnePinhole, DemoError> {
-        let namespace = &self.topology.client.namespace;
-        namespace.run(|| {
-            let mut client = MiniClient::log_in(self.control(), Duration::from_secs(10))?;
-            let announced = client.passive(Mode::Pasv)?;
-            let standing = self.topology.firewall.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"])?;
-            let element = element(&standing, announced).ok_or_else(|| {
-                DemoError::Unexpected(format!(
-                    "the server announced {announced}, and the kernel has no pinhole for it:\n{standing}"
-                ))
-            })?;
-            let to = |port: u16| try_connection(SocketAddr::new(announced.ip(), port), patience);
-            let unannounced = to(UNANNOUNCED)?;
-            let first = to(announced.port())?;
-            let second = to(announced.port())?;
-            Ok(OnePinhole { announced, element, unannounced, first, second })
-        })?
+        let announced = self.client.run(|| {
+            let mut client = Client::log_in(CONTROL)?;
+            Ok((client.passive()?, client))
+        });
+        let (announced, _session) = announced.map_err(failed("an FTP session failed"))?;
+        let listing = self.firewall.list(&["set", "inet", "pinhole", "pinholes4"])?;
+        let element = element(&listing, announced).ok_or_else(|| {
+            DemoError::Failed(format!(
+                "the server announced {announced}, and the kernel has no pinhole for it:\n{listing}"
+            ))
+        })?;
+        let connect = |port: u16| {
+            let connected = self.client.run(|| try_connection(SocketAddr::new(announced.ip(), port), patience));
+            connected.map_err(failed("cannot try a connection"))
+        };
+        let unannounced = connect(announced.port() ^ 1)?;
+        let first = connect(announced.port())?;
+        let second = connect(announced.port())?;
+        Ok(OnePinhole { announced, element, unannounced, first, second })
     }
 }
 
-impl AnyServer {
-    /// vsftpd if it is there and starts, otherwise the built-in one.
-    fn start(topology: &Topology) -> lab::Result<Self> {
-        let namespace = &topology.server.namespace;
-        let address = topology.server.addresses.of(Family::V4);
-        if lab::tools::find("vsftpd", "usr/sbin/vsftpd").is_ok()
-            && let Ok(server) = ServerKind::Vsftpd.start(namespace, &ServerOptions::on(address))
-        {
-            server.place(FILE, CONTENT)?;
-            return Ok(Self::Real(server));
-        }
-        let options = MiniOptions { patience: Duration::from_secs(2), ..MiniOptions::default() };
-        let server = MiniServer::start(namespace, SocketAddr::new(address, 21), options)?;
-        server.place(FILE, CONTENT);
-        Ok(Self::Mini(server))
+/// The service, and the lines of its log.
+#[derive(Debug)]
+struct Service {
+    process: Child,
+    log: Receiver<String>,
+}
+
+impl Service {
+    fn start(host: &Host, program: &Path) -> io::Result<Self> {
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", START]).arg(program).stdout(Stdio::null());
+        command.env("PINHOLE_SOCKET", "/run/control.sock").env("RUST_LOG", "info");
+        let mut process = host.start(&mut command)?;
+        process.stdin.take().expect("a pipe").write_all(POLICY.as_bytes())?;
+        let lines = BufReader::new(process.stderr.take().expect("a pipe")).lines();
+        let (sender, log) = mpsc::channel();
+        thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(message(&line).to_owned())));
+        Ok(Self { process, log })
     }
+
+    fn log_until(&mut self, word: &str, within: Duration) -> Result<Vec<String>, DemoError> {
+        let begun = Instant::now();
+        let mut lines = Vec::new();
+        while !lines.last().is_some_and(|line: &String| line.contains(word)) {
+            match self.log.recv_timeout(within.saturating_sub(begun.elapsed())) {
+                Ok(line) => lines.push(line),
+                Err(error) => {
+                    let what = match error {
+                        RecvTimeoutError::Timeout => format!("did not log {word:?} within {within:?}"),
+                        RecvTimeoutError::Disconnected => "ended".to_owned(),
+                    };
+                    return Err(DemoError::Failed(format!("`pinhole run` {what}:\n{}", lines.join("\n"))));
+                }
+            }
+        }
+        Ok(lines)
+    }
+
+    /// Sends SIGTERM, and waits.
+    fn stop(&mut self, within: Duration) -> Result<(), DemoError> {
+        let ended = kill_process(Pid::from_child(&self.process), Signal::TERM);
+        ended.map_err(|error| failed("cannot end `pinhole run`")(error.into()))?;
+        let begun = Instant::now();
+        // Its log ends when it does.
+        loop {
+            match self.log.recv_timeout(within.saturating_sub(begun.elapsed())) {
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(DemoError::Failed(format!("`pinhole run` did not end within {within:?}")));
+                }
+            }
+        }
+        self.process.wait().map(drop).map_err(failed("cannot wait for `pinhole run`"))
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Errors can only mean that it has ended and has been waited for.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+/// Says what an error kept from happening.
+fn failed(what: &str) -> impl FnOnce(io::Error) -> DemoError {
+    move |error| DemoError::Failed(format!("{what}: {error}"))
 }
 
 /// Whether a connection comes about, from the namespace of the calling thread.
-fn try_connection(to: SocketAddr, patience: Duration) -> Result<Connection, DemoError> {
-    match std::net::TcpStream::connect_timeout(&to, patience) {
+fn try_connection(to: SocketAddr, patience: Duration) -> io::Result<Connection> {
+    match TcpStream::connect_timeout(&to, patience) {
         Ok(_) => Ok(Connection::Through),
-        // Somebody behind the firewall has answered.
+        // The host behind the firewall has answered.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Connection::Through),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(Connection::Blocked),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

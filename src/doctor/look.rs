@@ -128,7 +128,7 @@ impl Privileges {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
         let bits = effective.and_then(|bits| u64::from_str_radix(bits.trim(), 16).ok()).unwrap_or(0);
-        Self { is_root: nix::unistd::geteuid().is_root(), may_administer: bits >> NET_ADMIN & 1 == 1 }
+        Self { is_root: rustix::process::geteuid().is_root(), may_administer: bits >> NET_ADMIN & 1 == 1 }
     }
 }
 

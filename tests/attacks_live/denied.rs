@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use pinhole::lab::{self, Family, Namespace, ServerKind, ServerOptions, Shape};
+use lab::{Family, Namespace, ServerKind, ServerOptions, Shape};
 
 use crate::raw_tcp::{Checksum, RawSegment, RawTcp, md5_option};
 use crate::scene::{forget_resets_soon, wait_until_forgotten};

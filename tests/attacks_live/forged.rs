@@ -3,7 +3,7 @@
 
 use std::io::Write as _;
 
-use pinhole::lab::{Namespace, ServerKind, Shape, USER};
+use lab::{Namespace, ServerKind, Shape, USER};
 
 use crate::raw_tcp::{RawSegment, RawTcp};
 use crate::scene::{ClientScene, ServerScene, announced};

@@ -1,6 +1,6 @@
 //! Packets that wait, and connections that are not read, when the policy denies a command.
 
-use pinhole::lab::{self, Family, Shape};
+use lab::{Family, Shape};
 
 use crate::daemon::PATIENCE;
 use crate::denied::{POLICY, Recorder};

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
-use pinhole::lab::{Family, PASSWORD, ServerKind, Shape, USER};
+use lab::{Family, PASSWORD, ServerKind, Shape, USER};
 use socket2::SockRef;
 
 use crate::daemon::PATIENCE;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use pinhole::lab::{Family, ServerKind, Shape};
+use lab::{Family, ServerKind, Shape};
 
 use crate::daemon::PATIENCE;
 use crate::raw_tcp::{RawSegment, RawTcp};

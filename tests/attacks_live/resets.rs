@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 
 use etherparse::TcpOptionElement;
+use lab::{PASSWORD, ServerKind, Shape, USER};
 use nix::sys::signal::Signal;
-use pinhole::lab::{PASSWORD, ServerKind, Shape, USER};
 
 use crate::daemon::PATIENCE;
 use crate::raw_tcp::RawSegment;

@@ -4,8 +4,8 @@
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use pinhole::lab::nat::{Nat, NatTopology};
-use pinhole::lab::{self, Family, Namespace, Server, ServerKind, ServerOptions, Shape};
+use lab::nat::{Nat, NatTopology};
+use lab::{Family, Namespace, Server, ServerKind, ServerOptions, Shape};
 use pinhole::netfilter::netlink::Conntrack;
 
 use crate::daemon::{Daemon, PATIENCE};

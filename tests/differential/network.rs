@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use pinhole::lab::Namespace;
+use lab::Namespace;
 use rustix::fs::OFlags;
 use rustix::ioctl::{Setter, ioctl};
 use socket2::{Domain, Protocol, Socket, Type};

@@ -9,11 +9,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use etherparse::{IpHeaders, NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
+use lab::allow;
 use pinhole::core::kernel::Firewall;
 use pinhole::core::net::{Connection, Direction, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
-use pinhole::lab::allow;
 use pinhole::netfilter::backend::sets::Sets;
 
 use crate::capture::in_queue;

@@ -10,7 +10,6 @@ use std::time::Duration;
 use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
 use pinhole::core::policy::{Policy, Queues, WhenDown};
 use pinhole::core::seqadj::Adjustments;
-use pinhole::lab;
 use pinhole::netfilter::backend::sets::Sets;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 

@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
+use lab::kernel_lacks;
 use pinhole::core::net::{Connection, Endpoint, Port};
-use pinhole::lab::kernel_lacks;
 use pinhole::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, Translated,
 };

@@ -4,9 +4,9 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
+use lab::mini::{Heard, Pair, Speaker};
+use lab::{Addresses, End, Family, Namespace, Result, Shape, Topology};
 use nix::sys::signal::Signal;
-use pinhole::lab::mini::{Heard, Pair, Speaker};
-use pinhole::lab::{self, Addresses, End, Family, Namespace, Result, Shape, Topology};
 
 use super::daemon::PATIENCE;
 use super::helper::{Help, Helper};

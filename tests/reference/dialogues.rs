@@ -1,7 +1,7 @@
 //! Dialogues in which a helper may go wrong, and whether the data connection that they are about gets through.
 
-use pinhole::lab::Result;
-use pinhole::lab::mini::Speaker::{Client, Server};
+use lab::Result;
+use lab::mini::Speaker::{Client, Server};
 
 use super::bench::{Bench, Outcome};
 use super::helper::Helper;

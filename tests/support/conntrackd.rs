@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::PathBuf;
 
-use pinhole::lab::{self, Child, KERNEL_HELPER, Namespace, Result};
+use lab::{Child, KERNEL_HELPER, Namespace, Result};
 
 use super::daemon::{PATIENCE, new_folder};
 

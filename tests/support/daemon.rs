@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use lab::{Child, Command, Finished, Namespace, Result};
 use nix::sys::signal::Signal;
-use pinhole::lab::{self, Child, Command, Finished, Namespace, Result};
 use serde_json::Value;
 
 /// How long anything may take that should happen at once.

@@ -11,9 +11,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::Duration;
 
+use lab::mini::MiniClient;
+use lab::{Family, Result};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::MiniClient;
-use pinhole::lab::{self, Family, Result};
 
 /// What is done to the firewall while sessions transfer.
 #[derive(Default)]

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use pinhole::lab::{KERNEL_HELPER, Namespace, Result};
+use lab::{KERNEL_HELPER, Namespace, Result};
 
 use super::conntrackd::Conntrackd;
 use super::daemon::Daemon;

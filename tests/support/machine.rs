@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use pinhole::lab::{self, Child, Namespace, Result};
+use lab::{Child, Namespace, Result};
 use serde_json::Value;
 
 use crate::daemon::{PATIENCE, PROGRAM};

@@ -3,8 +3,8 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use lab::{Finished, Namespace};
 use pinhole::core::policy::Policy;
-use pinhole::lab::{self, Finished, Namespace};
 use pinhole::netfilter::backend::native::{self, Impossible};
 use pinhole::netfilter::netlink::{self, Expectations, Expected, Helpers};
 

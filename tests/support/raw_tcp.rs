@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 use etherparse::{NetSlice, PacketBuilder, SlicedPacket, TcpOptionElement, TransportSlice};
+use lab::Namespace;
 use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
 use pinhole::core::net::Seq;
-use pinhole::lab::Namespace;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
 use crate::daemon::PATIENCE;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use pinhole::lab::witness::Packet;
+use lab::witness::Packet;
 use pinhole::replay::pcap::file::FileReader;
 use pinhole::replay::pcap::link;
 

@@ -10,9 +10,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Family, Namespace, Result, Shape, Topology};
 use pinhole::core::ftp::Mode;
-use pinhole::lab::mini::{MiniClient, MiniOptions, MiniServer};
-use pinhole::lab::{self, Family, Namespace, Result, Shape, Topology};
 use pinhole::netfilter::netlink::{self, Expectations, Table, Tables};
 
 pub(crate) const FILE: &str = "readme.txt";

@@ -3,12 +3,12 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
+use lab::Namespace;
 use pinhole::core::net::{Segment, replaced};
 use pinhole::core::policy;
 use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
 use pinhole::core::tracker::{Handled, Tracker, World};
-use pinhole::lab::Namespace;
 use pinhole::netfilter::backend::Kernel;
 
 use crate::daemon::{PATIENCE, with_mechanism};

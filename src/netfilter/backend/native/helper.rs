@@ -10,7 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::thread;
 use std::time::Duration;
 
-use nix::fcntl::{Flock, FlockArg};
+use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 use crate::core::net::{Connection, Endpoint, Flow, Port};
@@ -84,7 +84,7 @@ pub(super) struct Registration {
     helpers: Helpers,
     /// A shared lock, held by each Pinhole while it may use the helper. If the kernel shows no module, there is no
     /// lock, and a helper that another Pinhole is about to use may be gone for a moment.
-    shared: Option<Flock<File>>,
+    shared: Option<File>,
 }
 
 impl Registration {
@@ -93,8 +93,8 @@ impl Registration {
         let mut helpers = Helpers::open(PATIENCE).map_err(Impossible::of)?;
         // The request loads the module.
         helpers.list().map_err(Impossible::of)?;
-        let lock = |folder| Flock::lock(folder, FlockArg::LockShared).ok();
-        let mut registration = Self { helpers, shared: File::open(MODULE).ok().and_then(lock) };
+        let is_locked = |module: &File| flock(module, FlockOperation::LockShared).is_ok();
+        let mut registration = Self { helpers, shared: File::open(MODULE).ok().filter(is_locked) };
         registration.stand(policy)?;
         Ok(registration)
     }
@@ -160,7 +160,7 @@ impl Registration {
 
     /// Removes the helper, unless a ruleset refers to it or another Pinhole uses it. Returns whether it is gone.
     pub(super) fn remove(&mut self) -> Result<bool, Error> {
-        if self.shared.as_ref().is_some_and(|lock| lock.relock(FlockArg::LockExclusiveNonblock).is_err()) {
+        if self.shared.as_ref().is_some_and(|lock| flock(lock, FlockOperation::NonBlockingLockExclusive).is_err()) {
             return Ok(false);
         }
         let mut is_gone = true;

@@ -1,13 +1,13 @@
 //! Every IP packet that a namespace sends or receives, on whatever interface.
 
-use crate::core::time::Timestamp;
-use crate::lab::error::{Doing, Result};
-use crate::lab::namespace::Namespace;
-use crate::lab::pace::allow;
+use crate::error::{Doing, Result};
+use crate::namespace::Namespace;
+use crate::pace::allow;
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::{RcvBufForce, ReceiveTimeout};
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
 use nix::sys::time::{TimeVal, TimeValLike};
+use pinhole::core::time::Timestamp;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;

@@ -11,18 +11,15 @@ use std::path::{Path, PathBuf};
 
 /// The variable that names the cache.
 const CACHE_VARIABLE: &str = "PINHOLE_LAB_CACHE";
-/// Where it is if the variable is not set, in the project's folder.
+/// Where it is if the variable is not set, in Pinhole's source folder.
 const CACHE_FOLDER: &str = "target/pcaps-cache";
 /// What to do when something is missing from it.
 const REMEDY: &str = "run `tests/setup test` in Pinhole's source folder, or install it";
 
 /// The cache folder, whether or not it exists.
 pub fn cache() -> PathBuf {
-    let cache = env::var_os(CACHE_VARIABLE).map_or_else(
-        // Cargo names the project's folder to the tests it runs. Others are taken to be in it.
-        || PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join(CACHE_FOLDER),
-        PathBuf::from,
-    );
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("this crate is in tests/lab");
+    let cache = env::var_os(CACHE_VARIABLE).map_or_else(|| source.join(CACHE_FOLDER), PathBuf::from);
     // Programs are started in other folders than ours. Without a folder of our own the path stays as it is.
     std::path::absolute(&cache).unwrap_or(cache)
 }
@@ -55,7 +52,7 @@ pub fn find(package: &str, path: &str) -> Result<Tool> {
 }
 
 /// Finds an installed program by its name. Looks where root's tools are, too, whoever set the search path.
-pub(super) fn on_path(name: &Path) -> Result<PathBuf> {
+pub(crate) fn on_path(name: &Path) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)
         .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
@@ -65,7 +62,7 @@ pub(super) fn on_path(name: &Path) -> Result<PathBuf> {
 }
 
 /// Python with pyftpdlib.
-pub(super) fn python_with_pyftpdlib() -> Result<PathBuf> {
+pub(crate) fn python_with_pyftpdlib() -> Result<PathBuf> {
     let venv = cache().join("venv");
     // Not made canonical: by the name it was called with, Python knows which packages are its own.
     let python = venv.join("bin/python");

@@ -2,9 +2,9 @@
 
 use super::accept_within;
 use super::address::{classic, read_classic, read_extended};
-use crate::lab::error::{Doing, Result};
-use crate::lab::namespace::Namespace;
-use crate::lab::room::{PASSWORD, USER};
+use crate::error::{Doing, Result};
+use crate::namespace::Namespace;
+use crate::room::{PASSWORD, USER};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

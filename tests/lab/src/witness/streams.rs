@@ -175,8 +175,8 @@ fn is_same(expected: Option<u16>, found: u16) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::time::Timestamp;
     use etherparse::PacketBuilder;
+    use pinhole::core::time::Timestamp;
 
     const CLIENT: ([u8; 4], u16) = ([10, 21, 1, 10], 40000);
     const SERVER: ([u8; 4], u16) = ([10, 21, 1, 1], 21);

@@ -2,9 +2,9 @@
 
 use super::accept_within;
 use super::address::{classic, extended, read_classic, read_extended_port};
-use crate::core::ftp::Mode;
-use crate::lab::error::{Doing, Error, Result};
-use crate::lab::room::{PASSWORD, USER};
+use crate::error::{Doing, Error, Result};
+use crate::room::{PASSWORD, USER};
+use pinhole::core::ftp::Mode;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ use std::time::Duration;
 /// A session with an FTP server.
 ///
 /// It lives in the namespace of the thread that made it, and stays on that thread: use it inside
-/// [`Namespace::run`](crate::lab::Namespace::run).
+/// [`Namespace::run`](crate::Namespace::run).
 #[derive(Debug)]
 pub struct MiniClient {
     control: BufReader<TcpStream>,

@@ -13,7 +13,7 @@ use super::namespace::Namespace;
 use super::server::{Server, ServerKind, ServerOptions};
 use super::topology::{Addresses, Family, Host};
 use super::witness::Witness;
-use crate::core::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
@@ -97,12 +97,12 @@ pub struct Rules {
 }
 
 impl Rules {
-    const MASQUERADE: Self = Self { text: include_str!("../../deploy/nftables/masquerade.nft") };
-    const SNAT_POOL: Self = Self { text: include_str!("../../deploy/nftables/snat-pool.nft") };
-    const DNAT: Self = Self { text: include_str!("../../deploy/nftables/dnat.nft") };
-    const BOTH: Self = Self { text: include_str!("../../deploy/nftables/both.nft") };
-    const REDIRECT: Self = Self { text: include_str!("../../deploy/nftables/redirect.nft") };
-    const LOCAL_SNAT: Self = Self { text: include_str!("../../deploy/nftables/local-snat.nft") };
+    const MASQUERADE: Self = Self { text: include_str!("../../../deploy/nftables/masquerade.nft") };
+    const SNAT_POOL: Self = Self { text: include_str!("../../../deploy/nftables/snat-pool.nft") };
+    const DNAT: Self = Self { text: include_str!("../../../deploy/nftables/dnat.nft") };
+    const BOTH: Self = Self { text: include_str!("../../../deploy/nftables/both.nft") };
+    const REDIRECT: Self = Self { text: include_str!("../../../deploy/nftables/redirect.nft") };
+    const LOCAL_SNAT: Self = Self { text: include_str!("../../../deploy/nftables/local-snat.nft") };
 
     /// The policy that its comments say goes with it: the lines that are set off by five spaces.
     pub fn policy(self) -> String {

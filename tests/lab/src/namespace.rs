@@ -70,7 +70,7 @@ impl Namespace {
     }
 
     /// Moves the calling thread inside. Private: a thread that forgot to leave would be a riddle.
-    pub(super) fn enter(&self) -> Result<()> {
+    pub(crate) fn enter(&self) -> Result<()> {
         setns(&self.0.file, CloneFlags::CLONE_NEWNET).doing(|| format!("enter {self}"))
     }
 
@@ -128,7 +128,7 @@ impl Namespace {
     }
 
     /// Gives an interface addresses, and brings it up.
-    pub(super) fn configure(&self, interface: &str, addresses: &[(IpAddr, u8)]) -> Result<()> {
+    pub(crate) fn configure(&self, interface: &str, addresses: &[(IpAddr, u8)]) -> Result<()> {
         self.run(|| -> std::io::Result<()> {
             let index = nix::net::if_::if_nametoindex(interface)?;
             let mut netlink = Rtnetlink::open()?;
@@ -141,7 +141,7 @@ impl Namespace {
     }
 
     /// Makes a switch, called `switch`, of some of its interfaces.
-    pub(super) fn switch(&self, ports: &[&str]) -> Result<()> {
+    pub(crate) fn switch(&self, ports: &[&str]) -> Result<()> {
         self.run(|| -> std::io::Result<()> {
             let mut netlink = Rtnetlink::open()?;
             netlink.add_bridge("switch")?;
@@ -190,7 +190,7 @@ impl Namespace {
     }
 
     /// Whether an interface passes packets, or is about to.
-    pub(super) fn is_operational(&self, interface: &str) -> Result<bool> {
+    pub(crate) fn is_operational(&self, interface: &str) -> Result<bool> {
         self.run(|| {
             let index = nix::net::if_::if_nametoindex(interface)?;
             Rtnetlink::open()?.is_operational(index)
@@ -199,7 +199,7 @@ impl Namespace {
     }
 
     /// Whether no IPv6 address is still being tried.
-    pub(super) fn has_usable_addresses(&self) -> Result<bool> {
+    pub(crate) fn has_usable_addresses(&self) -> Result<bool> {
         const TENTATIVE: u32 = 0x40;
         let addresses = self.read("/proc/thread-self/net/if_inet6")?;
         // Address, interface, prefix length, scope, flags, name; all but the name hexadecimal.
@@ -255,7 +255,7 @@ impl Socket {
 }
 
 /// Runs `work` on a thread that ends with it: whatever namespaces it enters, the caller stays where it is.
-pub(super) fn on_a_thread<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
+pub(crate) fn on_a_thread<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()
             .name(name.to_owned())

@@ -37,7 +37,7 @@ pub struct Command {
 }
 
 impl Command {
-    pub(super) fn new(namespace: Namespace, program: &Path) -> Self {
+    pub(crate) fn new(namespace: Namespace, program: &Path) -> Self {
         Self {
             program: program.to_owned(),
             arguments: Vec::new(),
@@ -233,12 +233,12 @@ impl Child {
     }
 
     /// An error that says what it printed, for one who finds that it has ended and should not have.
-    pub(super) fn ended_too_early(&self, status: ExitStatus) -> Error {
+    pub(crate) fn ended_too_early(&self, status: ExitStatus) -> Error {
         Error::Ended { program: self.name.clone(), status: status.to_string(), said: quoted(self.said().as_bytes()) }
     }
 
     /// How it ended, if it has.
-    pub(super) fn status(&mut self) -> Result<Option<ExitStatus>> {
+    pub(crate) fn status(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
             self.ended = self.child.try_wait().doing(|| format!("look after {}", self.name))?;
         }

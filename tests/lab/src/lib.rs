@@ -1,9 +1,8 @@
 //! The lab: networks, firewalls, servers and clients, in namespaces that the kernel takes away with us.
 //!
-//! Live tests, `pinhole demo` and the load generator build what they need from it. It needs root, and nothing that
-//! it makes can stay behind: namespaces are held by open files, programs by a pipe, files are in memory. So there is
-//! no cleaning up to forget, after a panic or a `kill -9` either. It knows FTP as its clients and servers speak it,
-//! and nothing of Pinhole.
+//! Live tests and the load generator build what they need from it. It needs root, and nothing that it makes can stay
+//! behind: namespaces are held by open files, programs by a pipe, files are in memory. So there is no cleaning up to
+//! forget, after a panic or a `kill -9` either. It knows FTP as its clients and servers speak it, and nothing of Pinhole.
 
 mod choice;
 mod client;

@@ -6,16 +6,16 @@ use std::collections::{BTreeSet, HashSet};
 
 /// Of what can be chosen: the group that it belongs to, all that comes up with it, and what would be good besides.
 #[derive(Clone, Debug)]
-pub(super) struct Candidate {
-    pub(super) group: usize,
-    pub(super) aspects: Vec<String>,
-    pub(super) extras: Vec<String>,
+pub(crate) struct Candidate {
+    pub(crate) group: usize,
+    pub(crate) aspects: Vec<String>,
+    pub(crate) extras: Vec<String>,
 }
 
 /// The places of those that together have each aspect that one of all has. Few of them, in few groups: always the one
 /// that adds most is taken; of several such, one from a group from which one was taken already; and of several such,
 /// the first of those with most extras that none had yet.
-pub(super) fn with_everything(all: &[Candidate]) -> BTreeSet<usize> {
+pub(crate) fn with_everything(all: &[Candidate]) -> BTreeSet<usize> {
     let (mut chosen, mut groups, mut seen) = (BTreeSet::new(), HashSet::new(), HashSet::new());
     loop {
         let worth = |one: &Candidate| {

@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-/// Why the lab could not do what a test or the demo asked of it.
+/// Why the lab could not do what a test asked of it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Network namespaces are for root.
@@ -78,7 +78,7 @@ impl Error {
 }
 
 /// Adds to an error of the system what was being done when it came.
-pub(super) trait Doing<T> {
+pub(crate) trait Doing<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
 }
 
@@ -96,7 +96,7 @@ impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
 }
 
 /// A program's output as the end of a message: on lines of its own, and not without end.
-pub(super) fn quoted(output: &[u8]) -> String {
+pub(crate) fn quoted(output: &[u8]) -> String {
     const KEPT: usize = 8000;
     let text = String::from_utf8_lossy(&output[output.len().saturating_sub(KEPT)..]).trim().to_owned();
     if text.is_empty() { text } else { format!(":\n{text}") }

@@ -6,7 +6,7 @@ use super::process::Command;
 use super::room::{INSIDE, PASSWORD, Room, USER};
 use super::tools::{self, Tool};
 use super::topology::Family;
-use crate::core::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use std::fmt;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};

@@ -10,7 +10,7 @@ use super::error::{Error, Result};
 use super::pace::is_slow;
 use super::server::{Server, ServerKind, ServerOptions};
 use super::topology::{Family, Shape, Topology};
-use crate::core::ftp::Mode;
+use pinhole::core::ftp::Mode;
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
@@ -153,7 +153,7 @@ impl Stage {
 
 /// Has a client list, fetch and, if it can, store a file, and compares each with what it should bring. The file must
 /// have been [placed](place).
-pub(super) fn transfer(server: &Server, client: ClientKind, visit: &Visit<'_>) -> Result<()> {
+pub(crate) fn transfer(server: &Server, client: ClientKind, visit: &Visit<'_>) -> Result<()> {
     let stored = format!("upload-{client}-{}.txt", visit.mode);
     let mut tasks = vec![Task::List, Task::Download(FILE.0)];
     if client.uploads() {
@@ -177,7 +177,7 @@ pub(super) fn transfer(server: &Server, client: ClientKind, visit: &Visit<'_>) -
 }
 
 /// Puts the file onto a server that clients fetch.
-pub(super) fn place(server: &Server) -> Result<()> {
+pub(crate) fn place(server: &Server) -> Result<()> {
     server.place(FILE.0, FILE.1)
 }
 

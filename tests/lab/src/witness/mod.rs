@@ -10,8 +10,8 @@ mod streams;
 
 use super::error::{Doing, Result};
 use super::namespace::Namespace;
-use crate::replay::pcap::link::LinkType;
-use crate::replay::pcap::write::FileWriter;
+use pinhole::replay::pcap::link::LinkType;
+use pinhole::replay::pcap::write::FileWriter;
 use recorder::Recorder;
 use std::fmt;
 use std::fs::File;

@@ -18,7 +18,7 @@ const FEATURES: [&str; 6] = [
 ];
 
 /// Turns them on or off for an interface of the calling thread's network namespace.
-pub(super) fn set_offloads(interface: &str, on: bool) -> io::Result<()> {
+pub(crate) fn set_offloads(interface: &str, on: bool) -> io::Result<()> {
     const SET_FEATURES: u8 = 12;
     const HEADER: u16 = 1;
     const DEVICE_NAME: u16 = 2;

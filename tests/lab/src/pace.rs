@@ -21,7 +21,7 @@ pub fn allow(usual: Duration) -> Duration {
 }
 
 /// Whether this is a slow machine.
-pub(super) fn is_slow() -> bool {
+pub(crate) fn is_slow() -> bool {
     slowness() > 1
 }
 

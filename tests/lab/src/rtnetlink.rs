@@ -12,16 +12,16 @@ const NEW_ADDRESS: u16 = 20;
 const NEW_ROUTE: u16 = 24;
 
 /// A socket that speaks rtnetlink.
-pub(super) struct Rtnetlink(Netlink);
+pub(crate) struct Rtnetlink(Netlink);
 
 impl Rtnetlink {
     /// Opens one in the network namespace of the calling thread.
-    pub(super) fn open() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Self> {
         Netlink::open(SockProtocol::NetlinkRoute).map(Self)
     }
 
     /// Makes a pair of virtual Ethernet interfaces, of which the second lies in another namespace.
-    pub(super) fn add_veth(&mut self, name: &str, peer: &str, peer_namespace: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn add_veth(&mut self, name: &str, peer: &str, peer_namespace: BorrowedFd<'_>) -> io::Result<()> {
         const NAME: u16 = 3;
         const LINK_INFO: u16 = 18;
         const INFO_KIND: u16 = 1;
@@ -40,7 +40,7 @@ impl Rtnetlink {
     }
 
     /// Makes a switch.
-    pub(super) fn add_bridge(&mut self, name: &str) -> io::Result<()> {
+    pub(crate) fn add_bridge(&mut self, name: &str) -> io::Result<()> {
         const NAME: u16 = 3;
         const LINK_INFO: u16 = 18;
         const INFO_KIND: u16 = 1;
@@ -52,7 +52,7 @@ impl Rtnetlink {
     }
 
     /// Makes an interface a port of a switch.
-    pub(super) fn plug_in(&mut self, index: u32, bridge: u32) -> io::Result<()> {
+    pub(crate) fn plug_in(&mut self, index: u32, bridge: u32) -> io::Result<()> {
         const MASTER: u16 = 10;
         let mut body = link(index, false);
         body.attribute(MASTER, &bridge.to_ne_bytes());
@@ -60,13 +60,13 @@ impl Rtnetlink {
     }
 
     /// Brings an interface up.
-    pub(super) fn set_up(&mut self, index: u32) -> io::Result<()> {
+    pub(crate) fn set_up(&mut self, index: u32) -> io::Result<()> {
         self.0.request(NEW_LINK, 0, &link(index, true))
     }
 
     /// Whether an interface passes packets, by the kernel's own account. (The flags that `ifconfig` shows say so of
     /// one as well of which the kernel does not know it yet.)
-    pub(super) fn is_operational(&mut self, index: u32) -> io::Result<bool> {
+    pub(crate) fn is_operational(&mut self, index: u32) -> io::Result<bool> {
         const OPERATIONAL_STATE: u16 = 16;
         const UP: u8 = 6;
         let answer = self.0.query(GET_LINK, &link(index, false))?;
@@ -75,7 +75,7 @@ impl Rtnetlink {
     }
 
     /// Gives an interface an address, usable at once: nobody else can have it, so no duplicate is looked for.
-    pub(super) fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
+    pub(crate) fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
         const ADDRESS: u16 = 1;
         const LOCAL: u16 = 2;
         const NO_DUPLICATE_DETECTION: u8 = 2;
@@ -88,7 +88,7 @@ impl Rtnetlink {
     }
 
     /// Sends what has no better route to `gateway`.
-    pub(super) fn add_default_route(&mut self, gateway: IpAddr) -> io::Result<()> {
+    pub(crate) fn add_default_route(&mut self, gateway: IpAddr) -> io::Result<()> {
         const GATEWAY: u16 = 5;
         const MAIN_TABLE: u8 = 254;
         const BY_ADMINISTRATOR: u8 = 4;

@@ -1,9 +1,9 @@
 //! Both ends of a control connection in one test, for dialogues that no real server and client would have.
 
 use super::accept_within;
-use crate::lab::error::{Doing, Result};
-use crate::lab::namespace::Namespace;
-use crate::lab::pace::allow;
+use crate::error::{Doing, Result};
+use crate::namespace::Namespace;
+use crate::pace::allow;
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};

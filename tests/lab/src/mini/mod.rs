@@ -1,8 +1,8 @@
 //! A small FTP server and client, for cases where no real one is available, fast enough or odd enough.
 //!
-//! They serve the demo, the load generator and tests that control every byte: blocking, one thread a session, files
-//! in memory. They read and write addresses with code of their own, not Pinhole's, so that a mistake of Pinhole's
-//! cannot hide behind the same mistake here.
+//! They serve the load generator and tests that control every byte: blocking, one thread a session, files in memory.
+//! They read and write addresses with code of their own, not Pinhole's, so that a mistake of Pinhole's cannot hide behind
+//! the same mistake here.
 
 mod address;
 mod client;

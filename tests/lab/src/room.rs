@@ -78,7 +78,7 @@ impl Room {
     }
 
     /// Moves the calling thread into it, for good.
-    pub(super) fn enter(&self) -> Result<()> {
+    pub(crate) fn enter(&self) -> Result<()> {
         // A thread shares its working folder with its process, and must not while it changes namespaces.
         unshare(CloneFlags::CLONE_FS)
             .and_then(|()| setns(&self.0.mounts, CloneFlags::CLONE_NEWNS))
