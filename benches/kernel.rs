@@ -30,8 +30,8 @@ use pinhole::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustment;
 use pinhole::core::time::Timestamp;
-use pinhole::netfilter::backend::sets::{Holder, Sets, ruleset};
 use pinhole::netfilter::netlink::TableWatch;
+use pinhole::netfilter::table::{Holder, Sets, ruleset};
 
 /// Numbers that are corrected are those of connections that NAT touches.
 const MASQUERADE: &str = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \

@@ -16,7 +16,7 @@ use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Family, Result, Room, Shape, Topology};
 use pinhole::core::ftp::Mode;
 use pinhole::core::kernel::Mark;
-use pinhole::netfilter::backend::sets::own_rule;
+use pinhole::netfilter::table::own_rule;
 
 /// How long something may take that must not happen.
 const SHORT: Duration = Duration::from_millis(300);

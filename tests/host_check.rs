@@ -15,8 +15,8 @@ use daemon::{Daemon, PATIENCE, PROGRAM};
 use lab::{Finished, KERNEL_HELPER, Namespace, Shape, wait_until};
 use pinhole::core::kernel::Mark;
 use pinhole::core::policy::WhenDown;
-use pinhole::netfilter::backend::sets::own_rule;
 use pinhole::netfilter::queue::Queue;
+use pinhole::netfilter::table::own_rule;
 use serde_json::Value;
 
 /// A host with rules.

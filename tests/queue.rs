@@ -11,8 +11,8 @@ use etherparse::{NetHeaders, PacketHeaders, TransportHeader};
 use lab::{Family, Shape, Topology};
 use pinhole::core::net::{Flags, Segment};
 use pinhole::core::policy::{Policy, WhenDown};
-use pinhole::netfilter::backend::sets::Sets;
 use pinhole::netfilter::queue::Queue;
+use pinhole::netfilter::table::Sets;
 
 const SAID: &[u8] = b"hello\r\n";
 const PATIENCE: Duration = Duration::from_secs(20);

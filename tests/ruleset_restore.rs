@@ -10,7 +10,7 @@ use pinhole::core::kernel::Firewall as _;
 use pinhole::core::net::{Endpoint, Port};
 use pinhole::core::policy::{self, Policy, Queues, WhenDown};
 use pinhole::core::time::Timestamp;
-use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::table::Sets;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const NOW: Timestamp = Timestamp::from_secs(1);

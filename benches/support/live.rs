@@ -12,8 +12,8 @@ use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
 use pinhole::core::ftp::Mode;
 use pinhole::core::policy::{self, WhenDown};
-use pinhole::netfilter::backend::sets::Sets;
 use pinhole::netfilter::queue::{Queue, processors, stay_near};
+use pinhole::netfilter::table::Sets;
 
 use crate::figures::{percentile, timed};
 

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use pinhole::core::expectation::Expectation;
-use pinhole::netfilter::backend::sets::{QueueChain, Queueing};
+use pinhole::netfilter::table::{QueueChain, Queueing};
 
 use crate::figures::timed;
 

@@ -8,9 +8,9 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::{Outcome, input};
 use crate::daemon::control;
 use crate::daemon::status::Request;
-use crate::netfilter::backend::sets::{Holder, Queueing, ruleset};
 use crate::netfilter::netlink::Tables;
 use crate::netfilter::queue::processors;
+use crate::netfilter::table::{Holder, Queueing, ruleset};
 
 /// How long the kernel may take to say what it can do.
 const PATIENCE: Duration = Duration::from_secs(5);

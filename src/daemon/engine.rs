@@ -17,9 +17,9 @@ use crate::core::policy::{Mechanism, Policy, WhenDown};
 use crate::core::seqadj::Verdict;
 use crate::core::tracker::{ClientKey, Handled, OnGap, RestoreSummary, SessionNumber, Tracker, World};
 use crate::netfilter::backend::Kernel;
-use crate::netfilter::backend::sets::{Queueing, SetupError, own_rule};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::netfilter::queue::Waiting;
+use crate::netfilter::table::{Queueing, SetupError, own_rule};
 
 /// The verdict on a queued packet.
 #[derive(Debug)]

@@ -31,9 +31,9 @@ use tracing::{info, warn};
 use watchdog::{Progress, Reader, Watchdog, supervise};
 
 use crate::core::policy::Policy;
-use crate::netfilter::backend::sets::SetupError;
 use crate::netfilter::netlink::{ConnectionWatch, Error, Heard, TableWatch};
 use crate::netfilter::queue::{Queue, QueueError, processors};
+use crate::netfilter::table::SetupError;
 
 /// How long a watcher waits before it looks whether anything is to be done without being told.
 const WATCH: Duration = Duration::from_secs(1);

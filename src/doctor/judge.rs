@@ -10,8 +10,8 @@ use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
 use crate::core::policy::{Mechanism, Policy};
 use crate::netfilter::backend::native::Impossible;
-use crate::netfilter::backend::sets::{Queueing, is_own_chain, own_rule};
 use crate::netfilter::readers::Reader;
+use crate::netfilter::table::{Queueing, is_own_chain, own_rule};
 
 /// Older ones do not know the payload expressions of our rules.
 const OLDEST_NFT: [u32; 3] = [1, 0, 1];

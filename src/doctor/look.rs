@@ -12,11 +12,11 @@ use crate::core::net::{Endpoint, Flow, Port};
 use crate::core::policy::{Mechanism, Policy, WhenDown};
 use crate::daemon::control;
 use crate::netfilter::backend::native::{self, Impossible};
-use crate::netfilter::backend::sets::{Holder, QueueChain, Queueing, ruleset};
 use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
+use crate::netfilter::table::{Holder, QueueChain, Queueing, ruleset};
 
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -5,3 +5,4 @@ pub mod netlink;
 pub mod nft;
 pub mod queue;
 pub mod readers;
+pub mod table;

@@ -14,7 +14,7 @@ use pinhole::core::kernel::Firewall;
 use pinhole::core::net::{Connection, Direction, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
-use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::table::Sets;
 
 use crate::capture::in_queue;
 use crate::host::{connects, flow, flow_of, listens};

@@ -10,7 +10,7 @@ use std::time::Duration;
 use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
 use pinhole::core::policy::{Policy, Queues, WhenDown};
 use pinhole::core::seqadj::Adjustments;
-use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::table::Sets;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::host::{Host, connects, flow_of, listens};

@@ -12,7 +12,7 @@ use pinhole::core::expectation::{Expectation, Mapping};
 use pinhole::core::net::{Endpoint, Flow, Port};
 use pinhole::core::policy::Policy;
 use pinhole::core::time::Timestamp;
-use pinhole::netfilter::backend::sets::Sets;
+use pinhole::netfilter::table::Sets;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace; gone with its last use.

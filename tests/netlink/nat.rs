@@ -10,8 +10,8 @@ use pinhole::core::kernel::Firewall;
 use pinhole::core::net::Endpoint;
 use pinhole::core::policy::Policy;
 use pinhole::core::time::Timestamp;
-use pinhole::netfilter::backend::sets::Sets;
 use pinhole::netfilter::netlink::{Family, Table, Tables};
+use pinhole::netfilter::table::Sets;
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::host::{Host, connects, expectation, ip, listens, port, tidy_up};

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use pinhole::core::policy::{ControlPorts, Policy, Queues};
 use pinhole::core::time::Timestamp;
-use pinhole::netfilter::backend::sets::{Sets, SetupError};
 use pinhole::netfilter::netlink::{
     ChangeKind, ConnectionChange, ConnectionWatch, Expression, Family, Heard, Table, TableWatch, Tables,
 };
+use pinhole::netfilter::table::{Sets, SetupError};
 
 use socket2::SockRef;
 

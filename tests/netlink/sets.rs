@@ -11,10 +11,10 @@ use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
 use pinhole::core::net::{Connection, Flow, PortRange};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustments;
-use pinhole::netfilter::backend::sets::Sets;
 use pinhole::netfilter::netlink::{
     ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables,
 };
+use pinhole::netfilter::table::Sets;
 
 use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, tidy_up};
 

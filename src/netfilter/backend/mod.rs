@@ -1,12 +1,11 @@
 //! The firewall of this host's kernel, and the choice between the mechanisms `native` and `sets`.
 
 pub mod native;
-pub mod sets;
 
 use std::net::IpAddr;
 
+use crate::netfilter::table::{Pinhole, Queueing, Restored, Sets, SetupError, Troubles};
 use native::{Native, Ready};
-use sets::{Pinhole, Queueing, Restored, Sets, SetupError, Troubles};
 
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};

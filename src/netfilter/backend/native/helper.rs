@@ -15,10 +15,10 @@ use rustix::io::Errno;
 
 use crate::core::net::{Connection, Endpoint, Flow, Port};
 use crate::core::policy::Policy;
-use crate::netfilter::backend::sets::PATIENCE;
 use crate::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, MOST_EXPECTATIONS, Operation,
 };
+use crate::netfilter::table::PATIENCE;
 
 /// The helper's name, which rules of other tables match.
 pub(super) const NAME: &str = "ftp";

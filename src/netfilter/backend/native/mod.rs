@@ -18,7 +18,6 @@ pub use helper::Impossible;
 use helper::{NAME, Registration};
 use tally::Tally;
 
-use super::sets::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
@@ -29,6 +28,7 @@ use crate::core::tracker::ExistingState;
 use crate::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated,
 };
+use crate::netfilter::table::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
 
 /// Pinholes as conntrack expectations.
 #[derive(Debug)]

@@ -56,8 +56,8 @@ pub enum Holder {
 impl Holder {
     const fn text(self) -> &'static str {
         match self {
-            Self::Sets => include_str!("../../../../rules/sets.nft"),
-            Self::Conntrack => include_str!("../../../../rules/native.nft"),
+            Self::Sets => include_str!("../../../rules/sets.nft"),
+            Self::Conntrack => include_str!("../../../rules/native.nft"),
         }
     }
 
@@ -73,10 +73,10 @@ impl Holder {
     }
 }
 
-const BEGIN: &str = include_str!("../../../../rules/begin.nft");
-const TABLE_TEXT: &str = include_str!("../../../../rules/table.nft");
-const NAT: &str = include_str!("../../../../rules/nat.nft");
-const INSPECT: &str = include_str!("../../../../rules/inspect.nft");
+const BEGIN: &str = include_str!("../../../rules/begin.nft");
+const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
+const NAT: &str = include_str!("../../../rules/nat.nft");
+const INSPECT: &str = include_str!("../../../rules/inspect.nft");
 
 /// Why writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";

@@ -3,11 +3,11 @@
 //! The kernel is the database: the elements outlive the daemon, and the next run reads them back. Knows nothing of
 //! how packets come out of the queue, nor of the dialogue in them.
 
-mod admit;
+mod accept_rules;
+mod elements;
+mod existing;
 mod install;
-mod remains;
 mod ruleset;
-mod stored;
 
 use std::collections::BTreeMap;
 use std::hash::RandomState;
@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use hashbrown::{HashMap, HashSet};
 
-pub use admit::own_rule;
+pub use accept_rules::own_rule;
 pub use install::{Restored, SetupError};
 pub use ruleset::{Holder, QueueChain, Queueing, is_own_chain, text as ruleset};
 
@@ -26,11 +26,11 @@ use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, PortRange, S
 use crate::core::policy::Policy;
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::netfilter::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
+use elements::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
 use ruleset::TABLE;
-use stored::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
 
 /// The deadline for an answer of the kernel. It answers at once, unless something is very wrong.
-pub(super) const PATIENCE: Duration = Duration::from_secs(1);
+pub(in crate::netfilter) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many used pinholes one message removes.
 const REMOVED_TOGETHER: usize = 128;
@@ -63,8 +63,8 @@ pub struct Troubles {
 #[derive(Debug)]
 pub struct Sets {
     tables: Tables,
-    pub(super) conntrack: Conntrack,
-    pub(super) policy: Policy,
+    pub(in crate::netfilter) conntrack: Conntrack,
+    pub(in crate::netfilter) policy: Policy,
     queueing: Queueing,
     holder: Holder,
     /// The handles of the table's rules as installed: while they are the same, no other program has changed the
@@ -98,7 +98,7 @@ impl Sets {
         let mut pinholes = Vec::new();
         for set in PINHOLES {
             let elements = self.tables.elements(TABLE, set)?;
-            pinholes.extend(elements.iter().filter_map(|element| stored::pinhole(element, &mappings)));
+            pinholes.extend(elements.iter().filter_map(|element| elements::pinhole(element, &mappings)));
         }
         Ok(pinholes)
     }
@@ -108,7 +108,7 @@ impl Sets {
         let mut mappings = HashMap::<Key, Mapping, RandomState>::default();
         for map in TARGETS.into_iter().chain(SOURCES) {
             for element in self.tables.elements(TABLE, map)? {
-                stored::read_into(mappings.entry(element.key).or_default(), &element);
+                elements::read_into(mappings.entry(element.key).or_default(), &element);
             }
         }
         Ok(mappings)
@@ -124,7 +124,7 @@ impl Sets {
     pub fn sweep(&mut self) {
         let used: Vec<_> = self.used.drain().collect();
         for some in used.chunks(REMOVED_TOGETHER) {
-            let pinhole = |&(from, to): &(IpAddr, Endpoint)| stored::bare(from, to);
+            let pinhole = |&(from, to): &(IpAddr, Endpoint)| elements::bare(from, to);
             let mut go: Vec<Stored> = some.iter().filter_map(pinhole).collect();
             go.extend(some.iter().flat_map(|&(from, to)| self.places(from, to)));
             self.take(&go);
@@ -172,18 +172,18 @@ impl Sets {
     }
 
     /// Returns the result; counts an error.
-    pub(super) fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
+    pub(in crate::netfilter) fn note<T>(&mut self, result: Result<T, Error>) -> Option<T> {
         result.inspect_err(|error| self.trouble(error)).ok()
     }
 
-    pub(super) fn trouble(&mut self, error: &Error) {
+    pub(in crate::netfilter) fn trouble(&mut self, error: &Error) {
         self.troubles.count += 1;
         self.troubles.latest = Some(error.clone());
     }
 
     /// Opens a pinhole. The sets do not record which session announced it.
     pub fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
-        let come = stored::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
+        let come = elements::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
         self.used.remove(&(expectation.from, expectation.to));
         self.maps_used |= !expectation.mapping.is_none();
         // The mapping of an earlier pinhole with the same addresses must not outlive that pinhole.
@@ -221,14 +221,14 @@ impl Sets {
     /// An error is only counted: the elements matter only if this run ends within the next moment.
     fn hold(&mut self, flow: &Flow, places: &[Seq]) {
         let Some(set) = of_family(REWRITTEN, flow.source.address, flow.destination.address) else { return };
-        let elements: Vec<Element> = places.iter().map(|place| stored::repeated(flow, *place)).collect();
+        let elements: Vec<Element> = places.iter().map(|place| elements::repeated(flow, *place)).collect();
         let held = self.tables.insert_all(TABLE, set, &elements);
         self.note(held);
     }
 
     /// The elements of the maps that may belong to a pinhole with these addresses.
     fn places(&self, from: IpAddr, to: Endpoint) -> Vec<Stored> {
-        if self.maps_used { stored::places(from, to).collect() } else { Vec::new() }
+        if self.maps_used { elements::places(from, to).collect() } else { Vec::new() }
     }
 
     /// The connection in the client's direction, if the server's port is a control port. Conntrack may have picked it
@@ -287,7 +287,7 @@ impl Firewall for Sets {
     }
 
     fn close(&mut self, expectation: &Expectation) {
-        if let Some(stored) = stored::elements(expectation, expectation.lifetime) {
+        if let Some(stored) = elements::elements(expectation, expectation.lifetime) {
             self.take(&stored);
         }
     }
@@ -298,7 +298,7 @@ impl Firewall for Sets {
             return None;
         }
         let set = of_family(PINHOLES, from, to.address)?;
-        let found = self.tables.has_element(TABLE, set, &stored::key(from, to));
+        let found = self.tables.has_element(TABLE, set, &elements::key(from, to));
         if !self.note(found)? {
             return None;
         }
@@ -306,7 +306,7 @@ impl Firewall for Sets {
         for (map, place) in self.places(from, to) {
             let found = self.tables.element(TABLE, map, &place.key);
             if let Some(element) = self.note(found)? {
-                stored::read_into(&mut mapping, &element);
+                elements::read_into(&mut mapping, &element);
             }
         }
         Some(mapping)

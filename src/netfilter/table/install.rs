@@ -1,8 +1,8 @@
 //! Installs the table, verifies it, restores it, exchanges parts of it at a reload, and removes it.
 
-use super::admit::{self, Place};
+use super::accept_rules::{self, Place};
+use super::elements::{self, range};
 use super::ruleset::{self, Holder, PRIORITY, QueueChain, Queueing, TABLE};
-use super::stored::{self, range};
 use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
 use crate::core::expectation::{Expectation, PortRangePinhole};
 use crate::core::kernel::Mark;
@@ -92,7 +92,7 @@ impl Sets {
     }
 
     /// The same, with the ruleset for this mechanism.
-    pub(in crate::netfilter::backend) fn install_for(policy: &Policy, holder: Holder) -> Result<Self, SetupError> {
+    pub(in crate::netfilter) fn install_for(policy: &Policy, holder: Holder) -> Result<Self, SetupError> {
         let mut tables = Tables::open(PATIENCE)?;
         let conntrack = Conntrack::open(PATIENCE)?;
         let queueing = Queueing::of_kernel(&mut tables)?.ok_or(SetupError::NoQueue)?;
@@ -118,7 +118,7 @@ impl Sets {
         };
         // Before anything is changed, because a chain that does not exist is a mistake in the policy.
         for chain in &policy.admit {
-            if admit::look(&mut sets.tables, chain, policy.mark)? == Place::NoChain {
+            if accept_rules::look(&mut sets.tables, chain, policy.mark)? == Place::NoChain {
                 return Err(SetupError::NoSuchChain(chain.clone()));
             }
         }
@@ -128,7 +128,7 @@ impl Sets {
         }
         sets.maps_used = !sets.mappings()?.is_empty();
         sets.put_admit(&mut Restored::default())?;
-        admit::remove_elsewhere(&mut sets.tables, &policy.admit)?;
+        accept_rules::remove_elsewhere(&mut sets.tables, &policy.admit)?;
         Ok(sets)
     }
 
@@ -138,7 +138,7 @@ impl Sets {
             return Err(SetupError::OtherQueues);
         }
         for chain in &policy.admit {
-            if admit::look(&mut self.tables, chain, policy.mark)? == Place::NoChain {
+            if accept_rules::look(&mut self.tables, chain, policy.mark)? == Place::NoChain {
                 return Err(SetupError::NoSuchChain(chain.clone()));
             }
         }
@@ -154,7 +154,7 @@ impl Sets {
         }
         let (old, _) = old;
         for chain in old.admit.iter().filter(|chain| !policy.admit.contains(chain)) {
-            admit::remove(&mut self.tables, chain)?;
+            accept_rules::remove(&mut self.tables, chain)?;
         }
         Ok(())
     }
@@ -164,7 +164,7 @@ impl Sets {
         let in_table =
             |table: crate::netfilter::netlink::Table<'_>| (table.family, table.name) == (change.family, &*change.table);
         let is_of = |chain: &Chain| {
-            in_table(admit::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
+            in_table(accept_rules::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
         };
         in_table(TABLE) || self.policy.admit.iter().any(is_of)
     }
@@ -175,7 +175,7 @@ impl Sets {
             return Ok(false);
         }
         for chain in &self.policy.admit {
-            if admit::look(&mut self.tables, chain, self.policy.mark)? != Place::OnTop {
+            if accept_rules::look(&mut self.tables, chain, self.policy.mark)? != Place::OnTop {
                 return Ok(false);
             }
         }
@@ -226,7 +226,7 @@ impl Sets {
     pub fn remove(&mut self) -> Result<(), SetupError> {
         let mut result = Ok(());
         for chain in &self.policy.admit {
-            result = result.and(admit::remove(&mut self.tables, chain));
+            result = result.and(accept_rules::remove(&mut self.tables, chain));
         }
         self.installed.clear();
         result.and(self.tables.remove_table(TABLE).map(drop)).map_err(SetupError::from)
@@ -280,7 +280,7 @@ impl Sets {
     fn replace_table(&mut self) -> Result<(), SetupError> {
         let old = self.tables.image(TABLE)?;
         let mut standing = Vec::new();
-        for set in stored::SETS.into_iter().flatten() {
+        for set in elements::SETS.into_iter().flatten() {
             // The old table may lack this set.
             let elements = self.tables.elements(TABLE, set).unwrap_or_default();
             let left = |element: Element| Element { timeout: element.remaining.or(element.timeout), ..element };
@@ -346,7 +346,7 @@ impl Sets {
 
     fn put_admit(&mut self, restored: &mut Restored) -> Result<(), SetupError> {
         for chain in &self.policy.admit {
-            match admit::put(&mut self.tables, chain, self.policy.mark)? {
+            match accept_rules::put(&mut self.tables, chain, self.policy.mark)? {
                 Place::OnTop => {}
                 Place::Elsewhere => restored.admitted.push(chain.clone()),
                 Place::NoChain => restored.without_chain.push(chain.clone()),
@@ -375,7 +375,8 @@ impl Sets {
     fn lost_elements<'a>(&mut self, now: Timestamp, standing: impl Iterator<Item = &'a Expectation>) -> BySet {
         let mut elements = BySet::new();
         for expectation in standing.filter(|expectation| now < expectation.expires()) {
-            for (set, element) in stored::elements(expectation, expectation.expires().since(now)).into_iter().flatten()
+            for (set, element) in
+                elements::elements(expectation, expectation.expires().since(now)).into_iter().flatten()
             {
                 elements.entry(set).or_default().push(element);
                 self.maps_used |= !expectation.mapping.is_none();

@@ -1,7 +1,7 @@
 //! Reads what an earlier run left in the kernel: pinholes, port ranges, and the control connections to which they
 //! may belong.
 
-use super::stored::PORT_RANGES;
+use super::elements::PORT_RANGES;
 use super::{Pinhole, Sets, TABLE};
 use crate::core::expectation::{Expectation, PortRangePinhole};
 use crate::core::net::{Port, PortRange};
@@ -17,7 +17,7 @@ impl Sets {
     }
 
     /// The same, with these pinholes.
-    pub(in crate::netfilter::backend) fn remains_among(
+    pub(in crate::netfilter) fn remains_among(
         &mut self,
         now: Timestamp,
         all: &[Pinhole],
