@@ -262,7 +262,7 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
     let [open, close] = come_and_go(sets, plan, mapped);
     table.add("open one that NAT maps", open);
     table.add("close one that NAT maps", close);
-    let troubles = sets.take_troubles();
+    let troubles = sets.take_refused();
     assert_eq!(troubles.count, 0, "{:?}", troubles.latest);
 }
 
@@ -300,7 +300,7 @@ fn restoring(table: &mut Table, plan: &Plan) -> Result<()> {
         table.add(&what, ours);
         table.add_peer(&format!("`nft -f`, {count} pinholes"), &what, theirs);
     }
-    let troubles = sets.take_troubles();
+    let troubles = sets.take_refused();
     assert_eq!(troubles.count, 0, "{:?}", troubles.latest);
     Ok(())
 }

@@ -58,7 +58,7 @@ fn what_is_put_back_is_what_was_installed() {
         let before = ruleset(&namespace);
         for pinholes in [pinholes(0), pinholes(3), pinholes(2000)] {
             namespace.nft("flush ruleset").expect("it is empty");
-            assert_eq!(sets.stands(), Ok(false));
+            assert_eq!(sets.is_intact(), Ok(false));
             let restored = sets.restore(NOW, pinholes.iter()).expect("it is restored");
             assert_eq!((restored.table, restored.elements), (true, pinholes.len()));
             // While the kernel spreads many over a larger table, it shows them in pieces that do not fit together.
@@ -70,9 +70,9 @@ fn what_is_put_back_is_what_was_installed() {
             lab::wait_until("what was pending stands, and is mapped", PATIENCE, stand).expect("it does");
             pinholes.iter().for_each(|pinhole| sets.close(pinhole));
             assert_eq!(without_elements(&ruleset(&namespace)), without_elements(&before));
-            assert_eq!(sets.stands(), Ok(true));
+            assert_eq!(sets.is_intact(), Ok(true));
         }
-        assert_eq!(sets.take_troubles().count, 0, "the kernel took what it had shown");
+        assert_eq!(sets.take_refused().count, 0, "the kernel took what it had shown");
         sets.remove().expect("it stands");
         assert_eq!(ruleset(&namespace), "");
     }
@@ -88,15 +88,15 @@ fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
         sets.open(&kept).expect("opened");
         for damage in ["inspect", "queue_packet", "data", "prerouting"] {
             namespace.nft(&format!("flush chain inet pinhole {damage}")).expect("there is such a chain");
-            assert_eq!(sets.stands(), Ok(false));
+            assert_eq!(sets.is_intact(), Ok(false));
             let restored = sets.restore(NOW, pinholes(8).iter()).expect("it is restored");
             assert_eq!((restored.table, restored.elements), (true, 0), "what was used up stays so");
-            assert_eq!(sets.stands(), Ok(true));
+            assert_eq!(sets.is_intact(), Ok(true));
         }
         assert_eq!(sets.pinholes().expect("the sets stand").len(), 1);
         sets.close(&kept);
         assert_eq!(without_elements(&ruleset(&namespace)), without_elements(&before));
-        assert_eq!(sets.take_troubles().count, 0, "the kernel took what it had shown");
+        assert_eq!(sets.take_refused().count, 0, "the kernel took what it had shown");
     }
 }
 
@@ -113,7 +113,7 @@ fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() 
     assert_eq!((restored.table, restored.elements), (true, 3));
     assert_eq!(sets.pinholes().expect("the sets stand").len(), 3);
     assert!(sets.restore(NOW, pinholes.iter()).expect("nothing is to do").is_nothing());
-    assert_eq!(sets.take_troubles().count, 0);
+    assert_eq!(sets.take_refused().count, 0);
 }
 
 /// A ruleset without the sizes of its sets, which not every kernel can change, and without what is in them for a time.
@@ -154,7 +154,7 @@ fn reload_makes_the_table_that_a_start_would_install() {
         sets.restore(NOW, [kept].iter()).expect("it is restored");
         assert_eq!(rules_and_ports(&namespace), installed[number], "{number}, restored");
     }
-    assert_eq!(sets.take_troubles().count, 0);
+    assert_eq!(sets.take_refused().count, 0);
 }
 
 #[test]
@@ -169,8 +169,8 @@ fn control_ports_that_somebody_changed_are_put_right() {
     ];
     for change in changes {
         namespace.nft(change).expect("it stands");
-        assert_eq!(sets.stands(), Ok(false), "{change}");
+        assert_eq!(sets.is_intact(), Ok(false), "{change}");
         assert!(sets.restore(NOW, [].iter()).expect("it is restored").table, "{change}");
-        assert_eq!((sets.stands(), ruleset(&namespace)), (Ok(true), before.clone()), "{change}");
+        assert_eq!((sets.is_intact(), ruleset(&namespace)), (Ok(true), before.clone()), "{change}");
     }
 }

@@ -76,9 +76,9 @@ impl Engine {
 
     /// Takes over what an earlier run left in the kernel.
     fn adopt(&mut self) -> Result<(), SetupError> {
-        let remains = self.firewall.remains(self.clock.now())?;
+        let existing = self.firewall.existing_state(self.clock.now())?;
         let (tracker, mut world) = self.tracker();
-        let adoption = tracker.adopt(remains, &mut world);
+        let adoption = tracker.adopt(existing, &mut world);
         if !adoption.is_nothing() {
             self.journal.counters.adopted += adoption.pinholes as u64;
             let RestoreSummary { pinholes, port_ranges, closed } = adoption;
@@ -409,7 +409,7 @@ impl Engine {
 
     /// Says at most once a second that the kernel refused something.
     fn tell_troubles(&mut self) {
-        let troubles = self.firewall.take_troubles();
+        let troubles = self.firewall.take_refused();
         let Some(latest) = troubles.latest else { return };
         self.journal.counters.kernel_troubles += troubles.count;
         match self.firewall_troubles.worth_telling(self.clock.now()) {

@@ -9,7 +9,7 @@ use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
 use crate::core::policy::{Mechanism, Policy};
-use crate::netfilter::backend::native::Impossible;
+use crate::netfilter::backend::native::Unavailable;
 use crate::netfilter::readers::Reader;
 use crate::netfilter::table::{Queueing, is_own_chain, own_rule};
 
@@ -148,11 +148,11 @@ fn features(kernel: &Kernel) -> Vec<Finding> {
 }
 
 /// Whether the kernel will hold the pinholes itself.
-const fn is_native(wanted: Mechanism, native: &Result<(), Impossible>) -> bool {
+const fn is_native(wanted: Mechanism, native: &Result<(), Unavailable>) -> bool {
     !matches!(wanted, Mechanism::Sets) && native.is_ok()
 }
 
-fn mechanism(wanted: Mechanism, native: &Result<(), Impossible>) -> Finding {
+fn mechanism(wanted: Mechanism, native: &Result<(), Unavailable>) -> Finding {
     let about = "mechanism";
     match (wanted, native) {
         (Mechanism::Sets, _) => Finding::new(Weight::Ok, about, "sets, as the policy says"),

@@ -13,7 +13,7 @@ fn good() -> Seen {
             nf_tables: Ok(()),
             queueing: Ok(Some(Queueing::Statement)),
             takes_ruleset: Ok(()),
-            native: Err(Impossible::NoHelpers),
+            native: Err(Unavailable::NoHelpers),
             reads_queues: Ok(()),
             conntrack: Ok(()),
             readers: Vec::new(),

@@ -11,7 +11,7 @@ use super::ruleset::Ruleset;
 use crate::core::net::{Endpoint, Flow, Port};
 use crate::core::policy::{Mechanism, Policy, WhenDown};
 use crate::daemon::control;
-use crate::netfilter::backend::native::{self, Impossible};
+use crate::netfilter::backend::native::{self, Unavailable};
 use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
@@ -93,7 +93,7 @@ pub struct Kernel {
     /// Whether the ruleset for the policy would be taken, as `nft --check` says.
     pub takes_ruleset: Result<(), String>,
     /// Whether it could hold the pinholes itself; not tried where the policy wants no such.
-    pub native: Result<(), Impossible>,
+    pub native: Result<(), Unavailable>,
     /// Whether queues can be read.
     pub reads_queues: Result<(), String>,
     /// Whether connection tracking answers questions.

@@ -1,4 +1,5 @@
-//! The interface to the kernel: netlink, NFQUEUE, the program nft, and the mechanisms that keep pinholes there.
+//! The interface to the kernel: netlink, NFQUEUE, the program nft, the table `inet pinhole`, and the mechanisms that keep
+//! pinholes there.
 
 pub mod backend;
 pub mod netlink;
@@ -6,3 +7,8 @@ pub mod nft;
 pub mod queue;
 pub mod readers;
 pub mod table;
+
+use std::time::Duration;
+
+/// The deadline for an answer of the kernel. It answers at once, unless something is very wrong.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(1);

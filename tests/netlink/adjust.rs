@@ -75,7 +75,7 @@ fn an_adjustment_is_seen_to_be_made_or_refused() {
         let nobody: SocketAddr = "10.9.3.1:9".parse().expect("an address");
         let unknown = Connection::direct(flow(nobody, "10.9.3.2:21".parse().expect("an address")));
         assert_eq!(sets.adjust(&unknown, Direction::FromClient, &one, &[]), Err(NotAdjusted::Unknown));
-        assert_eq!(sets.take_troubles().count, 0);
+        assert_eq!(sets.take_refused().count, 0);
     }
 }
 

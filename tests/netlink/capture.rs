@@ -140,7 +140,7 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
         let heard: Vec<_> = heard.iter().filter(|said| !said.is_empty()).collect();
         let expected = ["SYN", "220 ", "USER", "331 ", "PASS", "230 ", "TYPE", "200 ", "PASV", "227 ", "FIN", "FIN"];
         assert_eq!(heard, expected, "{address} {client_side}");
-        assert_eq!(sets.take_troubles().count, 0);
+        assert_eq!(sets.take_refused().count, 0);
     }
 }
 

@@ -172,7 +172,7 @@ fn once(sets: &mut Sets, expectation: &Expectation, from: &Host, listener: &TcpL
     assert!(connects_from(from, SocketAddr::new(expectation.from, 0), to).is_err(), "{expectation} was used");
     tidy_up(sets, expectation);
     assert_eq!(sets.mapping_of(expectation.from, expectation.to), None, "it was used, and swept away");
-    assert_eq!(sets.take_troubles().latest, None);
+    assert_eq!(sets.take_refused().latest, None);
     peer
 }
 
@@ -311,7 +311,7 @@ fn a_mapping_stands_no_longer_than_its_pinhole() {
             std::thread::sleep(Duration::from_millis(50));
             in_maps(&site) == 0
         }));
-        assert_eq!(sets.take_troubles().latest, None);
+        assert_eq!(sets.take_refused().latest, None);
     }
     let mixed = mapped(V4.outside, (V4.wan, 50_000), Some((V6.inside, 40_000)), None);
     sets.open(&mixed).expect_err("no connection changes its IP version");

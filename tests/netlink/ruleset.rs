@@ -42,7 +42,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
     policy.capture.queues = Queues::new(3, NonZeroU16::new(2).expect("two")).expect("queues");
     policy.control_ports = ControlPorts::new([port(21), port(2121)]).expect("ports");
     let mut sets = host.run(|| Sets::install(&policy)).expect("an empty namespace");
-    assert_eq!(sets.stands(), Ok(true));
+    assert_eq!(sets.is_intact(), Ok(true));
     let listed = host.ruleset();
     assert!(listed.contains("comment \"pinhole: announced data connections, mark 0x10000000\""), "{listed}");
     let other = Policy { mark: pinhole::core::kernel::Mark::new(0x30).expect("bits"), ..policy.clone() };
@@ -51,7 +51,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
     let nowhere = Policy { admit: vec!["ip no chain".parse().expect("a name")], ..policy.clone() };
     let refused = host.run(|| sets.reload(&nowhere));
     assert!(matches!(refused, Err(SetupError::NoSuchChain(_))));
-    assert_eq!(sets.stands(), Ok(true));
+    assert_eq!(sets.is_intact(), Ok(true));
     sets.remove().expect("it stood");
     assert_eq!(host.ruleset(), before);
     sets.remove().expect("that is no mistake");
@@ -84,11 +84,11 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         scope.spawn(|| {
             while told.send(None).is_ok() {
                 match watch.next(Duration::from_millis(500)).expect("it listens") {
-                    Heard::Change(change) if sets.concerns(&change) && !sets.stands().expect("root") => {
+                    Heard::Change(change) if sets.concerns(&change) && !sets.is_intact().expect("root") => {
                         // What stood is lost for the test, too, so that it can only come from what is expected.
                         let now = Timestamp::from_secs(1);
                         let restored = host.run(|| sets.restore(now, pinholes.iter())).expect("it can be restored");
-                        if restored.without_chain.is_empty() && sets.stands().expect("root") {
+                        if restored.without_chain.is_empty() && sets.is_intact().expect("root") {
                             let _ = told.send(Some(restored));
                         }
                     }

@@ -98,7 +98,7 @@ fn a_pinhole_admits_one_connection_from_there_to_there() {
         sets.close(&expectation(client_at, host_at, 50_000, 60));
         connects(&client, &end(50_000)).expect_err("it was closed");
         assert_eq!(sets.pinholes().expect("sets").len(), 1);
-        assert_eq!(sets.take_troubles().count, 0);
+        assert_eq!(sets.take_refused().count, 0);
     }
 }
 
@@ -144,7 +144,7 @@ fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
     sets.open(&announced).expect("opened");
     sets.sweep();
     assert_eq!(sets.pinholes().expect("sets").len(), 1, "what was announced anew is not swept away");
-    assert_eq!(sets.take_troubles().count, 0);
+    assert_eq!(sets.take_refused().count, 0);
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_port_range_admits_many_until_the_last_session_closes_it() {
     connects(&client, "10.9.0.2:50101").expect_err("beyond");
     sets.close_port_range(&port_range);
     connects(&client, "10.9.0.2:50000").expect_err("closed");
-    assert_eq!(sets.take_troubles().count, 0);
+    assert_eq!(sets.take_refused().count, 0);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn renewed_range_lasts_its_whole_lifetime() {
     sets.renew_port_range(&port_range);
     assert_eq!(lifetimes(), [Some(PortRangePinhole::LIFETIME)]);
     sets.close_port_range(&port_range);
-    assert_eq!((lifetimes(), sets.take_troubles().count), (Vec::new(), 0));
+    assert_eq!((lifetimes(), sets.take_refused().count), (Vec::new(), 0));
 }
 
 #[test]

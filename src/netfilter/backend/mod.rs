@@ -4,7 +4,7 @@ pub mod native;
 
 use std::net::IpAddr;
 
-use crate::netfilter::table::{Pinhole, Queueing, Restored, Sets, SetupError, Troubles};
+use crate::netfilter::table::{Pinhole, Queueing, RefusedRequests, Restored, Sets, SetupError};
 use native::{Native, Ready};
 
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
@@ -89,10 +89,10 @@ impl Kernel {
     }
 
     /// The state that an earlier run left, for [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
-    pub fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
+    pub fn existing_state(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         match &mut self.holder {
-            Held::Sets(sets) => sets.remains(now),
-            Held::Native(native) => native.remains(now),
+            Held::Sets(sets) => sets.existing_state(now),
+            Held::Native(native) => native.existing_state(now),
         }
     }
 
@@ -111,8 +111,8 @@ impl Kernel {
     }
 
     /// The requests that the kernel refused since the last call.
-    pub fn take_troubles(&mut self) -> Troubles {
-        self.sets_mut().take_troubles()
+    pub fn take_refused(&mut self) -> RefusedRequests {
+        self.sets_mut().take_refused()
     }
 
     /// Exchanges the table for another policy. After an error, the old policy stays in force.

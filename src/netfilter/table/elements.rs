@@ -30,7 +30,7 @@ const GRACE: Duration = Duration::from_secs(1);
 
 /// How long a retransmission of a rewritten line must not bypass the queue: the time in which another run has to
 /// start. Senders wait longer before each retransmission, so a wait that is short to them is short here.
-const ABSENCE: Duration = Duration::from_secs(30);
+const RESTART_TIME: Duration = Duration::from_secs(30);
 
 /// The name of a set or map, and an element of it.
 pub(super) type Stored = (&'static str, Element);
@@ -67,23 +67,23 @@ pub(super) fn elements(expectation: &Expectation, lifetime: Duration) -> Option<
 }
 
 /// The element of the pinhole for such a connection, to be deleted.
-pub(super) fn bare(from: IpAddr, to: Endpoint) -> Option<Stored> {
+pub(super) fn pinhole_element(from: IpAddr, to: Endpoint) -> Option<Stored> {
     of_family(PINHOLES, from, to.address).map(|set| (set, Element::new(key(from, to), Duration::ZERO)))
 }
 
 /// The elements of the maps that may belong to a pinhole with these addresses.
-pub(super) fn places(from: IpAddr, to: Endpoint) -> impl Iterator<Item = Stored> {
+pub(super) fn map_elements(from: IpAddr, to: Endpoint) -> impl Iterator<Item = Stored> {
     let element = Element::new(key(from, to), Duration::ZERO);
     [TARGETS, SOURCES].into_iter().filter_map(move |names| Some((of_family(names, from, to.address)?, element)))
 }
 
 /// The element for a segment that begins at this place and must not bypass the queue.
-pub(super) fn repeated(flow: &Flow, place: Seq) -> Element {
-    Element::new(Key::segment(flow, place), ABSENCE)
+pub(super) fn rewritten_element(flow: &Flow, place: Seq) -> Element {
+    Element::new(Key::segment(flow, place), RESTART_TIME)
 }
 
 /// The element for a port range.
-pub(super) fn range(port_range: &PortRangePinhole, lifetime: Duration) -> Option<Stored> {
+pub(super) fn port_range_element(port_range: &PortRangePinhole, lifetime: Duration) -> Option<Stored> {
     let PortRangePinhole { from, to, ports } = *port_range;
     let set = of_family(PORT_RANGES, from, to)?;
     let key = |port: Port| Key::connection(from, to, port.number());

@@ -11,13 +11,13 @@ use crate::netfilter::netlink::{Element, Error};
 
 impl Sets {
     /// The state that an earlier run left, for [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
-    pub fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
+    pub fn existing_state(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         let pinholes = self.pinholes()?;
-        self.remains_among(now, &pinholes)
+        self.existing_state_among(now, &pinholes)
     }
 
     /// The same, with these pinholes.
-    pub(in crate::netfilter) fn remains_among(
+    pub(in crate::netfilter) fn existing_state_among(
         &mut self,
         now: Timestamp,
         all: &[Pinhole],

@@ -1,15 +1,16 @@
 //! Installs the table, verifies it, restores it, exchanges parts of it at a reload, and removes it.
 
 use super::accept_rules::{self, Place};
-use super::elements::{self, range};
+use super::elements::{self, port_range_element};
 use super::ruleset::{self, Holder, PRIORITY, QueueChain, Queueing, TABLE};
-use super::{BySet, HashMap, HashSet, PATIENCE, Sets, Troubles};
+use super::{BySet, HashMap, HashSet, RefusedRequests, Sets};
 use crate::core::expectation::{Expectation, PortRangePinhole};
 use crate::core::kernel::Mark;
 use crate::core::net::Port;
 use crate::core::policy::{Capture, Chain, Mechanism, Policy};
 use crate::core::time::Timestamp;
-use crate::netfilter::backend::native::Impossible;
+use crate::netfilter::REPLY_TIMEOUT;
+use crate::netfilter::backend::native::Unavailable;
 use crate::netfilter::netlink::{Conntrack, Element, Error, Key, TableChange, TableImage, Tables};
 use crate::netfilter::nft::{Nft, NftError};
 
@@ -54,13 +55,13 @@ pub enum SetupError {
     OtherRules,
     /// The policy demands `native`, which does not work here.
     #[error("`mechanism: native` is not possible: {0}; `mechanism: auto` goes on with sets then")]
-    NoNative(#[from] Impossible),
+    NoNative(#[from] Unavailable),
     /// A reload cannot change the mechanism.
     #[error("`mechanism` cannot change from {0} while the program runs: restart it (`systemctl restart pinhole`)")]
     OtherMechanism(Mechanism),
     /// A part of the table was missing after it was installed.
     #[error("the table inet pinhole was installed, but {0} missing; does another program change the ruleset?")]
-    NotStanding(&'static str),
+    Incomplete(&'static str),
 }
 
 /// What was restored.
@@ -93,12 +94,12 @@ impl Sets {
 
     /// The same, with the ruleset for this mechanism.
     pub(in crate::netfilter) fn install_for(policy: &Policy, holder: Holder) -> Result<Self, SetupError> {
-        let mut tables = Tables::open(PATIENCE)?;
-        let conntrack = Conntrack::open(PATIENCE)?;
+        let mut tables = Tables::open(REPLY_TIMEOUT)?;
+        let conntrack = Conntrack::open(REPLY_TIMEOUT)?;
         let queueing = Queueing::of_kernel(&mut tables)?.ok_or(SetupError::NoQueue)?;
-        let standing = tables.chains(TABLE)?;
-        let is_anew = standing.is_empty();
-        if let Some(chain) = standing.into_iter().find(|chain| !ruleset::is_own_chain(&chain.name)) {
+        let chains = tables.chains(TABLE)?;
+        let is_new = chains.is_empty();
+        if let Some(chain) = chains.into_iter().find(|chain| !ruleset::is_own_chain(&chain.name)) {
             return Err(SetupError::ForeignTable { chain: chain.name });
         }
         let mut sets = Self {
@@ -109,12 +110,12 @@ impl Sets {
             holder,
             installed: Vec::new(),
             image: TableImage::default(),
-            sets_are_lost: false,
+            lacks_elements: false,
             port_ranges: HashMap::default(),
             used: HashSet::default(),
-            may_be_synced: !is_anew,
+            may_be_synced: !is_new,
             maps_used: false,
-            troubles: Troubles::default(),
+            troubles: RefusedRequests::default(),
         };
         // Before anything is changed, because a chain that does not exist is a mistake in the policy.
         for chain in &policy.admit {
@@ -122,12 +123,12 @@ impl Sets {
                 return Err(SetupError::NoSuchChain(chain.clone()));
             }
         }
-        match sets.put_table() {
-            Err(SetupError::Nft(NftError::Refused(_))) if !is_anew => sets.replace_table()?,
+        match sets.install_table() {
+            Err(SetupError::Nft(NftError::Refused(_))) if !is_new => sets.replace_table()?,
             put => put?,
         }
         sets.maps_used = !sets.mappings()?.is_empty();
-        sets.put_admit(&mut Restored::default())?;
+        sets.restore_accept_rules(&mut Restored::default())?;
         accept_rules::remove_elsewhere(&mut sets.tables, &policy.admit)?;
         Ok(sets)
     }
@@ -143,13 +144,13 @@ impl Sets {
             }
         }
         let old = (std::mem::replace(&mut self.policy, policy.clone()), self.image.clone());
-        let result = self.exchange_table(&old.0).and_then(|()| self.put_admit(&mut Restored::default()));
+        let result = self.exchange_table(&old.0).and_then(|()| self.restore_accept_rules(&mut Restored::default()));
         if let Err(error) = result {
             (self.policy, self.image) = old;
             if !self.is_untouched()? {
-                self.put_back(&BySet::new())?;
+                self.reinstall(&BySet::new())?;
             }
-            self.put_admit(&mut Restored::default())?;
+            self.restore_accept_rules(&mut Restored::default())?;
             return Err(error);
         }
         let (old, _) = old;
@@ -170,7 +171,7 @@ impl Sets {
     }
 
     /// Whether everything that was installed is there and unchanged.
-    pub fn stands(&mut self) -> Result<bool, Error> {
+    pub fn is_intact(&mut self) -> Result<bool, Error> {
         if !self.is_untouched()? {
             return Ok(false);
         }
@@ -186,20 +187,20 @@ impl Sets {
     pub fn restore<'a>(
         &mut self,
         now: Timestamp,
-        standing: impl Iterator<Item = &'a Expectation>,
+        open: impl Iterator<Item = &'a Expectation>,
     ) -> Result<Restored, SetupError> {
         let mut restored = Restored::default();
         // First the accept rules: without them, a data connection would use up its pinhole and then be dropped.
-        self.put_admit(&mut restored)?;
+        self.restore_accept_rules(&mut restored)?;
         let is_untouched = self.is_untouched()?;
         if !is_untouched {
             // If only rules are gone, the sets are complete, and used pinholes stay used.
-            self.sets_are_lost |= !self.tables.has_table(TABLE)?;
+            self.lacks_elements |= !self.tables.has_table(TABLE)?;
         }
-        if !is_untouched || self.sets_are_lost {
-            let elements = if self.sets_are_lost { self.lost_elements(now, standing) } else { BySet::new() };
-            self.put_back(&elements)?;
-            restored.was_gone = std::mem::take(&mut self.sets_are_lost);
+        if !is_untouched || self.lacks_elements {
+            let elements = if self.lacks_elements { self.lost_elements(now, open) } else { BySet::new() };
+            self.reinstall(&elements)?;
+            restored.was_gone = std::mem::take(&mut self.lacks_elements);
             restored.table = true;
             restored.elements = elements.values().flatten().filter(|element| element.value.is_none()).count();
         }
@@ -208,17 +209,17 @@ impl Sets {
 
     /// Whether the table was restored without its elements, so that they still have to be restored.
     pub fn lacks_pinholes(&self) -> bool {
-        self.sets_are_lost
+        self.lacks_elements
     }
 
     /// Restores the table without its elements if it is gone; [`restore`](Self::restore) adds these later. Returns
     /// whether it was gone.
-    pub(super) fn put_back_if_gone(&mut self) -> Result<bool, SetupError> {
+    pub(super) fn reinstall_if_gone(&mut self) -> Result<bool, SetupError> {
         if self.installed.is_empty() || self.tables.has_table(TABLE)? {
             return Ok(false);
         }
-        self.put_back(&BySet::new())?;
-        self.sets_are_lost = true;
+        self.reinstall(&BySet::new())?;
+        self.lacks_elements = true;
         Ok(true)
     }
 
@@ -232,7 +233,7 @@ impl Sets {
         result.and(self.tables.remove_table(TABLE).map(drop)).map_err(SetupError::from)
     }
 
-    fn put_table(&mut self) -> Result<(), SetupError> {
+    fn install_table(&mut self) -> Result<(), SetupError> {
         let Self { tables, policy, queueing, holder, .. } = self;
         // First the objects: another Pinhole may unregister a helper that no object refers to.
         tables.define(TABLE, holder.objects())?;
@@ -259,7 +260,7 @@ impl Sets {
         if is_same && self.is_untouched()? {
             return Ok(());
         }
-        self.sets_are_lost |= !self.tables.has_table(TABLE)?;
+        self.lacks_elements |= !self.tables.has_table(TABLE)?;
         let Self { policy, queueing, image, .. } = self;
         for chain in QueueChain::ALL {
             image.fill_chain(TABLE, chain.name(), &[queueing.rule(&chain.of(policy.capture))]);
@@ -279,23 +280,23 @@ impl Sets {
     /// sets take them. For a moment there is no table.
     fn replace_table(&mut self) -> Result<(), SetupError> {
         let old = self.tables.image(TABLE)?;
-        let mut standing = Vec::new();
+        let mut kept = Vec::new();
         for set in elements::SETS.into_iter().flatten() {
             // The old table may lack this set.
             let elements = self.tables.elements(TABLE, set).unwrap_or_default();
             let left = |element: Element| Element { timeout: element.remaining.or(element.timeout), ..element };
-            standing.push((set, elements.into_iter().map(left).collect::<Vec<_>>()));
+            kept.push((set, elements.into_iter().map(left).collect::<Vec<_>>()));
         }
         self.tables.remove_table(TABLE)?;
         self.may_be_synced = false;
-        if let Err(error) = self.put_table() {
-            let lists: Vec<(&str, &[Element])> = standing.iter().map(|(set, list)| (*set, list.as_slice())).collect();
+        if let Err(error) = self.install_table() {
+            let lists: Vec<(&str, &[Element])> = kept.iter().map(|(set, list)| (*set, list.as_slice())).collect();
             // The old sets were not the reason: restores the old table, and returns the first error.
             let _ = self.tables.remove_table(TABLE);
             let _ = self.tables.put_back(TABLE, &old, &lists);
             return Err(error);
         }
-        for (set, elements) in &standing {
+        for (set, elements) in &kept {
             let kept = self.tables.insert_all(TABLE, set, elements);
             self.note(kept);
         }
@@ -310,13 +311,13 @@ impl Sets {
                 &*chain.name == name && chain.hook.is_some_and(|at| (at.number, at.priority) == (hook, PRIORITY))
             };
             if !chains.iter().any(stands) {
-                return Err(SetupError::NotStanding("a chain that captures is"));
+                return Err(SetupError::Incomplete("a chain that captures is"));
             }
         }
         let rules = self.tables.rules(TABLE)?;
         let has_rule = |name: &str| rules.iter().any(|rule| &*rule.chain == name);
         if !ruleset::CHAINS.into_iter().all(has_rule) {
-            return Err(SetupError::NotStanding("a rule is"));
+            return Err(SetupError::Incomplete("a rule is"));
         }
         self.installed = rules.iter().map(|rule| rule.handle).collect();
         self.image = self.tables.image(TABLE)?;
@@ -344,7 +345,7 @@ impl Sets {
         Ok(self.tables.rules(TABLE)?.iter().map(|rule| rule.handle).collect())
     }
 
-    fn put_admit(&mut self, restored: &mut Restored) -> Result<(), SetupError> {
+    fn restore_accept_rules(&mut self, restored: &mut Restored) -> Result<(), SetupError> {
         for chain in &self.policy.admit {
             match accept_rules::put(&mut self.tables, chain, self.policy.mark)? {
                 Place::OnTop => {}
@@ -357,7 +358,7 @@ impl Sets {
 
     /// Restores the table as installed, with these elements, in one transaction, so that there is no moment with half
     /// of it.
-    fn put_back(&mut self, elements: &BySet) -> Result<(), SetupError> {
+    fn reinstall(&mut self, elements: &BySet) -> Result<(), SetupError> {
         let lists: Vec<(&str, &[Element])> = elements.iter().map(|(set, list)| (*set, list.as_slice())).collect();
         let left_over = self.tables.put_back(TABLE, &self.image, &lists)?;
         for (set, left_over) in left_over {
@@ -372,9 +373,9 @@ impl Sets {
     }
 
     /// The elements of the sets, for the expectations that are open.
-    fn lost_elements<'a>(&mut self, now: Timestamp, standing: impl Iterator<Item = &'a Expectation>) -> BySet {
+    fn lost_elements<'a>(&mut self, now: Timestamp, open: impl Iterator<Item = &'a Expectation>) -> BySet {
         let mut elements = BySet::new();
-        for expectation in standing.filter(|expectation| now < expectation.expires()) {
+        for expectation in open.filter(|expectation| now < expectation.expires()) {
             for (set, element) in
                 elements::elements(expectation, expectation.expires().since(now)).into_iter().flatten()
             {
@@ -382,8 +383,10 @@ impl Sets {
                 self.maps_used |= !expectation.mapping.is_none();
             }
         }
-        for (set, element) in
-            self.port_ranges.values().filter_map(|(port_range, _)| range(port_range, PortRangePinhole::LIFETIME))
+        for (set, element) in self
+            .port_ranges
+            .values()
+            .filter_map(|(port_range, _)| port_range_element(port_range, PortRangePinhole::LIFETIME))
         {
             elements.entry(set).or_default().push(element);
         }

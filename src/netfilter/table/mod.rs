@@ -26,11 +26,8 @@ use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, PortRange, S
 use crate::core::policy::Policy;
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::netfilter::netlink::{Conntrack, Element, Entry, Error, Key, SequenceAdjustment, TableImage, Tables};
-use elements::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, range};
+use elements::{PINHOLES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, port_range_element};
 use ruleset::TABLE;
-
-/// The deadline for an answer of the kernel. It answers at once, unless something is very wrong.
-pub(in crate::netfilter) const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How many used pinholes one message removes.
 const REMOVED_TOGETHER: usize = 128;
@@ -50,9 +47,9 @@ pub struct Pinhole {
     pub remaining: Duration,
 }
 
-/// The requests that the kernel refused since the last call of `take_troubles`.
+/// The requests that the kernel refused since the last call of `take_refused`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Troubles {
+pub struct RefusedRequests {
     /// Their number.
     pub count: u64,
     /// The latest error.
@@ -73,7 +70,7 @@ pub struct Sets {
     /// The table as installed, to be restored.
     image: TableImage,
     /// The table was restored in a hurry, without its elements.
-    sets_are_lost: bool,
+    lacks_elements: bool,
     /// The number of sessions that have each port range open.
     port_ranges: HashMap<PortRangeKey, (PortRangePinhole, u32), RandomState>,
     /// Used pinholes, which admit no further connection, to be removed together.
@@ -83,7 +80,7 @@ pub struct Sets {
     may_be_synced: bool,
     /// Whether the maps may have elements. If not, no request has to look there.
     maps_used: bool,
-    troubles: Troubles,
+    troubles: RefusedRequests,
 }
 
 impl Sets {
@@ -124,9 +121,9 @@ impl Sets {
     pub fn sweep(&mut self) {
         let used: Vec<_> = self.used.drain().collect();
         for some in used.chunks(REMOVED_TOGETHER) {
-            let pinhole = |&(from, to): &(IpAddr, Endpoint)| elements::bare(from, to);
+            let pinhole = |&(from, to): &(IpAddr, Endpoint)| elements::pinhole_element(from, to);
             let mut go: Vec<Stored> = some.iter().filter_map(pinhole).collect();
-            go.extend(some.iter().flat_map(|&(from, to)| self.places(from, to)));
+            go.extend(some.iter().flat_map(|&(from, to)| self.map_elements(from, to)));
             self.take(&go);
         }
     }
@@ -139,7 +136,7 @@ impl Sets {
     }
 
     /// The requests that the kernel refused since the last call.
-    pub fn take_troubles(&mut self) -> Troubles {
+    pub fn take_refused(&mut self) -> RefusedRequests {
         std::mem::take(&mut self.troubles)
     }
 
@@ -187,7 +184,7 @@ impl Sets {
         self.used.remove(&(expectation.from, expectation.to));
         self.maps_used |= !expectation.mapping.is_none();
         // The mapping of an earlier pinhole with the same addresses must not outlive that pinhole.
-        let mut go = self.places(expectation.from, expectation.to);
+        let mut go = self.map_elements(expectation.from, expectation.to);
         go.retain(|(map, _)| come.iter().all(|(set, _)| set != map));
         self.put(&go, &come)
     }
@@ -197,7 +194,7 @@ impl Sets {
         let mut put = self.tables.exchange(TABLE, go, come);
         // Another program flushed the ruleset, and its notification has not arrived yet. This announcement cannot
         // wait for it.
-        if put.as_ref().is_err_and(|error| error.cause.is_missing()) && matches!(self.put_back_if_gone(), Ok(true)) {
+        if put.as_ref().is_err_and(|error| error.cause.is_missing()) && matches!(self.reinstall_if_gone(), Ok(true)) {
             put = self.tables.exchange(TABLE, &[], come);
         }
         let Err(error) = put else { return Ok(()) };
@@ -221,14 +218,14 @@ impl Sets {
     /// An error is only counted: the elements matter only if this run ends within the next moment.
     fn hold(&mut self, flow: &Flow, places: &[Seq]) {
         let Some(set) = of_family(REWRITTEN, flow.source.address, flow.destination.address) else { return };
-        let elements: Vec<Element> = places.iter().map(|place| elements::repeated(flow, *place)).collect();
+        let elements: Vec<Element> = places.iter().map(|place| elements::rewritten_element(flow, *place)).collect();
         let held = self.tables.insert_all(TABLE, set, &elements);
         self.note(held);
     }
 
     /// The elements of the maps that may belong to a pinhole with these addresses.
-    fn places(&self, from: IpAddr, to: Endpoint) -> Vec<Stored> {
-        if self.maps_used { elements::places(from, to).collect() } else { Vec::new() }
+    fn map_elements(&self, from: IpAddr, to: Endpoint) -> Vec<Stored> {
+        if self.maps_used { elements::map_elements(from, to).collect() } else { Vec::new() }
     }
 
     /// The connection in the client's direction, if the server's port is a control port. Conntrack may have picked it
@@ -303,7 +300,7 @@ impl Firewall for Sets {
             return None;
         }
         let mut mapping = Mapping::NONE;
-        for (map, place) in self.places(from, to) {
+        for (map, place) in self.map_elements(from, to) {
             let found = self.tables.element(TABLE, map, &place.key);
             if let Some(element) = self.note(found)? {
                 elements::read_into(&mut mapping, &element);
@@ -335,14 +332,14 @@ impl Firewall for Sets {
     }
 
     fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
-        let stored = range(port_range, PortRangePinhole::LIFETIME).ok_or(NotOpened)?;
+        let stored = port_range_element(port_range, PortRangePinhole::LIFETIME).ok_or(NotOpened)?;
         self.put(&[], &[stored])?;
         self.port_ranges.entry(port_range_key(port_range)).or_insert((*port_range, 0)).1 += 1;
         Ok(())
     }
 
     fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
-        if let Some(stored) = range(port_range, PortRangePinhole::LIFETIME) {
+        if let Some(stored) = port_range_element(port_range, PortRangePinhole::LIFETIME) {
             // An error has been counted, and there is time for another attempt.
             let _ = self.put(&[], &[stored]);
         }
@@ -353,7 +350,7 @@ impl Firewall for Sets {
         *sessions -= 1;
         if *sessions == 0 {
             self.port_ranges.remove(&port_range_key(port_range));
-            if let Some(stored) = range(port_range, PortRangePinhole::LIFETIME) {
+            if let Some(stored) = port_range_element(port_range, PortRangePinhole::LIFETIME) {
                 self.take(&[stored]);
             }
         }

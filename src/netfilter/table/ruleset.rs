@@ -131,28 +131,28 @@ impl fmt::Display for Queueing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueChain {
     /// With bypass if the policy says `when_down: open`.
-    Deliver,
+    Packet,
     /// Without bypass, whatever the policy says.
-    Insist,
+    FailClosed,
 }
 
 impl QueueChain {
     /// Both chains. With the compat target they must exist before nft reads the ruleset.
-    pub const ALL: [Self; 2] = [Self::Deliver, Self::Insist];
+    pub const ALL: [Self; 2] = [Self::Packet, Self::FailClosed];
 
     /// The name of the chain.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::Deliver => "queue_packet",
-            Self::Insist => "queue_failclosed",
+            Self::Packet => "queue_packet",
+            Self::FailClosed => "queue_failclosed",
         }
     }
 
     /// The capture settings for this chain.
     pub(super) const fn of(self, capture: Capture) -> Capture {
         match self {
-            Self::Deliver => capture,
-            Self::Insist => Capture { when_down: WhenDown::Closed, ..capture },
+            Self::Packet => capture,
+            Self::FailClosed => Capture { when_down: WhenDown::Closed, ..capture },
         }
     }
 }

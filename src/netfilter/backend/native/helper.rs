@@ -15,10 +15,10 @@ use rustix::io::Errno;
 
 use crate::core::net::{Connection, Endpoint, Flow, Port};
 use crate::core::policy::Policy;
+use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, MOST_EXPECTATIONS, Operation,
 };
-use crate::netfilter::table::PATIENCE;
 
 /// The helper's name, which rules of other tables match.
 pub(super) const NAME: &str = "ftp";
@@ -27,14 +27,14 @@ const CLASS: &str = "pinhole";
 const NETWORKS: [Family; 2] = [Family::Ip, Family::Ip6];
 
 /// How long the kernel may take to release the objects of a removed table.
-const LETTING_GO: Duration = Duration::from_secs(1);
+const RELEASE_TIME: Duration = Duration::from_secs(1);
 
 /// How often the helper is looked up again if another program changes it in the meantime.
 const ATTEMPTS: usize = 8;
 
 /// Why the kernel cannot hold the pinholes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Impossible {
+pub enum Unavailable {
     /// The kernel lacks nfnetlink_cthelper.
     #[error(
         "this kernel takes no helpers from programs: it lacks nfnetlink_cthelper (CONFIG_NF_CT_NETLINK_HELPER), or the \
@@ -64,7 +64,7 @@ pub enum Impossible {
     Tried(#[from] Error),
 }
 
-impl Impossible {
+impl Unavailable {
     fn of(error: Error) -> Self {
         match error.cause {
             Cause::Refused(Errno::PERM) | Cause::SystemCall(Errno::PERM) => Self::NotPermitted,
@@ -89,32 +89,32 @@ pub(super) struct Registration {
 
 impl Registration {
     /// Registers the helper, or adopts the existing one.
-    pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
-        let mut helpers = Helpers::open(PATIENCE).map_err(Impossible::of)?;
+    pub(super) fn new(policy: &Policy) -> Result<Self, Unavailable> {
+        let mut helpers = Helpers::open(REPLY_TIMEOUT).map_err(Unavailable::of)?;
         // The request loads the module.
-        helpers.list().map_err(Impossible::of)?;
+        helpers.list().map_err(Unavailable::of)?;
         let is_locked = |module: &File| flock(module, FlockOperation::LockShared).is_ok();
         let mut registration = Self { helpers, shared: File::open(MODULE).ok().filter(is_locked) };
-        registration.stand(policy)?;
+        registration.ensure_registered(policy)?;
         Ok(registration)
     }
 
     /// Whether a Pinhole has registered it.
-    pub(super) fn stands() -> Result<bool, Impossible> {
-        let all = Helpers::open(PATIENCE).and_then(|mut helpers| helpers.list()).map_err(Impossible::of)?;
+    pub(super) fn exists() -> Result<bool, Unavailable> {
+        let all = Helpers::open(REPLY_TIMEOUT).and_then(|mut helpers| helpers.list()).map_err(Unavailable::of)?;
         let is_ours = |helper: &Helper| (&*helper.name, &*helper.class) == (NAME, CLASS);
         Ok(NETWORKS.iter().all(|network| all.iter().any(|helper| is_ours(helper) && helper.network == *network)))
     }
 
     /// Makes sure that the helper is registered, with the policy's settings. Returns whether it had to be added.
-    pub(super) fn stand(&mut self, policy: &Policy) -> Result<bool, Impossible> {
+    pub(super) fn ensure_registered(&mut self, policy: &Policy) -> Result<bool, Unavailable> {
         let mut is_new = false;
         for network in NETWORKS {
             let mut attempts = 0..ATTEMPTS;
             is_new |= loop {
-                match self.stand_for(network, policy) {
+                match self.register_for(network, policy) {
                     // Another Pinhole started or ended between the lookup and the request.
-                    Err(Impossible::Tried(error))
+                    Err(Unavailable::Tried(error))
                         if (error.cause.is_present() || error.cause.is_missing()) && attempts.next().is_some() => {}
                     result => break result?,
                 }
@@ -123,7 +123,7 @@ impl Registration {
         Ok(is_new)
     }
 
-    fn stand_for(&mut self, network: Family, policy: &Policy) -> Result<bool, Impossible> {
+    fn register_for(&mut self, network: Family, policy: &Policy) -> Result<bool, Unavailable> {
         let wanted = Helper {
             name: NAME.into(),
             network,
@@ -135,12 +135,12 @@ impl Registration {
             timeout: policy.defaults.timeout,
             is_enabled: false,
         };
-        let all = self.helpers.list().map_err(Impossible::of)?;
+        let all = self.helpers.list().map_err(Unavailable::of)?;
         match all.into_iter().find(|helper| *helper.name == *NAME && helper.network == network) {
-            None => self.helpers.add(&wanted).map(|()| true).map_err(Impossible::of),
-            Some(found) if found.class != wanted.class => Err(Impossible::Foreign { class: found.class }),
+            None => self.helpers.add(&wanted).map(|()| true).map_err(Unavailable::of),
+            Some(found) if found.class != wanted.class => Err(Unavailable::Foreign { class: found.class }),
             Some(found) if found == wanted => Ok(false),
-            Some(_) => self.helpers.change(&wanted).map(|()| false).map_err(Impossible::of),
+            Some(_) => self.helpers.change(&wanted).map(|()| false).map_err(Unavailable::of),
         }
     }
 
@@ -149,7 +149,7 @@ impl Registration {
     /// The kernel releases the objects of a removed table a moment later.
     pub(super) fn remove_behind_table(&mut self) -> Result<bool, Error> {
         const PAUSE: Duration = Duration::from_millis(10);
-        for _ in 0..LETTING_GO.as_millis() / PAUSE.as_millis() {
+        for _ in 0..RELEASE_TIME.as_millis() / PAUSE.as_millis() {
             if self.remove()? {
                 return Ok(true);
             }

@@ -5,8 +5,8 @@
 //! connection. The capture, the marks and the rest of the table `inet pinhole` are those of [`Sets`]; its sets hold
 //! the few pinholes that cannot be expectations.
 
+mod counts;
 mod helper;
-mod tally;
 
 use std::hash::RandomState;
 use std::net::IpAddr;
@@ -14,9 +14,9 @@ use std::net::IpAddr;
 use hashbrown::HashSet;
 use rustix::io::Errno;
 
-pub use helper::Impossible;
+use counts::ExpectationCounts;
+pub use helper::Unavailable;
 use helper::{NAME, Registration};
-use tally::Tally;
 
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
@@ -25,10 +25,11 @@ use crate::core::policy::Policy;
 use crate::core::seqadj::{Adjustment, NotAdjusted};
 use crate::core::time::Timestamp;
 use crate::core::tracker::ExistingState;
+use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::netlink::{
     Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated,
 };
-use crate::netfilter::table::{Holder, PATIENCE, Pinhole, Restored, Sets, SetupError};
+use crate::netfilter::table::{Holder, Pinhole, Restored, Sets, SetupError};
 
 /// Pinholes as conntrack expectations.
 #[derive(Debug)]
@@ -38,7 +39,7 @@ pub struct Native {
     expectations: Expectations,
     registration: Registration,
     /// The number of expectations of each control connection.
-    tally: Tally,
+    counts: ExpectationCounts,
     /// The pinholes that are in the sets (too).
     in_sets: HashSet<(IpAddr, Endpoint), RandomState>,
 }
@@ -52,9 +53,10 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Tests whether this kernel can hold pinholes, by having it hold one.
-    pub(super) fn new(policy: &Policy) -> Result<Self, Impossible> {
-        let mut ready = Self { expectations: Expectations::open(PATIENCE)?, registration: Registration::new(policy)? };
-        let mut conntrack = Conntrack::open(PATIENCE)?;
+    pub(super) fn new(policy: &Policy) -> Result<Self, Unavailable> {
+        let mut ready =
+            Self { expectations: Expectations::open(REPLY_TIMEOUT)?, registration: Registration::new(policy)? };
+        let mut conntrack = Conntrack::open(REPLY_TIMEOUT)?;
         if let Err(error) = helper::dry_run(&mut conntrack, &mut ready.expectations) {
             // The reason why it does not work matters more than a failed cleanup.
             let _ = ready.registration.remove();
@@ -71,9 +73,9 @@ impl Ready {
 
 /// Whether this kernel could hold the pinholes. The test registers the helper for a moment; an existing one is left
 /// as it is.
-pub fn is_possible(policy: &Policy) -> Result<(), Impossible> {
-    if Registration::stands()? {
-        return Ok(helper::dry_run(&mut Conntrack::open(PATIENCE)?, &mut Expectations::open(PATIENCE)?)?);
+pub fn is_possible(policy: &Policy) -> Result<(), Unavailable> {
+    if Registration::exists()? {
+        return Ok(helper::dry_run(&mut Conntrack::open(REPLY_TIMEOUT)?, &mut Expectations::open(REPLY_TIMEOUT)?)?);
     }
     Ready::new(policy)?.withdraw()?;
     Ok(())
@@ -92,16 +94,16 @@ impl Native {
         };
         let in_sets = sets.pinholes()?.iter().map(|pinhole| (pinhole.from, pinhole.to)).collect();
         let Ready { expectations, registration } = ready;
-        let mut native = Self { sets, expectations, registration, tally: Tally::default(), in_sets };
+        let mut native = Self { sets, expectations, registration, counts: ExpectationCounts::default(), in_sets };
         for one in native.expected()? {
-            native.tally.add((one.from, one.to), one.master);
+            native.counts.add((one.from, one.to), one.master);
         }
         Ok(native)
     }
 
     /// Exchanges the table for another policy. After an error, the old policy stays in force.
     pub(super) fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
-        self.registration.stand(policy)?;
+        self.registration.ensure_registered(policy)?;
         self.sets.reload(policy)
     }
 
@@ -113,7 +115,7 @@ impl Native {
     ) -> Result<Restored, SetupError> {
         // The table refers to the helper. While the table was gone, another program may have removed the helper as
         // well.
-        self.registration.stand(&self.sets.policy)?;
+        self.registration.ensure_registered(&self.sets.policy)?;
         let in_sets = &self.in_sets;
         self.sets.restore(now, standing.filter(|pinhole| in_sets.contains(&(pinhole.from, pinhole.to))))
     }
@@ -146,16 +148,16 @@ impl Native {
     }
 
     /// The state that an earlier run left.
-    pub(super) fn remains(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
+    pub(super) fn existing_state(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
         let pinholes = self.pinholes()?;
-        self.sets.remains_among(now, &pinholes)
+        self.sets.existing_state_among(now, &pinholes)
     }
 
     /// A pinhole was used.
     pub(super) fn used(&mut self, flow: &Flow) {
         let key = (flow.source.address, flow.destination);
         // The kernel itself has removed the expectation.
-        self.tally.remove(&key);
+        self.counts.remove(&key);
         if self.in_sets.remove(&key) {
             self.sets.used(flow);
         }
@@ -187,7 +189,7 @@ impl Native {
     fn expect(&mut self, expectation: &Expectation, of: &Connection) -> Result<bool, NotOpened> {
         let Expectation { from, to, lifetime, .. } = *expectation;
         let key = (from, to);
-        if !self.tally.has_room(&key, &of.original) {
+        if !self.counts.has_room(&key, &of.original) {
             let object = format_args!("expectation {from} -> {to} beside {MOST_EXPECTATIONS} of its session");
             self.not_expected(&Error::new(Operation::Add, object, Cause::Refused(Errno::NFILE)));
             return Ok(false);
@@ -195,10 +197,10 @@ impl Native {
         let translated = if expectation.mapping.is_none() { None } else { follows(expectation, of) };
         let expected = Expected { master: of.original, from, to, translated, time: lifetime, helper: None };
         let Err(error) = self.expectations.expect(&expected) else {
-            self.tally.add(key, of.original);
+            self.counts.add(key, of.original);
             return Ok(true);
         };
-        self.tally.remove(&key);
+        self.counts.remove(&key);
         match error.cause {
             // The connection is older than the helper, or is in another conntrack zone.
             Cause::Refused(Errno::OPNOTSUPP | Errno::NOENT | Errno::TIME) => {
@@ -278,7 +280,7 @@ impl Firewall for Native {
 
     fn close(&mut self, expectation: &Expectation) {
         let Expectation { from, to, .. } = *expectation;
-        self.tally.remove(&(from, to));
+        self.counts.remove(&(from, to));
         if self.in_sets.remove(&(from, to)) {
             self.sets.close(expectation);
         }

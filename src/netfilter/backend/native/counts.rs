@@ -15,12 +15,12 @@ use crate::netfilter::netlink::MOST_EXPECTATIONS;
 type Key = (IpAddr, Endpoint);
 
 #[derive(Debug, Default)]
-pub(super) struct Tally {
+pub(super) struct ExpectationCounts {
     masters: HashMap<Key, Flow, RandomState>,
     counts: HashMap<Flow, u32, RandomState>,
 }
 
-impl Tally {
+impl ExpectationCounts {
     /// Whether the control connection has room for one more expectation.
     pub(super) fn has_room(&self, key: &Key, master: &Flow) -> bool {
         self.masters.get(key) == Some(master) || self.counts.get(master).is_none_or(|count| *count < MOST_EXPECTATIONS)
@@ -63,34 +63,34 @@ mod tests {
     }
 
     #[test]
-    fn there_is_room_up_to_the_kernels_highest_number_and_again_behind_each_that_goes() {
-        let mut tally = Tally::default();
+    fn room_up_to_the_maximum_and_again_after_each_removal() {
+        let mut counts = ExpectationCounts::default();
         for number in 0..MOST_EXPECTATIONS {
-            assert!(tally.has_room(&key(number), &master(4000)));
-            tally.add(key(number), master(4000));
+            assert!(counts.has_room(&key(number), &master(4000)));
+            counts.add(key(number), master(4000));
         }
         let more = key(MOST_EXPECTATIONS);
-        assert!(!tally.has_room(&more, &master(4000)));
-        assert!(tally.has_room(&more, &master(4001)), "each counts for itself");
-        assert!(tally.has_room(&key(0), &master(4000)), "in its own place");
-        tally.add(key(0), master(4000));
-        assert!(!tally.has_room(&more, &master(4000)));
-        tally.remove(&key(7));
-        tally.remove(&key(7));
-        assert!(tally.has_room(&more, &master(4000)));
-        tally.add(more, master(4000));
-        assert!(!tally.has_room(&key(7), &master(4000)));
+        assert!(!counts.has_room(&more, &master(4000)));
+        assert!(counts.has_room(&more, &master(4001)), "each counts for itself");
+        assert!(counts.has_room(&key(0), &master(4000)), "in its own place");
+        counts.add(key(0), master(4000));
+        assert!(!counts.has_room(&more, &master(4000)));
+        counts.remove(&key(7));
+        counts.remove(&key(7));
+        assert!(counts.has_room(&more, &master(4000)));
+        counts.add(more, master(4000));
+        assert!(!counts.has_room(&key(7), &master(4000)));
         // An expectation that another session announces as well belongs to that session.
-        tally.add(key(8), master(4001));
-        assert!(tally.has_room(&key(7), &master(4000)));
+        counts.add(key(8), master(4001));
+        assert!(counts.has_room(&key(7), &master(4000)));
     }
 
     #[test]
-    fn nothing_is_kept_of_what_is_over() {
-        let mut tally = Tally::default();
-        tally.add(key(1), master(4000));
-        tally.add(key(1), master(4001));
-        tally.remove(&key(1));
-        assert!(tally.masters.is_empty() && tally.counts.is_empty());
+    fn removed_expectations_leave_nothing_in_memory() {
+        let mut counts = ExpectationCounts::default();
+        counts.add(key(1), master(4000));
+        counts.add(key(1), master(4001));
+        counts.remove(&key(1));
+        assert!(counts.masters.is_empty() && counts.counts.is_empty());
     }
 }
