@@ -14,6 +14,8 @@
 
 #[path = "support/figures.rs"]
 mod figures;
+#[path = "../tests/support/firewall.rs"]
+mod firewall;
 #[path = "support/nft.rs"]
 mod nft;
 
@@ -30,8 +32,9 @@ use pinhole::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustment;
 use pinhole::core::time::Timestamp;
+use pinhole::netfilter::backend::{KernelFirewall, sets};
 use pinhole::netfilter::netlink::TableWatch;
-use pinhole::netfilter::table::{Holder, Sets, ruleset};
+use pinhole::netfilter::table::ruleset;
 
 /// Numbers that are corrected are those of connections that NAT touches.
 const MASQUERADE: &str = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \
@@ -147,7 +150,7 @@ fn mapped(index: usize) -> Expectation {
 /// A gateway that masquerades, with a control connection through it.
 struct Gateway {
     firewall: Namespace,
-    sets: Sets,
+    sets: KernelFirewall,
     connection: Connection,
     /// They last as long as they are held.
     _ends: [TcpStream; 2],
@@ -170,8 +173,8 @@ impl Gateway {
     }
 }
 
-fn install(namespace: &Namespace) -> Result<Sets> {
-    Ok(namespace.run(|| Sets::install(&Policy::embedded()))?.unwrap_or_else(|error| panic!("{error}")))
+fn install(namespace: &Namespace) -> Result<KernelFirewall> {
+    Ok(namespace.run(|| firewall::install(&Policy::embedded()))?.unwrap_or_else(|error| panic!("{error}")))
 }
 
 /// The addresses of what a socket sends.
@@ -182,11 +185,11 @@ fn flow_of(stream: &TcpStream) -> Flow {
 }
 
 /// Pinholes come and go, while some thousands stand. How long each took to come, and to go.
-fn come_and_go(sets: &mut Sets, plan: &Plan, pinhole: fn(usize) -> Expectation) -> [Vec<f64>; 2] {
+fn come_and_go(sets: &mut KernelFirewall, plan: &Plan, pinhole: fn(usize) -> Expectation) -> [Vec<f64>; 2] {
     let (mut opened, mut closed) = (Vec::new(), Vec::new());
     for index in 0..plan.pinholes + STANDING {
         if index < plan.pinholes {
-            let (taken, done) = timed(|| sets.open(&pinhole(index)));
+            let (taken, done) = timed(|| firewall::open(sets, &pinhole(index)));
             done.expect("the kernel takes it");
             opened.push(taken);
         }
@@ -198,10 +201,10 @@ fn come_and_go(sets: &mut Sets, plan: &Plan, pinhole: fn(usize) -> Expectation) 
 }
 
 /// The same while another thread watches the ruleset; `ignoring` the changes that are made here, as the daemon does.
-fn come_and_go_watched(sets: &mut Sets, plan: &Plan, ignoring: bool) -> [Vec<f64>; 2] {
+fn come_and_go_watched(sets: &mut KernelFirewall, plan: &Plan, ignoring: bool) -> [Vec<f64>; 2] {
     let mut watch = TableWatch::open().expect("root may");
     if ignoring {
-        watch.ignore(sets.number().expect("its socket has one")).expect("the kernel filters");
+        watch.ignore(sets.port_id().expect("its socket has one")).expect("the kernel filters");
     }
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -225,8 +228,8 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
     table.add(OPEN, open);
     table.row(OPEN).reach = "99 % under 20 µs";
     peers_that_open(table, plan);
-    sets.open(&pinhole(0)).expect("the kernel takes it");
-    table.add(AGAIN, many(&mut |_| sets.open(&pinhole(0)).expect("the kernel takes it")));
+    firewall::open(sets, &pinhole(0)).expect("the kernel takes it");
+    table.add(AGAIN, many(&mut |_| firewall::open(sets, &pinhole(0)).expect("the kernel takes it")));
     table.add_peer("`nft add element`, again", AGAIN, nft::times(plan.programs, |_| nft::add(&pinhole(1))));
     table.add(CLOSE, close);
     table.add_peer("`nft delete element`", CLOSE, nft::times(plan.programs, |index| nft::delete(&pinhole(index + 1))));
@@ -240,8 +243,9 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
         table.add(&format!("close, while a thread watches that {watched}"), close);
     }
 
-    let found =
-        |sets: &mut Sets| sets.control_connection(&connection.reply).ok().flatten().map(|control| control.connection);
+    let found = |sets: &mut KernelFirewall| {
+        sets.control_connection(&connection.reply).ok().flatten().map(|control| control.connection)
+    };
     table.add("find a control connection", many(&mut |_| assert_eq!(found(sets), Some(*connection))));
     for (what, holds) in [("correct sequence numbers", false), ("correct them, and hold a place", true)] {
         let mut adjust = |index: usize| {
@@ -279,7 +283,7 @@ fn peers_that_open(table: &mut Table, plan: &Plan) {
 fn restoring(table: &mut Table, plan: &Plan) -> Result<()> {
     let host = Namespace::new("host")?;
     let mut sets = install(&host)?;
-    let text = ruleset(&Policy::embedded(), sets.queueing(), Holder::Sets);
+    let text = ruleset(&Policy::embedded(), sets.queueing(), sets::PROFILE.rules);
     for count in MENDED {
         // One in three is mapped.
         let one = |index: usize| if index.is_multiple_of(3) { mapped(index) } else { pinhole(index) };

@@ -22,6 +22,8 @@
 
 #[path = "support/figures.rs"]
 mod figures;
+#[path = "../tests/support/firewall.rs"]
+mod firewall;
 #[path = "support/live.rs"]
 mod stand;
 

@@ -2,6 +2,9 @@
 //!
 //! Needs root and nft.
 
+#[path = "support/firewall.rs"]
+mod firewall;
+
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
@@ -12,7 +15,6 @@ use lab::{Family, Shape, Topology};
 use pinhole::core::net::{Flags, Segment};
 use pinhole::core::policy::{Policy, WhenDown};
 use pinhole::netfilter::queue::Queue;
-use pinhole::netfilter::table::Sets;
 
 const SAID: &[u8] = b"hello\r\n";
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -39,7 +41,7 @@ fn heard_instead(instead: &[u8]) -> Vec<u8> {
     let to = SocketAddr::new(topology.target.of(Family::V4), 21);
     let installed = topology.firewall.run(|| {
         let queue = Queue::open(0, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
-        (queue, Sets::install(&Policy::embedded()).unwrap_or_else(|error| panic!("{error}")))
+        (queue, firewall::install(&Policy::embedded()).unwrap_or_else(|error| panic!("{error}")))
     });
     let (mut queue, _sets) = installed.expect("the namespace is there");
     let listener = topology.server.namespace.run(|| TcpListener::bind(to)).expect("the namespace is there");

@@ -1,5 +1,8 @@
 //! The table that is restored is the table that was installed, to the letter. Needs root and nft.
 
+#[path = "support/firewall.rs"]
+mod firewall;
+
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 use std::time::Duration;
@@ -10,7 +13,6 @@ use pinhole::core::kernel::Firewall as _;
 use pinhole::core::net::{Endpoint, Port};
 use pinhole::core::policy::{self, Policy, Queues, WhenDown};
 use pinhole::core::time::Timestamp;
-use pinhole::netfilter::table::Sets;
 
 const PATIENCE: Duration = Duration::from_secs(10);
 const NOW: Timestamp = Timestamp::from_secs(1);
@@ -54,7 +56,7 @@ fn without_elements(ruleset: &str) -> String {
 fn what_is_put_back_is_what_was_installed() {
     for policy in policies() {
         let namespace = Namespace::new("host").expect("a namespace");
-        let mut sets = namespace.run(|| Sets::install(&policy)).expect("root may enter").expect("installed");
+        let mut sets = namespace.run(|| firewall::install(&policy)).expect("root may enter").expect("installed");
         let before = ruleset(&namespace);
         for pinholes in [pinholes(0), pinholes(3), pinholes(2000)] {
             namespace.nft("flush ruleset").expect("it is empty");
@@ -82,10 +84,10 @@ fn what_is_put_back_is_what_was_installed() {
 fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
     for policy in policies() {
         let namespace = Namespace::new("host").expect("a namespace");
-        let mut sets = namespace.run(|| Sets::install(&policy)).expect("root may enter").expect("installed");
+        let mut sets = namespace.run(|| firewall::install(&policy)).expect("root may enter").expect("installed");
         let before = ruleset(&namespace);
         let [kept, _] = pinholes(2)[..] else { panic!("two") };
-        sets.open(&kept).expect("opened");
+        firewall::open(&mut sets, &kept).expect("opened");
         for damage in ["inspect", "queue_packet", "data", "prerouting"] {
             namespace.nft(&format!("flush chain inet pinhole {damage}")).expect("there is such a chain");
             assert_eq!(sets.is_intact(), Ok(false));
@@ -103,11 +105,12 @@ fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
 #[test]
 fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() {
     let namespace = Namespace::new("host").expect("a namespace");
-    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
+    let mut sets =
+        namespace.run(|| firewall::install(&Policy::embedded())).expect("root may enter").expect("installed");
     let pinholes = pinholes(3);
-    pinholes[..2].iter().for_each(|pinhole| sets.open(pinhole).expect("opened"));
+    pinholes[..2].iter().for_each(|pinhole| firewall::open(&mut sets, pinhole).expect("opened"));
     namespace.nft("flush ruleset").expect("it is empty");
-    sets.open(&pinholes[2]).expect("opened, nevertheless");
+    firewall::open(&mut sets, &pinholes[2]).expect("opened, nevertheless");
     assert_eq!(sets.pinholes().expect("the sets stand").len(), 1);
     let restored = sets.restore(NOW, pinholes.iter()).expect("it is restored");
     assert_eq!((restored.table, restored.elements), (true, 3));
@@ -137,13 +140,13 @@ fn reload_makes_the_table_that_a_start_would_install() {
     .map(policy);
     let installed = policies.each_ref().map(|policy| {
         let namespace = Namespace::new("host").expect("a namespace");
-        let _sets = namespace.run(|| Sets::install(policy)).expect("root may enter").expect("installed");
+        let _sets = namespace.run(|| firewall::install(policy)).expect("root may enter").expect("installed");
         rules_and_ports(&namespace)
     });
     let namespace = Namespace::new("host").expect("a namespace");
-    let mut sets = namespace.run(|| Sets::install(&policies[0])).expect("root may enter").expect("installed");
+    let mut sets = namespace.run(|| firewall::install(&policies[0])).expect("root may enter").expect("installed");
     let [kept, _] = pinholes(2)[..] else { panic!("two") };
-    sets.open(&kept).expect("opened");
+    firewall::open(&mut sets, &kept).expect("opened");
     // There and back: from each to each that follows.
     let order = [1, 2, 3, 4, 3, 2, 4, 1, 0];
     for number in order {
@@ -160,7 +163,8 @@ fn reload_makes_the_table_that_a_start_would_install() {
 #[test]
 fn control_ports_that_somebody_changed_are_put_right() {
     let namespace = Namespace::new("host").expect("a namespace");
-    let mut sets = namespace.run(|| Sets::install(&Policy::embedded())).expect("root may enter").expect("installed");
+    let mut sets =
+        namespace.run(|| firewall::install(&Policy::embedded())).expect("root may enter").expect("installed");
     let before = ruleset(&namespace);
     let changes = [
         "add element inet pinhole control_ports { 80 }",

@@ -12,10 +12,11 @@ use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait_until};
 use pinhole::core::ftp::Mode;
 use pinhole::core::policy::{self, WhenDown};
+use pinhole::netfilter::backend::KernelFirewall;
 use pinhole::netfilter::queue::{Queue, processors, stay_near};
-use pinhole::netfilter::table::Sets;
 
 use crate::figures::{percentile, timed};
+use crate::firewall;
 
 /// How long anything may take that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -82,7 +83,7 @@ pub(crate) struct Stand {
     topology: Topology,
     daemon: Option<Daemon>,
     /// What stands in the kernel without a daemon.
-    _installed: Option<Sets>,
+    _installed: Option<KernelFirewall>,
     /// The threads that read the queues in its place.
     readers: Vec<i32>,
 }
@@ -236,7 +237,7 @@ impl Stand {
 /// Has the queues read by a thread each that accepts what comes, with the rules that Pinhole would install for that side.
 ///
 /// The threads end with this process; their queues have their namespace to themselves.
-fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, Vec<i32>)> {
+fn accept_all(firewall: &Namespace, side: Side) -> Result<(KernelFirewall, Vec<i32>)> {
     let policy = policy::parse("bench.yaml", &side.policy().expect("Pinhole has one")).expect("it is good").policy;
     let policy = policy.on(processors());
     let queues = policy.capture.queues;
@@ -255,10 +256,10 @@ fn accept_all(firewall: &Namespace, side: Side) -> Result<(Sets, Vec<i32>)> {
     };
     firewall.run(|| {
         let readers = queues.numbers().map(read).collect();
-        let sets = Sets::install(&policy).unwrap_or_else(|error| panic!("{error}"));
+        let sets = firewall::install(&policy).unwrap_or_else(|error| panic!("{error}"));
         if side == Side::QueueOne {
             let only =
-                "flush chain inet pinhole inspect\nadd rule inet pinhole inspect @ih,0,24 0x323237 goto deliver\n";
+                "flush chain inet pinhole inspect\nadd rule inet pinhole inspect @ih,0,24 0x323237 goto queue_packet\n";
             firewall.nft(only)?;
         }
         Ok((sets, readers))

@@ -8,9 +8,10 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::{Outcome, input};
 use crate::daemon::control;
 use crate::daemon::status::Request;
+use crate::netfilter::backend::sets;
 use crate::netfilter::netlink::Tables;
 use crate::netfilter::queue::processors;
-use crate::netfilter::table::{Holder, Queueing, ruleset};
+use crate::netfilter::table::{Queueing, ruleset};
 
 /// How long the kernel may take to say what it can do.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -85,7 +86,7 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
             Err(error) => (Queueing::Statement, format!("a kernel (this one was not asked: {error})")),
         },
     };
-    let text = ruleset(&policy.on(processors()), queueing, Holder::Sets);
+    let text = ruleset(&policy.on(processors()), queueing, sets::PROFILE.rules);
     super::print(&format!("# What `pinhole run` installs on {whose} that queues by {queueing}.\n\n{text}"))
 }
 

@@ -13,13 +13,13 @@ use super::status::{Buffers, PinholeStatus, Status};
 use crate::core::ftp::Mode;
 use crate::core::hold::{NotKept, PendingPacket, PendingPackets};
 use crate::core::net::{Flow, NotSegment, Origin, Segment, Seq};
-use crate::core::policy::{Mechanism, Policy, WhenDown};
+use crate::core::policy::{Policy, WhenDown};
 use crate::core::seqadj::Verdict;
 use crate::core::tracker::{ClientKey, Handled, OnGap, RestoreSummary, SessionNumber, Tracker, World};
-use crate::netfilter::backend::Kernel;
+use crate::netfilter::backend::{KernelFirewall, SetupError};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
 use crate::netfilter::queue::Waiting;
-use crate::netfilter::table::{Queueing, SetupError, own_rule};
+use crate::netfilter::table::{Queueing, own_rule};
 
 /// The verdict on a queued packet.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub struct Engine {
     /// The policy's, in milliseconds, for those who may not wait for the engine.
     hang_limit: Arc<AtomicU32>,
     tracker: Tracker,
-    firewall: Kernel,
+    firewall: KernelFirewall,
     connections: ConnectionWatch,
     pending: PendingPackets<Waiting>,
     journal: Journal,
@@ -54,7 +54,7 @@ impl Engine {
     /// Installs the table and is ready for packets.
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
         listen(&connections, &policy)?;
-        let firewall = Kernel::install(&policy)?;
+        let firewall = KernelFirewall::install(&policy)?;
         let mut engine = Self {
             hang_limit: Arc::new(AtomicU32::new(hang_limit(&policy))),
             policy,
@@ -90,9 +90,9 @@ impl Engine {
         Ok(())
     }
 
-    /// The number by which the kernel names whoever opens pinholes here.
-    pub(super) fn number(&self) -> Result<u32, Error> {
-        self.firewall.number()
+    /// The netlink port ID that opens and closes pinholes.
+    pub(super) fn port_id(&self) -> Result<u32, Error> {
+        self.firewall.port_id()
     }
 
     /// How long a thread that reads a queue may make no progress, in milliseconds. A reload changes it.
@@ -100,9 +100,9 @@ impl Engine {
         Arc::clone(&self.hang_limit)
     }
 
-    /// Whether queued packets have to go on past what the kernel does for helpers of programs.
-    pub(super) const fn gives_helpers(&self) -> bool {
-        self.firewall.gives_helpers()
+    /// Whether control connections have a userspace helper, so that verdicts have to avoid it.
+    pub(super) fn has_helper(&self) -> bool {
+        self.firewall.profile().has_helper
     }
 
     /// What was found on this kernel and chosen, a line each.
@@ -114,17 +114,16 @@ impl Engine {
             WhenDown::Closed => "fail-closed for control connections while the daemon is down",
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
-        let mechanism = self.firewall.mechanism();
-        let by_rule = match (admit.as_slice(), mechanism) {
-            ([], Mechanism::Native) => {
-                format!("`ct state related`, or your own rule: `{}`", own_rule(self.policy.mark))
-            }
-            ([], _) => format!("your own rule: `{}`", own_rule(self.policy.mark)),
-            (chains, _) => format!("a rule at the top of {}", chains.join(", ")),
+        let profile = self.firewall.profile();
+        let own_rule = own_rule(self.policy.mark);
+        let by_rule = match admit.as_slice() {
+            [] if profile.is_related => format!("`ct state related`, or your own rule: `{own_rule}`"),
+            [] => format!("your own rule: `{own_rule}`"),
+            chains => format!("a rule at the top of {}", chains.join(", ")),
         };
         vec![
             format!("control ports {}; {when_down}", ports.join(", ")),
-            format!("mechanism {mechanism}, {}", self.firewall.because()),
+            format!("mechanism {}, {}", profile.mechanism, self.firewall.because()),
             format!("installed table inet pinhole; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
         ]
@@ -390,7 +389,7 @@ impl Engine {
             sessions: self.tracker.live().count(),
             pinholes,
             in_kernel,
-            mechanism: self.firewall.mechanism().to_string(),
+            mechanism: self.firewall.profile().mechanism.to_string(),
             because: self.firewall.because().to_owned(),
             queueing: match self.firewall.queueing() {
                 Queueing::Statement => "nft_queue",
@@ -402,16 +401,16 @@ impl Engine {
     }
 
     /// The tracker, with the world that it needs.
-    fn tracker(&mut self) -> (&mut Tracker, World<'_, Kernel, Journal>) {
+    fn tracker(&mut self) -> (&mut Tracker, World<'_, KernelFirewall, Journal>) {
         let Self { policy, tracker, firewall, journal, clock, .. } = self;
         (tracker, World { now: clock.now(), policy, firewall, observer: journal })
     }
 
     /// Says at most once a second that the kernel refused something.
     fn tell_troubles(&mut self) {
-        let troubles = self.firewall.take_refused();
-        let Some(latest) = troubles.latest else { return };
-        self.journal.counters.kernel_troubles += troubles.count;
+        let refused = self.firewall.take_refused();
+        let Some(latest) = refused.latest else { return };
+        self.journal.counters.kernel_troubles += refused.count;
         match self.firewall_troubles.worth_telling(self.clock.now()) {
             Some(times) => warn!("the kernel: {latest} ({times} times since the last such line)"),
             None => debug!("the kernel: {latest}"),

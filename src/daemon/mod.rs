@@ -31,9 +31,9 @@ use tracing::{info, warn};
 use watchdog::{Progress, Reader, Watchdog, supervise};
 
 use crate::core::policy::Policy;
+use crate::netfilter::backend::SetupError;
 use crate::netfilter::netlink::{ConnectionWatch, Error, Heard, TableWatch};
 use crate::netfilter::queue::{Queue, QueueError, processors};
-use crate::netfilter::table::SetupError;
 
 /// How long a watcher waits before it looks whether anything is to be done without being told.
 const WATCH: Duration = Duration::from_secs(1);
@@ -112,10 +112,10 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     let connections = ConnectionWatch::begins_and_ends()?;
     let news = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
     let engine = Engine::start(policy, connections)?;
-    if engine.gives_helpers() {
+    if engine.has_helper() {
         queues.iter_mut().try_for_each(Queue::go_past_helpers).map_err(StartError::Verdicts)?;
     }
-    tables.ignore(engine.number()?)?;
+    tables.ignore(engine.port_id()?)?;
     // From here on no program is run and no file is opened but the policy. No thread has been started yet, so this holds
     // for all of them.
     let missing = sandbox::enter(&sandbox::Files { policy: source, socket: &control::path() });

@@ -8,8 +8,8 @@ use super::filter::{self, Dropped, Fate, State};
 use super::look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Weight};
-use crate::core::policy::{Mechanism, Policy};
-use crate::netfilter::backend::native::Unavailable;
+use crate::core::policy::Policy;
+use crate::netfilter::backend::{Choice, NotPossible};
 use crate::netfilter::readers::Reader;
 use crate::netfilter::table::{Queueing, is_own_chain, own_rule};
 
@@ -21,8 +21,9 @@ pub fn judge(policy: &Policy, seen: &Seen) -> Vec<Finding> {
     let mut findings = vec![privileges(seen.privileges), nft(&seen.nft), instance(&seen.instance)];
     if let Some(kernel) = &seen.kernel {
         findings.extend(features(kernel));
-        findings.push(mechanism(policy.mechanism, &kernel.native));
-        let state = if is_native(policy.mechanism, &kernel.native) { State::Related } else { State::New };
+        findings.push(mechanism(&kernel.mechanism));
+        let is_related = kernel.mechanism.as_ref().is_ok_and(|choice| choice.profile.is_related);
+        let state = if is_related { State::Related } else { State::New };
         findings.extend(queues(policy, &kernel.readers, &seen.instance));
         findings.push(own_table(kernel.own_table.as_deref(), &seen.instance));
         match &kernel.ruleset {
@@ -147,21 +148,14 @@ fn features(kernel: &Kernel) -> Vec<Finding> {
     findings
 }
 
-/// Whether the kernel will hold the pinholes itself.
-const fn is_native(wanted: Mechanism, native: &Result<(), Unavailable>) -> bool {
-    !matches!(wanted, Mechanism::Sets) && native.is_ok()
-}
-
-fn mechanism(wanted: Mechanism, native: &Result<(), Unavailable>) -> Finding {
+fn mechanism(choice: &Result<Choice, NotPossible>) -> Finding {
     let about = "mechanism";
-    match (wanted, native) {
-        (Mechanism::Sets, _) => Finding::new(Weight::Ok, about, "sets, as the policy says"),
-        (Mechanism::Auto | Mechanism::Native, Ok(())) => {
-            Finding::new(Weight::Ok, about, "native: the kernel takes the helper `ftp`, and expects connections for it")
+    match choice {
+        Ok(Choice { profile, because }) => {
+            Finding::new(Weight::Ok, about, format_args!("{}, {because}", profile.mechanism))
         }
-        (Mechanism::Auto, Err(why)) => Finding::new(Weight::Ok, about, format_args!("sets, not native: {why}")),
-        (Mechanism::Native, Err(why)) => {
-            Finding::new(Weight::Problem, about, format_args!("native is not possible: {why}"))
+        Err(NotPossible { mechanism, why }) => {
+            Finding::new(Weight::Problem, about, format_args!("{mechanism} is not possible: {why}"))
                 .advising("with `mechanism: auto` the service goes on with sets")
         }
     }

@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
+use crate::netfilter::backend::sets;
 use crate::netfilter::readers::Process;
 
 /// A host on which all is well and nothing is loaded.
@@ -13,7 +14,7 @@ fn good() -> Seen {
             nf_tables: Ok(()),
             queueing: Ok(Some(Queueing::Statement)),
             takes_ruleset: Ok(()),
-            native: Err(Unavailable::NoHelpers),
+            mechanism: Ok(Choice { profile: &sets::PROFILE, because: "as the policy says".to_owned() }),
             reads_queues: Ok(()),
             conntrack: Ok(()),
             readers: Vec::new(),

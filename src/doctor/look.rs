@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use super::ruleset::Ruleset;
 use crate::core::net::{Endpoint, Flow, Port};
-use crate::core::policy::{Mechanism, Policy, WhenDown};
+use crate::core::policy::{Policy, WhenDown};
 use crate::daemon::control;
-use crate::netfilter::backend::native::{self, Unavailable};
+use crate::netfilter::backend::{self, Choice, NotPossible, sets};
 use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
-use crate::netfilter::table::{Holder, QueueChain, Queueing, ruleset};
+use crate::netfilter::table::{QueueChain, Queueing, ruleset};
 
 /// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -92,8 +92,8 @@ pub struct Kernel {
     pub queueing: Result<Option<Queueing>, String>,
     /// Whether the ruleset for the policy would be taken, as `nft --check` says.
     pub takes_ruleset: Result<(), String>,
-    /// Whether it could hold the pinholes itself; not tried where the policy wants no such.
-    pub native: Result<(), Unavailable>,
+    /// The mechanism that the service would take, or why the one that the policy names cannot work.
+    pub mechanism: Result<Choice, NotPossible>,
     /// Whether queues can be read.
     pub reads_queues: Result<(), String>,
     /// Whether connection tracking answers questions.
@@ -170,7 +170,7 @@ impl Kernel {
             nf_tables,
             queueing,
             takes_ruleset,
-            native: if policy.mechanism == Mechanism::Sets { Ok(()) } else { native::is_possible(policy) },
+            mechanism: backend::probe(policy),
             reads_queues: reads_queues(readers.as_deref()),
             conntrack: conntrack(),
             readers: readers.unwrap_or_default(),
@@ -215,7 +215,7 @@ fn check(nft: &nft::Nft, policy: &Policy, queueing: Queueing) -> Result<(), Stri
             "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
         ));
     }
-    text.push_str(&ruleset(policy, queueing, Holder::Sets).replace("inet pinhole", TRIAL));
+    text.push_str(&ruleset(policy, queueing, sets::PROFILE.rules).replace("inet pinhole", TRIAL));
     nft.check(&text).map_err(|error| error.reason())
 }
 

@@ -2,6 +2,8 @@
 //! pinholes there.
 
 pub mod backend;
+mod connections;
+mod errors;
 pub mod netlink;
 pub mod nft;
 pub mod queue;

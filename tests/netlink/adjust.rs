@@ -14,9 +14,10 @@ use pinhole::core::kernel::Firewall;
 use pinhole::core::net::{Connection, Direction, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
-use pinhole::netfilter::table::Sets;
+use pinhole::netfilter::backend::KernelFirewall;
 
 use crate::capture::in_queue;
+use crate::firewall;
 use crate::host::{connects, flow, flow_of, listens};
 use crate::nat::Site;
 
@@ -50,14 +51,14 @@ fn an_adjustment_is_seen_to_be_made_or_refused() {
         site.gateway.nft(MASQUERADE);
         let (_old, _server) = control(&site, "10.9.2.1:21");
         let older = translated(&_old, &_server);
-        let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
+        let mut sets = site.gateway.run(|| firewall::install(&Policy::embedded())).expect("installed");
         let one = Adjustment { position: Seq::new(u32::MAX), before: -3, after: 4 };
         let refused = sets.adjust(&older, Direction::FromClient, &one, &[]);
         assert_eq!(refused, Err(NotAdjusted::NotPrepared), "older than the rules");
 
         let (inside, outside) = control(&site, server);
         let connection = translated(&inside, &outside);
-        let adjustments = |sets: &mut Sets| {
+        let adjustments = |sets: &mut KernelFirewall| {
             sets.control_connection(&connection.reply).expect("an answer").expect("it is one").adjustments
         };
         assert_eq!(adjustments(&mut sets), Adjustments::default());
@@ -81,7 +82,7 @@ fn an_adjustment_is_seen_to_be_made_or_refused() {
 
 /// Replaces whole segments, and tells the kernel by how much what follows is shifted.
 struct Rewriter<'a> {
-    sets: &'a mut Sets,
+    sets: &'a mut KernelFirewall,
     connection: Connection,
     adjustments: Adjustments,
     /// Where lines were replaced. One that is sent again, as on a slow machine, is replaced again and moves nothing.
@@ -156,7 +157,7 @@ fn lines_grow_and_shrink_in_both_directions_and_no_packet_is_invalid() {
     for server in ["10.9.2.1:21", "[fd09:2::1]:21"] {
         let site = Site::new();
         site.gateway.nft(MASQUERADE);
-        let mut sets = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
+        let mut sets = site.gateway.run(|| firewall::install(&Policy::embedded())).expect("installed");
         let (inside, outside) = control(&site, server);
         let connection = translated(&inside, &outside);
         let mut rewriter =

@@ -10,9 +10,9 @@ use std::time::Duration;
 use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
 use pinhole::core::policy::{Policy, Queues, WhenDown};
 use pinhole::core::seqadj::Adjustments;
-use pinhole::netfilter::table::Sets;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use crate::firewall;
 use crate::host::{Host, connects, flow_of, listens};
 
 /// Reads queue 0 of a host while `work` goes on; `see` may give another packet for one that it is shown.
@@ -101,7 +101,7 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
         let (client, host) = Host::pair();
         // The firewall is the server's, then the client's own.
         let guard = if client_side { &client } else { &host };
-        let mut sets = guard.run(|| Sets::install(&Policy::embedded())).expect("installed");
+        let mut sets = guard.run(|| firewall::install(&Policy::embedded())).expect("installed");
         let listener = listens(&host, address);
         let heard = eavesdrop(guard, || {
             let mut ours = connects(&client, address).expect("it listens");
@@ -147,7 +147,7 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
 #[test]
 fn what_a_host_says_to_itself_is_heard_once() {
     let host = Host::new("loop");
-    let _sets = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
+    let _sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
     let listener = listens(&host, "127.0.0.1:21");
     let heard = eavesdrop(&host, || {
         let mut ours = connects(&host, "127.0.0.1:21").expect("it listens");
@@ -163,7 +163,7 @@ fn without_a_reader_control_connections_pass_or_not_as_the_policy_says() {
         let (client, host) = Host::pair();
         let mut policy = Policy::embedded();
         policy.capture.when_down = when_down;
-        let mut sets = host.run(|| Sets::install(&policy)).expect("installed");
+        let mut sets = host.run(|| firewall::install(&policy)).expect("installed");
         let _listener = listens(&host, "10.9.0.2:21");
         assert_eq!(connects(&client, "10.9.0.2:21").is_ok(), passes, "{}", sets.queueing());
         sets.remove().expect("it stands");
@@ -178,7 +178,7 @@ fn each_processor_hands_its_packets_to_a_queue_of_its_own() {
     policy.capture.queues = Queues::new(0, NonZeroU16::new(2).expect("two")).expect("queues");
     // Nobody reads queue 1, and without a reader nothing passes.
     policy.capture.when_down = WhenDown::Closed;
-    let _sets = host.run(|| Sets::install(&policy)).expect("installed");
+    let _sets = host.run(|| firewall::install(&policy)).expect("installed");
     let listener = listens(&host, "10.9.0.2:21");
     let allowed = sched_getaffinity(None).expect("this thread runs somewhere");
     let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor)).collect();

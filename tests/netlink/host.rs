@@ -12,7 +12,7 @@ use pinhole::core::expectation::{Expectation, Mapping};
 use pinhole::core::net::{Endpoint, Flow, Port};
 use pinhole::core::policy::Policy;
 use pinhole::core::time::Timestamp;
-use pinhole::netfilter::table::Sets;
+use pinhole::netfilter::backend::KernelFirewall;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// A network namespace; gone with its last use.
@@ -120,7 +120,7 @@ pub(crate) fn expectation(from: &str, to: &str, number: u16, seconds: u64) -> Ex
 }
 
 /// Removes a pinhole that was used, as the daemon does once the kernel has told it of the connection.
-pub(crate) fn tidy_up(sets: &mut Sets, used: &Expectation) {
+pub(crate) fn tidy_up(sets: &mut KernelFirewall, used: &Expectation) {
     sets.used(&Flow { source: Endpoint::new(used.from, used.to.port), destination: used.to });
     sets.sweep();
 }

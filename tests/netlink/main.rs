@@ -5,6 +5,8 @@
 mod adjust;
 mod capture;
 mod expected;
+#[path = "../support/firewall.rs"]
+mod firewall;
 mod host;
 mod nat;
 mod ruleset;

@@ -10,10 +10,11 @@ use pinhole::core::kernel::Firewall;
 use pinhole::core::net::Endpoint;
 use pinhole::core::policy::Policy;
 use pinhole::core::time::Timestamp;
+use pinhole::netfilter::backend::KernelFirewall;
 use pinhole::netfilter::netlink::{Family, Table, Tables};
-use pinhole::netfilter::table::Sets;
 use rustix::net::{AddressFamily, SocketType};
 
+use crate::firewall;
 use crate::host::{Host, connects, expectation, ip, listens, port, tidy_up};
 
 /// Inside: `10.9.1.1`, `fd09:1::1`, and a second one each that ends in 2. Outside: `10.9.2.1`, `fd09:2::1`. The gateway
@@ -80,7 +81,7 @@ impl Site {
     }
 
     /// The gateway drops what is new but for control connections, and does this NAT.
-    fn guarded(&self, nat: &str) -> Sets {
+    fn guarded(&self, nat: &str) -> KernelFirewall {
         self.gateway.nft(&format!(
             "table inet filter {{
                 chain guard {{
@@ -97,7 +98,7 @@ impl Site {
         ));
         let admit = ["input", "forward", "output"].map(|chain| format!("inet filter {chain}"));
         let admit = admit.iter().map(|chain| chain.parse().expect("a chain")).collect();
-        self.gateway.run(|| Sets::install(&Policy { admit, ..Policy::embedded() })).expect("installed")
+        self.gateway.run(|| firewall::install(&Policy { admit, ..Policy::embedded() })).expect("installed")
     }
 }
 
@@ -157,10 +158,10 @@ fn listener(host: &Host, address: &str, number: u16) -> TcpListener {
 }
 
 /// A pinhole admits one connection, with what NAT makes of it, and not a second.
-fn once(sets: &mut Sets, expectation: &Expectation, from: &Host, listener: &TcpListener) -> SocketAddr {
+fn once(sets: &mut KernelFirewall, expectation: &Expectation, from: &Host, listener: &TcpListener) -> SocketAddr {
     let to = SocketAddr::new(expectation.to.address, expectation.to.port.number());
     assert!(connects_from(from, SocketAddr::new(expectation.from, 0), to).is_err(), "nobody announced {expectation}");
-    sets.open(expectation).expect("opened");
+    firewall::open(sets, expectation).expect("opened");
     let standing = sets.pinholes().expect("sets");
     assert_eq!(
         standing.iter().map(|hole| (hole.to, hole.mapping)).collect::<Vec<_>>(),
@@ -212,7 +213,7 @@ fn a_server_behind_dnat_connects_as_the_address_that_the_client_called_from_port
         let there = listener(&site.outside, plan.outside, 40_000);
         let mut connect = |server: &str| {
             let active = mapped(server, (plan.outside, 40_000), None, Some(plan.wan));
-            sets.open(&active).expect("opened");
+            firewall::open(&mut sets, &active).expect("opened");
             let stream = connects_from(&site.inside, at(server, 20), at(plan.outside, 40_000)).expect("announced");
             tidy_up(&mut sets, &active);
             (there.accept().expect("it came"), stream)
@@ -294,19 +295,19 @@ fn a_mapping_stands_no_longer_than_its_pinhole() {
     let mut sets = site.guarded("");
     for plan in [V4, V6] {
         let both = mapped(plan.outside, (plan.wan, 50_000), Some((plan.inside, 40_000)), Some(plan.other_wan));
-        sets.open(&both).expect("opened");
+        firewall::open(&mut sets, &both).expect("opened");
         assert_eq!(in_maps(&site), 2);
         let one = Expectation { mapping: Mapping { from: None, ..both.mapping }, ..both };
-        sets.open(&one).expect("opened anew");
+        firewall::open(&mut sets, &one).expect("opened anew");
         assert_eq!((in_maps(&site), sets.mapping_of(one.from, one.to)), (1, Some(one.mapping)));
         let none = Expectation { mapping: Mapping::NONE, ..both };
-        sets.open(&none).expect("opened anew");
+        firewall::open(&mut sets, &none).expect("opened anew");
         assert_eq!((in_maps(&site), sets.mapping_of(one.from, one.to)), (0, Some(Mapping::NONE)));
-        sets.open(&both).expect("opened anew");
+        firewall::open(&mut sets, &both).expect("opened anew");
         sets.close(&both);
         assert_eq!((in_maps(&site), sets.mapping_of(one.from, one.to)), (0, None));
         sets.close(&both);
-        sets.open(&Expectation { lifetime: Duration::from_millis(50), ..both }).expect("opened");
+        firewall::open(&mut sets, &Expectation { lifetime: Duration::from_millis(50), ..both }).expect("opened");
         assert!((0..100).any(|_| {
             std::thread::sleep(Duration::from_millis(50));
             in_maps(&site) == 0
@@ -314,7 +315,7 @@ fn a_mapping_stands_no_longer_than_its_pinhole() {
         assert_eq!(sets.take_refused().latest, None);
     }
     let mixed = mapped(V4.outside, (V4.wan, 50_000), Some((V6.inside, 40_000)), None);
-    sets.open(&mixed).expect_err("no connection changes its IP version");
+    firewall::open(&mut sets, &mixed).expect_err("no connection changes its IP version");
 }
 
 #[test]
@@ -325,10 +326,10 @@ fn a_restart_and_a_flush_keep_what_a_pinhole_is_mapped_to() {
     for plan in [V4, V6] {
         let there = listener(&site.inside, plan.inside, 40_000);
         let active = mapped(plan.outside, (plan.wan, 50_000), Some((plan.inside, 40_000)), Some(plan.lan));
-        let mut first = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("installed");
-        first.open(&active).expect("opened");
+        let mut first = site.gateway.run(|| firewall::install(&Policy::embedded())).expect("installed");
+        firewall::open(&mut first, &active).expect("opened");
         drop(first);
-        let mut second = site.gateway.run(|| Sets::install(&Policy::embedded())).expect("over what stands");
+        let mut second = site.gateway.run(|| firewall::install(&Policy::embedded())).expect("over what stands");
         assert_eq!(second.mapping_of(active.from, active.to), Some(active.mapping));
         site.gateway.nft(&format!("flush ruleset\n{nat}"));
         let now = Timestamp::from_secs(1);

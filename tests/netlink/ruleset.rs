@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use pinhole::core::policy::{ControlPorts, Policy, Queues};
 use pinhole::core::time::Timestamp;
+use pinhole::netfilter::backend::SetupError;
 use pinhole::netfilter::netlink::{
     ChangeKind, ConnectionChange, ConnectionWatch, Expression, Family, Heard, Table, TableWatch, Tables,
 };
-use pinhole::netfilter::table::{Sets, SetupError};
+use pinhole::netfilter::table::TableError;
 
 use socket2::SockRef;
 
+use crate::firewall;
 use crate::host::{DEFAULT_DROP, Host, connects, expectation, guarded, listens, port, tidy_up};
 use crate::nat::connects_from;
 
@@ -41,7 +43,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
     let mut policy = guarded();
     policy.capture.queues = Queues::new(3, NonZeroU16::new(2).expect("two")).expect("queues");
     policy.control_ports = ControlPorts::new([port(21), port(2121)]).expect("ports");
-    let mut sets = host.run(|| Sets::install(&policy)).expect("an empty namespace");
+    let mut sets = host.run(|| firewall::install(&policy)).expect("an empty namespace");
     assert_eq!(sets.is_intact(), Ok(true));
     let listed = host.ruleset();
     assert!(listed.contains("comment \"pinhole: announced data connections, mark 0x10000000\""), "{listed}");
@@ -50,7 +52,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
     assert!(host.ruleset().contains("mark 0x00000030\"") && !host.ruleset().contains("0x10000000"));
     let nowhere = Policy { admit: vec!["ip no chain".parse().expect("a name")], ..policy.clone() };
     let refused = host.run(|| sets.reload(&nowhere));
-    assert!(matches!(refused, Err(SetupError::NoSuchChain(_))));
+    assert!(matches!(refused, Err(SetupError::Table(TableError::NoSuchChain(_)))));
     assert_eq!(sets.is_intact(), Ok(true));
     sets.remove().expect("it stood");
     assert_eq!(host.ruleset(), before);
@@ -60,7 +62,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
 #[test]
 fn says_what_stands_in_the_way() {
     let host = Host::new("foreign");
-    let refused = |policy: &Policy| host.run(|| Sets::install(policy)).expect_err("it must not").to_string();
+    let refused = |policy: &Policy| host.run(|| firewall::install(policy)).expect_err("it must not").to_string();
     assert!(refused(&guarded()).contains("there is no chain `inet filter input`"));
     assert_eq!(host.ruleset(), "");
     host.nft("table inet pinhole {\nchain theirs {\n}\n}");
@@ -76,7 +78,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
     host.nft(DEFAULT_DROP);
     let policy = guarded();
     let (mut sets, mut watch) =
-        host.run(|| (Sets::install(&policy).expect("installed"), TableWatch::open().expect("root")));
+        host.run(|| (firewall::install(&policy).expect("installed"), TableWatch::open().expect("root")));
     let _listener = listens(&host, "10.9.0.2:50000");
     let pinholes = [expectation("10.9.0.1", "10.9.0.2", 50_000, 60), expectation("fd09::1", "fd09::2", 50_000, 60)];
     let (told, results) = mpsc::channel();
@@ -120,10 +122,10 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
 fn does_not_hear_of_what_it_does_itself_but_of_what_others_do_to_it() {
     let host = Host::new("deaf");
     let (mut sets, mut watch) =
-        host.run(|| (Sets::install(&Policy::embedded()).expect("installed"), TableWatch::open().expect("root")));
-    watch.ignore(sets.number().expect("a socket")).expect("it can be told");
+        host.run(|| (firewall::install(&Policy::embedded()).expect("installed"), TableWatch::open().expect("root")));
+    watch.ignore(sets.port_id().expect("a socket")).expect("it can be told");
     for number in 50_000..50_100 {
-        sets.open(&expectation("10.9.0.1", "10.9.0.2", number, 60)).expect("opened");
+        firewall::open(&mut sets, &expectation("10.9.0.1", "10.9.0.2", number, 60)).expect("opened");
     }
     assert_eq!(watch.next(Duration::ZERO), Ok(Heard::Nothing));
     host.nft("flush ruleset");

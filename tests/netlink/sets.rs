@@ -14,8 +14,8 @@ use pinhole::core::seqadj::Adjustments;
 use pinhole::netfilter::netlink::{
     ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables,
 };
-use pinhole::netfilter::table::Sets;
 
+use crate::firewall;
 use crate::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, tidy_up};
 
 #[test]
@@ -77,12 +77,12 @@ fn a_pinhole_admits_one_connection_from_there_to_there() {
     for (client_at, host_at) in [("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")] {
         let (client, host) = Host::pair();
         host.nft(DEFAULT_DROP);
-        let mut sets = host.run(|| Sets::install(&guarded())).expect("installed");
+        let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
         let end = |number| SocketAddr::new(ip(host_at), number).to_string();
         let _listeners = [50_000, 50_001].map(|number| listens(&host, &end(number)));
         connects(&client, &end(50_000)).expect_err("nobody announced it");
 
-        sets.open(&expectation(client_at, host_at, 50_000, 60)).expect("opened");
+        firewall::open(&mut sets, &expectation(client_at, host_at, 50_000, 60)).expect("opened");
         connects(&client, &end(50_001)).expect_err("another port");
         let mut first = connects(&client, &end(50_000)).expect("it was announced");
         first.write_all(b"data").expect("open");
@@ -92,9 +92,9 @@ fn a_pinhole_admits_one_connection_from_there_to_there() {
         tidy_up(&mut sets, &expectation(client_at, host_at, 50_000, 60));
         assert_eq!(sets.pinholes(), Ok(Vec::new()));
 
-        sets.open(&expectation("10.9.0.77", "10.9.0.2", 50_000, 60)).expect("for somebody else");
+        firewall::open(&mut sets, &expectation("10.9.0.77", "10.9.0.2", 50_000, 60)).expect("for somebody else");
         connects(&client, &end(50_000)).expect_err("from another address");
-        sets.open(&expectation(client_at, host_at, 50_000, 60)).expect("opened");
+        firewall::open(&mut sets, &expectation(client_at, host_at, 50_000, 60)).expect("opened");
         sets.close(&expectation(client_at, host_at, 50_000, 60));
         connects(&client, &end(50_000)).expect_err("it was closed");
         assert_eq!(sets.pinholes().expect("sets").len(), 1);
@@ -106,10 +106,10 @@ fn a_pinhole_admits_one_connection_from_there_to_there() {
 fn of_many_connections_at_the_same_moment_a_pinhole_admits_one() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
-    let mut sets = host.run(|| Sets::install(&guarded())).expect("installed");
+    let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
     let _listener = listens(&host, "10.9.0.2:50000");
     for _ in 0..5 {
-        sets.open(&expectation("10.9.0.1", "10.9.0.2", 50_000, 60)).expect("opened");
+        firewall::open(&mut sets, &expectation("10.9.0.1", "10.9.0.2", 50_000, 60)).expect("opened");
         let starts = Barrier::new(8);
         let attempt = || {
             starts.wait();
@@ -127,11 +127,11 @@ fn of_many_connections_at_the_same_moment_a_pinhole_admits_one() {
 fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
-    let mut sets = host.run(|| Sets::install(&guarded())).expect("installed");
+    let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
     let listener = listens(&host, "10.9.0.2:50000");
     let announced = expectation("10.9.0.1", "10.9.0.2", 50_000, 60);
     for time in 0..200 {
-        sets.open(&announced).expect("opened");
+        firewall::open(&mut sets, &announced).expect("opened");
         connects(&client, "10.9.0.2:50000").unwrap_or_else(|error| panic!("time {time}: {error}"));
         listener.accept().expect("it came");
         // Now and then the news of it comes late, or not at all.
@@ -141,7 +141,7 @@ fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
             _ => {}
         }
     }
-    sets.open(&announced).expect("opened");
+    firewall::open(&mut sets, &announced).expect("opened");
     sets.sweep();
     assert_eq!(sets.pinholes().expect("sets").len(), 1, "what was announced anew is not swept away");
     assert_eq!(sets.take_refused().count, 0);
@@ -151,7 +151,7 @@ fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
 fn a_port_range_admits_many_until_the_last_session_closes_it() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
-    let mut sets = host.run(|| Sets::install(&guarded())).expect("installed");
+    let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
     let _listeners = [50_000, 50_100, 50_101].map(|number| listens(&host, &format!("10.9.0.2:{number}")));
     let ports = PortRange::new(port(50_000), port(50_100)).expect("a range");
     let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
@@ -171,7 +171,7 @@ fn a_port_range_admits_many_until_the_last_session_closes_it() {
 #[test]
 fn renewed_range_lasts_its_whole_lifetime() {
     let host = Host::new("range");
-    let mut sets = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
+    let mut sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
     let ports = PortRange::new(port(50_000), port(50_100)).expect("a range");
     let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
     let table = Table { family: Family::Inet, name: "pinhole" };
@@ -201,7 +201,7 @@ fn a_translated_connection_has_four_addresses() {
         add chain ip nat in { type nat hook input priority 100; }
         add rule ip nat in tcp dport 2021 snat to 10.9.0.9",
     );
-    let mut sets = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
+    let mut sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
     let listener = listens(&host, "10.9.0.2:2021");
     let ours = connects(&client, "10.9.0.2:21").expect("it is redirected");
     let (theirs, _) = listener.accept().expect("it came");
@@ -227,10 +227,10 @@ fn a_translated_connection_has_four_addresses() {
 fn a_restart_finds_the_pinholes_that_stand() {
     let host = Host::new("restart");
     let pinhole = expectation("10.9.0.1", "10.9.0.2", 50_000, 60);
-    let mut first = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
-    first.open(&pinhole).expect("opened");
+    let mut first = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
+    firewall::open(&mut first, &pinhole).expect("opened");
     drop(first);
-    let mut second = host.run(|| Sets::install(&Policy::embedded())).expect("over what stands");
+    let mut second = host.run(|| firewall::install(&Policy::embedded())).expect("over what stands");
     let found = second.pinholes().expect("sets");
     assert_eq!((found.len(), found[0].from, found[0].to), (1, pinhole.from, pinhole.to));
     assert!(found[0].remaining > Duration::from_secs(50) && found[0].lifetime == pinhole.lifetime);
@@ -239,10 +239,10 @@ fn a_restart_finds_the_pinholes_that_stand() {
 #[test]
 fn hears_of_marked_connections_that_begin_and_end() {
     let (client, host) = Host::pair();
-    let mut sets = host.run(|| Sets::install(&Policy::embedded())).expect("installed");
+    let mut sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
     let mut watch = host.run(ConnectionWatch::begins_and_ends).expect("root");
     let _listener = listens(&host, "10.9.0.2:50000");
-    sets.open(&expectation("10.9.0.1", "10.9.0.2", 50_000, 60)).expect("opened");
+    firewall::open(&mut sets, &expectation("10.9.0.1", "10.9.0.2", 50_000, 60)).expect("opened");
     let ours = connects(&client, "10.9.0.2:50000").expect("nothing drops");
     let wait = |watch: &mut ConnectionWatch| loop {
         match watch.next(Duration::from_secs(2)).expect("it listens") {

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use lab::{Finished, Namespace};
 use pinhole::core::policy::Policy;
-use pinhole::netfilter::backend::native::{self, Unavailable};
+use pinhole::netfilter::backend::native::{self, HelperError};
 use pinhole::netfilter::netlink::{self, Expectations, Expected, Helpers};
 
 use crate::daemon::{self, Daemon, PATIENCE, new_folder, service, write_policy};
@@ -18,7 +18,7 @@ pub(crate) fn machine() -> Option<MutexGuard<'static, ()>> {
     let guard = MACHINE.lock().unwrap_or_else(PoisonError::into_inner);
     match native::is_possible(&Policy::embedded()) {
         Ok(()) => Some(guard),
-        Err(Unavailable::NoHelpers) if daemon::mechanism() != "native" => {
+        Err(HelperError::NoHelpers) if daemon::mechanism() != "native" => {
             // That Pinhole says so is what is tested then.
             lab::kernel_lacks("helpers of programs (nfnetlink_cthelper)");
             let error = refused_start();

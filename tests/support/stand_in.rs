@@ -9,7 +9,7 @@ use pinhole::core::policy;
 use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
 use pinhole::core::tracker::{Handled, Tracker, World};
-use pinhole::netfilter::backend::Kernel;
+use pinhole::netfilter::backend::KernelFirewall;
 
 use crate::daemon::{PATIENCE, with_mechanism};
 
@@ -52,7 +52,7 @@ fn play(policy: &str, word: &str, moment: Moment, tell: &Sender<&'static str>) {
     let queue_number = policy.capture.queues.first();
     let mut queue = nfq::Queue::open().expect("root may");
     queue.bind(queue_number).expect("nobody reads it");
-    let mut firewall = Kernel::install(&policy).expect("it can be installed");
+    let mut firewall = KernelFirewall::install(&policy).expect("it can be installed");
     let mut tracker = Tracker::default();
     tell.send("ready").expect("somebody waits");
     loop {

@@ -31,11 +31,11 @@ pub(super) fn look(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Pla
     }
 }
 
-/// Puts our rule at the top, where it is not there yet. Where it was found to be before that.
+/// Puts our rule at the top, unless it is there already. Returns where it was before.
 pub(super) fn put(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
     let place = look(tables, chain, mark)?;
     if place == Place::Elsewhere {
-        // The new one first, so that there is no moment without.
+        // First the new rule, so that there is no moment without one.
         let old = rules(tables, chain)?;
         tables.add_rule_on_top(table(chain), chain.chain(), &comment(mark), &rule(mark))?;
         take_away(tables, chain, &old)?;
@@ -91,14 +91,16 @@ fn comment(mark: Mark) -> String {
     format!("{COMMENT}, mark {mark}")
 }
 
-/// The rule for those who would rather write it themselves: what follows the first packet is for the rules below it.
+/// The accept rule, for administrators who write it themselves. It accepts the first packet of a data connection; later
+/// packets are for the rules below it.
 ///
-/// Expected by the kernel, a data connection is `related`; otherwise it is `new`. Without `ct state` it would let in whatever is forged for a control connection that is marked as read.
+/// A data connection that conntrack expects is `related`; otherwise it is `new`. Without `ct state` the rule would
+/// accept what is forged for a control connection that is marked as read.
 pub fn own_rule(mark: Mark) -> String {
     format!("ct state new,related ct mark & {mark} == {mark} accept")
 }
 
-/// The same, which counts.
+/// The same rule, with a counter.
 fn rule(mark: Mark) -> [Expression; 8] {
     [
         Expression::Load(About::State),

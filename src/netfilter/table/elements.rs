@@ -10,7 +10,7 @@ use hashbrown::HashMap;
 
 use super::Pinhole;
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use crate::core::net::{Endpoint, Flow, Port, Seq};
+use crate::core::net::{Endpoint, Flow, Port, PortRange, Seq};
 use crate::netfilter::netlink::{Element, Key, Value};
 
 /// Sets and maps by their family: IPv4, IPv6.
@@ -106,4 +106,12 @@ pub(super) fn read_into(mapping: &mut Mapping, element: &Element) {
         Some((from, None)) => mapping.from = Some(from),
         None => {}
     }
+}
+
+/// The port range of an element.
+pub(super) fn port_range(element: &Element) -> Option<PortRangePinhole> {
+    let (from, to, first) = element.key.as_connection()?;
+    let (last_from, last_to, last) = element.last?.as_connection()?;
+    let ports = PortRange::new(Port::new(first)?, Port::new(last)?)?;
+    ((from, to) == (last_from, last_to)).then_some(PortRangePinhole { from, to, ports })
 }

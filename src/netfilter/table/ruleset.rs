@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use crate::core::kernel::Progress;
 use crate::core::net::{Direction, Port};
 use crate::core::policy::{Capture, Limits, Policy, WhenDown};
-use crate::netfilter::netlink::{Expression, Family, Object, ObjectKind, Table};
+use crate::netfilter::netlink::{Expression, Family, Object, Table};
 
 /// Pinhole's table.
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -44,33 +44,13 @@ pub(super) const CHAINS: [&str; 24] = [
     "update_ct_mark",
 ];
 
-/// The mechanism that holds the pinholes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Holder {
-    /// The sets of the table.
-    Sets,
-    /// Conntrack expectations; the sets hold only those that cannot be expectations.
-    Conntrack,
-}
-
-impl Holder {
-    const fn text(self) -> &'static str {
-        match self {
-            Self::Sets => include_str!("../../../rules/sets.nft"),
-            Self::Conntrack => include_str!("../../../rules/native.nft"),
-        }
-    }
-
-    /// The objects that must exist before nft reads the ruleset.
-    pub(super) const fn objects(self) -> &'static [Object<'static>] {
-        match self {
-            Self::Sets => &[
-                Object { name: "adjustable4", kind: ObjectKind::Place(Family::Ip) },
-                Object { name: "adjustable6", kind: ObjectKind::Place(Family::Ip6) },
-            ],
-            Self::Conntrack => &[Object { name: "ftp", kind: ObjectKind::Helper("ftp") }],
-        }
-    }
+/// What a mechanism adds to the table.
+#[derive(Clone, Copy, Debug)]
+pub struct MechanismRules {
+    /// Rules, as nft reads them.
+    pub text: &'static str,
+    /// The objects that must exist before nft reads these rules.
+    pub objects: &'static [Object<'static>],
 }
 
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
@@ -165,7 +145,7 @@ pub fn is_own_chain(name: &str) -> bool {
 /// The ruleset for a policy, as `nft -f` reads it.
 ///
 /// With the compat target, the text lacks the chains that queue: nft cannot write such a rule.
-pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
+pub fn text(policy: &Policy, queueing: Queueing, mechanism_rules: MechanismRules) -> String {
     let mark = policy.mark;
     let mut text = format!("define mark_bits = {mark}\n");
     let bits = mark.control_bits();
@@ -184,7 +164,7 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
     // nft knows no names for sizes, so this one number is exchanged.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
     let (ports, queue) = (control_ports(policy), queue(&policy.capture, queueing));
-    let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), holder.text()];
+    let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), mechanism_rules.text];
     let rest = PORTS_IN_FILES
         .into_iter()
         .zip(PORTS_IN_TABLE)
@@ -195,11 +175,11 @@ pub fn text(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
 
 /// The part of a ruleset that a reload cannot exchange: everything but control ports, marks, sizes, and bypass. If it
 /// is the same for two policies, a reload from one to the other is possible.
-pub(super) fn fixed_part(policy: &Policy, queueing: Queueing, holder: Holder) -> String {
+pub(super) fn fixed_part(policy: &Policy, queueing: Queueing, mechanism_rules: MechanismRules) -> String {
     let Policy { control_ports, mark, limits, capture, defaults, rules, .. } = Policy::default();
     let capture = Capture { when_down: capture.when_down, ..policy.capture };
     let limits = Limits { pinholes: limits.pinholes, ..policy.limits };
-    text(&Policy { control_ports, mark, limits, capture, defaults, rules, ..policy.clone() }, queueing, holder)
+    text(&Policy { control_ports, mark, limits, capture, defaults, rules, ..policy.clone() }, queueing, mechanism_rules)
 }
 
 /// The sets and maps whose size follows from the policy.
@@ -275,6 +255,9 @@ mod tests {
 
     use super::*;
     use crate::core::policy::Queues;
+    use crate::netfilter::backend::{native, sets};
+
+    const SETS: MechanismRules = sets::PROFILE.rules;
 
     fn policy() -> Policy {
         Policy::embedded()
@@ -284,13 +267,11 @@ mod tests {
     fn the_statement_bypasses_unless_the_policy_closes() {
         let mut policy = policy();
         assert!(
-            text(&policy, Queueing::Statement, Holder::Sets)
+            text(&policy, Queueing::Statement, SETS)
                 .contains("\tchain queue_packet {\n\t\tqueue flags bypass to 0\n\t}\n")
         );
         policy.capture.when_down = WhenDown::Closed;
-        assert!(
-            text(&policy, Queueing::Statement, Holder::Sets).contains("\tchain queue_packet {\n\t\tqueue to 0\n\t}\n")
-        );
+        assert!(text(&policy, Queueing::Statement, SETS).contains("\tchain queue_packet {\n\t\tqueue to 0\n\t}\n"));
     }
 
     #[test]
@@ -298,7 +279,7 @@ mod tests {
         for when_down in [WhenDown::Open, WhenDown::Closed] {
             let mut policy = policy();
             policy.capture.when_down = when_down;
-            let text = text(&policy, Queueing::Statement, Holder::Sets);
+            let text = text(&policy, Queueing::Statement, SETS);
             assert!(text.contains("\tchain queue_failclosed {\n\t\tqueue to 0\n\t}\n"), "{text}");
         }
     }
@@ -307,7 +288,7 @@ mod tests {
     fn doubtful_packet_that_nobody_reads_is_not_synced() {
         let policy = policy();
         let bits = policy.mark.control_bits();
-        let text = text(&policy, Queueing::Statement, Holder::Sets);
+        let text = text(&policy, Queueing::Statement, SETS);
         let (_, chain) = text.split_once("\tchain spoofed_source {\n").expect("the chain");
         let (chain, _) = chain.split_once("\n\t}").expect("its end");
         let rules: Vec<&str> = chain.lines().filter(|line| line.contains("meta mark set")).collect();
@@ -328,7 +309,7 @@ mod tests {
         let sizes = |limit| {
             let mut policy = policy();
             policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
-            let text = text(&policy, Queueing::Statement, Holder::Sets);
+            let text = text(&policy, Queueing::Statement, SETS);
             let sizes = text.lines().filter_map(|line| line.trim().strip_prefix("size "));
             let sizes = sizes.map(|size| size.parse::<u32>().expect("a number"));
             // How many lines are rewritten has nothing to do with that.
@@ -340,7 +321,7 @@ mod tests {
 
     #[test]
     fn the_compat_target_is_not_written_as_text() {
-        let text = text(&policy(), Queueing::CompatTarget, Holder::Sets);
+        let text = text(&policy(), Queueing::CompatTarget, SETS);
         assert!(!text.contains("chain queue_packet {") && text.contains("goto queue_packet"));
         assert!(!text.contains("flush chain inet pinhole queue_packet"));
     }
@@ -348,16 +329,16 @@ mod tests {
     #[test]
     fn each_processor_has_a_queue_of_its_own() {
         let mut policy = policy().on(NonZeroU16::new(2).expect("two"));
-        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags bypass,fanout to 0-1\n"));
+        assert!(text(&policy, Queueing::Statement, SETS).contains("\t\tqueue flags bypass,fanout to 0-1\n"));
         policy.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
         policy.capture.when_down = WhenDown::Closed;
-        assert!(text(&policy, Queueing::Statement, Holder::Sets).contains("\t\tqueue flags fanout to 7-9\n"));
+        assert!(text(&policy, Queueing::Statement, SETS).contains("\t\tqueue flags fanout to 7-9\n"));
     }
 
     #[test]
     fn every_chain_is_emptied_before_it_is_filled() {
-        for holder in [Holder::Sets, Holder::Conntrack] {
-            let text = text(&policy(), Queueing::Statement, holder);
+        for mechanism_rules in [SETS, native::PROFILE.rules] {
+            let text = text(&policy(), Queueing::Statement, mechanism_rules);
             for chain in CHAINS {
                 assert!(text.contains(&format!("flush chain inet pinhole {chain}\n")), "{chain}");
                 assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
@@ -376,7 +357,7 @@ mod tests {
 
     #[test]
     fn ports_marks_sizes_and_when_down_are_no_fixed_part_of_the_rules() {
-        let fixed = |policy: &Policy| fixed_part(policy, Queueing::Statement, Holder::Sets);
+        let fixed = |policy: &Policy| fixed_part(policy, Queueing::Statement, SETS);
         let text = "control_ports: [2121]\nmark: 0x30\nlimits: { pinholes: 50000 }\ncapture: { when_down: closed }\n";
         let exchanged = crate::core::policy::parse("policy.yaml", text).expect("a good policy").policy;
         assert_eq!(fixed(&exchanged), fixed(&Policy::embedded()));

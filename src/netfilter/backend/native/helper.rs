@@ -26,15 +26,12 @@ pub(super) const NAME: &str = "ftp";
 const CLASS: &str = "pinhole";
 const NETWORKS: [Family; 2] = [Family::Ip, Family::Ip6];
 
-/// How long the kernel may take to release the objects of a removed table.
-const RELEASE_TIME: Duration = Duration::from_secs(1);
-
 /// How often the helper is looked up again if another program changes it in the meantime.
 const ATTEMPTS: usize = 8;
 
 /// Why the kernel cannot hold the pinholes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unavailable {
+pub enum HelperError {
     /// The kernel lacks nfnetlink_cthelper.
     #[error(
         "this kernel takes no helpers from programs: it lacks nfnetlink_cthelper (CONFIG_NF_CT_NETLINK_HELPER), or the \
@@ -64,7 +61,7 @@ pub enum Unavailable {
     Tried(#[from] Error),
 }
 
-impl Unavailable {
+impl HelperError {
     fn of(error: Error) -> Self {
         match error.cause {
             Cause::Refused(Errno::PERM) | Cause::SystemCall(Errno::PERM) => Self::NotPermitted,
@@ -89,10 +86,10 @@ pub(super) struct Registration {
 
 impl Registration {
     /// Registers the helper, or adopts the existing one.
-    pub(super) fn new(policy: &Policy) -> Result<Self, Unavailable> {
-        let mut helpers = Helpers::open(REPLY_TIMEOUT).map_err(Unavailable::of)?;
+    pub(super) fn new(policy: &Policy) -> Result<Self, HelperError> {
+        let mut helpers = Helpers::open(REPLY_TIMEOUT).map_err(HelperError::of)?;
         // The request loads the module.
-        helpers.list().map_err(Unavailable::of)?;
+        helpers.list().map_err(HelperError::of)?;
         let is_locked = |module: &File| flock(module, FlockOperation::LockShared).is_ok();
         let mut registration = Self { helpers, shared: File::open(MODULE).ok().filter(is_locked) };
         registration.ensure_registered(policy)?;
@@ -100,21 +97,21 @@ impl Registration {
     }
 
     /// Whether a Pinhole has registered it.
-    pub(super) fn exists() -> Result<bool, Unavailable> {
-        let all = Helpers::open(REPLY_TIMEOUT).and_then(|mut helpers| helpers.list()).map_err(Unavailable::of)?;
+    pub(super) fn exists() -> Result<bool, HelperError> {
+        let all = Helpers::open(REPLY_TIMEOUT).and_then(|mut helpers| helpers.list()).map_err(HelperError::of)?;
         let is_ours = |helper: &Helper| (&*helper.name, &*helper.class) == (NAME, CLASS);
         Ok(NETWORKS.iter().all(|network| all.iter().any(|helper| is_ours(helper) && helper.network == *network)))
     }
 
     /// Makes sure that the helper is registered, with the policy's settings. Returns whether it had to be added.
-    pub(super) fn ensure_registered(&mut self, policy: &Policy) -> Result<bool, Unavailable> {
+    pub(super) fn ensure_registered(&mut self, policy: &Policy) -> Result<bool, HelperError> {
         let mut is_new = false;
         for network in NETWORKS {
             let mut attempts = 0..ATTEMPTS;
             is_new |= loop {
                 match self.register_for(network, policy) {
                     // Another Pinhole started or ended between the lookup and the request.
-                    Err(Unavailable::Tried(error))
+                    Err(HelperError::Tried(error))
                         if (error.cause.is_present() || error.cause.is_missing()) && attempts.next().is_some() => {}
                     result => break result?,
                 }
@@ -123,7 +120,7 @@ impl Registration {
         Ok(is_new)
     }
 
-    fn register_for(&mut self, network: Family, policy: &Policy) -> Result<bool, Unavailable> {
+    fn register_for(&mut self, network: Family, policy: &Policy) -> Result<bool, HelperError> {
         let wanted = Helper {
             name: NAME.into(),
             network,
@@ -135,21 +132,21 @@ impl Registration {
             timeout: policy.defaults.timeout,
             is_enabled: false,
         };
-        let all = self.helpers.list().map_err(Unavailable::of)?;
+        let all = self.helpers.list().map_err(HelperError::of)?;
         match all.into_iter().find(|helper| *helper.name == *NAME && helper.network == network) {
-            None => self.helpers.add(&wanted).map(|()| true).map_err(Unavailable::of),
-            Some(found) if found.class != wanted.class => Err(Unavailable::Foreign { class: found.class }),
+            None => self.helpers.add(&wanted).map(|()| true).map_err(HelperError::of),
+            Some(found) if found.class != wanted.class => Err(HelperError::Foreign { class: found.class }),
             Some(found) if found == wanted => Ok(false),
-            Some(_) => self.helpers.change(&wanted).map(|()| false).map_err(Unavailable::of),
+            Some(_) => self.helpers.change(&wanted).map(|()| false).map_err(HelperError::of),
         }
     }
 
     /// Removes the helper after the table is gone, unless another ruleset refers to it. Returns whether it is gone.
     ///
     /// The kernel releases the objects of a removed table a moment later.
-    pub(super) fn remove_behind_table(&mut self) -> Result<bool, Error> {
+    pub(super) fn remove_within(&mut self, time: Duration) -> Result<bool, Error> {
         const PAUSE: Duration = Duration::from_millis(10);
-        for _ in 0..RELEASE_TIME.as_millis() / PAUSE.as_millis() {
+        for _ in 0..time.as_millis() / PAUSE.as_millis() {
             if self.remove()? {
                 return Ok(true);
             }
@@ -187,14 +184,14 @@ pub(super) fn dry_run(conntrack: &mut Conntrack, expectations: &mut Expectations
     conntrack.create_dummy_entry(&Connection::direct(master), NAME, time)?;
     let expected =
         Expected { master, from: server.address, to: client, translated: None, time, helper: Some(NAME.into()) };
-    let stands = expectations.expect(&expected).and_then(|()| expectations.find(expected.from, expected.to));
+    let found = expectations.expect(&expected).and_then(|()| expectations.find(expected.from, expected.to));
     // Its expectations end with it.
     conntrack.forget(&master)?;
-    match stands? {
+    match found? {
         Some(found) if found.time <= time => Ok(()),
         _ => Err(Error::new(
             Operation::Try,
-            "an expectation of connection tracking (it did not stand as it was made)",
+            "an expectation of connection tracking (the kernel did not keep it as requested)",
             Cause::Garbled,
         )),
     }

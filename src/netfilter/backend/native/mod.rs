@@ -2,172 +2,91 @@
 //!
 //! An expected connection is `related` to the control connection that announced it, so rulesets that accept
 //! `related` need no change. The expectation also holds the NAT of its connection: the addresses of the control
-//! connection. The capture, the marks and the rest of the table `inet pinhole` are those of [`Sets`]; its sets hold
-//! the few pinholes that cannot be expectations.
+//! connection. The few pinholes that cannot be expectations are in the sets of the table, as with the mechanism `sets`.
 
 mod counts;
 mod helper;
 
 use std::hash::RandomState;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use hashbrown::HashSet;
 use rustix::io::Errno;
 
 use counts::ExpectationCounts;
-pub use helper::Unavailable;
+pub use helper::HelperError;
 use helper::{NAME, Registration};
 
-use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
-use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
-use crate::core::policy::Policy;
-use crate::core::seqadj::{Adjustment, NotAdjusted};
-use crate::core::time::Timestamp;
-use crate::core::tracker::ExistingState;
+use super::mechanism::{Backend, NotPossible, Profile};
+use crate::core::expectation::{Expectation, Mapping};
+use crate::core::kernel::NotOpened;
+use crate::core::net::{Connection, Endpoint, Flow};
+use crate::core::policy::{ControlPorts, Mechanism, Policy};
 use crate::netfilter::REPLY_TIMEOUT;
+use crate::netfilter::errors::ErrorCounter;
 use crate::netfilter::netlink::{
-    Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Operation, Translated,
+    Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Object, ObjectKind, Operation, Translated,
 };
-use crate::netfilter::table::{Holder, Pinhole, Restored, Sets, SetupError};
+use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
+
+/// What others have to know about it.
+pub const PROFILE: Profile = Profile {
+    mechanism: Mechanism::Native,
+    rules: MechanismRules {
+        text: include_str!("../../../../rules/native.nft"),
+        objects: &[Object { name: NAME, kind: ObjectKind::Helper(NAME) }],
+    },
+    is_related: true,
+    has_helper: true,
+};
 
 /// Pinholes as conntrack expectations.
 #[derive(Debug)]
-pub struct Native {
-    /// The table, and the pinholes in its sets.
-    pub(super) sets: Sets,
+pub(super) struct Native {
     expectations: Expectations,
+    conntrack: Conntrack,
     registration: Registration,
     /// The number of expectations of each control connection.
     counts: ExpectationCounts,
     /// The pinholes that are in the sets (too).
     in_sets: HashSet<(IpAddr, Endpoint), RandomState>,
-}
-
-/// A registered helper that passed the test, to be used or [removed](Ready::withdraw).
-#[derive(Debug)]
-pub(super) struct Ready {
-    expectations: Expectations,
-    registration: Registration,
-}
-
-impl Ready {
-    /// Tests whether this kernel can hold pinholes, by having it hold one.
-    pub(super) fn new(policy: &Policy) -> Result<Self, Unavailable> {
-        let mut ready =
-            Self { expectations: Expectations::open(REPLY_TIMEOUT)?, registration: Registration::new(policy)? };
-        let mut conntrack = Conntrack::open(REPLY_TIMEOUT)?;
-        if let Err(error) = helper::dry_run(&mut conntrack, &mut ready.expectations) {
-            // The reason why it does not work matters more than a failed cleanup.
-            let _ = ready.registration.remove();
-            return Err(error.into());
-        }
-        Ok(ready)
-    }
-
-    /// Removes the helper again, unless it is in use.
-    pub(super) fn withdraw(mut self) -> Result<bool, Error> {
-        self.registration.remove()
-    }
+    errors: ErrorCounter,
 }
 
 /// Whether this kernel could hold the pinholes. The test registers the helper for a moment; an existing one is left
 /// as it is.
-pub fn is_possible(policy: &Policy) -> Result<(), Unavailable> {
+pub fn is_possible(policy: &Policy) -> Result<(), HelperError> {
     if Registration::exists()? {
         return Ok(helper::dry_run(&mut Conntrack::open(REPLY_TIMEOUT)?, &mut Expectations::open(REPLY_TIMEOUT)?)?);
     }
-    Ready::new(policy)?.withdraw()?;
+    Native::set_up(policy, ErrorCounter::default())?.registration.remove()?;
     Ok(())
 }
 
 impl Native {
-    /// Installs the table for a policy. Pinholes of an earlier run stay open.
-    pub(super) fn install(policy: &Policy, ready: Ready) -> Result<Self, SetupError> {
-        let mut sets = match Sets::install_for(policy, Holder::Conntrack) {
-            Ok(sets) => sets,
-            Err(error) => {
-                // The first error has to be reported.
-                let _ = ready.withdraw();
-                return Err(error);
-            }
+    /// Registers the helper, and tests whether this kernel can hold pinholes, by having it hold one.
+    pub(super) fn set_up(policy: &Policy, errors: ErrorCounter) -> Result<Self, HelperError> {
+        let mut native = Self {
+            expectations: Expectations::open(REPLY_TIMEOUT)?,
+            conntrack: Conntrack::open(REPLY_TIMEOUT)?,
+            registration: Registration::new(policy)?,
+            counts: ExpectationCounts::default(),
+            in_sets: HashSet::default(),
+            errors,
         };
-        let in_sets = sets.pinholes()?.iter().map(|pinhole| (pinhole.from, pinhole.to)).collect();
-        let Ready { expectations, registration } = ready;
-        let mut native = Self { sets, expectations, registration, counts: ExpectationCounts::default(), in_sets };
-        for one in native.expected()? {
-            native.counts.add((one.from, one.to), one.master);
+        if let Err(error) = helper::dry_run(&mut native.conntrack, &mut native.expectations) {
+            // The reason why it does not work matters more than a failed cleanup.
+            let _ = native.registration.remove();
+            return Err(error.into());
         }
         Ok(native)
     }
 
-    /// Exchanges the table for another policy. After an error, the old policy stays in force.
-    pub(super) fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
-        self.registration.ensure_registered(policy)?;
-        self.sets.reload(policy)
-    }
-
-    /// Restores what is missing. Expectations never are: they do not depend on the table.
-    pub(super) fn restore<'a>(
-        &mut self,
-        now: Timestamp,
-        standing: impl Iterator<Item = &'a Expectation>,
-    ) -> Result<Restored, SetupError> {
-        // The table refers to the helper. While the table was gone, another program may have removed the helper as
-        // well.
-        self.registration.ensure_registered(&self.sets.policy)?;
-        let in_sets = &self.in_sets;
-        self.sets.restore(now, standing.filter(|pinhole| in_sets.contains(&(pinhole.from, pinhole.to))))
-    }
-
-    /// Removes everything that was installed. Returns whether the helper is gone, too: a ruleset that refers to it
-    /// keeps it.
-    pub(super) fn remove(&mut self) -> Result<bool, SetupError> {
-        // Removing the table does not remove expectations.
-        let standing = self.expected();
-        let closed = standing
-            .and_then(|all| all.iter().try_for_each(|one| self.expectations.forget(one.from, one.to).map(drop)));
-        let removed = self.sets.remove();
-        let is_gone = self.registration.remove_behind_table();
-        closed?;
-        removed?;
-        Ok(is_gone?)
-    }
-
-    /// The pinholes in the kernel.
-    pub(super) fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
-        let mut pinholes = self.sets.pinholes()?;
-        for expected in self.expected()? {
-            let Expected { from, to, time, .. } = expected;
-            if !pinholes.iter().any(|pinhole| (pinhole.from, pinhole.to) == (from, to)) {
-                let mapping = self.mapping(&expected)?;
-                pinholes.push(Pinhole { from, to, mapping, lifetime: time, remaining: time });
-            }
-        }
-        Ok(pinholes)
-    }
-
-    /// The state that an earlier run left.
-    pub(super) fn existing_state(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
-        let pinholes = self.pinholes()?;
-        self.sets.existing_state_among(now, &pinholes)
-    }
-
-    /// A pinhole was used.
-    pub(super) fn used(&mut self, flow: &Flow) {
-        let key = (flow.source.address, flow.destination);
-        // The kernel itself has removed the expectation.
-        self.counts.remove(&key);
-        if self.in_sets.remove(&key) {
-            self.sets.used(flow);
-        }
-    }
-
     /// The expectations of control connections. No other program has a helper of this name. A control connection that
     /// lost the helper, because Pinhole was stopped and started again, has no expectation.
-    fn expected(&mut self) -> Result<Vec<Expected>, Error> {
+    fn expected(&mut self, ports: &ControlPorts) -> Result<Vec<Expected>, Error> {
         let mut all = self.expectations.list()?;
-        let ports = &self.sets.policy.control_ports;
         all.retain(|one| {
             let is_ours = one.helper.as_deref().is_none_or(|name| name == NAME);
             is_ours && ports.contains(one.master.destination.port)
@@ -178,7 +97,7 @@ impl Native {
     /// The NAT of an expected connection: see [`follows`].
     fn mapping(&mut self, expected: &Expected) -> Result<Mapping, Error> {
         let Some(translated) = expected.translated else { return Ok(Mapping::NONE) };
-        let Some(entry) = self.sets.conntrack.find(&expected.master)? else { return Ok(Mapping::NONE) };
+        let Some(entry) = self.conntrack.find(&expected.master)? else { return Ok(Mapping::NONE) };
         let (from, to) = followed(&entry.connection, translated.is_original);
         let to = Endpoint::new(to, translated.port);
         Ok(Mapping { to: (to != expected.to).then_some(to), from: (from != expected.from).then_some(from) })
@@ -186,12 +105,12 @@ impl Native {
 
     /// Adds an expectation. Returns whether the kernel took it; if it is full, or the reason is in this one session,
     /// the pinhole goes into the sets.
-    fn expect(&mut self, expectation: &Expectation, of: &Connection) -> Result<bool, NotOpened> {
+    fn expect(&mut self, policy: &Policy, expectation: &Expectation, of: &Connection) -> Result<bool, NotOpened> {
         let Expectation { from, to, lifetime, .. } = *expectation;
         let key = (from, to);
         if !self.counts.has_room(&key, &of.original) {
             let object = format_args!("expectation {from} -> {to} beside {MOST_EXPECTATIONS} of its session");
-            self.not_expected(&Error::new(Operation::Add, object, Cause::Refused(Errno::NFILE)));
+            self.not_expected(policy, &Error::new(Operation::Add, object, Cause::Refused(Errno::NFILE)));
             return Ok(false);
         }
         let translated = if expectation.mapping.is_none() { None } else { follows(expectation, of) };
@@ -204,20 +123,19 @@ impl Native {
         match error.cause {
             // The connection is older than the helper, or is in another conntrack zone.
             Cause::Refused(Errno::OPNOTSUPP | Errno::NOENT | Errno::TIME) => {
-                self.not_expected(&error);
+                self.not_expected(policy, &error);
                 Ok(false)
             }
             // The kernel's maximum of expectations, for all connections together, is reached.
             Cause::Refused(Errno::MFILE) => {
-                self.sets.trouble(&error);
+                self.errors.add(&error);
                 Ok(false)
             }
             cause => {
-                self.sets.trouble(&error);
+                self.errors.add(&error);
                 if cause.is_unknown() {
                     // The expectation may have been added: removes it, so that no unknown pinhole stays open.
-                    let forgotten = self.expectations.forget(from, to);
-                    self.sets.note(forgotten);
+                    self.errors.ok(self.expectations.forget(from, to));
                 }
                 Err(NotOpened)
             }
@@ -226,9 +144,9 @@ impl Native {
 
     /// The pinhole is in the sets instead. If the policy names no chains in `admit`, only a rule for the mark admits
     /// it, so this is logged.
-    fn not_expected(&mut self, error: &Error) {
-        if self.sets.policy.admit.is_empty() {
-            self.sets.trouble(error);
+    fn not_expected(&self, policy: &Policy, error: &Error) {
+        if policy.admit.is_empty() {
+            self.errors.add(error);
         }
     }
 }
@@ -253,77 +171,100 @@ fn follows(expectation: &Expectation, of: &Connection) -> Option<Translated> {
     })
 }
 
-impl Firewall for Native {
-    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
-        self.sets.control_connection(flow)
+impl Backend for Native {
+    fn profile(&self) -> &'static Profile {
+        &PROFILE
     }
 
-    fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
-        let key = (expectation.from, expectation.to);
-        let is_expected = self.expect(expectation, of)?;
+    /// The table refers to the helper. While the table was gone, another program may have removed the helper as well.
+    fn prepare(&mut self, policy: &Policy) -> Result<(), NotPossible> {
+        let registered = self.registration.ensure_registered(policy).map(drop);
+        registered.map_err(|why| NotPossible { mechanism: PROFILE.mechanism, why: why.to_string().into() })
+    }
+
+    fn adopt(&mut self, table: &mut PinholeTable) -> Result<(), Error> {
+        self.in_sets = table.pinholes()?.iter().map(|pinhole| (pinhole.from, pinhole.to)).collect();
+        for one in self.expected(&table.policy().control_ports)? {
+            self.counts.add((one.from, one.to), one.master);
+        }
+        Ok(())
+    }
+
+    fn open(&mut self, table: &mut PinholeTable, pinhole: &Expectation, of: &Connection) -> Result<(), NotOpened> {
+        let key = (pinhole.from, pinhole.to);
+        let is_expected = self.expect(table.policy(), pinhole, of)?;
         // The maps can do NAT that an expectation cannot.
-        let is_mapped = expectation.mapping.is_none() || follows(expectation, of).is_some();
+        let is_mapped = pinhole.mapping.is_none() || follows(pinhole, of).is_some();
         if is_expected && is_mapped {
             if self.in_sets.remove(&key) {
-                self.sets.close(expectation);
+                table.close(pinhole);
             }
             return Ok(());
         }
-        let opened = self.sets.open(expectation);
+        let opened = table.open(pinhole);
         match opened {
             Ok(()) => drop(self.in_sets.insert(key)),
-            Err(NotOpened) if is_expected => self.close(expectation),
+            Err(NotOpened) if is_expected => self.close(table, pinhole),
             Err(NotOpened) => {}
         }
         opened
     }
 
-    fn close(&mut self, expectation: &Expectation) {
-        let Expectation { from, to, .. } = *expectation;
+    fn close(&mut self, table: &mut PinholeTable, pinhole: &Expectation) {
+        let Expectation { from, to, .. } = *pinhole;
         self.counts.remove(&(from, to));
         if self.in_sets.remove(&(from, to)) {
-            self.sets.close(expectation);
+            table.close(pinhole);
         }
-        let forgotten = self.expectations.forget(from, to);
-        self.sets.note(forgotten);
+        self.errors.ok(self.expectations.forget(from, to));
     }
 
-    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+    fn mapping_of(&mut self, table: &mut PinholeTable, from: IpAddr, to: Endpoint) -> Option<Mapping> {
         if self.in_sets.contains(&(from, to))
-            && let Some(mapping) = self.sets.mapping_of(from, to)
+            && let Some(mapping) = table.mapping_of(from, to)
         {
             return Some(mapping);
         }
-        let found = self.expectations.find(from, to);
-        let expected = self.sets.note(found)??;
+        let expected = self.errors.ok(self.expectations.find(from, to))??;
         let mapping = self.mapping(&expected);
-        self.sets.note(mapping)
+        self.errors.ok(mapping)
     }
 
-    fn adjust(
-        &mut self,
-        connection: &Connection,
-        direction: Direction,
-        adjustment: &Adjustment,
-        held: &[Seq],
-    ) -> Result<(), NotAdjusted> {
-        self.sets.adjust(connection, direction, adjustment, held)
+    fn pinholes(&mut self, table: &mut PinholeTable) -> Result<Vec<Pinhole>, Error> {
+        let mut pinholes = table.pinholes()?;
+        for expected in self.expected(&table.policy().control_ports)? {
+            let Expected { from, to, time, .. } = expected;
+            if !pinholes.iter().any(|pinhole| (pinhole.from, pinhole.to) == (from, to)) {
+                let mapping = self.mapping(&expected)?;
+                pinholes.push(Pinhole { from, to, mapping, lifetime: time, remaining: time });
+            }
+        }
+        Ok(pinholes)
     }
 
-    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
-        self.sets.open_port_range(port_range)
+    fn used(&mut self, table: &mut PinholeTable, flow: &Flow) {
+        let key = (flow.source.address, flow.destination);
+        // The kernel itself has removed the expectation.
+        self.counts.remove(&key);
+        if self.in_sets.remove(&key) {
+            table.used(flow);
+        }
     }
 
-    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
-        self.sets.renew_port_range(port_range);
+    /// Expectations are never lost with the table.
+    fn is_in_sets(&self, pinhole: &Expectation) -> bool {
+        self.in_sets.contains(&(pinhole.from, pinhole.to))
     }
 
-    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
-        self.sets.close_port_range(port_range);
+    fn close_all(&mut self, table: &PinholeTable) -> Result<(), Error> {
+        let expected = self.expected(&table.policy().control_ports)?;
+        expected.iter().try_for_each(|one| self.expectations.forget(one.from, one.to).map(drop))
     }
 
-    fn record(&mut self, connection: &Connection, progress: Progress) {
-        self.sets.record(connection, progress);
+    /// Removes the helper, unless a ruleset refers to it.
+    fn remove(&mut self, within: Duration) -> Result<Option<&'static str>, Error> {
+        let is_gone = self.registration.remove_within(within)?;
+        Ok((!is_gone).then_some("the helper `ftp` stays, because a ruleset names it: your own, or another Pinhole's"))
     }
 }
 
@@ -331,6 +272,7 @@ impl Firewall for Native {
 mod tests {
     use super::*;
     use crate::core::net::Port;
+    use crate::core::time::Timestamp;
 
     fn endpoint(text: &str) -> Endpoint {
         let address: std::net::SocketAddr = text.parse().expect("an address");
@@ -342,7 +284,7 @@ mod tests {
     }
 
     fn expectation(from: &str, to: &str, mapping: Mapping) -> Expectation {
-        let lifetime = std::time::Duration::from_secs(60);
+        let lifetime = Duration::from_secs(60);
         let from = from.parse().expect("an address");
         Expectation { from, to: endpoint(to), since: Timestamp::from_secs(1), lifetime, mapping }
     }

@@ -1,0 +1,236 @@
+//! The firewall of this host's kernel: the table, conntrack's control connections, and one of the mechanisms.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::mechanism::{Backend, NotPossible, Profile};
+use super::probe;
+use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
+use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
+use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
+use crate::core::policy::{Mechanism, Policy};
+use crate::core::seqadj::{Adjustment, NotAdjusted};
+use crate::core::time::Timestamp;
+use crate::core::tracker::ExistingState;
+use crate::netfilter::connections::ControlConnections;
+use crate::netfilter::errors::{ErrorCounter, RefusedRequests};
+use crate::netfilter::netlink::{Error, TableChange};
+use crate::netfilter::table::{Pinhole, PinholeTable, Queueing, Restored, TableError};
+
+/// How long the kernel may take to release the objects of a removed table.
+const RELEASE_TIME: Duration = Duration::from_secs(1);
+
+/// Why the table was not installed, reloaded or removed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SetupError {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Kernel(#[from] Error),
+    /// The table is not what the policy wants.
+    #[error(transparent)]
+    Table(#[from] TableError),
+    /// The policy demands a mechanism that does not work here.
+    #[error(transparent)]
+    Mechanism(#[from] NotPossible),
+    /// A reload cannot change the mechanism.
+    #[error("`mechanism` cannot change from {0} while the program runs: restart it (`systemctl restart pinhole`)")]
+    OtherMechanism(Mechanism),
+}
+
+/// A firewall in the kernel.
+#[derive(Debug)]
+pub struct KernelFirewall {
+    table: PinholeTable,
+    connections: ControlConnections,
+    backend: Box<dyn Backend>,
+    /// Why this mechanism.
+    because: String,
+    errors: ErrorCounter,
+}
+
+impl KernelFirewall {
+    /// Installs the table for a policy, with the mechanism that the policy names, or else with the best one that
+    /// works. Pinholes of an earlier run stay open.
+    pub fn install(policy: &Policy) -> Result<Self, SetupError> {
+        let errors = ErrorCounter::default();
+        let (mut backend, because) = probe::set_up(policy, &errors)?;
+        let installed = ControlConnections::open(policy, errors.clone())
+            .map_err(SetupError::from)
+            .and_then(|opened| Ok((opened, PinholeTable::install(policy, backend.profile().rules, errors.clone())?)));
+        let (mut connections, mut table) = match installed {
+            Ok(installed) => installed,
+            Err(error) => {
+                // The first error has to be reported.
+                let _ = backend.remove(Duration::ZERO);
+                return Err(error);
+            }
+        };
+        if table.was_kept() {
+            connections.trust_synced();
+        }
+        backend.adopt(&mut table)?;
+        Ok(Self { table, connections, backend, because, errors })
+    }
+
+    /// The mechanism in use.
+    pub fn profile(&self) -> &'static Profile {
+        self.backend.profile()
+    }
+
+    /// The reason for that mechanism.
+    pub fn because(&self) -> &str {
+        &self.because
+    }
+
+    /// How this kernel queues packets.
+    pub fn queueing(&self) -> Queueing {
+        self.table.queueing()
+    }
+
+    /// The netlink port ID that opens and closes pinholes: see [`TableWatch::ignore`].
+    ///
+    /// [`TableWatch::ignore`]: crate::netfilter::netlink::TableWatch::ignore
+    pub fn port_id(&self) -> Result<u32, Error> {
+        self.table.port_id()
+    }
+
+    /// The pinholes in the kernel.
+    pub fn pinholes(&mut self) -> Result<Vec<Pinhole>, Error> {
+        self.backend.pinholes(&mut self.table)
+    }
+
+    /// The state that an earlier run left, for [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
+    pub fn existing_state(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
+        let expectation = |Pinhole { from, to, mapping, lifetime, remaining }| {
+            let expires = now + remaining;
+            let since = expires.before(lifetime);
+            Expectation { from, to, since, lifetime: expires.since(since), mapping }
+        };
+        let pinholes: Vec<_> = self.pinholes()?.into_iter().map(expectation).collect();
+        let port_ranges = self.table.port_ranges()?;
+        let is_nothing = pinholes.is_empty() && port_ranges.is_empty();
+        let connections = if is_nothing { Vec::new() } else { self.connections.established()? };
+        Ok(ExistingState { pinholes, port_ranges, connections })
+    }
+
+    /// A pinhole was used, and admits no further connection. Has to be called before the same pinhole is opened
+    /// again.
+    pub fn used(&mut self, flow: &Flow) {
+        self.backend.used(&mut self.table, flow);
+    }
+
+    /// Removes the used pinholes.
+    pub fn sweep(&mut self) {
+        self.table.sweep();
+    }
+
+    /// The requests that the kernel refused since the last call.
+    pub fn take_refused(&mut self) -> RefusedRequests {
+        self.errors.take()
+    }
+
+    /// Exchanges the table for another policy. After an error, the old policy stays in force.
+    pub fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
+        let mechanism = self.profile().mechanism;
+        if policy.mechanism != Mechanism::Auto && policy.mechanism != mechanism {
+            return Err(SetupError::OtherMechanism(mechanism));
+        }
+        self.backend.prepare(policy)?;
+        let reloaded = self.table.reload(policy);
+        self.connections.follow(self.table.policy());
+        Ok(reloaded?)
+    }
+
+    /// Whether another program's change may concern this table or its accept rules.
+    pub fn concerns(&self, change: &TableChange) -> bool {
+        self.table.concerns(change)
+    }
+
+    /// Whether the table and its accept rules are there and unchanged.
+    pub fn is_intact(&mut self) -> Result<bool, Error> {
+        self.table.is_intact()
+    }
+
+    /// Restores the missing parts of the table, the pinholes and the accept rules.
+    pub fn restore<'a>(
+        &mut self,
+        now: Timestamp,
+        open: impl Iterator<Item = &'a Expectation>,
+    ) -> Result<Restored, SetupError> {
+        self.backend.prepare(self.table.policy())?;
+        let in_sets = open.filter(|pinhole| self.backend.is_in_sets(pinhole));
+        Ok(self.table.restore(now, in_sets)?)
+    }
+
+    /// Control connections may have continued unseen while the table was gone: conntrack calls none of their packets
+    /// invalid because of its sequence numbers.
+    pub fn set_tcp_be_liberal<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.connections.set_tcp_be_liberal(connections);
+    }
+
+    /// Control connections may have continued unseen while rules of the table were gone: clears their in-sync bits.
+    pub fn forget_synced<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
+        self.connections.forget_synced(connections);
+    }
+
+    /// Whether the table was restored without its elements, so that they still have to be restored.
+    pub fn lacks_pinholes(&self) -> bool {
+        self.table.lacks_pinholes()
+    }
+
+    /// Removes everything that was installed. Returns what had to stay, if anything.
+    pub fn remove(&mut self) -> Result<Option<&'static str>, SetupError> {
+        let closed = self.backend.close_all(&self.table);
+        let removed = self.table.remove();
+        let stays = self.backend.remove(RELEASE_TIME);
+        closed?;
+        removed?;
+        Ok(stays?)
+    }
+}
+
+impl Firewall for KernelFirewall {
+    fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
+        self.connections.find(flow)
+    }
+
+    fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
+        self.backend.open(&mut self.table, expectation, of)
+    }
+
+    fn close(&mut self, expectation: &Expectation) {
+        self.backend.close(&mut self.table, expectation);
+    }
+
+    fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        self.backend.mapping_of(&mut self.table, from, to)
+    }
+
+    fn adjust(
+        &mut self,
+        connection: &Connection,
+        direction: Direction,
+        adjustment: &Adjustment,
+        held: &[Seq],
+    ) -> Result<(), NotAdjusted> {
+        // These elements come first, so that no retransmission can bypass the queue once the offset is set.
+        self.table.queue_retransmissions(connection.flow(direction), held);
+        self.connections.adjust(connection, direction, adjustment)
+    }
+
+    fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
+        self.table.open_port_range(port_range)
+    }
+
+    fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.table.renew_port_range(port_range);
+    }
+
+    fn close_port_range(&mut self, port_range: &PortRangePinhole) {
+        self.table.close_port_range(port_range);
+    }
+
+    fn record(&mut self, connection: &Connection, progress: Progress) {
+        self.connections.record(connection, progress);
+    }
+}

@@ -1,0 +1,92 @@
+//! The trait `Backend`: what differs between the mechanisms.
+
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::core::expectation::{Expectation, Mapping};
+use crate::core::kernel::NotOpened;
+use crate::core::net::{Connection, Endpoint, Flow};
+use crate::core::policy::{Mechanism, Policy};
+use crate::netfilter::netlink::Error;
+use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
+
+/// What the rest of the program has to know about a mechanism.
+#[derive(Debug)]
+pub struct Profile {
+    /// Its name in a policy.
+    pub mechanism: Mechanism,
+    /// Its part of the table.
+    pub rules: MechanismRules,
+    /// Whether conntrack expects data connections, which makes them `ct state related`; otherwise they are `new`.
+    pub is_related: bool,
+    /// Whether control connections have a userspace helper, so that a verdict has to avoid the kernel's second
+    /// correction of sequence numbers.
+    pub has_helper: bool,
+}
+
+/// Why a mechanism cannot work on this host.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`mechanism: {mechanism}` is not possible: {why}; `mechanism: auto` goes on with sets then")]
+pub struct NotPossible {
+    /// The mechanism.
+    pub mechanism: Mechanism,
+    /// The reason.
+    pub why: Box<str>,
+}
+
+/// A mechanism at work. What it does not implement itself is done with the sets of the table.
+pub(super) trait Backend: Debug + Send {
+    fn profile(&self) -> &'static Profile;
+
+    /// Makes sure that what the table's rules refer to exists, before the table is reloaded or restored.
+    fn prepare(&mut self, _: &Policy) -> Result<(), NotPossible> {
+        Ok(())
+    }
+
+    /// Reads what an earlier run left, after the table was installed.
+    fn adopt(&mut self, _: &mut PinholeTable) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Opens a pinhole for an expectation of this control connection. Replaces an open one with the same addresses.
+    fn open(&mut self, table: &mut PinholeTable, pinhole: &Expectation, _: &Connection) -> Result<(), NotOpened> {
+        table.open(pinhole)
+    }
+
+    /// Closes a pinhole. It is no error if it was used or has expired.
+    fn close(&mut self, table: &mut PinholeTable, pinhole: &Expectation) {
+        table.close(pinhole);
+    }
+
+    /// The NAT of a connection, if a pinhole admits it.
+    fn mapping_of(&mut self, table: &mut PinholeTable, from: IpAddr, to: Endpoint) -> Option<Mapping> {
+        table.mapping_of(from, to)
+    }
+
+    /// The pinholes in the kernel.
+    fn pinholes(&mut self, table: &mut PinholeTable) -> Result<Vec<Pinhole>, Error> {
+        table.pinholes()
+    }
+
+    /// A pinhole was used, and admits no further connection.
+    fn used(&mut self, table: &mut PinholeTable, flow: &Flow) {
+        table.used(flow);
+    }
+
+    /// Whether a pinhole is in the sets, so that it is lost with them.
+    fn is_in_sets(&self, _: &Expectation) -> bool {
+        true
+    }
+
+    /// Closes all pinholes that the end of the table does not close.
+    fn close_all(&mut self, _: &PinholeTable) -> Result<(), Error> {
+        Ok(())
+    }
+
+    /// Removes what exists beside the table, after the table is gone. The kernel may take that long to let go of it.
+    /// Returns what had to stay, if anything.
+    fn remove(&mut self, _within: Duration) -> Result<Option<&'static str>, Error> {
+        Ok(None)
+    }
+}

@@ -1,0 +1,30 @@
+//! The mechanism `sets`: pinholes as elements of nftables sets, in Pinhole's own table.
+
+use super::mechanism::{Backend, Profile};
+use crate::core::policy::Mechanism;
+use crate::netfilter::netlink::{Family, Object, ObjectKind};
+use crate::netfilter::table::MechanismRules;
+
+/// What others have to know about it.
+pub const PROFILE: Profile = Profile {
+    mechanism: Mechanism::Sets,
+    rules: MechanismRules {
+        text: include_str!("../../../rules/sets.nft"),
+        objects: &[
+            Object { name: "adjustable4", kind: ObjectKind::Place(Family::Ip) },
+            Object { name: "adjustable6", kind: ObjectKind::Place(Family::Ip6) },
+        ],
+    },
+    is_related: false,
+    has_helper: false,
+};
+
+/// Pinholes in the sets of the table.
+#[derive(Debug)]
+pub(super) struct Sets;
+
+impl Backend for Sets {
+    fn profile(&self) -> &'static Profile {
+        &PROFILE
+    }
+}

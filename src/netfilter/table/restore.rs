@@ -1,0 +1,151 @@
+//! Restores what other programs remove or change.
+
+use super::accept_rules::{self, Place};
+use super::pinholes::BySet;
+use super::ruleset::{self, TABLE};
+use super::{PinholeTable, TableError};
+use crate::core::expectation::Expectation;
+use crate::core::net::Port;
+use crate::core::policy::{Chain, Policy};
+use crate::core::time::Timestamp;
+use crate::netfilter::netlink::{Element, Error, Key, Table, TableChange};
+
+/// What was restored.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The table, or some of its rules.
+    pub table: bool,
+    /// The whole table was gone, and perhaps every other rule that needs conntrack.
+    pub was_gone: bool,
+    /// The number of pinholes and port ranges.
+    pub elements: usize,
+    /// The chains of `admit` whose accept rule was restored.
+    pub admitted: Vec<Chain>,
+    /// The chains of `admit` that do not exist. Their creation will be a change of the ruleset to handle.
+    pub without_chain: Vec<Chain>,
+}
+
+impl Restored {
+    /// Whether nothing had to be restored.
+    pub fn is_nothing(&self) -> bool {
+        !self.table && self.elements == 0 && self.admitted.is_empty()
+    }
+}
+
+impl PinholeTable {
+    /// Whether another program's change may concern this table or its accept rules.
+    pub(in crate::netfilter) fn concerns(&self, change: &TableChange) -> bool {
+        let in_table = |table: Table<'_>| (table.family, table.name) == (change.family, &*change.table);
+        let is_of = |chain: &Chain| {
+            in_table(accept_rules::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
+        };
+        in_table(TABLE) || self.policy.admit.iter().any(is_of)
+    }
+
+    /// Whether everything that was installed is there and unchanged.
+    pub(in crate::netfilter) fn is_intact(&mut self) -> Result<bool, Error> {
+        if !self.is_untouched()? {
+            return Ok(false);
+        }
+        for chain in &self.policy.admit {
+            if accept_rules::look(&mut self.tables, chain, self.policy.mark)? != Place::OnTop {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Restores what is missing: the table with its pinholes, and the accept rules.
+    pub(in crate::netfilter) fn restore<'a>(
+        &mut self,
+        now: Timestamp,
+        open: impl Iterator<Item = &'a Expectation>,
+    ) -> Result<Restored, TableError> {
+        let mut restored = Restored::default();
+        // First the accept rules: without them, a data connection would use up its pinhole and then be dropped.
+        self.restore_accept_rules(&mut restored)?;
+        let is_untouched = self.is_untouched()?;
+        if !is_untouched {
+            // If only rules are gone, the sets are complete, and used pinholes stay used.
+            self.lacks_elements |= !self.tables.has_table(TABLE)?;
+        }
+        if !is_untouched || self.lacks_elements {
+            let elements = if self.lacks_elements { self.lost_elements(now, open) } else { BySet::new() };
+            self.reinstall(&elements)?;
+            restored.was_gone = std::mem::take(&mut self.lacks_elements);
+            restored.table = true;
+            restored.elements = elements.values().flatten().filter(|element| element.value.is_none()).count();
+        }
+        Ok(restored)
+    }
+
+    /// Whether the table was restored without its elements, so that they still have to be restored.
+    pub(in crate::netfilter) fn lacks_pinholes(&self) -> bool {
+        self.lacks_elements
+    }
+
+    /// Restores the table without its elements if it is gone; [`restore`](Self::restore) adds these later. Returns
+    /// whether it was gone.
+    pub(super) fn reinstall_if_gone(&mut self) -> Result<bool, TableError> {
+        if self.installed.is_empty() || self.tables.has_table(TABLE)? {
+            return Ok(false);
+        }
+        self.reinstall(&BySet::new())?;
+        self.lacks_elements = true;
+        Ok(true)
+    }
+
+    /// Whether the table has the rules and control ports that were installed, and no others.
+    pub(super) fn is_untouched(&mut self) -> Result<bool, Error> {
+        Ok(!self.installed.is_empty() && self.handles()? == self.installed && self.has_ports()?)
+    }
+
+    fn has_ports(&mut self) -> Result<bool, Error> {
+        for set in [ruleset::CONTROL_PORTS, ruleset::GUARDED_PORTS] {
+            let found = self.tables.elements(TABLE, set)?;
+            let wanted = ports_of(set, &self.policy);
+            let is_there = |port: &Element| found.iter().any(|element| element.key == port.key);
+            if found.len() != wanted.len() || !wanted.iter().all(is_there) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn handles(&mut self) -> Result<Vec<u64>, Error> {
+        Ok(self.tables.rules(TABLE)?.iter().map(|rule| rule.handle).collect())
+    }
+
+    pub(super) fn restore_accept_rules(&mut self, restored: &mut Restored) -> Result<(), TableError> {
+        for chain in &self.policy.admit {
+            match accept_rules::put(&mut self.tables, chain, self.policy.mark)? {
+                Place::OnTop => {}
+                Place::Elsewhere => restored.admitted.push(chain.clone()),
+                Place::NoChain => restored.without_chain.push(chain.clone()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Restores the table as installed, with these elements, in one transaction, so that there is no moment with half
+    /// of it.
+    pub(super) fn reinstall(&mut self, elements: &BySet) -> Result<(), TableError> {
+        let lists: Vec<(&str, &[Element])> = elements.iter().map(|(set, list)| (*set, list.as_slice())).collect();
+        let left_over = self.tables.put_back(TABLE, &self.image, &lists)?;
+        for (set, left_over) in left_over {
+            self.tables.insert_all(TABLE, set, left_over)?;
+        }
+        self.installed = self.handles()?;
+        if self.installed.len() < self.image.rules() {
+            // It is gone again; the kernel notifies the watcher of that, too.
+            self.installed.clear();
+        }
+        Ok(())
+    }
+}
+
+/// The elements of a set of control ports.
+pub(super) fn ports_of(set: &str, policy: &Policy) -> Vec<Element> {
+    let element = |port: Port| Element::lasting(Key::port(port.number()));
+    ruleset::ports_of(set, policy).into_iter().map(element).collect()
+}
