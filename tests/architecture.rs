@@ -56,23 +56,69 @@ fn code_below(folder: &str) -> BTreeMap<PathBuf, String> {
     paths.into_iter().map(read).collect()
 }
 
-/// The module of a file or of a path of the language: its first `depth` names.
-fn module(names: &[&str], depth: usize) -> Option<String> {
-    let names: Vec<&str> = names.iter().take(depth).map(|name| name.trim_end_matches(".rs")).collect();
-    (names.len() == depth).then(|| names.join("::"))
+/// The module of a path, if the path leads into it: its first names, as many as `depth`.
+fn module(path: &[String], depth: usize) -> Option<String> {
+    path.get(..depth).map(|names| names.join("::"))
+}
+
+/// The path of a file, as the language has it. `mod.rs` is a module of its own beside the ones that it declares.
+fn path_of(file: &Path) -> Vec<String> {
+    let names = file.with_extension("");
+    names.iter().map(|name| name.to_string_lossy().into_owned()).collect()
+}
+
+/// The paths that code names, `{}` expanded, and what follows them.
+fn named<'a>(code: &'a str, above: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
+    if let Some(mut rest) = code.strip_prefix('{') {
+        loop {
+            rest = named(rest.trim_start(), above, paths).trim_start();
+            match rest.strip_prefix(',') {
+                Some(more) => rest = more,
+                None => return rest.strip_prefix('}').unwrap_or(rest),
+            }
+        }
+    }
+    let end = code.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(code.len());
+    let (name, rest) = code.split_at(end);
+    let path = match name {
+        "" => above.to_vec(),
+        "super" => above[..above.len().saturating_sub(1)].to_vec(),
+        _ => above.iter().cloned().chain([name.to_owned()]).collect(),
+    };
+    match rest.strip_prefix("::") {
+        Some(below) => named(below, &path, paths),
+        None => {
+            paths.push(path);
+            rest
+        }
+    }
+}
+
+/// The paths of other modules that a file names, from the root of the crate.
+fn named_in(file: &Path, code: &str) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    let is_whole = |before: &str| !before.ends_with(|letter: char| letter.is_alphanumeric() || "_:".contains(letter));
+    for (begin, _) in code.match_indices("crate::").filter(|(begin, _)| is_whole(&code[..*begin])) {
+        named(&code[begin + "crate::".len()..], &[], &mut paths);
+    }
+    let mut parent = path_of(file);
+    if parent.last().is_some_and(|name| name == "mod") {
+        parent.pop();
+    }
+    parent.pop();
+    for (begin, _) in code.match_indices("super::").filter(|(begin, _)| is_whole(&code[..*begin])) {
+        named(&code[begin + "super::".len()..], &parent, &mut paths);
+    }
+    paths
 }
 
 /// Which module below `prefix` uses which other one.
 fn uses(prefix: &str) -> BTreeMap<String, BTreeSet<String>> {
-    let depth = if prefix.is_empty() { 1 } else { 2 };
+    let depth = prefix.matches("::").count() + 1;
     let mut uses = BTreeMap::<String, BTreeSet<String>>::new();
-    for (path, code) in code() {
-        let path = path.to_string_lossy();
-        let from: Vec<&str> = path.split('/').collect();
-        let Some(from) = module(&from, depth).filter(|from| from.starts_with(prefix)) else { continue };
-        for used in code.split("crate::").skip(1) {
-            let used: Vec<&str> = used.split(|letter: char| !letter.is_alphanumeric() && letter != '_').collect();
-            let used: Vec<&str> = used.into_iter().filter(|name| !name.is_empty()).collect();
+    for (file, code) in code() {
+        let Some(from) = module(&path_of(&file), depth).filter(|from| from.starts_with(prefix)) else { continue };
+        for used in named_in(&file, &code) {
             let Some(to) = module(&used, depth).filter(|to| to.starts_with(prefix)) else { continue };
             if to != from {
                 uses.entry(from.clone()).or_default().insert(to);
@@ -128,10 +174,35 @@ fn core_touches_no_socket_file_clock_thread_or_process() {
 }
 
 #[test]
+fn paths_are_read_as_the_compiler_reads_them() {
+    let code = "use super::{nft, rules::{self, Rule}}; use crate::core::net; pub(super) fn a() -> super::super::B {}";
+    let named = named_in(Path::new("netfilter/table/install.rs"), code);
+    let named: Vec<String> = named.iter().map(|path| path.join("::")).collect();
+    let below = "netfilter::table";
+    let expected = [
+        "core::net".to_owned(),
+        format!("{below}::nft"),
+        format!("{below}::rules::self"),
+        format!("{below}::rules::Rule"),
+        "netfilter::B".to_owned(),
+    ];
+    assert_eq!(named, expected);
+    let named = named_in(Path::new("netfilter/table/mod.rs"), "use super::errors::ErrorCounter;");
+    assert_eq!(named[0].join("::"), "netfilter::errors::ErrorCounter");
+}
+
+#[test]
 fn no_two_modules_use_each_other() {
-    for prefix in ["", "core::"] {
+    for (prefix, user, used) in [
+        ("", "daemon", "netfilter"),
+        ("core::", "tracker", "kernel"),
+        ("netfilter::", "backend", "table"),
+        ("netfilter::backend::", "probe", "native"),
+    ] {
         let uses = uses(prefix);
-        assert!(uses.len() > 4, "the sources were not found: {uses:?}");
+        let used_by_it = uses.get(&format!("{prefix}{user}"));
+        let is_seen = used_by_it.is_some_and(|all| all.contains(&format!("{prefix}{used}")));
+        assert!(is_seen, "{user} uses {used}, which was not found: {uses:#?}");
         assert_eq!(circle(&uses), None, "of {uses:#?}");
     }
 }
