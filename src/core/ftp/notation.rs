@@ -10,6 +10,12 @@ use memchr::memchr_iter;
 
 use super::Mode;
 
+/// How many digits a number may have.
+const LONGEST_NUMBER: usize = 5;
+
+/// More bytes than the three fields of an announcement have.
+const LONGEST_FIELDS: usize = 64;
+
 /// What a line announces. The port may be zero here: that is readable, and refused for what it says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Announced {
@@ -87,6 +93,14 @@ impl Notation {
         }
     }
 
+    /// Whether any part of a text is an announcement.
+    pub fn is_in(self, text: &[u8]) -> bool {
+        (0..text.len()).any(|start| match self {
+            Self::Six | Self::Long => text[start].is_ascii_digit() && self.read_at(&text[start..]).is_some(),
+            Self::Extended | Self::ExtendedPort => text[start] == b'(' && self.read_at(&text[start + 1..]).is_some(),
+        })
+    }
+
     /// What the text begins with, and how many bytes of it say so.
     fn read_at(self, text: &[u8]) -> Option<(Announced, usize)> {
         match self {
@@ -157,7 +171,7 @@ impl<'a> Numbers<'a> {
             if !std::mem::take(&mut self.is_first) {
                 self.rest = self.rest.strip_prefix(b",")?;
             }
-            let digits = self.rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+            let digits = self.rest.iter().take(LONGEST_NUMBER + 1).take_while(|byte| byte.is_ascii_digit()).count();
             *number = u8::try_from(decimal(&self.rest[..digits])?).ok()?;
             self.rest = &self.rest[digits..];
         }
@@ -172,6 +186,7 @@ impl<'a> Numbers<'a> {
 
 /// Three fields, each between two of whatever byte the text begins with, and how long all of it is.
 fn fields(text: &[u8]) -> Option<([&[u8]; 3], usize)> {
+    let text = &text[..text.len().min(LONGEST_FIELDS)];
     let (&delimiter, _) = text.split_first()?;
     if !delimiter.is_ascii_graphic() || delimiter.is_ascii_alphanumeric() {
         return None;
@@ -188,7 +203,7 @@ fn fields(text: &[u8]) -> Option<([&[u8]; 3], usize)> {
 
 /// A number of one to five digits that fits a port.
 fn decimal(digits: &[u8]) -> Option<u16> {
-    if digits.is_empty() || digits.len() > 5 {
+    if digits.is_empty() || digits.len() > LONGEST_NUMBER {
         return None;
     }
     let number = digits

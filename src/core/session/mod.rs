@@ -311,7 +311,8 @@ fn read(
         };
         let behind_announcement = usize::from(matches!(event, Event::Announced(_)));
         let rest = line.text.get(behind_announcement..).unwrap_or_default();
-        *may_mislead_next_run |= line.text.len() >= limit
+        *may_mislead_next_run = *may_mislead_next_run
+            || line.text.len() >= limit
             || match direction {
                 Direction::FromClient => command_in(rest),
                 Direction::FromServer => reply_in(rest),
