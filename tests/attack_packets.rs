@@ -307,6 +307,45 @@ fn bare_line_feed_in_a_reply_begins_no_reply() {
     }
 }
 
+/// What vsftpd says of a directory that a client has made: of a NUL in its name it makes a line feed.
+const LISTED: [&str; 3] = [
+    "213-Status follows:\r\ndrwx------    2 1        1            4096 Nov 26 01:34 a\r\n213 x\r\n",
+    "227 (10,0,0,2,58,231)\r\n229 (|||15079|)\r\n",
+    "213 End of status\r\n",
+];
+
+#[test]
+fn file_name_that_ends_its_list_and_announces_opens_nothing() {
+    let [list, announcement, end] = LISTED;
+    for commands in [["STAT .\r\nPASV\r\n", ""], ["STAT .\r\n", "PASV\r\n"], ["stat  -l\r\n", "EPSV\r\n"]] {
+        let [first, second] = commands;
+        let asked = Packets::logged_in().client(first).server(list);
+        asked.clone().client(second).server(announcement).server(end).assert_opens(&[]);
+        // The next run knows nothing of STAT.
+        asked.clone().restart().client(second).server(announcement).server(end).assert_opens(&[]);
+        asked.client(second).restart().server(announcement).server(end).assert_opens(&[]);
+    }
+}
+
+#[test]
+fn status_without_a_path_changes_nothing() {
+    Packets::logged_in()
+        .client("STAT\r\n")
+        .server("211-Status:\r\n ok\r\n211 End\r\n")
+        .client("PASV\r\n")
+        .server("227 (10,0,0,2,58,231)\r\n")
+        .assert_opens(&["10.0.0.2:15079"]);
+}
+
+#[test]
+fn client_listens_behind_a_list_of_files() {
+    Packets::logged_in()
+        .client("STAT .\r\n")
+        .server("213-Status:\r\n a\r\n213 End\r\n")
+        .client("PORT 10,0,0,1,60,129\r\n")
+        .assert_opens(&["10.0.0.1:15489"]);
+}
+
 #[test]
 fn telnet_bytes_in_a_reply_begin_no_reply() {
     let before: [&[u8]; 6] =

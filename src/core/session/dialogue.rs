@@ -64,6 +64,9 @@ pub struct Dialogue {
     /// Its start was read, by this run or by an earlier one.
     is_known: bool,
     extended_only: bool,
+    /// The client has asked for a list of files in a reply (STAT with a path). A file's name may hold what looks like the
+    /// end of that reply and an announcement: servers write such names as they are.
+    lists_files: bool,
     encryption_requested: bool,
     /// The server has asked for security data (RFC 2228).
     awaits_security_data: bool,
@@ -86,6 +89,7 @@ impl Dialogue {
             has_commanded: false,
             is_known: true,
             extended_only: false,
+            lists_files: false,
             encryption_requested: false,
             awaits_security_data: false,
             synced: true,
@@ -121,7 +125,7 @@ impl Dialogue {
     pub fn progress(&self) -> Progress {
         match self.language {
             Language::Secret | Language::Other => Progress::Unreadable,
-            _ if !self.is_known => Progress::Unknown,
+            _ if !self.is_known || self.lists_files => Progress::Unknown,
             Language::Ftp | Language::Undecided if self.is_logged_in => Progress::LoggedIn,
             Language::Ftp | Language::Undecided if self.is_greeted && self.has_commanded => Progress::Ftp,
             Language::Ftp | Language::Undecided => Progress::Unknown,
@@ -203,6 +207,7 @@ impl Dialogue {
     }
 
     fn client_commands<'a>(&mut self, line: &Line<'a>, command: &Command<'a>) -> Event<'a> {
+        self.lists_files |= command.name == "STAT" && !command.argument.is_empty();
         let asked = match command.verb {
             Verb::Announce(mode) => {
                 let number = self.ask(PendingCommand::Announce(mode));
@@ -436,7 +441,7 @@ impl Dialogue {
         let standing = AnnouncementState {
             is_ftp: self.is_greeted && self.language != Language::Other,
             is_known: self.is_known,
-            is_plain: line.plain,
+            is_plain: line.plain && (mode.is_active() || !self.lists_files),
             asked_for,
             logged_in: self.is_logged_in,
             extended_only: self.extended_only,
