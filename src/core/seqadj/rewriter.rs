@@ -135,6 +135,12 @@ impl DirectionRewriter {
         self.found.before != self.found.after && !start.is_after(position) && end.is_after(position)
     }
 
+    /// Whether the byte at this place was replaced, as far as that is remembered.
+    pub fn has_replaced(&self, place: Seq) -> bool {
+        self.forgotten.is_some_and(|forgotten| place.is_before(forgotten.end))
+            || self.edits.iter().any(|edit| !place.is_before(edit.start) && place.is_before(edit.end()))
+    }
+
     /// By how much the replacements of an earlier run changed the length.
     pub fn growth_before(&self) -> i32 {
         self.found.after - self.found.before

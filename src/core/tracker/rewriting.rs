@@ -260,6 +260,9 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             let word = std::str::from_utf8(&line.text[..verb]).ok().filter(|word| self.is_denied(word))?;
             let last = verb.checked_sub(1)?;
             let place = line.start + last;
+            // It passed before a reload to a policy that denies. The server must not get the line's end.
+            self.must_drop |=
+                place.is_before(self.segment.seq) && !self.rewriter().is_some_and(|it| it.has_replaced(place));
             match self.letter_that_allows(&word[..last], line.text[last]) {
                 Some(letter) => self.overwrite_with(letter, place, place + 1),
                 None => self.must_drop = true,
@@ -299,6 +302,9 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
 
     fn overwrite_with(&mut self, byte: u8, from: Seq, to: Seq) {
         let end = self.segment.seq + self.segment.payload.len();
+        // Bytes behind the segment passed before a reload to a policy that denies. The server has them, and would read
+        // them with this segment.
+        self.must_drop |= to.is_after(end);
         let from = from.later(self.segment.seq);
         let gone = self.rewriter().and_then(|rewriter| rewriter.gone());
         let from = gone.map_or(from, |gone| from.later(gone));

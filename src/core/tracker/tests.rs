@@ -636,6 +636,46 @@ fn denied_command_is_held_back_however_it_is_hidden() {
     }
 }
 
+/// Loads another policy.
+fn deny(stage: &mut Stage, text: &str) {
+    stage.policy = policy::parse("policy.yaml", text).expect("a good policy").policy;
+    stage.follows_policy();
+}
+
+#[test]
+fn denied_command_that_began_before_the_reload_does_not_end() {
+    for (before, after) in [("DELE", " x\r\n"), ("DELE ", "x\r\n"), ("DELE x", "\r\n"), ("dele x\r", "\n")] {
+        let mut stage = Stage::new();
+        let mut talk = logged_in(&mut stage);
+        assert_eq!(stage.lets_pass(&talk.says(FromClient, before)), before.as_bytes());
+        deny(&mut stage, "defaults: { commands: { deny: [DELE] } }");
+        assert_eq!(stage.lets_pass(&talk.says(FromClient, after)), b"", "{before:?}");
+    }
+}
+
+#[test]
+fn denied_command_ahead_of_a_gap_before_the_reload_does_not_arrive() {
+    for (ahead, arrives) in [("DELE x\r\n", false), ("DELE", false), ("SYST\r\n", true), ("DEL", true)] {
+        let mut stage = Stage::new();
+        let mut talk = logged_in(&mut stage);
+        let first = talk.says(FromClient, "NOOP\r\n");
+        assert_eq!(stage.lets_pass(&talk.says(FromClient, ahead)), ahead.as_bytes());
+        deny(&mut stage, "defaults: { commands: { deny: [DELE] } }");
+        let expected: &[u8] = if arrives { b"NOOP\r\n" } else { b"" };
+        assert_eq!(stage.lets_pass(&first), expected, "{ahead:?}");
+    }
+}
+
+#[test]
+fn allowed_command_that_began_before_the_reload_goes_on() {
+    let mut stage = Stage::new();
+    let mut talk = logged_in(&mut stage);
+    stage.lets_pass(&talk.says(FromClient, "RETR DEL"));
+    deny(&mut stage, "defaults: { commands: { deny: [DELE] } }");
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, "E\r\nSYST\r\n")), b"E\r\nSYST\r\n");
+    assert_eq!(stage.lets_pass(&talk.says(FromClient, "DELE x\r\n")), b"DELX x\r\n");
+}
+
 #[test]
 fn decoy_before_a_denied_command_arrives_in_its_place() {
     let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
