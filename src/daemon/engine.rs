@@ -21,6 +21,13 @@ use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error,
 use crate::netfilter::queue::Waiting;
 use crate::netfilter::table::{Queueing, own_rule};
 
+/// How many changes of connections are handled before a packet, which takes half a millisecond. The next packet, or the
+/// thread that watches connections, handles the rest.
+const MOST_BEFORE_PACKET: usize = 256;
+
+/// The same while no packet waits for it.
+const MOST_AT_ONCE: usize = 8192;
+
 /// The verdict on a queued packet.
 #[derive(Debug)]
 pub(super) struct Decision {
@@ -184,7 +191,7 @@ impl Engine {
     fn decide(&mut self, packet: &Waiting, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
         // The kernel reported a data connection before its ends could continue the dialogue: a pinhole that was used by
         // now counts to no limit, and is not taken for the one that this packet announces.
-        self.hear_of_connections();
+        self.hear_of_connections(MOST_BEFORE_PACKET);
         let mut decision = Decision { verdict: Verdict::Accept, mark: None };
         match segment {
             Ok(segment) => decision = self.segment(packet, segment, on_gap),
@@ -230,7 +237,7 @@ impl Engine {
 
     /// Takes what the kernel has told of connections while no packet came, and tidies up behind those that were admitted.
     pub(super) fn catch_up(&mut self) {
-        self.hear_of_connections();
+        self.hear_of_connections(MOST_AT_ONCE);
         self.firewall.sweep();
         self.tell_troubles();
     }
@@ -240,28 +247,32 @@ impl Engine {
         self.deaf.take()
     }
 
-    /// Takes all that the kernel has told of connections.
-    fn hear_of_connections(&mut self) {
-        loop {
-            match self.connections.next(Duration::ZERO) {
-                Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
-                Ok(Heard::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
-                Ok(Heard::Missed) => {
-                    if let Some(times) = self.missed_news.worth_telling(self.clock.now()) {
-                        warn!(
-                            "missed some news of connections ({times} times since the last such line): counts of used \
-                             pinholes may be too low"
-                        );
-                    }
-                }
-                Ok(Heard::Nothing) => return,
-                // Whoever watches ends the program, and the next one listens anew.
-                Err(error) => {
-                    self.deaf = Some(error);
-                    return;
+    /// Handles what the kernel has told of connections, up to a bound: it may tell of more all the time.
+    fn hear_of_connections(&mut self, most: usize) {
+        repeat(most, || self.hear_of_connection());
+    }
+
+    /// Handles the next change of a connection. Returns whether there may be another one.
+    fn hear_of_connection(&mut self) -> bool {
+        match self.connections.next(Duration::ZERO) {
+            Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
+            Ok(Heard::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
+            Ok(Heard::Missed) => {
+                if let Some(times) = self.missed_news.worth_telling(self.clock.now()) {
+                    warn!(
+                        "missed some news of connections ({times} times since the last such line): counts of used \
+                         pinholes may be too low"
+                    );
                 }
             }
+            Ok(Heard::Nothing) => return false,
+            // Whoever watches ends the program, and the next one listens anew.
+            Err(error) => {
+                self.deaf = Some(error);
+                return false;
+            }
         }
+        true
     }
 
     /// A connection began that was not seen in the queue: a data connection, if it carries our mark or was expected. (An
@@ -304,7 +315,7 @@ impl Engine {
             return;
         }
         // What was used is not restored.
-        self.hear_of_connections();
+        self.hear_of_connections(MOST_AT_ONCE);
         let now = self.clock.now();
         let standing = self.tracker.standing().map(|(.., expectation)| expectation);
         match self.firewall.restore(now, standing) {
@@ -425,4 +436,26 @@ fn hang_limit(policy: &Policy) -> u32 {
 /// Hears of data connections that were admitted, and of control connections that ended, and of no others.
 fn listen(connections: &ConnectionWatch, policy: &Policy) -> Result<(), Error> {
     connections.narrow(policy.mark.bits(), policy.control_ports.as_slice())
+}
+
+/// Repeats this until it returns false, or so many times.
+fn repeat(most: usize, mut act: impl FnMut() -> bool) {
+    let _ = (0..most).all(|_| act());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn endless_news_of_connections_end_at_the_bound() {
+        for (news, handled) in [(0, 1), (3, 4), (usize::MAX, MOST_BEFORE_PACKET)] {
+            let mut calls = 0;
+            repeat(MOST_BEFORE_PACKET, || {
+                calls += 1;
+                calls <= news
+            });
+            assert_eq!(calls, handled);
+        }
+    }
 }
