@@ -121,3 +121,11 @@ fn port_search_ends_where_another_program_has_them_all() {
         assert!(asked <= MOST, "{line:?}: {asked} questions for one packet");
     }
 }
+
+#[test]
+fn announcements_of_one_packet_share_the_search() {
+    let [original, reply] = MASQUERADE;
+    let lines: String = (0..16).map(|number| format!("EPRT |1|192.168.0.9|{}|\r\n", 40_001 + number)).collect();
+    let asked = most_asked(original, reply, true, &[(FromClient, &lines)]);
+    assert!(asked <= MOST, "{asked} questions for one packet");
+}

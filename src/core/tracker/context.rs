@@ -1,6 +1,7 @@
 //! Acts on the events of a session: opens and closes pinholes, refuses announcements, reports events.
 
 use super::expectations::{Expectations, PinholeEntry};
+use super::port_search::PortSearch;
 use super::ranges::Ranges;
 use super::{Observer, SessionEvent, SessionNumber, World};
 use crate::core::expectation::{Closed, Expectation, Refusal};
@@ -28,6 +29,8 @@ pub(super) struct SessionContext<'a, 'w, F, O> {
     pub(super) has_refused: bool,
     /// The segment contains bytes that must not reach the receiver, and could not be replaced.
     pub(super) must_drop: bool,
+    /// What is left for the segment's announcements of the search for outside ports.
+    pub(super) search: PortSearch,
     pub(super) expectations: &'a mut Expectations,
     pub(super) ranges: &'a mut Ranges,
     /// The segment with the events.

@@ -43,6 +43,7 @@ use begin::unknown_connection;
 use context::SessionContext;
 use expectations::{Expectations, PinholeEntry};
 use memory::MemoryBudget;
+use port_search::PortSearch;
 use ranges::Ranges;
 use rank::Rank;
 use table::{Table, Tracked};
@@ -363,6 +364,7 @@ impl Tracker {
             is_known: session.dialogue().is_known(),
             has_refused: false,
             must_drop: false,
+            search: PortSearch::new(),
             expectations,
             ranges,
             segment: &segment,

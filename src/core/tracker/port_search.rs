@@ -1,22 +1,23 @@
-//! Which outside ports are tried for one announcement, and how many.
+//! Which outside ports are tried for the announcements of one segment, and how many.
 //!
-//! To ask the kernel takes up to three system calls, while every other packet waits. So the number of ports per
-//! announcement is bounded, and the tracker's own table, which costs next to nothing, is looked up first.
+//! To ask the kernel takes up to three system calls, while every other packet waits. So the number of ports per segment,
+//! which may hold dozens of announcements, is bounded, and the tracker's own table, which costs next to nothing, is
+//! looked up first.
 
 use crate::core::net::Port;
 use crate::core::policy::Terms;
 
-/// How many ports the kernel is asked about for one announcement.
+/// How many ports the kernel is asked about for one segment.
 const MOST_QUESTIONS: u32 = 32;
 
-/// How many ports are looked up among the tracker's own pinholes for one announcement.
+/// How many ports are looked up among the tracker's own pinholes for one segment.
 const MOST_LOOKUPS: u32 = 2048;
 
 /// How many ports are looked at in all, most of them only to find that the line would get another length.
 const MOST_PORTS: u32 = 2 * 65_536;
 
 /// The search for an outside port: its next port, and the rest of its bounds.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct PortSearch {
     questions: u32,
     lookups: u32,
@@ -25,9 +26,15 @@ pub(super) struct PortSearch {
 }
 
 impl PortSearch {
-    /// A search whose jumps depend on `seed`, so that two announcements of the same port try different ports.
-    pub(super) const fn new(seed: u64) -> Self {
-        Self { questions: MOST_QUESTIONS, lookups: MOST_LOOKUPS, ports: MOST_PORTS, state: seed }
+    /// A search that has all of its bounds left.
+    pub(super) const fn new() -> Self {
+        Self { questions: MOST_QUESTIONS, lookups: MOST_LOOKUPS, ports: MOST_PORTS, state: 0 }
+    }
+
+    /// The search for another announcement. Its jumps depend on `seed`, so that two announcements of the same port try
+    /// different ports.
+    pub(super) const fn seeded(self, seed: u64) -> Self {
+        Self { state: seed, ..self }
     }
 
     /// Whether the kernel may be asked about one more port.
@@ -84,7 +91,7 @@ mod tests {
     #[test]
     fn jumps_reach_every_port_of_the_policy_and_no_other() {
         let policy = policy::parse("p", "defaults: { data_ports: [20, 5000-5009, 65535] }").expect("good").policy;
-        let mut search = PortSearch::new(7);
+        let mut search = PortSearch::new().seeded(7);
         let reached: HashSet<u16> = (0..500).map(|_| search.jump(&policy.defaults).number()).collect();
         let all: HashSet<u16> = [20, 65_535].into_iter().chain(5000..5010).collect();
         assert_eq!(reached, all);
@@ -92,7 +99,7 @@ mod tests {
 
     #[test]
     fn the_kernel_is_asked_32_times() {
-        let mut search = PortSearch::new(7);
+        let mut search = PortSearch::new().seeded(7);
         assert_eq!((0..100).filter(|_| search.may_ask()).count(), 32);
     }
 }

@@ -43,10 +43,21 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         {
             return self.expect_again(announcement, written, decided);
         }
+        let mut search = self.search.seeded(self.number.get() << 16 | u64::from(decided.to.port.number()));
+        let expected = self.expect_at_free_port(announcement, decided, &mut search);
+        self.search = search;
+        expected
+    }
+
+    fn expect_at_free_port(
+        &mut self,
+        announcement: &Announcement<'_>,
+        decided: Expectation,
+        search: &mut PortSearch,
+    ) -> Result<Expectation, Refusal> {
         let mut why = Refusal::CannotRewrite;
-        let mut search = PortSearch::new(self.number.get() << 16 | u64::from(decided.to.port.number()));
         for length in [Length::Any, Length::Same] {
-            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length, &mut search) {
+            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length, search) {
                 Ok(choice) => choice,
                 Err(refusal) if length == Length::Any => return Err(refusal),
                 Err(_) => return Err(why),
