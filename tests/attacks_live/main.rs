@@ -14,6 +14,7 @@ mod denied;
 mod forged;
 mod held;
 mod lines;
+mod mptcp;
 mod pick_up;
 mod resets;
 mod scene;

@@ -38,9 +38,13 @@ mod step {
     pub(super) const ELEMENT: u16 = 1;
     pub(super) const NAME: u16 = 1;
     pub(super) const DATA: u16 = 2;
-    /// Reads or writes an option of a packet's header. One that writes, which is one with a source, is shown with flags
-    /// that it must not be given.
+    /// Reads, writes or removes an option of a packet's header. One that writes, which is one with a source, is shown with
+    /// flags that it must not be given. One that removes has neither source nor destination, and is shown with flags, an
+    /// offset and a length.
     pub(super) const OPTION: &str = "exthdr";
+    pub(super) const OPTION_DESTINATION: u16 = 1;
+    pub(super) const OPTION_OFFSET: u16 = 3;
+    pub(super) const OPTION_LENGTH: u16 = 4;
     pub(super) const OPTION_FLAGS: u16 = 5;
     pub(super) const OPTION_SOURCE: u16 = 7;
 }
@@ -117,12 +121,18 @@ fn loadable_step(w: &mut Writer, shown: Attribute<'_>) {
     let Some(name) = find(step::NAME) else { return };
     w.attribute(step::NAME, name.bytes());
     let Some(data) = find(step::DATA) else { return };
-    let writes_option = name.text() == Some(step::OPTION) && data.nested().find(step::OPTION_SOURCE).is_some();
-    if !writes_option {
+    let has = |kind| data.nested().find(kind).is_some();
+    let surplus: &[u16] = match () {
+        () if name.text() != Some(step::OPTION) => &[],
+        () if has(step::OPTION_SOURCE) => &[step::OPTION_FLAGS],
+        () if has(step::OPTION_DESTINATION) => &[],
+        () => &[step::OPTION_OFFSET, step::OPTION_LENGTH, step::OPTION_FLAGS],
+    };
+    if surplus.is_empty() {
         return w.attribute(step::DATA | NESTED, data.bytes());
     }
     w.nested(step::DATA, |w| {
-        let taken = data.nested().filter(|(kind, _)| *kind != step::OPTION_FLAGS);
+        let taken = data.nested().filter(|(kind, _)| !surplus.contains(kind));
         taken.for_each(|(kind, value)| w.attribute(kind, value.bytes()));
     });
 }

@@ -75,7 +75,12 @@ impl PinholeTable {
                 tables.fill_chain(TABLE, chain.name(), "", &[queueing.rule(&chain.of(policy.capture))])?;
             }
         }
-        Nft::find()?.load(&ruleset::text(policy, *queueing, *mechanism_rules))?;
+        let nft = Nft::find()?;
+        let text = ruleset::text(policy, *queueing, *mechanism_rules);
+        match nft.load(&text) {
+            Err(NftError::Refused(_)) => nft.load(&ruleset::without_removing_options(&text))?,
+            loaded => loaded?,
+        }
         self.verify()
     }
 

@@ -68,6 +68,8 @@ const PORTS_IN_TABLE: [&str; 2] = ["@control_ports", "@guarded_ports"];
 pub(super) const CONTROL_PORTS: &str = "control_ports";
 /// The set of the control ports if the policy denies commands or encryption to anybody; else it is empty.
 pub(super) const GUARDED_PORTS: &str = "guarded_ports";
+/// The rule that removes MPTCP's option from a SYN.
+const REMOVE_MPTCP: &str = "\t\treset tcp option mptcp\n";
 /// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
@@ -171,6 +173,11 @@ pub fn text(policy: &Policy, queueing: Queueing, mechanism_rules: MechanismRules
         .fold(rest.join("\n"), |rest, (file, table)| rest.replace(file, table));
     text.push_str(&rest);
     text
+}
+
+/// The same for kernels before 5.18 and versions of nft that cannot remove an option of TCP: a SYN with MPTCP is dropped.
+pub(super) fn without_removing_options(text: &str) -> String {
+    text.replace(REMOVE_MPTCP, "")
 }
 
 /// The part of a ruleset that a reload cannot exchange: everything but control ports, marks, sizes, and bypass. If it
@@ -333,6 +340,15 @@ mod tests {
         policy.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
         policy.capture.when_down = WhenDown::Closed;
         assert!(text(&policy, Queueing::Statement, SETS).contains("\t\tqueue flags fanout to 7-9\n"));
+    }
+
+    #[test]
+    fn syn_with_mptcp_is_dropped_where_its_option_cannot_be_removed() {
+        let with = text(&policy(), Queueing::Statement, SETS);
+        let without = without_removing_options(&with);
+        assert!(with.contains("reset tcp option") && !without.contains("reset tcp option"));
+        assert_eq!(without.lines().count(), with.lines().count() - 1);
+        assert!(without.contains("\t\ttcp option 30 exists drop\n\t\tgoto prepare_seqadj\n"));
     }
 
     #[test]

@@ -1,0 +1,113 @@
+//! MPTCP, with which one dialogue goes on over several connections, each of which has only a part of the bytes.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::thread;
+
+use lab::{Family, Namespace, Shape};
+use pinhole::core::net::Seq;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::daemon::PATIENCE;
+use crate::raw_tcp::{Checksum, RawSegment, packet};
+use crate::stage::{Stage, kernel_counter};
+
+const MPTCP: i32 = 262;
+/// What asks for MPTCP in a SYN, and what joins such a connection.
+const CAPABLE: [u8; 4] = [30, 4, 0x01, 0x01];
+const JOIN: [u8; 12] = [30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8];
+
+fn socket(namespace: &Namespace, family: Family, make: impl FnOnce(&Socket) -> io::Result<()> + Send) -> Socket {
+    let domain = if family == Family::V4 { Domain::IPV4 } else { Domain::IPV6 };
+    let open = || {
+        let socket = Socket::new(domain, Type::STREAM, Some(Protocol::from(MPTCP)))?;
+        make(&socket).map(|()| socket)
+    };
+    namespace.run(open).expect("root may enter").expect("a connection of MPTCP or TCP")
+}
+
+fn count(namespace: &Namespace, name: &str) -> u64 {
+    kernel_counter(namespace, "MPTcpExt", name)
+}
+
+#[test]
+fn control_connections_use_no_mptcp() {
+    let stage = Stage::new(Shape::Gateway);
+    let (client, server) = (&stage.topology.client, &stage.topology.server);
+    for family in [Family::V4, Family::V6] {
+        let target = stage.target(family, 21);
+        let listener = socket(&server.namespace, family, |socket| {
+            socket.bind(&target.into())?;
+            socket.listen(8)
+        });
+        let talk = || {
+            let before = count(&server.namespace, "MPCapableACKRX");
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut control, _) = listener.accept().expect("it comes");
+                    control.write_all(b"220 Hello.\r\n").expect("it is there");
+                });
+                let mut control = socket(&client.namespace, family, |socket| {
+                    socket.set_read_timeout(Some(PATIENCE))?;
+                    socket.connect(&target.into())
+                });
+                let mut greeting = [0; 12];
+                control.read_exact(&mut greeting).expect("the greeting comes");
+            });
+            count(&server.namespace, "MPCapableACKRX") - before
+        };
+        assert_eq!(talk(), 1, "{family}: without the program it is MPTCP");
+        let _daemon = stage.daemon("");
+        assert_eq!(talk(), 0, "{family}");
+    }
+}
+
+/// The kernel removes one option; whoever sends more of them is no client.
+#[test]
+fn syn_with_two_options_of_mptcp_does_not_arrive() {
+    let stage = Stage::new(Shape::Gateway);
+    let host = &stage.topology.client;
+    let target = stage.target(Family::V4, 21);
+    let server = &stage.topology.server.namespace;
+    let _listener = socket(server, Family::V4, |socket| {
+        socket.bind(&target.into())?;
+        socket.listen(8)
+    });
+    let raw = || Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))); // IPPROTO_RAW
+    let out = host.namespace.run(raw).expect("root may enter").expect("root may");
+    let mut port = 40_000;
+    let mut arrives = |options: &[&[u8]]| {
+        port += 1;
+        let segment = RawSegment {
+            seq: Seq::new(7),
+            ack: None,
+            syn: true,
+            fin: false,
+            rst: false,
+            urgent: None,
+            window: 60_000,
+            ttl: 64,
+            options: Vec::new(),
+            raw_options: options.concat(),
+            checksum: Checksum::Correct,
+            has_ip_options: false,
+            payload: b"",
+        };
+        let from = SocketAddr::new(host.addresses.of(Family::V4), port);
+        let asked = || count(server, "MPCapableSYNRX") + count(server, "MPJoinNoTokenFound");
+        let before = asked();
+        let to = SocketAddr::new(target.ip(), 0);
+        out.send_to(&packet(from, target, &segment), &to.into()).expect("it goes");
+        // What is behind it has arrived when that is answered.
+        crate::stage::connect(&host.namespace, target).expect("TCP works");
+        asked() > before
+    };
+    let forms: [&[&[u8]]; 4] = [&[&CAPABLE], &[&JOIN], &[&CAPABLE, &CAPABLE], &[&JOIN, &CAPABLE]];
+    for form in forms {
+        assert!(arrives(form), "{form:?}: without the program it arrives");
+    }
+    let _daemon = stage.daemon("");
+    for form in forms {
+        assert!(!arrives(form), "{form:?}");
+    }
+}
