@@ -244,7 +244,9 @@ impl Refusal {
             }
             Self::Ambiguous => {
                 "the line may be read in more than one way: something before it passed unread, it ends in a bare LF or comes \
-                 behind one, or it has CR, NUL, Telnet or urgent data in it (announce it once more)"
+                 behind one, or it has CR, NUL, Telnet or urgent data in it (announce it once more); or the client has had \
+                 files listed in a reply (STAT with a path), and a file's name may look like this line (a new session will \
+                 do)"
             }
             Self::SessionOver => "the session has ended",
             Self::Forged => {

@@ -27,6 +27,21 @@ fn bare_line_feed_in_a_repeated_argument_ends_no_reply() {
     scene.assert_cache_is_closed();
 }
 
+/// vsftpd makes a line feed of a NUL in a name, as RFC 959 wants it, and shows names as they are where it lists files in a
+/// reply. So a name ends that reply and says the next one.
+#[test]
+fn file_name_that_ends_its_list_and_announces_opens_nothing() {
+    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let mut peer = scene.attacker();
+    peer.asks(&format!("USER {USER}"), "331");
+    peer.asks(&format!("PASS {PASSWORD}"), "230");
+    peer.asks(&format!("MKD a\r\0213 x\r\0227 ({})", announced(scene.cache)), "257");
+    peer.send_for_sure(b"STAT .\r\nPASV\r\n");
+    let listed = peer.read_until("227 Entering");
+    assert!(listed.contains("\r\n227 ("), "the server does not show the name as it is: {listed:?}");
+    scene.assert_cache_is_closed();
+}
+
 /// Whatever the servers make of bytes that other readers take for the end of a line: none of them is made to say a reply
 /// that somebody else has written.
 #[test]
