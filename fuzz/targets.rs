@@ -8,7 +8,7 @@ use std::time::Duration;
 use pinhole::core::ftp::command::Command;
 use pinhole::core::ftp::notation::Notation;
 use pinhole::core::ftp::reply::ReplyReader;
-use pinhole::core::ftp::{Ending, Line, LineReader, Mode};
+use pinhole::core::ftp::{Ending, LineReader, Mode, UnreadBytes};
 use pinhole::core::kernel::Simulated;
 use pinhole::core::net::{Direction, Segment, Seq};
 use pinhole::core::policy::Policy;
@@ -85,22 +85,25 @@ pub fn packets(data: &[u8]) {
 pub fn lines(data: &[u8]) {
     let at = Seq::new(u32::MAX - 10);
     let mut whole = Vec::new();
-    LineReader::new(Ending::Lf).feed(at, data, LIMIT, |line| {
+    let mut reader = LineReader::new(Ending::Lf);
+    let mut unread = UnreadBytes::new(at, data, None, LIMIT);
+    while reader.advance(&mut unread) {
+        let line = unread.line();
         let _ = Command::parse(&line);
         for notation in Mode::ALL.map(Notation::of) {
             let _ = notation.read(line.text);
         }
         whole.push((line.text.to_vec(), line.start, line.end, line.whole, line.plain));
-        true
-    });
+    }
     // Byte by byte the lines are the same.
     let mut piecewise = Vec::new();
     let mut reader = LineReader::new(Ending::Lf);
     for (index, byte) in data.iter().enumerate() {
-        reader.feed(at + index, std::slice::from_ref(byte), LIMIT, |line| {
+        let mut unread = UnreadBytes::new(at + index, std::slice::from_ref(byte), None, LIMIT);
+        while reader.advance(&mut unread) {
+            let line = unread.line();
             piecewise.push((line.text.to_vec(), line.start, line.end, line.whole, line.plain));
-            true
-        });
+        }
     }
     assert_eq!(whole, piecewise);
     dialogue(Direction::FromClient, data, &["230 in\r\n", "200 ok\r\n", "227 (10,0,0,2,4,1)\r\n"]);
@@ -108,17 +111,19 @@ pub fn lines(data: &[u8]) {
 
 /// What a server sends: replies of one line and of several, and the same as a dialogue with a curious client.
 pub fn replies(data: &[u8]) {
-    let mut reader = ReplyReader::default();
-    LineReader::new(Ending::CrLf).feed(Seq::new(0), data, LIMIT, |line: Line<'_>| {
-        let _ = reader.line(line.text);
+    let mut replies = ReplyReader::default();
+    let mut reader = LineReader::new(Ending::CrLf);
+    let mut unread = UnreadBytes::new(Seq::new(0), data, None, LIMIT);
+    while reader.advance(&mut unread) {
+        let line = unread.line();
+        let _ = replies.line(line.text);
         for notation in Mode::ALL.map(Notation::of) {
             if let Some(found) = notation.find(line.text) {
                 let said = &line.text[found.span];
                 assert_eq!(notation.read(said).map(|again| again.announced), Some(found.announced));
             }
         }
-        true
-    });
+    }
     dialogue(Direction::FromServer, data, &["USER a\r\n", "PASV\r\n", "EPSV\r\n", "PORT 10,0,0,1,4,1\r\n"]);
 }
 

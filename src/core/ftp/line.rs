@@ -5,6 +5,9 @@
 //! sender's line may open a pinhole, it is cut where the strictest reader would. Each line says whether all readers
 //! agree about it.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use memchr::{memchr, memchr3};
 
 use crate::core::net::Seq;
@@ -52,6 +55,56 @@ struct Unfinished {
     ends_in_cr: bool,
 }
 
+/// Bytes of one direction, in stream order, that a [`LineReader`] cuts into lines.
+#[derive(Debug)]
+pub struct UnreadBytes<'a> {
+    bytes: Cow<'a, [u8]>,
+    /// Where the unread ones begin.
+    from: usize,
+    /// The sequence number of the first unread one.
+    at: Seq,
+    /// The byte before this place may be missing in what the receiver reads.
+    urgent_end: Option<Seq>,
+    limit: usize,
+    line: LatestLine,
+    /// The text of the latest line, if the line began in earlier bytes.
+    joined: Option<Box<Unfinished>>,
+}
+
+/// A line as in [`Line`], whose text is a range of the bytes.
+#[derive(Debug)]
+struct LatestLine {
+    text: Range<usize>,
+    start: Seq,
+    end: Seq,
+    begins: bool,
+    whole: bool,
+    plain: bool,
+    may_continue: bool,
+}
+
+impl<'a> UnreadBytes<'a> {
+    /// Bytes of which the first has the sequence number `at`. The last byte before `urgent_end` may be missing in what
+    /// the receiver reads. Of a line longer than `limit` only the beginning is kept.
+    pub fn new(at: Seq, bytes: impl Into<Cow<'a, [u8]>>, urgent_end: Option<Seq>, limit: usize) -> Self {
+        let (begins, whole, plain, may_continue) = (false, false, false, false);
+        let line = LatestLine { text: 0..0, start: at, end: at, begins, whole, plain, may_continue };
+        Self { bytes: bytes.into(), from: 0, at, urgent_end, limit, line, joined: None }
+    }
+
+    /// All of the bytes, the read ones included.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// The latest line that was read.
+    pub fn line(&self) -> Line<'_> {
+        let LatestLine { ref text, start, end, begins, whole, plain, may_continue } = self.line;
+        let bytes = self.joined.as_ref().map_or(&*self.bytes, |joined| &joined.text);
+        Line { text: &bytes[text.clone()], start, end, begins, whole, plain, may_continue }
+    }
+}
+
 /// Cuts one direction's bytes into lines.
 #[derive(Debug)]
 pub struct LineReader {
@@ -77,48 +130,59 @@ impl LineReader {
         Self { ending, is_synced: false, is_lost: true, is_behind_urgent: false, unfinished: None }
     }
 
-    /// Takes the next bytes, the first of which has the sequence number `at`, and hands on each line that they complete.
-    /// What stands in front of the first CRLF after a gap is a line that is not whole.
+    /// Reads up to the end of the next line, which is [`UnreadBytes::line`] then. Returns false if no line ends in these
+    /// bytes any more: then all of them have been read.
     ///
-    /// Of a line longer than `limit` only the beginning is kept. The reader stops, and forgets the rest of `bytes`,
-    /// when `take` returns false: what follows is not text any more.
-    pub fn feed(&mut self, at: Seq, bytes: &[u8], limit: usize, take: impl FnMut(Line<'_>) -> bool) {
-        self.feed_urgent(at, bytes, None, limit, take);
+    /// The text before the first CRLF after a gap is a line that is not whole.
+    pub fn advance(&mut self, unread: &mut UnreadBytes<'_>) -> bool {
+        let UnreadBytes { bytes, from, at, urgent_end, limit, line, joined } = unread;
+        let rest = &bytes[*from..];
+        let Some(length) = self.length_of_line(rest) else {
+            if !rest.is_empty() {
+                self.keep(*at, rest, *limit);
+            }
+            *from = bytes.len();
+            return false;
+        };
+        let without_lf = &rest[..length - 1];
+        let end = *at + length;
+        let (was_synced, was_lost) = (self.is_synced, self.is_lost);
+        let may_continue = std::mem::take(&mut self.is_behind_urgent);
+        *joined = self.unfinished.take();
+        let (start, text, whole, is_plain) = match joined {
+            Some(joined) => {
+                joined.keep(without_lf, *limit);
+                let Unfinished { text, start, too_long, ends_in_cr } = &**joined;
+                self.ended(*ends_in_cr);
+                // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
+                let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
+                let whole = !*too_long && text.len() <= *limit;
+                (*start, 0..text.len().min(*limit), whole, *ends_in_cr && is_plain(text))
+            }
+            None => {
+                let without_cr = without_lf.strip_suffix(b"\r");
+                self.ended(without_cr.is_some());
+                let text = without_cr.unwrap_or(without_lf);
+                let whole = text.len() <= *limit;
+                (*at, *from..*from + text.len().min(*limit), whole, without_cr.is_some_and(is_plain))
+            }
+        };
+        let may_lack_end = urgent_end.is_some_and(|urgent| urgent.is_after(start));
+        let plain = was_synced && is_plain && !may_lack_end;
+        *line = LatestLine { start, end, text, begins: !was_lost, whole: whole && !was_lost, plain, may_continue };
+        // Without its CR or LF a line does not end for all readers.
+        if urgent_end.is_some_and(|urgent| urgent.is_after(end.moved(-2))) {
+            self.is_behind_urgent = self.is_synced;
+            self.is_synced = false;
+        }
+        *from += length;
+        *at = end;
+        true
     }
 
-    /// The same, where the last byte in front of `urgent_end` may be missing in what the receiver reads.
-    pub fn feed_urgent(
-        &mut self,
-        at: Seq,
-        bytes: &[u8],
-        urgent_end: Option<Seq>,
-        limit: usize,
-        mut take: impl FnMut(Line<'_>) -> bool,
-    ) {
-        let mut at = at;
-        let mut rest = bytes;
-        while let Some(length) = self.length_of_line(rest) {
-            let (line, behind) = rest.split_at(length);
-            let end = at + length;
-            let goes_on = self.finish(at, line, limit, &mut |mut line| {
-                line.plain &= urgent_end.is_none_or(|urgent| !urgent.is_after(line.start));
-                take(line)
-            });
-            if !goes_on {
-                *self = Self::new(self.ending);
-                return;
-            }
-            // Without its CR or LF a line does not end for all readers.
-            if urgent_end.is_some_and(|urgent| urgent.is_after(end.moved(-2))) {
-                self.is_behind_urgent = self.is_synced;
-                self.is_synced = false;
-            }
-            at = end;
-            rest = behind;
-        }
-        if !rest.is_empty() {
-            self.keep(at, rest, limit);
-        }
+    /// What follows is not text any more.
+    pub fn stop(&mut self) {
+        *self = Self::new(self.ending);
     }
 
     /// How many of these bytes belong to the line that they end.
@@ -178,34 +242,6 @@ impl LineReader {
         Some(Line { text, start: *start, end, begins: !self.is_lost, whole, plain, may_continue })
     }
 
-    /// Takes bytes that end a line.
-    fn finish(&mut self, at: Seq, bytes: &[u8], limit: usize, take: &mut impl FnMut(Line<'_>) -> bool) -> bool {
-        let end = at + bytes.len();
-        let without_lf = &bytes[..bytes.len() - 1];
-        let was_synced = self.is_synced;
-        let was_lost = self.is_lost;
-        let may_continue = std::mem::take(&mut self.is_behind_urgent);
-        if let Some(mut unfinished) = self.unfinished.take() {
-            unfinished.keep(without_lf, limit);
-            self.ended(unfinished.ends_in_cr);
-            let Unfinished { text, start, too_long, ends_in_cr } = &*unfinished;
-            // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
-            let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
-            let plain = was_synced && *ends_in_cr && is_plain(text);
-            let whole = !*too_long && text.len() <= limit && !was_lost;
-            let text = &text[..text.len().min(limit)];
-            take(Line { text, start: *start, end, begins: !was_lost, whole, plain, may_continue })
-        } else {
-            let line = without_lf.strip_suffix(b"\r");
-            self.ended(line.is_some());
-            let plain = was_synced && line.is_some_and(is_plain);
-            let line = line.unwrap_or(without_lf);
-            let text = &line[..line.len().min(limit)];
-            let whole = text.len() == line.len() && !was_lost;
-            take(Line { text, start: at, end, begins: !was_lost, whole, plain, may_continue })
-        }
-    }
-
     /// A line has ended.
     fn ended(&mut self, in_crlf: bool) {
         self.is_synced = in_crlf;
@@ -253,12 +289,13 @@ mod tests {
         let mut at = Seq::new(u32::MAX - 5);
         let mut expected_start = at;
         for chunk in chunks {
-            reader.feed(at, chunk, LIMIT, |line| {
+            let mut unread = UnreadBytes::new(at, chunk, None, LIMIT);
+            while reader.advance(&mut unread) {
+                let line = unread.line();
                 assert_eq!(line.start, expected_start);
                 expected_start = line.end;
                 lines.push((String::from_utf8_lossy(line.text).into_owned(), line.whole, line.plain));
-                true
-            });
+            }
             at += chunk.len();
         }
         lines
@@ -347,20 +384,10 @@ mod tests {
     #[test]
     fn nothing_is_kept_between_lines() {
         let mut reader = LineReader::new(Ending::Lf);
-        reader.feed(Seq::new(0), b"NO", LIMIT, |_| true);
+        assert!(!reader.advance(&mut UnreadBytes::new(Seq::new(0), b"NO", None, LIMIT)));
         assert!(reader.is_in_line());
-        reader.feed(Seq::new(2), b"OP\r\n", LIMIT, |_| true);
+        assert!(reader.advance(&mut UnreadBytes::new(Seq::new(2), b"OP\r\n", None, LIMIT)));
         assert!(!reader.is_in_line());
-    }
-
-    #[test]
-    fn stops_where_the_text_ends() {
-        let mut count = 0;
-        LineReader::new(Ending::CrLf).feed(Seq::new(0), b"234 go on\r\n\x16\x03\r\n\x01\r\n", LIMIT, |_| {
-            count += 1;
-            false
-        });
-        assert_eq!(count, 1);
     }
 
     proptest! {

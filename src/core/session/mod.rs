@@ -5,19 +5,20 @@
 mod announcement;
 mod dialogue;
 mod pending;
+mod reader;
 pub mod reassembly;
 
 pub use announcement::{Announcement, AnnouncementState, Written};
 pub use dialogue::{Dialogue, Event};
 pub use pending::CommandNumber;
+pub use reader::{SegmentReader, SessionOutput};
 
-use crate::core::ftp::embedded::{command_in, reply_in};
 use crate::core::ftp::unfinished::{address_in_command, address_in_reply};
 use crate::core::ftp::{Ending as LineEnding, Line, LineReader};
 use crate::core::kernel::{Progress, Synced};
 use crate::core::net::{Direction, Flags, Segment, Seq};
 use crate::core::policy::Limits;
-use crate::core::session::reassembly::{Acceptance, Delivery, Start, Stream, StreamAnomaly, Trust};
+use crate::core::session::reassembly::{Acceptance, Start, Stream, Trust};
 
 /// One direction: its stream, and the lines in it.
 #[derive(Debug)]
@@ -171,60 +172,22 @@ impl Session {
         self.half(direction).stream.judge(segment, direction, trust, limits.reorder_bytes.get() as usize)
     }
 
-    /// Handles a segment as it is passed on, and emits an event for each line that it completes, in order.
-    ///
-    /// Returns how the connection ended, if this segment ends it.
-    pub fn segment(
-        &mut self,
-        segment: &Segment<'_>,
+    /// Handles a segment as it is passed on. [`SegmentReader::advance`] reads it, to its end.
+    pub fn segment<'a>(
+        &'a mut self,
+        segment: &Segment<'a>,
         direction: Direction,
         limits: &Limits,
-        mut tell: impl FnMut(SessionOutput<'_>),
-    ) -> Option<Ending> {
+    ) -> SegmentReader<'a> {
         if direction == Direction::FromClient && self.client.lines.is_behind_urgent() {
             self.settle_urgent_end();
         }
         let Self { client, server, dialogue, .. } = self;
-        let (speaker, listener) = match direction {
+        let ends = match direction {
             Direction::FromClient => (client, server),
             Direction::FromServer => (server, client),
         };
-        if segment.flags.has(Flags::RST) {
-            return speaker.stream.believes_reset_at(segment.seq).then_some(Ending::Reset);
-        }
-        // The other end ignores a segment that acknowledges more than it has sent; or those bytes passed unread.
-        let read_to = listener.stream.next();
-        if segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next)) {
-            speaker.stream.doubt_before(segment.seq + segment.payload.len());
-        }
-        let kept = limits.reorder_bytes.get() as usize;
-        let line_limit = limits.line_bytes.get() as usize;
-        let had_ended = has_ended(&speaker.stream, &listener.stream);
-        if segment.flags.has(Flags::ACK) {
-            if segment.flags.has(Flags::SYN) {
-                listener.stream.begin_at(segment.ack);
-            }
-            let HalfStream { stream, lines, may_mislead_next_run } = listener;
-            let doubt = Doubt { urgent_end: stream.urgent_end(), doubted_to: stream.doubted_to() };
-            let deliver = |delivery: Delivery<'_>| {
-                let reader = Reader { lines, may_mislead_next_run };
-                read(direction.opposite(), delivery, doubt, reader, dialogue, line_limit, &mut tell);
-            };
-            if let Some(anomaly) = stream.acknowledged(segment.ack, kept, deliver) {
-                tell(SessionOutput::Anomaly(anomaly));
-            }
-        }
-        let HalfStream { stream, lines, may_mislead_next_run } = &mut *speaker;
-        // Doubtful and urgent bytes have to be known before the first line is delivered.
-        let doubt = Doubt { urgent_end: stream.urgent_end_with(segment), doubted_to: stream.doubted_to() };
-        let deliver = |delivery: Delivery<'_>| {
-            let reader = Reader { lines, may_mislead_next_run };
-            read(direction, delivery, doubt, reader, dialogue, line_limit, &mut tell);
-        };
-        if let Some(anomaly) = stream.segment(segment, kept, deliver) {
-            tell(SessionOutput::Anomaly(anomaly));
-        }
-        (!had_ended && has_ended(&speaker.stream, &listener.stream)).then_some(Ending::Finished)
+        SegmentReader::new(ends, dialogue, segment, direction, limits)
     }
 
     /// Settles whether a client's line ends where a byte of its CRLF was urgent. If the server has answered every
@@ -244,80 +207,4 @@ impl Session {
 /// follow, which may pass unseen.
 fn has_ended(one: &Stream, other: &Stream) -> bool {
     one.has_ended() || other.has_ended() || (one.is_at_fin() && other.is_at_fin())
-}
-
-/// Which bytes the receiver may not read as they are.
-#[derive(Clone, Copy, Debug)]
-struct Doubt {
-    /// The last byte in front of this may be missing.
-    urgent_end: Option<Seq>,
-    /// All in front of this may be.
-    doubted_to: Option<Seq>,
-}
-
-/// An event that a [`Session`] emits while it handles a segment.
-#[derive(Debug)]
-pub enum SessionOutput<'a> {
-    /// Bytes were read, the first of them with this sequence number.
-    Read(Direction, Seq, &'a [u8]),
-    /// The event of a line, and the line.
-    Event(Event<'a>, &'a Dialogue, &'a Line<'a>),
-    /// The client sends bytes that no client of FTP would send.
-    NotFtp,
-    /// An anomaly of the segments.
-    Anomaly(StreamAnomaly),
-}
-
-/// What a direction is read into.
-struct Reader<'a> {
-    lines: &'a mut LineReader,
-    may_mislead_next_run: &'a mut bool,
-}
-
-/// Handles the bytes that one direction delivers.
-fn read(
-    direction: Direction,
-    delivery: Delivery<'_>,
-    doubt: Doubt,
-    Reader { lines, may_mislead_next_run }: Reader<'_>,
-    dialogue: &mut Dialogue,
-    limit: usize,
-    tell: &mut impl FnMut(SessionOutput<'_>),
-) {
-    let (at, bytes) = match delivery {
-        Delivery::Bytes(at, bytes) => (at, bytes),
-        Delivery::Gap => {
-            lines.gap();
-            match direction {
-                Direction::FromClient => dialogue.client_was_lost(),
-                Direction::FromServer => dialogue.server_was_lost(),
-            }
-            return;
-        }
-    };
-    tell(SessionOutput::Read(direction, at, bytes));
-    if dialogue.is_encrypted() {
-        return;
-    }
-    if direction == Direction::FromClient && dialogue.client_speaks() == Event::NotFtp {
-        tell(SessionOutput::NotFtp);
-    }
-    lines.feed_urgent(at, bytes, doubt.urgent_end, limit, |mut line| {
-        line.plain &= doubt.doubted_to.is_none_or(|to| !to.is_after(line.start));
-        let event = match direction {
-            _ if !line.begins => dialogue.may_announce(&line, direction),
-            Direction::FromClient => dialogue.client_says(&line),
-            Direction::FromServer => dialogue.server_says(&line),
-        };
-        let behind_announcement = usize::from(matches!(event, Event::Announced(_)));
-        let rest = line.text.get(behind_announcement..).unwrap_or_default();
-        *may_mislead_next_run = *may_mislead_next_run
-            || line.text.len() >= limit
-            || match direction {
-                Direction::FromClient => command_in(rest),
-                Direction::FromServer => reply_in(rest),
-            };
-        tell(SessionOutput::Event(event, dialogue, &line));
-        !dialogue.is_encrypted()
-    });
 }

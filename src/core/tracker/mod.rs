@@ -373,19 +373,23 @@ impl Tracker {
             world,
         };
         about.encrypted_segment(&segment, direction);
-        let ending = session.segment(&segment, direction, limits, |output| match output {
-            SessionOutput::Read(direction, place, bytes) => {
-                about.world.observer.read(about.number, direction, place, bytes);
-            }
-            SessionOutput::Event(event, dialogue, line) => about.event(event, dialogue, line),
-            SessionOutput::NotFtp => about.not_ftp(),
-            SessionOutput::Anomaly(anomaly) => {
-                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
-                    memory.note_refusal();
+        let mut reader = session.segment(&segment, direction, limits);
+        while let Some(output) = reader.advance() {
+            match output {
+                SessionOutput::Bytes(direction, place, bytes) => {
+                    about.world.observer.read(about.number, direction, place, bytes);
                 }
-                about.tell(&SessionEvent::Anomaly(anomaly));
+                SessionOutput::Line(event, line, dialogue) => about.event(event, dialogue, &line),
+                SessionOutput::NotFtp => about.not_ftp(),
+                SessionOutput::Anomaly(anomaly) => {
+                    if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                        memory.note_refusal();
+                    }
+                    about.tell(&SessionEvent::Anomaly(anomaly));
+                }
             }
-        });
+        }
+        let ending = reader.ending();
         let has_refused = about.has_refused;
         let mut verdict = about.verdict(session);
         if has_refused {

@@ -10,6 +10,9 @@ mod reorder;
 mod unacked;
 mod urgent;
 
+use std::borrow::Cow;
+use std::collections::VecDeque;
+
 use reorder::ReorderBuffer;
 use unacked::Unacked;
 
@@ -50,13 +53,40 @@ pub enum Start {
     Unknown,
 }
 
-/// What a [`Stream`] delivers, in the order of the stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery<'a> {
-    /// The next bytes, and the sequence number of the first of them.
-    Bytes(Seq, &'a [u8]),
+/// What a segment causes in a [`Stream`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StreamEvent<'a> {
+    /// The next bytes of the stream, and the sequence number of the first of them.
+    Bytes(Seq, Cow<'a, [u8]>),
     /// Bytes are missing here and will not come. The next bytes continue after the gap.
     Gap,
+    /// An anomaly of the segment.
+    Anomaly(StreamAnomaly),
+}
+
+/// What a segment causes in a [`Stream`], in the order of the stream. Nearly always that is one event at most.
+#[derive(Debug, Default)]
+pub struct StreamEvents<'a> {
+    first: Option<StreamEvent<'a>>,
+    others: VecDeque<StreamEvent<'a>>,
+}
+
+impl<'a> StreamEvents<'a> {
+    fn push(&mut self, event: StreamEvent<'a>) {
+        if self.first.is_none() && self.others.is_empty() {
+            self.first = Some(event);
+        } else {
+            self.others.push_back(event);
+        }
+    }
+}
+
+impl<'a> Iterator for StreamEvents<'a> {
+    type Item = StreamEvent<'a>;
+
+    fn next(&mut self) -> Option<StreamEvent<'a>> {
+        self.first.take().or_else(|| self.others.pop_front())
+    }
 }
 
 /// An anomaly of a segment, which does not occur in a healthy connection.
@@ -309,15 +339,11 @@ impl Stream {
         from.is_before(to)
     }
 
-    /// Handles a segment of this direction as it is passed on, and delivers in order all bytes that it completes.
+    /// Handles a segment of this direction as it is passed on. Returns in order all bytes that it completes.
     ///
     /// `limit` bounds the bytes that may be kept.
-    pub fn segment(
-        &mut self,
-        segment: &Segment<'_>,
-        limit: usize,
-        mut deliver: impl FnMut(Delivery<'_>),
-    ) -> Option<StreamAnomaly> {
+    pub fn segment<'a>(&mut self, segment: &Segment<'a>, limit: usize) -> StreamEvents<'a> {
+        let mut events = StreamEvents::default();
         // A SYN takes one sequence number.
         let seq = if segment.flags.has(Flags::SYN) { segment.seq + 1 } else { segment.seq };
         self.begin_at(seq);
@@ -346,18 +372,21 @@ impl Stream {
         let mut anomaly = None;
         if seq == next && self.reorder.is_none() {
             if !segment.payload.is_empty() {
-                self.deliver(segment.payload, limit, &mut deliver);
+                self.deliver(Cow::Borrowed(segment.payload), limit, &mut events);
             }
         } else if !segment.payload.is_empty() {
-            anomaly = self.unusual_segment(seq, segment.payload, limit, &mut deliver);
+            anomaly = self.unusual_segment(seq, segment.payload, limit, &mut events);
         }
         if segment.missing > 0 && self.next == seq + segment.payload.len() {
             // The bytes that the capture cut off were sent nevertheless.
-            self.skip_to(end, limit, &mut deliver);
+            self.skip_to(end, limit, &mut events);
         }
         // A FIN before bytes that were read was not valid.
         self.has_fin &= !self.next.is_after(self.fin);
-        anomaly
+        if let Some(anomaly) = anomaly {
+            events.push(StreamEvent::Anomaly(anomaly));
+        }
+        events
     }
 
     /// Gives up the missing bytes before this place, and the buffered ones before it.
@@ -372,39 +401,35 @@ impl Stream {
     }
 
     /// Handles the other end's acknowledgement, which may show that missing bytes will never come.
-    pub fn acknowledged(
-        &mut self,
-        ack: Seq,
-        limit: usize,
-        mut deliver: impl FnMut(Delivery<'_>),
-    ) -> Option<StreamAnomaly> {
+    pub fn acknowledged(&mut self, ack: Seq, limit: usize) -> StreamEvents<'static> {
+        let mut events = StreamEvents::default();
         self.acked = if self.has_acked { self.acked.later(ack) } else { ack };
         self.has_acked = true;
         self.unacked.acknowledged(self.next, self.acked);
-        let waits_at = self.reorder.as_ref()?.first();
-        if waits_at.is_after(ack) {
-            return None;
+        let buffered_from = self.reorder.as_ref().map(|reorder| reorder.first());
+        if let Some(buffered_from) = buffered_from.filter(|from| !from.is_after(ack)) {
+            self.skip_to(buffered_from, limit, &mut events);
+            events.push(StreamEvent::Anomaly(StreamAnomaly::Lost));
         }
-        self.skip_to(waits_at, limit, &mut deliver);
-        Some(StreamAnomaly::Lost)
+        events
     }
 
-    fn deliver(&mut self, bytes: &[u8], limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
+    fn deliver<'a>(&mut self, bytes: Cow<'a, [u8]>, limit: usize, events: &mut StreamEvents<'a>) {
         let next = self.next;
-        self.unacked.remember(bytes, limit.max(USUAL_UNACKED));
+        self.unacked.remember(&bytes, limit.max(USUAL_UNACKED));
         self.next = next + bytes.len();
-        deliver(Delivery::Bytes(next, bytes));
+        events.push(StreamEvent::Bytes(next, bytes));
     }
 
     /// Handles everything but the next segment in order: copies, overlaps, gaps. Out of line, so that the usual case
     /// is fast.
     #[cold]
-    fn unusual_segment(
+    fn unusual_segment<'a>(
         &mut self,
         seq: Seq,
-        payload: &[u8],
+        payload: &'a [u8],
         limit: usize,
-        deliver: &mut impl FnMut(Delivery<'_>),
+        events: &mut StreamEvents<'a>,
     ) -> Option<StreamAnomaly> {
         let ahead = seq - self.next;
         if ahead.unsigned_abs() > FARTHEST_GAP {
@@ -413,10 +438,10 @@ impl Stream {
         if ahead > 0 {
             if self.is_acknowledged(seq) {
                 // The receiver has everything before this segment: the missing bytes were only lost on the way here.
-                let waits_at = self.reorder.as_ref().map(|reorder| reorder.first());
-                self.skip_to(waits_at.filter(|first| first.is_before(seq)).unwrap_or(seq), limit, deliver);
+                let buffered_from = self.reorder.as_ref().map(|reorder| reorder.first());
+                self.skip_to(buffered_from.filter(|from| from.is_before(seq)).unwrap_or(seq), limit, events);
                 // The buffered bytes have brought the stream nearer to this segment, up to it, or beyond it.
-                self.unusual_segment(seq, payload, limit, deliver);
+                self.unusual_segment(seq, payload, limit, events);
                 return Some(StreamAnomaly::Lost);
             }
             if ahead.unsigned_abs() > FARTHEST_AHEAD {
@@ -426,7 +451,7 @@ impl Stream {
             reorder.insert(seq, payload);
             if reorder.is_over(limit) {
                 let first = reorder.first();
-                self.skip_to(first, limit, deliver);
+                self.skip_to(first, limit, events);
                 return Some(StreamAnomaly::TooMuchWaiting);
             }
             return None;
@@ -438,10 +463,10 @@ impl Stream {
         let rest = &payload[known..];
         if !rest.is_empty() {
             match &mut self.reorder {
-                None => self.deliver(rest, limit, deliver),
+                None => self.deliver(Cow::Borrowed(rest), limit, events),
                 Some(reorder) => {
                     reorder.insert(self.next, rest);
-                    self.drain(limit, deliver);
+                    self.drain(limit, events);
                 }
             }
         }
@@ -449,21 +474,21 @@ impl Stream {
     }
 
     /// Gives up the missing bytes before `place`, which is not before the current position.
-    fn skip_to(&mut self, place: Seq, limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
+    fn skip_to(&mut self, place: Seq, limit: usize, events: &mut StreamEvents<'_>) {
         self.next = place;
         self.read_from = place;
         self.has_gap = true;
         self.unacked.clear();
-        deliver(Delivery::Gap);
-        self.drain(limit, deliver);
+        events.push(StreamEvent::Gap);
+        self.drain(limit, events);
     }
 
     /// Delivers the buffered bytes that are next now.
-    fn drain(&mut self, limit: usize, deliver: &mut impl FnMut(Delivery<'_>)) {
+    fn drain(&mut self, limit: usize, events: &mut StreamEvents<'_>) {
         while let Some(reorder) = &mut self.reorder
             && let Some(bytes) = reorder.take(self.next)
         {
-            self.deliver(&bytes, limit, deliver);
+            self.deliver(Cow::Owned(bytes), limit, events);
         }
         if self.reorder.as_ref().is_some_and(|reorder| reorder.is_empty()) {
             self.reorder = None;

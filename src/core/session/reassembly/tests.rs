@@ -41,13 +41,15 @@ impl Listener {
 
     /// Takes what may go on of a segment.
     fn takes_from(&mut self, direction: Direction, segment: &Segment<'_>) -> Option<StreamAnomaly> {
-        let heard = &mut self.heard;
-        let mut deliver = |delivery: Delivery<'_>| write_down(heard, delivery);
         match self.stream.judge(segment, direction, Trust::Acknowledgements, LIMIT) {
-            Acceptance::AsSent => self.stream.segment(segment, LIMIT, &mut deliver),
+            Acceptance::AsSent => {
+                let events = self.stream.segment(segment, LIMIT);
+                self.write_down(events)
+            }
             Acceptance::Corrected(payload) => {
                 let corrected = Segment { payload: &payload, ..*segment };
-                self.stream.segment(&corrected, LIMIT, &mut deliver);
+                let events = self.stream.segment(&corrected, LIMIT);
+                self.write_down(events);
                 Some(StreamAnomaly::DifferingCopy)
             }
             Acceptance::Refused(anomaly) => Some(anomaly),
@@ -59,15 +61,20 @@ impl Listener {
     }
 
     fn learns_of_ack(&mut self, ack: u32) -> Option<StreamAnomaly> {
-        let heard = &mut self.heard;
-        self.stream.acknowledged(Seq::new(ack), LIMIT, |delivery| write_down(heard, delivery))
+        let events = self.stream.acknowledged(Seq::new(ack), LIMIT);
+        self.write_down(events)
     }
-}
 
-fn write_down(heard: &mut Vec<u8>, delivery: Delivery<'_>) {
-    match delivery {
-        Delivery::Bytes(_, bytes) => heard.extend(bytes),
-        Delivery::Gap => heard.push(b'|'),
+    fn write_down(&mut self, events: StreamEvents<'_>) -> Option<StreamAnomaly> {
+        let mut found = None;
+        for event in events {
+            match event {
+                StreamEvent::Bytes(_, bytes) => self.heard.extend_from_slice(&bytes),
+                StreamEvent::Gap => self.heard.push(b'|'),
+                StreamEvent::Anomaly(anomaly) => found = Some(anomaly),
+            }
+        }
+        found
     }
 }
 

@@ -1,0 +1,213 @@
+//! Reads the lines of one segment.
+
+use super::dialogue::{Dialogue, Event};
+use super::reassembly::{StreamAnomaly, StreamEvent, StreamEvents};
+use super::{Ending, HalfStream, has_ended};
+use crate::core::ftp::embedded::{command_in, reply_in};
+use crate::core::ftp::{Line, UnreadBytes};
+use crate::core::net::{Direction, Flags, Segment, Seq};
+use crate::core::policy::Limits;
+
+/// What was read in a segment.
+#[derive(Debug)]
+pub enum SessionOutput<'a> {
+    /// Bytes, of which the first has this sequence number.
+    Bytes(Direction, Seq, &'a [u8]),
+    /// A line, the event that it causes, and the dialogue after it.
+    Line(Event<'a>, Line<'a>, &'a Dialogue),
+    /// The client sends bytes that no client of FTP would send.
+    NotFtp,
+    /// An anomaly of the segments.
+    Anomaly(StreamAnomaly),
+}
+
+/// Which bytes the receiver may not read as they are.
+#[derive(Clone, Copy, Debug, Default)]
+struct Doubt {
+    /// The byte in front of this place may be missing.
+    urgent_end: Option<Seq>,
+    /// All bytes in front of this place may be missing.
+    doubted_to: Option<Seq>,
+}
+
+/// Reads one segment: line by line, in the order of the streams.
+///
+/// A segment may complete lines of both directions, because its acknowledgement may show that bytes of the other
+/// direction will never come.
+#[derive(Debug)]
+pub struct SegmentReader<'a> {
+    sender: &'a mut HalfStream,
+    receiver: &'a mut HalfStream,
+    dialogue: &'a mut Dialogue,
+    direction: Direction,
+    line_limit: usize,
+    /// What the acknowledgement causes in the other direction.
+    acknowledged: StreamEvents<'static>,
+    acknowledged_doubt: Doubt,
+    /// What the payload causes.
+    received: StreamEvents<'a>,
+    received_doubt: Doubt,
+    /// The bytes that are being read, of this direction.
+    unread: Option<(Direction, UnreadBytes<'a>)>,
+    /// Whether the rest of these bytes is encrypted.
+    is_encrypted: bool,
+    /// Whether `NotFtp` has to be returned next.
+    is_not_ftp: bool,
+    ending: Option<Ending>,
+}
+
+/// What a reader has come to: an output without what it borrows.
+enum Step {
+    Bytes(Seq),
+    Line,
+    NotFtp,
+    Anomaly(StreamAnomaly),
+}
+
+impl<'a> SegmentReader<'a> {
+    /// Has the streams reassemble the segment.
+    pub(super) fn new(
+        (sender, receiver): (&'a mut HalfStream, &'a mut HalfStream),
+        dialogue: &'a mut Dialogue,
+        segment: &Segment<'a>,
+        direction: Direction,
+        limits: &Limits,
+    ) -> Self {
+        let mut reader = Self {
+            sender,
+            receiver,
+            dialogue,
+            direction,
+            line_limit: limits.line_bytes.get() as usize,
+            acknowledged: StreamEvents::default(),
+            acknowledged_doubt: Doubt::default(),
+            received: StreamEvents::default(),
+            received_doubt: Doubt::default(),
+            unread: None,
+            is_encrypted: false,
+            is_not_ftp: false,
+            ending: None,
+        };
+        reader.reassemble(segment, limits.reorder_bytes.get() as usize);
+        reader
+    }
+
+    fn reassemble(&mut self, segment: &Segment<'a>, limit: usize) {
+        let (sender, receiver) = (&mut self.sender.stream, &mut self.receiver.stream);
+        let acknowledges = segment.flags.has(Flags::ACK);
+        if segment.flags.has(Flags::RST) {
+            self.ending = sender.believes_reset_at(segment.seq).then_some(Ending::Reset);
+            return;
+        }
+        // The receiver ignores a segment that acknowledges more than it has sent; or those bytes passed unread.
+        let read_to = receiver.next();
+        if acknowledges && read_to.is_some_and(|next| segment.ack.is_after(next)) {
+            sender.doubt_before(segment.seq + segment.payload.len());
+        }
+        let had_ended = has_ended(sender, receiver);
+        if acknowledges {
+            if segment.flags.has(Flags::SYN) {
+                receiver.begin_at(segment.ack);
+            }
+            self.acknowledged_doubt = Doubt { urgent_end: receiver.urgent_end(), doubted_to: receiver.doubted_to() };
+            self.acknowledged = receiver.acknowledged(segment.ack, limit);
+        }
+        // Doubtful and urgent bytes have to be known before the first line is read.
+        self.received_doubt = Doubt { urgent_end: sender.urgent_end_with(segment), doubted_to: sender.doubted_to() };
+        self.received = sender.segment(segment, limit);
+        if !had_ended && has_ended(sender, receiver) {
+            self.ending = Some(Ending::Finished);
+        }
+    }
+
+    /// Reads on, up to the next line or event of the streams. Returns `None` when all of the segment has been read.
+    pub fn advance(&mut self) -> Option<SessionOutput<'_>> {
+        match self.step()? {
+            Step::Line => self.line(),
+            Step::Bytes(at) => {
+                let (direction, unread) = self.unread.as_ref()?;
+                Some(SessionOutput::Bytes(*direction, at, unread.bytes()))
+            }
+            Step::NotFtp => Some(SessionOutput::NotFtp),
+            Step::Anomaly(anomaly) => Some(SessionOutput::Anomaly(anomaly)),
+        }
+    }
+
+    /// How the connection ended, if this segment ends it.
+    pub fn ending(&self) -> Option<Ending> {
+        self.ending
+    }
+
+    fn step(&mut self) -> Option<Step> {
+        if std::mem::take(&mut self.is_not_ftp) {
+            return Some(Step::NotFtp);
+        }
+        if let Some((direction, unread)) = &mut self.unread
+            && !self.is_encrypted
+        {
+            let half = if *direction == self.direction { &mut *self.sender } else { &mut *self.receiver };
+            if half.lines.advance(unread) {
+                return Some(Step::Line);
+            }
+        }
+        loop {
+            let (direction, event) = match self.acknowledged.next() {
+                Some(event) => (self.direction.opposite(), event),
+                None => (self.direction, self.received.next()?),
+            };
+            match event {
+                StreamEvent::Bytes(at, bytes) => {
+                    let urgent_end = self.doubt(direction).urgent_end;
+                    self.unread = Some((direction, UnreadBytes::new(at, bytes, urgent_end, self.line_limit)));
+                    self.is_encrypted = self.dialogue.is_encrypted();
+                    self.is_not_ftp = direction == Direction::FromClient
+                        && !self.is_encrypted
+                        && self.dialogue.client_speaks() == Event::NotFtp;
+                    return Some(Step::Bytes(at));
+                }
+                StreamEvent::Gap => self.gap(direction),
+                StreamEvent::Anomaly(anomaly) => return Some(Step::Anomaly(anomaly)),
+            }
+        }
+    }
+
+    fn gap(&mut self, direction: Direction) {
+        let half = if direction == self.direction { &mut *self.sender } else { &mut *self.receiver };
+        half.lines.gap();
+        match direction {
+            Direction::FromClient => self.dialogue.client_was_lost(),
+            Direction::FromServer => self.dialogue.server_was_lost(),
+        }
+    }
+
+    /// Has the dialogue interpret the line that has just been read.
+    fn line(&mut self) -> Option<SessionOutput<'_>> {
+        let (direction, unread) = self.unread.as_ref()?;
+        let direction = *direction;
+        let mut line = unread.line();
+        line.plain &= self.doubt(direction).doubted_to.is_none_or(|to| !to.is_after(line.start));
+        let event = match direction {
+            _ if !line.begins => self.dialogue.may_announce(&line, direction),
+            Direction::FromClient => self.dialogue.client_says(&line),
+            Direction::FromServer => self.dialogue.server_says(&line),
+        };
+        let half = if direction == self.direction { &mut *self.sender } else { &mut *self.receiver };
+        let behind_announcement = usize::from(matches!(event, Event::Announced(_)));
+        let rest = line.text.get(behind_announcement..).unwrap_or_default();
+        half.may_mislead_next_run = half.may_mislead_next_run
+            || line.text.len() >= self.line_limit
+            || match direction {
+                Direction::FromClient => command_in(rest),
+                Direction::FromServer => reply_in(rest),
+            };
+        if self.dialogue.is_encrypted() {
+            half.lines.stop();
+            self.is_encrypted = true;
+        }
+        Some(SessionOutput::Line(event, line, self.dialogue))
+    }
+
+    fn doubt(&self, direction: Direction) -> Doubt {
+        if direction == self.direction { self.received_doubt } else { self.acknowledged_doubt }
+    }
+}
