@@ -66,7 +66,7 @@ impl Middle {
         tracker.advance(&mut world);
         let _ = tracker.handle(&segment, &mut world);
         assert_eq!(self.tracker.expectations(), self.firewall.pinholes());
-        assert!(self.tracker.standing().all(|(.., expectation)| expectation.expires() > self.now));
+        assert!(self.tracker.pinholes().all(|(.., expectation)| expectation.expires() > self.now));
     }
 }
 

@@ -193,7 +193,7 @@ impl Clocked {
             tracker.advance(world);
         });
         assert!(self.tracker.next_deadline().is_none_or(|due| due > now), "what is due has happened");
-        assert!(self.tracker.standing().all(|(.., expectation)| expectation.expires() > now));
+        assert!(self.tracker.pinholes().all(|(.., expectation)| expectation.expires() > now));
     }
 
     fn takes(&mut self, packet: &[u8]) {

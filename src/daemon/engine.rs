@@ -317,8 +317,8 @@ impl Engine {
         // What was used is not restored.
         self.hear_of_connections(MOST_AT_ONCE);
         let now = self.clock.now();
-        let standing = self.tracker.standing().map(|(.., expectation)| expectation);
-        match self.firewall.restore(now, standing) {
+        let pinholes = self.tracker.pinholes().map(|(.., expectation)| expectation);
+        match self.firewall.restore(now, pinholes) {
             Ok(restored) if restored.is_nothing() => {}
             Ok(restored) => {
                 self.journal.counters.restored += 1;
@@ -378,7 +378,7 @@ impl Engine {
     pub(super) fn status(&mut self) -> Status {
         self.catch_up();
         let now = self.clock.now();
-        let pinholes = self.tracker.standing().map(|(session, mode, expectation)| PinholeStatus {
+        let pinholes = self.tracker.pinholes().map(|(session, mode, expectation)| PinholeStatus {
             session: (session != SessionNumber::EARLIER).then_some(session.get()),
             announced_by: mode.map(Mode::announced_by),
             from: expectation.from.to_string(),

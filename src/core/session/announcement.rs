@@ -17,7 +17,7 @@ pub struct Announcement<'a> {
     /// The number of the command, if the server's reply to it can be recognised.
     pub number: Option<CommandNumber>,
     /// The state of the dialogue.
-    pub standing: AnnouncementState,
+    pub state: AnnouncementState,
     /// The bytes of the address, if it could be parsed.
     pub written: Option<Written<'a>>,
 }

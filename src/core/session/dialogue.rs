@@ -42,13 +42,13 @@ pub enum Event<'a> {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Language {
+enum Protocol {
     /// No user has logged in yet. Until then both ends have to keep to FTP.
     Undecided,
     Ftp,
     Other,
     /// Encrypted, mostly with TLS: nothing can be read.
-    Secret,
+    Encrypted,
 }
 
 /// One session's dialogue.
@@ -56,7 +56,7 @@ enum Language {
 pub struct Dialogue {
     pending: PendingCommands,
     replies: ReplyReader,
-    language: Language,
+    protocol: Protocol,
     is_logged_in: bool,
     is_greeted: bool,
     /// The client has sent a command of FTP.
@@ -83,7 +83,7 @@ impl Dialogue {
         Self {
             pending: PendingCommands::default(),
             replies: ReplyReader::default(),
-            language: Language::Undecided,
+            protocol: Protocol::Undecided,
             is_logged_in: false,
             is_greeted: false,
             has_commanded: false,
@@ -101,17 +101,17 @@ impl Dialogue {
     /// A picked-up dialogue, of which this much is known.
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
         Self {
-            language: match progress {
-                Progress::Unknown | Progress::Ftp => Language::Undecided,
-                Progress::LoggedIn => Language::Ftp,
-                Progress::Unreadable => Language::Other,
+            protocol: match progress {
+                Progress::Unknown | Progress::Ftp => Protocol::Undecided,
+                Progress::LoggedIn => Protocol::Ftp,
+                Progress::Unreadable => Protocol::Other,
             },
             is_logged_in: progress == Progress::LoggedIn,
             is_greeted: true,
             has_commanded: progress != Progress::Unknown,
             is_known: match progress {
                 Progress::Unknown => false,
-                // If a client's bytes passed unread before a login: see `client_was_lost`.
+                // If a client's bytes passed unread before a login: see `client_gap`.
                 Progress::Ftp => synced.client,
                 Progress::LoggedIn | Progress::Unreadable => true,
             },
@@ -123,12 +123,12 @@ impl Dialogue {
 
     /// Its progress, for the connection's mark.
     pub fn progress(&self) -> Progress {
-        match self.language {
-            Language::Secret | Language::Other => Progress::Unreadable,
+        match self.protocol {
+            Protocol::Encrypted | Protocol::Other => Progress::Unreadable,
             _ if !self.is_known || self.lists_files => Progress::Unknown,
-            Language::Ftp | Language::Undecided if self.is_logged_in => Progress::LoggedIn,
-            Language::Ftp | Language::Undecided if self.is_greeted && self.has_commanded => Progress::Ftp,
-            Language::Ftp | Language::Undecided => Progress::Unknown,
+            Protocol::Ftp | Protocol::Undecided if self.is_logged_in => Progress::LoggedIn,
+            Protocol::Ftp | Protocol::Undecided if self.is_greeted && self.has_commanded => Progress::Ftp,
+            Protocol::Ftp | Protocol::Undecided => Progress::Unknown,
         }
     }
 
@@ -139,7 +139,7 @@ impl Dialogue {
 
     /// Whether it cannot be read any more.
     pub fn is_encrypted(&self) -> bool {
-        self.language == Language::Secret
+        self.protocol == Protocol::Encrypted
     }
 
     /// Whether a user is logged in.
@@ -154,7 +154,7 @@ impl Dialogue {
 
     /// Whether it turned out not to be FTP.
     pub fn is_other_protocol(&self) -> bool {
-        self.language == Language::Other
+        self.protocol == Protocol::Other
     }
 
     /// The user's name.
@@ -163,20 +163,20 @@ impl Dialogue {
     }
 
     /// The client sends any bytes. A client of FTP waits for the greeting first.
-    pub fn client_speaks(&mut self) -> Event<'static> {
+    pub fn client_bytes(&mut self) -> Event<'static> {
         if self.is_greeted { Event::Nothing } else { self.is_not_ftp() }
     }
 
     /// Handles the client's next line.
-    pub fn client_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
-        if self.language == Language::Secret {
+    pub fn client_line<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+        if self.protocol == Protocol::Encrypted {
             return Event::Nothing;
         }
         let said = Command::parse(line);
         if line.may_continue {
-            self.pending.next_may_continue();
+            self.pending.next_may_be_continuation();
         }
-        let is_out_of_place = self.language == Language::Undecided
+        let is_out_of_place = self.protocol == Protocol::Undecided
             && self.is_known
             && !is_like_ftp(line, &said)
             && !(self.awaits_security_data && is_security_data(line, &said));
@@ -187,7 +187,7 @@ impl Dialogue {
             Said::Command(_) | Said::Nothing => false,
         };
         if is_out_of_place || is_no_command {
-            self.ask(PendingCommand::Other);
+            self.expect_reply(PendingCommand::Other);
             return self.is_not_ftp();
         }
         match said {
@@ -196,11 +196,11 @@ impl Dialogue {
                 self.client_commands(line, &command)
             }
             Said::Nothing => {
-                self.ask(PendingCommand::Nothing);
+                self.expect_reply(PendingCommand::EmptyLine);
                 Event::Nothing
             }
             Said::Unknown(_) => {
-                self.ask(PendingCommand::Other);
+                self.expect_reply(PendingCommand::Other);
                 Event::Nothing
             }
         }
@@ -210,28 +210,28 @@ impl Dialogue {
         self.lists_files |= command.name == "STAT" && !command.argument.is_empty();
         let asked = match command.verb {
             Verb::Announce(mode) => {
-                let number = self.ask(PendingCommand::Announce(mode));
+                let number = self.expect_reply(PendingCommand::Active(mode));
                 let found = Notation::of(mode).read(command.argument).filter(|_| line.whole);
                 let before = line.text.len() - command.argument.len();
                 return Event::Announced(self.announcement(mode, found, number, true, (line, before)));
             }
-            Verb::Ask(mode) => PendingCommand::Ask(mode),
+            Verb::Ask(mode) => PendingCommand::Passive(mode),
             Verb::AskExtendedOnly => {
                 self.extended_only = true;
-                PendingCommand::ExtendedOnly
+                PendingCommand::EpsvAll
             }
             Verb::User => {
                 self.user = name(command.argument);
                 PendingCommand::User
             }
-            Verb::Secret => PendingCommand::Secret,
-            Verb::Reinitialize => PendingCommand::Reinitialize,
-            Verb::Secure => PendingCommand::Secure,
-            Verb::Abort => PendingCommand::Abort,
+            Verb::Secret => PendingCommand::Pass,
+            Verb::Reinitialize => PendingCommand::Rein,
+            Verb::Secure => PendingCommand::Auth,
+            Verb::Abort => PendingCommand::Abor,
             Verb::Other => PendingCommand::Other,
         };
-        let is_known_later = self.ask(asked).is_some();
-        if !is_known_later && matches!(asked, PendingCommand::User | PendingCommand::Reinitialize) {
+        let is_known_later = self.expect_reply(asked).is_some();
+        if !is_known_later && matches!(asked, PendingCommand::User | PendingCommand::Rein) {
             // The reply to it will not be recognised. In doubt no user is logged in.
             self.is_logged_in = false;
         }
@@ -261,13 +261,13 @@ impl Dialogue {
     }
 
     /// The client sent a command that the server will answer. Returns its number, if the reply can be recognised.
-    fn ask(&mut self, asked: PendingCommand) -> Option<CommandNumber> {
-        self.pending.push(asked)
+    fn expect_reply(&mut self, command: PendingCommand) -> Option<CommandNumber> {
+        self.pending.push(command)
     }
 
     /// Handles the server's next line.
-    pub fn server_says<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
-        if self.language == Language::Secret {
+    pub fn server_line<'a>(&mut self, line: &Line<'a>) -> Event<'a> {
+        if self.protocol == Protocol::Encrypted {
             return Event::Nothing;
         }
         match self.replies.line(line.text) {
@@ -306,7 +306,7 @@ impl Dialogue {
                 _ => self.is_not_ftp(),
             },
             Meaning::Announce(mode) => {
-                let asked_for = self.pending.pop_through(|kind| kind == PendingCommand::Ask(mode)).is_some();
+                let asked_for = self.pending.pop_through(|kind| kind == PendingCommand::Passive(mode)).is_some();
                 if !asked_for {
                     self.pending.pop(reply.code, self.synced);
                 }
@@ -314,9 +314,9 @@ impl Dialogue {
             }
             Meaning::LoggedIn => {
                 let is_login =
-                    |kind| matches!(kind, PendingCommand::User | PendingCommand::Secret | PendingCommand::Reinitialize);
+                    |kind| matches!(kind, PendingCommand::User | PendingCommand::Pass | PendingCommand::Rein);
                 match self.pending.pop_through(is_login) {
-                    Some(PendingCommand::User | PendingCommand::Secret) => {}
+                    Some(PendingCommand::User | PendingCommand::Pass) => {}
                     // It should be 220, but there are servers that say 230.
                     Some(_) => {
                         self.start_over();
@@ -324,27 +324,27 @@ impl Dialogue {
                     }
                     None => return self.server_answers(reply),
                 }
-                if self.language == Language::Other {
+                if self.protocol == Protocol::Other {
                     return Event::Nothing;
                 }
                 self.is_logged_in = true;
-                self.language = Language::Ftp;
+                self.protocol = Protocol::Ftp;
                 Event::LoggedIn
             }
             Meaning::Secured => {
-                let was_asked = self.pending.pop_through(|kind| kind == PendingCommand::Secure).is_some();
+                let was_asked = self.pending.pop_through(|kind| kind == PendingCommand::Auth).is_some();
                 if !was_asked && !self.pending.is_beyond() {
                     return self.server_answers(reply);
                 }
-                if self.language == Language::Other {
+                if self.protocol == Protocol::Other {
                     return Event::Nothing;
                 }
-                self.language = Language::Secret;
+                self.protocol = Protocol::Encrypted;
                 self.encryption_requested = was_asked;
                 Event::Encrypted
             }
             Meaning::Aborted | Meaning::Transferred
-                if answers_abort(reply) && self.pending.pop_through(|kind| kind == PendingCommand::Abort).is_some() =>
+                if answers_abort(reply) && self.pending.pop_through(|kind| kind == PendingCommand::Abor).is_some() =>
             {
                 Event::Nothing
             }
@@ -370,7 +370,7 @@ impl Dialogue {
     fn server_answers(&mut self, reply: &Reply<'_>) -> Event<'static> {
         let answered = self.pending.pop(reply.code, self.synced);
         self.awaits_security_data = match reply.meaning {
-            Meaning::NeedSecurityData => matches!(answered, Some((PendingCommand::Secure, _))),
+            Meaning::NeedSecurityData => matches!(answered, Some((PendingCommand::Auth, _))),
             Meaning::NeedMoreSecurityData => self.awaits_security_data,
             _ => false,
         };
@@ -381,7 +381,7 @@ impl Dialogue {
             (Some((PendingCommand::User, _)), Meaning::NotLoggedIn) => {}
             (_, Meaning::NotLoggedIn) => self.is_logged_in = false,
             (
-                Some((PendingCommand::Reinitialize, _)),
+                Some((PendingCommand::Rein, _)),
                 Meaning::Ready
                 | Meaning::Aborted
                 | Meaning::Transferred
@@ -389,11 +389,11 @@ impl Dialogue {
                 | Meaning::NeedMoreSecurityData
                 | Meaning::Done,
             ) => self.start_over(),
-            (Some((PendingCommand::ExtendedOnly, _)), Meaning::Failed) => self.extended_only = false,
+            (Some((PendingCommand::EpsvAll, _)), Meaning::Failed) => self.extended_only = false,
             _ => {}
         }
         match answered {
-            Some((PendingCommand::Announce(_), number)) if refused => Event::AnnouncementRefused(number),
+            Some((PendingCommand::Active(_), number)) if refused => Event::AnnouncementRefused(number),
             _ => Event::Nothing,
         }
     }
@@ -406,23 +406,23 @@ impl Dialogue {
     }
 
     /// Lines of the client were lost. The server's replies may show what they were.
-    pub fn client_was_lost(&mut self) {
+    pub fn client_gap(&mut self) {
         // Before a login, the lost bytes may have been those that show that this is not FTP.
-        self.is_known &= self.language != Language::Undecided;
+        self.is_known &= self.protocol != Protocol::Undecided;
         self.pending.clear();
         self.synced = false;
     }
 
     /// Lines of the server were lost, so it is unknown which commands they answered. A passive announcement counts
     /// again after the next PASV, EPSV or LPSV.
-    pub fn server_was_lost(&mut self) {
+    pub fn server_gap(&mut self) {
         self.replies = ReplyReader::default();
         self.pending.clear();
         self.synced = false;
     }
 
     fn is_not_ftp(&mut self) -> Event<'static> {
-        if std::mem::replace(&mut self.language, Language::Other) == Language::Other {
+        if std::mem::replace(&mut self.protocol, Protocol::Other) == Protocol::Other {
             return Event::Nothing;
         }
         self.is_logged_in = false;
@@ -438,8 +438,8 @@ impl Dialogue {
         asked_for: bool,
         (line, before): (&Line<'a>, usize),
     ) -> Announcement<'a> {
-        let standing = AnnouncementState {
-            is_ftp: self.is_greeted && self.language != Language::Other,
+        let state = AnnouncementState {
+            is_ftp: self.is_greeted && self.protocol != Protocol::Other,
             is_known: self.is_known,
             is_plain: line.plain && (mode.is_active() || !self.lists_files),
             asked_for,
@@ -451,7 +451,7 @@ impl Dialogue {
             let Range { start, end } = found.span;
             Written { line: *line, span: before + start..before + end }
         });
-        Announcement { mode, named, number, standing, written }
+        Announcement { mode, named, number, state, written }
     }
 }
 

@@ -14,8 +14,8 @@ fn play(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
     let mut told = Vec::new();
     for said in lines.lines().map(str::trim).filter(|said| !said.is_empty()) {
         let event = match said.split_at(1) {
-            (">", text) => dialogue.client_says(&line(text.trim_start().as_bytes())),
-            ("<", text) => dialogue.server_says(&line(text.trim_start().as_bytes())),
+            (">", text) => dialogue.client_line(&line(text.trim_start().as_bytes())),
+            ("<", text) => dialogue.server_line(&line(text.trim_start().as_bytes())),
             _ => panic!("who says {said:?}?"),
         };
         told.extend(describe(&event));
@@ -26,8 +26,8 @@ fn play(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
 fn describe(event: &Event<'_>) -> Option<String> {
     match event {
         Event::Nothing | Event::Said(..) => None,
-        Event::Announced(Announcement { mode, standing, .. }) => {
-            let AnnouncementState { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *standing;
+        Event::Announced(Announcement { mode, state, .. }) => {
+            let AnnouncementState { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *state;
             let doubts = [
                 (!is_ftp, " not FTP"),
                 (!is_known, " not known"),
@@ -180,7 +180,7 @@ fn negotiates(answer: &str, long: &str) -> Vec<String> {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, &format!("< 220 hello\n> AUTH GSSAPI\n< {answer}"));
     let cut = Line { whole: false, ..line(long.as_bytes()) };
-    let mut told: Vec<String> = describe(&dialogue.client_says(&cut)).into_iter().collect();
+    let mut told: Vec<String> = describe(&dialogue.client_line(&cut)).into_iter().collect();
     told.extend(play(&mut dialogue, "< 535 no\n> USER a\n< 230 in\n> PORT 1"));
     told
 }
@@ -214,7 +214,7 @@ fn other_long_lines_before_a_login_are_not_ftp() {
 fn client_that_speaks_before_the_greeting_does_not_talk_ftp() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 120 in a minute");
-    assert_eq!(dialogue.client_speaks(), Event::NotFtp);
+    assert_eq!(dialogue.client_bytes(), Event::NotFtp);
     let lines = "> USER a\n< 220 hello\n< 230 in\n> PORT 1";
     assert_eq!(play(&mut dialogue, lines), ["PORT not FTP not logged in"]);
 }
@@ -247,7 +247,7 @@ fn session_picked_up_is_as_far_as_an_earlier_run_says() {
         assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
     }
     let mut encrypted = Dialogue::from_the_middle(Progress::Unknown, Synced::default());
-    assert_eq!(describe(&encrypted.client_says(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
+    assert_eq!(describe(&encrypted.client_line(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
 }
 
 #[test]
@@ -280,7 +280,7 @@ fn progress_follows_the_dialogue() {
 fn a_loss_makes_an_outstanding_question_void() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
-    dialogue.server_was_lost();
+    dialogue.server_gap();
     assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
 }
 
@@ -288,8 +288,8 @@ fn a_loss_makes_an_outstanding_question_void() {
 fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a");
-    dialogue.server_was_lost();
-    dialogue.client_was_lost();
+    dialogue.server_gap();
+    dialogue.client_gap();
     assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not known not logged in"]);
     assert_eq!(play(&mut dialogue, PASSIVE), ["227 not known not asked for not logged in"]);
 }
@@ -298,7 +298,7 @@ fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
 fn what_was_lost_before_a_login_may_have_shown_that_it_is_not_ftp() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello");
-    dialogue.client_was_lost();
+    dialogue.client_gap();
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
     assert_eq!(dialogue.progress(), Progress::Unknown);
     let mut dialogue = Dialogue::from_the_middle(Progress::Ftp, Synced::default());
@@ -311,9 +311,9 @@ fn line_that_may_be_read_in_two_ways_says_so() {
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let announced = |event: &Event<'_>| describe(event).unwrap_or_default();
     let port = Line { plain: false, ..line(b"PORT 10,0,0,2,4,5") };
-    assert_eq!(announced(&dialogue.client_says(&port)), "PORT not plain");
+    assert_eq!(announced(&dialogue.client_line(&port)), "PORT not plain");
     let reply = Line { plain: false, ..line(b"227 (10,0,0,1,4,5)\n") };
-    assert_eq!(announced(&dialogue.server_says(&reply)), "227 not plain");
+    assert_eq!(announced(&dialogue.server_line(&reply)), "227 not plain");
 }
 
 #[test]
@@ -321,7 +321,7 @@ fn line_that_is_cut_short_announces_nothing() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let Event::Announced(announcement) =
-        dialogue.server_says(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })
+        dialogue.server_line(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })
     else {
         panic!("a 227 announces, readable or not");
     };
@@ -331,9 +331,9 @@ fn line_that_is_cut_short_announces_nothing() {
 #[test]
 fn a_name_is_printable_and_short() {
     let mut dialogue = Dialogue::from_the_start();
-    dialogue.client_says(&line(b"USER a\x1b[31mb\xff"));
+    dialogue.client_line(&line(b"USER a\x1b[31mb\xff"));
     assert_eq!(dialogue.user(), Some("a\\u{1b}[31mb\u{fffd}"));
-    dialogue.client_says(&line(format!("USER {}", "x".repeat(500)).as_bytes()));
+    dialogue.client_line(&line(format!("USER {}", "x".repeat(500)).as_bytes()));
     assert_eq!(dialogue.user().map(str::len), Some(LONGEST_NAME));
 }
 
@@ -341,7 +341,7 @@ fn a_name_is_printable_and_short() {
 fn no_password_leaves_the_dialogue() {
     let mut dialogue = Dialogue::from_the_start();
     for said in ["PASS hunter2", "pass hunter2", "ACCT hunter2", "SITE PSWD hunter2", "hunter2", "ADAT hunter2"] {
-        let event = dialogue.client_says(&line(said.as_bytes()));
+        let event = dialogue.client_line(&line(said.as_bytes()));
         assert!(!matches!(event, Event::Said(_, Some(_))), "{said}: {event:?}");
     }
     assert!(!format!("{dialogue:?}").contains("hunter2"));
@@ -382,7 +382,7 @@ proptest! {
         let mut dialogue =
             if picked_up { Dialogue::from_the_middle(Progress::LoggedIn, Synced::default()) } else { Dialogue::from_the_start() };
         for (client, text) in &lines {
-            let _ = if *client { dialogue.client_says(&line(text)) } else { dialogue.server_says(&line(text)) };
+            let _ = if *client { dialogue.client_line(&line(text)) } else { dialogue.server_line(&line(text)) };
         }
     }
 }

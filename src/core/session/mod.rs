@@ -119,8 +119,8 @@ impl Session {
         stream.give_up_before(segment.seq);
         lines.gap();
         match direction {
-            Direction::FromClient => self.dialogue.client_was_lost(),
-            Direction::FromServer => self.dialogue.server_was_lost(),
+            Direction::FromClient => self.dialogue.client_gap(),
+            Direction::FromServer => self.dialogue.server_gap(),
         }
     }
 

@@ -10,17 +10,20 @@ const MOST: usize = 16;
 /// The kind of an unanswered command, as far as its reply matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum PendingCommand {
-    Announce(Mode),
-    Ask(Mode),
-    ExtendedOnly,
+    /// PORT, EPRT or LPRT.
+    Active(Mode),
+    /// PASV, EPSV or LPSV.
+    Passive(Mode),
+    EpsvAll,
     User,
-    Secret,
-    Reinitialize,
-    Secure,
-    Abort,
+    /// PASS or ACCT.
+    Pass,
+    Rein,
+    Auth,
+    Abor,
     Other,
     /// An empty line. Some servers answer it with an error, others do not.
-    Nothing,
+    EmptyLine,
 }
 
 /// The number of a command within its session, to find its effects when the reply comes.
@@ -68,7 +71,7 @@ impl PendingCommands {
     }
 
     /// The server may read the next command as the rest of the last one, and then answers both with one error.
-    pub(super) fn next_may_continue(&mut self) {
+    pub(super) fn next_may_be_continuation(&mut self) {
         if self.count > 0 && self.beyond == 0 {
             self.continuation = Some(self.next_number());
         }
@@ -89,12 +92,12 @@ impl PendingCommands {
     /// EPSV or LPSV; otherwise that still waits.
     pub(super) fn pop(&mut self, code: u16, synced: bool) -> Option<(PendingCommand, CommandNumber)> {
         while let Some(front) = self.front() {
-            if !synced && matches!(front, PendingCommand::Ask(_)) && code < 400 {
+            if !synced && matches!(front, PendingCommand::Passive(_)) && code < 400 {
                 return None;
             }
             let number = self.advance();
             let is_syntax_error = (500..=504).contains(&code);
-            if front != PendingCommand::Nothing || is_syntax_error {
+            if front != PendingCommand::EmptyLine || is_syntax_error {
                 if is_syntax_error && self.count > 0 && self.continuation == Some(self.number) {
                     self.advance();
                 }
@@ -156,12 +159,12 @@ mod tests {
     #[test]
     fn answers_come_in_the_order_of_the_commands() {
         let mut queue = PendingCommands::default();
-        let numbers: Vec<_> = [PendingCommand::User, PendingCommand::Secret, PendingCommand::Other]
+        let numbers: Vec<_> = [PendingCommand::User, PendingCommand::Pass, PendingCommand::Other]
             .into_iter()
             .filter_map(|kind| queue.push(kind))
             .collect();
         assert_eq!(queue.pop(331, true), Some((PendingCommand::User, numbers[0])));
-        assert_eq!(queue.pop(230, true), Some((PendingCommand::Secret, numbers[1])));
+        assert_eq!(queue.pop(230, true), Some((PendingCommand::Pass, numbers[1])));
         assert_eq!(queue.pop(200, true), Some((PendingCommand::Other, numbers[2])));
         assert_eq!(queue.pop(200, true), None);
     }
@@ -169,11 +172,11 @@ mod tests {
     #[test]
     fn an_empty_line_is_answered_by_an_error_or_not_at_all() {
         let mut queue = PendingCommands::default();
-        queue.push(PendingCommand::Nothing);
+        queue.push(PendingCommand::EmptyLine);
         queue.push(PendingCommand::User);
-        assert_eq!(queue.pop(500, true).map(|(kind, _)| kind), Some(PendingCommand::Nothing));
+        assert_eq!(queue.pop(500, true).map(|(kind, _)| kind), Some(PendingCommand::EmptyLine));
         assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(PendingCommand::User));
-        queue.push(PendingCommand::Nothing);
+        queue.push(PendingCommand::EmptyLine);
         queue.push(PendingCommand::User);
         assert_eq!(queue.pop(331, true).map(|(kind, _)| kind), Some(PendingCommand::User));
     }
@@ -182,10 +185,10 @@ mod tests {
     fn a_telling_reply_brings_back_synced() {
         let mut queue = PendingCommands::default();
         queue.push(PendingCommand::Other);
-        queue.push(PendingCommand::Ask(Mode::Pasv));
+        queue.push(PendingCommand::Passive(Mode::Pasv));
         queue.push(PendingCommand::Other);
-        assert_eq!(queue.pop_through(|kind| kind == PendingCommand::Ask(Mode::Epsv)), None);
-        assert!(queue.pop_through(|kind| kind == PendingCommand::Ask(Mode::Pasv)).is_some());
+        assert_eq!(queue.pop_through(|kind| kind == PendingCommand::Passive(Mode::Epsv)), None);
+        assert!(queue.pop_through(|kind| kind == PendingCommand::Passive(Mode::Pasv)).is_some());
         assert_eq!(queue.pop(200, true).map(|(kind, _)| kind), Some(PendingCommand::Other));
         assert_eq!(queue.pop(200, true), None);
     }
@@ -193,9 +196,9 @@ mod tests {
     #[test]
     fn out_of_step_a_question_waits_for_its_own_answer_or_a_failure() {
         let mut queue = PendingCommands::default();
-        queue.push(PendingCommand::Ask(Mode::Pasv));
+        queue.push(PendingCommand::Passive(Mode::Pasv));
         assert_eq!(queue.pop(226, false), None);
-        assert_eq!(queue.pop(502, false).map(|(kind, _)| kind), Some(PendingCommand::Ask(Mode::Pasv)));
+        assert_eq!(queue.pop(502, false).map(|(kind, _)| kind), Some(PendingCommand::Passive(Mode::Pasv)));
         assert_eq!(queue.pop(502, true), None);
     }
 
@@ -205,12 +208,12 @@ mod tests {
         for _ in 0..MOST {
             assert!(queue.push(PendingCommand::Other).is_some());
         }
-        assert_eq!(queue.push(PendingCommand::Announce(Mode::Port)), None);
+        assert_eq!(queue.push(PendingCommand::Active(Mode::Port)), None);
         for _ in 0..MOST {
             assert!(queue.pop(200, true).is_some());
         }
-        assert_eq!(queue.push(PendingCommand::Announce(Mode::Port)), None, "it comes behind one that is unknown");
+        assert_eq!(queue.push(PendingCommand::Active(Mode::Port)), None, "it comes behind one that is unknown");
         assert_eq!((queue.pop(200, true), queue.pop(200, true)), (None, None));
-        assert!(queue.push(PendingCommand::Announce(Mode::Port)).is_some());
+        assert!(queue.push(PendingCommand::Active(Mode::Port)).is_some());
     }
 }

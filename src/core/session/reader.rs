@@ -162,7 +162,7 @@ impl<'a> SegmentReader<'a> {
                     self.is_encrypted = self.dialogue.is_encrypted();
                     self.is_not_ftp = direction == Direction::FromClient
                         && !self.is_encrypted
-                        && self.dialogue.client_speaks() == Event::NotFtp;
+                        && self.dialogue.client_bytes() == Event::NotFtp;
                     return Some(Step::Bytes(at));
                 }
                 StreamEvent::Gap => self.gap(direction),
@@ -175,8 +175,8 @@ impl<'a> SegmentReader<'a> {
         let half = if direction == self.direction { &mut *self.sender } else { &mut *self.receiver };
         half.lines.gap();
         match direction {
-            Direction::FromClient => self.dialogue.client_was_lost(),
-            Direction::FromServer => self.dialogue.server_was_lost(),
+            Direction::FromClient => self.dialogue.client_gap(),
+            Direction::FromServer => self.dialogue.server_gap(),
         }
     }
 
@@ -188,8 +188,8 @@ impl<'a> SegmentReader<'a> {
         line.plain &= self.doubt(direction).doubted_to.is_none_or(|to| !to.is_after(line.start));
         let event = match direction {
             _ if !line.begins => self.dialogue.may_announce(&line, direction),
-            Direction::FromClient => self.dialogue.client_says(&line),
-            Direction::FromServer => self.dialogue.server_says(&line),
+            Direction::FromClient => self.dialogue.client_line(&line),
+            Direction::FromServer => self.dialogue.server_line(&line),
         };
         let half = if direction == self.direction { &mut *self.sender } else { &mut *self.receiver };
         let behind_announcement = usize::from(matches!(event, Event::Announced(_)));

@@ -20,11 +20,11 @@ pub(super) fn decide(
     terms: &Terms,
     now: Timestamp,
 ) -> Result<Expectation, Refusal> {
-    let Announcement { mode, standing, .. } = *announcement;
-    if !standing.is_ftp {
+    let Announcement { mode, state, .. } = *announcement;
+    if !state.is_ftp {
         return Err(Refusal::NotFtp);
     }
-    if !standing.is_known {
+    if !state.is_known {
         return Err(Refusal::PickedUp);
     }
     if terms.denies_all() || terms.denies(mode.command()) {
@@ -33,13 +33,13 @@ pub(super) fn decide(
     if !terms.modes.contains(mode) {
         return Err(Refusal::ModeDenied);
     }
-    if standing.extended_only && mode != Mode::Epsv {
+    if state.extended_only && mode != Mode::Epsv {
         return Err(Refusal::AfterEpsvAll);
     }
-    if terms.login == Login::Required && !standing.logged_in {
+    if terms.login == Login::Required && !state.logged_in {
         return Err(Refusal::NotLoggedIn);
     }
-    if !standing.is_plain {
+    if !state.is_plain {
         return Err(Refusal::Ambiguous);
     }
     let named = announcement.named.ok_or(Refusal::BadSyntax)?;
@@ -61,7 +61,7 @@ pub(super) fn decide(
         return Err(Refusal::KnownService);
     }
     // Checked last, because the other reasons tell more: the reply may be one whose command was lost.
-    if !standing.asked_for {
+    if !state.asked_for {
         return Err(Refusal::NotAskedFor);
     }
     let to = Endpoint::new(if is_own { ends.shown } else { address }, port);

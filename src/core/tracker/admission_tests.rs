@@ -28,7 +28,7 @@ fn ipv6() -> Connection {
 
 fn announcement(mode: Mode, text: &str) -> Announcement<'static> {
     let found = Notation::of(mode).read(text.as_bytes());
-    Announcement { mode, named: found.map(|found| found.announced), number: None, standing: GOOD, written: None }
+    Announcement { mode, named: found.map(|found| found.announced), number: None, state: GOOD, written: None }
 }
 
 /// The decision about an announcement under the terms of a policy, printed.
@@ -137,7 +137,7 @@ fn ports_are_bounded_by_the_policy() {
 
 #[test]
 fn the_dialogue_must_speak_for_it() {
-    let with = |standing| Announcement { standing, ..announcement(Mode::Pasv, "10,0,0,2,4,1") };
+    let with = |state| Announcement { state, ..announcement(Mode::Pasv, "10,0,0,2,4,1") };
     assert_eq!(decided(&with(AnnouncementState { is_ftp: false, ..GOOD }), &ipv4()), "not-ftp");
     assert_eq!(decided(&with(AnnouncementState { asked_for: false, ..GOOD }), &ipv4()), "not-asked-for");
     assert_eq!(decided(&with(AnnouncementState { logged_in: false, ..GOOD }), &ipv4()), "not-logged-in");
@@ -146,7 +146,7 @@ fn the_dialogue_must_speak_for_it() {
     let before_login = with(AnnouncementState { logged_in: false, ..GOOD });
     assert_eq!(decided_by(optional, &before_login, &ipv4()), "10.0.0.1 -> 10.0.0.2:1025");
     let extended = Announcement {
-        standing: AnnouncementState { extended_only: true, ..GOOD },
+        state: AnnouncementState { extended_only: true, ..GOOD },
         ..announcement(Mode::Epsv, "|||1025|")
     };
     assert_eq!(decided(&extended, &ipv4()), "10.0.0.1 -> 10.0.0.2:1025");

@@ -122,10 +122,10 @@ impl Tracker {
     /// had opened them. Pinholes that no open control connection can have announced are closed at once.
     pub fn adopt<F: Firewall, O: Observer>(
         &mut self,
-        remains: ExistingState,
+        existing: ExistingState,
         world: &mut World<'_, F, O>,
     ) -> RestoreSummary {
-        let ExistingState { mut pinholes, port_ranges, connections } = remains;
+        let ExistingState { mut pinholes, port_ranges, connections } = existing;
         let of_pinholes = pinholes.iter().map(|pinhole| hosts(pinhole.from, pinhole.to.address));
         let wanted =
             of_pinholes.chain(port_ranges.iter().map(|port_range| hosts(port_range.from, port_range.to))).collect();
@@ -142,8 +142,8 @@ impl Tracker {
             if shared.is_none() && !may_be_third_partys {
                 adoption.closed += 1;
                 world.firewall.close(&pinhole);
-                let news = SessionEvent::Closed { expectation: pinhole, why: Closed::SessionEnded };
-                world.tell(SessionNumber::EARLIER, &news);
+                let event = SessionEvent::Closed { expectation: pinhole, why: Closed::SessionEnded };
+                world.report(SessionNumber::EARLIER, &event);
                 continue;
             }
             adoption.pinholes += 1;
@@ -181,8 +181,8 @@ impl Tracker {
                 if self.expectations.owner_of(&expectation) == Some(NOBODY) {
                     self.expectations.remove(expectation.from, expectation.to);
                     world.firewall.close(&expectation);
-                    let news = SessionEvent::Closed { expectation, why: Closed::SessionEnded };
-                    world.tell(SessionNumber::EARLIER, &news);
+                    let event = SessionEvent::Closed { expectation, why: Closed::SessionEnded };
+                    world.report(SessionNumber::EARLIER, &event);
                 }
             }
             for port_range in port_ranges {

@@ -63,7 +63,7 @@ impl Stage {
     }
 
     fn stands(&self) -> Vec<String> {
-        self.tracker.standing().map(|(.., expectation)| expectation.to_string()).collect()
+        self.tracker.pinholes().map(|(.., expectation)| expectation.to_string()).collect()
     }
 }
 
@@ -113,7 +113,7 @@ fn what_stood_expires_when_the_kernel_says_so() {
 fn lifetimes_that_a_mended_ruleset_left_odd_are_few_different_ones_and_end_as_they_did() {
     let odd = Expectation { lifetime: Duration::from_millis(41_234), ..passive() };
     let (stage, _) = Stage::begin("", &remains(vec![odd], vec![connection(CLIENT, SERVER)]));
-    let (.., adopted) = stage.tracker.standing().next().expect("it stands");
+    let (.., adopted) = stage.tracker.pinholes().next().expect("it stands");
     assert_eq!((adopted.expires(), adopted.lifetime), (odd.expires(), Duration::from_secs(42)));
 }
 
@@ -187,7 +187,7 @@ fn what_a_session_announces_once_more_is_its_own() {
     ] {
         stage.sees(&talk.says(who, line));
     }
-    assert_eq!(stage.tracker.standing().next().expect("it stands").0.get(), 1);
+    assert_eq!(stage.tracker.pinholes().next().expect("it stands").0.get(), 1);
     stage.world(|tracker, world| tracker.forgotten(&other.original, world));
     assert_eq!(stage.stands().len(), 1);
     stage.sees(&talk.resets(Direction::FromClient));

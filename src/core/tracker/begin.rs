@@ -61,7 +61,7 @@ impl Tracker {
             number,
             rule,
             ended: None,
-            last_heard: world.now,
+            last_packet: world.now,
             place: Placed::new(rank, world.now),
             buffered: Buffered::nothing(!rank.is_established()),
             session,
@@ -69,7 +69,7 @@ impl Tracker {
             recorded,
             rewriters,
         });
-        world.tell(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
+        world.report(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
         Ok(Some((slot, direction)))
     }
 }

@@ -1,6 +1,7 @@
 //! Acts on the events of a session: opens and closes pinholes, refuses announcements, reports events.
 
 use super::expectations::{Expectations, PinholeEntry};
+use super::memory::MemoryBudget;
 use super::port_search::PortSearch;
 use super::ranges::Ranges;
 use super::{Observer, SessionEvent, SessionNumber, World};
@@ -10,7 +11,8 @@ use crate::core::kernel::Firewall;
 use crate::core::net::{Connection, Direction, Segment};
 use crate::core::policy::Terms;
 use crate::core::seqadj::Rewriters;
-use crate::core::session::{Announcement, Dialogue, Event};
+use crate::core::session::reassembly::StreamAnomaly;
+use crate::core::session::{Announcement, Dialogue, Event, SessionOutput};
 use crate::core::tracker::admission;
 
 /// A session while its events are handled, with everything that this needs.
@@ -33,6 +35,8 @@ pub(super) struct SessionContext<'a, 'w, F, O> {
     pub(super) search: PortSearch,
     pub(super) expectations: &'a mut Expectations,
     pub(super) ranges: &'a mut Ranges,
+    /// Present if there is less memory for the session than the policy allows.
+    pub(super) narrowed_memory: Option<&'a mut MemoryBudget>,
     /// The segment with the events.
     pub(super) segment: &'a Segment<'a>,
     pub(super) direction: Direction,
@@ -41,38 +45,52 @@ pub(super) struct SessionContext<'a, 'w, F, O> {
 }
 
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
-    pub(super) fn tell(&mut self, news: &SessionEvent<'_>) {
-        self.world.tell(self.number, news);
+    pub(super) fn report(&mut self, event: &SessionEvent<'_>) {
+        self.world.report(self.number, event);
     }
 
-    pub(super) fn event(&mut self, event: Event<'_>, dialogue: &Dialogue, line: &Line<'_>) {
+    /// Acts on what was read in the segment.
+    pub(super) fn act(&mut self, output: SessionOutput<'_>) {
+        match output {
+            SessionOutput::Bytes(direction, place, bytes) => {
+                self.world.observer.read(self.number, direction, place, bytes);
+            }
+            SessionOutput::Line(event, line, dialogue) => self.line(event, &line, dialogue),
+            SessionOutput::NotFtp => self.report(&SessionEvent::NotFtp),
+            SessionOutput::Anomaly(anomaly) => {
+                if let Some(memory) = &mut self.narrowed_memory
+                    && anomaly == StreamAnomaly::TooMuchWaiting
+                {
+                    memory.note_refusal();
+                }
+                self.report(&SessionEvent::Anomaly(anomaly));
+            }
+        }
+    }
+
+    fn line(&mut self, event: Event<'_>, line: &Line<'_>, dialogue: &Dialogue) {
         let is_announcement = matches!(event, Event::Announced(_));
         match event {
             Event::Nothing => {}
-            Event::Said(command, argument) => self.tell(&SessionEvent::Said { command, argument }),
+            Event::Said(command, argument) => self.report(&SessionEvent::Said { command, argument }),
             Event::Announced(announcement) => self.announced(&announcement),
             Event::AnnouncementRefused(command) => {
                 if let Some(PinholeEntry { expectation, .. }) = self.expectations.remove_of_command(self.slot, command)
                 {
                     self.world.firewall.close(&expectation);
-                    self.tell(&SessionEvent::Closed { expectation, why: Closed::RefusedByServer });
+                    self.report(&SessionEvent::Closed { expectation, why: Closed::RefusedByServer });
                 }
             }
-            Event::LoggedIn => self.tell(&SessionEvent::LoggedIn { user: dialogue.user() }),
+            Event::LoggedIn => self.report(&SessionEvent::LoggedIn { user: dialogue.user() }),
             Event::Encrypted => self.encrypted(dialogue.is_encryption_requested()),
-            Event::NotFtp => self.not_ftp(),
+            Event::NotFtp => self.report(&SessionEvent::NotFtp),
         }
         if self.direction == Direction::FromClient
             && let Some(command) = self.hold_back_denied(line)
             && !is_announcement
         {
-            self.tell(&SessionEvent::Denied { command: &command });
+            self.report(&SessionEvent::Denied { command: &command });
         }
-    }
-
-    /// The dialogue is not FTP.
-    pub(super) fn not_ftp(&mut self) {
-        self.tell(&SessionEvent::NotFtp);
     }
 
     fn announced(&mut self, announcement: &Announcement<'_>) {
@@ -81,12 +99,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             Ok(expectation) => {
                 let named = announcement.named.filter(|named| admission::instead(named, &expectation).is_some());
                 let rewritten_from = named.and_then(|_| admission::named(announcement, self.connection));
-                self.tell(&SessionEvent::Expected { mode, expectation, rewritten_from });
+                self.report(&SessionEvent::Expected { mode, expectation, rewritten_from });
             }
             Err(why) => {
                 let to = admission::named(announcement, self.connection);
                 self.has_refused = true;
-                self.tell(&SessionEvent::Refused { mode, to, why });
+                self.report(&SessionEvent::Refused { mode, to, why });
             }
         }
     }
@@ -103,8 +121,8 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             // An earlier run rewrote this line, so it had read the whole line and the command before it.
             Err(Refusal::NotAskedFor | Refusal::Ambiguous) if self.was_replaced_before(announcement) => {
                 let mut known = announcement.clone();
-                known.standing.asked_for = true;
-                known.standing.is_plain = true;
+                known.state.asked_for = true;
+                known.state.is_plain = true;
                 decide(&known)
             }
             decided => decided,

@@ -38,7 +38,7 @@ pub(super) struct PinholeEntry {
 /// An open expectation and its neighbours in both lists.
 #[derive(Debug)]
 struct Entry {
-    standing: PinholeEntry,
+    pinhole: PinholeEntry,
     of_owner: Links,
     by_age: Links,
 }
@@ -86,40 +86,40 @@ impl Expectations {
     /// The session that owns an expectation with the same addresses, if one is open.
     pub(super) fn owner_of(&self, expectation: &Expectation) -> Option<u32> {
         let slot = self.slot(expectation.from, expectation.to)?;
-        Some(self.entries.get(slot)?.standing.owner)
+        Some(self.entries.get(slot)?.pinhole.owner)
     }
 
     /// Whether an open expectation with the same announced address and port is delivered elsewhere by NAT.
     pub(super) fn is_taken(&self, expectation: &Expectation) -> bool {
         let Expectation { from, to, .. } = *expectation;
         let is_other = |target: Endpoint| target != expectation.target();
-        let stands = self.slot(from, to).and_then(|slot| self.entries.get(slot));
-        stands.is_some_and(|entry| is_other(entry.standing.expectation.target()))
+        let known = self.slot(from, to).and_then(|slot| self.entries.get(slot));
+        known.is_some_and(|entry| is_other(entry.pinhole.expectation.target()))
             || self.delivered.get(&to).is_some_and(|(target, _)| is_other(*target))
     }
 
     /// Adds an expectation. It replaces one with the same addresses, because the firewall has one pinhole for them.
-    pub(super) fn insert(&mut self, standing: PinholeEntry) {
-        let Expectation { from, to, lifetime, .. } = standing.expectation;
+    pub(super) fn insert(&mut self, pinhole: PinholeEntry) {
+        let Expectation { from, to, lifetime, .. } = pinhole.expectation;
         self.remove(from, to);
         let links = Links::default();
-        let slot = self.entries.insert(Entry { standing, of_owner: links, by_age: links });
+        let slot = self.entries.insert(Entry { pinhole, of_owner: links, by_age: links });
         let hash = self.hash(from, to);
         let Self { entries, by_address, by_owner, by_lifetime, hasher, .. } = self;
         by_address.insert_unique(hash, slot, |&slot| rehash(entries, hasher, slot));
-        by_owner.entry(standing.owner).or_default().append(entries, slot, |entry| &mut entry.of_owner);
+        by_owner.entry(pinhole.owner).or_default().append(entries, slot, |entry| &mut entry.of_owner);
         let place = by_lifetime.iter().position(|(of, _)| *of == lifetime).unwrap_or_else(|| {
             by_lifetime.push((lifetime, Counted::default()));
             by_lifetime.len() - 1
         });
         by_lifetime[place].1.append(entries, slot, |entry| &mut entry.by_age);
-        if let Some(client) = standing.client {
+        if let Some(client) = pinhole.client {
             *self.by_client.entry(client).or_default() += 1;
         }
-        if let Some(target) = standing.expectation.mapping.to {
+        if let Some(target) = pinhole.expectation.mapping.to {
             self.delivered.entry(to).or_insert((target, 0)).1 += 1;
         }
-        let expires = standing.expectation.expires();
+        let expires = pinhole.expectation.expires();
         self.next_expiry = Some(self.next_expiry.map_or(expires, |next| next.min(expires)));
     }
 
@@ -153,7 +153,7 @@ impl Expectations {
         let mut place = self.by_owner.get(&owner)?.list.first();
         while let Some(slot) = place {
             let entry = self.entries.get(slot)?;
-            if entry.standing.command == Some(command) {
+            if entry.pinhole.command == Some(command) {
                 return self.remove_slot(slot);
             }
             place = entry.of_owner.behind.get();
@@ -163,11 +163,11 @@ impl Expectations {
 
     /// All open expectations, in no order.
     pub(super) fn iter(&self) -> impl Iterator<Item = &PinholeEntry> {
-        self.entries.iter().map(|entry| &entry.standing)
+        self.entries.iter().map(|entry| &entry.pinhole)
     }
 
     fn remove_slot(&mut self, slot: u32) -> Option<PinholeEntry> {
-        let PinholeEntry { expectation, owner, client, .. } = self.entries.get(slot)?.standing;
+        let PinholeEntry { expectation, owner, client, .. } = self.entries.get(slot)?.pinhole;
         let hash = self.hash(expectation.from, expectation.to);
         if let Ok(found) = self.by_address.find_entry(hash, |&other| other == slot) {
             found.remove();
@@ -204,18 +204,18 @@ impl Expectations {
         if self.next_expiry == Some(expectation.expires()) {
             self.next_expiry = self.first_to_expire().map(|(expires, _)| expires);
         }
-        Some(self.entries.remove(slot)?.standing)
+        Some(self.entries.remove(slot)?.pinhole)
     }
 
     fn first_to_expire(&self) -> Option<(Timestamp, u32)> {
         let firsts = self.by_lifetime.iter().filter_map(|(_, counted)| counted.list.first());
-        firsts.filter_map(|slot| Some((self.entries.get(slot)?.standing.expectation.expires(), slot))).min()
+        firsts.filter_map(|slot| Some((self.entries.get(slot)?.pinhole.expectation.expires(), slot))).min()
     }
 
     fn slot(&self, from: IpAddr, to: Endpoint) -> Option<u32> {
         let is_it = |&slot: &u32| {
-            let standing = self.entries.get(slot).map(|entry| &entry.standing.expectation);
-            standing.is_some_and(|expectation| expectation.from == from && expectation.to == to)
+            let known = self.entries.get(slot).map(|entry| &entry.pinhole.expectation);
+            known.is_some_and(|expectation| expectation.from == from && expectation.to == to)
         };
         self.by_address.find(self.hash(from, to), is_it).copied()
     }
@@ -227,7 +227,7 @@ impl Expectations {
 
 fn rehash(entries: &Slab<Entry>, hasher: &RandomState, slot: u32) -> u64 {
     entries.get(slot).map_or(0, |entry| {
-        let Expectation { from, to, .. } = entry.standing.expectation;
+        let Expectation { from, to, .. } = entry.pinhole.expectation;
         hasher.hash_one((from, to))
     })
 }
@@ -252,7 +252,7 @@ mod tests {
     use crate::core::expectation::Mapping;
     use crate::core::script::endpoint;
 
-    fn standing(owner: u32, port: u16, since: u64, lifetime: u64) -> PinholeEntry {
+    fn entry(owner: u32, port: u16, since: u64, lifetime: u64) -> PinholeEntry {
         let expectation = Expectation {
             from: endpoint("10.0.0.1:1").address,
             to: endpoint(&format!("10.0.0.2:{port}")),
@@ -296,13 +296,13 @@ mod tests {
             for act in acts {
                 match act {
                     Act::Insert { owner, port, lifetime } => {
-                        let new = standing(owner, port, now, lifetime);
+                        let new = entry(owner, port, now, lifetime);
                         plain.retain(|one| one.expectation.to != new.expectation.to);
                         plain.push(new);
                         all.insert(new);
                     }
                     Act::Remove { port } => {
-                        let one = standing(0, port, 0, 0).expectation;
+                        let one = entry(0, port, 0, 0).expectation;
                         let was = plain.iter().any(|other| other.expectation.to == one.to);
                         plain.retain(|other| other.expectation.to != one.to);
                         prop_assert_eq!(all.remove(one.from, one.to).is_some(), was);

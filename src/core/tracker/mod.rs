@@ -10,16 +10,17 @@ mod begin;
 mod client;
 mod context;
 mod encrypted;
+mod event;
 mod expectations;
 mod list;
 mod memory;
-mod news;
 mod origins;
 mod port_search;
 mod quotas;
 mod ranges;
 mod rank;
 mod rewriting;
+mod segment;
 mod slab;
 mod table;
 
@@ -27,26 +28,24 @@ use std::time::Duration;
 
 pub use adopt::{ExistingState, RestoreSummary};
 pub use client::ClientKey;
-pub use news::{Ended, Observer, SessionEvent, SessionNumber};
+pub use event::{Ended, Observer, SessionEvent, SessionNumber};
 
 use crate::core::expectation::{Closed, Expectation};
 use crate::core::ftp::Mode;
-use crate::core::kernel::{Firewall, LookupFailed, Progress, Synced};
+use crate::core::kernel::{Control, Firewall, LookupFailed, Progress, Synced};
 use crate::core::net::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::core::policy::Policy;
-use crate::core::seqadj::{Replacement, Verdict};
-use crate::core::session::reassembly::{Acceptance, StreamAnomaly};
-use crate::core::session::{Dialogue, Ending, Session, SessionOutput};
+use crate::core::seqadj::Verdict;
+use crate::core::session::reassembly::StreamAnomaly;
+use crate::core::session::{Dialogue, Session};
 use crate::core::time::Timestamp;
 use adopt::OrphanedPinholes;
 use begin::unknown_connection;
-use context::SessionContext;
 use expectations::{Expectations, PinholeEntry};
 use memory::MemoryBudget;
-use port_search::PortSearch;
 use ranges::Ranges;
 use rank::Rank;
-use table::{Table, Tracked};
+use table::Table;
 
 /// How long a session is followed after its end, unless conntrack forgets its connection earlier: longer than
 /// conntrack keeps a connection that both ends have closed.
@@ -69,8 +68,8 @@ pub struct World<'a, F, O> {
 }
 
 impl<F: Firewall, O: Observer> World<'_, F, O> {
-    fn tell(&mut self, session: SessionNumber, news: &SessionEvent<'_>) {
-        self.observer.observe(self.now, session, news);
+    fn report(&mut self, session: SessionNumber, event: &SessionEvent<'_>) {
+        self.observer.observe(self.now, session, event);
     }
 }
 
@@ -118,7 +117,7 @@ impl Tracker {
     }
 
     /// All open expectations, the sessions that announced them, and by which mode, where that is known.
-    pub fn standing(&self) -> impl Iterator<Item = (SessionNumber, Option<Mode>, &Expectation)> {
+    pub fn pinholes(&self) -> impl Iterator<Item = (SessionNumber, Option<Mode>, &Expectation)> {
         self.expectations.iter().map(|one| (one.session, one.mode, &one.expectation))
     }
 
@@ -156,31 +155,11 @@ impl Tracker {
         on_gap: OnGap,
         world: &mut World<'_, F, O>,
     ) -> Handled {
+        if let Some(verdict) = self.end_replaced(segment, world) {
+            return Handled::Session(verdict);
+        }
         let (slot, direction) = match self.sessions.find(&segment.flow) {
-            Some((slot, direction)) => {
-                if direction == Direction::FromServer
-                    && segment.flags.has(Flags::SYN)
-                    && !segment.flags.has(Flags::RST)
-                    && self.is_another_start(slot, segment)
-                {
-                    // A client ignores a SYN in the middle of a connection, and a second one during the handshake.
-                    // Conntrack knows whether this is a new connection.
-                    let known = self.sessions.get(slot).and_then(|tracked| tracked.id);
-                    let Ok(control) = world.firewall.control_connection(&segment.flow) else {
-                        // The server retransmits it. It must not pass if it may begin a connection that Pinhole would
-                        // take for this one.
-                        return Handled::Session(Verdict::Drop);
-                    };
-                    if !control.is_some_and(|control| control.is_opening && control.id.is_some() && control.id != known)
-                    {
-                        return Handled::Session(Verdict::Accept);
-                    }
-                    self.end(slot, Ended::Replaced, world);
-                    self.remove(slot);
-                    return self.handle_on_gap(segment, on_gap, world);
-                }
-                (slot, direction)
-            }
+            Some(found) => found,
             None => match self.begin(segment, world) {
                 Ok(Some(begun)) => begun,
                 Err(LookupFailed) => return unknown_connection(on_gap, world.policy),
@@ -197,17 +176,42 @@ impl Tracker {
             && tracked.origins.is_forged(direction, segment.origin)
         {
             // Routing may drop this packet. Or the routes have changed: then the connection continues unread.
-            world.tell(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongSide));
+            world.report(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongSide));
             return Handled::NotOurs;
         }
-        Handled::Session(self.converse(slot, segment, direction, on_gap, world))
+        Handled::Session(self.segment(slot, segment, direction, on_gap, world))
     }
 
-    /// Whether a SYN of the server's is not the one that began this session.
-    fn is_another_start(&self, slot: u32, segment: &Segment<'_>) -> bool {
-        self.sessions
-            .get(slot)
-            .is_some_and(|tracked| tracked.ended.is_some() || tracked.session.is_another_start(segment.seq))
+    /// Ends the session of a segment that begins another connection with the same addresses. Returns the verdict on a
+    /// SYN of the server that is not the first one of the session, and begins no other connection.
+    ///
+    /// A client ignores a SYN in the middle of a connection, and a second one during the handshake. Conntrack knows
+    /// whether this is a new connection.
+    fn end_replaced<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        world: &mut World<'_, F, O>,
+    ) -> Option<Verdict> {
+        if !segment.flags.has(Flags::SYN) || segment.flags.has(Flags::RST) {
+            return None;
+        }
+        let (slot, Direction::FromServer) = self.sessions.find(&segment.flow)? else { return None };
+        let tracked = self.sessions.get(slot)?;
+        if tracked.ended.is_none() && !tracked.session.is_another_start(segment.seq) {
+            return None;
+        }
+        let Ok(control) = world.firewall.control_connection(&segment.flow) else {
+            // The server retransmits it. It must not pass if it may begin a connection that Pinhole would take for this
+            // one.
+            return Some(Verdict::Drop);
+        };
+        let is_new = |control: &Control| control.is_opening && control.id.is_some() && control.id != tracked.id;
+        if !control.as_ref().is_some_and(is_new) {
+            return Some(Verdict::Accept);
+        }
+        self.end(slot, Ended::Replaced, world);
+        self.remove(slot);
+        None
     }
 
     /// The receiver's sequence number for the sender's sequence number `place`, in packets with these addresses;
@@ -252,14 +256,14 @@ impl Tracker {
         world: &mut World<'_, F, O>,
     ) -> Option<SessionNumber> {
         let (session, mode) = match self.expectations.remove(flow.source.address, flow.destination) {
-            Some(standing) => (standing.session, standing.mode),
+            Some(entry) => (entry.session, entry.mode),
             None if self.orphaned.admits(flow) => (SessionNumber::EARLIER, None),
             None => {
                 let slot = self.ranges.session_of(flow)?;
                 (self.sessions.get(slot)?.number, None)
             }
         };
-        world.tell(session, &SessionEvent::Used { mode, flow: *flow });
+        world.report(session, &SessionEvent::Used { mode, flow: *flow });
         Some(session)
     }
 
@@ -295,136 +299,6 @@ impl Tracker {
         self.close_orphaned(flow, world);
     }
 
-    /// Passes a segment to its session and acts on the events.
-    fn converse<F: Firewall, O: Observer>(
-        &mut self,
-        slot: u32,
-        segment: &Segment<'_>,
-        direction: Direction,
-        on_gap: OnGap,
-        world: &mut World<'_, F, O>,
-    ) -> Verdict {
-        self.sessions.heard(slot, world.now);
-        let Self { sessions, expectations, ranges, memory, .. } = self;
-        let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        let Tracked { session, connection, number, rule, ended, origins, recorded, rewriters, buffered, .. } = tracked;
-        let mut rewriters = rewriters.as_deref_mut();
-        let policy = world.policy;
-        let terms = policy.terms(*rule);
-        let client = ClientKey::of(connection.client().address);
-        let narrowed = memory.narrowed(&policy.limits, client, *buffered, segment.payload.len());
-        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
-        let corrected = match session.judge(segment, direction, terms.holds_back(), limits) {
-            Acceptance::AsSent => None,
-            Acceptance::Corrected(payload) => Some(payload),
-            Acceptance::Refused(anomaly) => {
-                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
-                    memory.note_refusal();
-                }
-                world.tell(*number, &SessionEvent::Anomaly(anomaly));
-                return Verdict::Drop;
-            }
-        };
-        let mut segment = *segment;
-        let (seq, bytes) = (segment.seq, segment.payload.len());
-        if let Some(payload) = &corrected {
-            world.tell(*number, &SessionEvent::Anomaly(StreamAnomaly::DifferingCopy));
-            segment.payload = payload;
-        }
-        if let Some(rewriters) = &mut rewriters {
-            if session.is_ahead(&segment, direction) {
-                let ack = rewriters.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
-                match on_gap {
-                    OnGap::Wait => return Verdict::Later,
-                    OnGap::Continue if direction == Direction::FromClient && terms.holds_back() => {
-                        // A denied command must not pass unread; but a gap that nobody could read will not be
-                        // retransmitted.
-                        if !session.acknowledges_unread(&Segment { ack, ..segment }, direction) {
-                            return Verdict::Drop;
-                        }
-                        session.give_up_before(&segment, direction);
-                    }
-                    OnGap::Continue => {}
-                }
-            }
-            if !segment.payload.is_empty() {
-                rewriters.of(direction).goes_on_from(segment.seq);
-            }
-            if segment.flags.has(Flags::ACK) {
-                segment.ack = rewriters.of(direction.opposite()).acknowledged(segment.ack);
-            }
-        }
-        let mut about = SessionContext {
-            slot,
-            number: *number,
-            connection,
-            terms,
-            is_over: ended.is_some(),
-            is_forged: origins.are_doubtful(),
-            is_known: session.dialogue().is_known(),
-            has_refused: false,
-            must_drop: false,
-            search: PortSearch::new(),
-            expectations,
-            ranges,
-            segment: &segment,
-            direction,
-            rewriters,
-            world,
-        };
-        about.encrypted_segment(&segment, direction);
-        let mut reader = session.segment(&segment, direction, limits);
-        while let Some(output) = reader.advance() {
-            match output {
-                SessionOutput::Bytes(direction, place, bytes) => {
-                    about.world.observer.read(about.number, direction, place, bytes);
-                }
-                SessionOutput::Line(event, line, dialogue) => about.event(event, dialogue, &line),
-                SessionOutput::NotFtp => about.not_ftp(),
-                SessionOutput::Anomaly(anomaly) => {
-                    if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
-                        memory.note_refusal();
-                    }
-                    about.tell(&SessionEvent::Anomaly(anomaly));
-                }
-            }
-        }
-        let ending = reader.ending();
-        let has_refused = about.has_refused;
-        let mut verdict = about.verdict(session);
-        if has_refused {
-            session.refuse(direction);
-        }
-        if verdict == Verdict::Accept {
-            // A server may leave an urgent byte out of its stream. A replaced packet has no urgent pointer.
-            let is_urgent = direction == Direction::FromClient && segment.flags.has(Flags::URG) && terms.holds_back();
-            let payload = match corrected {
-                None if is_urgent => Some(segment.payload.to_vec()),
-                corrected => corrected,
-            };
-            verdict = payload.map_or(Verdict::Accept, |payload| Verdict::Replace(Replacement { seq, payload }));
-        }
-        // Of an encrypted session it may matter how far it has come. And where commands are held back, what is not FTP is
-        // read on: its server may take it for FTP.
-        let may_go_unread =
-            if session.dialogue().is_encrypted() { !ranges.is_planned(slot) } else { !terms.holds_back() };
-        let progress = match session.dialogue().progress() {
-            Progress::Unreadable if !may_go_unread => Progress::Unknown,
-            progress => progress,
-        };
-        if progress != *recorded {
-            *recorded = progress;
-            world.firewall.record(connection, progress);
-        }
-        self.classify(slot, (direction, bytes), world.now);
-        match ending {
-            None => {}
-            Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
-            Some(Ending::Reset) => self.end_for_now(slot, Ended::Reset, world),
-        }
-        verdict
-    }
-
     /// Ends a session, and remembers its addresses for a while.
     fn end_for_now<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
         self.end(slot, how, world);
@@ -440,13 +314,13 @@ impl Tracker {
         let (number, flow) = (tracked.number, tracked.connection.original);
         while let Some(PinholeEntry { expectation, .. }) = self.expectations.pop_of(slot) {
             world.firewall.close(&expectation);
-            world.tell(number, &SessionEvent::Closed { expectation, why: Closed::SessionEnded });
+            world.report(number, &SessionEvent::Closed { expectation, why: Closed::SessionEnded });
         }
         if let Some(port_range) = self.ranges.remove(slot) {
             world.firewall.close_port_range(&port_range);
         }
         self.close_orphaned(&flow, world);
-        world.tell(number, &SessionEvent::Ended(how));
+        world.report(number, &SessionEvent::Ended(how));
     }
 
     /// Ends and forgets a session whose connection may still be in conntrack. A session that ended before is not

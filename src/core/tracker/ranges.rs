@@ -13,7 +13,7 @@ use super::encrypted::EncryptedDialogue;
 use super::{Observer, SessionEvent, Tracker, World};
 use crate::core::expectation::{PortRangePinhole, Refusal};
 use crate::core::kernel::Firewall;
-use crate::core::net::{Connection, Direction, Flow, Segment};
+use crate::core::net::{Connection, Flow};
 use crate::core::policy::Tls;
 use crate::core::time::Timestamp;
 
@@ -157,24 +157,24 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if let Some(port_range) = port_range {
             self.ranges.plan(self.slot, port_range);
         }
-        self.tell(&SessionEvent::Encrypted { port_range });
+        self.report(&SessionEvent::Encrypted { port_range });
     }
 
     /// Handles a segment after the 234: opens the range if the dialogue has come far enough.
-    pub(super) fn encrypted_segment(&mut self, segment: &Segment<'_>, direction: Direction) {
+    pub(super) fn encrypted_segment(&mut self) {
         let Some(Range::Planned(port_range, dialogue)) = self.ranges.by_session.get_mut(&self.slot) else { return };
         let port_range = *port_range;
-        if !dialogue.segment(segment, direction) {
+        if !dialogue.segment(self.segment, self.direction) {
             return;
         }
         match self.open_range(&port_range) {
             Ok(()) => {
                 self.ranges.note_open(self.slot, port_range, self.world.now);
-                self.tell(&SessionEvent::RangeOpened(port_range));
+                self.report(&SessionEvent::RangeOpened(port_range));
             }
             Err(why) => {
                 self.ranges.remove(self.slot);
-                self.tell(&SessionEvent::RangeRefused { port_range, why });
+                self.report(&SessionEvent::RangeRefused { port_range, why });
             }
         }
     }

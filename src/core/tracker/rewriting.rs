@@ -95,12 +95,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         decided: Expectation,
     ) -> Result<Expectation, Refusal> {
         let target = decided.target();
-        let stands = |expectation: &Expectation| {
+        let is_same = |expectation: &Expectation| {
             expectation.from == decided.from
                 && expectation.to.address == decided.to.address
                 && expectation.target() == target
         };
-        let expectation = self.expectations.iter().map(|standing| standing.expectation).find(stands).or_else(|| {
+        let expectation = self.expectations.iter().map(|entry| entry.expectation).find(is_same).or_else(|| {
             let mapping = self.world.firewall.mapping_of(decided.from, decided.to)?;
             (mapping == decided.mapping).then_some(decided)
         });
@@ -282,7 +282,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
         let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
         let denied = words.into_iter().find(|word| self.is_denied(word)).map(|word| word.to_ascii_uppercase());
-        // What such a word was meant to be, nobody knows: a password that was typed in the wrong place, for example.
+        // Such a word may be a password that was typed in the wrong place.
         let foreign = || has_foreign_letters(line.text).then(|| "a word with letters beyond ASCII".to_owned());
         let denied = denied.or_else(foreign)?;
         self.overwrite(line.start, if line.whole { last } else { line.start + line.text.len() });

@@ -34,7 +34,7 @@ pub(super) struct Tracked {
     pub(super) rule: RuleId,
     /// How it ended, if it did. It stays for a while, so that its last packets do not look like a new session.
     pub(super) ended: Option<Ended>,
-    pub(super) last_heard: Timestamp,
+    pub(super) last_packet: Timestamp,
     pub(super) place: Placed,
     pub(super) buffered: Buffered,
     pub(super) session: Session,
@@ -215,9 +215,9 @@ impl Table {
     }
 
     /// Notes a packet of that session.
-    pub(super) fn heard(&mut self, slot: u32, now: Timestamp) {
+    pub(super) fn touch(&mut self, slot: u32, now: Timestamp) {
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
-        tracked.last_heard = now;
+        tracked.last_packet = now;
         if now.since(tracked.place.moved) < COARSE {
             return;
         }
@@ -245,7 +245,7 @@ impl Table {
         if let Some(tracked) = self.sessions.get_mut(slot) {
             tracked.place.rank = rank;
             tracked.place.moved = now;
-            tracked.last_heard = now;
+            tracked.last_packet = now;
         }
         self.append(slot);
     }
@@ -283,7 +283,7 @@ impl Table {
     }
 
     /// How long a session of that rank may be silent.
-    fn patience(&self, rank: Rank) -> Duration {
+    fn longest_silence(&self, rank: Rank) -> Duration {
         match rank {
             Rank::Ended => LINGER,
             // No data of an encrypted session is queued, however active it is; conntrack reports its end.
@@ -295,7 +295,7 @@ impl Table {
     /// Notes when the first session of that rank is due, now that it is the first.
     fn look_at_first(&mut self, rank: Rank) {
         let first = self.ranks[rank as usize].list.first().and_then(|slot| self.sessions.get(slot));
-        let due = first.map(|first| first.place.moved + self.patience(rank));
+        let due = first.map(|first| first.place.moved + self.longest_silence(rank));
         self.ranks[rank as usize].due = due;
     }
 
@@ -314,7 +314,7 @@ impl Table {
                 continue;
             }
             let slot = self.ranks[rank as usize].list.first()?;
-            let due = self.sessions.get(slot)?.last_heard + self.patience(rank);
+            let due = self.sessions.get(slot)?.last_packet + self.longest_silence(rank);
             if due <= now {
                 return Some(slot);
             }

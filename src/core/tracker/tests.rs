@@ -5,6 +5,7 @@ use crate::core::kernel::Simulated;
 use crate::core::net::Port;
 use crate::core::policy;
 use crate::core::script::{Conversation, endpoint};
+use crate::core::seqadj::Replacement;
 use Direction::{FromClient, FromServer};
 
 /// A tracker, its firewall, and everything that it told, a line each.

@@ -2,6 +2,7 @@
 //! it reads.
 
 use super::*;
+use crate::core::seqadj::Replacement;
 
 const PORT: &str = "PORT 10,0,0,1,4,1\r\n";
 const OPENS: &str = "1 PORT 10.0.0.2 -> 10.0.0.1:1025";

@@ -156,7 +156,7 @@ impl Ended {
 /// Receives the events of all sessions.
 pub trait Observer {
     /// An event of a session.
-    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>);
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>);
 
     /// Bytes of a session were read, in stream order, the first of them with this sequence number.
     fn read(&mut self, _session: SessionNumber, _direction: Direction, _place: Seq, _bytes: &[u8]) {}
@@ -168,7 +168,7 @@ impl Observer for () {
 }
 
 impl<F: FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)> Observer for F {
-    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
-        self(at, session, news);
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>) {
+        self(at, session, event);
     }
 }

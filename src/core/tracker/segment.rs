@@ -1,0 +1,169 @@
+//! A segment of a known session, on its way to the verdict.
+
+use super::context::SessionContext;
+use super::port_search::PortSearch;
+use super::ranges::Ranges;
+use super::table::Tracked;
+use super::{ClientKey, Ended, Observer, OnGap, SessionEvent, Tracker, World};
+use crate::core::kernel::{Firewall, Progress};
+use crate::core::net::{Direction, Flags, Segment};
+use crate::core::policy::Terms;
+use crate::core::seqadj::{Replacement, Verdict};
+use crate::core::session::Ending;
+use crate::core::session::reassembly::{Acceptance, StreamAnomaly};
+
+impl Tracker {
+    /// Decides what of a segment may pass, reads that, and acts on each line of it.
+    pub(super) fn segment<F: Firewall, O: Observer>(
+        &mut self,
+        slot: u32,
+        segment: &Segment<'_>,
+        direction: Direction,
+        on_gap: OnGap,
+        world: &mut World<'_, F, O>,
+    ) -> Verdict {
+        self.sessions.touch(slot, world.now);
+        let Self { sessions, expectations, ranges, memory, .. } = self;
+        let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
+        let policy = world.policy;
+        let terms = policy.terms(tracked.rule);
+        let client = ClientKey::of(tracked.connection.client().address);
+        let narrowed = memory.narrowed(&policy.limits, client, tracked.buffered, segment.payload.len());
+        let limits = narrowed.as_ref().unwrap_or(&policy.limits);
+
+        let corrected = match tracked.session.judge(segment, direction, terms.holds_back(), limits) {
+            Acceptance::AsSent => None,
+            Acceptance::Corrected(payload) => {
+                world.report(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::DifferingCopy));
+                Some(payload)
+            }
+            Acceptance::Refused(anomaly) => {
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
+                    memory.note_refusal();
+                }
+                world.report(tracked.number, &SessionEvent::Anomaly(anomaly));
+                return Verdict::Drop;
+            }
+        };
+        let mut segment = Segment { payload: corrected.as_deref().unwrap_or(segment.payload), ..*segment };
+        if let Some(verdict) = tracked.verdict_on_gap(&segment, direction, terms, on_gap) {
+            return verdict;
+        }
+        tracked.track_rewritten(&mut segment, direction);
+
+        let mut context = SessionContext {
+            slot,
+            number: tracked.number,
+            connection: &tracked.connection,
+            terms,
+            is_over: tracked.ended.is_some(),
+            is_forged: tracked.origins.are_doubtful(),
+            is_known: tracked.session.dialogue().is_known(),
+            has_refused: false,
+            must_drop: false,
+            search: PortSearch::new(),
+            expectations,
+            ranges,
+            narrowed_memory: narrowed.is_some().then_some(memory),
+            segment: &segment,
+            direction,
+            rewriters: tracked.rewriters.as_deref_mut(),
+            world,
+        };
+        context.encrypted_segment();
+        let mut reader = tracked.session.segment(&segment, direction, limits);
+        while let Some(output) = reader.advance() {
+            context.act(output);
+        }
+        let ending = reader.ending();
+        let verdict = context.verdict(&tracked.session);
+        if context.has_refused {
+            tracked.session.refuse(direction);
+        }
+
+        tracked.record_progress(slot, terms, ranges, world);
+        self.classify(slot, (direction, segment.payload.len()), world.now);
+        match ending {
+            None => {}
+            Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
+            Some(Ending::Reset) => self.end_for_now(slot, Ended::Reset, world),
+        }
+
+        if verdict != Verdict::Accept {
+            return verdict;
+        }
+        // A server may leave an urgent byte out of its stream. A replaced packet has no urgent pointer.
+        let is_urgent = direction == Direction::FromClient && segment.flags.has(Flags::URG) && terms.holds_back();
+        let seq = segment.seq;
+        match corrected {
+            Some(payload) => Verdict::Replace(Replacement { seq, payload }),
+            None if is_urgent => Verdict::Replace(Replacement { seq, payload: segment.payload.to_vec() }),
+            None => Verdict::Accept,
+        }
+    }
+}
+
+impl Tracked {
+    /// The verdict on a segment that must not be read before the missing one in front of it: bytes of a line that may
+    /// have to be replaced would pass, or a command that the policy denies.
+    fn verdict_on_gap(
+        &mut self,
+        segment: &Segment<'_>,
+        direction: Direction,
+        terms: &Terms,
+        on_gap: OnGap,
+    ) -> Option<Verdict> {
+        let rewriters = self.rewriters.as_deref()?;
+        if !self.session.is_ahead(segment, direction) {
+            return None;
+        }
+        if on_gap == OnGap::Wait {
+            return Some(Verdict::Later);
+        }
+        if direction == Direction::FromServer || !terms.holds_back() {
+            return None;
+        }
+        // A denied command must not pass unread. But a gap that nobody could read will not be retransmitted.
+        let ack = rewriters.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
+        if !self.session.acknowledges_unread(&Segment { ack, ..*segment }, direction) {
+            return Some(Verdict::Drop);
+        }
+        self.session.give_up_before(segment, direction);
+        None
+    }
+
+    /// Tells the rewriters of a segment that will be read. Its acknowledgement is in the receiver's sequence numbers,
+    /// and after this in the sender's.
+    fn track_rewritten(&mut self, segment: &mut Segment<'_>, direction: Direction) {
+        let Some(rewriters) = self.rewriters.as_deref_mut() else { return };
+        if !segment.payload.is_empty() {
+            rewriters.of(direction).goes_on_from(segment.seq);
+        }
+        if segment.flags.has(Flags::ACK) {
+            segment.ack = rewriters.of(direction.opposite()).acknowledged(segment.ack);
+        }
+    }
+
+    /// Has the kernel record the progress of the dialogue, if it has changed.
+    fn record_progress<F: Firewall, O>(
+        &mut self,
+        slot: u32,
+        terms: &Terms,
+        ranges: &Ranges,
+        world: &mut World<'_, F, O>,
+    ) {
+        let dialogue = self.session.dialogue();
+        // Packets of an unreadable session are not queued any more. But the length of an encrypted dialogue may matter;
+        // and where the policy denies something, a dialogue that is not FTP is read, because its server may take it for
+        // FTP.
+        let may_pass_unread = if dialogue.is_encrypted() { !ranges.is_planned(slot) } else { !terms.holds_back() };
+        let progress = match dialogue.progress() {
+            Progress::Unreadable if !may_pass_unread => Progress::Unknown,
+            progress => progress,
+        };
+        if progress != self.recorded {
+            self.recorded = progress;
+            world.firewall.record(&self.connection, progress);
+        }
+    }
+}
