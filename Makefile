@@ -9,8 +9,9 @@ export PATH := $(or $(CARGO_HOME),$(HOME)/.cargo)/bin:$(PATH):/usr/sbin:/sbin
 # Where nobody is there to look, Cargo.lock must be as committed.
 LOCKED := $(if $(CI),--locked)
 
-# What runs on Debian's other kernels, in an emulated machine that is some twenty times slower than this one. Patterns will
-# do. `sets` and `native` are the mechanisms; each has a machine of its own, as has the comparison with conntrackd.
+# What runs on Debian's other kernels, in an emulated machine that is some twenty times slower than this one: modules of the
+# test programs, or a program whose tests are in no module. Patterns will do. `sets` and `native` are the mechanisms; each
+# has a machine of its own, as has the comparison with conntrackd.
 #
 # On 6.1, the oldest, all that asks the kernel for something. (The tests in `native*` name their mechanism themselves.
 # Those in `systemd` ask systemd more than the kernel, and have run with sets on this machine.)
@@ -26,6 +27,12 @@ ON_6.12_sets := $(MOST) ruleset_restore
 ON_6.12_native := $(MOST) native*
 ON_sid_sets := $(MOST) ruleset_restore
 ON_sid_native := $(MOST) native*
+
+# Where the tests are that a pattern names: PROGRAM:MODULE, or PROGRAM.
+PROGRAMS := $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))
+modules = $(strip $(foreach program,$(PROGRAMS),$(patsubst tests/$(program)/%.rs,$(program):%,$(patsubst %/mod.rs,%.rs, \
+	$(wildcard tests/$(program)/$(1).rs tests/$(program)/$(1)/mod.rs)))))
+located = $(or $(call modules,$(1)),$(filter $(subst *,%,$(1)),$(PROGRAMS)),$(error there are no tests by the name $(1)))
 
 # For `make test-vm`: which kernel, and which tests instead of the above.
 kernel ?= 6.1
@@ -95,22 +102,25 @@ on_kernels = rm -rf $(PINHOLE_RETRIED) $(VM_OUTPUT) && mkdir -p $(VM_OUTPUT) && 
 	cat $(VM_OUTPUT)/* 2>/dev/null | grep -E '^vm: kernel .* (passed in|FAILED)'; \
 	tests/retry --report && exit $$status
 
-# Runs test programs in a machine: on-KERNEL-MACHINE. Cargo says which programs it has built, one object a line.
+# Runs tests in a machine: on-KERNEL-MACHINE. Cargo says which programs it has built, one object a line.
 on-%: override kernel = $(word 1,$(subst -, ,$*))
 on-%: override machine = $(word 2,$(subst -, ,$*))
-on-%: override tests = $(patsubst %,--test %,$(if $(only),$(ONLY_$(machine)),$(ON_$(kernel)_$(machine))))
+on-%: override tests = $(strip $(foreach name,$(if $(only),$(ONLY_$(machine)),$(ON_$(kernel)_$(machine))),$(call located,$(name))))
+on-%: override programs = $(addprefix --test ,$(sort $(foreach test,$(tests),$(firstword $(subst :, ,$(test))))))
 on-%:
-	@$(if $(tests),set -fo pipefail; tests="$(tests)"; \
-	echo cargo test $(LOCKED) --no-run $$tests && cargo test $(LOCKED) --no-run $$tests && \
-	programs=$$(cargo test $(LOCKED) --quiet --no-run --message-format=json $$tests | \
-		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p' | sort) && \
-	run="tests/vm/run tests/vm/$(machine:sets=tests)" && echo PINHOLE_VM_KERNEL=$(kernel) $$run $$programs && \
-	{ PINHOLE_VM_KERNEL=$(kernel) $(SUDO) $$run $$programs | tee $(VM_OUTPUT)/$*; status=$$?; \
+	@$(if $(tests),set -fo pipefail; \
+	echo cargo test $(LOCKED) --no-run $(programs) && cargo test $(LOCKED) --no-run $(programs) && \
+	programs=$$(cargo test $(LOCKED) --quiet --no-run --message-format=json $(programs) | \
+		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p') && \
+	tests=$$(for test in $(tests); do for program in $$programs; do \
+		case $$program in */$${test%%:*}-*) echo "$$program$${test#$${test%%:*}}";; esac; done; done) && \
+	run="tests/vm/run tests/vm/$(machine:sets=tests)" && echo PINHOLE_VM_KERNEL=$(kernel) $$run $$tests && \
+	{ PINHOLE_VM_KERNEL=$(kernel) $(SUDO) $$run $$tests | tee $(VM_OUTPUT)/$*; status=$$?; \
 	sed -n 's/^vm: \(retry: .*\)/\1 ($(kernel), $(machine))/p' $(VM_OUTPUT)/$* >>$(PINHOLE_RETRIED); exit $$status; },:)
 
 fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
 	@cargo fuzz --version >/dev/null 2>&1 && command -v c++ >/dev/null || { \
-		echo "fuzz: left out, there is no cargo-fuzz; the same targets ran above, in tests/fuzz_targets.rs"; \
+		echo "fuzz: left out, there is no cargo-fuzz; the same targets ran above, in tests/replay/fuzz_targets.rs"; \
 		exit $(if $(CI),1,0); }; \
 	echo cargo fuzz build --sanitizer none; cargo fuzz build --sanitizer none || exit 1; \
 	for target in $(FUZZ_TARGETS); do \

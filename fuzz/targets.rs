@@ -1,5 +1,5 @@
 //! What each fuzz target does with its input. The fuzzer calls these functions, and so do the ordinary tests
-//! (`tests/fuzz_targets.rs`), which include this file.
+//! (`tests/replay/fuzz_targets.rs`), which include this file.
 //!
 //! Beyond not crashing, each holds the result against something that must be so whatever the input was.
 

@@ -2,7 +2,7 @@
 //! results.
 //!
 //! Nothing here opens a socket or a file, reads a clock, or starts a thread or a process, and nothing here uses a
-//! module outside `core`. `tests/architecture.rs` checks that.
+//! module outside `core`. `tests/cli/architecture.rs` checks that.
 
 pub mod expectation;
 pub mod ftp;

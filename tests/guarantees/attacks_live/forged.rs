@@ -1,0 +1,75 @@
+//! Packets in somebody else's name, from a side on which that one is not: the firewall's routing drops them (martian
+//! sources, `rp_filter`), but only behind the hook at which packets are read.
+
+use std::io::Write as _;
+
+use lab::{Namespace, ServerKind, Shape, USER};
+
+use super::scene::{ClientScene, ServerScene, announced};
+use crate::raw_tcp::{RawSegment, RawTcp};
+
+/// A client that nobody has let in says for the server that it is let in, and where the server listens.
+fn forged_replies_open_nothing(shape: Shape) {
+    let scene = ServerScene::new(shape, ServerKind::Vsftpd, "");
+    check_sources(scene.stage.firewall());
+    let mut peer = scene.attacker();
+    peer.asks(&format!("USER {USER}"), "331");
+    // The server cannot say anything; a smaller window counts only behind something new.
+    peer.let_come(0);
+    peer.send_for_sure(b"PA");
+    peer.send_for_sure(b"SS no\r\nPASV\r\n");
+    let login = b"230 In.\r\n";
+    peer.forge_reply(&peer.reply(0, login));
+    let passive = format!("227 Entering Passive Mode ({}).\r\n", announced(scene.cache));
+    peer.forge_reply(&peer.reply(login.len(), passive.as_bytes()));
+    // Whatever the firewall makes of them it has made before this.
+    peer.send_for_sure(b"NOOP\r\n");
+    scene.assert_cache_is_closed();
+}
+
+/// Has the kernel refuse packets whose source is not where they come from.
+fn check_sources(firewall: &Namespace) {
+    for parameter in ["net/ipv4/conf/all/rp_filter", "net/ipv4/conf/default/rp_filter"] {
+        firewall.set(parameter, "1").expect("root may");
+    }
+}
+
+#[test]
+fn replies_that_come_from_the_clients_side_open_nothing_on_a_server() {
+    forged_replies_open_nothing(Shape::ServerHost);
+}
+
+#[test]
+fn replies_that_come_from_the_clients_side_open_nothing_on_a_gateway() {
+    forged_replies_open_nothing(Shape::Gateway);
+}
+
+/// A server of the attacker's says for a browser, which has only connected, that it wants its desktop to be reached.
+#[test]
+fn commands_that_come_from_the_servers_side_open_nothing() {
+    let scene = ClientScene::new("");
+    check_sources(scene.gateway());
+    let (client, mut peer) = scene.visit(0);
+    let (from, to) = (client.local_addr().expect("it is connected"), peer.local());
+    peer.send(b"220 Hello.\r\n");
+    let forge = |peer: &RawTcp, behind: usize, payload: &[u8]| {
+        let options = Vec::new();
+        let heard =
+            RawSegment { seq: peer.expected() + behind, ack: Some(peer.next()), options, ..peer.segment(payload) };
+        peer.inject(from, to, &heard);
+    };
+    let user = b"USER a\r\n";
+    forge(&peer, 0, user);
+    // It never arrives: the client has not said what it acknowledges.
+    let login = b"230 In.\r\n";
+    let ack = Some(peer.expected() + user.len());
+    peer.send_segment(&RawSegment { ack, ttl: 1, ..peer.segment(login) });
+    peer.skip(login.len());
+    forge(&peer, user.len(), scene.port_line().as_bytes());
+    // Whatever the firewall makes of them it has made before this.
+    peer.let_all_come();
+    (&client).write_all(b"x").expect("there is room");
+    peer.acknowledge();
+    peer.wait_for("a byte", |peer| !peer.unread_text().is_empty());
+    scene.assert_desktop_is_closed();
+}

@@ -1,0 +1,136 @@
+//! What a server or a browser is made to repeat, and looks like a line of FTP.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener};
+use std::thread;
+use std::time::Duration;
+
+use lab::{Family, PASSWORD, ServerKind, Shape, USER};
+use socket2::SockRef;
+
+use super::scene::{DESKTOP, ServerScene, announced};
+use crate::daemon::PATIENCE;
+use crate::stage::{Stage, assert_closed};
+
+/// How long a server may take to answer some commands, if it does.
+const ANSWER: Duration = Duration::from_secs(2);
+
+#[test]
+fn bare_line_feed_in_a_repeated_argument_ends_no_reply() {
+    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Pyftpdlib, "");
+    let mut peer = scene.attacker();
+    peer.asks(&format!("USER {USER}"), "331");
+    peer.asks(&format!("PASS {PASSWORD}"), "230");
+    peer.send_for_sure(format!("TYPE \n227 ({})\r\nPASV\r\n", announced(scene.cache)).as_bytes());
+    let repeated = peer.read_until("227 Entering");
+    assert!(repeated.contains("\n227"), "the server repeats nothing: {repeated:?}");
+    scene.assert_cache_is_closed();
+}
+
+/// vsftpd makes a line feed of a NUL in a name, as RFC 959 wants it, and shows names as they are where it lists files in a
+/// reply. So a name ends that reply and says the next one.
+#[test]
+fn file_name_that_ends_its_list_and_announces_opens_nothing() {
+    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let mut peer = scene.attacker();
+    peer.asks(&format!("USER {USER}"), "331");
+    peer.asks(&format!("PASS {PASSWORD}"), "230");
+    peer.asks(&format!("MKD a\r\0213 x\r\0227 ({})", announced(scene.cache)), "257");
+    peer.send_for_sure(b"STAT .\r\nPASV\r\n");
+    let listed = peer.read_until("227 Entering");
+    assert!(listed.contains("\r\n227 ("), "the server does not show the name as it is: {listed:?}");
+    scene.assert_cache_is_closed();
+}
+
+/// Whatever the servers make of bytes that other readers take for the end of a line: none of them is made to say a reply
+/// that somebody else has written.
+#[test]
+fn odd_bytes_that_servers_repeat_open_nothing() {
+    let odd: &[&[u8]] = &[
+        b"",
+        b"\n",
+        b"\r",
+        b"\r\r",
+        b"\r\0\n",
+        b"\r\r\n",
+        b"\0\n",
+        b"\0",
+        b"\n\r",
+        b"\x0b",
+        b"\x0c",
+        b"\x1a",
+        b"\xff\n",
+        b"\r\xff\n",
+        b"\xff\xfb\n",
+        b"\r\xff\xf1\n",
+        b"\xff\xfa\r\n\xff\xf0",
+        b"\xc2\x85",
+        b"\xe2\x80\xa8",
+        b"%0d%0a",
+        b"\\r\\n",
+        b"\"\"\n",
+    ];
+    let try_all = |kind: ServerKind| {
+        let scene = ServerScene::new(Shape::ServerHost, kind, "");
+        let passive = format!("227 ({})", announced(scene.cache)).into_bytes();
+        for odd in odd {
+            let mut peer = scene.attacker();
+            peer.asks(&format!("USER {USER}"), "331");
+            peer.asks(&format!("PASS {PASSWORD}"), "230");
+            for verb in ["TYPE ", "CWD ", "XY ", "MKD ", "SITE ", "STAT "] {
+                peer.try_to_send(&[verb.as_bytes(), odd, &passive, b"\r\nPASV\r\n"].concat(), ANSWER);
+            }
+            // Behind some of them a server does not read on, or hangs up.
+            peer.try_to_send(b"SYST\r\n", ANSWER);
+            peer.hears("215 ", ANSWER);
+            scene.assert_cache_is_closed();
+        }
+    };
+    thread::scope(|scope| {
+        let servers = ServerKind::ALL.map(|kind| scope.spawn(move || try_all(kind)));
+        for server in servers {
+            server.join().expect("it has said why");
+        }
+    });
+}
+
+/// A program that can be told which address, method and body to send is told to talk to port 21 of a server of the
+/// attacker's. That answers as an FTP server would, while the body is still on its way.
+#[test]
+fn http_request_with_an_ftp_command_as_method_opens_nothing() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let (client, server) = (&stage.topology.client, &stage.topology.server);
+    let desktop = SocketAddr::new(client.addresses.of(Family::V4), DESKTOP);
+    let _desktop = client.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
+    let target = stage.target(Family::V4, 21);
+    let listener = server.namespace.run(|| TcpListener::bind(target)).expect("root may enter").expect("it is free");
+    // The body does not fit into what the server takes in advance.
+    SockRef::from(&listener).set_recv_buffer_size(4096).expect("it is a socket");
+    let port = format!("PORT {}\r\n", announced(desktop));
+    let filling = "a=b&".repeat(200_000);
+    let body = format!("{filling}\r\n{port}{filling}");
+    let mut curl = client.namespace.command("curl");
+    curl.args(["--disable", "--silent", "--http0.9", "-X", "USER", "--data-binary", "@-", "-H", "Expect:"])
+        .args(["--max-time", "20", &format!("http://{target}/")])
+        .input(body.as_bytes());
+    let curl = curl.spawn().unwrap_or_else(|error| panic!("{error}"));
+    let (mut control, _) = listener.accept().expect("curl comes");
+    control.write_all(b"220 Hello.\r\n").expect("it is connected");
+    let mut heard = Vec::new();
+    let mut buffer = [0; 4096];
+    let mut answered = false;
+    control.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    while !String::from_utf8_lossy(&heard).contains(&port) {
+        let length = control.read(&mut buffer).expect("curl goes on");
+        assert!(length > 0, "curl stops: {}", curl.said());
+        heard.extend_from_slice(&buffer[..length]);
+        if !answered && heard.windows(4).any(|window| window == b"\r\n\r\n") {
+            answered = true;
+            control.write_all(b"230 In.\r\n").expect("it is connected");
+        }
+    }
+    assert!(answered);
+    assert_closed(&server.namespace, desktop);
+    drop(curl);
+}

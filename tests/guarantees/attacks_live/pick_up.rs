@@ -1,0 +1,255 @@
+//! A connection that looks as if it were over, or new, and goes on: nothing that it says then is believed.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::Duration;
+
+use lab::{Family, ServerKind, Shape};
+
+use super::scene::{
+    ClientScene, DESKTOP, LINGER, ServerScene, announced, forget_resets_soon, visit, wait_until_forgotten,
+};
+use crate::daemon::PATIENCE;
+use crate::raw_tcp::{RawSegment, RawTcp};
+use crate::stage::{Stage, assert_closed};
+
+/// A client that nobody has let in has a real server say a line that begins with 227. `between` happens when the reply to
+/// the user's name has been cut in front of it.
+fn cut_reply_opens_nothing(
+    shape: Shape,
+    early: fn(&mut RawTcp) -> bool,
+    between: impl FnOnce(&mut ServerScene, &mut RawTcp),
+) {
+    let mut scene = ServerScene::new(shape, ServerKind::PureFtpd, "");
+    let mut peer = scene.attacker();
+    let goes_on = early(&mut peer);
+    let before_the_227 = "331 User ";
+    peer.let_come(before_the_227.len());
+    // A smaller window counts only behind something new.
+    assert_eq!(peer.try_to_send(b"US", if goes_on { PATIENCE } else { ARRIVAL }), goes_on);
+    if !goes_on {
+        scene.assert_cache_is_closed();
+        return;
+    }
+    peer.send_for_sure(format!("ER 227 ({})\r\n", announced(scene.cache)).as_bytes());
+    peer.wait_for("the beginning of a reply", |peer| peer.unread_text() == before_the_227);
+    between(&mut scene, &mut peer);
+    peer.send_for_sure(b"PASV\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    assert!(peer.read_until("\r\n").contains("227 (10,21,"));
+    scene.assert_cache_is_closed();
+}
+
+/// A web page has a browser send a form to a server of the attacker's. `between` happens when the form's head has come.
+fn posted_port_opens_nothing(
+    early: impl FnOnce(&mut ClientScene, &mut RawTcp),
+    between: impl FnOnce(&mut ClientScene, &mut RawTcp),
+) {
+    let mut scene = ClientScene::new("");
+    let (mut client, mut peer) = scene.visit(0);
+    let port = scene.port_line();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", port.len());
+    early(&mut scene, &mut peer);
+    client.write_all(format!("{head}{port}").as_bytes()).expect("there is room");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    between(&mut scene, &mut peer);
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+    scene.assert_desktop_is_closed();
+}
+
+/// With a different sequence number from the next it is answered, and changes nothing: what follows goes on.
+fn reset_that_is_ignored(peer: &mut RawTcp) -> bool {
+    peer.send_segment(&peer.reset(1));
+    true
+}
+
+/// It passes the firewall's conntrack, and no further. What follows it does not go on either.
+fn fin_that_never_arrives(peer: &mut RawTcp) -> bool {
+    peer.send_segment(&RawSegment { fin: true, ttl: 1, ..peer.segment(b"") });
+    false
+}
+
+/// How long what must not arrive is sent again.
+const ARRIVAL: Duration = Duration::from_secs(5);
+
+fn a_minute<T>(_: &mut T, peer: &mut RawTcp) {
+    peer.idle(LINGER);
+}
+
+/// Waits longer than a minute, because the attack does: all that has to is in here, side by side.
+#[test]
+fn session_that_seems_over_is_not_picked_up_a_minute_later() {
+    let attacks: [(&str, fn()); 4] = [
+        ("a reset that the server ignores", || {
+            cut_reply_opens_nothing(Shape::ServerHost, reset_that_is_ignored, a_minute);
+        }),
+        ("a FIN that never reaches the server", || {
+            cut_reply_opens_nothing(Shape::Gateway, fin_that_never_arrives, a_minute);
+        }),
+        ("a reset that the browser ignores", || {
+            posted_port_opens_nothing(|_, peer| assert!(reset_that_is_ignored(peer)), a_minute);
+        }),
+        ("a FIN that never reaches the browser", || {
+            posted_port_opens_nothing(|_, peer| assert!(!fin_that_never_arrives(peer)), a_minute);
+        }),
+    ];
+    let failed: Vec<&str> = thread::scope(|scope| {
+        let running = attacks.map(|(name, attack)| (name, scope.spawn(attack)));
+        running.into_iter().filter_map(|(name, thread)| thread.join().is_err().then_some(name)).collect()
+    });
+    assert!(failed.is_empty(), "something is open behind {failed:?}");
+}
+
+#[test]
+fn reply_cut_before_a_restart_opens_nothing_behind_it() {
+    cut_reply_opens_nothing(
+        Shape::ServerHost,
+        |_| true,
+        |scene, _| {
+            scene.daemon.kill().and_then(|()| scene.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+        },
+    );
+}
+
+#[test]
+fn post_that_begins_while_the_daemon_is_down_opens_nothing() {
+    posted_port_opens_nothing(
+        |scene, _| scene.daemon.kill().unwrap_or_else(|error| panic!("{error}")),
+        |scene, _| scene.daemon.restart().unwrap_or_else(|error| panic!("{error}")),
+    );
+}
+
+/// The reset has the next sequence number, so that conntrack believes it; it never arrives. What the client sends then is
+/// a new connection to the kernel, and to nobody else.
+#[test]
+fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
+    let scene = ClientScene::new("");
+    forget_resets_soon(scene.gateway());
+    let (mut client, mut peer) = scene.visit(1000);
+    client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n").expect("there is room");
+    peer.read_until("\r\n\r\n");
+    peer.let_all_come();
+    peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
+    wait_until_forgotten(scene.gateway(), client.local_addr().expect("it is connected").port());
+    client.write_all(b"text=a\r\n").expect("there is room");
+    peer.read_until("a\r\n");
+    client.write_all(scene.port_line().as_bytes()).expect("there is room");
+    peer.read_until("PORT");
+    scene.assert_desktop_is_closed();
+}
+
+/// A server of the attacker's sends another SYN-ACK, which the browser's kernel ignores. The form's head lies in front of
+/// where a new session would begin by that, and its body looks like FTP from the start. `between` happens behind the
+/// SYN-ACK. No byte has been let come before.
+fn send_form_behind_a_syn_ack(client: &mut TcpStream, peer: &mut RawTcp, port: &str, between: impl FnOnce()) {
+    let user = "USER a\r\n";
+    let length = user.len() + port.len();
+    let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n");
+    let start = peer.next() + 1000;
+    let body = peer.expected() + head.len();
+    peer.send_segment(&RawSegment { syn: true, seq: peer.next() + 999, ack: Some(body), ..peer.segment(b"") });
+    between();
+    client.write_all(format!("{head}{user}{port}").as_bytes()).expect("there is room");
+    // What never arrives at the browser.
+    let invented = |peer: &RawTcp, at: usize, text: &'static str| {
+        peer.send_segment(&RawSegment { seq: start + at, ttl: 1, ..peer.segment(text.as_bytes()) });
+    };
+    peer.wait_for("an acknowledgement of the browser's", |peer| !peer.log.is_empty());
+    invented(peer, 0, "220 Hello.\r\n");
+    peer.let_come(head.len());
+    peer.acknowledge();
+    peer.read_until("\r\n\r\n");
+    peer.let_come(user.len());
+    peer.acknowledge();
+    peer.read_until(user);
+    invented(peer, 12, "230 In.\r\n");
+    peer.let_all_come();
+    peer.acknowledge();
+    peer.read_until("\r\n");
+}
+
+#[test]
+fn syn_ack_in_the_middle_begins_no_session() {
+    let scene = ClientScene::new("");
+    let (mut client, mut peer) = scene.visit(0);
+    send_form_behind_a_syn_ack(&mut client, &mut peer, &scene.port_line(), || {});
+    scene.assert_desktop_is_closed();
+}
+
+/// The first SYN-ACK has not been acknowledged: conntrack says still that the connection is opening.
+#[test]
+fn second_syn_ack_before_the_handshake_is_done_begins_no_session() {
+    let scene = ClientScene::new("");
+    let inside = &scene.topology.client.namespace;
+    // The way to the client is long. Its acknowledgements take their time.
+    let slow = "chain output { type filter hook output priority 0; tcp dport 21 tcp flags & (syn | ack) == ack drop; }";
+    inside.nft(&format!("table inet slow {{ {slow}; }}")).expect("the rules are right");
+    let (mut client, mut peer) = scene.visit_slowly(0);
+    let arrive = || inside.nft("delete table inet slow").expect("it is there");
+    send_form_behind_a_syn_ack(&mut client, &mut peer, &scene.port_line(), arrive);
+    scene.assert_desktop_is_closed();
+}
+
+/// Where conntrack keeps connections in a zone, it cannot be asked about them.
+#[test]
+fn syn_ack_in_the_middle_begins_no_session_in_a_zone() {
+    let stage = Stage::new(Shape::Gateway);
+    let zone = "chain zone { type filter hook prerouting priority raw; ct zone set 7; }";
+    stage.firewall().nft(&format!("table inet zones {{ {zone}; }}")).expect("the rules are right");
+    let _daemon = stage.daemon("");
+    let inside = &stage.topology.client;
+    let desktop = SocketAddr::new(inside.addresses.of(Family::V4), DESKTOP);
+    let _desktop = inside.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
+    let server = &stage.topology.server.namespace;
+    let (mut client, mut peer) =
+        visit(&inside.namespace, server, stage.target(Family::V4, 21), |listener| listener.accept(0));
+    let port = format!("PORT {}\r\n", announced(desktop));
+    send_form_behind_a_syn_ack(&mut client, &mut peer, &port, || {});
+    assert_closed(server, desktop);
+}
+
+/// TCP Fast Open: what lies in the SYN, the server has acknowledged before anything else is said.
+#[test]
+fn request_whose_head_is_in_the_syn_opens_nothing() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let (client, server) = (&stage.topology.client, &stage.topology.server);
+    server.namespace.set("net/ipv4/tcp_fastopen", "1538").expect("root may"); // 0x602
+    let target = stage.target(Family::V4, 21);
+    let listener = server.namespace.run(|| TcpListener::bind(target)).expect("root may enter").expect("it is free");
+    let own = client.addresses.of(Family::V4);
+    let desktop = SocketAddr::new(own, DESKTOP);
+    let _desktop = client.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
+    let said = format!("PORT {}\r\n", announced(desktop));
+    // It plays along, and hangs up when all has come.
+    let last = said.clone();
+    thread::spawn(move || {
+        let Ok((mut control, _)) = listener.accept() else { return };
+        let _ = control.write_all(b"220 Hello.\r\n");
+        let (mut heard, mut buffer, mut is_in) = (String::new(), [0; 1000], false);
+        while let Ok(length @ 1..) = control.read(&mut buffer) {
+            heard += &String::from_utf8_lossy(&buffer[..length]);
+            if !is_in && heard.contains("USER a") {
+                is_in = true;
+                let _ = control.write_all(b"230 In.\r\n");
+            }
+            if heard.ends_with(&last) {
+                let _ = control.write_all(b"200 Yes.\r\n");
+            }
+        }
+    });
+    let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n";
+    let mut peer = RawTcp::connect_with(&client.namespace, own, target, false, 60_000, head);
+    peer.read_reply("220");
+    peer.send_for_sure(b"USER a\r\n");
+    peer.read_reply("230");
+    peer.send_for_sure(said.as_bytes());
+    peer.read_reply("200");
+    assert_closed(&server.namespace, desktop);
+}

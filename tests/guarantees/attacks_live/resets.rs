@@ -1,0 +1,62 @@
+//! Somebody who sees nothing of a session sends packets in its name.
+
+use std::net::SocketAddr;
+
+use etherparse::TcpOptionElement;
+use lab::{PASSWORD, ServerKind, Shape, USER};
+use nix::sys::signal::Signal;
+
+use super::scene::ServerScene;
+use crate::daemon::PATIENCE;
+use crate::raw_tcp::RawSegment;
+use crate::stage::connect;
+
+/// Where a 227 says that the server listens.
+fn named(reply: &str) -> SocketAddr {
+    let (_, address) = reply.rsplit_once('(').expect("an address");
+    let numbers: Vec<u8> = address.split([',', ')']).map_while(|number| number.parse().ok()).collect();
+    let [a, b, c, d, high, low] = numbers[..] else { panic!("{reply:?}") };
+    SocketAddr::from(([a, b, c, d], u16::from_be_bytes([high, low])))
+}
+
+#[test]
+fn reset_far_from_the_next_byte_does_not_stop_the_reading() {
+    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let client = &scene.stage.topology.client.namespace;
+    let mut peer = scene.attacker();
+    peer.asks(&format!("USER {USER}"), "331");
+    peer.asks(&format!("PASS {PASSWORD}"), "230");
+    for off in [30_000, 1, 60_000] {
+        peer.send_segment(&peer.reset(off));
+        let passive = named(&peer.asks("PASV", "227"));
+        connect(client, passive).unwrap_or_else(|error| panic!("{off} bytes off: {passive}: {error}"));
+    }
+}
+
+/// The receiver has all of it already, and takes no notice of its timestamp.
+#[test]
+fn old_segment_with_a_future_timestamp_does_not_stop_the_reading() {
+    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let mut peer = scene.attacker_with(true);
+    peer.asks(&format!("USER {USER}"), "331");
+    peer.asks(&format!("PASS {PASSWORD}"), "230");
+    let old = RawSegment { seq: peer.next().moved(-10), ..peer.segment(b"x") };
+    peer.send_segment(&RawSegment { options: vec![TcpOptionElement::Timestamp(2_000_000_000, 0)], ..old });
+    let passive = named(&peer.asks("PASV", "227"));
+    connect(&scene.stage.topology.client.namespace, passive).unwrap_or_else(|error| panic!("{passive}: {error}"));
+}
+
+/// Control connections are more important than what the policy denies, unless it says otherwise: a program that hangs is
+/// a program that is down.
+#[test]
+fn stopped_daemon_does_not_stop_control_connections() {
+    let mut scene = ServerScene::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
+    let mut before = scene.attacker();
+    before.asks(&format!("USER {USER}"), "331");
+    scene.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    // One that lives, and one that begins.
+    let goes_on = before.try_to_send(format!("PASS {PASSWORD}\r\n").as_bytes(), PATIENCE);
+    let begins = std::thread::scope(|scope| scope.spawn(|| scene.attacker()).join().is_ok());
+    assert!(goes_on && begins, "while it is stopped: a session goes on: {goes_on}, one begins: {begins}");
+    assert!(!scene.daemon.child.is_running().expect("it is ours"), "it was not ended");
+}

@@ -1,0 +1,198 @@
+//! The promise: what others do to the ruleset is restored at once, and nothing is left behind.
+//!
+//! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
+//! and a filter that drops by default. Needs root and nft. Nothing here asks how long something took;
+//! what is measured is printed for whoever looks.
+
+#![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
+
+use crate::daemon;
+use crate::daemon::PATIENCE;
+use crate::disturbance::disturb_transfers;
+use crate::stage::{CONTENT, FILE, FILTER, Stage, TABLE, filter, modes, some_transfers};
+
+use std::net::SocketAddr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use lab::mini::MiniClient;
+use lab::{Family, Namespace, Shape};
+use nix::sys::signal::Signal;
+use pinhole::core::ftp::Mode;
+use pinhole::netfilter::netlink::{self, ChangeKind, Heard, Key, TableWatch, Tables};
+
+/// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
+/// moment at which the kernel told of its removal.
+fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
+    let deadline = Instant::now() + lab::allow(PATIENCE);
+    let left = || deadline.saturating_duration_since(Instant::now());
+    let is_removal = |heard: &Heard<netlink::TableChange>| matches!(heard, Heard::Change(change) if change.deed == ChangeKind::TableRemoved && &*change.table == TABLE.name);
+    while !is_removal(&watch.next(left()).expect("the kernel tells")) {
+        assert!(!left().is_zero(), "nobody flushed");
+    }
+    let removed = Instant::now();
+    let mut tables = firewall.run(|| Tables::open(PATIENCE)).expect("root may enter").expect("root may look");
+    let mut stands = || -> Result<bool, netlink::Error> {
+        let rules = tables.rules(FILTER)?;
+        let top = rules.iter().find(|rule| &*rule.chain == "forward").and_then(|rule| rule.comment.as_deref());
+        let admits = top.is_some_and(|comment| comment.starts_with("pinhole"));
+        let captures = tables.rules(TABLE)?.len() > 10;
+        // What the kernel expects stands wherever the table is.
+        let is_pending = daemon::mechanism() == "native" || tables.has_element(TABLE, "pinholes4", pinhole)?;
+        Ok(admits && captures && is_pending)
+    };
+    // Not the lab's wait, which pauses: this is measured.
+    while !stands().unwrap_or(false) {
+        assert!(!left().is_zero(), "it is not restored");
+        thread::yield_now();
+    }
+    removed.elapsed()
+}
+
+#[test]
+fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
+    let flushes = lab::share_of(200);
+    let stage = Stage::new(Shape::Gateway);
+    // Whoever was refused while nothing stood leaves a pinhole that nobody will use.
+    let more = "defaults: { timeout: 1h, pinholes_per_session: 1000 }\n";
+    let daemon = stage.daemon_logging(more, "info");
+    let users_own = daemon.folder.join("nftables.conf");
+    std::fs::write(&users_own, format!("flush ruleset\n{}", filter(Shape::Gateway))).expect("a file can be written");
+    let users_own = users_own.display().to_string();
+    let mut watch = stage.firewall().run(TableWatch::open).expect("root may enter").expect("the kernel tells");
+    let mut took = Vec::new();
+    disturb_transfers(&stage, |disturbance| {
+        let server = SocketAddr::new(stage.topology.target.v4.into(), 21);
+        stage.as_client(|| {
+            let mut client = MiniClient::log_in(server, PATIENCE)?;
+            for round in 0..flushes {
+                let announced = client.passive(Mode::Pasv)?;
+                while watch.next(Duration::ZERO).expect("the kernel tells") != Heard::Nothing {}
+                disturbance.begins();
+                // The two ways in which it happens: nothing is left, or the user's own rules come at the same time.
+                if round % 2 == 0 {
+                    stage.firewall().nft_says(&["flush", "ruleset"])?;
+                    stage.firewall().nft_says(&["-f", &users_own])?;
+                } else {
+                    stage.firewall().nft_says(&["-f", &users_own])?;
+                }
+                let client_address = stage.topology.client.addresses.v4.into();
+                let pinhole = Key::connection(client_address, announced.ip(), announced.port());
+                took.push(wait_until_restored(stage.firewall(), &mut watch, &pinhole));
+                disturbance.is_over();
+                drop(client.connect_data(announced)?);
+            }
+            client.quit()
+        });
+    });
+    took.sort_unstable();
+    let at = |percent: usize| took[(took.len() - 1) * percent / 100];
+    println!(
+        "restored after {flushes} flushes: median {:?}, 90 % {:?}, 99 % {:?}, longest {:?}",
+        at(50),
+        at(90),
+        at(99),
+        at(100)
+    );
+    assert!(daemon.counted("restored") >= flushes as u64);
+}
+
+/// As long as nothing in the ruleset asks for connection tracking, the kernel does not look at packets. What it makes of the
+/// first ones afterwards can be so wrong that it takes all others of the connection for invalid.
+#[test]
+fn a_session_that_the_kernel_lost_track_of_while_nothing_stood_goes_on() {
+    let stage = Stage::new(Shape::Gateway);
+    // It is stopped for a while.
+    let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
+    let server = stage.serve(Family::V4);
+    let [client_host, server_host] = stage.ends();
+    // Whatever is not acknowledged is sent again from its beginning.
+    client_host.set("net/ipv4/tcp_early_retrans", "0").expect("a parameter of the namespace");
+    let wait_for = |packets: u64, host: &Namespace| {
+        let seen = || -> lab::Result<bool> {
+            let listed = host.nft_says(&["list", "counter", "inet", "watch", "seen"])?;
+            let counted = listed.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+            Ok(counted.and_then(|number| number.parse().ok()) >= Some(packets))
+        };
+        lab::wait_until(&format!("{packets} packets in {host}"), PATIENCE, seen)
+    };
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        // It has read all that was said so far, and does not see the flush yet.
+        daemon.status();
+        daemon.child.signal(Signal::SIGSTOP)?;
+        stage.firewall().nft("flush ruleset")?;
+        // Two commands arrive, too long to be sent again in one segment, and nothing comes back.
+        server_host.nft(
+            "table inet watch {
+                 counter seen { }
+                 chain hear { type filter hook input priority 0; tcp dport 21 meta length > 800 counter name seen; }
+                 chain say { type filter hook output priority 0; tcp sport 21 drop; }
+             }",
+        )?;
+        let command = format!("NOOP {}\r\n", "x".repeat(800));
+        client.send(command.as_bytes())?;
+        client.send(command.as_bytes())?;
+        wait_for(2, server_host)?;
+        stage.firewall().nft(&filter(Shape::Gateway))?;
+        stage.firewall().nft(
+            "table inet watch {
+                 counter seen { }
+                 chain lost { type filter hook forward priority -1; ct state invalid counter name seen; }
+             }",
+        )?;
+        // The first of them is sent again, as it may have been before: of the client that is all that the kernel gets to see.
+        server_host.nft_says(&["reset", "counter", "inet", "watch", "seen"])?;
+        wait_for(1, server_host)?;
+        server_host.nft("flush chain inet watch say")?;
+        wait_for(1, stage.firewall())?;
+        daemon.child.signal(Signal::SIGCONT)?;
+        daemon.wait_for_log("restored the table inet pinhole", 1);
+        client.expect(200)?;
+        client.expect(200)?;
+        // Where a line begins is known again behind the next one of each end.
+        client.command("NOOP", 200)?;
+        assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
+        client.quit()
+    });
+}
+
+/// Routing and filters of others may ask for it.
+#[test]
+fn no_packet_goes_on_with_a_mark_of_pinhole() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let watch = "table inet watch {
+                     counter marked { }
+                     chain forward { type filter hook forward priority -1; meta mark != 0 counter name marked; }
+                 }";
+    stage.firewall().nft(watch).expect("the rules are right");
+    let server = stage.serve(Family::V4);
+    for &mode in modes(Family::V4) {
+        stage.as_client(|| some_transfers(server.address(), mode));
+    }
+    let listed = stage.firewall().nft_says(&["list", "counter", "inet", "watch", "marked"]).expect("nft lists");
+    assert!(listed.contains("packets 0 "), "{listed}");
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    for shape in Shape::ALL {
+        let stage = Stage::new(shape);
+        let ruleset = || stage.firewall().nft_says(&["list", "ruleset"]).expect("nft lists");
+        let before = ruleset();
+        for signal in [Signal::SIGTERM, Signal::SIGINT] {
+            let mut daemon = stage.daemon("");
+            let server = stage.serve(Family::V6);
+            stage.as_client(|| {
+                some_transfers(server.address(), Mode::Epsv)?;
+                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                client.passive(Mode::Epsv)?;
+                assert_ne!(ruleset(), before);
+                daemon.end(signal)
+            });
+            assert_eq!(ruleset(), before, "{shape}");
+            assert!(!daemon.socket().exists());
+        }
+    }
+}

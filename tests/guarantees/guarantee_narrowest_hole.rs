@@ -1,0 +1,209 @@
+//! The promise: one connection, from there to there, for a short time, and not longer than its session.
+//!
+//! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
+//! and a filter that drops by default. Needs root and nft.
+
+use crate::daemon::PATIENCE;
+use crate::stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
+
+use std::net::{SocketAddr, TcpListener};
+
+use lab::mini::{MiniClient, Pair, Speaker};
+use lab::{Addresses, End, Family, Namespace, Shape, Topology};
+use nix::sys::signal::Signal;
+use pinhole::core::ftp::Mode;
+
+/// A host behind the gateway that is neither the client nor the server.
+fn somebody_else(stage: &Stage) -> Namespace {
+    let other = Namespace::new("other").expect("a namespace");
+    let (own, gateway) = (Addresses::lab(3, 10), Addresses::lab(3, 1));
+    lab::join(
+        End { namespace: &other, interface: "net", addresses: &own.with_prefixes() },
+        End { namespace: stage.firewall(), interface: "others", addresses: &gateway.with_prefixes() },
+    )
+    .expect("a cable");
+    for family in Family::ALL {
+        other.route_by(gateway.of(family)).expect("a route");
+    }
+    other
+}
+
+#[test]
+fn only_the_announced_port_opens_and_only_to_its_peer_and_only_once() {
+    let stage = Stage::new(Shape::Gateway);
+    let other = somebody_else(&stage);
+    let _daemon = stage.daemon(FOR_HOURS);
+    let Topology { client: client_host, server: server_host, .. } = &stage.topology;
+    for family in Family::ALL {
+        let server = stage.serve(family);
+        for &mode in modes(family) {
+            let (from, to) = if mode.is_active() { (server_host, client_host) } else { (client_host, server_host) };
+            let of = |host: &lab::Host| SocketAddr::new(host.addresses.of(family), 0);
+            let neighbour = to.namespace.run(|| TcpListener::bind(of(to))).expect("root may enter").expect("a port");
+            let unannounced = neighbour.local_addr().expect("it is bound");
+            assert_closed(&from.namespace, unannounced);
+            stage.as_client(|| {
+                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                assert_closed(&from.namespace, unannounced);
+                let announced = if mode.is_active() { client.active(mode)? } else { client.passive(mode)? };
+                assert_eq!(stage.pinholes(), 1, "{mode}");
+                assert_closed(&from.namespace, unannounced);
+                // Neither to somebody else, nor in the other direction, nor to a neighbour of the announced port.
+                assert_closed(&other, announced);
+                assert_closed(&from.namespace, SocketAddr::new(announced.ip(), unannounced.port()));
+                assert_eq!(stage.pinholes(), 1, "{mode}: an attempt of others used it up");
+                let data = connect(&from.namespace, announced).unwrap_or_else(|error| panic!("{mode}: {error}"));
+                assert_closed(&from.namespace, announced);
+                assert_closed(&other, announced);
+                stage.wait_for_pinholes(0);
+                drop(data);
+                assert_closed(&from.namespace, announced);
+                client.quit()
+            });
+            assert_closed(&from.namespace, unannounced);
+        }
+    }
+}
+
+/// What prepares a control connection for sequence offsets must not expect anything: kernels differ in what they make of an
+/// object that says so.
+#[test]
+fn control_connection_that_announces_nothing_opens_nothing() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon("");
+    let Topology { client, server, .. } = &stage.topology;
+    for family in Family::ALL {
+        let control = stage.target(family, 21);
+        let at_server = server.namespace.run(|| TcpListener::bind(control)).expect("root may enter").expect("a port");
+        let prepared = SocketAddr::new(client.addresses.of(family), 1);
+        let _at_client = client.namespace.run(|| TcpListener::bind(prepared)).expect("root may enter").expect("a port");
+        // On a slow machine, a time that is over at once may be over before it is looked for.
+        for _ in 0..10 {
+            let _control = connect(&client.namespace, control).expect("it is let through");
+            let _accepted = at_server.accept().expect("it has come");
+            assert_closed(&server.namespace, prepared);
+            assert_eq!(stage.pinholes(), 0, "{family}");
+        }
+    }
+}
+
+/// The packet that comes next takes the news of it before anybody is woken for that.
+#[test]
+fn used_pinhole_goes_when_a_packet_brings_the_news() {
+    let stage = Stage::new(Shape::ServerHost);
+    let mut daemon = stage.daemon(FOR_HOURS);
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        for _ in 0..10 {
+            let announced = client.passive(Mode::Pasv)?;
+            daemon.child.signal(Signal::SIGSTOP)?;
+            let _data = client.connect_data(announced)?;
+            client.send(b"NOOP\r\n")?;
+            daemon.child.signal(Signal::SIGCONT)?;
+            client.expect(200)?;
+            stage.wait_for_pinholes(0);
+        }
+        client.quit()
+    });
+}
+
+#[test]
+fn a_pinhole_that_nobody_uses_is_gone_when_its_time_is_over() {
+    let stage = Stage::new(Shape::ServerHost);
+    let daemon = stage.daemon("defaults: { timeout: 200ms }\n");
+    for (family, times) in Family::ALL.into_iter().zip(1..) {
+        let server = stage.serve(family);
+        stage.as_client(|| {
+            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let announced = client.passive(Mode::Epsv)?;
+            stage.wait_for_pinholes(0);
+            // The server listens there still.
+            assert_closed(&stage.topology.client.namespace, announced);
+            lab::wait_until("the daemon to notice", PATIENCE, || Ok(daemon.counted("expired") == times))?;
+            client.quit()
+        });
+    }
+    assert_eq!((daemon.counted("opened"), daemon.counted("used")), (2, 0));
+}
+
+#[test]
+fn a_pinhole_is_gone_as_soon_as_its_session_is() {
+    let stage = Stage::new(Shape::Gateway);
+    stage.topology.remember_what_is_over().expect("root may");
+    let _daemon = stage.daemon(FOR_HOURS);
+    let server = stage.serve_many(Family::V4);
+    for mode in [Mode::Pasv, Mode::Port] {
+        let log_in_and_announce = || {
+            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            if mode.is_active() {
+                client.active(mode)?
+            } else {
+                client.passive(mode)?
+            };
+            assert_eq!(stage.pinholes(), 1, "{mode}");
+            Ok(client)
+        };
+        stage.as_client(|| log_in_and_announce()?.quit());
+        stage.wait_for_pinholes(0);
+        // FIN.
+        stage.as_client(|| log_in_and_announce().map(drop));
+        stage.wait_for_pinholes(0);
+        // A connection that is closed with something in it unread ends with RST: the second reply.
+        let resets = || kernel_counter(&stage.topology.client.namespace, "Tcp", "OutRsts");
+        let before = resets();
+        stage.as_client(|| {
+            let mut client = log_in_and_announce()?;
+            client.send(b"NOOP\r\n")?;
+            client.expect(200)?;
+            client.send(b"NOOP\r\n")?;
+            client.wait_for_reply()
+        });
+        // Not at once: a program that another test starts has a copy of the socket until its exec.
+        lab::wait_until("the client to end it with RST", PATIENCE, || Ok(resets() > before)).expect("it was unread");
+        stage.wait_for_pinholes(0);
+    }
+}
+
+/// Its acknowledgement is all that tells: the other end says nothing more.
+#[test]
+fn a_pinhole_is_gone_when_the_server_has_heard_that_the_client_hangs_up() {
+    let stage = Stage::new(Shape::Gateway);
+    let _daemon = stage.daemon(FOR_HOURS);
+    let control = stage.target(Family::V4, 21);
+    let [client, server] = stage.ends();
+    let mut pair = Pair::connect(client, control, server, control).expect("it is let through");
+    for (speaker, line) in [
+        (Speaker::Server, "220 Ready.\r\n"),
+        (Speaker::Client, "USER a\r\n"),
+        (Speaker::Server, "230 In.\r\n"),
+        (Speaker::Client, "PORT 10,21,1,10,15,161\r\n"),
+    ] {
+        pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
+    }
+    assert_eq!(stage.pinholes(), 1);
+    pair.hang_up().expect("the server hears of it");
+    stage.wait_for_pinholes(0);
+}
+
+#[test]
+fn a_pinhole_that_follows_another_to_the_same_port_is_gone_with_its_session_too() {
+    let stage = Stage::new(Shape::Gateway);
+    stage.topology.remember_what_is_over().expect("root may");
+    let daemon = stage.daemon(FOR_HOURS);
+    let server = stage.serve_many(Family::V4);
+    for _ in 0..100 {
+        // SessionEvent of the first connection may come when the second announcement stands already.
+        stage.as_client(|| {
+            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let first = client.passive(Mode::Pasv)?;
+            let data = client.connect_data(first)?;
+            assert_eq!(client.passive(Mode::Pasv)?, first);
+            drop(data);
+            client.quit()
+        });
+        stage.wait_for_pinholes(0);
+    }
+    let pinholes = daemon.status()["pinholes"].as_array().map(Vec::len);
+    assert_eq!(pinholes, Some(0));
+}

@@ -1,0 +1,21 @@
+//! What Pinhole asks of the kernel and of the host: netlink, rulesets, queues, the sandbox, systemd, `pinhole check`.
+
+#[path = "../support/daemon.rs"]
+mod daemon;
+#[path = "../support/firewall.rs"]
+mod firewall;
+#[path = "../support/machine.rs"]
+mod machine;
+#[path = "../support/stage.rs"]
+mod stage;
+
+mod deploy;
+mod host_check;
+mod log_flood;
+mod netlink;
+mod overflow;
+mod queue;
+mod ruleset;
+mod ruleset_restore;
+mod sandbox;
+mod systemd;

@@ -1,0 +1,206 @@
+//! Which packets come out of the kernel.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
+use pinhole::core::policy::{Policy, Queues, WhenDown};
+use pinhole::core::seqadj::Adjustments;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use super::host::{Host, connects, flow_of, listens};
+use crate::firewall;
+
+/// Reads queue 0 of a host while `work` goes on; `see` may give another packet for one that it is shown.
+pub(crate) fn in_queue(host: &Host, mut see: impl FnMut(&[u8]) -> Option<Vec<u8>> + Send, work: impl FnOnce()) {
+    let mut queue = host.run(nfq::Queue::open).expect("root");
+    queue.bind(0).expect("nobody else reads it");
+    queue.set_nonblocking(true);
+    let over = AtomicBool::new(false);
+    /// Stops the reader after a panic, too.
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+    thread::scope(|scope| {
+        let _stop = Stop(&over);
+        scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                match queue.recv() {
+                    Ok(mut message) => {
+                        if let Some(other) = see(message.get_payload()) {
+                            message.set_payload(other);
+                        }
+                        queue.verdict(message).expect("it waits");
+                    }
+                    Err(_) => thread::sleep(Duration::from_millis(1)),
+                }
+            }
+        });
+        work();
+    });
+}
+
+/// Tells of each packet that comes out of queue 0 its first four bytes of payload, or its flags. What a slow machine's TCP
+/// sends again is told once; the very same packet would be told twice.
+fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
+    let mut heard: Vec<Vec<u8>> = Vec::new();
+    let hear = |packet: &[u8]| {
+        if !heard.iter().any(|earlier| is_sent_again(packet, earlier)) {
+            heard.push(packet.to_owned());
+        }
+        None
+    };
+    in_queue(host, hear, work);
+    heard.iter().map(|packet| describe(packet)).collect()
+}
+
+fn tcp(packet: &[u8]) -> &[u8] {
+    if packet[0] >> 4 == 4 { &packet[20..] } else { &packet[40..] }
+}
+
+/// Whether it is another packet for the same bytes: its ports and sequence number are the same, and its timestamp is not.
+fn is_sent_again(packet: &[u8], earlier: &[u8]) -> bool {
+    tcp(packet)[..8] == tcp(earlier)[..8] && describe(packet) == describe(earlier) && tcp(packet) != tcp(earlier)
+}
+
+fn describe(packet: &[u8]) -> String {
+    let tcp = tcp(packet);
+    let payload = &tcp[usize::from(tcp[12] >> 4) * 4..];
+    let flags = [(2, "SYN"), (1, "FIN"), (4, "RST")].into_iter().filter(|(bit, _)| tcp[13] & bit != 0);
+    let mut words: Vec<String> = flags.map(|(_, name)| name.to_owned()).collect();
+    if !payload.is_empty() {
+        words.push(String::from_utf8_lossy(&payload[..payload.len().min(4)]).into_owned());
+    }
+    words.join(" ")
+}
+
+/// A dialogue of lines, each sent when the one before has come: the client's begin with `>`.
+fn converse(client: &mut TcpStream, server: &mut TcpStream, lines: &[&str]) {
+    for line in lines {
+        let (from, to) =
+            if line.starts_with('>') { (&mut *client, &mut *server) } else { (&mut *server, &mut *client) };
+        from.write_all(&line.as_bytes()[1..]).expect("open");
+        let mut came = vec![0; line.len() - 1];
+        to.read_exact(&mut came).expect("it comes");
+    }
+}
+
+const DIALOGUE: [&str; 9] =
+    ["<220 hello", ">USER me", "<331 who", ">PASS it", "<230 in", ">TYPE I", "<200 ok", ">PASV", "<227 (1,2,3"];
+
+#[test]
+fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
+    for (client_side, address) in [(false, "10.9.0.2:21"), (false, "[fd09::2]:21"), (true, "10.9.0.2:21")] {
+        let (client, host) = Host::pair();
+        // The firewall is the server's, then the client's own.
+        let guard = if client_side { &client } else { &host };
+        let mut sets = guard.run(|| firewall::install(&Policy::embedded())).expect("installed");
+        let listener = listens(&host, address);
+        let heard = eavesdrop(guard, || {
+            let mut ours = connects(&client, address).expect("it listens");
+            let (mut theirs, _) = listener.accept().expect("it came");
+            let Control { connection, id, .. } =
+                sets.control_connection(&flow_of(&ours)).expect("an answer").expect("a control connection");
+            assert!(id.is_some());
+            let adjustments = Adjustments::default();
+            let synced = Synced::default();
+            let control = |progress| Control { connection, id, is_opening: false, progress, synced, adjustments };
+            assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(Progress::Unknown))));
+            assert_eq!(connection.client(), flow_of(&ours).source);
+            converse(&mut ours, &mut theirs, &DIALOGUE[..5]);
+            // What is recorded while both ends speak FTP changes nothing of what is read.
+            for progress in [Progress::Ftp, Progress::LoggedIn] {
+                sets.record(&connection, progress);
+                assert_eq!(sets.control_connection(&flow_of(&ours)), Ok(Some(control(progress))));
+            }
+            converse(&mut ours, &mut theirs, &DIALOGUE[5..]);
+            sets.record(&connection, Progress::Unreadable);
+            assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(Progress::Unreadable))));
+            converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
+            // Each end hears of the other's, which has left the queue by then.
+            ours.shutdown(Shutdown::Write).expect("open");
+            theirs.read_to_end(&mut Vec::new()).expect("it ends");
+            theirs.shutdown(Shutdown::Write).expect("open");
+            ours.read_to_end(&mut Vec::new()).expect("it ends");
+            // It has no peer any more when what acknowledges its FIN has come, which has left the queue by then.
+            lab::wait_until("the acknowledgement", Duration::from_secs(30), || Ok(theirs.peer_addr().is_err()))
+                .expect("it comes");
+        });
+        // What acknowledges a FIN is bare, and says that the connection has ended.
+        let (dialogue, end) = heard.split_at(heard.iter().position(|said| said == "FIN").expect("it ends"));
+        assert!(!dialogue.iter().any(String::is_empty), "{dialogue:?}");
+        assert!(end.iter().any(String::is_empty), "{end:?}");
+        let heard: Vec<_> = heard.iter().filter(|said| !said.is_empty()).collect();
+        let expected = ["SYN", "220 ", "USER", "331 ", "PASS", "230 ", "TYPE", "200 ", "PASV", "227 ", "FIN", "FIN"];
+        assert_eq!(heard, expected, "{address} {client_side}");
+        assert_eq!(sets.take_refused().count, 0);
+    }
+}
+
+#[test]
+fn what_a_host_says_to_itself_is_heard_once() {
+    let host = Host::new("loop");
+    let _sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
+    let listener = listens(&host, "127.0.0.1:21");
+    let heard = eavesdrop(&host, || {
+        let mut ours = connects(&host, "127.0.0.1:21").expect("it listens");
+        let (mut theirs, _) = listener.accept().expect("it came");
+        converse(&mut ours, &mut theirs, &DIALOGUE[..2]);
+    });
+    assert_eq!(heard[..3], ["SYN", "220 ", "USER"]);
+}
+
+#[test]
+fn without_a_reader_control_connections_pass_or_not_as_the_policy_says() {
+    for (when_down, passes) in [(WhenDown::Open, true), (WhenDown::Closed, false)] {
+        let (client, host) = Host::pair();
+        let mut policy = Policy::embedded();
+        policy.capture.when_down = when_down;
+        let mut sets = host.run(|| firewall::install(&policy)).expect("installed");
+        let _listener = listens(&host, "10.9.0.2:21");
+        assert_eq!(connects(&client, "10.9.0.2:21").is_ok(), passes, "{}", sets.queueing());
+        sets.remove().expect("it stands");
+        connects(&client, "10.9.0.2:21").expect("nothing is left in the way");
+    }
+}
+
+#[test]
+fn each_processor_hands_its_packets_to_a_queue_of_its_own() {
+    let (client, host) = Host::pair();
+    let mut policy = Policy::embedded();
+    policy.capture.queues = Queues::new(0, NonZeroU16::new(2).expect("two")).expect("queues");
+    // Nobody reads queue 1, and without a reader nothing passes.
+    policy.capture.when_down = WhenDown::Closed;
+    let _sets = host.run(|| firewall::install(&policy)).expect("installed");
+    let listener = listens(&host, "10.9.0.2:21");
+    let allowed = sched_getaffinity(None).expect("this thread runs somewhere");
+    let processors: Vec<usize> = (0..CpuSet::MAX_CPU).filter(|processor| allowed.is_set(*processor)).collect();
+    let stay_on = |processor| {
+        let mut only = CpuSet::new();
+        only.set(processor);
+        sched_setaffinity(None, &only).expect("it is allowed");
+    };
+    eavesdrop(&host, || {
+        for processor in processors {
+            // Both ends are on this processor, and so is what the kernel does for them.
+            let heard = thread::scope(|scope| {
+                let dialogue = || {
+                    stay_on(processor);
+                    let mut ours = connects(&client, "10.9.0.2:21").ok()?;
+                    let (mut theirs, _) = listener.accept().expect("it came");
+                    converse(&mut ours, &mut theirs, &DIALOGUE);
+                    Some(())
+                };
+                scope.spawn(dialogue).join().expect("the dialogue ends")
+            });
+            assert_eq!(heard.is_some(), processor % 2 == 0, "processor {processor}");
+        }
+    });
+}

@@ -1,0 +1,196 @@
+//! Expectations of connection tracking, and the helpers that they need, through netlink.
+//!
+//! Where the kernel takes helpers of programs, one of our own carries the expectations; elsewhere a helper that is built
+//! into the kernel does, and reads nothing of what is tested here (`sane`, one expectation at a time).
+
+use std::time::{Duration, Instant};
+
+use lab::kernel_lacks;
+use pinhole::core::net::{Connection, Endpoint, Port};
+use pinhole::netfilter::netlink::{
+    Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, Translated,
+};
+use rustix::io::Errno;
+
+use super::host::{Host, flow};
+
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A name that carries expectations here; gone with its last use.
+struct Carrier {
+    helpers: Option<Helpers>,
+    name: String,
+}
+
+impl Carrier {
+    fn new(test: u8) -> Self {
+        let mut helpers = Helpers::open(PATIENCE).expect("root");
+        if helpers.list().is_err() {
+            kernel_lacks("helpers of programs (nfnetlink_cthelper)");
+            return Self { helpers: None, name: "sane".to_owned() };
+        }
+        let name = format!("t{test}-{}", std::process::id());
+        for network in [Family::Ip, Family::Ip6] {
+            helpers.add(&helper(&name, network)).expect("a new name");
+        }
+        Self { helpers: Some(helpers), name }
+    }
+}
+
+impl Drop for Carrier {
+    fn drop(&mut self) {
+        let Some(helpers) = &mut self.helpers else { return };
+        for network in [Family::Ip, Family::Ip6] {
+            let _ = helpers.remove(&self.name, network);
+        }
+    }
+}
+
+fn helper(name: &str, network: Family) -> Helper {
+    Helper {
+        name: name.into(),
+        network,
+        class: "test".into(),
+        maximum: 3,
+        timeout: Duration::from_secs(40),
+        is_enabled: false,
+    }
+}
+
+/// A control connection that nobody has, with a helper.
+fn master(carrier: &Carrier, client: &str, server: &str) -> Connection {
+    let flow = flow(client.parse().expect("an address"), server.parse().expect("an address"));
+    let connection = Connection::direct(flow);
+    let mut conntrack = Conntrack::open(PATIENCE).expect("root");
+    conntrack.create_dummy_entry(&connection, &carrier.name, Duration::from_secs(100)).expect("it is new");
+    connection
+}
+
+fn expected(master: &Connection, port: u16, seconds: u64) -> Expected {
+    let address = master.original.source.address;
+    Expected {
+        master: master.original,
+        from: master.original.destination.address,
+        to: Endpoint::new(address, Port::new(port).expect("a port")),
+        translated: None,
+        time: Duration::from_secs(seconds),
+        helper: None,
+    }
+}
+
+#[test]
+fn an_expectation_stands_with_its_own_time_until_it_is_forgotten_or_its_master_is() {
+    let host = Host::new("expect");
+    let carrier = Carrier::new(1);
+    for (client, server) in [("10.9.0.1:4000", "10.9.0.2:21"), ("[fd09::1]:4000", "[fd09::2]:21")] {
+        host.run(|| {
+            let mut expectations = Expectations::open(PATIENCE).expect("root");
+            let master = master(&carrier, client, server);
+            let one = expected(&master, 50_000, 500);
+            expectations.expect(&one).expect("the master has a helper");
+            let found = expectations.find(one.from, one.to).expect("an answer").expect("it stands");
+            // Its own time, and not that of the helper.
+            assert!((499..=500).contains(&found.time.as_secs()), "{found:?}");
+            assert_eq!(found.helper.as_deref(), Some(&*carrier.name));
+            assert_eq!(Expected { time: one.time, helper: None, ..found }, one);
+
+            // Expected once more, it is another one: with another time, and translated.
+            let port = Port::new(50_001).expect("a port");
+            let again = Expected {
+                translated: Some(Translated { is_original: false, port }),
+                time: Duration::from_secs(7),
+                ..one.clone()
+            };
+            expectations.expect(&again).expect("it takes the place of the first");
+            let all = expectations.list().expect("a list");
+            assert_eq!(all.len(), 1, "{all:?}");
+            assert_eq!(all[0].translated, again.translated);
+            assert!(all[0].time <= again.time, "{all:?}");
+
+            assert_eq!(expectations.forget(one.from, one.to), Ok(true));
+            assert_eq!(expectations.forget(one.from, one.to), Ok(false));
+            assert_eq!(expectations.find(one.from, one.to), Ok(None));
+
+            expectations.expect(&one).expect("there is room again");
+            let mut conntrack = Conntrack::open(PATIENCE).expect("root");
+            assert_eq!(conntrack.forget(&master.original), Ok(true));
+            assert_eq!(expectations.find(one.from, one.to), Ok(None), "gone with its master");
+        });
+    }
+}
+
+#[test]
+fn one_that_another_session_announced_first_is_taken_over() {
+    let host = Host::new("expect");
+    let carrier = Carrier::new(2);
+    host.run(|| {
+        let mut expectations = Expectations::open(PATIENCE).expect("root");
+        let first = master(&carrier, "10.9.0.1:4000", "10.9.0.2:21");
+        let second = master(&carrier, "10.9.0.1:4001", "10.9.0.2:21");
+        expectations.expect(&expected(&first, 50_000, 60)).expect("room");
+        expectations.expect(&expected(&second, 50_000, 60)).expect("it is the second one's now");
+        let all = expectations.list().expect("a list");
+        assert_eq!(all.iter().map(|one| one.master).collect::<Vec<_>>(), [second.original]);
+    });
+}
+
+#[test]
+fn it_is_over_when_its_time_is() {
+    let host = Host::new("expect");
+    let carrier = Carrier::new(3);
+    host.run(|| {
+        let mut expectations = Expectations::open(PATIENCE).expect("root");
+        let master = master(&carrier, "10.9.0.1:4000", "10.9.0.2:21");
+        let one = Expected { time: Duration::from_millis(20), ..expected(&master, 50_000, 1) };
+        expectations.expect(&one).expect("room");
+        let begun = Instant::now();
+        while expectations.find(one.from, one.to).expect("an answer").is_some() {
+            assert!(begun.elapsed() < PATIENCE, "it is there still");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    });
+}
+
+#[test]
+fn without_a_master_or_without_its_helper_nobody_is_expected() {
+    let host = Host::new("expect");
+    host.run(|| {
+        let mut expectations = Expectations::open(PATIENCE).expect("root");
+        let nobody = flow("10.9.0.1:4000".parse().expect("one"), "10.9.0.2:21".parse().expect("one"));
+        let one = expected(&Connection::direct(nobody), 50_000, 60);
+        let error = expectations.expect(&one).expect_err("no such connection");
+        assert!(error.cause.is_missing(), "{error}");
+        let mut conntrack = Conntrack::open(PATIENCE).expect("root");
+        let plain = Connection::direct(nobody);
+        conntrack.create_dummy_entry(&plain, "no-such-helper", PATIENCE).expect_err("there is no such helper");
+    });
+}
+
+#[test]
+fn a_helper_is_added_changed_listed_and_removed() {
+    let mut helpers = Helpers::open(PATIENCE).expect("root");
+    let name = format!("h-{}", std::process::id());
+    let ours = |helpers: &mut Helpers| -> Vec<Helper> {
+        helpers.list().expect("a list").into_iter().filter(|helper| *helper.name == name).collect()
+    };
+    if let Err(Error { cause, .. }) = helpers.list() {
+        // It says so, and does not pretend.
+        kernel_lacks("helpers of programs (nfnetlink_cthelper)");
+        assert_eq!(cause, Cause::Refused(Errno::INVAL));
+        let error = helpers.add(&helper(&name, Family::Ip)).expect_err("this kernel has no such helpers");
+        assert_eq!(error.cause, cause);
+        return;
+    }
+    let (v4, v6) = (helper(&name, Family::Ip), helper(&name, Family::Ip6));
+    helpers.add(&v4).expect("a new name");
+    assert!(helpers.add(&v4).expect_err("it is there").cause.is_present());
+    helpers.add(&v6).expect("the other network");
+    assert_eq!(ours(&mut helpers).len(), 2);
+    let changed = Helper { maximum: 200, timeout: Duration::from_secs(5), ..v4 };
+    helpers.change(&changed).expect("it is there");
+    assert!(ours(&mut helpers).contains(&changed));
+    assert_eq!(helpers.remove(&name, Family::Ip6), Ok(()));
+    assert_eq!(ours(&mut helpers), [changed]);
+    assert_eq!(helpers.remove(&name, Family::Ip), Ok(()));
+    assert_eq!(helpers.remove(&name, Family::Ip), Ok(()), "gone already is fine");
+}

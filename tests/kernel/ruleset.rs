@@ -1,0 +1,113 @@
+//! What is installed for a policy, what `pinhole rules` prints of it, and what a reload makes of it.
+//!
+//! Needs root and nft.
+
+use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use lab::{Finished, Namespace};
+
+fn namespace() -> Namespace {
+    Namespace::new("host").unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn start(namespace: &Namespace, policy: &str) -> Daemon {
+    Daemon::start(namespace, policy).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What `pinhole rules` prints there.
+fn printed(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> String {
+    let all = [before, &[PROGRAM, "rules"], arguments].concat();
+    let finished = namespace.command(all[0]).args(&all[1..]).output(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    String::from_utf8(finished.stdout).expect("text")
+}
+
+fn reload(daemon: &Daemon, policy: &str) -> Finished {
+    daemon.write_policy(policy);
+    daemon.program(&["reload"]).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A set's size, as nft lists it. Some kernels add one.
+fn size(namespace: &Namespace) -> u32 {
+    let listed = namespace.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
+    let size = listed.lines().find_map(|line| line.trim().strip_prefix("size "));
+    size.and_then(|size| size.parse().ok()).unwrap_or_else(|| panic!("no size in {listed}"))
+}
+
+#[test]
+fn what_is_printed_is_for_this_kernel_and_for_others_on_demand() {
+    const STATEMENT: &str = "queue flags bypass";
+    let namespace = namespace();
+    let daemon = start(&namespace, "{}");
+    let has_statement = daemon.status()["queueing"] == "nft_queue";
+    let here = printed(&namespace, &[], &[]);
+    assert!(here.starts_with("# What `pinhole run` installs on this kernel that queues by "), "{here}");
+    assert_eq!(here.contains(&format!("\t\t{STATEMENT}")), has_statement, "{here}");
+    assert!(printed(&namespace, &[], &["--queueing", "statement"]).contains(&format!("\t\t{STATEMENT}")));
+    let target = printed(&namespace, &[], &["--queueing", "target"]);
+    assert!(!target.contains(&format!("\t\t{STATEMENT}")) && target.contains("target NFQUEUE of iptables"), "{target}");
+    // Who may not ask the kernel is told that it was not asked.
+    let unasked = printed(&namespace, &["setpriv", "--bounding-set=-net_admin"], &[]);
+    assert!(unasked.lines().next().is_some_and(|line| line.contains("this one was not asked")), "{unasked}");
+    assert!(unasked.contains(&format!("\t\t{STATEMENT}")));
+}
+
+#[test]
+fn the_sets_have_room_for_what_the_policy_allows_after_a_restart_at_the_latest() {
+    let namespace = namespace();
+    let daemon = start(&namespace, "{}");
+    assert!((65_535..=65_536).contains(&size(&namespace)));
+    let more = "limits: { pinholes: 100000 }\n";
+    let reloaded = reload(&daemon, more);
+    assert_eq!(reloaded.status.code(), Some(0), "{}", reloaded.said());
+    let mut daemon = daemon;
+    daemon.end(nix::sys::signal::Signal::SIGTERM).and_then(|()| daemon.restart()).expect("it starts again");
+    assert!((400_000..=400_001).contains(&size(&namespace)));
+}
+
+#[test]
+fn a_reload_takes_other_ports_and_chains_and_says_what_to_do_for_other_queues() {
+    let namespace = namespace();
+    namespace
+        .nft("table inet filter { chain one { type filter hook input priority 0; }; chain two {}; }")
+        .expect("the rules are right");
+    let daemon = start(&namespace, "admit: [inet filter one]\n");
+    let chain = |name: &str| namespace.nft_says(&["list", "chain", "inet", "filter", name]).expect("it stands");
+    assert!(chain("one").contains("pinhole: announced"));
+
+    let done = reload(&daemon, "admit: [inet filter two]\ncontrol_ports: [21, 2121]\nmark: 0x20000000\n");
+    assert_eq!(done.status.code(), Some(0), "{}", done.said());
+    assert!(!chain("one").contains("pinhole") && chain("two").contains("mark 0x20000000"));
+    let ports = namespace.nft_says(&["list", "set", "inet", "pinhole", "control_ports"]).expect("it stands");
+    assert!(ports.contains("elements = { 21, 2121 }"), "{ports}");
+
+    let before = namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists");
+    let refused = reload(&daemon, "capture: { queue: 7 }\n");
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
+    let said = refused.said();
+    assert!(said.contains("systemctl restart pinhole") && said.contains("the old one stays"), "{said}");
+    assert_eq!(namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists"), before);
+}
+
+#[test]
+fn a_table_that_another_version_left_is_replaced_and_what_stood_in_it_is_kept() {
+    let namespace = namespace();
+    let old = "table inet pinhole {
+        set pinholes4 {
+            type ipv4_addr . ipv4_addr . inet_service
+            flags dynamic, timeout
+            elements = { 192.0.2.1 . 192.0.2.2 . 4001 timeout 1h, 192.0.2.1 . 192.0.2.2 . 4002 timeout 1h }
+        }
+        chain admit { ct mark set ct mark | 0x10000000; }
+        chain prerouting {
+            type filter hook prerouting priority -150;
+            ip saddr . ip daddr . tcp dport @pinholes4 goto admit
+        }
+    }";
+    namespace.nft(old).expect("the rules are right");
+    let policy = "mechanism: sets\ndefaults: { third_party: allow }\n";
+    let daemon = start(&namespace, policy);
+    let status = daemon.status();
+    assert_eq!((&status["in_kernel"], &status["counters"]["adopted"]), (&2.into(), &2.into()), "{status}");
+    let listed = namespace.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
+    assert!(!listed.contains("dynamic") && listed.contains("192.0.2.1 . 192.0.2.2 . 4001"), "{listed}");
+    assert_eq!(status["counters"]["kernel_troubles"], 0);
+}

@@ -1,0 +1,335 @@
+//! The unit as shipped, under a real systemd: installed as docs/howto/operation.md says, on a machine of namespaces.
+//!
+//! Needs root, nft and systemd, which need not be what this machine was booted with.
+
+use crate::daemon;
+use std::fs;
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use crate::daemon::PATIENCE;
+use crate::machine::{Line, Machine};
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Result, Shape, Topology};
+use pinhole::core::ftp::Mode;
+use serde_json::Value;
+
+/// How long something may take that must not happen.
+const SHORT: Duration = Duration::from_millis(300);
+const CONTENT: &[u8] = b"Files are data.\r\n";
+/// What the installation begins with where nothing has to be built, and everybody is root.
+const SHELL: &str = "cargo() { :; }; sudo() { \"$@\"; }";
+
+/// An FTP server's host that lets in nothing but ssh and control connections, with the service on it, and a client.
+struct Host {
+    machine: Machine,
+    topology: Topology,
+    _servers: [MiniServer; 2],
+}
+
+impl Host {
+    /// One on which the service was installed and started.
+    fn serving(settings: &str) -> Self {
+        let host = Self::installed(settings);
+        host.machine.sh("systemctl start nftables pinhole");
+        host
+    }
+
+    /// One on which the service was installed, and that filters nothing yet. The unit has more settings than are shipped.
+    fn installed(settings: &str) -> Self {
+        let host = Self::bare();
+        let [_, install, _] = documented_installation();
+        host.install(&install);
+        if !settings.is_empty() {
+            host.add_drop_in(settings);
+        }
+        host
+    }
+
+    /// One on which nothing is installed.
+    fn bare() -> Self {
+        let topology = Topology::new(Shape::ServerHost).unwrap_or_else(|error| panic!("{error}"));
+        let start = |address: IpAddr| {
+            let server = &topology.server.namespace;
+            MiniServer::start(server, SocketAddr::new(address, 21), MiniOptions::default())
+        };
+        let started = start(topology.target.v4.into()).and_then(|v4| Ok([v4, start(topology.target.v6.into())?]));
+        let servers = started.unwrap_or_else(|error| panic!("{error}"));
+        servers.iter().for_each(|server| server.place("readme.txt", CONTENT));
+        let machine = Machine::boot(&topology.firewall).unwrap_or_else(|error| panic!("{error}"));
+        Self { machine, topology, _servers: servers }
+    }
+
+    /// Installs as documented, with the ruleset that is shipped for such a host, and the mechanism of this run.
+    fn install(&self, commands: &str) {
+        self.machine.sh(&format!("{SHELL}; {commands}\ncp deploy/nftables/host.nft /etc/nftables.conf"));
+        if daemon::mechanism() == "native" {
+            // Then nothing has to be admitted by its mark.
+            self.change_policy("mechanism:", "mechanism: native");
+            self.change_policy("admit:", "admit: []");
+        }
+    }
+
+    /// Puts another line in the place of the one in the policy that begins so.
+    fn change_policy(&self, begin: &str, other: &str) {
+        let path = self.machine.path("/etc/pinhole/policy.yaml");
+        let policy = fs::read_to_string(&path).expect("a policy is installed");
+        let line = policy.lines().find(|line| line.starts_with(begin));
+        let line = line.unwrap_or_else(|| panic!("no line begins with {begin:?}: {policy}"));
+        fs::write(&path, policy.replace(line, other)).expect("root may write it");
+    }
+
+    fn add_drop_in(&self, settings: &str) {
+        let folder = self.machine.path("/etc/systemd/system/pinhole.service.d");
+        fs::create_dir_all(&folder).expect("root may make it");
+        fs::write(folder.join("test.conf"), format!("[Service]\n{settings}\n")).expect("root may write it");
+    }
+
+    fn control_port(&self, is_v6: bool) -> SocketAddr {
+        let target = self.topology.target;
+        SocketAddr::new(if is_v6 { target.v6.into() } else { target.v4.into() }, 21)
+    }
+
+    /// Does something where the client is.
+    fn visit<T: Send>(&self, visit: impl FnOnce() -> Result<T> + Send) -> T {
+        let client = &self.topology.client.namespace;
+        client.run(visit).and_then(|visited| visited).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn transfer(&self, mode: Mode, patience: Duration) -> Result<()> {
+        let server = self.control_port(matches!(mode, Mode::Epsv | Mode::Eprt));
+        self.topology.client.namespace.run(|| {
+            let mut client = MiniClient::log_in(server, PATIENCE)?;
+            client.be_patient_for(patience)?;
+            assert_eq!(client.download(mode, "readme.txt")?, CONTENT);
+            client.upload(mode, "stored.txt", CONTENT)?;
+            client.quit()
+        })?
+    }
+
+    #[track_caller]
+    fn assert_transfers_work(&self) {
+        for mode in [Mode::Pasv, Mode::Epsv, Mode::Port, Mode::Eprt] {
+            self.transfer(mode, PATIENCE).unwrap_or_else(|error| panic!("{mode}: {error}"));
+        }
+    }
+
+    fn properties<const N: usize>(&self, names: [&str; N]) -> [String; N] {
+        self.machine.properties("pinhole", names)
+    }
+
+    /// What the service answers in the place where `pinhole status` asks it.
+    fn ask(&self) -> Option<Value> {
+        let answer = daemon::ask(&self.machine.path("/run/pinhole/control.sock")).ok()?;
+        serde_json::from_str(&answer).ok()
+    }
+
+    fn status(&self) -> Value {
+        self.ask().expect("it answers")
+    }
+
+    fn counted(&self, name: &str) -> u64 {
+        self.status()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
+    }
+
+    /// The kernel's number of its table, which no other table gets, nor the same one made anew.
+    fn table(&self) -> Option<u64> {
+        let listed = self.topology.firewall.nft_says(&["--json", "list", "tables"]).expect("nft lists");
+        let listed: Value = serde_json::from_str(&listed).unwrap_or_else(|error| panic!("{error}: {listed}"));
+        let tables = listed["nftables"].as_array().expect("a list").iter().map(|item| &item["table"]);
+        let mut ours = tables.filter(|table| table["family"] == "inet" && table["name"] == "pinhole");
+        ours.next().map(|table| table["handle"].as_u64().expect("a table has a number"))
+    }
+
+    /// The service has two processes, each with a user of its own and filters for system calls of its own besides those of
+    /// systemd. The daemon has one capability, its watchdog none.
+    #[track_caller]
+    fn assert_is_confined(&self) {
+        let processes = self.processes();
+        assert_eq!(processes.len(), 2, "{processes:?}");
+        for process in processes {
+            let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+            let command = fs::read_to_string(format!("/proc/{process}/cmdline")).expect("it runs");
+            let is_watchdog = command == "pinhole\0watchdog\0";
+            let value = |name: &str| {
+                let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+                line.unwrap_or_else(|| panic!("no {name} in {status}")).trim()
+            };
+            assert!(!value("Uid").split_whitespace().any(|user| user == "0"), "{status}");
+            for set in ["CapPrm", "CapEff"] {
+                assert_eq!(value(set), if is_watchdog { "0000000000000000" } else { "0000000000001000" }, "{set}");
+            }
+            // Without CAP_SETPCAP nothing can be taken out of this one. It gives nothing to anybody with no_new_privs.
+            assert_eq!(value("CapBnd"), "0000000000001000");
+            assert_eq!([value("CapAmb"), value("NoNewPrivs"), value("Seccomp")], ["0000000000000000", "1", "2"]);
+            assert!(value("Seccomp_filters").parse::<u32>().is_ok_and(|filters| filters > 3), "{status}");
+        }
+        assert_eq!(self.properties(["MemoryMax"]), [(512 << 20).to_string()]);
+    }
+
+    fn processes(&self) -> Vec<String> {
+        self.machine.processes("pinhole.service")
+    }
+
+    /// Waits until none of its processes is one of those, and it serves again.
+    #[track_caller]
+    fn wait_for_others_than(&self, former: &[String]) {
+        let is_back = || {
+            let processes = self.processes();
+            let others = !processes.is_empty() && !processes.iter().any(|process| former.contains(process));
+            Ok(others && self.ask().is_some())
+        };
+        lab::wait_until("it to serve again", PATIENCE, is_back).unwrap_or_else(|error| panic!("{error}"));
+        self.wait_until_active();
+    }
+
+    #[track_caller]
+    fn wait_until_active(&self) {
+        let is_active = || Ok(self.properties(["ActiveState"]) == ["active"]);
+        lab::wait_until("systemd to find it active", PATIENCE, is_active).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+/// The commands under "Install" in docs/howto/operation.md: to build and look, to install, and to start.
+fn documented_installation() -> [String; 3] {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/howto/operation.md");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let install = text.split("\n## ").find(|section| section.starts_with("Install\n")).expect("it has that section");
+    let blocks = install.split("```sh\n").skip(1);
+    let blocks: Vec<String> =
+        blocks.filter_map(|block| block.split_once("```")).map(|(lines, _)| lines.to_owned()).collect();
+    blocks.try_into().unwrap_or_else(|blocks| panic!("three steps were expected: {blocks:?}"))
+}
+
+#[test]
+fn installed_as_documented_it_lets_transfers_through_until_it_is_stopped() {
+    let host = Host::bare();
+    let [build, install, start] = documented_installation();
+    host.install(&format!("{build}\n{install}"));
+    host.machine.sh(&format!("systemctl enable --now nftables; {SHELL}; {start}"));
+    // Nobody waits here: systemd was told that it is ready.
+    assert!(host.table().is_some(), "it was ready before its table stood");
+    host.assert_is_confined();
+    assert_eq!(host.status()["mechanism"], daemon::mechanism());
+    host.assert_transfers_work();
+    let closed = SocketAddr::new(host.control_port(false).ip(), 40_000);
+    let _unannounced = MiniServer::start(&host.topology.firewall, closed, MiniOptions::default()).expect("a server");
+    let reached = host.visit(|| Ok(TcpStream::connect_timeout(&closed, SHORT).is_ok()));
+    assert!(!reached, "nobody announced it");
+    host.visit(|| {
+        let mut client = MiniClient::log_in(host.control_port(false), PATIENCE)?;
+        client.send(b"PORT 192,0,2,1,200,10\r\n")?;
+        client.reply()?;
+        client.quit()
+    });
+    assert!(host.machine.sh("pinhole status").contains("refused, third-party: 1"), "an announcement of somebody else");
+
+    host.machine.sh("systemctl stop pinhole; [ ! -e /run/pinhole ]");
+    assert_eq!(host.properties(["ActiveState", "Result", "NRestarts"]), ["inactive", "success", "0"]);
+    assert_eq!(host.table(), None);
+    let rules = host.topology.firewall.nft_says(&["list", "ruleset"]).expect("nft lists");
+    assert!(rules.contains("chain input") && !rules.contains("pinhole"), "{rules}");
+    host.transfer(Mode::Pasv, SHORT).expect_err("without the service nothing lets data through");
+
+    // Each line is a record of its own, with its level: 3 an error, 4 a warning, 6 an information.
+    let journal = host.machine.journal("pinhole");
+    let level = |begin: &str, within: &str| {
+        let said = |line: &&Line| line.by == "pinhole" && line.text.starts_with(begin) && line.text.contains(within);
+        journal.iter().find(said).unwrap_or_else(|| panic!("no {begin}...{within} in {journal:?}")).level
+    };
+    assert_eq!(level("opened ", "announced by 227 in session"), 6);
+    assert_eq!(level("used ", "announced in session"), 6);
+    assert_eq!(level("refused 192.0.2.1:51210: PORT", "third-party"), 4);
+    assert_eq!(level("SIGTERM: removing the table inet pinhole", ""), 6);
+}
+
+#[test]
+fn a_wrong_policy_is_refused_and_a_missing_chain_is_tried_again_until_it_comes() {
+    let host = Host::installed("");
+    host.change_policy("mechanism:", "mechanism: magic");
+    host.machine.sh("! systemctl start pinhole");
+    assert_eq!(host.properties(["ActiveState", "ExecMainStatus", "NRestarts"]), ["failed", "2", "0"]);
+
+    host.change_policy("mechanism:", &format!("mechanism: {}", daemon::mechanism()));
+    host.change_policy("admit:", "admit: [inet filter input]");
+    host.machine.sh("! systemctl start pinhole");
+    host.machine.wait_for_journal("pinhole", "Scheduled restart job");
+    assert_eq!(host.table(), None);
+    host.machine.sh("systemctl start nftables");
+    host.wait_until_active();
+    host.assert_transfers_work();
+
+    let processes = host.processes();
+    host.change_policy("  modes:", "  modes: [EPSV]");
+    host.machine.sh("systemctl reload pinhole");
+    host.transfer(Mode::Epsv, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    host.transfer(Mode::Pasv, SHORT).expect_err("the new policy says that only EPSV may be");
+    host.change_policy("  modes:", "  modes: [PASV, EPSW]");
+    host.machine.sh("! systemctl reload pinhole");
+    host.transfer(Mode::Pasv, SHORT).expect_err("the old policy stays");
+    host.transfer(Mode::Epsv, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(host.processes(), processes);
+    assert_eq!(host.machine.wait_for_journal("pinhole", "the policy is not loaded").level, 3);
+}
+
+#[test]
+fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session() {
+    // Long enough that the daemon's own watchdog is earlier, where the policy lets it be.
+    let limit = lab::allow(Duration::from_secs(10)).as_secs();
+    let host = Host::serving(&format!("WatchdogSec={limit}s"));
+    let table = host.table();
+    assert!(table.is_some());
+    let told = "systemctl show --property WatchdogTimestampMonotonic pinhole";
+    host.machine.sh(&format!("last=$({told}); while [ \"$last\" = \"$({told})\" ]; do sleep 0.5; done"));
+    // What is done to it, and how often systemd has then found that it had ended by itself. Of two hangs the daemon's own
+    // watchdog ends the first, and systemd's the second.
+    // The daemon tells its watchdog of the policy with its next sign of life, of which there are two a second.
+    let patient = "echo 'capture: { watchdog: 1h }' >>/etc/pinhole/policy.yaml; systemctl reload pinhole; sleep 1";
+    let hangs = "kill -STOP $MAINPID";
+    let hangs_for_long = format!("{patient}; {hangs}");
+    let ends = [("systemctl restart pinhole", "0"), ("kill -KILL $MAINPID", "1"), (hangs, "2"), (&hangs_for_long, "3")];
+    for (end, restarts) in ends {
+        let processes = host.processes();
+        host.visit(|| {
+            let mut client = MiniClient::log_in(host.control_port(false), PATIENCE)?;
+            let announced = client.passive(Mode::Pasv)?;
+            host.machine.sh(&format!("MAINPID=$(systemctl show --value --property MainPID pinhole); {end}"));
+            host.wait_for_others_than(&processes);
+            assert_eq!(host.properties(["NRestarts"]), [restarts], "{end}");
+            assert_eq!(host.table(), table, "{end}: the table has gone and come");
+            assert_eq!(host.counted("adopted"), 1, "{end}");
+            client.connect_data(announced)?;
+            let heard =
+                |used| lab::wait_until("it to hear of the connection", PATIENCE, || Ok(host.counted("used") == used));
+            heard(1)?;
+            assert_eq!(client.download(Mode::Pasv, "readme.txt")?, CONTENT, "{end}");
+            // What it has not heard of when it ends is adopted as if it were not used.
+            heard(2)?;
+            client.quit()
+        });
+    }
+    let said = host.machine.wait_for_journal("pinhole", "the watchdog killed the daemon");
+    assert_eq!((&*said.by, said.level), ("pinhole", 3));
+    host.machine.wait_for_journal("pinhole", "Watchdog timeout");
+    assert_eq!(host.processes().len(), 2, "a process of an earlier run is left");
+}
+
+#[test]
+fn no_call_of_the_program_and_of_nft_is_one_that_the_filter_refuses() {
+    // A refused call is an error that may go unnoticed; here it is the end of whoever makes it. That it is, one that is
+    // refused shows.
+    let refused = "ExecStartPre=/bin/sh -c 'nice true; echo \"ended with $$?\"'";
+    let host = Host::serving(&format!("SystemCallErrorNumber=kill\n{refused}"));
+    host.machine.wait_for_journal("pinhole", "ended with 159");
+    host.machine.sh("systemctl reload pinhole; systemctl restart pinhole");
+    host.assert_transfers_work();
+    host.machine.sh("systemctl reload nftables; systemctl restart nftables");
+    host.machine.wait_for_journal("pinhole", "restored the table inet pinhole");
+    host.assert_transfers_work();
+    host.machine.sh("systemctl stop pinhole");
+    assert_eq!(host.properties(["Result", "NRestarts"]), ["success", "0"]);
+    assert_eq!(host.table(), None);
+    let killed = host.machine.journal("pinhole").into_iter().find(|line| line.text.contains("/SYS"));
+    assert_eq!(killed, None);
+}

@@ -1,0 +1,32 @@
+//! Real servers and clients through the running program, with and without NAT, and through restarts; and the lab itself.
+
+#[path = "../support/conntrackd.rs"]
+mod conntrackd;
+#[path = "../support/daemon.rs"]
+mod daemon;
+#[path = "../support/disturbance.rs"]
+mod disturbance;
+#[path = "../support/document.rs"]
+mod document;
+#[path = "../support/helper.rs"]
+mod helper;
+#[path = "../support/recording.rs"]
+mod recording;
+#[path = "../support/stage.rs"]
+mod stage;
+#[path = "../support/stand_in.rs"]
+mod stand_in;
+
+mod abort;
+mod lab_matrix;
+mod lab_mini;
+mod lab_parts;
+mod lab_remains;
+mod live;
+mod nat_crash_mid_rewrite;
+mod nat_dialogues;
+mod nat_edge_cases;
+mod nat_killed;
+mod nat_matrix;
+mod restart;
+mod watchdog;

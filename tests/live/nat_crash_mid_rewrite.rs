@@ -1,0 +1,193 @@
+//! The promise behind NAT, in its worst moment: the program is killed while a line that it rewrites is in its hands, or
+//! when that has just gone on and is lost on the way; and it is not back when the sender repeats the line.
+//!
+//! Needs root and nft.
+
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::thread;
+
+use crate::daemon::{Daemon, PATIENCE};
+use crate::stand_in::{Moment, StandIn};
+use lab::mini::Speaker::{self, Client, Server};
+use lab::nat::{Nat, NatTopology};
+use lab::{Family, Namespace, wait_until};
+
+/// Who is translated, and what comes to the gateway in which segments.
+#[derive(Clone, Copy)]
+struct Case {
+    nat: Nat,
+    family: Family,
+    speaker: Speaker,
+    pieces: &'static [&'static str],
+    /// The last line of it, as it is to arrive.
+    arrives: &'static str,
+}
+
+const COMMAND: Case = Case {
+    nat: Nat::Masquerade,
+    family: Family::V4,
+    speaker: Client,
+    pieces: &["PORT 10,21,1,10,15,161\r\n"],
+    arrives: "PORT 203,0,113,1,15,161\r\n",
+};
+
+const REPLY: Case = Case {
+    nat: Nat::Dnat,
+    speaker: Server,
+    pieces: &["227 Yes (10,21,1,20,15,161).\r\n"],
+    arrives: "227 Yes (203,0,113,1,15,161).\r\n",
+    ..COMMAND
+};
+
+/// Both ends of a control connection.
+struct Ends {
+    client: BufReader<TcpStream>,
+    server: BufReader<TcpStream>,
+}
+
+impl Ends {
+    fn connect(case: &Case, topology: &NatTopology) -> Self {
+        let NatTopology { client, server, target, .. } = topology;
+        let listens = SocketAddr::new(server.addresses.of(case.family), 21);
+        let dialled = SocketAddr::new(target.of(case.family), case.nat.port());
+        let listener = server.namespace.run(|| TcpListener::bind(listens)).expect("root may").expect("it is free");
+        let connect = || TcpStream::connect_timeout(&dialled, PATIENCE);
+        let client = client.namespace.run(connect).expect("root may").expect("it is let through");
+        let (server, _) = listener.accept().expect("it has come");
+        let [client, server] = [client, server].map(|end| {
+            // Each piece becomes a segment.
+            end.set_nodelay(true).and_then(|()| end.set_read_timeout(Some(PATIENCE))).expect("it is a socket");
+            BufReader::new(end)
+        });
+        Self { client, server }
+    }
+
+    /// One says this, in pieces: the lines that the other one hears.
+    fn say(&mut self, speaker: Speaker, pieces: &[&str]) -> Vec<String> {
+        let (from, to) = match speaker {
+            Client => (&mut self.client, &mut self.server),
+            Server => (&mut self.server, &mut self.client),
+        };
+        pieces.iter().try_for_each(|piece| from.get_mut().write_all(piece.as_bytes())).expect("the connection stands");
+        let lines = pieces.concat().matches('\n').count();
+        let hear = |_| {
+            let mut line = Vec::new();
+            let heard = to.read_until(b'\n', &mut line);
+            heard.unwrap_or_else(|error| panic!("{error}, after {:?}", String::from_utf8_lossy(&line)));
+            String::from_utf8_lossy(&line).into_owned()
+        };
+        (0..lines).map(hear).collect()
+    }
+
+    /// Lines that arrive as they are.
+    fn talk(&mut self, lines: &[(Speaker, &str)]) {
+        for &(speaker, line) in lines {
+            assert_eq!(self.say(speaker, &[line]), [line]);
+        }
+    }
+}
+
+/// How many segments the kernel of a namespace has sent again.
+fn repetitions(namespace: &Namespace) -> u64 {
+    let table = namespace.read("/proc/thread-self/net/snmp").expect("root may read");
+    let mut lines = table.lines().filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, numbers) = (lines.next().expect("names"), lines.next().expect("numbers"));
+    let found = names.split(' ').zip(numbers.split(' ')).find(|(name, _)| *name == "RetransSegs");
+    found.expect("there is such a counter").1.parse().expect("a number")
+}
+
+/// Nothing that carries payload arrives.
+const LOSS: &str =
+    "table inet loss { chain input { type filter hook input priority filter; @ih,0,8 & 0 == 0 drop; }; }";
+
+fn play(case: &Case, moment: Moment, is_lost: bool) {
+    let Case { nat, speaker, pieces, arrives, .. } = *case;
+    let topology = NatTopology::new(nat).unwrap_or_else(|error| panic!("{error}"));
+    let gateway = &topology.gateways[0].namespace;
+    let rules = topology.gateways[0].rules;
+    gateway.nft(rules.text).expect("the rules are right");
+    for host in [&topology.client, &topology.server] {
+        host.namespace.set("net/ipv4/tcp_autocorking", "0").expect("a parameter of the namespace");
+    }
+    let policy = rules.policy();
+    let stand_in = StandIn::start(gateway, &policy, pieces[pieces.len() - 1], moment);
+    let mut ends = Ends::connect(case, &topology);
+    ends.talk(&[
+        (Server, "220 Ready.\r\n"),
+        (Client, "USER a\r\n"),
+        (Server, "331 And?\r\n"),
+        (Client, "PASS b\r\n"),
+        (Server, "230 In.\r\n"),
+    ]);
+    let (from, to, other) = match speaker {
+        Client => (&topology.client.namespace, &topology.server.namespace, Server),
+        Server => (&topology.server.namespace, &topology.client.namespace, Client),
+    };
+    if speaker == Server {
+        ends.talk(&[(Client, "PASV\r\n")]);
+    }
+    if is_lost {
+        to.nft(LOSS).expect("the rules are right");
+    }
+    let before = repetitions(from);
+    thread::scope(|scope| {
+        let another = scope.spawn(|| {
+            stand_in.wait();
+            if is_lost {
+                to.nft("delete table inet loss").expect("it stands");
+            }
+            // Now one of them passes where nobody reads.
+            let then = repetitions(from).max(before);
+            wait_until("the line to be repeated", PATIENCE, || Ok(repetitions(from) > then)).expect("it is");
+            Daemon::start(gateway, &policy).unwrap_or_else(|error| panic!("{error}"))
+        });
+        let heard = ends.say(speaker, pieces);
+        let _daemon = another.join().expect("it starts");
+        assert_eq!(heard.last().map(String::as_str), Some(arrives), "{moment:?}, lost: {is_lost}");
+        ends.talk(&[(other, "200 On.\r\n"), (speaker, "NOOP\r\n")].repeat(3));
+    });
+}
+
+/// In the worst moments.
+fn play_all(case: &Case) {
+    for (moment, is_lost) in
+        [(Moment::BeforeTheVerdict, false), (Moment::BeforeTheVerdict, true), (Moment::BehindIt, true)]
+    {
+        play(case, moment, is_lost);
+    }
+}
+
+#[test]
+fn a_command_arrives_rewritten() {
+    play_all(&COMMAND);
+}
+
+#[test]
+fn a_command_of_the_other_ip_version_arrives_rewritten() {
+    play_all(&Case {
+        family: Family::V6,
+        pieces: &["EPRT |2|fd21:1::a|4001|\r\n"],
+        arrives: "EPRT |2|2001:db8:113::1|4001|\r\n",
+        ..COMMAND
+    });
+}
+
+#[test]
+fn a_reply_arrives_rewritten() {
+    play_all(&REPLY);
+}
+
+#[test]
+fn a_command_behind_one_that_is_not_acknowledged_arrives_rewritten() {
+    play_all(&Case { pieces: &["NOOP\r\n", "PORT 10,21,1,10,15,161\r\n"], ..COMMAND });
+}
+
+#[test]
+fn a_command_of_which_another_program_has_read_the_beginning_keeps_its_length_and_the_session_goes_on() {
+    let cut: [&'static [&'static str]; 2] = [&["PORT ", "10,21,1,10,15,161\r\n"], &["PORT 10,21", ",1,10,15,161\r\n"]];
+    for pieces in cut {
+        let case = Case { pieces, arrives: "PORT 10,21,1,10,15,161 \r\n", ..COMMAND };
+        play(&case, Moment::BeforeTheVerdict, false);
+    }
+}

@@ -1,0 +1,395 @@
+//! What seldom happens behind NAT: there is no port left, a line is sent again to a program that has just started, the
+//! queue overflows, a third party is announced.
+//!
+//! Needs root and nft.
+
+use crate::daemon;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+
+use crate::daemon::{Daemon, PATIENCE};
+use lab::mini::{Heard, Hearing, Pair, Speaker};
+use lab::nat::{Nat, NatTopology};
+use lab::{Family, Host, Namespace, wait_until};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
+use pinhole::netfilter::netlink::{self, Expression, Table, Tables};
+use socket2::{Domain, Socket, Type};
+
+/// A gateway with the program on it, and who is behind it and in front.
+struct Stage {
+    topology: NatTopology,
+    daemon: Daemon,
+}
+
+impl Stage {
+    /// A client behind masquerade.
+    fn new(more: &str) -> Self {
+        Self::of(Nat::Masquerade, more)
+    }
+
+    fn of(nat: Nat, more: &str) -> Self {
+        let topology = NatTopology::new(nat).unwrap_or_else(|error| panic!("{error}"));
+        let gateway = &topology.gateways[0];
+        gateway.namespace.nft(gateway.rules.text).unwrap_or_else(|error| panic!("{error}"));
+        let policy = format!("{}{more}", gateway.rules.policy());
+        let daemon = Daemon::start(&gateway.namespace, &policy).unwrap_or_else(|error| panic!("{error}"));
+        Self { topology, daemon }
+    }
+
+    /// Nothing lets in what carries the mark.
+    fn without_admit(self) -> Self {
+        let Self { topology, mut daemon } = self;
+        let policy = std::fs::read_to_string(daemon.folder.join("policy.yaml")).expect("it was written");
+        let kept: String = policy.lines().filter(|line| !line.starts_with("admit:")).flat_map(|l| [l, "\n"]).collect();
+        daemon.end(Signal::SIGTERM).expect("it ends");
+        daemon.write_policy(&kept);
+        daemon.restart().unwrap_or_else(|error| panic!("{error}"));
+        Self { topology, daemon }
+    }
+
+    fn gateway(&self) -> &Namespace {
+        &self.topology.gateways[0].namespace
+    }
+
+    fn control(&self) -> SocketAddr {
+        SocketAddr::new(self.topology.target.of(Family::V4), 21)
+    }
+
+    fn nft(&self, namespace: &Namespace, rules: &str) {
+        namespace.nft(rules).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+/// Both ends of a control connection, a line at a time.
+struct Session {
+    client: TcpStream,
+    server: TcpStream,
+}
+
+impl Session {
+    /// One from a client with that address, logged in.
+    fn from(stage: &Stage, listener: &TcpListener, client: SocketAddr) -> Self {
+        let to = stage.control();
+        let client = stage.topology.client.namespace.run(|| {
+            let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+            socket.bind(&client.into())?;
+            socket.connect_timeout(&to.into(), PATIENCE)?;
+            Ok::<_, std::io::Error>(socket.into())
+        });
+        let client: TcpStream = client.expect("root may enter").expect("control connections are let through");
+        let (server, _) = listener.accept().expect("it has come");
+        for end in [&client, &server] {
+            end.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+        }
+        let session = Self { client, server };
+        assert_eq!(session.server_says("220 Ready."), "220 Ready.");
+        session.asks("USER a", "331 And?");
+        session.asks("PASS b", "230 In.");
+        session
+    }
+
+    /// The client says a line: what the server hears.
+    fn client_says(&self, line: &str) -> String {
+        say(&self.client, &self.server, line)
+    }
+
+    fn server_says(&self, line: &str) -> String {
+        say(&self.server, &self.client, line)
+    }
+
+    /// A command that goes on as it is, and its answer.
+    fn asks(&self, command: &str, answer: &str) {
+        assert_eq!(self.client_says(command), command);
+        assert_eq!(self.server_says(answer), answer);
+    }
+}
+
+fn say(mut from: &TcpStream, to: &TcpStream, line: &str) -> String {
+    from.write_all(format!("{line}\r\n").as_bytes()).expect("the connection stands");
+    hear(to)
+}
+
+fn hear(to: &TcpStream) -> String {
+    let mut heard = String::new();
+    // Nothing comes behind the line, so the buffer holds nothing back.
+    BufReader::with_capacity(256, to).read_line(&mut heard).expect("a line arrives");
+    heard.trim_end().to_owned()
+}
+
+fn add_address(host: &Host, address: &str) {
+    let add = ["addr", "add", &format!("{address}/24"), "dev", "net"];
+    let added = host.namespace.command("ip").args(add).spawn().and_then(|child| child.wait(PATIENCE));
+    assert!(added.expect("ip is there").status.success());
+}
+
+#[test]
+fn where_every_port_is_taken_the_announcement_is_refused_and_the_session_goes_on() {
+    let stage = Stage::new("defaults: { data_ports: 4001-4002 }\n");
+    let NatTopology { client, server, .. } = &stage.topology;
+    // Two clients, of which the outside sees one address.
+    add_address(client, "10.21.1.11");
+    let listener = server.namespace.run(|| TcpListener::bind(stage.control())).expect("root may").expect("it is free");
+    let first = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
+    let second = Session::from(&stage, &listener, "10.21.1.11:0".parse().expect("an address"));
+    for port in [161, 162] {
+        assert_eq!(first.client_says(&format!("PORT 10,21,1,10,15,{port}")), format!("PORT 203,0,113,1,15,{port}"));
+        first.server_says("200 Yes.");
+    }
+
+    // Both ports lead to the first client now.
+    second.asks("PORT 10,21,1,11,15,161", "500 I cannot reach that.");
+    stage.daemon.wait_for_log("refused 10.21.1.11:4001: PORT in session 2: no-port", 1);
+    assert_eq!(stage.daemon.status()["counters"]["refused"]["no-port"], 1);
+    assert_eq!(stage.daemon.counted("opened"), 2);
+    for session in [&first, &second] {
+        session.asks("NOOP", "200 Still here.");
+    }
+
+    // One is used, and is free again.
+    let waits = client.namespace.run(|| TcpListener::bind("10.21.1.10:4002")).expect("root may").expect("it is free");
+    let connect = |port| {
+        let to = SocketAddr::new(stage.topology.public.of(Family::V4), port);
+        server.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("root may").expect("it is let in")
+    };
+    let mut data = connect(4002);
+    waits.accept().expect("it is delivered");
+    stage.daemon.wait_for_log("used ", 1);
+    let waits = client.namespace.run(|| TcpListener::bind("10.21.1.11:4001")).expect("root may").expect("it is free");
+    assert_eq!(second.client_says("PORT 10,21,1,11,15,161"), "PORT 203,0,113,1,15,162");
+    second.server_says("200 Yes.");
+    data.write_all(b"the first one's").expect("it stands");
+    let mut data = connect(4002);
+    data.write_all(b"the second one's").expect("it stands");
+    drop(data);
+    let mut content = String::new();
+    waits.accept().expect("it is delivered").0.read_to_string(&mut content).expect("it ends");
+    assert_eq!(content, "the second one's");
+}
+
+/// Nothing that an end sends in a control connection arrives anywhere.
+fn silenced(which: &str) -> String {
+    format!(
+        "table inet silence {{ chain output {{ type filter hook output priority filter; tcp {which} 21 drop; }}; }}"
+    )
+}
+
+#[test]
+fn a_line_that_is_sent_again_to_a_new_program_is_what_it_was_and_moves_nothing() {
+    for mode in ["PORT", "EPRT"] {
+        let mut stage = Stage::new("");
+        let NatTopology { client, server, public, .. } = &stage.topology;
+        let (client, server, public) = (client.clone(), server.clone(), public.of(Family::V4));
+        let control = stage.control();
+        let mut pair =
+            Pair::connect(&client.namespace, control, &server.namespace, control).expect("it is let through");
+        let witness = stage.topology.witness().expect("root may record");
+        let mut say = |speaker: Speaker, line: &str| {
+            let Hearing { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
+            assert_eq!(how, Heard::Whole, "{line}");
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        for (speaker, line) in [
+            (Speaker::Server, "220 Ready.\r\n"),
+            (Speaker::Client, "USER a\r\n"),
+            (Speaker::Server, "331 And?\r\n"),
+            (Speaker::Client, "PASS b\r\n"),
+            (Speaker::Server, "230 In.\r\n"),
+        ] {
+            assert_eq!(say(speaker, line), line);
+        }
+        let waits =
+            client.namespace.run(|| TcpListener::bind("10.21.1.10:4001")).expect("root may").expect("it is free");
+        let (line, rewritten) = match mode {
+            "PORT" => ("PORT 10,21,1,10,15,161\r\n", "PORT 203,0,113,1,15,161\r\n"),
+            _ => ("EPRT |1|10.21.1.10|4001|\r\n", "EPRT |1|203.0.113.1|4001|\r\n"),
+        };
+        // The line arrives, and its sender does not hear of that. So it will send it again, but not before there is
+        // somebody to read it.
+        stage.nft(&server.namespace, &silenced("sport"));
+        assert_eq!(say(Speaker::Client, line), rewritten);
+        stage.nft(&client.namespace, &silenced("dport"));
+        stage.daemon.kill().and_then(|()| stage.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+        stage.nft(&client.namespace, "delete table inet silence");
+        stage.daemon.wait_for_log("picked up", 1);
+        stage.nft(&server.namespace, "delete table inet silence");
+        assert_eq!(say(Speaker::Server, "200 Yes.\r\n"), "200 Yes.\r\n");
+
+        // The pinhole is the one that was opened before, and the numbers are right.
+        let to = SocketAddr::new(public, 4001);
+        let data = server.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("root may");
+        data.expect("it is let in").write_all(b"data").expect("it stands");
+        let mut content = String::new();
+        waits.accept().expect("it is delivered").0.read_to_string(&mut content).expect("it ends");
+        assert_eq!(content, "data");
+        for (speaker, said) in [(Speaker::Client, "NOOP\r\n"), (Speaker::Server, "200 Yes.\r\n")].repeat(2) {
+            assert_eq!(say(speaker, said), said);
+        }
+        let again = line.replace("4001", "4002").replace("15,161", "15,162");
+        assert_eq!(say(Speaker::Client, &again), rewritten.replace("4001", "4002").replace("15,161", "15,162"));
+
+        let testimony = witness.end().expect("it has recorded");
+        assert_eq!(testimony.complaints(), Vec::<String>::new(), "{mode}");
+        let (_, seen) = testimony.ends.iter().find(|(end, _)| end == "server").expect("it was recorded");
+        let holds = |text: &str| {
+            seen.iter().filter(|packet| packet.bytes.windows(text.len()).any(|part| part == text.as_bytes())).count()
+        };
+        assert!(holds(rewritten) >= 2, "it was sent again");
+        assert_eq!(holds(line), 0);
+    }
+}
+
+#[test]
+fn nothing_waits_for_ever_for_what_the_kernel_lets_pass() {
+    // What is said while the program is down passes unread, and what follows must not wait for it.
+    let mut stage = Stage::new("");
+    let control = stage.control();
+    let NatTopology { client, server, .. } = &stage.topology;
+    let mut pair = Pair::connect(&client.namespace, control, &server.namespace, control).expect("it is let through");
+    let mut says = |speaker, line: &str| {
+        let Hearing { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
+        assert_eq!((how, String::from_utf8_lossy(&bytes).as_ref()), (Heard::Whole, line));
+    };
+    says(Speaker::Server, "220 Ready.\r\n");
+    stage.daemon.kill().expect("it runs");
+    says(Speaker::Client, "USER a\r\n");
+    stage.daemon.restart().expect("it starts");
+    says(Speaker::Server, "331 And?\r\n");
+    says(Speaker::Client, "PASS b\r\n");
+    wait_until("the session to be seen", PATIENCE, || Ok(stage.daemon.counted("sessions") == 1)).expect("it is");
+}
+
+/// What nobody has announced is refused at once, and not only dropped.
+const REFUSE: &str = "add rule inet filter forward tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset";
+
+/// A session in which `announce` names 203.0.113.20:4001, whither `caller` then connects: once, and with the address that
+/// its end of the session shows outside.
+fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl FnOnce(&NatTopology) -> &Host) {
+    // With `native` nothing but what is related lets it in, and no rule for a mark.
+    let stage = Stage::of(nat, "defaults: { third_party: allow }\n");
+    let stage = if daemon::mechanism() == "native" { stage.without_admit() } else { stage };
+    stage.nft(stage.gateway(), REFUSE);
+    let NatTopology { client, server, public, .. } = &stage.topology;
+    let (caller, other) =
+        if std::ptr::eq(caller(&stage.topology), client) { (client, server) } else { (server, client) };
+    add_address(other, "203.0.113.20");
+    let serves = SocketAddr::new(server.addresses.of(Family::V4), 21);
+    let listener = server.namespace.run(|| TcpListener::bind(serves)).expect("root may").expect("it is free");
+    let session = Session::from(&stage, &listener, SocketAddr::new(client.addresses.of(Family::V4), 0));
+    announce(&session);
+    let third: SocketAddr = "203.0.113.20:4001".parse().expect("an address");
+    let waits = other.namespace.run(|| TcpListener::bind(third)).expect("root may").expect("it is free");
+    let connect = || caller.namespace.run(|| TcpStream::connect_timeout(&third, PATIENCE)).expect("root may");
+    let data = connect().unwrap_or_else(|error| panic!("{nat}: {error}"));
+    let (_, peer) = waits.accept().expect("it has come");
+    assert_eq!(peer.ip(), IpAddr::V4(public.v4), "{nat}");
+    let again = connect().expect_err("it is used up").kind();
+    assert_eq!(again, std::io::ErrorKind::ConnectionRefused, "{nat}");
+    stage.daemon.wait_for_log("used ", 1);
+    drop(data);
+    session.asks("NOOP", "200 Still here.");
+    assert_eq!((stage.daemon.counted("opened"), stage.daemon.counted("used")), (1, 1), "{nat}");
+    assert_eq!(stage.daemon.counted("kernel_troubles"), 0, "{nat}");
+}
+
+#[test]
+fn a_third_party_is_reached_from_behind_nat_where_the_policy_allows_it() {
+    reaches_a_third_party(
+        Nat::Masquerade,
+        |session| session.asks("PASV", "227 Entering Passive Mode (203,0,113,20,15,161)."),
+        |topology| &topology.client,
+    );
+    reaches_a_third_party(
+        Nat::Dnat,
+        |session| session.asks("PORT 203,0,113,20,15,161", "200 Yes."),
+        |topology| &topology.server,
+    );
+}
+
+/// What the kernel says of the queue: how many packets wait, and how many found no room.
+fn queued(gateway: &Namespace) -> (u64, u64) {
+    let text = gateway.read("/proc/thread-self/net/netfilter/nfnetlink_queue").expect("root may");
+    let columns: Vec<u64> = text.split_whitespace().map(|column| column.parse().expect("numbers")).collect();
+    // The queue, its reader, waiting, mode, length, no room in it, no room for its reader.
+    (columns[2], columns[5] + columns[6])
+}
+
+/// Sends what the program will not take out of its queue into it, until there is no more room.
+fn fill_queue(gateway: &Namespace) {
+    const TRIAL: Table<'static> = Table { family: netlink::Family::Inet, name: "trial" };
+    let chains = "chain queued {}\nchain output { type filter hook output priority 0; udp dport 9 jump queued; }";
+    gateway
+        .nft(&format!("table inet trial\ndelete table inet trial\ntable inet trial {{\n{chains}\n}}"))
+        .expect("the rules are right");
+    let fill = || {
+        let mut tables = Tables::open(PATIENCE).expect("root may");
+        let rules = [
+            Expression::Queue { number: 0, count: 1, bypass: true },
+            Expression::CompatQueue { number: 0, count: 1, bypass: true },
+        ];
+        let rule = rules.into_iter().find(|rule| tables.could(std::slice::from_ref(rule)) == Ok(true));
+        tables.fill_chain(TRIAL, "queued", "", &[rule.expect("the kernel can queue")]).expect("the chain is there");
+        let sender = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
+        // What waits in the queue counts as the sender's.
+        setsockopt(&sender, sockopt::SndBufForce, &(64 << 20)).expect("root may");
+        let mut waiting = 0;
+        loop {
+            for _ in 0..500 {
+                let _ = sender.send_to(b"x", "127.0.0.1:9");
+            }
+            let before = std::mem::replace(&mut waiting, queued(gateway).0);
+            if waiting > 0 && waiting == before {
+                return;
+            }
+        }
+    };
+    gateway.run(fill).expect("root may enter");
+}
+
+#[test]
+fn a_queue_that_overflows_breaks_no_session_whose_lines_have_grown() {
+    // One that takes whatever comes on any processor, so that it is this one which is full.
+    let mut stage = Stage::new("capture: { queues: 1, watchdog: 1h }\n");
+    let control = stage.control();
+    let listener =
+        stage.topology.server.namespace.run(|| TcpListener::bind(control)).expect("root may").expect("it is free");
+    let session = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
+    let grows = |port: u8| {
+        let heard = session.client_says(&format!("PORT 10,21,1,10,15,{port}"));
+        assert_eq!(heard, format!("PORT 203,0,113,1,15,{port}"));
+        assert_eq!(session.server_says("200 Yes."), "200 Yes.");
+    };
+    (160..164).for_each(grows);
+
+    stage.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    fill_queue(stage.gateway());
+    let before = queued(stage.gateway()).1;
+    let mut client = &session.client;
+    client.write_all(b"NOOP\r\n").expect("the connection stands");
+    let came = || {
+        session.server.set_nonblocking(true).expect("it is a socket");
+        let has_come = session.server.peek(&mut [0]).is_ok();
+        session.server.set_nonblocking(false).expect("it is a socket");
+        has_come
+    };
+    // Unread, or not at all until there is room: but never as something else.
+    let what = "the line to arrive, or to be sent again later";
+    wait_until(what, PATIENCE, || Ok(came() || queued(stage.gateway()).1 > before))
+        .unwrap_or_else(|error| panic!("{error}"));
+    stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
+    wait_until("room in the queue", PATIENCE, || Ok(queued(stage.gateway()).0 == 0))
+        .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(hear(&session.server), "NOOP");
+    assert_eq!(session.server_says("200 Yes."), "200 Yes.");
+    // It may have passed unread. Then the next line may be the rest of it, and does not count.
+    session.asks("NOOP", "200 Yes.");
+    (164..166).for_each(grows);
+
+    // With a chain that packets pass, the kernel takes away all that waits.
+    stage.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    fill_queue(stage.gateway());
+    stage.nft(stage.gateway(), "delete table inet trial");
+    stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
+    (166..168).for_each(grows);
+    assert!(stage.daemon.counted("queue_troubles") > 100, "not so much was lost that it matters");
+}

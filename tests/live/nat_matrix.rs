@@ -1,0 +1,143 @@
+//! The matrix with address translation: every topology with the rules of `deploy/nftables/` as users copy them,
+//! contents compared, both ends recorded.
+//!
+//! Needs root, and the programs that `tests/setup test` fetches. Without them it fails, and says so.
+
+#![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::daemon::PATIENCE;
+use crate::document::assert_documented;
+use crate::helper::Helper;
+use lab::matrix::{self, Outcome};
+use lab::nat::{Gateway, Nat, NatCell, NatScene, NatStage};
+use lab::{ClientKind, Error, Family, Result, ServerKind, Task};
+use pinhole::core::ftp::Mode;
+
+/// How long a client waits for what should not come.
+const BRIEF: Duration = Duration::from_secs(2);
+
+/// Loads the rules, starts the helper on each gateway, and plays.
+fn play(
+    helper: Helper,
+    scenes: &[NatScene],
+    each: impl Fn(&NatStage, &NatCell) -> Result<()> + Sync,
+) -> Vec<Outcome<NatCell>> {
+    let help = |gateway: &Gateway| {
+        gateway.namespace.nft(gateway.rules.text)?;
+        helper.start(&gateway.namespace, &gateway.rules.policy())
+    };
+    let prepare = |stage: &NatStage| stage.topology.gateways.iter().map(help).collect::<Result<Vec<_>>>();
+    let begun = Instant::now();
+    // Where nobody helps, they wait for what does not come, and keep nobody from anything.
+    let at_once = if helper == Helper::Nobody { 36 } else { 4 };
+    let mut outcomes = matrix::play(scenes, at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    outcomes.sort_by_key(|outcome| outcome.cell.to_string());
+    for Outcome { cell, result, took } in &outcomes {
+        let how = if result.is_ok() { "works" } else { "fails" };
+        println!("{helper:7}  {cell}  {how}  {:4} ms", took.as_millis());
+    }
+    println!("{helper}: {} cells in {:.1} s", outcomes.len(), begun.elapsed().as_secs_f64());
+    outcomes
+}
+
+/// A cell, and what both ends saw of it. What was seen of one that went wrong is kept for whoever looks into it.
+fn transfer_and_look(stage: &NatStage, cell: &NatCell, patience: Duration) -> Result<()> {
+    let witness = stage.topology.witness()?;
+    stage.transfer(cell.client, cell.mode, patience)?;
+    let testimony = witness.end()?;
+    let complaints = testimony.complaints();
+    if complaints.is_empty() {
+        return Ok(());
+    }
+    let name: String = cell.to_string().split_whitespace().collect::<Vec<_>>().join("-");
+    testimony.write(Path::new(env!("CARGO_TARGET_TMPDIR")), &name)?;
+    Err(Error::Dialogue { expected: "nothing odd at either end".to_owned(), got: complaints.join("\n") })
+}
+
+/// Why the kernel's helper cannot do what a cell asks for, if it cannot.
+fn not_with_the_kernels_helper(cell: &NatCell) -> Option<&'static str> {
+    let NatScene { nat, server, family } = cell.scene;
+    if matches!((nat, cell.mode), (Nat::ServerKnows, Mode::Pasv) | (Nat::ClientKnows, Mode::Port | Mode::Eprt)) {
+        return Some(
+            "An end that knows its outside address, and announces it by itself: the kernel takes no address but the \
+             speaker's own, as the gateway sees it, unless the module was loaded with `loose=1`.",
+        );
+    }
+    // lftp goes on with EPSV when EPRT is refused.
+    let compares_texts = (server, family, cell.mode) == (ServerKind::Pyftpdlib, Family::V6, Mode::Eprt);
+    let why = "EPRT with an IPv6 address: the kernel writes it with all its zeros, and pyftpdlib compares it with the \
+               client's as text.";
+    (compares_texts && cell.client != ClientKind::Lftp).then_some(why)
+}
+
+/// All servers and clients where the translation is of one end only, and fewer where it is put together of those.
+fn scenes() -> Vec<NatScene> {
+    let plain = [Nat::Masquerade, Nat::SnatPool, Nat::Dnat, Nat::DnatOtherPort];
+    let others: Vec<_> = Nat::ALL.into_iter().filter(|nat| !plain.contains(nat)).collect();
+    let mut scenes = NatScene::all(&plain, &ServerKind::ALL);
+    scenes.extend(NatScene::all(&others, &[ServerKind::Vsftpd, ServerKind::Pyftpdlib]));
+    scenes
+}
+
+#[test]
+fn the_kernels_helper_is_the_reference_and_fails_only_where_it_is_known_to() {
+    let each = |stage: &NatStage, cell: &NatCell| {
+        let patience = if not_with_the_kernels_helper(cell).is_some() { BRIEF } else { PATIENCE };
+        transfer_and_look(stage, cell, patience)
+    };
+    let (mut wrong, mut known) = (Vec::new(), BTreeMap::new());
+    let outcomes = play(Helper::Kernel, &scenes(), each);
+    for Outcome { cell, result, .. } in &outcomes {
+        match (result, not_with_the_kernels_helper(cell)) {
+            (Err(error), None) => wrong.push(format!("{cell}: {error}")),
+            (Ok(()), Some(reason)) => wrong.push(format!("{cell}: works, although {reason}")),
+            (Err(_), Some(reason)) => *known.entry(reason).or_insert(0) += 1,
+            (Ok(()), None) => {}
+        }
+    }
+    assert!(wrong.is_empty(), "{} cells are not as expected:\n{}", wrong.len(), wrong.join("\n\n"));
+    let mut table = format!(
+        "Of {} cells the kernel's helper fails in {}.\n\n| cells | why |\n|---|---|\n",
+        outcomes.len(),
+        known.values().sum::<usize>()
+    );
+    table.extend(known.iter().map(|(reason, cells)| format!("| {cells} | {reason} |\n")));
+    assert_documented("translation", &table);
+}
+
+#[test]
+fn without_help_logins_get_through_and_no_data() {
+    let is_logged_in = |error: &Error| error.said().contains("230");
+    let each = |stage: &NatStage, cell: &NatCell| {
+        // Where the machine is slow, most have logged in after that time, and need not try again.
+        let mut patience = lab::allow(BRIEF);
+        loop {
+            let result = cell.client.visit(&stage.visit(cell.mode, patience), &[Task::List]).map(drop);
+            // On a busy machine the login itself may take longer: that is no answer yet.
+            match &result {
+                Err(error) if !is_logged_in(error) && patience < PATIENCE => patience *= 2,
+                _ => return result,
+            }
+        }
+    };
+    for Outcome { cell, result, .. } in &play(Helper::Nobody, &NatScene::all(&Nat::ALL, &[ServerKind::Vsftpd]), each) {
+        let error = result.as_ref().expect_err(&format!("{cell}: the listing came through"));
+        assert!(is_logged_in(error), "{cell}: failed before it was logged in: {error}");
+    }
+}
+
+fn assert_lets_through(helper: Helper, scenes: &[NatScene]) {
+    let outcomes = play(helper, scenes, |stage, cell| transfer_and_look(stage, cell, PATIENCE));
+    let failed = |Outcome { cell, result, .. }: &Outcome<NatCell>| Some(format!("{cell}: {}", result.as_ref().err()?));
+    let failed: Vec<_> = outcomes.iter().filter_map(failed).collect();
+    assert!(failed.is_empty(), "{} cells failed:\n{}", failed.len(), failed.join("\n\n"));
+}
+
+#[test]
+fn pinhole_lets_every_cell_through() {
+    assert_lets_through(Helper::Pinhole, &scenes());
+}

@@ -1,0 +1,209 @@
+//! What a killed daemon leaves in the sets, and what the next one makes of it. What it leaves of expectations is in
+//! `native.rs`.
+//!
+//! Needs root and nft.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+
+use crate::daemon::{Daemon, PATIENCE};
+use lab::mini::{MiniClient, MiniOptions, MiniServer};
+use lab::{Result, Shape, Topology};
+use nix::sys::signal::Signal;
+use pinhole::core::ftp::Mode;
+use serde_json::Value;
+
+const POLICY: &str =
+    "mechanism: sets\nadmit: [inet filter forward]\ndefaults: { timeout: 10m, tls: range 50000-50100 }\n";
+
+/// A gateway that drops by default, a daemon on it, and a server behind it.
+struct Stage {
+    topology: Topology,
+    daemon: Daemon,
+}
+
+impl Stage {
+    fn new(policy: &str) -> Self {
+        let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
+        topology.firewall.nft(Shape::Gateway.default_drop()).expect("the rules are right");
+        topology.remember_what_is_over().expect("root may");
+        let daemon = Daemon::start(&topology.firewall, policy).unwrap_or_else(|error| panic!("{error}"));
+        Self { topology, daemon }
+    }
+
+    fn address(&self) -> SocketAddr {
+        SocketAddr::new(self.topology.target.v4.into(), 21)
+    }
+
+    fn serve(&self) -> MiniServer {
+        MiniServer::start(&self.topology.server.namespace, self.address(), MiniOptions::default())
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn restart_after_kill(&mut self) {
+        self.daemon.kill().and_then(|()| self.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+    }
+
+    /// The elements of a set, as nft lists them.
+    fn stands(&self, set: &str) -> String {
+        let listed = self.topology.firewall.nft_says(&["list", "set", "inet", "pinhole", set]).expect("it stands");
+        listed.split_once("elements = ").map(|(_, elements)| elements.to_owned()).unwrap_or_default()
+    }
+
+    #[track_caller]
+    fn wait_until_nothing_stands(&self, set: &str) {
+        lab::wait_until("nothing to stand", PATIENCE, || Ok(self.stands(set).is_empty()))
+            .unwrap_or_else(|error| panic!("{error}: {}", self.stands(set)));
+    }
+
+    /// Has a client log in and something be announced to it, and does the rest there, too.
+    fn visit(&mut self, then: impl FnOnce(&mut Self, MiniClient, SocketAddr) -> Result<()> + Send) {
+        let client = self.topology.client.namespace.clone();
+        let visited = client.run(|| {
+            let mut client = MiniClient::log_in(self.address(), PATIENCE)?;
+            let announced = client.passive(Mode::Pasv)?;
+            then(self, client, announced)
+        });
+        visited.and_then(|result| result).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+fn a_pinhole_of_a_killed_daemon_is_shown_and_put_back_after_a_flush_and_used_up() {
+    let mut stage = Stage::new(POLICY);
+    let _server = stage.serve();
+    stage.visit(|stage, client, announced| {
+        stage.restart_after_kill();
+        let status = stage.daemon.status();
+        let pinhole = &status["pinholes"][0];
+        assert_eq!((&status["in_kernel"], &status["counters"]["adopted"]), (&1.into(), &1.into()), "{status}");
+        assert_eq!((&pinhole["to"], &pinhole["session"]), (&announced.to_string().into(), &Value::Null));
+        let lifetime = pinhole["age"].as_f64().expect("seconds") + pinhole["remaining"].as_f64().expect("seconds");
+        assert!((599.0..601.0).contains(&lifetime), "{status}");
+        let shown = stage.daemon.program(&["status"])?.said();
+        assert!(shown.contains("announced before the start"), "{shown}");
+
+        stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"])?;
+        stage.daemon.wait_for_log("restored the table inet pinhole, 1 pinholes", 1);
+        assert!(stage.stands("pinholes4").contains(&announced.port().to_string()));
+
+        client.connect_data(announced)?;
+        lab::wait_until("the daemon to hear of it", PATIENCE, || Ok(stage.daemon.counted("used") == 1))?;
+        assert_eq!(stage.daemon.status()["pinholes"], serde_json::json!([]));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_restart_closes_nothing_and_another_policy_holds_afterwards() {
+    let mut stage = Stage::new(POLICY);
+    stage
+        .topology
+        .firewall
+        .nft("table ip other { chain forward { type filter hook forward priority 5; }; }")
+        .expect("it is right");
+    let _server = stage.serve();
+    stage.daemon.write_policy(&POLICY.replace("[inet filter forward]", "[inet filter forward, ip other forward]"));
+    stage.daemon.end(Signal::SIGUSR2).and_then(|()| stage.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+    let others = |stage: &Stage| stage.topology.firewall.nft_says(&["list", "chain", "ip", "other", "forward"]);
+    stage.visit(|stage, client, announced| {
+        assert!(others(stage)?.contains("pinhole"), "{}", others(stage)?);
+        stage.daemon.end(Signal::SIGUSR2)?;
+        stage.daemon.write_policy(POLICY);
+        assert!(stage.stands("pinholes4").contains(&announced.port().to_string()));
+        stage.daemon.restart()?;
+        assert_eq!(stage.daemon.counted("adopted"), 1);
+        // The chain that is named no more has no rule of ours.
+        assert!(!others(stage)?.contains("pinhole"), "{}", others(stage)?);
+        client.connect_data(announced)?;
+        lab::wait_until("the daemon to hear of it", PATIENCE, || Ok(stage.daemon.counted("used") == 1))
+    });
+    stage.daemon.end(Signal::SIGTERM).expect("it ends");
+    assert!(!stage.topology.firewall.nft_says(&["list", "ruleset"]).expect("nft lists").contains("pinhole"));
+}
+
+#[test]
+fn a_pinhole_of_a_killed_daemon_goes_with_its_session() {
+    let mut stage = Stage::new(POLICY);
+    let _server = stage.serve();
+    // One that says good-bye, which is when it is picked up, and one that just goes.
+    let goes: [fn(MiniClient) -> Result<()>; 2] = [MiniClient::quit, |client| {
+        drop(client);
+        Ok(())
+    }];
+    for go in goes {
+        stage.visit(|stage, client, _| {
+            stage.restart_after_kill();
+            assert!(!stage.stands("pinholes4").is_empty());
+            go(client)
+        });
+        stage.wait_until_nothing_stands("pinholes4");
+        assert_eq!(stage.daemon.counted("closed"), 1);
+    }
+}
+
+#[test]
+fn a_pinhole_whose_session_ended_while_no_daemon_was_there_is_closed_at_the_start() {
+    let mut stage = Stage::new(POLICY);
+    let server = stage.serve();
+    stage.visit(|stage, client, _| {
+        stage.daemon.kill()?;
+        client.quit()
+    });
+    lab::wait_until("the server to see it", PATIENCE, || Ok(server.sessions() == 0)).expect("it does");
+    assert!(!stage.stands("pinholes4").is_empty());
+    stage.daemon.restart().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(stage.stands("pinholes4"), "");
+    stage
+        .daemon
+        .wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1 whose sessions had ended", 1);
+}
+
+#[test]
+fn a_pinhole_of_a_killed_daemon_expires_when_the_kernel_says() {
+    let mut stage = Stage::new("admit: [inet filter forward]\ndefaults: { timeout: 5s }\n");
+    let _server = stage.serve();
+    stage.visit(|stage, _client, _| {
+        stage.restart_after_kill();
+        assert_eq!(stage.daemon.counted("adopted"), 1);
+        lab::wait_until("it to expire", PATIENCE, || Ok(stage.daemon.counted("expired") == 1))?;
+        assert_eq!(stage.stands("pinholes4"), "");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_port_range_of_a_killed_daemon_goes_with_its_session_too() {
+    let mut stage = Stage::new(POLICY);
+    let address = stage.address();
+    let server = &stage.topology.server.namespace;
+    let listener = server.run(|| TcpListener::bind(address)).expect("root may enter").expect("it is free");
+    let client = &stage.topology.client.namespace;
+    let control = client.run(|| TcpStream::connect(address)).expect("root may enter").expect("control may pass");
+    let (mut served, _) = listener.accept().expect("it comes");
+    let mut says = |command: &str, reply: &str| {
+        (&control).write_all(command.as_bytes()).expect("it is sent");
+        served.read_exact(&mut vec![0; command.len()]).expect("it comes");
+        served.write_all(reply.as_bytes()).expect("it is sent");
+        let mut line = String::new();
+        BufReader::new(&control).read_line(&mut line).expect("a reply");
+    };
+    says("", "220 Ready.\r\n");
+    says("AUTH TLS\r\n", "234 Let us whisper.\r\n");
+    // Records as TLS has them, which end with a line feed.
+    says("\x16\x03\x01\0\x02a\n", "\x16\x03\x03\0\x02a\n");
+    for _ in 0..2 {
+        says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
+    }
+    assert_eq!(stage.stands("port_ranges4"), "");
+    says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
+    assert!(stage.stands("port_ranges4").contains("50000-50100"), "{}", stage.stands("port_ranges4"));
+
+    stage.restart_after_kill();
+    stage.daemon.wait_for_log("adopted 0 pinholes and 1 port ranges", 1);
+    stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"]).expect("it stands");
+    stage.daemon.wait_for_log("restored the table inet pinhole", 1);
+    assert!(stage.stands("port_ranges4").contains("50000-50100"));
+    drop((control, served));
+    stage.wait_until_nothing_stands("port_ranges4");
+}

@@ -1,0 +1,328 @@
+//! The mechanism `native`: rulesets that know nothing of Pinhole let in what is related, and everybody else's tools show
+//! the expectations.
+//!
+//! Needs root and nft, and a kernel that takes helpers from programs. There is one list of those for the whole machine,
+//! so these tests go one after the other. On a kernel that takes none they see to it that this is said; where the run is
+//! meant for `native`, that fails. How it starts is tested in `native_start.rs`, other people's rules in
+//! `native_rules.rs`.
+
+#![allow(clippy::print_stdout, reason = "where the kernel decides, who reads the output shall know how")]
+
+use crate::stage;
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use crate::daemon::{Daemon, PATIENCE};
+use crate::helper_list::{expected, machine, start, wait_for_no_helper};
+use crate::stage::{CONTENT, FILE, Stage, assert_closed, connect, modes, some_transfers};
+use lab::mini::MiniClient;
+use lab::{Family, Namespace, Shape, Topology};
+use nix::sys::signal::Signal;
+use pinhole::core::ftp::Mode;
+use pinhole::netfilter::netlink::{Conntrack, Expected, Helpers};
+
+/// A gateway whose rules let in what is related, and nothing for a mark.
+fn gateway(policy: &str) -> (Stage, Daemon) {
+    let stage = Stage::new(Shape::Gateway);
+    let daemon = start(stage.firewall(), policy);
+    (stage, daemon)
+}
+
+fn wait_until_nobody_is_expected(firewall: &Namespace) {
+    lab::wait_until("no expectations", PATIENCE, || Ok(expected(firewall).is_empty()))
+        .unwrap_or_else(|error| panic!("{error}: {:?}", expected(firewall)));
+}
+
+#[test]
+fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_in() {
+    let Some(_machine) = machine() else { return };
+    // The time is that of the rule, and not that of the helper.
+    let (stage, daemon) = gateway(
+        "defaults: { timeout: 50s }\nrules: [{ name: brief, clients: [10.0.0.0/8, fd00::/8], timeout: 30s }]\n",
+    );
+    for family in Family::ALL {
+        let server = stage.serve(family);
+        for &mode in modes(family) {
+            let Topology { client: client_host, server: server_host, .. } = &stage.topology;
+            let (from, to) = if mode.is_active() { (server_host, client_host) } else { (client_host, server_host) };
+            stage.as_client(|| {
+                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                let announced = if mode.is_active() { client.active(mode)? } else { client.passive(mode)? };
+                let all = expected(stage.firewall());
+                let [one] = &all[..] else { panic!("{mode}: {all:?}") };
+                assert_eq!(one.from, from.addresses.of(family), "{mode}");
+                assert_eq!((one.to.address, one.to.port.number()), (to.addresses.of(family), announced.port()));
+                assert_eq!((one.helper.as_deref(), one.translated), (Some("ftp"), None));
+                assert!((20..=30).contains(&one.time.as_secs()), "{mode}: {one:?}");
+                let control = client.local_address()?;
+                assert_eq!(one.master.source.port.number(), control.port());
+                let listed = stage.firewall().read("/proc/thread-self/net/nf_conntrack_expect")?;
+                let port = format!("dport={} ftp/pinhole", announced.port());
+                assert!(listed.lines().count() == 1 && listed.trim_end().ends_with(&port), "{listed:?}");
+                assert_shown_by_conntrack(stage.firewall(), one);
+                assert_eq!(daemon.status()["in_kernel"], 1);
+
+                drop(connect(&from.namespace, announced).unwrap_or_else(|error| panic!("{mode}: {error}")));
+                assert_closed(&from.namespace, announced);
+                assert_eq!(expected(stage.firewall()), []);
+                client.quit()
+            });
+        }
+    }
+    daemon.wait_for_log("used ", 6);
+    assert_eq!((daemon.counted("opened"), daemon.counted("used"), daemon.counted("kernel_troubles")), (6, 6, 0));
+}
+
+/// `conntrack -L expect` prints it as `docs/explanation/kernel.md` shows it, in all its fields.
+fn assert_shown_by_conntrack(firewall: &Namespace, one: &Expected) {
+    let documented = include_str!("../../docs/explanation/kernel.md");
+    let (_, example) = documented.split_once("# conntrack -L expect\n").expect("it shows one");
+    let example = example.lines().next().expect("a line");
+    let family = if one.from.is_ipv4() { "ipv4" } else { "ipv6" };
+    let list = ["-L", "expect", "-f", family];
+    let printed = firewall.command("conntrack").args(list).output(PATIENCE).expect("conntrack is there").stdout;
+    let printed = String::from_utf8_lossy(&printed);
+    let [line] = printed.lines().collect::<Vec<_>>()[..] else { panic!("{printed}") };
+    let names = |line: &str| {
+        line.split(' ').map(|field| field.split('=').next().map(str::to_owned)).skip(1).collect::<Vec<_>>()
+    };
+    assert_eq!(names(line), names(example), "{line}");
+    let seconds: u64 = line.split(' ').next().and_then(|seconds| seconds.parse().ok()).expect("the time that is left");
+    assert!(seconds <= one.time.as_secs(), "{line}");
+    let Expected { master, from, to, .. } = one;
+    for field in [
+        format!(" proto=6 src={from} dst={} sport=0 dport={} ", to.address, to.port),
+        format!(" master-src={} master-dst={} ", master.source.address, master.destination.address),
+        format!(" sport={} dport=21 class=0 helper=ftp", master.source.port),
+    ] {
+        assert!(line.contains(&field), "{field:?} is not in {line}");
+    }
+}
+
+#[test]
+fn an_expectation_goes_with_its_session_and_with_its_entry() {
+    let Some(_machine) = machine() else { return };
+    let (stage, _daemon) = gateway("defaults: { timeout: 1h }\n");
+    stage.topology.remember_what_is_over().expect("root may");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        client.passive(Mode::Pasv)?;
+        assert_eq!(expected(stage.firewall()).len(), 1);
+        client.quit()
+    });
+    wait_until_nobody_is_expected(stage.firewall());
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let announced = client.passive(Mode::Pasv)?;
+        let master = expected(stage.firewall())[0].master;
+        let forget = || Conntrack::open(PATIENCE).and_then(|mut all| all.forget(&master));
+        assert_eq!(stage.firewall().run(forget)?, Ok(true));
+        assert_eq!(expected(stage.firewall()), []);
+        assert_closed(&stage.topology.client.namespace, announced);
+        Ok(())
+    });
+}
+
+#[test]
+fn one_more_than_a_session_may_have_is_refused_and_none_is_evicted() {
+    let Some(_machine) = machine() else { return };
+    let (stage, mut daemon) = gateway("defaults: { timeout: 1h, pinholes_per_session: 3 }\n");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        for _ in 0..3 {
+            client.passive(Mode::Epsv)?;
+        }
+        let three = expected(stage.firewall());
+        assert_eq!(three.len(), 3);
+        client.passive(Mode::Epsv)?;
+        assert_eq!(ports(&expected(stage.firewall())), ports(&three));
+        assert_eq!(daemon.status()["counters"]["refused"]["too-many"], 1);
+        // A new program counts anew, and still nothing is evicted that was announced.
+        daemon.kill()?;
+        daemon.restart()?;
+        for _ in 0..3 {
+            client.passive(Mode::Epsv)?;
+        }
+        let all = ports(&expected(stage.firewall()));
+        assert!(ports(&three).iter().all(|port| all.contains(port)), "{all:?}");
+        client.quit()
+    });
+    wait_until_nobody_is_expected(stage.firewall());
+}
+
+/// The kernel's own limit for all expectations of a network namespace, which is one number for all of them.
+struct KernelsLimit(String);
+
+const KERNELS_LIMIT: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
+
+impl KernelsLimit {
+    fn set(limit: &str) -> Self {
+        let before = std::fs::read_to_string(KERNELS_LIMIT).expect("root may");
+        std::fs::write(KERNELS_LIMIT, limit).expect("root may");
+        Self(before)
+    }
+}
+
+impl Drop for KernelsLimit {
+    fn drop(&mut self) {
+        let _ = std::fs::write(KERNELS_LIMIT, &self.0);
+    }
+}
+
+fn ports(all: &[Expected]) -> Vec<u16> {
+    let mut ports: Vec<_> = all.iter().map(|one| one.to.port.number()).collect();
+    ports.sort_unstable();
+    ports
+}
+
+#[test]
+fn more_than_the_kernel_expects_for_a_session_stand_in_the_sets_and_none_is_evicted() {
+    let Some(_machine) = machine() else { return };
+    let _limit = KernelsLimit::set("2000");
+    let (stage, mut daemon) =
+        gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h, pinholes_per_session: 300 }\n");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        // A server may announce the same port twice.
+        let mut announced = BTreeSet::new();
+        while announced.len() < 200 {
+            announced.insert(client.passive(Mode::Epsv)?.port());
+        }
+        // A new program counts anew for itself; the kernel goes on counting.
+        daemon.kill()?;
+        daemon.restart()?;
+        while announced.len() < 260 {
+            announced.insert(client.passive(Mode::Epsv)?.port());
+        }
+        let all = ports(&expected(stage.firewall()));
+        assert!(all.iter().all(|port| announced.contains(port)));
+        assert_eq!((all.len(), stage.pinholes()), (255, announced.len()));
+        // The latest stands in the sets, and its rule lets it in.
+        let last = client.passive(Mode::Epsv)?;
+        drop(client.connect_data(last)?);
+        assert_closed(&stage.topology.client.namespace, last);
+        client.quit()
+    });
+    wait_until_nobody_is_expected(stage.firewall());
+    stage.wait_for_pinholes(0);
+}
+
+#[test]
+fn more_than_the_kernel_expects_in_all_is_told_and_stands_in_the_sets() {
+    let Some(_machine) = machine() else { return };
+    let _limit = KernelsLimit::set("2");
+    let (stage, daemon) = gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h }\n");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut announced = || client.passive(Mode::Epsv);
+        let (first, second, third) = (announced()?, announced()?, announced()?);
+        assert_eq!(ports(&expected(stage.firewall())).len(), 2);
+        assert!([first, second].iter().all(|one| ports(&expected(stage.firewall())).contains(&one.port())));
+        assert_eq!(stage.pinholes(), 3);
+        daemon.wait_for_log("it is full; raise net.netfilter.nf_conntrack_expect_max", 1);
+        drop(connect(&stage.topology.client.namespace, third).expect("its mark is let in"));
+        assert_closed(&stage.topology.client.namespace, third);
+        client.quit()
+    });
+}
+
+#[test]
+fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
+    let Some(_machine) = machine() else { return };
+    let (stage, mut daemon) = gateway("");
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        for signal in [Signal::SIGKILL, Signal::SIGUSR2] {
+            let before = client.passive(Mode::Pasv)?;
+            daemon.end(signal)?;
+            daemon.restart()?;
+            daemon.wait_for_log("adopted 1 pinholes", 1);
+            assert_eq!(expected(stage.firewall()).len(), 1);
+            drop(client.connect_data(before)?);
+            daemon.wait_for_log("used ", 1);
+            assert_closed(&stage.topology.client.namespace, before);
+            assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT, "picked up in the middle");
+        }
+
+        let before = client.passive(Mode::Epsv)?;
+        stage.firewall().nft("flush ruleset")?;
+        // It stands wherever the table is; the rules that let it in are the user's.
+        assert_eq!(expected(stage.firewall()).len(), 1);
+        daemon.wait_for_log("restored the table inet pinhole", 1);
+        stage.firewall().nft(&stage::filter(Shape::Gateway))?;
+        drop(client.connect_data(before)?);
+        assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
+        client.quit()
+    });
+    stage.as_client(|| some_transfers(server.address(), Mode::Epsv));
+    assert_eq!(daemon.counted("kernel_troubles"), 0);
+}
+
+#[test]
+fn it_leaves_nothing_behind_and_takes_over_what_a_killed_one_left() {
+    let Some(_machine) = machine() else { return };
+    wait_for_no_helper();
+    let helpers = || Helpers::open(PATIENCE).and_then(|mut all| all.list()).expect("a list");
+    let (stage, mut daemon) = gateway("");
+    let ours = helpers();
+    assert_eq!(ours.iter().map(|one| (&*one.name, &*one.class)).collect::<Vec<_>>(), [("ftp", "pinhole"); 2]);
+    assert!(ours.iter().all(|one| !one.is_enabled), "it queues nothing: {ours:?}");
+    daemon.kill().expect("it can be killed");
+    assert_eq!(helpers(), ours);
+    daemon.write_policy("mechanism: native\ndefaults: { timeout: 7s }\n");
+    daemon.restart().expect("it adopts");
+    assert!(helpers().iter().all(|one| one.timeout == Duration::from_secs(7)), "{:?}", helpers());
+    let server = stage.serve(Family::V4);
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        client.passive(Mode::Pasv)?;
+        daemon.end(Signal::SIGTERM)?;
+        assert_eq!((helpers(), expected(stage.firewall())), (vec![], vec![]));
+        Ok(())
+    });
+}
+
+#[test]
+fn a_session_older_than_a_clean_stop_goes_on_and_its_pinholes_stand_where_they_can() {
+    let Some(_machine) = machine() else { return };
+    for admit in ["", "admit: [inet filter forward]\n"] {
+        let (stage, mut daemon) = gateway(admit);
+        let server = stage.serve(Family::V4);
+        stage.as_client(|| {
+            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
+            daemon.end(Signal::SIGTERM)?;
+            // What ran before may have named it as well, and then it stays a little longer.
+            wait_for_no_helper();
+            daemon.restart()?;
+            // There was no table for a while, so anything may have gone by unread: what is announced first is refused.
+            client.passive(Mode::Pasv)?;
+            daemon.wait_for_log("ambiguous", 1);
+            assert_eq!(stage.pinholes(), 0);
+            // Its entry has no helper any more, and the kernel gives none to a connection that stands. Since Linux 7.2 it
+            // keeps the one that was removed.
+            let announced = client.passive(Mode::Pasv)?;
+            assert_eq!(stage.pinholes(), 1, "{}", daemon.child.said());
+            let all = expected(stage.firewall());
+            println!("{} are expected: {all:?}", all.len());
+            if all.is_empty() && admit.is_empty() {
+                // Nothing lets in what has the mark only, and that has been said.
+                assert_closed(&stage.topology.client.namespace, announced);
+                assert!(daemon.counted("kernel_troubles") > 0);
+                return Ok(());
+            }
+            assert!(all.iter().all(|one| one.helper.as_deref().is_none_or(|name| name == "ftp")), "{all:?}");
+            drop(connect(&stage.topology.client.namespace, announced).expect("it is let in"));
+            assert_closed(&stage.topology.client.namespace, announced);
+            assert_eq!(client.download(Mode::Port, FILE)?, CONTENT);
+            client.quit()
+        });
+        // A new one has all that it needs.
+        stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
+    }
+}

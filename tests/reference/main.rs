@@ -1,0 +1,146 @@
+//! Pinhole beside the kernel's own helper: the matrix of real programs, and dialogues in which the two differ.
+//!
+//! What comes out stands in `docs/reference/comparison.md`, between two marks; a table that no longer holds fails.
+//! `UPDATE_REFERENCE=1` writes it anew. Needs root, and the programs that `tests/setup test` fetches.
+
+#![allow(clippy::print_stdout, reason = "a line for each cell and case is what a reader of a failure wants")]
+
+mod bench;
+#[path = "../support/conntrackd.rs"]
+mod conntrackd;
+#[path = "../support/daemon.rs"]
+mod daemon;
+mod dialogues;
+#[path = "../support/document.rs"]
+mod document;
+#[path = "../support/helper.rs"]
+mod helper;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bench::Outcome;
+use daemon::PATIENCE;
+use dialogues::Case;
+use document::assert_documented;
+use helper::Helper;
+use lab::matrix::{self, Cell, Scene, Stage};
+use lab::{Family, Result, Shape};
+use pinhole::core::ftp::Mode;
+
+const BOTH: [Helper; 2] = [Helper::Kernel, Helper::Pinhole];
+
+// --- The matrix ----------------------------------------------------------------------------------------------------
+
+fn policy(shape: Shape) -> &'static str {
+    match shape {
+        Shape::ServerHost | Shape::ClientHost => "admit: [inet filter input, inet filter output]\n",
+        Shape::Gateway => "admit: [inet filter forward]\n",
+    }
+}
+
+fn play(helper: Helper, patience: impl Fn(&Cell) -> Duration + Sync) -> Vec<matrix::Outcome> {
+    let prepare = |stage: &Stage| {
+        stage.topology.firewall.nft(stage.scene.shape.default_drop())?;
+        helper.start(&stage.topology.firewall, policy(stage.scene.shape))
+    };
+    let each = |stage: &Stage, cell: &Cell| stage.transfer(cell.client, cell.mode, patience(cell));
+    matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What became of each cell, by its name.
+fn outcomes(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>> {
+    let told = |outcome: matrix::Outcome| (outcome.cell.to_string(), outcome.result.map_err(|error| error.to_string()));
+    play(helper, |_| PATIENCE).into_iter().map(told).collect()
+}
+
+#[test]
+fn real_servers_and_clients_get_on_with_pinhole_as_with_the_kernels_helper() {
+    let [kernel, ours] = BOTH.map(outcomes);
+    assert_eq!(kernel.len(), ours.len());
+    let mut differ = Vec::new();
+    for (cell, with_kernel) in &kernel {
+        let with_us = &ours[cell];
+        let word = |result: &std::result::Result<(), String>| if result.is_ok() { "works" } else { "fails" };
+        println!("{cell}  kernel: {}  Pinhole: {}", word(with_kernel), word(with_us));
+        if with_kernel.is_err() || with_us.is_err() {
+            differ.push(format!("{cell}: kernel: {with_kernel:?}, Pinhole: {with_us:?}"));
+        }
+    }
+    assert!(differ.is_empty(), "{} cells do not work with both:\n{}", differ.len(), differ.join("\n\n"));
+    assert_documented("matrix", &format!("All {} cells work with both.\n", kernel.len()));
+}
+
+// --- The dialogues -------------------------------------------------------------------------------------------------
+
+/// Each case with each helper.
+fn results() -> Result<Vec<(Case, [Outcome; 2])>> {
+    let [kernel, ours] = std::thread::scope(|scope| {
+        let threads = BOTH.map(|helper| scope.spawn(move || dialogues::hold_all(helper)));
+        threads.map(|thread| thread.join().expect("no panic"))
+    });
+    Ok(dialogues::CASES.iter().copied().zip(kernel?.into_iter().zip(ours?).map(<[Outcome; 2]>::from)).collect())
+}
+
+#[test]
+fn odd_dialogues_end_as_the_table_of_differences_says() {
+    let results = results().unwrap_or_else(|error| panic!("{error}"));
+    let (mut differences, mut agreements) = (String::new(), String::new());
+    for (case, [kernel, ours]) in &results {
+        println!("{:60} kernel: {kernel:40} Pinhole: {ours}", case.name);
+        if kernel == ours {
+            assert_eq!(case.why, "", "{}: there is no difference to explain", case.name);
+            agreements += &format!("| {} | {kernel} |\n", case.name);
+        } else {
+            assert_ne!(case.why, "", "{}: kernel: {kernel}, Pinhole: {ours}, and nobody says why", case.name);
+            differences += &format!("| {} | {kernel} | {ours} | {} |\n", case.name, case.why);
+        }
+    }
+    let differences = format!("| what is said | kernel | Pinhole | why |\n|---|---|---|---|\n{differences}");
+    let agreements = format!("| what is said | both |\n|---|---|\n{agreements}");
+    assert_documented("differences", &differences);
+    assert_documented("agreements", &agreements);
+}
+
+// --- conntrackd ----------------------------------------------------------------------------------------------------
+
+/// Whether conntrackd cannot do what a cell asks for: it takes no 229, and no IPv6 address.
+fn is_beyond_conntrackd(cell: &Cell) -> bool {
+    cell.mode == Mode::Epsv || cell.scene.family == Family::V6
+}
+
+#[test]
+#[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
+fn real_servers_and_clients_get_through_with_conntrackd_as_its_table_says() {
+    // Who waits for what does not come need not be patient.
+    let patience = |cell: &Cell| if is_beyond_conntrackd(cell) { lab::allow(Duration::from_secs(1)) } else { PATIENCE };
+    let (mut ways, mut wrong) = (BTreeMap::new(), Vec::new());
+    for matrix::Outcome { cell, result, .. } in play(Helper::Conntrackd, patience) {
+        let said = result.as_ref().map_or_else(ToString::to_string, |()| "works".to_owned());
+        println!("{cell}  conntrackd: {said}");
+        if result.is_ok() == is_beyond_conntrackd(&cell) {
+            wrong.push(format!("{cell}: {said}"));
+        }
+        ways.insert(format!("{}, {}", cell.mode, cell.scene.family), result.is_ok());
+    }
+    assert!(wrong.is_empty(), "{} cells are not as expected:\n{}", wrong.len(), wrong.join("\n\n"));
+    let mut table = "| how data connections are announced | conntrackd |\n|---|---|\n".to_owned();
+    let word = |works| if works { "works" } else { "no data connection" };
+    table.extend(ways.iter().map(|(way, works)| format!("| {way} | {} |\n", word(*works))));
+    assert_documented("conntrackd-matrix", &table);
+}
+
+#[test]
+#[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
+fn odd_dialogues_end_with_conntrackd_as_its_table_says() {
+    let hold_all = |helper| dialogues::hold_all(helper).unwrap_or_else(|error| panic!("{error}"));
+    let outcomes = hold_all(Helper::Conntrackd).into_iter().zip(hold_all(Helper::Pinhole));
+    let mut table = "| what is said | conntrackd | Pinhole |\n|---|---|---|\n".to_owned();
+    for (case, (theirs, ours)) in dialogues::CASES.iter().zip(outcomes) {
+        println!("{:60} conntrackd: {theirs:40} Pinhole: {ours}", case.name);
+        if theirs != ours {
+            table += &format!("| {} | {theirs} | {ours} |\n", case.name);
+        }
+    }
+    assert_documented("conntrackd", &table);
+}

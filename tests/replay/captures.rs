@@ -1,0 +1,181 @@
+//! The project's own captures, recorded from real servers and clients, through the real middle.
+//!
+//! Each is held against two things: the truth beside it, which was not made from FTP's text but from what client and
+//! server really did; and the golden report, which shows every change of what is said. After a change that is meant,
+//! `UPDATE_GOLDEN=1 cargo test --test captures` writes the reports anew.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use crate::support::{captures, events, policy, replay_json, text};
+use serde_json::Value;
+
+/// The default policy, but with the rarely used ways of announcing as well.
+const ALL_MODES: &str = "defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV] }";
+
+fn recorded() -> Vec<(PathBuf, Value)> {
+    let mut recorded = Vec::new();
+    for entry in std::fs::read_dir(captures()).expect("the captures are in pcaps/") {
+        let truth = entry.expect("a folder can be read").path();
+        let Some(name) = truth.to_str().and_then(|path| path.strip_suffix(".truth.json")) else { continue };
+        let text = std::fs::read_to_string(&truth).expect("a truth file can be read");
+        let truth: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{name}.truth.json: {error}"));
+        let capture = captures().join(truth["capture"].as_str().expect("the truth names its capture"));
+        recorded.push((capture, truth));
+    }
+    recorded.sort_by(|a, b| a.0.cmp(&b.0));
+    assert!(recorded.len() > 60, "only {} captures in {}", recorded.len(), captures().display());
+    recorded
+}
+
+/// What a session came to, in words that compare.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Story {
+    user: String,
+    picked_up: bool,
+    encrypted: bool,
+    /// Data connections that were let through, and how they had been announced.
+    through: Vec<String>,
+    /// Expectations, used or not.
+    expected: Vec<String>,
+    refused: Vec<String>,
+    blocked: Vec<String>,
+}
+
+impl Story {
+    fn sorted(mut self) -> Self {
+        for list in [&mut self.through, &mut self.expected, &mut self.refused, &mut self.blocked] {
+            list.sort();
+        }
+        self
+    }
+}
+
+/// Sessions by the addresses of their control connections, in order.
+type Stories = Vec<(String, Story)>;
+
+fn told(report: &[Value]) -> Stories {
+    let mut stories: BTreeMap<u64, (String, Story)> = BTreeMap::new();
+    for event in report {
+        let Some(session) = event["session"].as_u64() else { continue };
+        let (name, story) = stories.entry(session).or_default();
+        match text(event, "event") {
+            "session" => {
+                *name = format!("{} -> {}", text(event, "client"), text(event, "server"));
+                story.picked_up = event["picked_up"] == Value::Bool(true);
+            }
+            "login" => story.user = text(event, "user").to_owned(),
+            "encrypted" => story.encrypted = true,
+            "related" => story.through.push(connection(event)),
+            "blocked" => story.blocked.push(format!("{} -> {}", text(event, "from"), text(event, "to"))),
+            "expectation" => story.expected.push(announced(event)),
+            "refusal" => story.refused.push(format!("{}: {}", announced(event), text(event, "reason"))),
+            _ => {}
+        }
+    }
+    stories.into_values().map(|(name, story)| (name, story.sorted())).collect()
+}
+
+fn happened(truth: &Value) -> Stories {
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let sessions = list(&truth["sessions"]).into_iter().map(|session| {
+        let mut story = Story {
+            user: session["user"].as_str().unwrap_or_default().to_owned(),
+            picked_up: session["picked_up"] == Value::Bool(true),
+            encrypted: session["tls"] == Value::Bool(true),
+            ..Story::default()
+        };
+        for data in list(&session["data"]) {
+            if data["readable"] == Value::Bool(true) && data["announced_by"].is_string() {
+                story.through.push(connection(&data));
+                story.expected.push(announced(&data));
+            } else {
+                story.blocked.push(format!("{} -> {}", text(&data, "from"), text(&data, "to")));
+            }
+        }
+        story.expected.extend(list(&session["unused"]).iter().map(announced));
+        for refused in list(&session["refused"]) {
+            story.refused.push(format!("{}: {}", announced(&refused), text(&refused, "reason")));
+        }
+        let name = format!("{} -> {}", text(&session, "from"), text(&session, "to"));
+        (name, story.sorted())
+    });
+    sessions.collect()
+}
+
+fn connection(event: &Value) -> String {
+    format!("{} {} -> {}", text(event, "announced_by"), text(event, "from"), text(event, "to"))
+}
+
+fn announced(event: &Value) -> String {
+    format!("{} {}", text(event, "announced_by"), text(event, "to"))
+}
+
+#[test]
+fn every_capture_is_understood_as_what_really_happened() {
+    for (path, truth) in recorded() {
+        let report = events(&replay_json(&path, policy(ALL_MODES)));
+        let mut told = told(&report);
+        let mut happened = happened(&truth);
+        told.sort_by(|a, b| a.0.cmp(&b.0));
+        happened.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(told, happened, "{}", path.display());
+        let packets = &report.last().expect("a summary comes last")["packets"];
+        assert_eq!(packets, &truth["packets"], "{}", path.display());
+    }
+}
+
+/// Which line the capture begins with cannot be told from the rest of a line, so the first reply does not count either.
+#[test]
+fn with_pickup_trust_all_counts_but_the_first_lines() {
+    let path = captures().join("late-start.pcap");
+    let [(_, story)] = &told(&events(&replay_json(&path, policy("pickup: trust"))))[..] else { panic!("one session") };
+    let expected = ["229 10.21.0.1:50039", "EPRT 10.21.0.10:38189", "PORT 10.21.0.10:39931"];
+    assert_eq!((&story.expected[..], story.through.len()), (&expected.map(String::from)[..], 3));
+    assert_eq!(story.refused, ["227 10.21.0.1:50057: ambiguous"]);
+}
+
+/// A reply that was cut hides where the next one begins: with it, this capture hides the login.
+#[test]
+fn without_a_login_required_whole_commands_of_a_cut_capture_count() {
+    let path = captures().join("snaplen-96.pcap");
+    let stories = told(&events(&replay_json(&path, policy("defaults: { login: optional }"))));
+    let through: Vec<_> = stories.iter().map(|(_, story)| story.through.len()).collect();
+    assert_eq!(through, [3, 3, 0, 0]);
+}
+
+#[test]
+fn every_report_is_as_it_was() {
+    let update = std::env::var_os("UPDATE_GOLDEN").is_some();
+    for (path, _) in recorded() {
+        let golden = golden(&path);
+        let report = replay_json(&path, policy(ALL_MODES));
+        if update {
+            std::fs::write(&golden, &report).expect("the golden report can be written");
+        }
+        let expected = std::fs::read_to_string(&golden)
+            .unwrap_or_else(|error| panic!("{}: {error} (UPDATE_GOLDEN=1 makes it)", golden.display()));
+        assert!(report == expected, "{}: {}", golden.display(), first_difference(&report, &expected));
+    }
+}
+
+fn golden(capture: &Path) -> PathBuf {
+    capture.with_extension("golden.jsonl")
+}
+
+fn first_difference(report: &str, expected: &str) -> String {
+    let differing = report.lines().zip(expected.lines()).find(|(is, was)| is != was);
+    match differing {
+        Some((is, was)) => format!("\n  was {was}\n  is  {is}"),
+        None => format!("{} lines instead of {}", report.lines().count(), expected.lines().count()),
+    }
+}
+
+#[test]
+fn no_password_of_a_capture_is_reported() {
+    for (path, _) in recorded() {
+        for line in replay_json(&path, policy(ALL_MODES)).lines() {
+            assert!(!line.contains("secret"), "{}: {line}", path.display());
+        }
+    }
+}
