@@ -240,7 +240,7 @@ impl Stand {
 fn accept_all(firewall: &Namespace, side: Side) -> Result<(KernelFirewall, Vec<i32>)> {
     let policy = policy::parse("bench.yaml", &side.policy().expect("Pinhole has one")).expect("it is good").policy;
     let policy = policy.on(processors());
-    let queues = policy.capture.queues;
+    let queues = policy.capture.queues();
     let read = |number| {
         let mut queue = Queue::open(number, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
         let (tell, told) = std::sync::mpsc::channel();

@@ -93,7 +93,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Replay(args) => replay::run(&args),
         Command::Check(args) => check::run(&args),
-        Command::Schema => print(crate::core::policy::schema()),
+        Command::Schema => print(&crate::core::policy::schema()),
         Command::Run(args) => service::run(&args),
         Command::Rules(args) => service::rules(&args),
         Command::Status(args) => service::status(&args),

@@ -104,7 +104,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     // A second instance must find out before it changes anything.
     let listener = runtime.block_on(async { control::listen() })?;
     let link = watchdog.as_ref().ok().map(Watchdog::begin).transpose().map_err(StartError::Watchdog)?;
-    let all_queues = policy.capture.queues;
+    let all_queues = policy.capture.queues();
     let open = |number| Queue::open(number, policy.capture.when_down);
     let mut queues = all_queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
     // From before the table is made, so that no change to it goes unnoticed.

@@ -176,7 +176,7 @@ fn queues(policy: &Policy, readers: &[Reader], instance: &Instance) -> Vec<Findi
             "end that program, or take another queue in the policy: `capture: {{ queue: {free} }}`"
         ))
     };
-    policy.capture.queues.numbers().map(judge).collect()
+    policy.capture.queues().numbers().map(judge).collect()
 }
 
 fn own_table(chains: Option<&[String]>, instance: &Instance) -> Finding {

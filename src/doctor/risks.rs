@@ -72,9 +72,7 @@ pub fn risks(policy: &Policy, files: &[PolicyFile]) -> Vec<Finding> {
         if unlike(|a, b| a.tls == b.tls && a.known_services == b.known_services) {
             findings.extend(tls_range(&place, terms));
         }
-        if policy.capture.when_down == WhenDown::Open
-            && unlike(|a, b| a.tls == b.tls && a.denied_commands == b.denied_commands)
-        {
+        if policy.capture.when_down == WhenDown::Open && unlike(|a, b| a.tls == b.tls && a.commands == b.commands) {
             findings.extend(denied_while_down(&place, terms));
         }
         if is_for_everyone && terms.third_party == ThirdParty::Allow && unlike(|a, b| a.third_party == b.third_party) {
@@ -122,7 +120,7 @@ fn tls_range(place: &str, terms: &Terms) -> Option<Finding> {
 }
 
 fn denied_while_down(place: &str, terms: &Terms) -> Option<Finding> {
-    let about = match (terms.tls == Tls::Deny, terms.denied_commands.is_empty()) {
+    let about = match (terms.tls == Tls::Deny, terms.commands.deny.is_empty()) {
         (true, _) => "tls: deny",
         (false, false) => "commands: deny",
         (false, true) => return None,

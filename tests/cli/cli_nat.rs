@@ -26,8 +26,8 @@ fn nothing_is_replayed_behind_a_nat_that_is_wrong() {
     let ran = replay(&options, &capture);
     assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""));
     for expected in [
-        "bad.yaml:1:10: error: inside: bits are set behind the prefix: 10.0.0.1/8 (expected 10.0.0.0/8, or 10.0.0.1 for",
-        "bad.yaml:2:1: error: unknown key outsid; did you mean outside? (the keys here are inside, outside, dnat)",
+        "bad.yaml:1:10: error: inside: bits are set behind the prefix, the network being 10.0.0.0/8: 10.0.0.1/8 (expected",
+        "bad.yaml:2:1: error: unknown key outsid; did you mean outside? (expected one of inside, outside, dnat)",
         "bad.yaml:4:5: error: dnat: 198.51.100.1 -> 10.0.0.5 does not say what goes where (expected \"OUTSIDE:PORT -> ",
         "    4 |   - 198.51.100.1 -> 10.0.0.5\n      |     ^^^^^",
         "3 errors",

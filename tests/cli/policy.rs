@@ -8,8 +8,8 @@ use pinhole::core::ftp::mode::{Mode, Modes};
 use pinhole::core::kernel::Mark;
 use pinhole::core::net::{Network, Port, PortRange};
 use pinhole::core::policy::{
-    self, Action, Capture, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mechanism, Pickup, Policy,
-    PortRanges, PortSet, Problems, Queues, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
+    self, Action, Capture, Commands, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mechanism, Pickup,
+    Policy, PortRanges, PortSet, Problems, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
 };
 use proptest::prelude::*;
 
@@ -94,7 +94,7 @@ fn the_example_of_the_design_is_understood() {
         policy.admit.iter().map(ToString::to_string).collect::<Vec<_>>(),
         ["inet filter input", "inet filter forward"]
     );
-    let capture = Capture { queues: Queues::new(0, NonZeroU16::MIN).expect("one"), ..Capture::default() };
+    let capture = Capture { queues: Some(NonZeroU16::MIN), ..Capture::default() };
     assert_eq!((&policy.defaults, policy.capture, policy.mark), (&Terms::default(), capture, Mark::default()));
     let [rule] = policy.rules.as_slice() else { panic!("{policy}") };
     assert_eq!(rule.terms.modes, [Mode::Pasv, Mode::Epsv].into_iter().collect());
@@ -186,28 +186,27 @@ rules:
 1:21: error: control_ports: 0 is out of limits (expected a number from 1 to 65535)
 1:24: error: control_ports: \"990\" is a text, because of its quotes or a leading zero (expected a number from 1 to 65535)
 1:31: error: control_ports: 70000 is out of limits (expected a number from 1 to 65535)
-1:38: error: control_ports: port 21 is there twice (expected each port once)
-2:1: error: unknown key mechanizm; did you mean mechanism? (the keys here are control_ports, mechanism, capture, pickup, \
+1:38: error: control_ports: 21 is there twice (expected each once)
+2:1: error: unknown key mechanizm; did you mean mechanism? (expected one of control_ports, mechanism, capture, pickup, \
 admit, mark, limits, defaults, rules)
 3:34: error: queues: 2 queues from number 65535 would end at 65536 (expected the last queue to be 65535 or lower)
 3:48: error: when_down: unknown word all (expected open or closed)
-4:9: error: admit: filter input names no chain: it takes three words, not 2 (expected chains as \"FAMILY TABLE \
-CHAIN\", such as [inet filter input])
-4:23: error: admit: inet pinhole x names no chain: the table inet pinhole is Pinhole's own (expected a chain of your \
-own firewall's tables)
+4:9: error: admit: not three words: filter input (expected FAMILY TABLE CHAIN, such as inet filter input)
+4:23: error: admit: the table inet pinhole is Pinhole's own: inet pinhole x (expected FAMILY TABLE CHAIN, such as inet \
+filter input)
 5:7: error: mark: 0 is out of limits (expected a number from 1 to 4294967295)
 7:17: error: modes: unknown word pasv; did you mean PASV? (expected PORT, EPRT, LPRT, PASV, EPSV or LPSV)
-8:15: error: data_ports: the range is empty: 5000-400 (expected LOW-HIGH with LOW not above HIGH, such as 50000-50100)
-9:12: error: timeout: 2 minutes is no length of time (expected seconds, or a number with ms, s, m or h such as 500ms \
-or 2m; from 10ms to 1h)
+8:15: error: data_ports: the range is empty: 5000-400 (expected a port, or a range such as 50000-50100)
+9:12: error: timeout: 2 minutes is no length of time (expected a time from 10ms to 1h, in seconds or with a unit: 500ms, \
+60s, 2m, 1h)
 10:3: error: timeout: the key is there twice; the first time in line 9 (expected each key once)
-11:8: error: tls: 1 is no range of ports (expected LOW-HIGH with numbers from 1 to 65535, such as 50000-50100)
+11:8: error: tls: neither a port nor a range: range 1 (expected pass, deny, or a range such as range 50000-50100)
 13:5: error: the rule has no name (expected name: and a text that people will see in the logs)
-13:15: error: clients: bits are set behind the prefix: 10.0.0.1/8 (expected 10.0.0.0/8, or 10.0.0.1 for that host \
-alone)
-13:27: error: clients: 10.0.0.0/33: the prefix length must be a number from 0 to 32 (expected 10.0.0.0/0 to /32)
-14:16: error: servers: the list is empty (expected a list of networks such as [192.0.2.0/24]; leave the key out to \
-mean everyone)
+13:15: error: clients: bits are set behind the prefix, the network being 10.0.0.0/8: 10.0.0.1/8 (expected an address or a \
+network such as 192.0.2.0/24)
+13:27: error: clients: the prefix length must be a number from 0 to 32: 10.0.0.0/33 (expected an address or a network \
+such as 192.0.2.0/24)
+14:16: error: servers: the list has 0 elements (expected a list of 1 to 1000 addresses or networks)
 14:37: error: action: unknown word reject (expected allow or deny)
 15:13: error: name: the rule of line 14 has the same name: x (expected a different name for each rule)";
     assert_eq!(lines(&problems), expected.lines().collect::<Vec<_>>());
@@ -220,8 +219,8 @@ fn a_problem_shows_the_line_and_the_place_in_it() {
     let problems = bad("defaults:\n    data_ports: 5000-400\n");
     assert_eq!(
         problems.to_string(),
-        "policy.yaml:2:17: error: data_ports: the range is empty: 5000-400 (expected LOW-HIGH with LOW not above HIGH, \
-         such as 50000-50100)\n    2 |     data_ports: 5000-400\n      |                 ^^^^^^^^\n\n1 error"
+        "policy.yaml:2:17: error: data_ports: the range is empty: 5000-400 (expected a port, or a range such as \
+         50000-50100)\n    2 |     data_ports: 5000-400\n      |                 ^^^^^^^^\n\n1 error"
     );
     let problem = problems.iter().next().expect("a problem");
     assert_eq!(
@@ -234,23 +233,29 @@ fn a_problem_shows_the_line_and_the_place_in_it() {
 fn a_value_of_another_type_is_named_for_what_it_is() {
     one(
         &bad("control_ports: 21"),
-        "1:16: error: control_ports: 21 is a number (expected a list of ports such as [21])",
+        "1:16: error: control_ports: 21 is a number (expected a list of 1 to 64 ports such as [21])",
     );
     one(&bad("control_ports: [21.5]"), "1:17: error: control_ports: 21.5 is a number with a fraction");
-    one(&bad("control_ports: []"), "1:1: error: control_ports: the list is empty");
+    one(&bad("control_ports: []"), "1:1: error: control_ports: the list has 0 elements");
     one(&bad("mechanism: true"), "1:12: error: mechanism: true is a truth value (expected auto, native or sets)");
     one(&bad("mechanism:"), "1:11: error: mechanism: there is no value (expected auto, native or sets)");
     one(&bad("mechanism: [auto]"), "1:1: error: mechanism: this is a list");
-    one(&bad("mark: !hex 10"), "1:1: error: mark: a value with a tag is not understood");
+    one(&bad("mark: !hex 10"), "1:1: error: mark: this is a value with a tag, which is not supported");
     one(&bad("mark: \"0x10\""), "1:7: error: mark: \"0x10\" is a text (expected a number from 1 to 4294967295)");
     one(&bad("mark: 0x1_0000_0000"), "1:7: error: mark: 0x1_0000_0000 is a text");
     one(&bad("mark: 99999999999999999999999999999999999999"), "1:7: error: mark: 999999999");
     one(&bad("limits: 5"), "1:9: error: limits: 5 is a number (expected a mapping");
-    one(&bad("defaults: { commands: [SITE] }"), "1:13: error: commands: this is a list (expected a mapping such as");
+    one(
+        &bad("defaults: { commands: [SITE] }"),
+        "1:13: error: commands: this is a list (expected a mapping with keys such as deny",
+    );
     one(&bad("rules: [partners]"), "1:9: error: rules: partners is a text (expected a rule, such as");
-    one(&bad("rules: [{ name: 5 }]"), "1:17: error: name: 5 is a number (expected a text of 1 to 64 characters");
-    one(&bad("- control_ports"), "1:1: error: this is a list (expected keys such as control_ports");
-    one(&bad(""), "1:1: error: there is no value (expected keys such as control_ports; {} keeps every default)");
+    one(
+        &bad("rules: [{ name: 5 }]"),
+        "1:17: error: name: 5 is a number (expected a text of 1 to 64 visible characters",
+    );
+    one(&bad("- control_ports"), "1:1: error: this is a list (expected a mapping with keys such as control_ports");
+    one(&bad(""), "1:1: error: there is no value (expected a mapping with keys such as control_ports)");
 }
 
 #[test]
@@ -302,7 +307,7 @@ fn ports_are_written_in_several_ways() {
     }
     one(
         &warnings("defaults: { data_ports: [5000-5009, 5009-6000] }"),
-        "1:37: warning: data_ports: 5009-6000 overlaps 5000-5009, which is in the list already",
+        "1:37: warning: data_ports: 5009-6000 overlaps 5000-5009 (expected each once)",
     );
     // A known service is named beside the range that has it.
     let named = good("defaults: { data_ports: [3000-4000, 3306] }").defaults.data_ports;
@@ -317,9 +322,12 @@ fn addresses_that_yaml_misreads_are_explained() {
     one(&bad("rules:\n- name: x\n  clients:\n  - fd00::\n"), "4:5: error: clients: this is a mapping (expected quotes");
     good(&text("[\"::1\", \"fd00::\", 2001:db8::/32]"));
     good("rules:\n- name: x\n  clients:\n  - ::1\n");
-    one(&bad(&text("[localhost]")), "3:15: error: clients: localhost: not an IP address (expected an address or a");
+    one(&bad(&text("[localhost]")), "3:15: error: clients: not an IP address: localhost (expected an address or a");
     one(&bad(&text("[10.1]")), "3:15: error: clients: 10.1 is a number with a fraction or an exponent");
-    one(&bad(&text("[192.0.2.0/x]")), "3:15: error: clients: 192.0.2.0/x: the prefix length must be a number");
+    one(
+        &bad(&text("[192.0.2.0/x]")),
+        "3:15: error: clients: the prefix length must be a number from 0 to 32: 192.0.2.0/x",
+    );
 }
 
 #[test]
@@ -332,10 +340,10 @@ fn a_word_that_is_no_known_command_is_a_warning_and_one_that_cannot_be_is_an_err
     one(&warnings(&deny("[DELE, DELE]")), "2:28: warning: deny: DELE is there twice");
     one(
         &bad(&deny("[dele]")),
-        "2:22: error: deny: dele is no command (expected one to eight letters or digits in upper",
+        "2:22: error: deny: dele is no command (expected a command: one to eight letters or digits in upper",
     );
     one(&bad(&deny("[\"SITE CHMOD\"]")), "2:22: error: deny: SITE CHMOD is no command");
-    one(&bad("defaults: { commands: { allow: [SITE] } }"), "1:25: error: unknown key allow (the keys here are deny)");
+    one(&bad("defaults: { commands: { allow: [SITE] } }"), "1:25: error: unknown key allow (expected one of deny)");
 }
 
 #[test]
@@ -366,9 +374,9 @@ fn a_network_within_another_of_the_same_list_is_pointed_out() {
     assert_eq!(
         lines(&warnings(text)),
         [
-            "3:15: warning: clients: 10.1.0.0/16 is already within 10.0.0.0/8 (expected networks that do not overlap)",
-            "3:51: warning: clients: 10.1.2.3 is already within 10.0.0.0/8 (expected networks that do not overlap)",
-            "3:61: warning: clients: 192.0.2.1 is there twice (expected networks that do not overlap)",
+            "3:15: warning: clients: 10.1.0.0/16 overlaps 10.0.0.0/8 (expected each once)",
+            "3:51: warning: clients: 10.1.2.3 overlaps 10.1.0.0/16 (expected each once)",
+            "3:61: warning: clients: 192.0.2.1 is there twice (expected each once)",
         ]
     );
 }
@@ -500,7 +508,7 @@ fn some_terms() -> impl Strategy<Value = Terms> {
             third_party: if third_party { ThirdParty::Allow } else { ThirdParty::Deny },
             login: if login { Login::Required } else { Login::Optional },
             tls,
-            denied_commands: Verbs::new(verbs.iter().map(String::as_str)).expect("verbs"),
+            commands: Commands { deny: Verbs::new(verbs.iter().map(String::as_str)).expect("verbs") },
         },
     )
 }
@@ -544,14 +552,16 @@ prop_compose! {
         (defaults, rules) in some_terms().prop_flat_map(some_rules),
     ) -> Policy {
         let nonzero = |number| NonZeroU32::new(number).expect("not zero");
-        let several = |count| Queues::new(queue, NonZeroU16::new(count).expect("not zero")).unwrap_or_default();
+        let several = |count: u16| NonZeroU16::new(count.min((u16::MAX - queue).saturating_add(1)));
         Policy {
             control_ports: ControlPorts::new(ports.into_iter().map(port)).expect("not empty"),
             mechanism,
             capture: Capture {
-                queues: queues.map_or(Queues::automatic(queue), several),
+                queue,
+                queues: queues.and_then(several),
                 when_down: if closed { WhenDown::Closed } else { WhenDown::Open },
                 watchdog: Duration::from_millis(watchdog),
+                ..Capture::default()
             },
             pickup,
             admit: admit.iter().map(|chain| chain.parse().expect("a chain")).collect(),

@@ -8,7 +8,7 @@ use lab::Namespace;
 use pinhole::core::expectation::{Expectation, Mapping};
 use pinhole::core::kernel::Firewall as _;
 use pinhole::core::net::{Endpoint, Port};
-use pinhole::core::policy::{self, Policy, Queues, WhenDown};
+use pinhole::core::policy::{self, Policy, WhenDown};
 use pinhole::core::time::Timestamp;
 
 use crate::firewall;
@@ -21,7 +21,7 @@ fn policies() -> Vec<Policy> {
     let text = "control_ports: [21, 2121]\ncapture: { when_down: closed }\n";
     let mut other = policy::parse("policy.yaml", text).expect("a good policy").policy;
     assert_eq!(other.capture.when_down, WhenDown::Closed);
-    other.capture.queues = Queues::new(3, NonZeroU16::new(4).expect("four")).expect("queues");
+    (other.capture.queue, other.capture.queues) = (3, NonZeroU16::new(4));
     policies.push(other);
     policies
 }

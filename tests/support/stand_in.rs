@@ -49,7 +49,7 @@ impl StandIn {
 
 fn play(policy: &str, word: &str, moment: Moment, tell: &Sender<&'static str>) {
     let policy = policy::parse("policy.yaml", policy).expect("it is good").policy;
-    let queue_number = policy.capture.queues.first();
+    let queue_number = policy.capture.queue;
     let mut queue = nfq::Queue::open().expect("root may");
     queue.bind(queue_number).expect("nobody reads it");
     let mut firewall = KernelFirewall::install(&policy).expect("it can be installed");

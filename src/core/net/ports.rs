@@ -40,6 +40,17 @@ impl fmt::Display for Port {
     }
 }
 
+/// A number from 1 to 65535, in digits alone.
+impl FromStr for Port {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let is_plain = text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| is_plain);
+        number.map(Self).ok_or("a port is a number from 1 to 65535")
+    }
+}
+
 /// Ports from the first to the last, both included; never empty.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PortRange {
@@ -75,6 +86,16 @@ impl fmt::Display for PortRange {
     }
 }
 
+/// `LOW-HIGH`.
+impl FromStr for PortRange {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let (first, last) = text.split_once('-').ok_or("neither a port nor a range")?;
+        Self::new(first.trim().parse()?, last.trim().parse()?).ok_or("the range is empty")
+    }
+}
+
 /// A network: an address and how many of its leading bits count. The other bits are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Network {
@@ -92,7 +113,7 @@ pub enum NetworkError {
     #[error("the prefix length must be a number from 0 to {0}")]
     PrefixTooLong(u8),
     /// Bits are set behind the prefix, so that it is unclear what was meant.
-    #[error("bits are set behind the prefix; the network would be {0}")]
+    #[error("bits are set behind the prefix, the network being {0}")]
     HostBits(Network),
 }
 

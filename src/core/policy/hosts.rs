@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::kinds::Listed;
 use crate::core::net::Network;
 
 /// A list of networks as somebody wrote it; an empty one means everyone.
@@ -66,6 +67,22 @@ impl Hosts {
             while ours.next_if(|range| range.1 < theirs.0).is_some() {}
             ours.peek().is_some_and(|range| range.0 <= theirs.1)
         })
+    }
+}
+
+impl Listed for Hosts {
+    type Item = Network;
+
+    fn from_items(items: Vec<Network>) -> Option<Self> {
+        Some(Self::new(items))
+    }
+
+    fn items(&self) -> Vec<Network> {
+        self.networks.clone()
+    }
+
+    fn repeats(item: &Network, other: &Network, is_earlier: bool) -> bool {
+        other.covers(*item) && (is_earlier || item != other)
     }
 }
 

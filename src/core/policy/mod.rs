@@ -3,19 +3,17 @@
 //! Text comes in, and a [`Policy`] or an explanation of everything that is wrong with it comes out. Nothing here opens
 //! a file, reads a clock or knows what a packet is.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::num::NonZeroU16;
 
-use crate::core::kernel::Mark;
-
-mod file;
 mod hosts;
+mod keys;
+mod kinds;
 mod overlap;
-mod print;
 mod problem;
 mod reader;
 mod rule;
-mod schema;
 mod services;
 mod settings;
 mod source;
@@ -24,15 +22,17 @@ mod tree;
 mod word;
 
 pub use hosts::Hosts;
+pub use keys::{Capture, Commands, Limits, Policy, Rule, Terms, schema};
 pub use problem::{Problem, Problems, Severity};
-pub use rule::{Rule, RuleId};
-pub use schema::schema;
-pub use settings::{
-    Capture, Chain, ChainError, ChainFamily, ControlPorts, Limits, Mechanism, Pickup, Queues, WhenDown,
-};
-pub use terms::{Action, Login, PortRanges, PortSet, Terms, ThirdParty, Tls, Verbs};
+pub use rule::{Retired, RuleId};
+pub use settings::{Chain, ChainFamily, ControlPorts, Mechanism, Pickup, Queues, WhenDown};
+pub use terms::{Action, Login, PortRanges, PortSet, ThirdParty, Tls, Verbs};
 
+use keys::Keys;
+pub(crate) use keys::network;
+use kinds::{Kind, Mapping};
 pub(crate) use reader::{Entry, Reader};
+use rule::Rules;
 pub(crate) use source::Quoted;
 use source::{Source, Span};
 
@@ -45,30 +45,25 @@ pub const MAX_RULES: usize = 1000;
 /// The text of the policy that holds where there is no file, with every key and its default explained.
 pub const EMBEDDED: &str = include_str!("../../../deploy/policy.yaml");
 
-/// What the administrator allows.
-///
-/// Read from text by [`parse`], which answers for what the types alone cannot: that each rule has a name of its own,
-/// and that the numbers are within the limits of `docs/reference/policy.md`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Policy {
-    /// The ports on which control connections arrive.
-    pub control_ports: ControlPorts,
-    /// How the kernel holds what it was told to admit.
-    pub mechanism: Mechanism,
-    /// How packets reach us.
-    pub capture: Capture,
-    /// Which sessions that went on before they were read are believed.
-    pub pickup: Pickup,
-    /// The chains at whose top an accept rule is kept, with the mechanism `sets`.
-    pub admit: Vec<Chain>,
-    /// The bits set in the mark of a connection that is admitted.
-    pub mark: Mark,
-    /// How much may be kept in memory.
-    pub limits: Limits,
-    /// The terms where no rule matches.
-    pub defaults: Terms,
-    /// The rules in the order in which they are tried.
-    pub rules: Vec<Rule>,
+/// The policy as YAML, which gives the same policy when it is read: every setting, whether it was given or not; a rule
+/// shows what differs from the defaults.
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (key, text) in self.shown(None) {
+            let text = if key == "rules" { Rules::show_over(&self.rules, &self.defaults) } else { text };
+            let space = if text.starts_with('\n') { "" } else { " " };
+            writeln!(f, "{key}:{space}{text}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Capture {
+    /// The queues that the kernel hands packets to. The policy's numbers always make some.
+    pub fn queues(&self) -> Queues {
+        let some = self.queues.and_then(|count| Queues::new(self.queue, count));
+        some.unwrap_or(Queues::automatic(self.queue))
+    }
 }
 
 impl Policy {
@@ -84,7 +79,7 @@ impl Policy {
     /// The same policy where it is followed: on a machine with so many processors.
     #[must_use]
     pub fn on(mut self, processors: NonZeroU16) -> Self {
-        self.capture.queues = self.capture.queues.on(processors);
+        self.capture.queues = Some(self.capture.queues().on(processors).count());
         self
     }
 
@@ -130,7 +125,7 @@ pub struct Parsed {
 /// # Errors
 /// All that is wrong with the text, at least one error among it.
 pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
-    let (policy, warnings) = read_text(name, text, file::read)?;
+    let (policy, warnings) = read_text(name, text, read)?;
     Ok(Parsed { policy, warnings })
 }
 
@@ -139,8 +134,12 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
 /// # Errors
 /// As [`parse`]; bytes that are no text are one more thing that can be wrong.
 pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Parsed, Problems> {
-    let (policy, warnings) = read_bytes(name, bytes, file::read)?;
+    let (policy, warnings) = read_bytes(name, bytes, read)?;
     Ok(Parsed { policy, warnings })
+}
+
+fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Policy {
+    Mapping { is_inline: false }.read(reader, root).unwrap_or_default()
 }
 
 /// Reads a YAML file of any of our kinds, with what `read` makes of it, and the warnings.
@@ -161,9 +160,9 @@ pub(crate) fn read_bytes<T>(
             let text = String::from_utf8_lossy(bytes);
             let source = Source::new(name, &text);
             let at = error.valid_up_to();
-            let problem = Problem::new(Severity::Error, &source, Span { start: at, end: at })
-                .message(format!("the byte {:#04x} is not UTF-8", bytes[at]))
-                .expected("expected a text file in UTF-8");
+            let message = format!("the byte {:#04x} is not UTF-8", bytes[at]);
+            let span = Span { start: at, end: at };
+            let problem = Problem::new(Severity::Error, &source, span, "", message, "a text file in UTF-8");
             Err(problem.into())
         }
     }
@@ -177,9 +176,9 @@ fn read_text<T>(
     // Some editors begin a file with a byte order mark. It says nothing in UTF-8.
     let source = Source::new(name, text.strip_prefix('\u{FEFF}').unwrap_or(text));
     if text.len() > MAX_BYTES {
-        let problem = Problem::new(Severity::Error, &source, Span { start: 0, end: 0 })
-            .message(format!("the text is too long: {} bytes", text.len()))
-            .expected(format!("expected at most {MAX_BYTES} bytes"));
+        let message = format!("the text is too long: {} bytes", text.len());
+        let expected = format!("at most {MAX_BYTES} bytes");
+        let problem = Problem::new(Severity::Error, &source, Span { start: 0, end: 0 }, "", message, &expected);
         return Err(problem.into());
     }
     let root = tree::load(&source)?;

@@ -3,7 +3,7 @@
 //! The first rule that matches decides. So a rule is dead if an earlier rule matches all that it could match, and
 //! depends on its position if an earlier rule matches a part of that.
 
-use super::rule::Rule;
+use super::keys::Rule;
 
 /// What an earlier rule does to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,7 +42,8 @@ fn meets(one: &Rule, other: &Rule) -> bool {
 mod tests {
     use super::*;
     use crate::core::policy::hosts::Hosts;
-    use crate::core::policy::terms::{Action, Terms};
+    use crate::core::policy::keys::Terms;
+    use crate::core::policy::terms::Action;
 
     fn rule(clients: &[&str], servers: &[&str], action: Action) -> Rule {
         let hosts = |list: &[&str]| Hosts::new(list.iter().map(|text| text.parse().expect("a network")).collect());

@@ -43,47 +43,35 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// The problem in the text of `span`.
-    pub(super) fn new(severity: Severity, source: &Source<'_>, span: Span) -> Self {
+    /// The problem in the text of `span`. `key` is empty if it is no key's, `expected` if the message says it all.
+    pub(super) fn new(
+        severity: Severity,
+        source: &Source<'_>,
+        span: Span,
+        key: &str,
+        message: impl Into<String>,
+        expected: &str,
+    ) -> Self {
         let (line, column) = source.line_and_column(span.start);
         Self {
             severity,
             file: Quoted(source.name).to_string(),
             line,
             column,
-            key: String::new(),
+            key: key.into(),
             text: Quoted(source.slice(span)).to_string(),
-            message: String::new(),
-            expected: String::new(),
+            message: message.into(),
+            // The documents show words as code.
+            expected: expected.replace('`', ""),
             excerpt: source.excerpt(span),
         }
     }
 
-    /// What is wrong.
-    pub(super) fn message(mut self, message: impl Into<String>) -> Self {
-        self.message = message.into();
-        self
-    }
-
-    /// What was expected there.
-    pub(super) fn expected(mut self, expected: impl Into<String>) -> Self {
-        self.expected = expected.into();
-        self
-    }
-
-    /// The key whose value it is.
-    pub(super) fn key(mut self, key: &str) -> Self {
-        self.key = key.into();
-        self
-    }
-}
-
-impl Problem {
     /// All of it but the line of the file, in one line.
     pub fn headline(&self) -> String {
         let Self { file, line, column, severity, key, message, expected, .. } = self;
         let key = if key.is_empty() { String::new() } else { format!("{key}: ") };
-        let expected = if expected.is_empty() { String::new() } else { format!(" ({expected})") };
+        let expected = if expected.is_empty() { String::new() } else { format!(" (expected {expected})") };
         format!("{file}:{line}:{column}: {severity}: {key}{message}{expected}")
     }
 }
@@ -192,10 +180,14 @@ mod tests {
     #[test]
     fn prints_as_a_compiler_would() {
         let source = Source::new("policy.yaml", "defaults:\n  data_ports: 5000-400\n");
-        let problem = Problem::new(Severity::Error, &source, Span { start: 24, end: 32 })
-            .key("data_ports")
-            .message("the range is empty: 5000-400")
-            .expected("expected LOW-HIGH");
+        let problem = Problem::new(
+            Severity::Error,
+            &source,
+            Span { start: 24, end: 32 },
+            "data_ports",
+            "the range is empty: 5000-400",
+            "`LOW-HIGH`",
+        );
         assert_eq!(
             problem.to_string(),
             "policy.yaml:2:15: error: data_ports: the range is empty: 5000-400 (expected LOW-HIGH)\n    \
@@ -209,7 +201,7 @@ mod tests {
         let source = Source::new("p", "x");
         let mut problems = Problems::default();
         for severity in [Severity::Warning, Severity::Error].repeat(1000) {
-            problems.add(severity, || Problem::new(severity, &source, Span { start: 0, end: 1 }));
+            problems.add(severity, || Problem::new(severity, &source, Span { start: 0, end: 1 }, "", "", ""));
         }
         assert_eq!((problems.errors(), problems.warnings(), problems.iter().count()), (1000, 1000, 200));
         assert!(problems.to_string().ends_with("\n\n1000 errors, 1000 warnings; 1800 of them not shown"));

@@ -1,26 +1,197 @@
-//! One rule: the clients and servers to which it applies, and its terms.
+//! Reads the mappings that depend on others: the defaults, the rules that start from them, and keys that exclude each
+//! other.
 
-use super::hosts::Hosts;
-use super::terms::{Action, Terms};
+use std::collections::HashMap;
 
-/// A rule of the policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Rule {
-    /// What people call it; no two rules have the same name.
-    pub name: Box<str>,
-    /// The clients that it is about.
-    pub clients: Hosts,
-    /// The servers that it is about.
-    pub servers: Hosts,
-    /// The terms for those: the policy's defaults with the rule's own laid over.
-    pub terms: Terms,
+use serde_json::{Value as Json, json};
+
+use super::MAX_RULES;
+use super::keys::{Capture, Check, Commands, Keys, Limits, Policy, Rule, Terms, object};
+use super::kinds::Kind;
+use super::overlap::{Clash, clashes};
+use super::reader::{Entry, Fields, Reader};
+use super::settings::{Mechanism, Queues};
+use super::source::Quoted;
+use super::terms::Action;
+
+impl Check for Limits {}
+impl Check for Terms {}
+impl Check for Commands {}
+impl Check for Rule {}
+
+impl Check for Capture {
+    fn check(&mut self, reader: &mut Reader<'_>, fields: &Fields<'_>) {
+        if let (Some(count), Some(entry)) = (self.queues, fields.get("queues"))
+            && Queues::new(self.queue, count).is_none()
+        {
+            let last = u32::from(self.queue) + u32::from(count.get()) - 1;
+            let message = format!("{count} queues from number {} would end at {last}", self.queue);
+            reader.error(entry, message, "the last queue to be 65535 or lower");
+        }
+    }
 }
 
-impl Rule {
-    /// Whether it lets announcements through at all.
-    pub const fn action(&self) -> Action {
-        self.terms.action
+impl Check for Policy {
+    fn check(&mut self, reader: &mut Reader<'_>, fields: &Fields<'_>) {
+        if let Some(entry) =
+            fields.get("admit").filter(|_| self.mechanism == Mechanism::Native && !self.admit.is_empty())
+        {
+            let message =
+                "the mechanism native does not need it: the firewall's own rule for related connections counts";
+            reader.warn(entry, message, "it with sets or auto only");
+        }
+        // The defaults are known only now.
+        if let Some(entry) = fields.get("rules") {
+            self.rules = read_rules(reader, entry, &self.defaults).unwrap_or_default();
+        }
     }
+}
+
+/// A key that is accepted and has no effect any more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retired;
+
+impl Kind<Self> for Retired {
+    fn describe(&self) -> String {
+        String::new()
+    }
+
+    fn schema(&self) -> Json {
+        json!({ "deprecated": true })
+    }
+
+    fn show(&self, _: &Self) -> String {
+        String::new()
+    }
+
+    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Self> {
+        reader.warn(entry, "this has no effect any more: every line is read", "nothing: leave it out");
+        None
+    }
+}
+
+/// The terms where no rule matches. They have no action: announcements are always considered.
+pub(super) struct Defaults;
+
+fn names_of_defaults() -> Vec<&'static str> {
+    Terms::NAMES.iter().copied().filter(|name| *name != "action").collect()
+}
+
+impl Kind<Terms> for Defaults {
+    fn describe(&self) -> String {
+        "a mapping with keys such as modes".into()
+    }
+
+    fn schema(&self) -> Json {
+        object(Terms::rows().into_iter().filter(|row| row.key != "action").collect())
+    }
+
+    fn show(&self, value: &Terms) -> String {
+        lines(&value.shown(None)[1..], "\n  ")
+    }
+
+    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Terms> {
+        let fields = reader.fields(entry, &names_of_defaults(), &self.describe())?;
+        Some(Terms::read(reader, &fields, &Terms::default()))
+    }
+}
+
+fn lines(pairs: &[(&'static str, String)], before: &str) -> String {
+    pairs.iter().map(|(key, text)| format!("{before}{key}: {text}")).collect()
+}
+
+/// The rules. A rule prints what differs from the defaults.
+pub(super) struct Rules;
+
+impl Rules {
+    pub(super) fn show_over(rules: &[Rule], defaults: &Terms) -> String {
+        if rules.is_empty() {
+            return "[]".into();
+        }
+        let show = |rule: &Rule| {
+            let mut pairs = rule.shown(Some(&Rule::default()));
+            pairs.extend(rule.terms.shown(Some(defaults)));
+            lines(&pairs, "\n    ").replacen("\n    ", "\n  - ", 1)
+        };
+        rules.iter().map(show).collect()
+    }
+}
+
+impl Kind<Vec<Rule>> for Rules {
+    fn describe(&self) -> String {
+        format!("a list of up to {MAX_RULES} rules")
+    }
+
+    fn schema(&self) -> Json {
+        let mut rule = object(Rule::rows().into_iter().chain(Terms::rows()).collect());
+        rule["required"] = json!(["name"]);
+        json!({ "type": "array", "maxItems": MAX_RULES, "items": rule })
+    }
+
+    fn show(&self, value: &Vec<Rule>) -> String {
+        Self::show_over(value, &Terms::default())
+    }
+
+    /// None: the rules are read after the defaults, from which they start.
+    fn read(&self, _: &mut Reader<'_>, _: Entry<'_>) -> Option<Vec<Rule>> {
+        None
+    }
+}
+
+fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Option<Vec<Rule>> {
+    let (mut rules, mut places) = (Vec::new(), Vec::new());
+    let mut names: HashMap<Box<str>, usize> = HashMap::new();
+    for entry in reader.list(entry, 0..=MAX_RULES, &Rules.describe())? {
+        let Some((rule, place)) = read_rule(reader, entry, defaults) else { continue };
+        if let Some(first) = names.get(&rule.name) {
+            let message = format!("the rule of line {first} has the same name: {}", Quoted(&rule.name));
+            reader.error(place, message, "a different name for each rule");
+        } else {
+            names.insert(rule.name.clone(), reader.line(place));
+        }
+        rules.push(rule);
+        places.push(place);
+    }
+    // With a rule missing or half read, it would be wrong to say what the others leave to it.
+    if reader.problems.errors() == 0 {
+        for (index, clash) in clashes(&rules) {
+            let named = |at: usize| format!("\"{}\" (line {})", Quoted(&rules[at].name), reader.line(places[at]));
+            let (message, expected) = match clash {
+                Clash::Unreachable { by } => {
+                    let message = format!("this rule is never reached: {} matches all that it could", named(by));
+                    (message, "the narrower rule first")
+                }
+                Clash::Crossing { with, others } => {
+                    let more = if others > 0 { format!(", as do {others} more") } else { String::new() };
+                    let message = format!("{} takes a part of what this rule matches{more}", named(with));
+                    let expected = "rules that are apart, or one within the other: which one decides now depends on \
+                                    their order alone";
+                    (message, expected)
+                }
+            };
+            reader.warn(places[index].without_key(), message, expected);
+        }
+    }
+    Some(rules)
+}
+
+/// A rule, and where to point when a problem is about all of it.
+fn read_rule<'t>(reader: &mut Reader<'_>, entry: Entry<'t>, defaults: &Terms) -> Option<(Rule, Entry<'t>)> {
+    let known = [Rule::NAMES, Terms::NAMES].concat();
+    let fields = reader.fields(entry, &known, "a rule, such as { name: partners, clients: [192.0.2.0/24] }")?;
+    let name = fields.get("name");
+    if name.is_none() {
+        reader.error(entry.without_key(), "the rule has no name", "name: and a text that people will see in the logs");
+    }
+    let mut rule = Rule::read(reader, &fields, &Rule::default());
+    rule.terms = Terms::read(reader, &fields, defaults);
+    if rule.terms.action == Action::Deny {
+        for entry in names_of_defaults().into_iter().filter_map(|key| fields.get(key)) {
+            reader.warn(entry, "this has no effect, because the rule's action is deny", "");
+        }
+        rule.terms = Terms { action: Action::Deny, ..defaults.clone() };
+    }
+    (!rule.name.is_empty()).then_some((rule, name.unwrap_or(entry)))
 }
 
 /// Which terms hold between two hosts; cheap to keep in a session.

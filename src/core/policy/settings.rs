@@ -1,12 +1,10 @@
-//! The settings of a policy that apply to the whole host: control ports, queues, mechanism, limits.
-//!
-//! Knows neither the YAML nor the kernel. The types hold only valid values.
+//! The types of the settings that apply to the whole host. They hold only valid values.
 
 use std::fmt;
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU16;
 use std::str::FromStr;
-use std::time::Duration;
 
+use super::kinds::{Listed, Parsed};
 use super::word::{Word, words};
 use crate::core::net::Port;
 
@@ -56,39 +54,6 @@ words! {
     }
 }
 
-/// `Marked`.
-#[allow(clippy::derivable_impls, reason = "the variants are declared by a macro")]
-impl Default for Pickup {
-    fn default() -> Self {
-        Self::Marked
-    }
-}
-
-/// `Auto`.
-#[allow(clippy::derivable_impls, reason = "the variants are declared by a macro")]
-impl Default for Mechanism {
-    fn default() -> Self {
-        Self::Auto
-    }
-}
-
-/// How packets reach us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Capture {
-    /// The queues that the kernel hands packets to.
-    pub queues: Queues,
-    /// What happens to them while nobody reads.
-    pub when_down: WhenDown,
-    /// How long packets may wait for a daemon that hangs, before it counts as one that is down.
-    pub watchdog: Duration,
-}
-
-impl Default for Capture {
-    fn default() -> Self {
-        Self { queues: Queues::default(), when_down: WhenDown::Open, watchdog: Duration::from_secs(5) }
-    }
-}
-
 /// A run of NFQUEUE numbers, at least one, none above 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
@@ -125,11 +90,6 @@ impl Queues {
         self.first
     }
 
-    /// How many the policy wants, if it says that.
-    pub const fn wanted(self) -> Option<NonZeroU16> {
-        self.count
-    }
-
     /// How many there are. Where that is left to the machine, and no machine was named, one.
     pub fn count(self) -> NonZeroU16 {
         self.count.unwrap_or(NonZeroU16::MIN)
@@ -138,13 +98,6 @@ impl Queues {
     /// Their numbers, in order.
     pub fn numbers(self) -> impl Iterator<Item = u16> {
         (0..self.count().get()).map(move |offset| self.first + offset)
-    }
-}
-
-/// From queue 0 on.
-impl Default for Queues {
-    fn default() -> Self {
-        Self::automatic(0)
     }
 }
 
@@ -172,6 +125,18 @@ impl ControlPorts {
     }
 }
 
+impl Listed for ControlPorts {
+    type Item = Port;
+
+    fn from_items(items: Vec<Port>) -> Option<Self> {
+        Self::new(items)
+    }
+
+    fn items(&self) -> Vec<Port> {
+        self.0.to_vec()
+    }
+}
+
 /// Port 21 alone.
 impl Default for ControlPorts {
     fn default() -> Self {
@@ -187,25 +152,11 @@ pub struct Chain {
     chain: Box<str>,
 }
 
-/// Why a text does not name a [`Chain`].
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ChainError {
-    /// There are not exactly three words.
-    #[error("it takes three words, not {0}")]
-    NotThreeWords(usize),
-    /// The first word is no family that carries TCP.
-    #[error("the family is not one that carries TCP")]
-    Family,
-    /// A name has characters that nftables does not allow in a name without quotes.
-    #[error("the name of the {0} has characters that nftables does not allow there")]
-    Name(&'static str),
-    /// A name is longer than nftables allows.
-    #[error("the name of the {0} is longer than nftables allows (255 characters)")]
-    NameTooLong(&'static str),
-    /// The table is the one that Pinhole makes and removes itself.
-    #[error("the table inet pinhole is Pinhole's own")]
-    OwnTable,
-}
+/// What a policy calls a chain.
+pub(super) const CHAIN: Parsed = Parsed(
+    "FAMILY TABLE CHAIN, such as inet filter input",
+    r"^\s*(ip|ip6|inet)\s+[A-Za-z_.][A-Za-z0-9_./-]*\s+[A-Za-z_.][A-Za-z0-9_./-]*\s*$",
+);
 
 impl Chain {
     /// The family of its table.
@@ -225,72 +176,42 @@ impl Chain {
 }
 
 impl FromStr for Chain {
-    type Err = ChainError;
+    type Err = &'static str;
 
-    fn from_str(text: &str) -> Result<Self, ChainError> {
+    fn from_str(text: &str) -> Result<Self, &'static str> {
         let words: Vec<&str> = text.split_ascii_whitespace().collect();
-        let &[family, table, chain] = words.as_slice() else { return Err(ChainError::NotThreeWords(words.len())) };
-        let family = ChainFamily::ALL.iter().copied().find(|f| f.word() == family).ok_or(ChainError::Family)?;
-        for (name, what) in [(table, "table"), (chain, "chain")] {
-            if name.len() > 255 {
-                return Err(ChainError::NameTooLong(what));
-            }
-            let first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'.');
-            let rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b'/');
-            if !(name.bytes().next().is_some_and(first) && name.bytes().all(rest)) {
-                return Err(ChainError::Name(what));
+        let &[family, table, chain] = words.as_slice() else { return Err("not three words") };
+        let family = ChainFamily::ALL.iter().copied().find(|known| known.to_string() == family);
+        let family = family.ok_or("the family is not ip, ip6 or inet")?;
+        for name in [table, chain] {
+            let is_first = |b: u8| b.is_ascii_alphabetic() || matches!(b, b'_' | b'.');
+            let is_rest = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-' | b'/');
+            if name.len() > 255 || !name.bytes().next().is_some_and(is_first) || !name.bytes().all(is_rest) {
+                return Err("nftables has no such name: at most 255 letters, digits and _ . - /");
             }
         }
         if (family, table) == (ChainFamily::Inet, "pinhole") {
-            return Err(ChainError::OwnTable);
+            return Err("the table inet pinhole is Pinhole's own");
         }
         Ok(Self { family, table: table.into(), chain: chain.into() })
+    }
+}
+
+impl Listed for Vec<Chain> {
+    type Item = Chain;
+
+    fn from_items(items: Self) -> Option<Self> {
+        Some(items)
+    }
+
+    fn items(&self) -> Self {
+        self.clone()
     }
 }
 
 impl fmt::Display for Chain {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {} {}", self.family, self.table, self.chain)
-    }
-}
-
-/// How much may be kept in memory, and for how long.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Sessions at one time; when one more comes, the one that was idle longest is forgotten.
-    pub sessions: NonZeroU32,
-    /// Sessions of one client at one time; when one more comes, that client's own one that was idle longest is forgotten.
-    pub sessions_per_client: NonZeroU32,
-    /// Pinholes at one time, all sessions together; when there are that many, an announcement is refused.
-    pub pinholes: NonZeroU32,
-    /// Pinholes of one client's sessions at one time; when there are that many, an announcement is refused.
-    pub pinholes_per_client: NonZeroU32,
-    /// Bytes of one line of the dialogue; a longer one passes unread.
-    pub line_bytes: NonZeroU32,
-    /// Bytes kept of each direction while an earlier segment is missing.
-    pub reorder_bytes: NonZeroU32,
-    /// Bytes in the buffers of all sessions together; a session that would need more gives up what is missing.
-    pub buffered_bytes: NonZeroU32,
-    /// How long a session may be silent before it is forgotten.
-    pub idle: Duration,
-}
-
-const fn at_least_one(number: u32) -> NonZeroU32 {
-    NonZeroU32::new(number).expect("a default limit is not zero")
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            sessions: const { at_least_one(65_536) },
-            sessions_per_client: const { at_least_one(4096) },
-            pinholes: const { at_least_one(16_384) },
-            pinholes_per_client: const { at_least_one(1024) },
-            line_bytes: const { at_least_one(1024) },
-            reorder_bytes: const { at_least_one(16_384) },
-            buffered_bytes: const { at_least_one(16 << 20) },
-            idle: Duration::from_secs(3600),
-        }
     }
 }
 
@@ -320,15 +241,14 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_with_a_chain() {
-        let error = |text: &str| text.parse::<Chain>().err();
-        assert_eq!(error("filter input"), Some(ChainError::NotThreeWords(2)));
-        assert_eq!(error("arp filter input"), Some(ChainError::Family));
-        assert_eq!(error("ip fil;ter input"), Some(ChainError::Name("table")));
-        assert_eq!(error("ip filter 1st"), Some(ChainError::Name("chain")));
-        assert_eq!(error(&format!("ip filter {}", "x".repeat(256))), Some(ChainError::NameTooLong("chain")));
-        assert_eq!(error("inet pinhole input"), Some(ChainError::OwnTable));
-        assert_eq!(error("ip pinhole input"), None);
+    fn what_names_no_chain_is_refused() {
+        let long = format!("ip filter {}", "x".repeat(256));
+        for text in
+            ["filter input", "arp filter input", "ip fil;ter input", "ip filter 1st", &long, "inet pinhole input"]
+        {
+            assert!(text.parse::<Chain>().is_err(), "{text}");
+        }
+        assert!("ip pinhole input".parse::<Chain>().is_ok());
     }
 
     #[test]

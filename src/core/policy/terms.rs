@@ -2,11 +2,12 @@
 //!
 //! Knows nothing of the hosts to which they apply.
 
-use std::num::NonZeroU16;
-use std::time::Duration;
+use std::fmt;
+use std::str::FromStr;
 
-use super::services;
-use super::word::words;
+use super::keys::Terms;
+use super::kinds::Listed;
+use super::word::{Word, did_you_mean, words};
 use crate::core::ftp::mode::{Mode, Modes};
 use crate::core::net::{Port, PortRange};
 
@@ -51,6 +52,29 @@ pub enum Tls {
     Range(PortRange),
 }
 
+impl fmt::Display for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pass => f.write_str("pass"),
+            Self::Deny => f.write_str("deny"),
+            Self::Range(range) => write!(f, "range {}-{}", range.first(), range.last()),
+        }
+    }
+}
+
+impl FromStr for Tls {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(' ') {
+            None if text == "pass" => Ok(Self::Pass),
+            None if text == "deny" => Ok(Self::Deny),
+            Some(("range", range)) => range.parse().map(Self::Range).map_err(str::to_owned),
+            _ => Err(format!("unknown word{}", did_you_mean(text, ["pass", "deny", "range"]))),
+        }
+    }
+}
+
 /// Ranges in order, none of which overlaps or touches another.
 fn joined(ranges: impl IntoIterator<Item = PortRange>) -> Box<[PortRange]> {
     let mut ranges: Vec<PortRange> = ranges.into_iter().collect();
@@ -90,10 +114,17 @@ impl PortSet {
     pub fn overlaps(&self, range: PortRange) -> bool {
         self.0.iter().any(|one| one.first() <= range.last() && range.first() <= one.last())
     }
+}
 
-    /// The ranges, the lowest first; no two meet.
-    pub fn as_slice(&self) -> &[PortRange] {
-        &self.0
+impl Listed for PortSet {
+    type Item = PortRange;
+
+    fn from_items(items: Vec<PortRange>) -> Option<Self> {
+        Some(Self::new(items))
+    }
+
+    fn items(&self) -> Vec<PortRange> {
+        self.0.to_vec()
     }
 }
 
@@ -144,15 +175,30 @@ impl PortRanges {
     pub fn as_slice(&self) -> &[PortRange] {
         &self.ranges
     }
+}
 
-    /// As few entries as mean the same, those named one by one included.
-    pub(super) fn entries(&self) -> Vec<PortRange> {
+impl Listed for PortRanges {
+    type Item = PortRange;
+
+    fn from_items(items: Vec<PortRange>) -> Option<Self> {
+        Self::new(items)
+    }
+
+    /// As few as mean the same, those named one by one included.
+    fn items(&self) -> Vec<PortRange> {
         let is_named = |range: &PortRange| {
             let count = usize::from(range.last().number() - range.first().number()) + 1;
             self.named.iter().filter(|port| range.contains(**port)).count() == count
         };
         let named = self.named.iter().filter_map(|&port| PortRange::new(port, port));
         self.ranges.iter().copied().filter(|range| !is_named(range)).chain(named).collect()
+    }
+
+    /// A port within a range may be named beside it, because it may be a known service's.
+    fn repeats(item: &PortRange, other: &PortRange, is_earlier: bool) -> bool {
+        let is_single = |range: &PortRange| range.first() == range.last();
+        let meet = other.first() <= item.last() && item.first() <= other.last();
+        is_earlier && meet && is_single(item) == is_single(other)
     }
 }
 
@@ -176,7 +222,7 @@ impl Verbs {
         Some(Self(verbs.into()))
     }
 
-    /// Whether a text can be a verb.
+    /// Whether a text can be the name of a command.
     pub fn is_verb(text: &str) -> bool {
         text.len() <= 8
             && text.starts_with(|c: char| c.is_ascii_uppercase())
@@ -199,35 +245,22 @@ impl Verbs {
     }
 }
 
-/// The terms on which two hosts may announce data connections.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Terms {
-    /// Whether announcements are considered at all; the defaults always do.
-    pub action: Action,
-    /// How one may announce.
-    pub modes: Modes,
-    /// Which ports may be announced.
-    pub data_ports: PortRanges,
-    /// Ports of well-known services, which may be announced only where `data_ports` names them one by one.
-    pub known_services: PortSet,
-    /// How long an expectation waits for its connection.
-    pub timeout: Duration,
-    /// How many pinholes one session may have at a time.
-    pub pinholes_per_session: NonZeroU16,
-    /// Whether another host may be announced.
-    pub third_party: ThirdParty,
-    /// Whether somebody must have logged in.
-    pub login: Login,
-    /// What happens once the session is encrypted.
-    pub tls: Tls,
-    /// Commands that are not let through to the server.
-    pub denied_commands: Verbs,
+impl Listed for Verbs {
+    type Item = Box<str>;
+
+    fn from_items(items: Vec<Box<str>>) -> Option<Self> {
+        Self::new(items.iter().map(AsRef::as_ref))
+    }
+
+    fn items(&self) -> Vec<Box<str>> {
+        self.0.to_vec()
+    }
 }
 
 impl Terms {
     /// Whether anything that a client says is held back on these terms.
     pub fn holds_back(&self) -> bool {
-        self.tls == Tls::Deny || !self.denied_commands.is_empty()
+        self.tls == Tls::Deny || !self.commands.deny.is_empty()
     }
 
     /// Whether every announcement is refused, whatever the other terms say.
@@ -237,12 +270,12 @@ impl Terms {
 
     /// Whether the command of that verb is refused.
     pub fn denies(&self, verb: &str) -> bool {
-        self.denied_commands.contains(verb)
+        self.commands.deny.contains(verb)
     }
 
     /// The command of that verb, in upper or lower case, if it is refused: as the policy writes it.
     pub fn denied(&self, verb: &str) -> Option<&str> {
-        self.denied_commands.iter().find(|denied| denied.eq_ignore_ascii_case(verb))
+        self.commands.deny.iter().find(|denied| denied.eq_ignore_ascii_case(verb))
     }
 
     /// Whether `port` may be announced. A port below 1024 may be only if [`data_ports`](Self::data_ports) has it.
@@ -256,32 +289,25 @@ impl Terms {
     }
 }
 
-/// The terms of a policy that says nothing about them.
-impl Default for Terms {
-    fn default() -> Self {
-        let unprivileged = const {
-            match (Port::new(1024), Port::new(65_535)) {
-                (Some(first), Some(last)) => (first, last),
-                _ => panic!("neither is zero"),
-            }
-        };
-        Self {
-            action: Action::Allow,
-            modes: [Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv].into_iter().collect(),
-            data_ports: PortRange::new(unprivileged.0, unprivileged.1).expect("1024 is below 65535").into(),
-            known_services: services::default_set(),
-            timeout: Duration::from_secs(60),
-            pinholes_per_session: const { NonZeroU16::new(8).expect("8 is not zero") },
-            third_party: ThirdParty::Deny,
-            login: Login::Required,
-            tls: Tls::Pass,
-            denied_commands: Verbs::default(),
-        }
+impl Listed for Modes {
+    type Item = Mode;
+
+    fn from_items(items: Vec<Mode>) -> Option<Self> {
+        Some(items.into_iter().collect())
     }
+
+    fn items(&self) -> Vec<Mode> {
+        self.iter().collect()
+    }
+}
+
+impl Word for Mode {
+    const ALL: &'static [Self] = &Self::ALL;
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::keys::Commands;
     use super::*;
 
     fn range(first: u16, last: u16) -> PortRange {
@@ -335,14 +361,15 @@ mod tests {
             &[range(5, 9), range(7, 7), range(10, 10), range(20, 20)],
         ] {
             let ports = PortRanges::new(entries.iter().copied()).expect("not empty");
-            assert!(ports.entries().len() <= entries.len(), "{entries:?}");
-            assert_eq!(PortRanges::new(ports.entries()), Some(ports));
+            assert!(ports.items().len() <= entries.len(), "{entries:?}");
+            assert_eq!(PortRanges::new(ports.items()), Some(ports));
         }
     }
 
     #[test]
     fn a_denied_command_is_denied_in_any_case() {
-        let terms = Terms { denied_commands: Verbs::new(["DELE", "RMD"]).expect("verbs"), ..Terms::default() };
+        let terms =
+            Terms { commands: Commands { deny: Verbs::new(["DELE", "RMD"]).expect("verbs") }, ..Terms::default() };
         assert!(terms.denies("DELE") && terms.denies("dele") && !terms.denies("DEL") && !terms.denies("RETR"));
         assert!(Verbs::new(["dele"]).is_none() && Verbs::new([""]).is_none() && Verbs::new(["DELETEIT9"]).is_none());
     }

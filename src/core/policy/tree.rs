@@ -51,14 +51,13 @@ const MOST_BRACKETS: usize = 8192;
 
 /// The tree of the only document in the text.
 pub(super) fn load(source: &Source<'_>) -> Result<Node, Problems> {
-    check_characters(source)?;
-    check_brackets(source)?;
-    check_anchors(source)?;
+    if let Some(problem) = check_text(source).or_else(|| check_anchors(source)) {
+        return Err(problem.into());
+    }
     let text = source.text;
     let mut documents = serde_yaml::Deserializer::from_str(text);
     let count = Cell::new(0);
-    let first = documents.next();
-    let mut root = match first.map(|document| Build { count: &count }.deserialize(document)) {
+    let mut root = match documents.next().map(|document| Build { count: &count }.deserialize(document)) {
         None => Node { value: Value::Null, span: None },
         Some(Ok(root)) => root,
         // Past an error nothing more may be asked of the library: it would go on in the middle of a document.
@@ -71,108 +70,82 @@ pub(super) fn load(source: &Source<'_>) -> Result<Node, Problems> {
         // The same events again. Should it fail after all, places are less exact and nothing else is lost.
         let _ = Locate { node: &mut root, text, seen: &seen }.deserialize(document);
     }
-    if documents.next().is_some() { Err(second_document(source, seen.get()).into()) } else { Ok(root) }
-}
-
-fn problem_at(source: &Source<'_>, at: usize, length: usize) -> Problem {
-    Problem::new(Severity::Error, source, Span { start: at, end: at + length })
-}
-
-/// Only what YAML allows, and no line ends that editors and YAML count differently.
-fn check_characters(source: &Source<'_>) -> Result<(), Problems> {
-    let allowed = |c| match c {
-        '\t' | '\n' | '\r' | ' '..='~' => true,
-        '\u{2028}' | '\u{2029}' | '\u{FEFF}' => false,
-        c => matches!(c, '\u{A0}'..='\u{D7FF}' | '\u{E000}'..='\u{FFFD}' | '\u{10000}'..),
-    };
-    match source.text.char_indices().find(|&(_, c)| !allowed(c)) {
-        None => Ok(()),
-        Some((at, c)) => Err(problem_at(source, at, c.len_utf8())
-            .message(format!("the character {} may not stand in such a file", c.escape_unicode()))
-            .expected("expected a text file in UTF-8")
-            .into()),
+    if documents.next().is_some() {
+        let mark = ["\n---", "\r---"].iter().find_map(|mark| text.get(seen.get()..)?.find(mark));
+        let (at, length) = mark.map_or((seen.get(), 1), |mark| (seen.get() + mark + 1, 3));
+        return Err(problem_at(source, at, length, "a second document begins here", "one document in the file").into());
     }
+    Ok(root)
 }
 
-fn check_brackets(source: &Source<'_>) -> Result<(), Problems> {
+fn problem_at(source: &Source<'_>, at: usize, length: usize, message: impl Into<String>, expected: &str) -> Problem {
+    Problem::new(Severity::Error, source, Span { start: at, end: at + length }, "", message, expected)
+}
+
+/// Only characters that YAML allows, no line ends that editors and YAML count differently, not too many brackets.
+fn check_text(source: &Source<'_>) -> Option<Problem> {
     let (mut open, mut all) = (0_usize, 0);
-    for (at, byte) in source.text.bytes().enumerate() {
-        match byte {
-            b'[' | b'{' => (open, all) = (open + 1, all + 1),
-            b']' | b'}' => open = open.saturating_sub(1),
-            _ => {}
+    for (at, c) in source.text.char_indices() {
+        match c {
+            '[' | '{' => (open, all) = (open + 1, all + 1),
+            ']' | '}' => open = open.saturating_sub(1),
+            '\t'
+            | '\n'
+            | '\r'
+            | ' '..='~'
+            | '\u{A0}'..='\u{2027}'
+            | '\u{202A}'..='\u{FEFE}'
+            | '\u{FF00}'..='\u{FFFD}' => {}
+            '\u{10000}'.. => {}
+            c => {
+                let message = format!("the character {} may not stand in such a file", c.escape_unicode());
+                return Some(problem_at(source, at, c.len_utf8(), message, "a text file in UTF-8"));
+            }
         }
         if open > DEEPEST {
-            return Err(problem_at(source, at, 1)
-                .message("too many brackets are open here")
-                .expected(format!("expected no more than {DEEPEST} levels of lists and mappings"))
-                .into());
+            return Some(problem_at(source, at, 1, "too many brackets are open here", TOO_DEEP));
         }
         if all > MOST_BRACKETS {
-            return Err(problem_at(source, at, 1)
-                .message("there are too many brackets")
-                .expected(format!("expected at most {MOST_BRACKETS} of [ and {{ in the whole file"))
-                .into());
+            let expected = format!("at most {MOST_BRACKETS} of [ and {{ in the whole file");
+            return Some(problem_at(source, at, 1, "there are too many brackets", &expected));
         }
     }
-    Ok(())
+    None
 }
 
 /// No anchor's name twice where an alias uses it: the library would then take one for another.
-fn check_anchors(source: &Source<'_>) -> Result<(), Problems> {
+fn check_anchors(source: &Source<'_>) -> Option<Problem> {
     let aliased: HashSet<&str> = references(source.text, '*').map(|(_, name)| name).collect();
     let mut names = HashSet::new();
-    for (at, name) in references(source.text, '&').filter(|(_, name)| aliased.contains(name)) {
-        if !names.insert(name) {
-            return Err(problem_at(source, at, name.len() + 1)
-                .message(format!("the anchor &{} is defined twice", Quoted(name)))
-                .expected("expected another name for each anchor")
-                .into());
-        }
-    }
-    Ok(())
+    let mut anchors = references(source.text, '&').filter(|(_, name)| aliased.contains(name));
+    let (at, name) = anchors.find(|(_, name)| !names.insert(*name))?;
+    let message = format!("the anchor &{} is defined twice", Quoted(name));
+    Some(problem_at(source, at, name.len() + 1, message, "another name for each anchor"))
 }
 
 /// Where a token may begin with this character, and the name behind it.
 ///
 /// A comment behind something else, or a text in quotes, counts: whether it is one, only the scanner knows.
 fn references(text: &str, sign: char) -> impl Iterator<Item = (usize, &str)> {
-    let mut start = 0;
-    text.split_inclusive(['\n', '\r']).flat_map(move |line| {
-        let line_start = start;
-        start += line.len();
-        let comment = line.trim_start().starts_with('#');
-        line.match_indices(sign).filter(move |_| !comment).filter_map(move |(at, _)| {
-            let before = line[..at].chars().next_back();
-            let begins = before.is_none_or(|c| c.is_whitespace() || "[]{},:".contains(c));
-            let rest = &line[at + 1..];
-            let name = &rest[..rest.find(|c: char| !(c.is_alphanumeric() || "_-".contains(c))).unwrap_or(rest.len())];
-            (begins && !name.is_empty()).then_some((line_start + at, name))
-        })
+    let lines = text.split_inclusive(['\n', '\r']).filter(|line| !line.trim_start().starts_with('#'));
+    lines.flat_map(move |line| line.match_indices(sign).map(move |(at, _)| (line, at))).filter_map(move |(line, at)| {
+        let before = line[..at].chars().next_back();
+        let begins = before.is_none_or(|c| c.is_whitespace() || "[]{},:".contains(c));
+        let name = line[at + 1..].split(|c: char| !(c.is_alphanumeric() || "_-".contains(c))).next()?;
+        let place = line.as_ptr() as usize - text.as_ptr() as usize + at;
+        (begins && !name.is_empty()).then_some((place, name))
     })
-}
-
-fn second_document(source: &Source<'_>, after: usize) -> Problem {
-    let rest = source.text.get(after..).unwrap_or_default();
-    let mark = ["\n---", "\r---"].iter().find_map(|mark| rest.find(mark));
-    let message =
-        if mark.is_some() { "a second document begins here" } else { "more follows where the document ended" };
-    problem_at(source, mark.map_or(after, |at| after + at + 1), if mark.is_some() { 3 } else { 1 })
-        .message(message)
-        .expected("expected one document in the file")
 }
 
 /// What the library says, and what that often means.
 fn explain(source: &Source<'_>, error: &serde_yaml::Error, count: usize) -> Problem {
     let text = source.text;
     let at = error.location().map_or(0, |location| location.index()).min(text.len());
-    let problem = problem_at(source, at, 1);
-    // The library notices by itself that aliases repeat each other, but not that they repeat something long.
     let mut message = error.to_string();
+    // The library notices by itself that aliases repeat each other, but not that they repeat something long.
     if count > MOST_VALUES || message.contains("repetition limit") {
-        return problem
-            .message("there are too many values, counting again what aliases repeat")
-            .expected(format!("expected at most {MOST_VALUES}"));
+        let message = "there are too many values, counting again what aliases repeat";
+        return problem_at(source, at, 1, message, &format!("at most {MOST_VALUES}"));
     }
     if let Some(location) = error.location() {
         let place = format!(" at line {} column {}", location.line(), location.column());
@@ -181,31 +154,28 @@ fn explain(source: &Source<'_>, error: &serde_yaml::Error, count: usize) -> Prob
     let line_start = text[..at].rfind('\n').map_or(0, |newline| newline + 1);
     let line = text[line_start..].lines().next().unwrap_or_default();
     let hint = if message.contains("recursion limit") {
-        "expected no more than 128 levels of lists and mappings"
+        TOO_DEEP
     } else if text[at..].starts_with('\t') {
-        "expected spaces: YAML does not take tabs for indentation"
+        "spaces: YAML does not take tabs for indentation"
     } else if line.contains("::") && line.contains('[') {
         IPV6_HINT
     } else if message.starts_with("mapping values are not allowed") {
-        "expected one `key: value` on a line; quote a text that holds a colon and a space"
+        "one `key: value` on a line; quote a text that holds a colon and a space"
     } else {
         ""
     };
-    problem.message(format!("not valid YAML: {}", harmless(&message, 200))).expected(hint)
+    problem_at(source, at, 1, format!("not valid YAML: {}", harmless(&message, 200)), hint)
 }
 
+const TOO_DEEP: &str = "no more than 128 levels of lists and mappings";
+
 /// What to do about addresses that YAML takes for something else.
-pub(super) const IPV6_HINT: &str =
-    "expected quotes around an IPv6 address that begins or ends with a colon, such as \"::1\"";
+pub(super) const IPV6_HINT: &str = "quotes around an IPv6 address that begins or ends with a colon, such as \"::1\"";
 
 /// Makes the tree; the places are not known yet.
 #[derive(Clone, Copy)]
 struct Build<'c> {
     count: &'c Cell<usize>,
-}
-
-const fn node(value: Value) -> Node {
-    Node { value, span: None }
 }
 
 impl<'de> DeserializeSeed<'de> for Build<'_> {
@@ -220,6 +190,15 @@ impl<'de> DeserializeSeed<'de> for Build<'_> {
     }
 }
 
+/// Methods of a visitor, each of which makes a value of something.
+macro_rules! visits {
+    ($($visit:ident($($of:ident: $type:ty)?) => $value:expr;)*) => {
+        $(fn $visit<E>(self $(, $of: $type)?) -> Result<Node, E> {
+            Ok(Node { value: $value, span: None })
+        })*
+    };
+}
+
 impl<'de> Visitor<'de> for Build<'_> {
     type Value = Node;
 
@@ -227,40 +206,16 @@ impl<'de> Visitor<'de> for Build<'_> {
         f.write_str("any value")
     }
 
-    fn visit_unit<E>(self) -> Result<Node, E> {
-        Ok(node(Value::Null))
-    }
-
-    fn visit_none<E>(self) -> Result<Node, E> {
-        Ok(node(Value::Null))
-    }
-
-    fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-        Ok(node(Value::Bool))
-    }
-
-    fn visit_i64<E>(self, number: i64) -> Result<Node, E> {
-        Ok(node(Value::Integer(number.into())))
-    }
-
-    fn visit_u64<E>(self, number: u64) -> Result<Node, E> {
-        Ok(node(Value::Integer(number.into())))
-    }
-
-    fn visit_i128<E>(self, number: i128) -> Result<Node, E> {
-        Ok(node(Value::Integer(number)))
-    }
-
-    fn visit_u128<E>(self, number: u128) -> Result<Node, E> {
-        Ok(node(Value::Integer(number.try_into().unwrap_or(i128::MAX))))
-    }
-
-    fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-        Ok(node(Value::Float))
-    }
-
-    fn visit_str<E>(self, text: &str) -> Result<Node, E> {
-        Ok(node(Value::Text(text.to_owned())))
+    visits! {
+        visit_unit() => Value::Null;
+        visit_none() => Value::Null;
+        visit_bool(_value: bool) => Value::Bool;
+        visit_i64(number: i64) => Value::Integer(number.into());
+        visit_u64(number: u64) => Value::Integer(number.into());
+        visit_i128(number: i128) => Value::Integer(number);
+        visit_u128(number: u128) => Value::Integer(number.try_into().unwrap_or(i128::MAX));
+        visit_f64(_number: f64) => Value::Float;
+        visit_str(text: &str) => Value::Text(text.to_owned());
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Node, A::Error> {
@@ -268,7 +223,7 @@ impl<'de> Visitor<'de> for Build<'_> {
         while let Some(node) = list.next_element_seed(self)? {
             nodes.push(node);
         }
-        Ok(node(Value::List(nodes)))
+        Ok(Node { value: Value::List(nodes), span: None })
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
@@ -276,13 +231,13 @@ impl<'de> Visitor<'de> for Build<'_> {
         while let Some(key) = map.next_key_seed(self)? {
             nodes.push((key, map.next_value_seed(self)?));
         }
-        Ok(node(Value::Map(nodes)))
+        Ok(Node { value: Value::Map(nodes), span: None })
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<Node, A::Error> {
-        let (IgnoredAny, contents) = tagged.variant_seed(std::marker::PhantomData::<IgnoredAny>)?;
+        let (IgnoredAny, contents) = tagged.variant::<IgnoredAny>()?;
         let IgnoredAny = contents.newtype_variant()?;
-        Ok(node(Value::Tagged))
+        Ok(Node { value: Value::Tagged, span: None })
     }
 }
 
@@ -418,14 +373,14 @@ mod tests {
         assert!(matches!(tree("a: 1\n...\n").value, Value::Map(_)));
         assert!(matches!(tree("---\na: 1\n").value, Value::Map(_)));
         assert!(matches!(tree("").value, Value::Null) && matches!(tree("# nothing\n").value, Value::Null));
-        let expected = "a second document begins here (expected one document in the file)";
+        let expected = "a second document begins here (one document in the file)";
         assert_eq!(problem("a: 1\n---\nb: 2\n"), format!("2:1: {expected}"));
         assert_eq!(problem("a: 1\n...\n# more\n---\n[}"), format!("4:1: {expected}"));
     }
 
     #[test]
     fn syntax_errors_have_a_place_and_a_hint() {
-        let tab = "(expected spaces: YAML does not take tabs for indentation)";
+        let tab = "(spaces: YAML does not take tabs for indentation)";
         assert!(problem("capture:\n\tqueue: 1\n").starts_with("2:1: not valid YAML: found character"));
         assert!(problem("capture:\n\tqueue: 1\n").ends_with(tab));
         assert!(problem("a: [::1]").starts_with("1:5: not valid YAML") && problem("a: [::1]").contains("IPv6"));
@@ -440,7 +395,7 @@ mod tests {
     fn an_anchor_is_defined_once() {
         assert_eq!(
             problem("a: &x 1\nb: &y 2\nc: &x 3\nd: *x\n"),
-            "3:4: the anchor &x is defined twice (expected another name for each anchor)"
+            "3:4: the anchor &x is defined twice (another name for each anchor)"
         );
         assert_eq!(all_found("# &x\na: &x R&D\nb: R&D & &y D\n"), ["a", "R&D", "b", "R&D & &y D"]);
         // Names that nothing refers to are as good as text, which they may be.

@@ -1,15 +1,11 @@
-//! Settings whose value is one word of a few.
-//!
-//! The parser, the printer and the test of the schema all use the lists that `words!` makes.
+//! Settings whose value is one word of a few, and suggestions for misspelt words.
 
 use std::fmt;
 
 /// A setting whose value is one of a fixed set of words.
-pub(super) trait Word: Copy + fmt::Display + 'static {
+pub(super) trait Word: Copy + PartialEq + fmt::Display + 'static {
     /// Every value, in the order in which the words are listed to people.
     const ALL: &'static [Self];
-    /// The word that stands for it in a policy.
-    fn word(self) -> &'static str;
 }
 
 /// Declares an enum of which each variant is a word of the policy.
@@ -21,49 +17,30 @@ macro_rules! words {
 
         impl $crate::core::policy::word::Word for $name {
             const ALL: &'static [Self] = &[$(Self::$variant),+];
-            fn word(self) -> &'static str {
-                match self { $(Self::$variant => $word,)+ }
-            }
         }
 
         impl std::fmt::Display for $name {
             fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-                f.write_str($crate::core::policy::word::Word::word(*self))
+                f.write_str(match self { $(Self::$variant => $word,)+ })
             }
         }
     };
 }
 pub(super) use words;
 
-/// The word of `words` that `text` was most likely meant to be, if any is near enough to say so.
-pub(super) fn nearest<'a>(text: &str, words: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+/// `; did you mean WORD?` with the one of `words` that `text` was most likely meant to be, or nothing.
+pub(super) fn did_you_mean(text: &str, words: impl IntoIterator<Item = impl fmt::Display>) -> String {
     // A long text is no misspelling of a short word, and comparing it would only take time.
     if text.len() > 64 {
-        return None;
+        return String::new();
     }
     let allowed = (text.chars().count() / 3).clamp(1, 3);
-    words
-        .into_iter()
-        .map(|word| (distance(text, word), word))
-        .filter(|&(distance, _)| distance <= allowed)
-        .min_by_key(|&(distance, _)| distance)
-        .map(|(_, word)| word)
-}
-
-/// How many letters to add, drop or change to get from one to the other, upper and lower case being alike.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().map(|c| c.to_ascii_lowercase()).collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, a) in a.chars().map(|c| c.to_ascii_lowercase()).enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, &b) in b.iter().enumerate() {
-            let changed = diagonal + usize::from(a != b);
-            diagonal = row[j + 1];
-            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    let near = words.into_iter().map(|word| word.to_string()).map(|word| {
+        let distance = strsim::levenshtein(&text.to_ascii_lowercase(), &word.to_ascii_lowercase());
+        (distance, word)
+    });
+    let nearest = near.filter(|&(distance, _)| distance <= allowed).min_by_key(|&(distance, _)| distance);
+    nearest.map(|(_, word)| format!("; did you mean {word}?")).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -71,11 +48,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_word_that_was_meant() {
-        assert_eq!(nearest("data_port", ["data_ports", "timeout"]), Some("data_ports"));
-        assert_eq!(nearest("pasv", ["PORT", "PASV"]), Some("PASV"));
-        assert_eq!(nearest("tmeout", ["data_ports", "timeout"]), Some("timeout"));
-        assert_eq!(nearest("colour", ["data_ports", "timeout"]), None);
-        assert_eq!(nearest("", ["tls"]), None);
+    fn the_nearest_word_is_suggested() {
+        assert_eq!(did_you_mean("data_port", ["data_ports", "timeout"]), "; did you mean data_ports?");
+        assert_eq!(did_you_mean("pasv", ["PORT", "PASV"]), "; did you mean PASV?");
+        assert_eq!(did_you_mean("tmeout", ["data_ports", "timeout"]), "; did you mean timeout?");
+        assert_eq!(did_you_mean("colour", ["data_ports", "timeout"]), "");
+        assert_eq!(did_you_mean("", ["tls"]), "");
     }
 }

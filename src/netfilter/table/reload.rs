@@ -11,7 +11,7 @@ use crate::core::policy::Policy;
 impl PinholeTable {
     /// Exchanges the table for another policy. After an error, the old policy stays in force.
     pub(in crate::netfilter) fn reload(&mut self, policy: &Policy) -> Result<(), TableError> {
-        if policy.capture.queues != self.policy.capture.queues {
+        if policy.capture.queues() != self.policy.capture.queues() {
             return Err(TableError::OtherQueues);
         }
         for chain in &policy.admit {

@@ -91,7 +91,7 @@ pub enum Queueing {
 impl Queueing {
     /// The rule that sends packets to the queues.
     pub(super) fn rule(self, capture: &Capture) -> Expression {
-        let (number, count) = (capture.queues.first(), capture.queues.count().get());
+        let (number, count) = (capture.queue, capture.queues().count().get());
         let bypass = matches!(capture.when_down, WhenDown::Open);
         match self {
             Self::Statement => Expression::Queue { number, count, bypass },
@@ -228,7 +228,7 @@ fn queue(capture: &Capture, queueing: Queueing) -> String {
 }
 
 fn queue_chain(name: &str, capture: &Capture, queueing: Queueing) -> String {
-    let queues = capture.queues;
+    let queues = capture.queues();
     let (first, count) = (queues.first(), queues.count().get());
     let (several, to) = match count {
         1 => (false, first.to_string()),
@@ -261,7 +261,6 @@ mod tests {
     use std::num::NonZeroU16;
 
     use super::*;
-    use crate::core::policy::Queues;
     use crate::netfilter::backend::{native, sets};
 
     const SETS: MechanismRules = sets::PROFILE.rules;
@@ -337,7 +336,7 @@ mod tests {
     fn each_processor_has_a_queue_of_its_own() {
         let mut policy = policy().on(NonZeroU16::new(2).expect("two"));
         assert!(text(&policy, Queueing::Statement, SETS).contains("\t\tqueue flags bypass,fanout to 0-1\n"));
-        policy.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        (policy.capture.queue, policy.capture.queues) = (7, NonZeroU16::new(3));
         policy.capture.when_down = WhenDown::Closed;
         assert!(text(&policy, Queueing::Statement, SETS).contains("\t\tqueue flags fanout to 7-9\n"));
     }
@@ -378,7 +377,7 @@ mod tests {
         let exchanged = crate::core::policy::parse("policy.yaml", text).expect("a good policy").policy;
         assert_eq!(fixed(&exchanged), fixed(&Policy::embedded()));
         let mut other = policy();
-        other.capture.queues = Queues::new(7, NonZeroU16::new(3).expect("three")).expect("queues");
+        (other.capture.queue, other.capture.queues) = (7, NonZeroU16::new(3));
         assert_ne!(fixed(&other), fixed(&Policy::embedded()));
     }
 }

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
-use pinhole::core::policy::{Policy, Queues, WhenDown};
+use pinhole::core::policy::{Policy, WhenDown};
 use pinhole::core::seqadj::Adjustments;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
@@ -175,7 +175,7 @@ fn without_a_reader_control_connections_pass_or_not_as_the_policy_says() {
 fn each_processor_hands_its_packets_to_a_queue_of_its_own() {
     let (client, host) = Host::pair();
     let mut policy = Policy::embedded();
-    policy.capture.queues = Queues::new(0, NonZeroU16::new(2).expect("two")).expect("queues");
+    (policy.capture.queue, policy.capture.queues) = (0, NonZeroU16::new(2));
     // Nobody reads queue 1, and without a reader nothing passes.
     policy.capture.when_down = WhenDown::Closed;
     let _sets = host.run(|| firewall::install(&policy)).expect("installed");

@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::core::policy::{ControlPorts, Policy, Queues};
+use pinhole::core::policy::{ControlPorts, Policy};
 use pinhole::core::time::Timestamp;
 use pinhole::netfilter::backend::SetupError;
 use pinhole::netfilter::netlink::{
@@ -41,7 +41,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
     host.nft(DEFAULT_DROP);
     let before = host.ruleset();
     let mut policy = guarded();
-    policy.capture.queues = Queues::new(3, NonZeroU16::new(2).expect("two")).expect("queues");
+    (policy.capture.queue, policy.capture.queues) = (3, NonZeroU16::new(2));
     policy.control_ports = ControlPorts::new([port(21), port(2121)]).expect("ports");
     let mut sets = host.run(|| firewall::install(&policy)).expect("an empty namespace");
     assert_eq!(sets.is_intact(), Ok(true));
