@@ -91,7 +91,7 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
-    let answer = control::ask(if args.json { Request::Json } else { Request::Status })?;
+    let answer = control::request(if args.json { Request::Json } else { Request::Status })?;
     match answer.strip_prefix("error: ") {
         None => super::print(&answer),
         Some(problem) => anyhow::bail!("{}", problem.trim_end()),
@@ -105,11 +105,11 @@ pub(super) fn watchdog() -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn reload() -> anyhow::Result<Outcome> {
-    let answer = control::ask(Request::Reload)?;
+    let answer = control::request(Request::Reload)?;
     match answer.strip_prefix("error: ") {
         None => super::print(&answer),
         Some(problem) => {
-            super::complain(format_args!("the policy is not loaded, the old one stays: {}", problem.trim_end()));
+            super::complain(format_args!("reload failed, the old policy stays in force: {}", problem.trim_end()));
             Ok(Outcome::BadUsage)
         }
     }

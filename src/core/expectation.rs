@@ -210,48 +210,49 @@ impl Refusal {
     /// What happened and what to do about it, for a person.
     pub const fn explanation(self) -> &'static str {
         match self {
-            Self::BadSyntax => "the address in it cannot be read",
+            Self::BadSyntax => "its address cannot be read",
             Self::ThirdParty => {
-                "it names an address that is not its own end's (set `third_party: allow` if that is meant to work)"
+                "its address is not the sender's own (correct the address that the server announces; for FXP set \
+                 `third_party: allow`)"
             }
-            Self::WrongFamily => "it names an address of the other IP version than the session's",
-            Self::PortZero => "it names port 0",
-            Self::LowPort => "it names a port below 1024 (`data_ports` would have to name it)",
-            Self::PortNotAllowed => "it names a port outside of the policy's `data_ports`",
+            Self::WrongFamily => "its address is of the other IP version than the session",
+            Self::PortZero => "its port is 0",
+            Self::LowPort => "its port is below 1024 and not named in `data_ports`",
+            Self::PortNotAllowed => {
+                "its port is not in `data_ports` (give `data_ports` and the server's passive range the same ports)"
+            }
             Self::KnownService => {
-                "it names the port of a well-known service (give the server a passive range without it, or name the \
-                 port by itself in `data_ports`)"
+                "its port belongs to a well-known service (give the server a passive range without it, or name the port \
+                 by itself in `data_ports`)"
             }
-            Self::ModeDenied => "the policy's `modes` do not have this way of announcing",
-            Self::NotAskedFor => "the client did not ask for it",
-            Self::NotLoggedIn => "nobody is logged in (set `login: optional` if the server needs no login)",
-            Self::AfterEpsvAll => "the client said EPSV ALL before",
+            Self::ModeDenied => "the policy's `modes` do not include this command",
+            Self::NotAskedFor => "the client did not send the command that this reply would answer",
+            Self::NotLoggedIn => "no user is logged in (if the server needs no login, set `login: optional`)",
+            Self::AfterEpsvAll => "the client sent EPSV ALL before",
             Self::TooMany => {
-                "there are as many pinholes as `pinholes_per_session`, `limits: pinholes` or `limits: pinholes_per_client` \
-                 allow, or the client is far ahead of the server's answers"
+                "`pinholes_per_session`, `limits: pinholes` or `limits: pinholes_per_client` is reached, or too many \
+                 commands have no reply yet"
             }
-            Self::NotFtp => "the two ends do not talk FTP",
+            Self::NotFtp => "the session is not FTP",
             Self::ByRule => "a rule of the policy denies it",
-            Self::NotOpened => "the firewall did not take it",
-            Self::NoPort => "no free port of the policy's `data_ports` was found at the outside address",
+            Self::NotOpened => "the kernel did not accept the pinhole (the line `the kernel: ...` says why)",
+            Self::NoPort => "no free port of `data_ports` was found at the outside address",
             Self::CannotRewrite => {
-                "NAT would have to write another address into it, and the kernel cannot correct the sequence numbers of \
-                 this session, or part of the line was sent on before the rest came (a new session will do)"
+                "NAT needs another address in the line, but the kernel cannot adjust the sequence numbers of this session, \
+                 or part of the line has been sent already (reconnect)"
             }
             Self::PickedUp => {
-                "its beginning was not read, so it is not known whether it is FTP (a new session will do; `pickup` in the \
-                 policy says more)"
+                "the start of the session was not read, so it may not be FTP (reconnect; see `pickup` in the policy)"
             }
             Self::Ambiguous => {
-                "the line may be read in more than one way: something before it passed unread, it ends in a bare LF or comes \
-                 behind one, or it has CR, NUL, Telnet or urgent data in it (announce it once more); or the client has had \
-                 files listed in a reply (STAT with a path), and a file's name may look like this line (a new session will \
-                 do)"
+                "the line can be read in more than one way: bytes before it passed unread, it ends in a bare LF or follows \
+                 one, or it contains CR, NUL, Telnet or urgent data (try again); or a reply to the client listed files \
+                 (STAT with a path), and a file's name may look like this line (reconnect)"
             }
             Self::SessionOver => "the session has ended",
             Self::Forged => {
-                "both ends' packets come through the same interface, behind which the routes do not have one of them: \
-                 somebody there speaks in its name"
+                "the packets of both ends come from one interface, and by the routes one of the ends is not behind it: a \
+                 host there sends in its name"
             }
         }
     }

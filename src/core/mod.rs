@@ -4,10 +4,12 @@
 //! Nothing here opens a socket or a file, reads a clock, or starts a thread or a process, and nothing here uses a
 //! module outside `core`. `tests/cli/architecture.rs` checks that.
 
+pub mod count;
 pub mod expectation;
 pub mod ftp;
 pub mod hold;
 pub mod kernel;
+pub mod metrics;
 pub mod net;
 pub mod policy;
 pub mod script;

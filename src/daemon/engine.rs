@@ -8,8 +8,9 @@ use std::time::Duration;
 use tracing::{debug, error, info, warn};
 
 use super::clock::Clock;
-use super::journal::{Journal, RateLimiter};
-use super::status::{Buffers, PinholeStatus, Status};
+use super::event_log::{EventLog, RateLimiter};
+use super::status::{Counters, DaemonCounters, Gauges, PinholeStatus, Status};
+use crate::core::count::Count;
 use crate::core::ftp::Mode;
 use crate::core::hold::{NotKept, PendingPacket, PendingPackets};
 use crate::core::net::{Flow, NotSegment, Origin, Segment, Seq};
@@ -36,31 +37,30 @@ pub(super) struct Decision {
     pub(super) mark: Option<u32>,
 }
 
-/// Sessions, the firewall, the policy and the counts.
 #[derive(Debug)]
 pub struct Engine {
     policy: Policy,
-    /// The policy's, in milliseconds, for those who may not wait for the engine.
+    /// The policy's, in milliseconds, for threads that must not wait for the engine's lock.
     hang_limit: Arc<AtomicU32>,
     tracker: Tracker,
     firewall: KernelFirewall,
     connections: ConnectionWatch,
     pending: PendingPackets<Waiting>,
-    journal: Journal,
+    log: EventLog,
     clock: Clock,
-    queue_troubles: RateLimiter,
-    firewall_troubles: RateLimiter,
-    missed_news: RateLimiter,
-    /// Why the kernel does not tell of connections any more, if it does not.
-    deaf: Option<Error>,
-    /// What was installed is gone for good: the watchers hear of that, too, and must not mend it.
+    queue_errors: RateLimiter,
+    kernel_errors: RateLimiter,
+    lost_events: RateLimiter,
+    /// The error that ended the reports of conntrack events.
+    watch_error: Option<Error>,
+    /// The table was removed on purpose: the watcher must not restore it.
     has_stopped: bool,
 }
 
 impl Engine {
     /// Installs the table and is ready for packets.
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
-        listen(&connections, &policy)?;
+        narrow_events(&connections, &policy)?;
         let firewall = KernelFirewall::install(&policy)?;
         let mut engine = Self {
             hang_limit: Arc::new(AtomicU32::new(hang_limit(&policy))),
@@ -69,30 +69,28 @@ impl Engine {
             firewall,
             connections,
             pending: PendingPackets::default(),
-            journal: Journal::default(),
+            log: EventLog::default(),
             clock: Clock::start(),
-            queue_troubles: RateLimiter::default(),
-            firewall_troubles: RateLimiter::default(),
-            missed_news: RateLimiter::default(),
-            deaf: None,
+            queue_errors: RateLimiter::default(),
+            kernel_errors: RateLimiter::default(),
+            lost_events: RateLimiter::default(),
+            watch_error: None,
             has_stopped: false,
         };
         engine.adopt()?;
         Ok(engine)
     }
 
-    /// Takes over what an earlier run left in the kernel.
+    /// Adopts what an earlier run left in the kernel.
     fn adopt(&mut self) -> Result<(), SetupError> {
         let existing = self.firewall.existing_state(self.clock.now())?;
         let (tracker, mut world) = self.tracker();
         let adoption = tracker.adopt(existing, &mut world);
         if !adoption.is_nothing() {
-            self.journal.counters.adopted += adoption.pinholes as u64;
+            self.log.counters.daemon.adopted += adoption.pinholes as u64;
             let RestoreSummary { pinholes, port_ranges, closed } = adoption;
-            info!(
-                "adopted {pinholes} pinholes and {port_ranges} port ranges of an earlier run; closed {closed} whose \
-                 sessions had ended"
-            );
+            let (pinholes, ranges) = (Count(pinholes, "pinhole"), Count(port_ranges, "port range"));
+            info!("adopted {pinholes} and {ranges} of an earlier run; closed {closed}: the session had ended");
         }
         Ok(())
     }
@@ -112,8 +110,8 @@ impl Engine {
         self.firewall.profile().has_helper
     }
 
-    /// What was found on this kernel and chosen, a line each.
-    pub(super) fn introduction(&self) -> Vec<String> {
+    /// The settings in use, a line each.
+    pub(super) fn startup_lines(&self) -> Vec<String> {
         let ports: Vec<_> = self.policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
         let queueing = self.firewall.queueing();
         let when_down = match self.policy.capture.when_down {
@@ -141,7 +139,7 @@ impl Engine {
     /// A packet whose verdict is `Later` has to be kept before another packet is handled: otherwise the missing segment
     /// could pass in between.
     pub(super) fn packet(&mut self, packet: &Waiting, segment: &Result<Segment<'_>, NotSegment>) -> Decision {
-        self.journal.counters.packets += 1;
+        self.log.counters.events.packets += 1;
         self.decide(packet, segment, OnGap::Wait)
     }
 
@@ -153,7 +151,7 @@ impl Engine {
         let client = self.tracker.client_of(&flow).unwrap_or_else(|| ClientKey::of(flow.source.address));
         let (packet, why) = self.pending.keep(PendingPacket::new(packet, place, client, self.clock.now())).err()?;
         if why == NotKept::Full {
-            self.journal.counters.not_kept += 1;
+            self.log.counters.daemon.not_kept += 1;
         }
         Some(self.decide_again(packet, OnGap::Continue))
     }
@@ -191,21 +189,21 @@ impl Engine {
     fn decide(&mut self, packet: &Waiting, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
         // The kernel reported a data connection before its ends could continue the dialogue: a pinhole that was used by
         // now counts to no limit, and is not taken for the one that this packet announces.
-        self.hear_of_connections(MOST_BEFORE_PACKET);
+        self.read_conntrack_events(MOST_BEFORE_PACKET);
         let mut decision = Decision { verdict: Verdict::Accept, mark: None };
         match segment {
             Ok(segment) => decision = self.segment(packet, segment, on_gap),
             Err(NotSegment::BadChecksum) => {
-                self.journal.counters.damaged += 1;
+                self.log.counters.events.damaged += 1;
                 decision.verdict = Verdict::Drop;
             }
-            Err(NotSegment::Fragment) => self.journal.counters.fragments += 1,
-            Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.journal.counters.damaged += 1,
+            Err(NotSegment::Fragment) => self.log.counters.events.fragments += 1,
+            Err(NotSegment::NotIp | NotSegment::NotTcp | NotSegment::BadTcp) => self.log.counters.events.damaged += 1,
         }
         if self.firewall.lacks_pinholes() {
             self.restore();
         }
-        self.tell_troubles();
+        self.log_kernel_errors();
         decision
     }
 
@@ -227,101 +225,98 @@ impl Engine {
         Decision { verdict, mark: is_synced.map(|synced| bits.of_packet(packet.mark(), synced)) }
     }
 
-    /// Some time has gone by without anything else to do.
+    /// Expires what is due, and reports suppressed log lines. Called at least every few seconds.
     pub(super) fn pass_time(&mut self) {
         let (tracker, mut world) = self.tracker();
         tracker.advance(&mut world);
-        self.journal.say_omitted(self.clock.now());
-        self.tell_troubles();
+        self.log.report_suppressed(self.clock.now());
+        self.log_kernel_errors();
     }
 
-    /// Takes what the kernel has told of connections while no packet came, and tidies up behind those that were admitted.
+    /// Handles conntrack events while no packet comes, and removes used pinholes from the kernel.
     pub(super) fn catch_up(&mut self) {
-        self.hear_of_connections(MOST_AT_ONCE);
+        self.read_conntrack_events(MOST_AT_ONCE);
         self.firewall.sweep();
-        self.tell_troubles();
+        self.log_kernel_errors();
     }
 
-    /// Why the kernel does not tell of connections any more, if it does not: then nobody learns which pinholes were used.
-    pub(super) fn take_deafness(&mut self) -> Option<Error> {
-        self.deaf.take()
+    /// The error that ended the reports of conntrack events: without them, used pinholes are not noticed.
+    pub(super) fn take_watch_error(&mut self) -> Option<Error> {
+        self.watch_error.take()
     }
 
-    /// Handles what the kernel has told of connections, up to a bound: it may tell of more all the time.
-    fn hear_of_connections(&mut self, most: usize) {
-        repeat(most, || self.hear_of_connection());
+    /// Handles the conntrack events that have arrived, up to a bound: more may come all the time.
+    fn read_conntrack_events(&mut self, most: usize) {
+        repeat(most, || self.read_conntrack_event());
     }
 
-    /// Handles the next change of a connection. Returns whether there may be another one.
-    fn hear_of_connection(&mut self) -> bool {
+    /// Handles the next conntrack event. Returns whether there may be another one.
+    fn read_conntrack_event(&mut self) -> bool {
         match self.connections.next(Duration::ZERO) {
             Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
             Ok(Heard::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
             Ok(Heard::Missed) => {
-                if let Some(times) = self.missed_news.worth_telling(self.clock.now()) {
+                if let Some(times) = self.lost_events.admit(self.clock.now()) {
                     warn!(
-                        "missed some news of connections ({times} times since the last such line): counts of used \
-                         pinholes may be too low"
+                        "lost conntrack events ({times} times since the last such line): the counter `used` may be too low"
                     );
                 }
             }
             Ok(Heard::Nothing) => return false,
-            // Whoever watches ends the program, and the next one listens anew.
+            // The thread that watches connections ends the program; the next run opens a new socket.
             Err(error) => {
-                self.deaf = Some(error);
+                self.watch_error = Some(error);
                 return false;
             }
         }
         true
     }
 
-    /// A connection began that was not seen in the queue: a data connection, if it carries our mark or was expected. (An
-    /// expected one has no mark where somebody had just flushed the rule that gives it.)
+    /// A new connection is a data connection if it has Pinhole's mark or was expected. (An expected one has no mark if
+    /// another program has just flushed the rule that sets it.)
     fn connection_began(&mut self, entry: &Entry) {
         let is_marked = entry.mark & self.policy.mark.bits() == self.policy.mark.bits();
         if !is_marked && !entry.is_expected() {
             return;
         }
         let flow = entry.connection.original;
-        // SessionEvent of a connection is heard before the packet that announces the next one to the same port, so it is not
-        // that one which was used.
+        // The event of a connection precedes the packet that announces the next one to the same port, so the pinhole that
+        // was used is the earlier one.
         self.firewall.used(&flow);
         let (tracker, mut world) = self.tracker();
         let session = tracker.admitted(&flow, &mut world);
-        // What is only expected, and not here, is some other helper's.
+        // An unmarked connection that no pinhole here expected belongs to another helper.
         if session.is_none() && is_marked {
-            self.journal.counters.used += 1;
-            debug!("used {flow}: announced before this program began");
+            self.log.counters.events.used += 1;
+            debug!("used {flow}; announced before the daemon started");
         }
     }
 
-    /// The kernel has forgotten a connection.
     fn connection_ended(&mut self, entry: &Entry) {
         let flow = entry.connection.original;
         let (tracker, mut world) = self.tracker();
         tracker.forgotten(&flow, &mut world);
     }
 
-    /// Somebody changed the ruleset.
     pub(super) fn ruleset_changed(&mut self, change: &TableChange) {
         if self.firewall.concerns(change) {
             self.restore();
         }
     }
 
-    /// Puts back whatever is missing of what was installed.
+    /// Restores whatever is missing of what was installed.
     pub(super) fn restore(&mut self) {
         if self.has_stopped {
             return;
         }
-        // What was used is not restored.
-        self.hear_of_connections(MOST_AT_ONCE);
+        // Used pinholes must not be restored.
+        self.read_conntrack_events(MOST_AT_ONCE);
         let now = self.clock.now();
         let pinholes = self.tracker.pinholes().map(|(.., expectation)| expectation);
         match self.firewall.restore(now, pinholes) {
             Ok(restored) if restored.is_nothing() => {}
             Ok(restored) => {
-                self.journal.counters.restored += 1;
+                self.log.counters.daemon.restored += 1;
                 if restored.table {
                     self.firewall.forget_synced(self.tracker.live().map(|(_, connection, _)| connection));
                 }
@@ -329,14 +324,14 @@ impl Engine {
                     self.firewall.set_tcp_be_liberal(self.tracker.live().map(|(_, connection, _)| connection));
                 }
                 info!(
-                    "restored {}, {} pinholes, {} accept rules after another program changed the ruleset",
-                    if restored.table { "the table inet pinhole" } else { "no table" },
-                    restored.elements,
-                    restored.admitted.len()
+                    "restored {}{} and {} after another program changed the ruleset",
+                    if restored.table { "the table inet pinhole, " } else { "" },
+                    Count(restored.elements, "pinhole"),
+                    Count(restored.admitted.len(), "accept rule"),
                 );
                 for chain in restored.without_chain {
                     warn!(
-                        "the chain {chain}, which the policy names in `admit`, is gone: nothing lets pinholes in there"
+                        "chain {chain}, which the policy names in `admit`, is gone: nothing accepts data connections there"
                     );
                 }
             }
@@ -344,14 +339,14 @@ impl Engine {
         }
     }
 
-    /// Follows another policy from now on. After an error the old one holds.
+    /// Puts another policy in force. After an error the old one stays in force.
     pub(super) fn reload(&mut self, policy: Policy) -> Result<(), SetupError> {
         self.firewall.reload(&policy)?;
         self.hang_limit.store(hang_limit(&policy), Ordering::Relaxed);
         self.policy = policy;
         let (tracker, mut world) = self.tracker();
         tracker.follow(&mut world);
-        listen(&self.connections, &self.policy)?;
+        narrow_events(&self.connections, &self.policy)?;
         Ok(())
     }
 
@@ -364,17 +359,16 @@ impl Engine {
         Ok(())
     }
 
-    /// The queue did not take or give a packet.
+    /// A packet could not be read from the queue, or its verdict not be sent.
     pub(super) fn queue_trouble(&mut self, error: &io::Error) {
-        self.journal.counters.queue_troubles += 1;
-        if let Some(times) = self.queue_troubles.worth_telling(self.clock.now()) {
+        self.log.counters.daemon.queue_errors += 1;
+        if let Some(times) = self.queue_errors.admit(self.clock.now()) {
             warn!(
-                "the queue of packets: {error} ({times} times since the last such line); nothing opens for what passed"
+                "packet queue: {error} ({times} times since the last such line); announcements in lost packets open nothing"
             );
         }
     }
 
-    /// How things stand.
     pub(super) fn status(&mut self) -> Status {
         self.catch_up();
         let now = self.clock.now();
@@ -386,43 +380,48 @@ impl Engine {
             delivered_to: expectation.mapping.to.map(|to| to.to_string()),
             leaves_from: expectation.mapping.from.map(|from| from.to_string()),
             age: now.since(expectation.since).as_secs_f64(),
-            remaining: expectation.expires().since(now).as_secs_f64(),
+            expires_in: expectation.expires().since(now).as_secs_f64(),
         });
-        let pinholes = pinholes.collect();
-        let in_kernel = match self.firewall.pinholes() {
-            Ok(pinholes) => Some(pinholes.len()),
+        let pinholes: Vec<PinholeStatus> = pinholes.collect();
+        let kernel_pinholes = match self.firewall.pinholes() {
+            Ok(pinholes) => Some(pinholes.len() as u64),
             Err(error) => {
-                warn!("cannot list the pinholes of the kernel: {error}");
+                warn!("cannot list the kernel's pinholes: {error}");
                 None
             }
         };
+        let Counters { events, daemon } = self.log.counters.clone();
+        let daemon = DaemonCounters { buffer_overflows: self.tracker.buffer_refusals(), ..daemon };
         Status {
-            sessions: self.tracker.live().count(),
-            pinholes,
-            in_kernel,
             mechanism: self.firewall.profile().mechanism.to_string(),
-            because: self.firewall.because().to_owned(),
-            queueing: match self.firewall.queueing() {
+            mechanism_reason: self.firewall.because().to_owned(),
+            queued_by: match self.firewall.queueing() {
                 Queueing::Statement => "nft_queue",
                 Queueing::CompatTarget => "nft_compat",
             },
-            buffers: Buffers { bytes: self.tracker.buffered_bytes(), refusals: self.tracker.buffer_refusals() },
-            counters: self.journal.counters.clone(),
+            gauges: Gauges {
+                sessions: self.tracker.live().count() as u64,
+                open_pinholes: pinholes.len() as u64,
+                kernel_pinholes,
+                buffered_bytes: self.tracker.buffered_bytes() as u64,
+            },
+            pinholes,
+            counters: Counters { events, daemon },
         }
     }
 
     /// The tracker, with the world that it needs.
-    fn tracker(&mut self) -> (&mut Tracker, World<'_, KernelFirewall, Journal>) {
-        let Self { policy, tracker, firewall, journal, clock, .. } = self;
-        (tracker, World { now: clock.now(), policy, firewall, observer: journal })
+    fn tracker(&mut self) -> (&mut Tracker, World<'_, KernelFirewall, EventLog>) {
+        let Self { policy, tracker, firewall, log, clock, .. } = self;
+        (tracker, World { now: clock.now(), policy, firewall, observer: log })
     }
 
-    /// Says at most once a second that the kernel refused something.
-    fn tell_troubles(&mut self) {
+    /// Counts the requests that the kernel refused, and logs the latest one, at most once a second.
+    fn log_kernel_errors(&mut self) {
         let refused = self.firewall.take_refused();
         let Some(latest) = refused.latest else { return };
-        self.journal.counters.kernel_troubles += refused.count;
-        match self.firewall_troubles.worth_telling(self.clock.now()) {
+        self.log.counters.daemon.kernel_errors += refused.count;
+        match self.kernel_errors.admit(self.clock.now()) {
             Some(times) => warn!("the kernel: {latest} ({times} times since the last such line)"),
             None => debug!("the kernel: {latest}"),
         }
@@ -433,8 +432,8 @@ fn hang_limit(policy: &Policy) -> u32 {
     u32::try_from(policy.capture.watchdog.as_millis()).unwrap_or(u32::MAX)
 }
 
-/// Hears of data connections that were admitted, and of control connections that ended, and of no others.
-fn listen(connections: &ConnectionWatch, policy: &Policy) -> Result<(), Error> {
+/// Limits the conntrack events to new data connections and ended control connections.
+fn narrow_events(connections: &ConnectionWatch, policy: &Policy) -> Result<(), Error> {
     connections.narrow(policy.mark.bits(), policy.control_ports.as_slice())
 }
 

@@ -11,13 +11,11 @@ use hashbrown::HashMap;
 use crate::core::time::Timestamp;
 use crate::core::tracker::ClientKey;
 
-/// The time for which lines are counted together.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// How many clients are told apart. Beyond them, new ones share one share.
-const MOST_CLIENTS: usize = 1024;
+/// How many clients have a share of their own. All further ones have one share together.
+const MAX_CLIENTS: usize = 1024;
 
-/// What a line says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum LineKind {
     NotFtp,
@@ -42,21 +40,25 @@ impl LineKind {
         Self::Closed,
     ];
 
-    /// How many such lines one client may cause a second, and all together.
-    const fn most(self) -> (u32, u32) {
+    /// Lines a second: of one client, of all clients.
+    const fn limits(self) -> (u32, u32) {
         match self {
             Self::NotFtp | Self::Refused | Self::Denied | Self::Encrypted => (1, 50),
             Self::Opened | Self::Used | Self::Expired | Self::Closed => (200, 2000),
         }
     }
 
-    /// What such a line says, for people.
+    pub(super) const fn is_warning(self) -> bool {
+        matches!(self, Self::NotFtp | Self::Refused | Self::Denied)
+    }
+
+    /// The first word of such a line.
     pub(super) const fn name(self) -> &'static str {
         match self {
-            Self::NotFtp => "does not talk FTP",
+            Self::NotFtp => "not FTP",
             Self::Refused => "refused",
-            Self::Denied => "the policy denies",
-            Self::Encrypted => "is encrypted",
+            Self::Denied => "denied",
+            Self::Encrypted => "encrypted",
             Self::Opened => "opened",
             Self::Used => "used",
             Self::Expired => "expired",
@@ -65,34 +67,31 @@ impl LineKind {
     }
 }
 
-/// Lines of one second.
 #[derive(Debug, Default)]
 struct Window {
     since: Timestamp,
-    said: u32,
-    /// Left out since the last line that was said.
-    omitted: u64,
+    written: u32,
+    /// Lines since the last one that was written.
+    suppressed: u64,
 }
 
 impl Window {
     fn begin(&mut self, now: Timestamp) {
         if now.since(self.since) >= WINDOW {
             self.since = now;
-            self.said = 0;
+            self.written = 0;
         }
     }
 }
 
-/// Lines that were left out and not told of yet.
+/// Suppressed lines of one kind that no line has reported.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Omitted {
-    /// How many.
+pub(super) struct Suppressed {
     pub(super) lines: u64,
-    /// Of how many clients; those beyond the ones that are told apart count as one.
+    /// Those without a share of their own count as one.
     pub(super) clients: u64,
 }
 
-/// Decides which lines are said.
 #[derive(Debug, Default)]
 pub(super) struct LogLimit {
     clients: HashMap<(LineKind, Option<ClientKey>), Window, RandomState>,
@@ -101,42 +100,41 @@ pub(super) struct LogLimit {
 }
 
 impl LogLimit {
-    /// Whether a line may be said that this client has caused; then, how many such lines of its were left out before.
+    /// If a line that this client has caused may be written: how many such lines were suppressed before it.
     pub(super) fn admit(&mut self, kind: LineKind, client: Option<ClientKey>, now: Timestamp) -> Option<u64> {
         let is_known = self.clients.contains_key(&(kind, client));
-        let client = client.filter(|_| is_known || self.clients.len() < MOST_CLIENTS * LineKind::ALL.len());
+        let client = client.filter(|_| is_known || self.clients.len() < MAX_CLIENTS * LineKind::ALL.len());
         let own = self.clients.entry((kind, client)).or_default();
         let all = &mut self.all[kind as usize];
         own.begin(now);
         all.begin(now);
-        let (most_own, most) = kind.most();
-        if own.said >= most_own || all.said >= most {
-            own.omitted += 1;
+        let (max_own, max_all) = kind.limits();
+        if own.written >= max_own || all.written >= max_all {
+            own.suppressed += 1;
             return None;
         }
-        own.said += 1;
-        all.said += 1;
-        Some(std::mem::take(&mut own.omitted))
+        own.written += 1;
+        all.written += 1;
+        Some(std::mem::take(&mut own.suppressed))
     }
 
-    /// What was left out and is not followed by a line that would say so; and forgets clients that are quiet. Worth asking
-    /// once a second.
-    pub(super) fn sweep(&mut self, now: Timestamp) -> Vec<(LineKind, Omitted)> {
+    /// Forgets clients that are quiet, and returns their unreported lines. At most once a second; else does nothing.
+    pub(super) fn sweep(&mut self, now: Timestamp) -> Vec<(LineKind, Suppressed)> {
         if now.since(self.swept) < WINDOW {
             return Vec::new();
         }
         self.swept = now;
-        let mut omitted = [Omitted::default(); LineKind::ALL.len()];
+        let mut suppressed = [Suppressed::default(); LineKind::ALL.len()];
         self.clients.retain(|(kind, _), window| {
             if now.since(window.since) < WINDOW {
                 return true;
             }
-            let of_kind = &mut omitted[*kind as usize];
-            of_kind.lines += window.omitted;
-            of_kind.clients += u64::from(window.omitted > 0);
+            let of_kind = &mut suppressed[*kind as usize];
+            of_kind.lines += window.suppressed;
+            of_kind.clients += u64::from(window.suppressed > 0);
             false
         });
-        LineKind::ALL.into_iter().zip(omitted).filter(|(_, omitted)| omitted.lines > 0).collect()
+        LineKind::ALL.into_iter().zip(suppressed).filter(|(_, suppressed)| suppressed.lines > 0).collect()
     }
 }
 
@@ -153,8 +151,8 @@ mod tests {
     #[test]
     fn flood_from_one_client_hides_no_other_clients_line() {
         let mut limit = LogLimit::default();
-        let said = (0..20_000).filter(|_| limit.admit(LineKind::NotFtp, client(1), START).is_some()).count();
-        assert_eq!(said, 1);
+        let written = (0..20_000).filter(|_| limit.admit(LineKind::NotFtp, client(1), START).is_some()).count();
+        assert_eq!(written, 1);
         assert_eq!(limit.admit(LineKind::NotFtp, client(2), START), Some(0));
         assert_eq!(limit.admit(LineKind::Refused, client(1), START), Some(0), "a line of another kind");
         assert_eq!(limit.admit(LineKind::NotFtp, client(1), START + WINDOW), Some(19_999));
@@ -163,30 +161,30 @@ mod tests {
     #[test]
     fn flood_from_many_clients_is_bounded_and_so_is_its_memory() {
         let mut limit = LogLimit::default();
-        let said = (0..100_000).filter(|&n| limit.admit(LineKind::NotFtp, client(n), START).is_some()).count();
-        assert_eq!(said, 50);
-        assert!(limit.clients.len() <= MOST_CLIENTS * LineKind::ALL.len() + LineKind::ALL.len());
-        let omitted = limit.sweep(START + WINDOW);
-        assert_eq!(omitted.len(), 1);
-        assert_eq!((omitted[0].0, omitted[0].1.lines), (LineKind::NotFtp, 99_950));
+        let written = (0..100_000).filter(|&n| limit.admit(LineKind::NotFtp, client(n), START).is_some()).count();
+        assert_eq!(written, 50);
+        assert!(limit.clients.len() <= MAX_CLIENTS * LineKind::ALL.len() + LineKind::ALL.len());
+        let suppressed = limit.sweep(START + WINDOW);
+        assert_eq!(suppressed.len(), 1);
+        assert_eq!((suppressed[0].0, suppressed[0].1.lines), (LineKind::NotFtp, 99_950));
         assert!(limit.clients.is_empty());
     }
 
     #[test]
-    fn omitted_lines_are_told_of_once_without_a_line_behind_them() {
+    fn suppressed_lines_are_reported_once_where_no_line_follows() {
         let mut limit = LogLimit::default();
         for _ in 0..10 {
             limit.admit(LineKind::Refused, client(1), START);
         }
         assert_eq!(limit.sweep(START + WINDOW / 2), []);
-        assert_eq!(limit.sweep(START + WINDOW * 2), [(LineKind::Refused, Omitted { lines: 9, clients: 1 })]);
+        assert_eq!(limit.sweep(START + WINDOW * 2), [(LineKind::Refused, Suppressed { lines: 9, clients: 1 })]);
         assert_eq!(limit.sweep(START + WINDOW * 4), []);
     }
 
     #[test]
-    fn a_busy_servers_transfers_are_said() {
+    fn lines_about_a_busy_servers_transfers_are_written() {
         let mut limit = LogLimit::default();
-        let said = (0..500).filter(|_| limit.admit(LineKind::Opened, client(1), START).is_some()).count();
-        assert_eq!(said, 200);
+        let written = (0..500).filter(|_| limit.admit(LineKind::Opened, client(1), START).is_some()).count();
+        assert_eq!(written, 200);
     }
 }

@@ -1,162 +1,193 @@
 //! The status that `pinhole status` shows.
 
-use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// What was counted since the start.
+use crate::core::count::Count;
+use crate::core::metrics::{EventCounters, Metric, Value, metrics};
+
+metrics! {
+    Counter
+    /// What only the daemon counts.
+    pub struct DaemonCounters {
+        /// pinholes of an earlier run that this one adopted at its start
+        pub adopted: u64,
+        /// times the table or an accept rule was restored after another program changed the ruleset
+        pub restored: u64,
+        /// times a session gave up bytes, because `limits: buffered_bytes` or its client's share was used up
+        pub buffer_overflows: u64,
+        /// packets that were not kept until the missing segment in front of them came, because too many were kept already
+        pub not_kept: u64,
+        /// errors of the packet queues
+        pub queue_errors: u64,
+        /// requests that the kernel refused
+        pub kernel_errors: u64,
+    }
+}
+
+metrics! {
+    Gauge
+    /// The present state, in numbers.
+    pub struct Gauges {
+        /// control connections that are followed now
+        pub sessions: u64,
+        /// pinholes that are open now, as far as the daemon knows
+        pub open_pinholes: u64,
+        /// pinholes in the kernel; a used one counts for a moment longer
+        pub kernel_pinholes: Option<u64>,
+        /// bytes that are kept now, because they are out of order or their line is not complete
+        pub buffered_bytes: u64,
+    }
+}
+
+/// All counts since the start.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Counters {
-    /// Packets taken out of the queue.
-    pub packets: u64,
-    /// Sessions that began or were picked up.
-    pub sessions: u64,
-    /// Pinholes opened.
-    pub opened: u64,
-    /// Pinholes adopted from an earlier run.
-    pub adopted: u64,
-    /// Pinholes used.
-    pub used: u64,
-    /// Pinholes that nobody used in time.
-    pub expired: u64,
-    /// Pinholes closed before they were used.
-    pub closed: u64,
-    /// Announcements refused, by reason.
-    pub refused: BTreeMap<&'static str, u64>,
-    /// Sessions that were forgotten to make room, by reason.
-    pub evicted: BTreeMap<&'static str, u64>,
-    /// Sessions that became encrypted.
-    pub encrypted: u64,
-    /// Port ranges opened for encrypted sessions.
-    pub ranges: u64,
-    /// Connections to a control port that do not talk FTP.
-    pub not_ftp: u64,
-    /// Fragments, passed unread.
-    pub fragments: u64,
-    /// Packets with headers that make no sense, passed unread.
-    pub damaged: u64,
-    /// Copies that differ, segments out of reach, losses.
-    pub anomalies: u64,
-    /// Packets that were not kept until the missing segment in front of them came, because too many were kept already.
-    pub not_kept: u64,
-    /// How often the ruleset was restored.
-    pub restored: u64,
-    /// Errors of the queue.
-    pub queue_troubles: u64,
-    /// Things that the kernel refused.
-    pub kernel_troubles: u64,
+    #[serde(flatten)]
+    pub events: EventCounters,
+    #[serde(flatten)]
+    pub daemon: DaemonCounters,
 }
 
-/// A pinhole that stands.
+impl Counters {
+    /// Each counter with its value.
+    pub fn values(&self) -> impl Iterator<Item = (&'static Metric, Value<'_>)> {
+        self.events.values().chain(self.daemon.values())
+    }
+}
+
+/// An open pinhole.
 #[derive(Clone, Debug, Serialize)]
 pub struct PinholeStatus {
-    /// The session that announced it; none if that was before this program began.
+    /// None for an adopted pinhole, as is `announced_by`.
     pub session: Option<u64>,
-    /// How, where that is known.
     pub announced_by: Option<&'static str>,
-    /// Who may connect.
     pub from: String,
-    /// Where to.
     pub to: String,
-    /// Where it is delivered instead, behind NAT.
+    /// The destination after DNAT.
     pub delivered_to: Option<String>,
-    /// The address that it leaves with instead, behind NAT.
+    /// The source after SNAT.
     pub leaves_from: Option<String>,
-    /// Seconds since it was opened.
+    /// In seconds.
     pub age: f64,
-    /// Seconds until it expires.
-    pub remaining: f64,
+    /// In seconds.
+    pub expires_in: f64,
 }
 
-/// The buffers of all sessions.
-#[derive(Clone, Copy, Debug, Serialize)]
-pub struct Buffers {
-    /// What they hold now: bytes out of order, and lines without their end.
-    pub bytes: usize,
-    /// How often a session gave up bytes, because the buffers of all, or those of its client, were full.
-    pub refusals: u64,
-}
-
-/// How things stand.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
-    /// Sessions that live.
-    pub sessions: usize,
-    /// Pinholes that stand, as far as this program knows.
-    pub pinholes: Vec<PinholeStatus>,
-    /// Pinholes in the kernel; used ones are told of late.
-    pub in_kernel: Option<usize>,
-    /// The mechanism.
     pub mechanism: String,
-    /// Why that one.
-    pub because: String,
-    /// What hands packets to this program.
-    pub queueing: &'static str,
-    /// The buffers of all sessions.
-    pub buffers: Buffers,
-    /// What was counted.
+    pub mechanism_reason: String,
+    /// `nft_queue` or `nft_compat`.
+    pub queued_by: &'static str,
+    #[serde(flatten)]
+    pub gauges: Gauges,
+    pub pinholes: Vec<PinholeStatus>,
     pub counters: Counters,
 }
 
-/// What a client of the control socket may ask.
+/// A request to the control socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Request {
-    /// How do things stand?
     Status,
-    /// As JSON.
+    /// The status as JSON.
     Json,
-    /// Read the policy anew.
     Reload,
 }
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { sessions, pinholes, in_kernel, mechanism, because, queueing, buffers, counters } = self;
-        writeln!(f, "{sessions} sessions, {} pinholes; mechanism {mechanism}, queued by {queueing}", pinholes.len())?;
-        writeln!(f, "mechanism {mechanism}, {because}")?;
-        if let Some(in_kernel) = in_kernel
-            && *in_kernel != pinholes.len()
-        {
-            writeln!(f, "in the kernel stand {in_kernel} pinholes: of used ones this program is told a little later")?;
+        let Self { mechanism, mechanism_reason, queued_by, gauges, pinholes, counters } = self;
+        let Gauges { sessions, open_pinholes, kernel_pinholes, buffered_bytes } = *gauges;
+        let (sessions, open) = (Count(sessions, "session"), Count(open_pinholes, "pinhole"));
+        writeln!(f, "{sessions}, {open}, {}", Count(buffered_bytes, "buffered byte"))?;
+        writeln!(f, "mechanism {mechanism}, {mechanism_reason}")?;
+        writeln!(f, "packets queued by {queued_by}")?;
+        for pinhole in pinholes {
+            writeln!(f, "  {pinhole}")?;
         }
-        for PinholeStatus { session, announced_by, from, to, delivered_to, leaves_from, age, remaining } in pinholes {
-            write!(f, "  {from} -> {to}  ")?;
-            if let Some(to) = delivered_to {
-                write!(f, "delivered to {to}  ")?;
+        match kernel_pinholes {
+            None => writeln!(f, "the kernel's pinholes could not be listed; the log says why")?,
+            Some(listed) if listed != open_pinholes => {
+                writeln!(f, "the kernel lists {}; a used one is removed a moment later", Count(listed, "pinhole"))?;
             }
-            if let Some(from) = leaves_from {
-                write!(f, "leaves from {from}  ")?;
-            }
-            match (announced_by, session) {
-                (Some(by), Some(session)) => write!(f, "{by}, session {session}")?,
-                _ => f.write_str("announced before the start")?,
-            }
-            writeln!(f, ", {age:.1} s old, {remaining:.1} s left")?;
+            Some(_) => {}
         }
-        let Counters { packets, sessions, opened, adopted, used, expired, closed, refused, encrypted, .. } = counters;
-        writeln!(f, "since the start: {packets} packets, {sessions} sessions, {encrypted} of them encrypted")?;
-        write!(f, "  pinholes: {opened} opened, {used} used, {expired} expired, {closed} closed, {adopted} adopted")?;
-        for (reason, count) in refused {
-            write!(f, "\n  refused, {reason}: {count}")?;
+        writeln!(f, "since the start:")?;
+        let width = counters.values().map(|(metric, _)| metric.name.len()).max().unwrap_or(0);
+        counters.values().try_for_each(|(metric, value)| writeln!(f, "  {:width$}  {value}", metric.name))
+    }
+}
+
+impl fmt::Display for PinholeStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { session, announced_by, from, to, delivered_to, leaves_from, age, expires_in } = self;
+        write!(f, "{from} -> {to}")?;
+        if let Some(to) = delivered_to {
+            write!(f, ", delivered to {to}")?;
         }
-        for (reason, count) in &counters.evicted {
-            write!(f, "\n  sessions {reason}: {count}")?;
+        if let Some(from) = leaves_from {
+            write!(f, ", leaves from {from}")?;
         }
-        if buffers.refusals > 0 {
-            let Buffers { bytes, refusals } = buffers;
-            write!(f, "\n  buffers: {bytes} bytes; {refusals} times a session gave up bytes because they were full")?;
+        match (announced_by, session) {
+            (Some(by), Some(session)) => write!(f, ", announced by {by} in session {session}")?,
+            _ => f.write_str(", adopted")?,
         }
-        if counters.not_kept > 0 {
-            write!(f, "\n  not kept until a missing segment came: {} packets", counters.not_kept)?;
+        write!(f, ", {age:.1} s old, expires in {expires_in:.1} s")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(open_pinholes: u64) -> Status {
+        let pinhole = PinholeStatus {
+            session: Some(1),
+            announced_by: Some("227"),
+            from: "10.0.0.1".to_owned(),
+            to: "10.0.0.2:50000".to_owned(),
+            delivered_to: None,
+            leaves_from: None,
+            age: 0.7,
+            expires_in: 4.3,
+        };
+        Status {
+            mechanism: "sets".to_owned(),
+            mechanism_reason: "as the policy says".to_owned(),
+            queued_by: "nft_queue",
+            gauges: Gauges { sessions: 1, open_pinholes, kernel_pinholes: Some(1), buffered_bytes: 0 },
+            pinholes: vec![pinhole],
+            counters: Counters::default(),
         }
-        let Counters { not_ftp, fragments, damaged, anomalies, restored, queue_troubles, kernel_troubles, .. } =
-            counters;
-        writeln!(
-            f,
-            "\n  not FTP: {not_ftp}, fragments: {fragments}, damaged: {damaged}, anomalies: {anomalies}, \
-             ruleset restored: {restored}, trouble with the queue: {queue_troubles}, with the kernel: {kernel_troubles}"
-        )
+    }
+
+    #[test]
+    fn status_text_shows_pinholes_and_every_counter() {
+        let shown = status(1).to_string();
+        let begin = "1 session, 1 pinhole, 0 buffered bytes\nmechanism sets, as the policy says\n\
+                     packets queued by nft_queue\n  10.0.0.1 -> 10.0.0.2:50000, announced by 227 in session 1, \
+                     0.7 s old, expires in 4.3 s\nsince the start:\n  packets           0\n";
+        assert!(shown.starts_with(begin), "{shown}");
+        for metric in EventCounters::METRICS.iter().chain(DaemonCounters::METRICS) {
+            assert!(shown.contains(&format!("\n  {:16}  0\n", metric.name)), "{} is not in {shown}", metric.name);
+        }
+    }
+
+    #[test]
+    fn status_text_says_when_the_kernel_lists_more_pinholes() {
+        assert!(status(0).to_string().contains("\nthe kernel lists 1 pinhole; "));
+    }
+
+    #[test]
+    fn status_json_has_gauges_and_counters_by_their_names() {
+        let json = serde_json::to_value(status(1)).expect("JSON");
+        for metric in Gauges::METRICS {
+            assert!(json[metric.name].is_u64(), "{} of {json}", metric.name);
+        }
+        let counters = json["counters"].as_object().expect("an object");
+        assert_eq!(counters.len(), EventCounters::METRICS.len() + DaemonCounters::METRICS.len());
     }
 }

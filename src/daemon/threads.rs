@@ -1,5 +1,4 @@
-//! The threads beside the main thread. They run as long as the program does: when one of them ends, the program
-//! ends.
+//! The threads beside the main thread. When one of them ends, the program ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::thread;
@@ -9,34 +8,34 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 /// Starts threads.
 pub(super) struct Workers(UnboundedSender<String>);
 
-/// Hears of threads that ended.
-pub(super) struct Threads(UnboundedReceiver<String>);
+/// Reports the first thread that ends.
+pub(super) struct FirstExit(UnboundedReceiver<String>);
 
-pub(super) fn crew() -> (Threads, Workers) {
+pub(super) fn workers() -> (Workers, FirstExit) {
     let (sender, receiver) = unbounded_channel();
-    (Threads(receiver), Workers(sender))
+    (Workers(sender), FirstExit(receiver))
 }
 
 impl Workers {
-    /// Starts a thread for that task. It ends only where it cannot go on, and says why.
+    /// Starts a thread for a task, which returns only if it cannot continue, and then the reason.
     pub(super) fn start(&self, task: &'static str, work: impl FnOnce() -> String + Send + 'static) {
-        let Self(ends) = self;
-        let ends = ends.clone();
+        let Self(sender) = self;
+        let sender = sender.clone();
         let named = thread::Builder::new().name(task.to_owned());
         let started = named.spawn(move || {
             let why = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| "it panicked".to_owned());
-            // Nobody hears it when the program is about to end anyway.
-            let _ = ends.send(format!("{task}: {why}"));
+            // The receiver is gone when the program is about to end anyway.
+            let _ = sender.send(format!("{task}: {why}"));
         });
         started.expect("the system has room for a thread");
     }
 }
 
-impl Threads {
-    /// Waits until a thread ends; says which, and why.
-    pub(super) async fn first_end(&mut self) -> String {
-        let Self(ends) = self;
-        ends.recv().await.unwrap_or_else(|| "there are no threads".to_owned())
+impl FirstExit {
+    /// Waits until a thread ends, and returns its task and reason.
+    pub(super) async fn wait(&mut self) -> String {
+        let Self(receiver) = self;
+        receiver.recv().await.unwrap_or_else(|| "there are no threads".to_owned())
     }
 }
 
@@ -44,21 +43,21 @@ impl Threads {
 mod tests {
     use super::*;
 
-    fn end_of(work: impl FnOnce() -> String + Send + 'static) -> String {
-        let (mut threads, crew) = crew();
-        crew.start("watching", || {
+    fn first_exit(work: impl FnOnce() -> String + Send + 'static) -> String {
+        let (workers, mut first_exit) = workers();
+        workers.start("watching", || {
             loop {
                 thread::park();
             }
         });
-        crew.start("reading", work);
+        workers.start("reading", work);
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
-        runtime.block_on(threads.first_end())
+        runtime.block_on(first_exit.wait())
     }
 
     #[test]
-    fn a_thread_that_ends_is_heard_of_and_one_that_panics_too() {
-        assert_eq!(end_of(|| "it is gone".to_owned()), "reading: it is gone");
-        assert_eq!(end_of(|| panic!("this panic is part of a test")), "reading: it panicked");
+    fn thread_that_ends_or_panics_is_reported() {
+        assert_eq!(first_exit(|| "it is gone".to_owned()), "reading: it is gone");
+        assert_eq!(first_exit(|| panic!("this panic is part of a test")), "reading: it panicked");
     }
 }

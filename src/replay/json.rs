@@ -5,8 +5,9 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-use super::{Blocked, Report, Tally};
+use super::{Blocked, Counters, Report};
 use crate::core::expectation::PortRangePinhole;
+use crate::core::ftp::Mode;
 use crate::core::time::Timestamp;
 use crate::core::tracker::{SessionEvent, SessionNumber};
 
@@ -26,56 +27,54 @@ struct Line<'a> {
     fields: Fields<'a>,
 }
 
-/// The fields of one kind of event.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum Fields<'a> {
     None {},
-    Session {
+    SessionBegan {
         client: String,
         server: String,
         picked_up: bool,
     },
-    Login {
+    LoggedIn {
         user: Option<&'a str>,
     },
     Denied {
         command: &'a str,
     },
-    Expectation {
+    Opened {
         announced_by: &'static str,
         from: String,
         to: String,
-        expires: Box<RawValue>,
+        expires_in: Box<RawValue>,
         #[serde(skip_serializing_if = "Option::is_none")]
-        announced: Option<String>,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        rewritten_to: Option<String>,
+        rewritten_from: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         delivered_to: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         leaves_from: Option<String>,
     },
-    Refusal {
+    Refused {
         announced_by: &'static str,
         to: Option<String>,
         reason: &'static str,
     },
-    Related {
-        from: String,
-        to: String,
+    Used {
         announced_by: &'static str,
-    },
-    Hole {
         from: String,
         to: String,
     },
-    HoleAndReason {
+    /// A pinhole or a connection.
+    Addresses {
+        from: String,
+        to: String,
+    },
+    Closed {
         from: String,
         to: String,
         reason: &'static str,
     },
-    PortRangePinhole {
+    PortRange {
         from: String,
         to: String,
         ports: String,
@@ -85,15 +84,7 @@ enum Fields<'a> {
     Reason {
         reason: &'static str,
     },
-    Summary {
-        packets: u64,
-        sessions: u64,
-        expectations: u64,
-        refusals: u64,
-        related: u64,
-        blocked: u64,
-        anomalies: u64,
-    },
+    Summary(&'a Counters),
 }
 
 impl<W: Write> Json<W> {
@@ -130,76 +121,72 @@ fn number(decimal: String) -> Box<RawValue> {
 }
 
 impl<W: Write> Report for Json<W> {
-    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
-        let (event, fields): (&'static str, Fields<'_>) = match *news {
+    fn event(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>) {
+        let (name, fields): (&'static str, Fields<'_>) = match *event {
             SessionEvent::Began { connection, picked_up } => {
-                let client = connection.client().to_string();
-                ("session", Fields::Session { client, server: connection.server().to_string(), picked_up })
+                let (client, server) = (connection.client().to_string(), connection.server().to_string());
+                ("session-began", Fields::SessionBegan { client, server, picked_up })
             }
-            SessionEvent::LoggedIn { user } => ("login", Fields::Login { user }),
+            SessionEvent::LoggedIn { user } => ("logged-in", Fields::LoggedIn { user }),
             SessionEvent::Denied { command } => ("denied", Fields::Denied { command }),
             SessionEvent::Expected { mode, expectation, rewritten_from } => {
                 let lifetime = expectation.lifetime;
-                let expires = match lifetime.subsec_nanos() {
+                let expires_in = match lifetime.subsec_nanos() {
                     0 => lifetime.as_secs().to_string(),
                     nanos => format!("{}.{nanos:09}", lifetime.as_secs()),
                 };
-                let fields = Fields::Expectation {
+                let fields = Fields::Opened {
                     announced_by: mode.announced_by(),
                     from: expectation.from.to_string(),
                     to: expectation.to.to_string(),
-                    expires: number(expires),
-                    announced: rewritten_from.map(|from| from.to_string()),
-                    rewritten_to: rewritten_from.map(|_| expectation.to.to_string()),
+                    expires_in: number(expires_in),
+                    rewritten_from: rewritten_from.map(|from| from.to_string()),
                     delivered_to: expectation.mapping.to.map(|to| to.to_string()),
                     leaves_from: expectation.mapping.from.map(|from| from.to_string()),
                 };
-                ("expectation", fields)
+                ("opened", fields)
             }
             SessionEvent::Refused { mode, to, why } => {
                 let to = to.map(|to| to.to_string());
-                ("refusal", Fields::Refusal { announced_by: mode.announced_by(), to, reason: why.name() })
+                ("refused", Fields::Refused { announced_by: mode.announced_by(), to, reason: why.name() })
             }
             SessionEvent::Used { mode, flow } => {
-                // What came through a port_range was announced where nobody could read it.
-                let announced_by = mode.map_or("AUTH", |mode| mode.announced_by());
+                // A data connection through a port range was announced after AUTH, where it cannot be read.
+                let announced_by = mode.map_or("AUTH", Mode::announced_by);
                 let (from, to) = (flow.source.to_string(), flow.destination.to_string());
-                ("related", Fields::Related { from, to, announced_by })
+                ("used", Fields::Used { announced_by, from, to })
             }
             SessionEvent::Expired(expectation) => {
                 let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
-                ("expired", Fields::Hole { from, to })
+                ("expired", Fields::Addresses { from, to })
             }
             SessionEvent::Closed { expectation, why } => {
                 let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
-                ("closed", Fields::HoleAndReason { from, to, reason: why.name() })
+                ("closed", Fields::Closed { from, to, reason: why.name() })
             }
             SessionEvent::Encrypted { port_range } => {
                 ("encrypted", port_range.map_or(Fields::None {}, |port_range| range(&port_range, None)))
             }
-            SessionEvent::RangeOpened(port_range) => ("range", range(&port_range, None)),
-            SessionEvent::RangeRefused { port_range, why } => ("range-refusal", range(&port_range, Some(why.name()))),
+            SessionEvent::RangeOpened(port_range) => ("range-opened", range(&port_range, None)),
+            SessionEvent::RangeRefused { port_range, why } => ("range-refused", range(&port_range, Some(why.name()))),
             SessionEvent::NotFtp => ("not-ftp", Fields::None {}),
-            SessionEvent::Ended(how) => ("end", Fields::Reason { reason: how.name() }),
+            SessionEvent::Ended(how) => ("session-ended", Fields::Reason { reason: how.name() }),
             SessionEvent::Said { .. } | SessionEvent::Anomaly(_) => return,
         };
-        self.line(event, at, Some(session), fields);
+        self.line(name, at, Some(session), fields);
     }
 
     fn blocked(&mut self, at: Timestamp, session: SessionNumber, blocked: &Blocked) {
-        let fields = Fields::Hole { from: blocked.from.to_string(), to: blocked.to.to_string() };
+        let fields = Fields::Addresses { from: blocked.from.to_string(), to: blocked.to.to_string() };
         self.line("blocked", at, Some(session), fields);
     }
 
-    fn summary(&mut self, at: Timestamp, tally: &Tally) {
-        let Tally { packets, sessions, expectations, refusals, related, blocked, .. } = *tally;
-        let anomalies = tally.anomalies();
-        let fields = Fields::Summary { packets, sessions, expectations, refusals, related, blocked, anomalies };
-        self.line("summary", at, None, fields);
+    fn summary(&mut self, at: Timestamp, counters: &Counters) {
+        self.line("summary", at, None, Fields::Summary(counters));
     }
 }
 
 fn range(port_range: &PortRangePinhole, reason: Option<&'static str>) -> Fields<'static> {
     let PortRangePinhole { from, to, ports } = port_range;
-    Fields::PortRangePinhole { from: from.to_string(), to: to.to_string(), ports: ports.to_string(), reason }
+    Fields::PortRange { from: from.to_string(), to: to.to_string(), ports: ports.to_string(), reason }
 }

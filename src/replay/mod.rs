@@ -3,20 +3,20 @@
 //! The clock is the capture's, the firewall is simulated. Knows nothing of files; the caller supplies frames.
 
 mod blocked;
+mod counters;
 mod held;
 mod json;
 pub mod nat;
 mod outside;
 pub mod pcap;
-mod tally;
 mod text;
 
 use std::net::SocketAddr;
 
 pub use blocked::Blocked;
+pub use counters::{Counters, ReplayCounters};
 pub use json::Json;
 pub use outside::Outside;
-pub use tally::Tally;
 pub use text::Text;
 
 use crate::core::hold::{PendingPacket, PendingPackets};
@@ -35,13 +35,13 @@ use nat::{Gateway, Nat, Translated, Way};
 /// Whoever shows what a replay finds.
 pub trait Report {
     /// Something happened in a session.
-    fn news(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>);
+    fn event(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>);
 
     /// A connection between the two hosts of a session came without having been expected.
     fn blocked(&mut self, at: Timestamp, session: SessionNumber, blocked: &Blocked);
 
     /// That was all.
-    fn summary(&mut self, at: Timestamp, tally: &Tally);
+    fn summary(&mut self, at: Timestamp, counters: &Counters);
 }
 
 /// A report that writes to somewhere, which can fail: the reader of a pipe may go away.
@@ -61,7 +61,7 @@ pub struct Replay<R> {
     firewall: Gateway,
     connections: DataConnections,
     pending: PendingPackets<OwnedFrame>,
-    tally: Tally,
+    counters: Counters,
     /// Packets that the other side could not be shown as it would have seen them.
     shown_as_captured: u64,
     now: Timestamp,
@@ -83,16 +83,11 @@ impl<R: Report> Replay<R> {
             firewall,
             connections: DataConnections::default(),
             pending: PendingPackets::default(),
-            tally: Tally::default(),
+            counters: Counters::default(),
             shown_as_captured: 0,
             now: Timestamp::default(),
             report,
         }
-    }
-
-    /// What was counted so far.
-    pub const fn tally(&self) -> &Tally {
-        &self.tally
     }
 
     /// Whoever shows it.
@@ -126,8 +121,8 @@ impl<R: Report> Replay<R> {
 
     /// So many packets of a capture came from interfaces of a kind that cannot be read.
     pub fn skipped(&mut self, packets: u64) {
-        self.tally.packets += packets;
-        self.tally.damaged += packets;
+        self.counters.events.packets += packets;
+        self.counters.events.damaged += packets;
     }
 
     /// Takes a frame.
@@ -142,8 +137,8 @@ impl<R: Report> Replay<R> {
         match link::network_layer(frame.link, frame.data) {
             Ok(packet) => self.captured(frame, packet, outside),
             Err(not_ip) => {
-                self.tally.packets += 1;
-                self.tally.damaged += u64::from(not_ip != NotIp::OtherProtocol);
+                self.counters.events.packets += 1;
+                self.counters.events.damaged += u64::from(not_ip != NotIp::OtherProtocol);
                 outside.sees(frame);
             }
         }
@@ -157,14 +152,14 @@ impl<R: Report> Replay<R> {
 
     #[inline]
     fn captured(&mut self, frame: &Frame<'_>, packet: &[u8], outside: &mut impl Outside) {
-        self.tally.packets += 1;
+        self.counters.events.packets += 1;
         // Captures hold packets that are a little out of order; time never runs backwards for the middle.
         self.now = self.now.max(frame.time);
         match Segment::parse(packet) {
             Ok(segment) => return self.segment(frame, packet, &segment, outside),
-            Err(NotSegment::Fragment) => self.tally.fragments += 1,
+            Err(NotSegment::Fragment) => self.counters.events.fragments += 1,
             Err(NotSegment::NotTcp) => {}
-            Err(NotSegment::NotIp | NotSegment::BadTcp | NotSegment::BadChecksum) => self.tally.damaged += 1,
+            Err(NotSegment::NotIp | NotSegment::BadTcp | NotSegment::BadChecksum) => self.counters.events.damaged += 1,
         }
         outside.sees(frame);
     }
@@ -172,11 +167,11 @@ impl<R: Report> Replay<R> {
     #[inline]
     fn segment(&mut self, frame: &Frame<'_>, packet: &[u8], segment: &Segment<'_>, outside: &mut impl Outside) {
         if segment.missing > 0 {
-            self.tally.cut += 1;
+            self.counters.replay.truncated += 1;
         }
         if self.tracker.next_deadline().is_some_and(|due| due <= self.now) {
-            let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
-            let mut observer = Counting { tally, connections, report };
+            let Self { policy, tracker, firewall, connections, counters, now, report, .. } = self;
+            let mut observer = Counting { counters, connections, report };
             tracker.advance(&mut World { now: *now, policy, firewall, observer: &mut observer });
         }
         if !self.pending.is_empty() {
@@ -213,8 +208,8 @@ impl<R: Report> Replay<R> {
                 &translated
             }
         };
-        let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
-        let mut observer = Counting { tally, connections, report };
+        let Self { policy, tracker, firewall, connections, counters, now, report, .. } = self;
+        let mut observer = Counting { counters, connections, report };
         let mut world = World { now: *now, policy, firewall, observer: &mut observer };
         let verdict = match tracker.handle_on_gap(arrived, on_gap, &mut world) {
             Handled::Session(Verdict::Later) => return false,
@@ -328,7 +323,7 @@ impl<R: Report> Replay<R> {
 
     /// A connection is being opened that is no control connection.
     fn connection(&mut self, flow: &Flow) {
-        let Self { policy, tracker, firewall, connections, tally, now, report, .. } = self;
+        let Self { policy, tracker, firewall, connections, counters, now, report, .. } = self;
         if policy.control_ports.contains(flow.destination.port) {
             return;
         }
@@ -336,7 +331,7 @@ impl<R: Report> Replay<R> {
         match firewall.admit(*now, flow) {
             Some((Admitted::Pinhole(_) | Admitted::PortRangePinhole(_), arrived)) => {
                 connections.remember(*now, flow);
-                let mut observer = Counting { tally, connections, report };
+                let mut observer = Counting { counters, connections, report };
                 let mut world = World { now: *now, policy, firewall, observer: &mut observer };
                 tracker.admitted(&arrived, &mut world);
             }
@@ -345,17 +340,17 @@ impl<R: Report> Replay<R> {
                 let Some(session) = connections.session_between(flow) else { return };
                 connections.remember(*now, flow);
                 let blocked = Blocked { from: socket_address(flow.source), to: socket_address(flow.destination) };
-                tally.blocked += 1;
+                counters.replay.blocked += 1;
                 report.blocked(*now, session, &blocked);
             }
         }
     }
 
     /// That was all: tells the summary, and hands back whoever showed it.
-    pub fn finish(mut self) -> (Tally, R) {
+    pub fn finish(mut self) -> (Counters, R) {
         self.nothing_more_comes(&mut ());
-        self.report.summary(self.now, &self.tally);
-        (self.tally, self.report)
+        self.report.summary(self.now, &self.counters);
+        (self.counters, self.report)
     }
 }
 
@@ -369,19 +364,19 @@ fn socket_address(endpoint: crate::core::net::Endpoint) -> SocketAddr {
 
 /// Counts what the tracker tells, and hands it on.
 struct Counting<'a, R> {
-    tally: &'a mut Tally,
+    counters: &'a mut Counters,
     connections: &'a mut DataConnections,
     report: &'a mut R,
 }
 
 impl<R: Report> Observer for Counting<'_, R> {
-    fn observe(&mut self, at: Timestamp, session: SessionNumber, news: &SessionEvent<'_>) {
-        self.tally.count(news);
-        match news {
+    fn observe(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>) {
+        self.counters.events.count(event);
+        match event {
             SessionEvent::Began { connection, .. } => self.connections.session_begins(session, connection),
             SessionEvent::Ended(_) => self.connections.session_ends(session),
             _ => {}
         }
-        self.report.news(at, session, news);
+        self.report.event(at, session, event);
     }
 }

@@ -128,7 +128,7 @@ fn what_was_read_before_the_damage_is_written() {
     let ran = replay(&options, &capture);
     assert!(ran.complaint_beside_a_report().contains("cut off at byte"));
     let written = run([OsStr::new("replay"), out.as_os_str()]).success();
-    assert!(written.out.contains("session 198.51.100.100:4000 -> 10.0.0.2:21"), "{}", written.out);
+    assert!(written.out.contains("session began: 198.51.100.100:4000 -> 10.0.0.2:21"), "{}", written.out);
     assert!(written.out.contains("11 packets, 1 session"), "{}", written.out);
 
     // Nothing to read at all leaves a capture without packets.

@@ -28,16 +28,16 @@ fn a_report_for_people_tells_the_story_of_a_session() {
     let path = folder.file("story.pcap", capture.add(talk.closes(FromServer)).add(talk.ack(FromClient)).bytes());
     let ran = run([OsStr::new("replay"), path.as_os_str()]).success();
     for told in [
-        "0.000 #1    session 10.0.0.1:4000 -> 10.0.0.2:21\n",
+        "0.000 #1    session began: 10.0.0.1:4000 -> 10.0.0.2:21\n",
         "#1    USER anna\n",
         "#1    PASS ...\n",
         "#1    logged in as anna\n",
-        "#1    227 opens 10.0.0.1 -> 10.0.0.2:1025 for 60s\n",
-        "#1    used by 10.0.0.1:5000 -> 10.0.0.2:1025\n",
-        "#1    PORT of 10.0.0.99:1025 refused, third-party: ",
-        "#1    BLOCKED 10.0.0.2:20 -> 10.0.0.1:1026: not expected\n",
-        "#1    end, finished\n",
-        "\nWould be blocked:\n  10.0.0.2:20 -> 10.0.0.1:1026 (session #1)\n",
+        "#1    opened 10.0.0.1 -> 10.0.0.2:1025 for 60s, announced by 227\n",
+        "#1    used 10.0.0.1:5000 -> 10.0.0.2:1025, announced by 227\n",
+        "#1    refused PORT 10.0.0.99:1025: third-party, ",
+        "#1    blocked 10.0.0.2:20 -> 10.0.0.1:1026: not announced\n",
+        "#1    session ended: finished\n",
+        "\nBlocked:\n  10.0.0.2:20 -> 10.0.0.1:1026 (session #1)\n",
     ] {
         assert!(ran.out.contains(told), "{told:?} is not in\n{}", ran.out);
     }
@@ -46,20 +46,20 @@ fn a_report_for_people_tells_the_story_of_a_session() {
 
 /// What each field of an event must look like; a `?` stands for one that may be missing.
 const FIELDS: [(&str, &[(&str, Kind)]); 8] = [
-    ("session", &[("client", Kind::Endpoint), ("server", Kind::Endpoint), ("picked_up", Kind::Flag)]),
-    ("login", &[("user", Kind::Text)]),
+    ("session-began", &[("client", Kind::Endpoint), ("server", Kind::Endpoint), ("picked_up", Kind::Flag)]),
+    ("logged-in", &[("user", Kind::Text)]),
     (
-        "expectation",
-        &[("announced_by", Kind::Text), ("from", Kind::Address), ("to", Kind::Endpoint), ("expires", Kind::Seconds)],
+        "opened",
+        &[("announced_by", Kind::Text), ("from", Kind::Address), ("to", Kind::Endpoint), ("expires_in", Kind::Seconds)],
     ),
-    ("refusal", &[("announced_by", Kind::Text), ("to", Kind::Endpoint), ("reason", Kind::Text)]),
-    ("related", &[("from", Kind::Endpoint), ("to", Kind::Endpoint), ("announced_by", Kind::Text)]),
+    ("refused", &[("announced_by", Kind::Text), ("to", Kind::Endpoint), ("reason", Kind::Text)]),
+    ("used", &[("from", Kind::Endpoint), ("to", Kind::Endpoint), ("announced_by", Kind::Text)]),
     ("expired", &[("from", Kind::Address), ("to", Kind::Endpoint)]),
     ("encrypted", &[]),
-    ("end", &[]),
+    ("session-ended", &[]),
 ];
 
-const COUNTS: [&str; 6] = ["packets", "sessions", "expectations", "refusals", "related", "anomalies"];
+const COUNTS: [&str; 5] = ["packets", "sessions", "opened", "used", "anomalies"];
 
 #[derive(Clone, Copy, Debug)]
 enum Kind {
@@ -107,7 +107,8 @@ fn every_line_of_json_has_the_fields_that_are_documented() {
     for count in COUNTS {
         assert!(summary[count].is_u64(), "{count} of {summary}");
     }
-    assert_eq!((summary["sessions"].as_u64(), summary["related"].as_u64()), (Some(2), Some(1)));
+    assert_eq!(summary["refused"], serde_json::json!({"third-party": 1}));
+    assert_eq!((summary["sessions"].as_u64(), summary["used"].as_u64()), (Some(2), Some(1)));
     for event in others {
         assert!(event["time"].is_number() && event["session"].is_u64(), "{event}");
     }
@@ -129,7 +130,7 @@ fn times_keep_their_nanoseconds() {
     capture.now = Timestamp::from_nanos(1_700_000_000_123_456_789);
     let path = folder.file("nanos.pcap", capture.add_all(talk().handshake().into_iter().skip(1)).bytes());
     let ran = run([OsStr::new("replay"), OsStr::new("--json"), path.as_os_str()]).success();
-    assert!(ran.out.starts_with(r#"{"event":"session","time":1700000000.123456789,"session":1,"#), "{}", ran.out);
+    assert!(ran.out.starts_with(r#"{"event":"session-began","time":1700000000.123456789,"session":1,"#), "{}", ran.out);
 }
 
 #[test]

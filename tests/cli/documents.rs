@@ -2,9 +2,16 @@
 //!
 //! A block that is marked `console` holds commands behind `$ ` and their output; a line `[...]` stands for lines that
 //! were left out. A command that names a YAML file gets the YAML block in front of it under that name.
+//!
+//! The tables of counters and gauges have each of them, with its help text, and the table of refusals every reason.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use pinhole::core::expectation::Refusal;
+use pinhole::core::metrics::{EventCounters, Metric};
+use pinhole::daemon::status::{DaemonCounters, Gauges};
+use pinhole::replay::ReplayCounters;
 
 const DOCUMENTS: [&str; 8] = [
     "README.md",
@@ -137,4 +144,46 @@ fn a_shown_output_may_leave_lines_out_but_not_invent_any() {
     assert!(is_as_shown("a\nb\n", &[LEFT_OUT, "b"]));
     assert!(!is_as_shown("a\nb\nc\n", &["a", "b"]));
     assert!(!is_as_shown("a\nb\nc\n", &["a", LEFT_OUT, "x", LEFT_OUT, "c"]));
+}
+
+/// The first two cells of each row of the first table behind a heading.
+fn table<'a>(document: &'a str, heading: &str) -> Vec<(&'a str, &'a str)> {
+    let (_, section) = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
+    let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
+    // Behind the titles and the line below them.
+    let cells = |line: &'a str| {
+        let mut cells = line.split('|').skip(1).map(str::trim);
+        (cells.next().unwrap_or_default(), cells.next().unwrap_or_default())
+    };
+    rows.skip(2).map(cells).collect()
+}
+
+#[test]
+fn documented_counters_and_gauges_are_those_of_the_code() {
+    let log = include_str!("../docs/reference/log.md");
+    let replay = include_str!("../docs/reference/replay.md");
+    for (document, heading, metrics) in [
+        (log, "### Gauges", [Gauges::METRICS, &[]]),
+        (log, "### Counters", [EventCounters::METRICS, DaemonCounters::METRICS]),
+        (replay, "### `summary`", [EventCounters::METRICS, ReplayCounters::METRICS]),
+    ] {
+        let name = |metric: &Metric| match metric.label {
+            None => format!("`{}`", metric.name),
+            Some(label) => format!("`{}`, by {label}", metric.name),
+        };
+        let defined: Vec<_> = metrics.concat().iter().map(|metric| (name(metric), metric.help)).collect();
+        let documented = table(document, heading);
+        let as_rows = || defined.iter().map(|(name, help)| format!("| {name} | {help} |\n")).collect::<String>();
+        let is_same = documented.iter().copied().eq(defined.iter().map(|(name, help)| (&**name, *help)));
+        assert!(is_same, "{heading} has\n{documented:#?}\ninstead of\n{}", as_rows());
+    }
+}
+
+#[test]
+fn every_reason_of_a_refusal_is_documented() {
+    let reference = include_str!("../docs/reference/log.md");
+    let documented: Vec<_> = table(reference, "## Reasons of a refusal").into_iter().map(|(name, _)| name).collect();
+    for reason in Refusal::ALL {
+        assert!(documented.contains(&&*format!("`{reason}`")), "{reason} is not in {documented:?}");
+    }
 }

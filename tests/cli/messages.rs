@@ -13,7 +13,6 @@ use std::time::Duration;
 use crate::daemon::{Daemon, PATIENCE, PROGRAM};
 use lab::{Finished, Namespace};
 use nix::sys::signal::Signal;
-use pinhole::core::expectation::Refusal;
 use rustix::net::{AddressFamily, SendFlags, netlink, sockopt};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 
@@ -110,9 +109,9 @@ fn a_reload_with_a_bad_policy_is_one_line_in_the_log_and_all_of_it_for_whoever_a
     let answered = daemon.program(&["reload"]).expect("it answers");
     assert_eq!(answered.status.code(), Some(2));
     assert!(answered.said().contains("^^^^^^^^^^^") && answered.said().contains("2 errors"), "{}", answered.said());
-    daemon.wait_for_log("the old one stays", 1);
+    daemon.wait_for_log("the old policy stays in force", 1);
     let said = daemon.child.said();
-    let line = said.lines().find(|line| line.contains("the old one stays")).expect("it is told");
+    let line = said.lines().find(|line| line.contains("the old policy stays in force")).expect("it is told");
     assert!(line.contains("the range is empty") && line.contains("unknown key time_out"), "{line}");
     assert!(!said.contains("^^^"), "{said}");
 }
@@ -152,9 +151,9 @@ fn a_reader_whose_process_cannot_be_seen_is_not_given_another_ones_name() {
 #[test]
 fn where_no_service_answers_the_cause_is_said_once() {
     let said = one_line(&run(&namespace(), &[], &["status"]));
-    assert!(said.starts_with("pinhole: no pinhole answers at "), "{said}");
+    assert!(said.starts_with("pinhole: no daemon answers at "), "{said}");
     assert_eq!(said.matches("No such file or directory").count(), 1, "{said}");
-    assert!(said.contains("does it run?"), "{said}");
+    assert!(said.contains("is it running?"), "{said}");
 }
 
 #[test]
@@ -162,11 +161,11 @@ fn whoever_looks_whether_it_runs_is_no_news() {
     let namespace = namespace();
     let daemon = Daemon::start(&namespace, "{}").unwrap_or_else(|error| panic!("{error}"));
     let second = daemon::service(&namespace, &daemon.folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
-    assert!(one_line(&second.expect("it ends")).contains("another pinhole runs already"));
+    assert!(one_line(&second.expect("it ends")).contains("another pinhole is running"));
     daemon.program(&["check"]).expect("it ends");
     // Asked after them, so answered after them.
     daemon.status();
-    assert!(!daemon.child.said().contains("the control socket"), "{}", daemon.child.said());
+    assert!(!daemon.child.said().contains("control socket"), "{}", daemon.child.said());
 }
 
 // --- Where it cannot go on -----------------------------------------------------------------------------------------
@@ -206,29 +205,11 @@ fn a_queue_that_fails_for_good_ends_the_service_and_leaves_the_table_for_the_nex
     }
     lab::wait_until("the daemon ends", PATIENCE, || Ok(!daemon.child.is_running()?))
         .unwrap_or_else(|error| panic!("{error}\n{}", daemon.child.said()));
-    daemon.wait_for_log("the service cannot go on", 1);
+    daemon.wait_for_log("the daemon cannot continue", 1);
     let said = daemon.child.said();
     let last = said.lines().last().expect("it says why");
-    assert!(last.starts_with("pinhole: the service cannot go on: reading the queue: "), "{said}");
+    assert!(last.starts_with("pinhole: the daemon cannot continue: reading the queue: "), "{said}");
     assert!(said.lines().count() < 20, "it says so over and over: {said}");
     assert!(namespace.nft_says(&["list", "tables"]).expect("nft lists").contains("inet pinhole"));
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
-}
-
-// --- The manual ----------------------------------------------------------------------------------------------------
-
-#[test]
-fn the_manual_names_every_counter_and_every_reason_of_a_refusal() {
-    let manual = include_str!("../../docs/reference/log.md");
-    let daemon = Daemon::start(&namespace(), "{}").unwrap_or_else(|error| panic!("{error}"));
-    let status = daemon.status();
-    let counters = status["counters"].as_object().expect("an object").keys();
-    let reasons = Refusal::ALL.map(|reason| reason.name().to_owned());
-    // Several stand in one row, as they are called in the text.
-    let rows: Vec<&str> = manual.lines().filter(|line| line.starts_with('|')).collect();
-    for name in counters.cloned().chain(reasons) {
-        let is_named =
-            |row: &&&str| row.contains(&format!("`{name}`")) || row.split(['|', ',']).any(|cell| cell.trim() == name);
-        assert!(rows.iter().find(is_named).is_some(), "{name} is not explained");
-    }
 }

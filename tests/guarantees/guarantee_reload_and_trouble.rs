@@ -26,12 +26,12 @@ fn a_reload_loses_no_session_and_holds_at_once() {
         let daemon = stage.daemon("");
         let reload = || {
             if by_signal {
-                let before = daemon.child.said().matches("loaded anew").count();
+                let before = daemon.child.said().matches("reloaded the policy").count();
                 daemon_signal(&daemon, Signal::SIGHUP);
-                daemon.wait_for_log("loaded anew", before + 1);
+                daemon.wait_for_log("reloaded the policy", before + 1);
             } else {
                 let finished = daemon.program(&["reload"]).expect("it runs");
-                assert!(finished.status.success() && finished.said().contains("the policy is loaded"), "{finished:?}");
+                assert!(finished.status.success() && finished.said().contains("policy reloaded"), "{finished:?}");
             }
         };
         stage.as_client(|| {
@@ -137,9 +137,9 @@ fn a_bad_policy_is_refused_and_the_old_one_stays() {
         assert_eq!(finished.status.code(), Some(2), "{policy}: {}", finished.said());
         let said = finished.said();
         assert!(said.contains("the old one stays") && said.contains(problem), "{policy}: {said}");
-        let told = daemon.child.said().matches("the policy is not loaded").count();
+        let told = daemon.child.said().matches("reload failed").count();
         daemon_signal(&daemon, Signal::SIGHUP);
-        daemon.wait_for_log("the policy is not loaded", told + 1);
+        daemon.wait_for_log("reload failed", told + 1);
         assert_eq!(ruleset(), before, "{policy}");
         stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
     }
@@ -158,14 +158,17 @@ fn the_status_shows_sessions_and_what_is_pending() {
         assert_eq!(client.download(Mode::Port, FILE)?, CONTENT);
         let announced = client.passive(Mode::Pasv)?.to_string();
         let text = daemon.program(&["status"])?.said();
-        assert!(text.starts_with("1 sessions, 1 pinholes"), "{text}");
-        assert!(text.contains(&format!("10.21.1.10 -> {announced}")) && text.contains("2 opened, 1 used"), "{text}");
+        assert!(text.starts_with("1 session, 1 pinhole, "), "{text}");
+        assert!(
+            text.contains(&format!("10.21.1.10 -> {announced}")) && text.contains("\n  opened            2\n"),
+            "{text}"
+        );
         let json = daemon.program(&["status", "--json"])?;
         let json: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
-        assert_eq!((&json["sessions"], &json["in_kernel"]), (&1.into(), &1.into()), "{json}");
+        assert_eq!((&json["sessions"], &json["kernel_pinholes"]), (&1.into(), &1.into()), "{json}");
         let pinhole = &json["pinholes"][0];
         assert_eq!((&pinhole["from"], &pinhole["to"]), (&"10.21.1.10".into(), &announced.into()), "{json}");
-        let (age, remaining) = (pinhole["age"].as_f64().expect("seconds"), pinhole["remaining"].as_f64());
+        let (age, remaining) = (pinhole["age"].as_f64().expect("seconds"), pinhole["expires_in"].as_f64());
         assert!((59.9..60.1).contains(&(age + remaining.expect("seconds"))), "{json}");
         client.quit()
     });
@@ -198,7 +201,7 @@ fn a_second_instance_is_refused_and_the_first_does_not_notice() {
     let ruleset = || stage.firewall().nft_says(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let second = daemon::service(stage.firewall(), &daemon.folder, "info").spawn().expect("it starts");
-    assert_refused(&second.wait(PATIENCE).expect("it ends"), 1, "another pinhole runs already");
+    assert_refused(&second.wait(PATIENCE).expect("it ends"), 1, "another pinhole is running");
     // One that does not see the first one's socket finds its queue taken.
     let third = refused(stage.firewall(), &policy(Shape::ServerHost, ""));
     assert_refused(&third, 1, "cannot read queue 0 of the kernel: it is read by ");

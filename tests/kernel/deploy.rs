@@ -219,7 +219,7 @@ fn the_units_command_lines_are_ours() {
     // And it asks where the service listens: in the folder that systemd makes.
     let reload = try_command_line("ExecReload", "");
     let socket = format!("/run/{}/control.sock", setting("RuntimeDirectory"));
-    assert!(reload.said().contains(&format!("no pinhole answers at {socket}")), "{}", reload.said());
+    assert!(reload.said().contains(&format!("no daemon answers at {socket}")), "{}", reload.said());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::stage::{Stage, connect};
 use lab::{Family, Shape};
 
 /// What a connection that does not talk FTP is called in the log.
-const LINE: &str = "does not talk FTP: nothing opens for it";
+const LINE: &str = "not FTP: no announcement opens a pinhole";
 
 #[test]
 fn log_flood_is_bounded_and_hides_no_other_client() {
@@ -47,5 +47,5 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
     assert!((1..=seconds + 2).contains(&flood), "{flood} lines in {seconds} seconds");
     assert_eq!(other, 1, "the line of another client");
     // What was left out is told of, though nothing follows.
-    daemon.wait_for_log("lines `does not talk FTP`, of 1 clients", 1);
+    daemon.wait_for_log("lines `not FTP` from 1 client:", 1);
 }

@@ -37,7 +37,7 @@ fn what_is_printed_is_for_this_kernel_and_for_others_on_demand() {
     const STATEMENT: &str = "queue flags bypass";
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
-    let has_statement = daemon.status()["queueing"] == "nft_queue";
+    let has_statement = daemon.status()["queued_by"] == "nft_queue";
     let here = printed(&namespace, &[], &[]);
     assert!(here.starts_with("# What `pinhole run` installs on this kernel that queues by "), "{here}");
     assert_eq!(here.contains(&format!("\t\t{STATEMENT}")), has_statement, "{here}");
@@ -106,8 +106,8 @@ fn a_table_that_another_version_left_is_replaced_and_what_stood_in_it_is_kept() 
     let policy = "mechanism: sets\ndefaults: { third_party: allow }\n";
     let daemon = start(&namespace, policy);
     let status = daemon.status();
-    assert_eq!((&status["in_kernel"], &status["counters"]["adopted"]), (&2.into(), &2.into()), "{status}");
+    assert_eq!((&status["kernel_pinholes"], &status["counters"]["adopted"]), (&2.into(), &2.into()), "{status}");
     let listed = namespace.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
     assert!(!listed.contains("dynamic") && listed.contains("192.0.2.1 . 192.0.2.2 . 4001"), "{listed}");
-    assert_eq!(status["counters"]["kernel_troubles"], 0);
+    assert_eq!(status["counters"]["kernel_errors"], 0);
 }

@@ -275,7 +275,7 @@ fn idle_clients_keep_nobody_waiting() {
     assert!(more.iter().rev().take(20).all(is_waited_for), "the answer came after clients that asked nothing");
     let _others = idle(20);
     daemon.child.signal(Signal::SIGHUP).expect("it runs");
-    daemon.wait_for_log("the policy is loaded anew", 1);
+    daemon.wait_for_log("reloaded the policy", 1);
     daemon.end(Signal::SIGTERM).expect("it ends");
 }
 
@@ -313,7 +313,7 @@ fn the_control_socket_is_for_root_alone_whatever_its_mode_is() {
     for command in ["status", "reload"] {
         let refused = ask(command);
         assert!(
-            refused.said().contains("only root and the user that the service runs as may ask"),
+            refused.said().contains("only root and the daemon's own user may use the control socket"),
             "{}",
             refused.said()
         );
@@ -324,12 +324,12 @@ fn the_control_socket_is_for_root_alone_whatever_its_mode_is() {
         let refused = ask(command);
         assert!(!refused.status.success(), "{refused:?}");
         assert!(
-            refused.said().contains("only root and the user that the service runs as may ask"),
+            refused.said().contains("only root and the daemon's own user may use the control socket"),
             "{}",
             refused.said()
         );
     }
-    assert!(!daemon.child.said().contains("loaded anew"));
+    assert!(!daemon.child.said().contains("reloaded the policy"));
     assert!(geteuid().is_root() && daemon.status()["sessions"] == 0);
 }
 

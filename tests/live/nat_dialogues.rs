@@ -383,7 +383,10 @@ impl Recorded {
         let output = replay.arg("--write").arg(&written).arg(&recorded).output().expect("it can be started");
         let said = String::from_utf8_lossy(&output.stdout);
         assert!(output.status.success(), "{case}: {}", String::from_utf8_lossy(&output.stderr));
-        assert!(said.contains("1 data connection came as expected, 0 would be blocked"), "{case}: {said}");
+        assert!(
+            said.contains("1 used, 0 expired, 0 closed; 0 announcements refused; 0 connections blocked"),
+            "{case}: {said}"
+        );
         let real = folder.join(format!("real-{outside}.pcap"));
         let streams = |path| recording::streams(&recording::packets(path));
         assert_eq!(streams(&written), streams(&real), "{case}");

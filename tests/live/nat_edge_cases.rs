@@ -139,7 +139,7 @@ fn where_every_port_is_taken_the_announcement_is_refused_and_the_session_goes_on
 
     // Both ports lead to the first client now.
     second.asks("PORT 10,21,1,11,15,161", "500 I cannot reach that.");
-    stage.daemon.wait_for_log("refused 10.21.1.11:4001: PORT in session 2: no-port", 1);
+    stage.daemon.wait_for_log("refused PORT 10.21.1.11:4001: no-port", 1);
     assert_eq!(stage.daemon.status()["counters"]["refused"]["no-port"], 1);
     assert_eq!(stage.daemon.counted("opened"), 2);
     for session in [&first, &second] {
@@ -289,7 +289,7 @@ fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl
     drop(data);
     session.asks("NOOP", "200 Still here.");
     assert_eq!((stage.daemon.counted("opened"), stage.daemon.counted("used")), (1, 1), "{nat}");
-    assert_eq!(stage.daemon.counted("kernel_troubles"), 0, "{nat}");
+    assert_eq!(stage.daemon.counted("kernel_errors"), 0, "{nat}");
 }
 
 #[test]
@@ -391,5 +391,5 @@ fn a_queue_that_overflows_breaks_no_session_whose_lines_have_grown() {
     stage.nft(stage.gateway(), "delete table inet trial");
     stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
     (166..168).for_each(grows);
-    assert!(stage.daemon.counted("queue_troubles") > 100, "not so much was lost that it matters");
+    assert!(stage.daemon.counted("queue_errors") > 100, "not so much was lost that it matters");
 }

@@ -76,15 +76,15 @@ fn a_pinhole_of_a_killed_daemon_is_shown_and_put_back_after_a_flush_and_used_up(
         stage.restart_after_kill();
         let status = stage.daemon.status();
         let pinhole = &status["pinholes"][0];
-        assert_eq!((&status["in_kernel"], &status["counters"]["adopted"]), (&1.into(), &1.into()), "{status}");
+        assert_eq!((&status["kernel_pinholes"], &status["counters"]["adopted"]), (&1.into(), &1.into()), "{status}");
         assert_eq!((&pinhole["to"], &pinhole["session"]), (&announced.to_string().into(), &Value::Null));
-        let lifetime = pinhole["age"].as_f64().expect("seconds") + pinhole["remaining"].as_f64().expect("seconds");
+        let lifetime = pinhole["age"].as_f64().expect("seconds") + pinhole["expires_in"].as_f64().expect("seconds");
         assert!((599.0..601.0).contains(&lifetime), "{status}");
         let shown = stage.daemon.program(&["status"])?.said();
-        assert!(shown.contains("announced before the start"), "{shown}");
+        assert!(shown.contains(", adopted, "), "{shown}");
 
         stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"])?;
-        stage.daemon.wait_for_log("restored the table inet pinhole, 1 pinholes", 1);
+        stage.daemon.wait_for_log("restored the table inet pinhole, 1 pinhole", 1);
         assert!(stage.stands("pinholes4").contains(&announced.port().to_string()));
 
         client.connect_data(announced)?;
@@ -156,7 +156,7 @@ fn a_pinhole_whose_session_ended_while_no_daemon_was_there_is_closed_at_the_star
     assert_eq!(stage.stands("pinholes4"), "");
     stage
         .daemon
-        .wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1 whose sessions had ended", 1);
+        .wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1: the session had ended", 1);
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_port_range_of_a_killed_daemon_goes_with_its_session_too() {
     assert!(stage.stands("port_ranges4").contains("50000-50100"), "{}", stage.stands("port_ranges4"));
 
     stage.restart_after_kill();
-    stage.daemon.wait_for_log("adopted 0 pinholes and 1 port ranges", 1);
+    stage.daemon.wait_for_log("adopted 0 pinholes and 1 port range ", 1);
     stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"]).expect("it stands");
     stage.daemon.wait_for_log("restored the table inet pinhole", 1);
     assert!(stage.stands("port_ranges4").contains("50000-50100"));

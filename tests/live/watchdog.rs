@@ -263,7 +263,7 @@ fn reload_changes_how_long_packets_may_wait() {
     let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
     daemon.write_policy(&stage::policy(Shape::Gateway, SHORT));
     daemon.child.signal(Signal::SIGHUP).expect("it runs");
-    daemon.wait_for_log("the policy is loaded anew", 1);
+    daemon.wait_for_log("reloaded the policy", 1);
     // It says so with its next sign of life.
     thread::sleep(Duration::from_secs(1));
     daemon.child.signal(Signal::SIGSTOP).expect("it runs");
@@ -319,7 +319,7 @@ fn daemon_whose_watchdog_was_killed_ends_and_says_so() {
     let mut daemon = stage.daemon(SHORT);
     kill(watchdog_of(&daemon), Signal::SIGKILL).expect("it runs");
     wait_for_end(&mut daemon);
-    daemon.wait_for_log("the service cannot go on", 1);
+    daemon.wait_for_log("the daemon cannot continue", 1);
     daemon.wait_for_log("the watchdog process: it has ended", 1);
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
 }

@@ -60,7 +60,7 @@ fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_
                 let port = format!("dport={} ftp/pinhole", announced.port());
                 assert!(listed.lines().count() == 1 && listed.trim_end().ends_with(&port), "{listed:?}");
                 assert_shown_by_conntrack(stage.firewall(), one);
-                assert_eq!(daemon.status()["in_kernel"], 1);
+                assert_eq!(daemon.status()["kernel_pinholes"], 1);
 
                 drop(connect(&from.namespace, announced).unwrap_or_else(|error| panic!("{mode}: {error}")));
                 assert_closed(&from.namespace, announced);
@@ -70,7 +70,7 @@ fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_
         }
     }
     daemon.wait_for_log("used ", 6);
-    assert_eq!((daemon.counted("opened"), daemon.counted("used"), daemon.counted("kernel_troubles")), (6, 6, 0));
+    assert_eq!((daemon.counted("opened"), daemon.counted("used"), daemon.counted("kernel_errors")), (6, 6, 0));
 }
 
 /// `conntrack -L expect` prints it as `docs/explanation/kernel.md` shows it, in all its fields.
@@ -241,7 +241,7 @@ fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
             let before = client.passive(Mode::Pasv)?;
             daemon.end(signal)?;
             daemon.restart()?;
-            daemon.wait_for_log("adopted 1 pinholes", 1);
+            daemon.wait_for_log("adopted 1 pinhole ", 1);
             assert_eq!(expected(stage.firewall()).len(), 1);
             drop(client.connect_data(before)?);
             daemon.wait_for_log("used ", 1);
@@ -260,7 +260,7 @@ fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
         client.quit()
     });
     stage.as_client(|| some_transfers(server.address(), Mode::Epsv));
-    assert_eq!(daemon.counted("kernel_troubles"), 0);
+    assert_eq!(daemon.counted("kernel_errors"), 0);
 }
 
 #[test]
@@ -313,7 +313,7 @@ fn a_session_older_than_a_clean_stop_goes_on_and_its_pinholes_stand_where_they_c
             if all.is_empty() && admit.is_empty() {
                 // Nothing lets in what has the mark only, and that has been said.
                 assert_closed(&stage.topology.client.namespace, announced);
-                assert!(daemon.counted("kernel_troubles") > 0);
+                assert!(daemon.counted("kernel_errors") > 0);
                 return Ok(());
             }
             assert!(all.iter().all(|one| one.helper.as_deref().is_none_or(|name| name == "ftp")), "{all:?}");

@@ -91,7 +91,7 @@ fn auto_takes_what_works_and_says_which_and_why() {
     let namespace = Namespace::new("alone").expect("a namespace");
     let daemon = Daemon::start(&namespace, "mechanism: auto\n").unwrap_or_else(|error| panic!("{error}"));
     let status = daemon.status();
-    let (mechanism, because) = (status["mechanism"].as_str(), status["because"].as_str().unwrap_or_default());
+    let (mechanism, because) = (status["mechanism"].as_str(), status["mechanism_reason"].as_str().unwrap_or_default());
     match guard {
         Some(_) => assert_eq!((mechanism, because), (Some("native"), "as this kernel can")),
         None => {

@@ -6,7 +6,7 @@ use crate::support::{count_packets, policy, replay_packets, text};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::policy::Policy;
 use pinhole::core::script::{Conversation, endpoint};
-use pinhole::replay::Tally;
+use pinhole::replay::Counters;
 use serde_json::Value;
 
 const CLIENT: &str = "10.0.0.1:4000";
@@ -24,18 +24,18 @@ const LOGIN: [(Direction, &str); 3] =
     [(FromServer, "220 ready\r\n"), (FromClient, "USER anna\r\n"), (FromServer, "230 in\r\n")];
 
 /// What is told of these lines after a login.
-fn after_login(lines: &[(Direction, &str)]) -> (Vec<Value>, Tally) {
+fn after_login(lines: &[(Direction, &str)]) -> (Vec<Value>, Counters) {
     replay_packets(conversation(&[LOGIN.as_slice(), lines].concat()), Policy::embedded())
 }
 
 fn refusals(report: &[Value]) -> Vec<&str> {
-    report.iter().filter(|event| text(event, "event") == "refusal").map(|event| text(event, "reason")).collect()
+    report.iter().filter(|event| text(event, "event") == "refused").map(|event| text(event, "reason")).collect()
 }
 
 #[track_caller]
 fn assert_refused(lines: &[(Direction, &str)], why: &str) {
-    let (report, tally) = after_login(lines);
-    assert_eq!((tally.expectations, refusals(&report)), (0, vec![why]));
+    let (report, counters) = after_login(lines);
+    assert_eq!((counters.events.opened, refusals(&report)), (0, vec![why]));
 }
 
 #[test]
@@ -70,8 +70,8 @@ fn an_announcement_before_the_login_opens_nothing() {
         (FromClient, "PASV\r\n"),
         (FromServer, "227 (10,0,0,2,4,1)\r\n"),
     ];
-    let (report, tally) = replay_packets(conversation(&lines), Policy::embedded());
-    assert_eq!((tally.expectations, refusals(&report)), (0, vec!["not-logged-in", "not-logged-in"]));
+    let (report, counters) = replay_packets(conversation(&lines), Policy::embedded());
+    assert_eq!((counters.events.opened, refusals(&report)), (0, vec!["not-logged-in", "not-logged-in"]));
 }
 
 #[test]
@@ -80,8 +80,8 @@ fn an_announcement_inside_a_reply_of_several_lines_is_text() {
         (FromClient, "STAT upload\r\nPASV\r\n"),
         (FromServer, "213-Status:\r\n227 Entering Passive Mode (10,0,0,2,12,234)\r\n213-\r\n 213 x\r\n213 End\r\n"),
     ];
-    let (_, tally) = after_login(&lines);
-    assert_eq!((tally.expectations, tally.refusals), (0, 0));
+    let (_, counters) = after_login(&lines);
+    assert_eq!((counters.events.opened, counters.events.refused_in_all()), (0, 0));
 }
 
 #[test]
@@ -93,8 +93,8 @@ fn an_announcement_inside_a_file_name_is_a_file_name() {
         (FromServer, "257 \"227 (10,0,0,2,4,1)\" created\r\n"),
         (FromServer, "150 227 Entering Passive Mode (10,0,0,2,4,1)\r\n"),
     ];
-    let (_, tally) = after_login(&lines);
-    assert_eq!((tally.expectations, tally.refusals), (0, 0));
+    let (_, counters) = after_login(&lines);
+    assert_eq!((counters.events.opened, counters.events.refused_in_all()), (0, 0));
 }
 
 #[test]
@@ -118,10 +118,10 @@ fn an_http_post_whose_body_holds_ftp_opens_nothing() {
         (FromServer, "500 what?\r\n331 go on\r\n230 in\r\n200 ok\r\n227 (10,0,0,2,4,1)\r\n"),
         (FromClient, "USER anna\r\nPORT 10,0,0,1,4,2\r\n"),
     ];
-    let (report, tally) = replay_packets(conversation(&lines), Policy::embedded());
-    assert_eq!(tally.expectations, 0);
+    let (report, counters) = replay_packets(conversation(&lines), Policy::embedded());
+    assert_eq!(counters.events.opened, 0);
     assert!(!refusals(&report).is_empty() && refusals(&report).iter().all(|&why| why == "not-ftp"));
-    assert!(report.iter().all(|event| text(event, "event") != "login"));
+    assert!(report.iter().all(|event| text(event, "event") != "logged-in"));
 }
 
 #[test]
@@ -135,7 +135,7 @@ fn the_same_post_in_any_pieces_opens_nothing() {
             packets.push(talk.says(FromClient, piece));
             packets.push(talk.says(FromServer, "230 in\r\n"));
         }
-        assert_eq!(replay_packets(packets, Policy::embedded()).1.expectations, 0, "pieces of {size}");
+        assert_eq!(replay_packets(packets, Policy::embedded()).1.events.opened, 0, "pieces of {size}");
     }
 }
 
@@ -147,8 +147,8 @@ fn other_protocols_with_a_220_open_nothing() {
         (FromServer, "250 hello\r\n"),
         (FromClient, "USER a\r\nPORT 10,0,0,1,4,1\r\n"),
     ];
-    let (report, tally) = replay_packets(conversation(&smtp), policy("defaults: { login: optional }"));
-    assert_eq!((tally.expectations, refusals(&report)), (0, vec!["not-ftp"]));
+    let (report, counters) = replay_packets(conversation(&smtp), policy("defaults: { login: optional }"));
+    assert_eq!((counters.events.opened, refusals(&report)), (0, vec!["not-ftp"]));
 }
 
 #[test]
@@ -161,10 +161,10 @@ fn a_hundred_thousand_announcements_hold_no_more_than_the_limit() {
         packets.push(talk.says(FromClient, format!("PORT 10,0,0,1,{},{}\r\n", port / 256, port % 256)));
         packets.push(talk.says(FromServer, "200 ok\r\n"));
     }
-    let (report, tally) = replay_packets(packets, Policy::embedded());
+    let (report, counters) = replay_packets(packets, Policy::embedded());
     // A packet a millisecond: the 200 seconds see a few lifetimes of eight pinholes each.
-    assert_eq!(tally.expectations, 8 * 4);
-    assert_eq!(tally.refusals, 100_000 - 8 * 4);
+    assert_eq!(counters.events.opened, 8 * 4);
+    assert_eq!(counters.events.refused_in_all(), 100_000 - 8 * 4);
     assert!(refusals(&report).iter().all(|why| ["too-many", "known-service"].contains(why)));
 }
 
@@ -175,8 +175,8 @@ fn a_hundred_thousand_announcements_ahead_of_any_answer_are_refused() {
     packets.extend(LOGIN.iter().map(|(who, line)| talk.says(*who, line)));
     let many = "PORT 10,0,0,1,4,1\r\n".repeat(1000);
     packets.extend((0..100).map(|_| talk.says(FromClient, &many)));
-    let (_, tally) = replay_packets(packets, Policy::embedded());
-    assert!(tally.expectations <= 16, "{} were taken that no answer could close", tally.expectations);
+    let (_, counters) = replay_packets(packets, Policy::embedded());
+    assert!(counters.events.opened <= 16, "{} were taken that no answer could close", counters.events.opened);
 }
 
 #[test]
@@ -187,9 +187,9 @@ fn a_line_of_a_megabyte_passes_and_what_follows_is_understood() {
     packets.push(talk.says(FromClient, "STOR "));
     packets.extend((0..1024).map(|_| talk.says(FromClient, "PORT 10,0,0,1,4,1 ".repeat(57))));
     packets.push(talk.says(FromClient, "\r\nPORT 10,0,0,1,4,2\r\n"));
-    let (report, tally) = replay_packets(packets, Policy::embedded());
-    assert_eq!((tally.expectations, tally.refusals), (1, 0));
-    let opened = report.iter().find(|event| text(event, "event") == "expectation").expect("one opened");
+    let (report, counters) = replay_packets(packets, Policy::embedded());
+    assert_eq!((counters.events.opened, counters.events.refused_in_all()), (1, 0));
+    let opened = report.iter().find(|event| text(event, "event") == "opened").expect("one opened");
     assert_eq!(text(opened, "to"), "10.0.0.1:1026");
 }
 
@@ -208,9 +208,9 @@ fn a_forged_second_copy_does_not_replace_the_first() {
     packets.push(talk.says(FromClient, "PORT 10,0,0,1,4,1"));
     packets.push(forger.says(FromClient, "PORT 10,0,0,1,9,9"));
     packets.push(talk.says(FromClient, "\r\n"));
-    let (report, tally) = replay_packets(packets, Policy::embedded());
-    let opened = report.iter().find(|event| text(event, "event") == "expectation").expect("one opened");
-    assert_eq!((text(opened, "to"), tally.anomalies()), ("10.0.0.1:1025", 1));
+    let (report, counters) = replay_packets(packets, Policy::embedded());
+    let opened = report.iter().find(|event| text(event, "event") == "opened").expect("one opened");
+    assert_eq!((text(opened, "to"), counters.events.anomalies), ("10.0.0.1:1025", 1));
 }
 
 #[test]
@@ -224,7 +224,7 @@ fn a_blind_reset_or_syn_does_not_end_a_session() {
     packets.push(blind.resets(FromServer));
     packets.extend(blind.clone().handshake().into_iter().take(1));
     let (report, _) = replay_packets(packets, Policy::embedded());
-    assert!(report.iter().all(|event| !["end", "closed"].contains(&text(event, "event"))));
+    assert!(report.iter().all(|event| !["session-ended", "closed"].contains(&text(event, "event"))));
 }
 
 #[test]
@@ -237,7 +237,10 @@ fn a_million_silent_sessions_take_a_quarter_of_the_table() {
         [syn, syn_ack]
     });
     let policy = policy("limits: { sessions: 1000, idle: 168h }");
-    let tally = count_packets(flood, policy);
+    let counters = count_packets(flood, policy);
     // They never said anything: a quarter of the room is theirs.
-    assert_eq!((tally.sessions, tally.evicted, tally.expectations), (1_000_000, 1_000_000 - 250, 0));
+    assert_eq!(
+        (counters.events.sessions, counters.events.evicted_in_all(), counters.events.opened),
+        (1_000_000, 1_000_000 - 250, 0)
+    );
 }

@@ -60,16 +60,16 @@ fn told(report: &[Value]) -> Stories {
         let Some(session) = event["session"].as_u64() else { continue };
         let (name, story) = stories.entry(session).or_default();
         match text(event, "event") {
-            "session" => {
+            "session-began" => {
                 *name = format!("{} -> {}", text(event, "client"), text(event, "server"));
                 story.picked_up = event["picked_up"] == Value::Bool(true);
             }
-            "login" => story.user = text(event, "user").to_owned(),
+            "logged-in" => story.user = text(event, "user").to_owned(),
             "encrypted" => story.encrypted = true,
-            "related" => story.through.push(connection(event)),
+            "used" => story.through.push(connection(event)),
             "blocked" => story.blocked.push(format!("{} -> {}", text(event, "from"), text(event, "to"))),
-            "expectation" => story.expected.push(announced(event)),
-            "refusal" => story.refused.push(format!("{}: {}", announced(event), text(event, "reason"))),
+            "opened" => story.expected.push(announced(event)),
+            "refused" => story.refused.push(format!("{}: {}", announced(event), text(event, "reason"))),
             _ => {}
         }
     }

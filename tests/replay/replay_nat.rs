@@ -110,16 +110,16 @@ fn lines_that_grow_are_written_as_the_server_hears_them_and_the_data_connection_
     assert_eq!(replayed.heard(SERVER, OUTSIDE).matches("200 fine").count(), 3);
     assert_eq!(replayed.heard("10.0.0.2:20", "198.51.100.100:4001"), "a file");
     let expected = serde_json::json!({
-        "announced": "10.0.0.1:4001", "rewritten_to": "198.51.100.100:4001", "delivered_to": "10.0.0.1:4001",
+        "rewritten_from": "10.0.0.1:4001", "delivered_to": "10.0.0.1:4001",
         "from": "10.0.0.2", "to": "198.51.100.100:4001",
     });
-    let told = replayed.all("expectation")[0];
+    let told = replayed.all("opened")[0];
     for (field, value) in expected.as_object().expect("it is one") {
         assert_eq!(&told[field], value, "{field} of {told}");
     }
-    assert_eq!(replayed.all("related")[0]["to"], "198.51.100.100:4001");
-    assert!(replayed.text.contains("PORT of 10.0.0.1:4001 rewritten to 198.51.100.100:4001"), "{}", replayed.text);
-    assert!(!replayed.text.contains("BLOCKED"), "{}", replayed.text);
+    assert_eq!(replayed.all("used")[0]["to"], "198.51.100.100:4001");
+    assert!(replayed.text.contains("announced by PORT, rewritten from 10.0.0.1:4001"), "{}", replayed.text);
+    assert!(!replayed.text.contains("blocked 1"), "{}", replayed.text);
 }
 
 #[test]
@@ -142,7 +142,7 @@ fn several_lines_in_a_segment_each_take_their_own_place() {
     let (replayed, _folder) = Replayed::of("nat-several", session(talk(), &lines), MASQUERADE, "{}");
     let expected = lines.concat().replace("10,0,0,1", "198,51,100,100");
     assert_eq!(replayed.heard(OUTSIDE, SERVER), format!("{LOGIN}{expected}"));
-    assert_eq!(replayed.all("expectation").len(), 3);
+    assert_eq!(replayed.all("opened").len(), 3);
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn a_line_that_is_sent_again_is_the_same_again_however_it_is_cut_then() {
     made.extend([talk.says(FromServer, "200 fine\r\n200 fine\r\n"), talk.says(FromClient, "SYST\r\n")]);
     let (replayed, _folder) = Replayed::of("nat-again", made, MASQUERADE, "{}");
     assert_eq!(replayed.heard(OUTSIDE, SERVER), format!("{LOGIN}PORT 198,51,100,100,15,161\r\nNOOP\r\nSYST\r\n"));
-    assert_eq!(replayed.all("expectation").len(), 1);
+    assert_eq!(replayed.all("opened").len(), 1);
     assert!(recording::analysis(&replayed.after)["tcp.analysis.retransmission"] >= 1);
 }
 
@@ -273,13 +273,13 @@ fn a_server_behind_dnat_is_called_and_announced_by_its_outside_address_and_port(
     ] {
         assert_eq!(replayed.heard(from, to), "");
     }
-    let session = replayed.all("session")[0];
+    let session = replayed.all("session-began")[0];
     assert_eq!((&session["client"], &session["server"]), (&CLIENT.into(), &"198.51.100.100:2121".into()));
     let expected: Vec<_> =
-        replayed.all("expectation").iter().map(|one| (&one["delivered_to"], &one["leaves_from"])).collect();
+        replayed.all("opened").iter().map(|one| (&one["delivered_to"], &one["leaves_from"])).collect();
     assert_eq!(expected[0], (&"10.0.0.2:40001".into(), &Value::Null));
     assert_eq!(expected[2], (&Value::Null, &"198.51.100.100".into()));
-    assert_eq!(replayed.all("related").len(), 3);
+    assert_eq!(replayed.all("used").len(), 3);
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn a_port_that_another_client_has_outside_becomes_another_one_and_leads_to_its_o
     }
     made.extend([opens("203.0.113.5:20", "10.0.0.12:4001"), opens("203.0.113.5:2020", "10.0.0.11:4001")]);
     let (replayed, _folder) = Replayed::of("nat-taken", made, nat, "{}");
-    let outside: Vec<_> = replayed.all("related").iter().map(|one| one["to"].as_str().expect("text")).collect();
+    let outside: Vec<_> = replayed.all("used").iter().map(|one| one["to"].as_str().expect("text")).collect();
     assert_eq!(outside, ["198.51.100.100:4002", "198.51.100.100:4001"]);
     // Both come from port 4000, and outside only one of them can.
     assert!(replayed.heard(OUTSIDE, "203.0.113.5:21").ends_with("PORT 198,51,100,100,15,161\r\n"));
@@ -367,7 +367,7 @@ fn what_real_servers_and_clients_said_is_sound_outside_as_well() {
         }
         for nat in [MASQUERADE, DNAT] {
             let replayed = Replayed::new(&folder, &capture, nat, all_modes);
-            let here = replayed.all("expectation").iter().filter(|one| !one["rewritten_to"].is_null()).count();
+            let here = replayed.all("opened").iter().filter(|one| !one["rewritten_from"].is_null()).count();
             rewritten += here;
             let inside_addresses = |path| {
                 let inside = if nat == MASQUERADE { ["10.21.0.10", "fd21::10"] } else { ["10.21.0.1", "fd21::1"] };

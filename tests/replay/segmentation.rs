@@ -155,8 +155,8 @@ fn packets(flow: &Flow, turns: &[Turn], weather: &[Weather]) -> Vec<Vec<u8>> {
 /// Everything that was decided, without when.
 fn decisions(flow: &Flow, turns: &[Turn], weather: &[Weather]) -> Vec<String> {
     let policy = policy("defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV], pinholes_per_session: 100 }");
-    let (report, tally) = replay_packets(packets(flow, turns, weather), policy);
-    assert_eq!(tally.anomalies(), 0, "repeating and reordering is no anomaly");
+    let (report, counters) = replay_packets(packets(flow, turns, weather), policy);
+    assert_eq!(counters.events.anomalies, 0, "repeating and reordering is no anomaly");
     let decided = report.into_iter().filter(|event| text(event, "event") != "summary").map(|mut event| {
         event["time"] = Value::Null;
         event.to_string()

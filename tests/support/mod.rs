@@ -7,7 +7,7 @@ use pinhole::core::policy::{self, Policy};
 use pinhole::core::time::Timestamp;
 use pinhole::core::tracker::{SessionEvent, SessionNumber};
 use pinhole::replay::pcap::file::FileReader;
-use pinhole::replay::{Blocked, Json, Replay, Report, Sink as _, Tally};
+use pinhole::replay::{Blocked, Counters, Json, Replay, Report, Sink as _};
 use serde_json::Value;
 
 /// A policy that stands in a test.
@@ -38,19 +38,19 @@ pub(crate) fn replay_json(path: &Path, policy: Policy) -> String {
 pub(crate) fn replay_packets<P: AsRef<[u8]>>(
     packets: impl IntoIterator<Item = P>,
     policy: Policy,
-) -> (Vec<Value>, Tally) {
+) -> (Vec<Value>, Counters) {
     let mut printed = Vec::new();
-    let (tally, sink) = feed(packets, Replay::new(policy, Json::new(&mut printed)));
+    let (counters, sink) = feed(packets, Replay::new(policy, Json::new(&mut printed)));
     sink.finish().expect("a vector takes everything");
-    (events(&String::from_utf8(printed).expect("JSON is UTF-8")), tally)
+    (events(&String::from_utf8(printed).expect("JSON is UTF-8")), counters)
 }
 
 /// What a replay of these packets counts, for when they are many.
-pub(crate) fn count_packets<P: AsRef<[u8]>>(packets: impl IntoIterator<Item = P>, policy: Policy) -> Tally {
+pub(crate) fn count_packets<P: AsRef<[u8]>>(packets: impl IntoIterator<Item = P>, policy: Policy) -> Counters {
     feed(packets, Replay::new(policy, Silent)).0
 }
 
-fn feed<P: AsRef<[u8]>, R: Report>(packets: impl IntoIterator<Item = P>, mut replay: Replay<R>) -> (Tally, R) {
+fn feed<P: AsRef<[u8]>, R: Report>(packets: impl IntoIterator<Item = P>, mut replay: Replay<R>) -> (Counters, R) {
     for (index, packet) in packets.into_iter().enumerate() {
         let time = Timestamp::from_nanos(1_000_000 * (index as u64 + 1));
         replay.packet(time, packet.as_ref());
@@ -62,9 +62,9 @@ fn feed<P: AsRef<[u8]>, R: Report>(packets: impl IntoIterator<Item = P>, mut rep
 struct Silent;
 
 impl Report for Silent {
-    fn news(&mut self, _: Timestamp, _: SessionNumber, _: &SessionEvent<'_>) {}
+    fn event(&mut self, _: Timestamp, _: SessionNumber, _: &SessionEvent<'_>) {}
     fn blocked(&mut self, _: Timestamp, _: SessionNumber, _: &Blocked) {}
-    fn summary(&mut self, _: Timestamp, _: &Tally) {}
+    fn summary(&mut self, _: Timestamp, _: &Counters) {}
 }
 
 /// The lines of a report.

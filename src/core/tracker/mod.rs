@@ -11,6 +11,7 @@ mod client;
 mod context;
 mod encrypted;
 mod event;
+mod event_text;
 mod expectations;
 mod list;
 mod memory;

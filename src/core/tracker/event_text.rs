@@ -1,0 +1,82 @@
+//! An event as a line of text, for the log and for the report of a replay.
+
+use std::fmt::{self, Write as _};
+
+use super::SessionEvent;
+use crate::core::session::reassembly::StreamAnomaly;
+
+/// How many bytes of an argument are shown.
+const MAX_ARGUMENT: usize = 80;
+
+/// Begins with what happened: `opened`, `used`, `refused` and so on. A command's argument is part of it.
+impl fmt::Display for SessionEvent<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::Began { connection, picked_up } => {
+                let how = if picked_up { "picked up in the middle" } else { "began" };
+                write!(f, "session {how}: {} -> {}", connection.client(), connection.server())
+            }
+            Self::Said { command, argument: None } => write!(f, "{command} ..."),
+            Self::Said { command, argument: Some(b"") } => f.write_str(command),
+            Self::Said { command, argument: Some(argument) } => write!(f, "{command} {}", Escaped(argument)),
+            Self::Denied { command } => write!(f, "denied {command}: the policy does not allow this command"),
+            Self::LoggedIn { user: Some(user) } => write!(f, "logged in as {user}"),
+            Self::LoggedIn { user: None } => f.write_str("logged in"),
+            Self::Expected { mode, expectation, rewritten_from } => {
+                let (lifetime, by) = (expectation.lifetime, mode.announced_by());
+                write!(f, "opened {expectation} for {lifetime:?}, announced by {by}")?;
+                rewritten_from.map_or(Ok(()), |from| write!(f, ", rewritten from {from}"))
+            }
+            Self::Refused { mode, to, why } => {
+                write!(f, "refused {}", mode.announced_by())?;
+                to.map_or(Ok(()), |to| write!(f, " {to}"))?;
+                write!(f, ": {why}, {}", why.explanation())
+            }
+            Self::Used { mode: Some(mode), flow } => write!(f, "used {flow}, announced by {}", mode.announced_by()),
+            Self::Used { mode: None, flow } => write!(f, "used {flow}"),
+            Self::Expired(expectation) => write!(f, "expired {expectation}: no data connection came"),
+            Self::Closed { expectation, why } => write!(f, "closed {expectation}: {}", why.explanation()),
+            Self::Encrypted { port_range: None } => f.write_str(
+                "encrypted: announcements cannot be read, so none opens a pinhole (see `tls` in the policy)",
+            ),
+            Self::Encrypted { port_range: Some(port_range) } => {
+                write!(f, "encrypted: {port_range} opens once the dialogue is as long as a login")
+            }
+            Self::RangeOpened(port_range) => write!(f, "opened {port_range} while the encrypted session lasts"),
+            Self::RangeRefused { port_range, why } => write!(f, "refused {port_range}: {why}, {}", why.explanation()),
+            Self::NotFtp => f.write_str("not FTP: no announcement opens a pinhole"),
+            Self::Ended(how) => write!(f, "session ended: {}", how.name()),
+            Self::Anomaly(anomaly) => write!(f, "anomaly: {}", explanation(anomaly)),
+        }
+    }
+}
+
+const fn explanation(anomaly: StreamAnomaly) -> &'static str {
+    match anomaly {
+        StreamAnomaly::DifferingCopy => "a retransmission with other bytes; the first copy counts",
+        StreamAnomaly::FarAway => "a segment far from the current position; ignored",
+        StreamAnomaly::TooMuchWaiting => "too many bytes out of order",
+        StreamAnomaly::Lost => "the receiver acknowledged bytes that were not seen",
+        StreamAnomaly::Unacceptable => "a segment that its receiver does not accept; ignored",
+        StreamAnomaly::StaleTimestamp => "a segment with an old timestamp (PAWS); ignored",
+        StreamAnomaly::BesideFin => "a segment that contradicts its sender's FIN; ignored",
+        StreamAnomaly::WrongSide => "a segment that came from its receiver's side; ignored",
+        StreamAnomaly::Unverifiable => "a retransmission of bytes that are no longer kept to compare; ignored",
+    }
+}
+
+/// Bytes from the network, with control characters escaped, so that a terminal shows them as text.
+struct Escaped<'a>(&'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(bytes) = *self;
+        let (shown, dots) = bytes
+            .split_at_checked(MAX_ARGUMENT)
+            .map_or((bytes, ""), |(shown, rest)| (shown, if rest.is_empty() { "" } else { "..." }));
+        for letter in String::from_utf8_lossy(shown).chars() {
+            if letter.is_control() { write!(f, "{}", letter.escape_default())? } else { f.write_char(letter)? }
+        }
+        f.write_str(dots)
+    }
+}
