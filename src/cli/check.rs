@@ -5,18 +5,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Outcome, input};
+use crate::core::count::Count;
 use crate::core::policy::{Parsed, Policy};
-use crate::doctor::{self, Finding, PolicyFile, Weight};
+use crate::doctor::{self, Finding, PolicyFile, Rating};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The policy to look at; `-` is standard input. Without one, this host is examined
+    /// Policy file to check; `-` reads standard input. Without it, check this host
     #[arg(value_name = "POLICY")]
     policy: Option<PathBuf>,
-    /// Examine this host for that policy; without one, for the embedded default
+    /// Check this host, for POLICY or the built-in policy
     #[arg(long)]
     host: bool,
-    /// Print what was found on this host as a JSON list
+    /// Print the findings about this host as a JSON array
     #[arg(long)]
     json: bool,
 }
@@ -24,8 +25,8 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     match &args.policy {
         Some(path) if !args.host && args.json => {
-            super::complain(format_args!(
-                "`--json` is for what is found on this host: `pinhole check --host --json {}`",
+            super::print_error(format_args!(
+                "`--json` prints findings about this host: `pinhole check --host --json {}`",
                 path.display()
             ));
             Ok(Outcome::BadUsage)
@@ -44,7 +45,7 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
         Err(outcome) => return Ok(outcome),
     };
     let name = super::name(path);
-    let risks = doctor::risks(&policy, &PolicyFile::look(path));
+    let risks = doctor::risks(&policy, &PolicyFile::probe(path));
     let mut out = io::stdout().lock();
     let count = warnings.warnings() + risks.len();
     if !warnings.is_empty() {
@@ -54,10 +55,9 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
         writeln!(io::stderr(), "{risk}")?;
     }
     if count == 0 {
-        writeln!(out, "# {name} is good. As understood:")?;
+        writeln!(out, "# {name} is valid. As understood:")?;
     } else {
-        let plural = if count == 1 { "" } else { "s" };
-        writeln!(out, "# {name} is good, with {count} warning{plural}. As understood:")?;
+        writeln!(out, "# {name} is valid, with {}. As understood:", Count(count, "warning"))?;
     }
     write!(out, "{policy}")?;
     Ok(Outcome::Good)
@@ -65,24 +65,22 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
 
 fn check_host(policy: &Policy, path: Option<&Path>, json: bool) -> anyhow::Result<Outcome> {
     let mut findings = doctor::examine(policy);
-    findings.extend(doctor::risks(policy, &path.map(PolicyFile::look).unwrap_or_default()));
-    let count = |weight| findings.iter().filter(|finding| finding.weight == weight).count();
-    let (problems, warnings) = (count(Weight::Problem), count(Weight::Warning));
+    findings.extend(doctor::risks(policy, &path.map(PolicyFile::probe).unwrap_or_default()));
+    let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
+    let (problems, warnings) = (count(Rating::Problem), count(Rating::Warning));
     let mut out = io::stdout().lock();
     if json {
         serde_json::to_writer_pretty(&mut out, &findings)?;
         writeln!(out)?;
     } else {
-        let width = findings.iter().map(|finding| finding.about.len()).max().unwrap_or(0);
-        for Finding { weight, about, found, advice } in &findings {
-            write!(out, "{weight:7}  {about:width$}  {found}")?;
+        let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
+        for Finding { severity, check, message, advice } in &findings {
+            write!(out, "{severity:7}  {check:width$}  {message}")?;
             advice.iter().try_for_each(|advice| write!(out, "; {advice}"))?;
             writeln!(out)?;
         }
-        let plural = |count: usize| if count == 1 { "" } else { "s" };
         let ready = if problems == 0 { "This host is ready for `pinhole run`" } else { "`pinhole run` would not work" };
-        write!(out, "{ready}: {problems} problem{}, {warnings} warning{}.", plural(problems), plural(warnings))?;
-        writeln!(out)?;
+        writeln!(out, "{ready}: {}, {}.", Count(problems, "problem"), Count(warnings, "warning"))?;
     }
     Ok(if problems == 0 { Outcome::Good } else { Outcome::BadInput })
 }

@@ -10,7 +10,7 @@ pub(super) fn run() -> anyhow::Result<Outcome> {
         Ok(()) => Ok(Outcome::Good),
         Err(DemoError::Write(error)) => Err(error.into()),
         Err(error @ (DemoError::NotRoot | DemoError::Missing { .. })) => {
-            super::complain(format_args!("{error}"));
+            super::print_error(format_args!("{error}"));
             Ok(Outcome::BadUsage)
         }
         Err(error) => Err(error.into()),

@@ -9,9 +9,9 @@ use super::messages::{Priority, Record};
 use crate::core::policy::{self, Parsed, Policy, Problems, Severity};
 use crate::replay::nat::{self, Nat};
 
-/// A file that is open, and how long it is if that is known.
 pub(super) struct Input {
     pub(super) source: Box<dyn Read>,
+    /// Of a regular file.
     pub(super) length: Option<u64>,
 }
 
@@ -28,44 +28,43 @@ pub(super) fn open(path: &Path) -> io::Result<Input> {
     Ok(Input { source: Box::new(file), length: about.is_file().then_some(about.len()) })
 }
 
-/// Reads a policy file and tells every problem of it; the embedded policy where no file is named.
+/// Reads a policy file and prints every problem in it. Without a file: the built-in policy.
 pub(super) fn policy(path: Option<&Path>) -> Result<Policy, Outcome> {
     let Some(path) = path else { return Ok(Policy::embedded()) };
     let Parsed { policy, warnings } = parse(path)?;
     if !warnings.is_empty() {
-        tell(&warnings);
+        print_problems(&warnings);
     }
     Ok(policy)
 }
 
-/// The same with the warnings handed on.
+/// The same, but returns the warnings.
 pub(super) fn parse(path: &Path) -> Result<Parsed, Outcome> {
     read(path, "policy", policy::parse_bytes)
 }
 
-/// Reads the description of a NAT, and tells every problem of it.
+/// Reads the description of a NAT gateway and prints every problem in it.
 pub(super) fn nat(path: &Path) -> Result<Nat, Outcome> {
     read(path, "NAT", nat::parse_bytes)
 }
 
-/// Reads a YAML file of some kind.
 fn read<T>(path: &Path, what: &str, parse: fn(&str, &[u8]) -> Result<T, Problems>) -> Result<T, Outcome> {
     let name = super::name(path);
     let mut bytes = Vec::new();
     let limit = policy::MAX_BYTES as u64 + 1;
     let read = open(path).and_then(|input| input.source.take(limit).read_to_end(&mut bytes));
     if let Err(error) = read {
-        super::complain(format_args!("cannot read the {what} {name}: {error}"));
+        super::print_error(format_args!("cannot read the {what} {name}: {error}"));
         return Err(Outcome::BadUsage);
     }
     parse(&name, &bytes).map_err(|problems| {
-        tell(&problems);
+        print_problems(&problems);
         Outcome::BadUsage
     })
 }
 
-/// Says what is wrong with such a file: with the lines in question for a person, a record each for the journal.
-fn tell(problems: &Problems) {
+/// With the lines in question for a person; for the journal, one record each.
+fn print_problems(problems: &Problems) {
     let mut stderr = io::stderr();
     if !super::messages::goes_to_journal() {
         let _ = writeln!(stderr, "{}", problems.to_string().trim_end());

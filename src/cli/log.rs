@@ -11,104 +11,104 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// How much may wait to be written: some ten thousand lines.
-const ROOM: usize = 1 << 20;
-/// How long lines gather behind one that was written.
-const GATHER: Duration = Duration::from_millis(10);
+/// Some ten thousand lines.
+const CAPACITY: usize = 1 << 20;
+/// How long lines gather after each write.
+const BATCH_DELAY: Duration = Duration::from_millis(10);
 
-/// Where log lines are put down.
+/// Where the threads put log lines.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lines(Arc<LogBuffer>);
+pub(super) struct LogSink(Arc<LogBuffer>);
 
 #[derive(Debug, Default)]
 struct LogBuffer {
-    pile: Mutex<Pile>,
-    has_come: Condvar,
-    /// Held while somebody writes, so that lines stay in order.
+    pending: Mutex<PendingLines>,
+    not_empty: Condvar,
+    /// Held by the thread that writes, so that lines stay in order.
     writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
-struct Pile {
+struct PendingLines {
     lines: Vec<u8>,
     lost: u64,
 }
 
-/// Writes what has been put down when it is dropped.
+/// Writes the lines of a [`LogSink`]; when it is dropped, those that are pending.
 #[derive(Debug)]
-pub(super) struct Rest(Lines);
+pub(super) struct LogWriter(LogSink);
 
-impl Lines {
-    /// For standard error. They gather until the [`Rest`] begins to write them or is dropped.
-    pub(super) fn for_standard_error() -> (Self, Rest) {
-        let lines = Self::default();
-        (lines.clone(), Rest(lines))
+impl LogSink {
+    /// For standard error. Lines gather until the [`LogWriter`] starts to write or is dropped.
+    pub(super) fn for_standard_error() -> (Self, LogWriter) {
+        let sink = Self::default();
+        (sink.clone(), LogWriter(sink))
     }
 
-    fn put_down(&self, line: &[u8]) {
-        let mut pile = self.pile();
-        if pile.lines.len() + line.len() > ROOM {
-            pile.lost += 1;
+    fn push(&self, line: &[u8]) {
+        let mut pending = self.pending();
+        if pending.lines.len() + line.len() > CAPACITY {
+            pending.lost += 1;
             return;
         }
-        if pile.lines.is_empty() {
-            self.0.has_come.notify_one();
+        if pending.lines.is_empty() {
+            self.0.not_empty.notify_one();
         }
-        pile.lines.extend_from_slice(line);
+        pending.lines.extend_from_slice(line);
     }
 
     fn wait(&self) {
-        let pile = self.0.has_come.wait_while(self.pile(), |pile| pile.lines.is_empty());
-        drop(pile.unwrap_or_else(PoisonError::into_inner));
+        let pending = self.0.not_empty.wait_while(self.pending(), |pending| pending.lines.is_empty());
+        drop(pending.unwrap_or_else(PoisonError::into_inner));
     }
 
     fn write_to(&self, out: &mut impl Write) {
         let _writing = self.0.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let Pile { mut lines, lost } = std::mem::take(&mut *self.pile());
+        let PendingLines { mut lines, lost } = std::mem::take(&mut *self.pending());
         if lost > 0 {
             lines.extend_from_slice(
                 format!("{lost} log lines were lost: they came faster than they could be written\n").as_bytes(),
             );
         }
-        // Nobody is left to be told that nobody reads.
+        // An error of the log cannot be logged.
         let _ = out.write_all(&lines).and_then(|()| out.flush());
     }
 
-    fn pile(&self) -> MutexGuard<'_, Pile> {
-        self.0.pile.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, PendingLines> {
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Rest {
-    /// Starts the thread that writes them from now on.
+impl LogWriter {
+    /// Starts the thread that writes lines as they come.
     pub(super) fn start_writing(&self) {
-        let Self(lines) = self;
-        let lines = lines.clone();
+        let Self(sink) = self;
+        let sink = sink.clone();
         thread::spawn(move || {
             loop {
-                lines.wait();
-                lines.write_to(&mut io::stderr());
-                thread::sleep(GATHER);
+                sink.wait();
+                sink.write_to(&mut io::stderr());
+                thread::sleep(BATCH_DELAY);
             }
         });
     }
 
-    /// Writes what has been put down so far.
+    /// Writes the pending lines.
     pub(super) fn write(&self) {
-        let Self(lines) = self;
-        lines.write_to(&mut io::stderr());
+        let Self(sink) = self;
+        sink.write_to(&mut io::stderr());
     }
 }
 
-impl Drop for Rest {
+impl Drop for LogWriter {
     fn drop(&mut self) {
         self.write();
     }
 }
 
-impl Write for Lines {
+impl Write for LogSink {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        self.put_down(line);
+        self.push(line);
         Ok(line.len())
     }
 
@@ -117,7 +117,7 @@ impl Write for Lines {
     }
 }
 
-impl<'a> MakeWriter<'a> for Lines {
+impl<'a> MakeWriter<'a> for LogSink {
     type Writer = Self;
 
     fn make_writer(&'a self) -> Self {
@@ -129,31 +129,34 @@ impl<'a> MakeWriter<'a> for Lines {
 mod tests {
     use super::*;
 
-    fn written(lines: &Lines) -> String {
+    fn written(sink: &LogSink) -> String {
         let mut out = Vec::new();
-        lines.write_to(&mut out);
+        sink.write_to(&mut out);
         String::from_utf8(out).expect("text")
     }
 
     #[test]
-    fn lines_are_written_in_their_order_and_once() {
-        let lines = Lines::default();
-        lines.put_down(b"one\n");
-        lines.put_down(b"two\n");
-        assert_eq!(written(&lines), "one\ntwo\n");
-        assert_eq!(written(&lines), "");
+    fn lines_are_written_once_and_in_order() {
+        let sink = LogSink::default();
+        sink.push(b"one\n");
+        sink.push(b"two\n");
+        assert_eq!(written(&sink), "one\ntwo\n");
+        assert_eq!(written(&sink), "");
     }
 
     #[test]
-    fn what_does_not_fit_is_counted_and_said() {
-        let lines = Lines::default();
-        let long = vec![b'x'; ROOM - 1];
-        lines.put_down(&long);
-        lines.put_down(b"too much\n");
-        lines.put_down(b"this too\n");
-        let text = written(&lines);
-        assert_eq!(text.len(), ROOM - 1 + "2 log lines were lost: they came faster than they could be written\n".len());
-        lines.put_down(b"there is room again\n");
-        assert_eq!(written(&lines), "there is room again\n");
+    fn lines_that_do_not_fit_are_counted_and_reported() {
+        let sink = LogSink::default();
+        let long = vec![b'x'; CAPACITY - 1];
+        sink.push(&long);
+        sink.push(b"too much\n");
+        sink.push(b"this too\n");
+        let text = written(&sink);
+        assert_eq!(
+            text.len(),
+            CAPACITY - 1 + "2 log lines were lost: they came faster than they could be written\n".len()
+        );
+        sink.push(b"there is room again\n");
+        assert_eq!(written(&sink), "there is room again\n");
     }
 }

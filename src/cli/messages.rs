@@ -6,14 +6,14 @@ use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::MetadataExt;
 
-use super::log::{Lines, Rest};
+use super::log::{LogSink, LogWriter};
 use tracing::{Event, Level, Subscriber, error};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-/// How grave a record is, in the numbers of syslog, which the journal reads at the beginning of a line.
+/// The level of a record, in the numbers of syslog, which the journal reads at the beginning of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Priority {
     Error = 3,
@@ -33,7 +33,7 @@ impl From<&Level> for Priority {
     }
 }
 
-/// A text as one record of the journal.
+/// A text as one record of systemd's journal.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Record<'a>(pub(super) Priority, pub(super) &'a str);
 
@@ -41,29 +41,29 @@ impl fmt::Display for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(priority, text) = *self;
         write!(f, "<{}>", priority as u8)?;
-        // The journal would make a record of each line, and only the first would have the priority.
+        // The journal makes a record of each line, and only the first would have the priority.
         let lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
         lines.enumerate().try_for_each(|(index, line)| write!(f, "{}{line}", if index == 0 { "" } else { " | " }))
     }
 }
 
-/// From now on log lines gather for standard error, and are written once [`Rest::start_writing`] was called. `RUST_LOG`
-/// says what is worth one. Those that wait at the end are written when the rest is dropped.
-pub(super) fn begin() -> Rest {
+/// From now on log lines gather, and go to standard error once [`LogWriter::start_writing`] was called. `RUST_LOG` sets the
+/// level.
+pub(super) fn start_log() -> LogWriter {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
-    let (lines, rest) = Lines::for_standard_error();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines).with_target(false);
+    let (sink, writer) = LogSink::for_standard_error();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(sink).with_target(false);
     if goes_to_journal() {
-        builder.event_format(Journal).init();
+        builder.event_format(JournalFormat).init();
     } else {
         builder.with_ansi(io::stderr().is_terminal()).compact().init();
     }
     std::panic::set_hook(Box::new(|panic| error!("this is a bug, please report it: {panic}")));
-    rest
+    writer
 }
 
-/// Whether standard error is the journal. The variable alone does not say so: it is handed on to whatever is started
-/// from a service, whose standard error may be something else.
+/// Whether standard error is the journal. The variable alone does not say so: children of a service inherit it, and their
+/// standard error may be something else.
 pub(super) fn goes_to_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
     named.is_some_and(|named| is_stream(&named, io::stderr().as_fd()))
@@ -75,10 +75,10 @@ fn is_stream(named: &str, fd: BorrowedFd<'_>) -> bool {
     about.is_ok_and(|about| Ok(about.dev()) == device.parse() && Ok(about.ino()) == inode.parse())
 }
 
-/// Writes events as records; the journal knows the time itself.
-struct Journal;
+/// Formats events as records; the journal adds the time.
+struct JournalFormat;
 
-impl<S, N> FormatEvent<S, N> for Journal
+impl<S, N> FormatEvent<S, N> for JournalFormat
 where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,

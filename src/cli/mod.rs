@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use messages::{Priority, Record};
 
-/// Lets FTP through a stateful Linux firewall, one announced data connection at a time.
+/// Lets FTP through a stateful Linux firewall: opens one pinhole for each announced data connection.
 #[derive(Debug, Parser)]
 #[command(version, about, max_term_width = 100)]
 struct Cli {
@@ -30,45 +30,49 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Shows what would have been opened, refused and blocked in captures
+    /// Show what Pinhole would open, refuse and block in capture files
     ///
-    /// Reads pcap and pcapng files, runs them through the same code that watches live connections, with the capture's
-    /// own clock and a simulated firewall. Several files that follow one another in time are one capture.
+    /// Runs pcap and pcapng files through the code of the daemon, with the capture's clock and a simulated firewall. Needs
+    /// no privileges. Files that follow one another in time are one capture.
     ///
-    /// With `--nat` the captures are those of the inside of a gateway that translates addresses: shown is what would have
-    /// been rewritten and where data connections are delivered, and `--write` writes what the outside would have seen.
+    /// With --nat, the captures were taken inside a NAT gateway: the report shows what is rewritten and where data
+    /// connections are delivered, and --write writes the packets as they are outside.
     Replay(replay::Args),
-    /// Says whether a policy is good and what it means; without one, whether this host is ready
+    /// Check a policy file, or whether this host is ready
     ///
-    /// With POLICY: says that it is good and prints it as understood, or explains what is wrong with it. Without, or with
-    /// `--host POLICY`: examines this host, a line for each finding, with what to do about it. Nothing is changed: what
-    /// the kernel can do is tried in transactions that are not carried out. Needs root for most of it. Ends with status
-    /// 0, or 1 if there are problems with which the service would not run.
+    /// With POLICY: prints the policy as understood, or every error in it. Without it, or with --host: lists privileges,
+    /// kernel features, queues and filter chains, with a remedy for each problem. Most of that needs root. Changes nothing:
+    /// kernel features are tested in transactions that are not committed.
+    ///
+    /// Exit status: 0 ready; 1 the daemon would not run on this host; 2 the policy is wrong.
     Check(check::Args),
-    /// Prints the JSON Schema of the policy
+    /// Print the JSON Schema of the policy
     Schema,
-    /// Runs the service: reads control connections from the kernel and opens what they announce
+    /// Run the daemon
     ///
-    /// Needs root. Ends with SIGTERM or Ctrl-C and removes what it installed; SIGHUP loads the policy anew. With SIGUSR2 it
-    /// ends, too, and leaves all that stands to the next start.
+    /// Reads control connections from NFQUEUE, and opens a pinhole for each announced data connection. Needs root or
+    /// CAP_NET_ADMIN.
+    ///
+    /// SIGTERM, SIGINT: remove the table inet pinhole and exit. SIGHUP: reload the policy. SIGUSR2: exit, and leave the
+    /// table and all pinholes to the next start.
     Run(service::RunArgs),
-    /// Prints the ruleset that would be installed for a policy
+    /// Print the nftables ruleset that `run` installs
     Rules(service::RulesArgs),
-    /// Shows how the service that runs here stands
+    /// Show the daemon's sessions, open pinholes and counters
     Status(service::StatusArgs),
-    /// Has the service that runs here load its policy anew
+    /// Make the daemon reload its policy
     Reload,
-    /// Ends the daemon where that hangs; `pinhole run` starts it
+    /// Kill the daemon if it hangs; `run` starts this
     #[command(name = crate::daemon::watchdog::SUBCOMMAND, hide = true)]
     Watchdog,
-    /// Shows it all in a small network of its own: FTP blocked by a firewall, and let through by Pinhole
+    /// Demonstrate FTP through a firewall, blocked without Pinhole and working with it
     ///
-    /// Needs root and the program nft, and nothing else: where vsftpd or curl are not installed, a built-in server and
-    /// client take their part. It touches nothing of this host, and leaves nothing behind. It takes a few seconds.
+    /// Builds a client, a firewall and a server in network namespaces, and removes them at the end, after a few seconds.
+    /// Changes nothing on this host. Needs root and nft; a built-in server and client stand in for vsftpd and curl.
     Demo,
 }
 
-/// How a command went, short of a reason to stop.
+/// The exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Good,
@@ -103,10 +107,10 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(outcome) => outcome.into(),
-        // Whoever read our output has seen enough of it.
+        // The reader of the output has closed it.
         Err(error) if is_broken_pipe(&error) => Outcome::Good.into(),
         Err(error) => {
-            complain(format_args!("{error:#}"));
+            print_error(format_args!("{error:#}"));
             Outcome::BadInput.into()
         }
     }
@@ -121,8 +125,8 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Says on standard error what went wrong. If even that fails there is nobody to tell.
-fn complain(what: std::fmt::Arguments<'_>) {
+/// Writes an error to standard error, as a record for the journal if that is where it goes.
+fn print_error(what: std::fmt::Arguments<'_>) {
     let _ = if messages::goes_to_journal() {
         writeln!(io::stderr(), "{}", Record(Priority::Error, &what.to_string()))
     } else {
@@ -130,7 +134,7 @@ fn complain(what: std::fmt::Arguments<'_>) {
     };
 }
 
-/// How a file is called in messages.
+/// The name of an input file in messages.
 fn name(path: &Path) -> String {
     if path.as_os_str() == "-" { "standard input".to_owned() } else { path.display().to_string() }
 }

@@ -12,42 +12,41 @@ use crate::replay::pcap::file::Frame;
 use crate::replay::pcap::link::LinkType;
 use crate::replay::pcap::write::FileWriter;
 
-/// A capture that is being written. What goes wrong is kept until it is asked for.
+/// A capture that is being written. The first error is kept until `finish`.
 pub(super) struct OutsideFile {
     path: PathBuf,
     state: State,
 }
 
 enum State {
-    /// Nothing has been written yet: which link type it is to have is not known.
+    /// The link type is that of the first packet.
     Empty(File),
     Open(FileWriter<BufWriter<File>>, LinkType),
     Failed(anyhow::Error),
 }
 
-/// Whether two paths name the same file, if both are there.
+/// Whether two paths name the same existing file.
 pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
     let identity = |path| fs::metadata(path).map(|about| (about.dev(), about.ino()));
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
 impl OutsideFile {
-    /// Makes the file; what it was before is gone.
+    /// Creates the file, or truncates it.
     pub(super) fn create(path: &Path) -> anyhow::Result<Self> {
         let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Self { path: path.to_owned(), state: State::Empty(file) })
     }
 
-    /// Whether to go on is in vain.
     pub(super) fn has_failed(&self) -> bool {
         matches!(self.state, State::Failed(_))
     }
 
-    /// Writes what is left, or tells what went wrong.
+    /// Writes what is left, or returns the first error.
     pub(super) fn finish(self) -> anyhow::Result<()> {
         let finish = |writer: FileWriter<BufWriter<File>>| writer.finish().map(drop);
         match self.state {
-            // One without packets is a capture, too.
+            // A capture may have no packets.
             State::Empty(file) => FileWriter::new(BufWriter::new(file), LinkType::Ethernet).and_then(finish),
             State::Open(writer, _) => finish(writer),
             State::Failed(error) => return Err(error),

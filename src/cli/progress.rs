@@ -3,12 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// A file shorter than this is read before anybody could look.
-const WORTH_SHOWING: u64 = 32 << 20;
-const BETWEEN_DRAWINGS: Duration = Duration::from_millis(100);
+/// Shorter files are read in a moment.
+const MIN_LENGTH: u64 = 32 << 20;
+const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 const WIDTH: usize = 40;
 
-/// A bar on standard error; nothing where nobody sees it.
+/// A bar on standard error.
 #[derive(Debug)]
 pub(super) struct Progress {
     name: String,
@@ -19,10 +19,9 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// A bar for a file of that length, if it is worth one. Where the report goes to the same terminal, the lines
-    /// themselves show that it goes on.
+    /// None for a short file, without a terminal, or if the report goes to the same terminal.
     pub(super) fn for_file(name: &str, length: Option<u64>) -> Option<Self> {
-        let length = length.filter(|&length| length >= WORTH_SHOWING)?;
+        let length = length.filter(|&length| length >= MIN_LENGTH)?;
         if !io::stderr().is_terminal() || io::stdout().is_terminal() {
             return None;
         }
@@ -30,10 +29,9 @@ impl Progress {
         Some(Self { name: name.to_owned(), length, began: now, drawn: now, is_drawn: false })
     }
 
-    /// So many bytes have been read.
-    pub(super) fn at(&mut self, bytes: u64) {
+    pub(super) fn update(&mut self, bytes: u64) {
         let now = Instant::now();
-        if now.duration_since(self.drawn) < BETWEEN_DRAWINGS {
+        if now.duration_since(self.drawn) < REDRAW_INTERVAL {
             return;
         }
         self.drawn = now;

@@ -8,27 +8,28 @@ use anyhow::Context;
 use super::outside::{OutsideFile, is_same_file};
 use super::progress::Progress;
 use super::{Outcome, input};
+use crate::core::count::Count;
 use crate::replay::pcap::file::FileReader;
 use crate::replay::{Json, Outside, Replay, Sink, Text};
 
-/// How many frames go by between two looks at whether anybody still reads the report.
-const FRAMES_BETWEEN_LOOKS: u32 = 4096;
+/// How many frames are read between two checks for a failed write.
+const FRAMES_PER_CHECK: u32 = 4096;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Captures, pcap or pcapng; `-` is standard input
+    /// Capture files, pcap or pcapng; `-` reads standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
-    /// The policy to decide by; without one, the embedded default
+    /// Policy file; without it, the built-in policy
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// The NAT behind which the captures were taken: a YAML file, see docs/reference/replay.md; `-` is standard input
+    /// YAML file that describes the NAT gateway (docs/reference/replay.md); `-` reads standard input
     #[arg(long, value_name = "FILE")]
     nat: Option<PathBuf>,
-    /// Write the captures as the other side of that NAT would have seen them, as a pcap file
+    /// Write the packets as they are outside the NAT to this pcap file
     #[arg(long, value_name = "OUT", requires = "nat")]
     write: Option<PathBuf>,
-    /// Print one JSON object a line
+    /// Print each event as a JSON object on a line of its own
     #[arg(long)]
     json: bool,
 }
@@ -36,11 +37,11 @@ pub(super) struct Args {
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     let is_stdin = |path: &&PathBuf| path.as_os_str() == "-";
     if args.files.iter().chain(&args.policy).chain(&args.nat).filter(is_stdin).count() > 1 {
-        super::complain(format_args!("standard input can be read only once, but `-` stands there several times"));
+        super::print_error(format_args!("standard input can be read only once, but `-` is given several times"));
         return Ok(Outcome::BadUsage);
     }
-    if let Some(problem) = args.write.as_deref().and_then(|path| not_to_be_written(args, path)) {
-        super::complain(format_args!("{problem}"));
+    if let Some(problem) = args.write.as_deref().and_then(|path| unwritable(args, path)) {
+        super::print_error(format_args!("{problem}"));
         return Ok(Outcome::BadUsage);
     }
     let policy = match input::policy(args.policy.as_deref()) {
@@ -59,14 +60,14 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     }
 }
 
-/// Why that file is not to be written, if it is not.
-fn not_to_be_written(args: &Args, path: &Path) -> Option<String> {
+/// Why `--write` may not write that file.
+fn unwritable(args: &Args, path: &Path) -> Option<String> {
     if path.as_os_str() == "-" {
-        return Some("`--write` needs the name of a file: the report goes to standard output".to_owned());
+        return Some("`--write` needs a file name: standard output has the report".to_owned());
     }
     let mut read = args.files.iter().chain(&args.policy).chain(&args.nat);
     let same = read.find(|input| is_same_file(input, path))?;
-    Some(format!("`--write` would overwrite {}, which is to be read", same.display()))
+    Some(format!("`--write` would overwrite the input file {}", same.display()))
 }
 
 fn replay<S: Sink>(args: &Args, mut replay: Replay<S>) -> anyhow::Result<Outcome> {
@@ -79,15 +80,15 @@ fn replay<S: Sink>(args: &Args, mut replay: Replay<S>) -> anyhow::Result<Outcome
     replay.nothing_more_comes(&mut outside);
     let as_captured = replay.shown_as_captured();
     if as_captured > 0 {
-        let them = if as_captured == 1 { "1 packet is" } else { &format!("{as_captured} packets are") };
-        super::complain(format_args!(
-            "{}: {them} in it as captured, addresses of the inside included, because the capture does not hold all of \
-             it; capture with -s 0",
-            path.display()
+        super::print_error(format_args!(
+            "{}: contains {} as captured, with inside addresses, because the capture does not hold them completely; \
+             capture with -s 0",
+            path.display(),
+            Count(as_captured, "packet"),
         ));
     }
     if let Err(error) = outside.finish() {
-        super::complain(format_args!("{error:#}"));
+        super::print_error(format_args!("{error:#}"));
         outcome = Outcome::BadInput;
     }
     finish(replay, outcome)
@@ -107,9 +108,9 @@ fn replay_files<S: Sink, O: Outside>(
 ) -> Outcome {
     let mut outcome = Outcome::Good;
     for path in &args.files {
-        // What can be read of the other files is worth having, whatever is wrong with this one.
+        // A damaged file does not stop the replay of the others.
         if let Err(error) = replay_file(path, replay, outside, has_failed) {
-            super::complain(format_args!("{error:#}"));
+            super::print_error(format_args!("{error:#}"));
             outcome = Outcome::BadInput;
         }
         if replay.report().has_failed() || has_failed(outside) {
@@ -131,7 +132,7 @@ fn replay_file<S: Sink, O: Outside>(
     let mut reader = FileReader::new(input.source).with_context(|| name.clone())?;
     let mut is_first = true;
     loop {
-        for _ in 0..FRAMES_BETWEEN_LOOKS {
+        for _ in 0..FRAMES_PER_CHECK {
             let Some(frame) = reader.next_frame().with_context(|| name.clone())? else {
                 replay.skipped(reader.skipped());
                 return Ok(());
@@ -145,7 +146,7 @@ fn replay_file<S: Sink, O: Outside>(
             return Ok(());
         }
         if let Some(progress) = &mut progress {
-            progress.at(reader.consumed());
+            progress.update(reader.consumed());
         }
     }
 }

@@ -13,38 +13,36 @@ use crate::netfilter::netlink::Tables;
 use crate::netfilter::queue::processors;
 use crate::netfilter::table::{Queueing, ruleset};
 
-/// How long the kernel may take to say what it can do.
-const PATIENCE: Duration = Duration::from_secs(5);
+const KERNEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// The policy; without one, the embedded default
+    /// Policy file; without it, the built-in policy
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RulesArgs {
-    /// The policy; without one, the embedded default
+    /// Policy file; without it, the built-in policy
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// For a kernel that queues in that way; without it, for this kernel, which only root may ask
+    /// How the kernel queues packets; without it, as this kernel does (needs root)
     #[arg(long, value_name = "HOW")]
     queueing: Option<QueueingArg>,
 }
 
-/// What hands packets to the program.
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
 enum QueueingArg {
-    /// The statement `queue` of nf_tables
+    /// The nftables statement `queue`
     Statement,
-    /// The target NFQUEUE of iptables, through nf_tables
+    /// The iptables target NFQUEUE, through nft_compat
     Target,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
-    /// Print one JSON object
+    /// Print the status as a JSON object
     #[arg(long)]
     json: bool,
 }
@@ -55,17 +53,17 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         Err(outcome) => return Ok(outcome),
     };
     if !may_change_firewall() {
-        super::complain(format_args!(
+        super::print_error(format_args!(
             "`pinhole run` changes the firewall of this host: run it as root, or with the capability CAP_NET_ADMIN"
         ));
         return Ok(Outcome::BadUsage);
     }
-    let log = super::messages::begin();
+    let log = super::messages::start_log();
     crate::daemon::run(policy, args.policy.as_deref(), || log.start_writing())?;
     Ok(Outcome::Good)
 }
 
-/// Whether this process is root, or some user that was given what it takes. Root may lack it, and is told by the kernel.
+/// Root may lack the capability; then the kernel's error says so.
 fn may_change_firewall() -> bool {
     let has_capability = || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::NET_ADMIN));
     rustix::process::geteuid().is_root() || has_capability()
@@ -76,13 +74,13 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
         Ok(policy) => policy,
         Err(outcome) => return Ok(outcome),
     };
-    let ask = || Tables::open(PATIENCE).and_then(|mut tables| Queueing::of_kernel(&mut tables));
+    let ask = || Tables::open(KERNEL_TIMEOUT).and_then(|mut tables| Queueing::of_kernel(&mut tables));
     let (queueing, whose) = match args.queueing {
         Some(QueueingArg::Statement) => (Queueing::Statement, "a kernel".to_owned()),
         Some(QueueingArg::Target) => (Queueing::CompatTarget, "a kernel".to_owned()),
         None => match ask() {
             Ok(Some(queueing)) => (queueing, "this kernel".to_owned()),
-            Ok(None) => (Queueing::Statement, "a kernel (this one has no way to queue)".to_owned()),
+            Ok(None) => (Queueing::Statement, "a kernel (this one cannot queue packets)".to_owned()),
             Err(error) => (Queueing::Statement, format!("a kernel (this one was not asked: {error})")),
         },
     };
@@ -99,7 +97,7 @@ pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn watchdog() -> anyhow::Result<Outcome> {
-    let log = super::messages::begin();
+    let log = super::messages::start_log();
     crate::daemon::watchdog::serve(|| log.write())?;
     Ok(Outcome::Good)
 }
@@ -109,7 +107,7 @@ pub(super) fn reload() -> anyhow::Result<Outcome> {
     match answer.strip_prefix("error: ") {
         None => super::print(&answer),
         Some(problem) => {
-            super::complain(format_args!("reload failed, the old policy stays in force: {}", problem.trim_end()));
+            super::print_error(format_args!("reload failed, the old policy stays in force: {}", problem.trim_end()));
             Ok(Outcome::BadUsage)
         }
     }

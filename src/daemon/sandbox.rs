@@ -32,19 +32,15 @@ const LANDLOCK: ABI = ABI::V6;
 /// A part of the sandbox that cannot be had here.
 #[derive(Debug, thiserror::Error)]
 pub enum Missing {
-    /// Capabilities stay that are not needed.
     #[error("it keeps capabilities that it does not need: {0}")]
     Capabilities(Errno),
     /// Programs that are started could have more privileges; and without this there is no seccomp.
     #[error("it could gain privileges by starting a program (no_new_privs): {0}")]
     NoNewPrivileges(Errno),
-    /// The kernel has no Landlock, or it is not switched on.
     #[error("files are not restricted: this kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, and `lsm=` at boot)")]
     Landlock,
-    /// Landlock did not work.
     #[error("files are not restricted: {0}")]
     Files(Box<str>),
-    /// Seccomp did not work.
     #[error("system calls are not restricted: {0} (does this kernel have CONFIG_SECCOMP_FILTER?)")]
     SystemCalls(Box<str>),
 }

@@ -46,10 +46,8 @@ impl State {
     }
 }
 
-/// What drops it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Dropped {
-    /// The policy of the chain.
     ByPolicy,
     /// The rule with that handle.
     ByRule(u64),
@@ -98,7 +96,6 @@ enum Action<'a> {
     Goto(&'a str),
 }
 
-/// Whether a condition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Holds {
     Yes,

@@ -5,12 +5,12 @@ use crate::netfilter::backend::sets;
 use crate::netfilter::readers::Process;
 
 /// A host on which all is well and nothing is loaded.
-fn good() -> Seen {
-    Seen {
+fn good() -> HostState {
+    HostState {
         privileges: Privileges { is_root: true, may_administer: true },
         nft: Nft::There { path: PathBuf::from("/usr/sbin/nft"), version: "nftables v1.0.6 (Lester Gooch #5)".into() },
-        instance: Instance::None,
-        kernel: Some(Kernel {
+        daemon: DaemonState::NotRunning,
+        kernel: Some(KernelFeatures {
             nf_tables: Ok(()),
             queueing: Ok(Some(Queueing::Statement)),
             takes_ruleset: Ok(()),
@@ -27,10 +27,10 @@ fn good() -> Seen {
     }
 }
 
-fn change(change: impl FnOnce(&mut Kernel)) -> Seen {
-    let mut seen = good();
-    change(seen.kernel.as_mut().expect("it was looked at"));
-    seen
+fn change(change: impl FnOnce(&mut KernelFeatures)) -> HostState {
+    let mut host = good();
+    change(host.kernel.as_mut().expect("it was looked at"));
+    host
 }
 
 /// A ruleset with a base chain for each of these hooks, with that policy.
@@ -54,13 +54,13 @@ fn admitting(chains: &[&str]) -> Policy {
 }
 
 /// What is not as it should be, as lines.
-fn troubles(policy: &Policy, seen: &Seen) -> Vec<String> {
-    let troubles = judge(policy, seen).into_iter().filter(|finding| finding.weight != Weight::Ok);
+fn troubles(policy: &Policy, host: &HostState) -> Vec<String> {
+    let troubles = judge(policy, host).into_iter().filter(|finding| finding.severity != Rating::Ok);
     troubles.map(|finding| finding.to_string()).collect()
 }
 
-fn only_trouble(policy: &Policy, seen: &Seen) -> String {
-    match troubles(policy, seen).as_slice() {
+fn only_trouble(policy: &Policy, host: &HostState) -> String {
+    match troubles(policy, host).as_slice() {
         [trouble] => trouble.clone(),
         others => panic!("not one trouble: {others:#?}"),
     }
@@ -73,16 +73,16 @@ fn a_good_host_has_no_troubles() {
 
 #[test]
 fn who_is_not_root_is_told_so_and_nothing_else() {
-    let seen = Seen { privileges: Privileges { is_root: false, may_administer: false }, kernel: None, ..good() };
-    let trouble = only_trouble(&Policy::embedded(), &seen);
+    let host = HostState { privileges: Privileges { is_root: false, may_administer: false }, kernel: None, ..good() };
+    let trouble = only_trouble(&Policy::embedded(), &host);
     assert!(trouble.starts_with("problem  privileges: not root") && trouble.contains("sudo"), "{trouble}");
 }
 
 #[test]
 fn nft_must_be_there_and_not_too_old() {
-    let seen = Seen { nft: Nft::Missing, ..good() };
-    assert!(only_trouble(&Policy::embedded(), &seen).contains("install the package nftables"));
-    let there = |version: &str| Seen {
+    let host = HostState { nft: Nft::Missing, ..good() };
+    assert!(only_trouble(&Policy::embedded(), &host).contains("install the package nftables"));
+    let there = |version: &str| HostState {
         nft: Nft::There { path: PathBuf::from("/sbin/nft"), version: version.to_owned() },
         ..good()
     };
@@ -101,13 +101,13 @@ fn a_kernel_that_cannot_queue_is_a_problem_with_a_remedy() {
 #[test]
 fn a_queue_that_is_taken_is_a_problem_unless_we_have_taken_it() {
     let reader = Reader { queue: 0, port: 77, process: Some(Process { id: 4711, name: "suricata".into() }) };
-    let mut seen = change(|kernel| kernel.readers = vec![reader]);
-    let trouble = only_trouble(&Policy::embedded(), &seen);
-    assert!(trouble.starts_with("problem  queue 0: suricata (process 4711)"), "{trouble}");
+    let mut host = change(|kernel| kernel.readers = vec![reader]);
+    let trouble = only_trouble(&Policy::embedded(), &host);
+    assert!(trouble.starts_with("problem  queue 0: read by suricata (process 4711)"), "{trouble}");
     assert!(trouble.contains("`capture: { queue: 1 }`"), "{trouble}");
-    seen.instance = Instance::Runs(PathBuf::from("/run/pinhole/control.sock"));
-    seen.kernel.as_mut().expect("a kernel").own_table = Some(vec!["prerouting".into()]);
-    assert_eq!(troubles(&Policy::embedded(), &seen), [""; 0]);
+    host.daemon = DaemonState::Running(PathBuf::from("/run/pinhole/control.sock"));
+    host.kernel.as_mut().expect("a kernel").own_table = Some(vec!["prerouting".into()]);
+    assert_eq!(troubles(&Policy::embedded(), &host), [""; 0]);
 }
 
 #[test]
@@ -122,16 +122,16 @@ fn a_table_of_our_name_may_be_ours_or_not() {
 
 #[test]
 fn a_chain_that_is_not_there_cannot_admit() {
-    let seen = change(|kernel| kernel.ruleset = Ok(filter(&[("input", "accept")])));
-    let trouble = only_trouble(&admitting(&["inet filter forward"]), &seen);
-    assert!(trouble.starts_with("problem  admit: inet filter forward: there is no such chain"), "{trouble}");
+    let host = change(|kernel| kernel.ruleset = Ok(filter(&[("input", "accept")])));
+    let trouble = only_trouble(&admitting(&["inet filter forward"]), &host);
+    assert!(trouble.starts_with("problem  admit: inet filter forward: the chain does not exist"), "{trouble}");
     assert!(trouble.ends_with("name one of these: inet filter input"), "{trouble}");
 }
 
 #[test]
 fn a_filter_that_would_drop_is_a_warning_with_the_line_to_add() {
-    let seen = change(|kernel| kernel.ruleset = Ok(filter(&[("forward", "drop"), ("output", "accept")])));
-    let trouble = only_trouble(&Policy::embedded(), &seen);
+    let host = change(|kernel| kernel.ruleset = Ok(filter(&[("forward", "drop"), ("output", "accept")])));
+    let trouble = only_trouble(&Policy::embedded(), &host);
     for part in [
         "warning  chain inet filter forward: would drop",
         "`ct state new,related ct mark & 0x10000000 == 0x10000000 accept`",
@@ -139,19 +139,19 @@ fn a_filter_that_would_drop_is_a_warning_with_the_line_to_add() {
     ] {
         assert!(trouble.contains(part), "{part} is not in {trouble}");
     }
-    assert_eq!(troubles(&admitting(&["inet filter forward"]), &seen), [""; 0]);
-    let mut elsewhere = seen;
+    assert_eq!(troubles(&admitting(&["inet filter forward"]), &host), [""; 0]);
+    let mut elsewhere = host;
     elsewhere.kernel.as_mut().expect("a kernel").forwards = false;
     assert_eq!(troubles(&Policy::embedded(), &elsewhere), [""; 0]);
 }
 
 #[test]
 fn who_has_seen_to_one_side_is_only_reminded_of_the_other() {
-    let seen = change(|kernel| kernel.ruleset = Ok(filter(&[("input", "drop"), ("forward", "drop")])));
+    let host = change(|kernel| kernel.ruleset = Ok(filter(&[("input", "drop"), ("forward", "drop")])));
     let policy = admitting(&["inet filter forward"]);
-    assert_eq!(troubles(&policy, &seen), [""; 0]);
-    let reminded = judge(&policy, &seen).iter().any(|finding| {
-        finding.about == "chain inet filter input"
+    assert_eq!(troubles(&policy, &host), [""; 0]);
+    let reminded = judge(&policy, &host).iter().any(|finding| {
+        finding.check == "chain inet filter input"
             && finding.advice.as_ref().is_some_and(|a| a.starts_with("if this host"))
     });
     assert!(reminded);

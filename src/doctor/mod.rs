@@ -5,7 +5,7 @@
 
 mod filter;
 mod judge;
-mod look;
+mod probe;
 mod risks;
 mod ruleset;
 
@@ -14,26 +14,24 @@ use std::fmt;
 use serde::Serialize;
 
 pub use judge::judge;
-pub use look::{Helper, Instance, Kernel, Nft, Privileges, Seen};
+pub use probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges};
 pub use risks::{PolicyFile, risks};
 pub use ruleset::{BadRuleset, Ruleset};
 
 use crate::core::policy::Policy;
 use crate::netfilter::queue::processors;
 
-/// How much a finding matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Weight {
-    /// As it should be.
+pub enum Rating {
     Ok,
-    /// The service runs, and perhaps not as is wanted.
+    /// The daemon will run, but perhaps not as intended.
     Warning,
-    /// The service will not run.
+    /// The daemon will not run.
     Problem,
 }
 
-impl fmt::Display for Weight {
+impl fmt::Display for Rating {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Ok => "ok",
@@ -43,23 +41,19 @@ impl fmt::Display for Weight {
     }
 }
 
-/// Something found on the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// How much it matters.
-    pub weight: Weight,
-    /// What it is about.
-    pub about: String,
-    /// What was found.
-    pub found: String,
-    /// What to do about it.
+    pub severity: Rating,
+    /// What was checked.
+    pub check: String,
+    pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
 
 impl Finding {
-    fn new(weight: Weight, about: impl fmt::Display, found: impl fmt::Display) -> Self {
-        Self { weight, about: about.to_string(), found: found.to_string(), advice: None }
+    fn new(severity: Rating, check: impl fmt::Display, message: impl fmt::Display) -> Self {
+        Self { severity, check: check.to_string(), message: message.to_string(), advice: None }
     }
 
     fn advising(self, advice: impl fmt::Display) -> Self {
@@ -67,17 +61,17 @@ impl Finding {
     }
 }
 
-/// One line, without the padding that a table of them has.
+/// One line, without the columns of a table.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { weight, about, found, advice } = self;
-        write!(f, "{weight:7}  {about}: {found}")?;
+        let Self { severity, check, message, advice } = self;
+        write!(f, "{severity:7}  {check}: {message}")?;
         advice.iter().try_for_each(|advice| write!(f, "; {advice}"))
     }
 }
 
-/// Looks at the host and says what of it suits a policy, and what does not.
+/// Checks the host for a policy.
 pub fn examine(policy: &Policy) -> Vec<Finding> {
     let policy = policy.clone().on(processors());
-    judge(&policy, &Seen::look(&policy))
+    judge(&policy, &HostState::probe(&policy))
 }

@@ -5,18 +5,15 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::{Finding, Weight};
+use super::{Finding, Rating};
 use crate::core::policy::{Pickup, Policy, Terms, ThirdParty, Tls, WhenDown};
 
 /// A range of more ports than this is no server's passive range.
 const WIDEST_RANGE: u32 = 4096;
 
-/// Who may change a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyFile {
-    /// Where it is.
     pub path: PathBuf,
-    /// The user that it belongs to.
     pub owner: u32,
     /// Its permissions, and what kind of file it is.
     pub mode: u32,
@@ -24,7 +21,7 @@ pub struct PolicyFile {
 
 impl PolicyFile {
     /// Looks at the file, and at the folder in which it lies; what is not there, or is no file, is left out.
-    pub fn look(path: &Path) -> Vec<Self> {
+    pub fn probe(path: &Path) -> Vec<Self> {
         let Ok(path) = fs::canonicalize(path) else { return Vec::new() };
         let folder = path.parent().map(Path::to_path_buf);
         let look = |path: PathBuf| {
@@ -43,15 +40,15 @@ impl PolicyFile {
         // In a folder such as /tmp nobody can replace another user's file.
         let is_kept = mode & 0o170_000 == 0o040_000 && mode & STICKY != 0;
         let (found, advice) = if is_writable && !is_kept {
-            let found = format!("{path} can be changed by others than its owner (mode {:04o})", mode & 0o7777);
+            let found = format!("{path} is writable for others than its owner (mode {:04o})", mode & 0o7777);
             (found, format!("`chmod go-w {path}`"))
         } else if *owner != 0 {
             (format!("{path} belongs to user {owner}, not to root"), format!("`chown root {path}`"))
         } else {
             return None;
         };
-        let found = format!("{found}, and whoever changes the policy opens the firewall");
-        Some(Finding::new(Weight::Warning, "policy file", found).advising(advice))
+        let found = format!("{found}; whoever changes the policy can open the firewall");
+        Some(Finding::new(Rating::Warning, "policy file", found).advising(advice))
     }
 }
 
@@ -76,23 +73,20 @@ pub fn risks(policy: &Policy, files: &[PolicyFile]) -> Vec<Finding> {
             findings.extend(denied_while_down(&place, terms));
         }
         if is_for_everyone && terms.third_party == ThirdParty::Allow && unlike(|a, b| a.third_party == b.third_party) {
-            let found = format!(
-                "{place}: any client may have connections opened to any host, which is how FTP servers are misused to \
-                 reach others (FTP bounce)"
-            );
+            let found = format!("{place}: any client can have connections opened to any host (FTP bounce attack)");
             let advice = "allow it in a rule that names the `clients` and `servers` that need FXP";
-            findings.push(Finding::new(Weight::Warning, "third_party: allow", found).advising(advice));
+            findings.push(Finding::new(Rating::Warning, "third_party: allow", found).advising(advice));
         }
         if like_defaults.is_none() {
             like_defaults = Some(terms);
         }
     }
     if policy.pickup == Pickup::Trust {
-        let found = "what is heard of a connection that was there before Pinhole counts as after a login, and whoever \
-                     makes Pinhole lose sight of a connection makes it such a one";
+        let found = "a connection whose start was not read counts as logged in, and an attacker can make Pinhole miss \
+                     the start of one";
         findings.push(
-            Finding::new(Weight::Warning, "pickup: trust", found)
-                .advising("`pickup: marked` goes on with the sessions that an earlier run has read"),
+            Finding::new(Rating::Warning, "pickup: trust", found)
+                .advising("`pickup: marked` continues the sessions that an earlier run has read"),
         );
     }
     findings.extend(shares(policy));
@@ -103,19 +97,19 @@ fn tls_range(place: &str, terms: &Terms) -> Option<Finding> {
     let Tls::Range(range) = terms.tls else { return None };
     let ports = u32::from(range.last().number() - range.first().number()) + 1;
     let why = if range.first().number() <= 1024 {
-        format!("it begins at {}, so it has all the unprivileged ports up to {}", range.first(), range.last())
+        format!("it begins at {} and includes all unprivileged ports up to {}", range.first(), range.last())
     } else if ports > WIDEST_RANGE {
-        format!("it has {ports} ports")
+        format!("it includes {ports} ports")
     } else if terms.known_services.overlaps(range) {
-        "it has ports of `known_services`".to_owned()
+        "it includes ports of `known_services`".to_owned()
     } else {
         return None;
     };
     let found =
-        format!("{place}: {range}: {why}, and a client reaches all of them without a login that anyone can see");
+        format!("{place}: {range}: {why}, and a client reaches all of them without a login that Pinhole can verify");
     Some(
-        Finding::new(Weight::Warning, "tls: range", found)
-            .advising("give the server a passive range of a few hundred ports, and name just that"),
+        Finding::new(Rating::Warning, "tls: range", found)
+            .advising("give the server a passive range of a few hundred ports, and name only that"),
     )
 }
 
@@ -125,11 +119,10 @@ fn denied_while_down(place: &str, terms: &Terms) -> Option<Finding> {
         (false, false) => "commands: deny",
         (false, true) => return None,
     };
-    let found = format!("{place}: while Pinhole is down, `when_down: open` lets pass what this denies (fail-open)");
+    let found = format!("{place}: while the daemon is down, `when_down: open` lets denied commands pass (fail-open)");
     Some(
-        Finding::new(Weight::Warning, about, found).advising(
-            "deny it at the server as well, or hold control connections back: `capture: { when_down: closed }`",
-        ),
+        Finding::new(Rating::Warning, about, found)
+            .advising("deny them at the server as well, or fail closed: `capture: { when_down: closed }`"),
     )
 }
 
@@ -140,9 +133,9 @@ fn shares(policy: &Policy) -> impl Iterator<Item = Finding> {
         ("pinholes_per_client", limits.pinholes_per_client, "pinholes", limits.pinholes),
     ];
     all.into_iter().filter(|(_, share, _, whole)| share >= whole).map(|(key, share, of, whole)| {
-        let found = format!("{share} is as much as `{of}` ({whole}): one client can use up what all others need");
-        Finding::new(Weight::Warning, format_args!("limits: {key}"), found)
-            .advising(format_args!("lower it, for instance to {}", (whole.get() / 16).max(1)))
+        let found = format!("{share} is as much as `{of}` ({whole}): one client can use up the share of all others");
+        Finding::new(Rating::Warning, format_args!("limits: {key}"), found)
+            .advising(format_args!("lower it, for example to {}", (whole.get() / 16).max(1)))
     })
 }
 

@@ -12,7 +12,6 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde::Deserialize;
 use serde_json::{Map, Value, from_value};
 
-/// Why a ruleset cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("what `nft -j list ruleset` prints cannot be read: {0}")]
 pub struct BadRuleset(#[from] serde_json::Error);
@@ -97,7 +96,6 @@ struct RuleObject {
 }
 
 impl Ruleset {
-    /// Reads what nft printed.
     pub fn parse(json: &str) -> Result<Self, BadRuleset> {
         let listing: Listing = serde_json::from_str(json)?;
         let mut ruleset = Self::default();

@@ -23,9 +23,7 @@ const MOST_KNOWN: usize = 1 << 16;
 /// A connection that would have been blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocked {
-    /// Who opened it.
     pub from: SocketAddr,
-    /// To where.
     pub to: SocketAddr,
 }
 

@@ -88,7 +88,6 @@ enum Fields<'a> {
 }
 
 impl<W: Write> Json<W> {
-    /// Writes to `sink`.
     pub fn new(sink: W) -> Self {
         Self { sink, failed: Ok(()) }
     }

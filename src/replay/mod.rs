@@ -34,13 +34,11 @@ use nat::{Gateway, Nat, Translated, Way};
 
 /// Whoever shows what a replay finds.
 pub trait Report {
-    /// Something happened in a session.
     fn event(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>);
 
     /// A connection between the two hosts of a session came without having been expected.
     fn blocked(&mut self, at: Timestamp, session: SessionNumber, blocked: &Blocked);
 
-    /// That was all.
     fn summary(&mut self, at: Timestamp, counters: &Counters);
 }
 
@@ -69,7 +67,6 @@ pub struct Replay<R> {
 }
 
 impl<R: Report> Replay<R> {
-    /// A replay under this policy.
     pub fn new(policy: Policy, report: R) -> Self {
         Self::behind(policy, None, report)
     }
@@ -90,7 +87,6 @@ impl<R: Report> Replay<R> {
         }
     }
 
-    /// Whoever shows it.
     pub fn report(&mut self) -> &mut R {
         &mut self.report
     }
@@ -125,7 +121,6 @@ impl<R: Report> Replay<R> {
         self.counters.events.damaged += packets;
     }
 
-    /// Takes a frame.
     #[inline]
     pub fn frame(&mut self, frame: &Frame<'_>) {
         self.frame_for(frame, &mut ());

@@ -10,11 +10,9 @@ pub trait Outside {
     /// Whether anything is wanted at all.
     const WANTED: bool = true;
 
-    /// The next frame.
     fn sees(&mut self, frame: &Frame<'_>);
 }
 
-/// Nobody does.
 impl Outside for () {
     const WANTED: bool = false;
 

@@ -22,7 +22,6 @@ pub struct Text<W> {
 }
 
 impl<W: Write> Text<W> {
-    /// Writes to `sink`.
     pub fn new(sink: W) -> Self {
         Self { sink, failed: Ok(()), began: None, blocked: Vec::new() }
     }

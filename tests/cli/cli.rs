@@ -65,13 +65,13 @@ fn check_prints_a_good_policy_as_understood() {
     let folder = Folder::new("check-good");
     let policy = folder.file("my policy.yaml", "control_ports: [21, 2121]\ndefaults: { timeout: 2m }\n");
     let ran = run([OsStr::new("check"), policy.as_os_str()]).success();
-    assert!(ran.out.contains("my policy.yaml is good. As understood:\n"), "{}", ran.out);
+    assert!(ran.out.contains("my policy.yaml is valid. As understood:\n"), "{}", ran.out);
     assert!(ran.out.contains("control_ports: [21, 2121]\n"), "{}", ran.out);
     // What is printed is a policy again, and means the same.
     let again = run_with_input(["check", "-"], ran.out.as_bytes()).success();
     let without_title = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(without_title(&again.out), without_title(&ran.out));
-    assert!(again.out.starts_with("# standard input is good. As understood:\n"), "{}", again.out);
+    assert!(again.out.starts_with("# standard input is valid. As understood:\n"), "{}", again.out);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn check_tells_warnings_beside_the_policy() {
     let ran = run([OsStr::new("check"), policy.as_os_str()]);
     assert_eq!(ran.status, Some(0), "{}", ran.err);
     assert!(
-        ran.err.contains("warning: ") && ran.out.contains("is good, with 1 warning. As understood:"),
+        ran.err.contains("warning: ") && ran.out.contains("is valid, with 1 warning. As understood:"),
         "{}",
         ran.out
     );
@@ -98,7 +98,7 @@ fn check_warns_of_a_policy_that_others_may_write() {
     for expected in ["warning", "policy file", "(mode 0666)", "chmod go-w"] {
         assert!(ran.err.contains(expected), "{expected} is not in {}", ran.err);
     }
-    assert!(ran.out.contains("is good, with 1 warning."), "{}", ran.out);
+    assert!(ran.out.contains("is valid, with 1 warning."), "{}", ran.out);
 }
 
 #[test]

@@ -160,8 +160,8 @@ fn table<'a>(document: &'a str, heading: &str) -> Vec<(&'a str, &'a str)> {
 
 #[test]
 fn documented_counters_and_gauges_are_those_of_the_code() {
-    let log = include_str!("../docs/reference/log.md");
-    let replay = include_str!("../docs/reference/replay.md");
+    let log = include_str!("../../docs/reference/log.md");
+    let replay = include_str!("../../docs/reference/replay.md");
     for (document, heading, metrics) in [
         (log, "### Gauges", [Gauges::METRICS, &[]]),
         (log, "### Counters", [EventCounters::METRICS, DaemonCounters::METRICS]),
@@ -181,7 +181,7 @@ fn documented_counters_and_gauges_are_those_of_the_code() {
 
 #[test]
 fn every_reason_of_a_refusal_is_documented() {
-    let reference = include_str!("../docs/reference/log.md");
+    let reference = include_str!("../../docs/reference/log.md");
     let documented: Vec<_> = table(reference, "## Reasons of a refusal").into_iter().map(|(name, _)| name).collect();
     for reason in Refusal::ALL {
         assert!(documented.contains(&&*format!("`{reason}`")), "{reason} is not in {documented:?}");

@@ -133,7 +133,7 @@ fn whoever_reads_the_queue_is_named() {
     let it = format!("read by pinhole (process {})", reader.child.id());
     assert!(said.contains("queue 0") && said.contains(&it) && said.contains("`capture: { queue: 1 }`"), "{said}");
     let checked = run(&namespace, &[], &["check"]);
-    let it = format!("pinhole (process {}) reads it", reader.child.id());
+    let it = format!("read by pinhole (process {})", reader.child.id());
     assert!(checked.said().contains(&it), "{}", checked.said());
 }
 
@@ -145,7 +145,7 @@ fn a_reader_whose_process_cannot_be_seen_is_not_given_another_ones_name() {
     let said = one_line(&run(&namespace, &apart, &["run"]));
     assert!(said.contains("read by a program that cannot be seen from here"), "{said}");
     let checked = run(&namespace, &apart, &["check"]);
-    assert!(checked.said().contains("a program that cannot be seen from here reads it"), "{}", checked.said());
+    assert!(checked.said().contains("read by a program that cannot be seen from here"), "{}", checked.said());
 }
 
 #[test]

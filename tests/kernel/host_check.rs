@@ -92,7 +92,7 @@ fn a_filter_that_would_drop_is_a_warning_until_it_is_seen_to() {
     namespace.nft(&format!("insert rule inet filter forward {rule}")).expect("nft takes the advised rule");
     let added = check(&namespace, SETS, &[]);
     assert_eq!(lines(&added, "warning"), [""; 0], "{}", added.said());
-    assert!(added.said().contains("lets in what Pinhole admits, by its mark"), "{}", added.said());
+    assert!(added.said().contains("accepts data connections by their mark"), "{}", added.said());
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn a_service_that_runs_is_told_of_and_is_no_problem() {
     let policy = Some("admit: [inet filter input, inet filter output]\n");
     let found = check_with_socket(&namespace, policy, &[], daemon.folder.join("control.sock"));
     assert_eq!(found.status.code(), Some(0), "{}", found.said());
-    assert!(lines(&found, "ok").iter().any(|line| line.contains("service") && line.contains("runs, and answers")));
+    assert!(lines(&found, "ok").iter().any(|line| line.contains("daemon") && line.contains("running, answers at")));
     assert_eq!(lines(&found, "warning"), [""; 0], "{}", found.said());
 }
 
@@ -185,10 +185,10 @@ fn findings_are_json_too() {
     let found = check(&host("table inet pinhole { chain theirs { accept; }; }"), None, &["--json"]);
     assert_eq!(found.status.code(), Some(1));
     let findings: Vec<Value> = serde_json::from_slice(&found.stdout).expect("a list");
-    let problems: Vec<&Value> = findings.iter().filter(|finding| finding["weight"] == "problem").collect();
+    let problems: Vec<&Value> = findings.iter().filter(|finding| finding["severity"] == "problem").collect();
     assert_eq!(problems.len(), 1, "{}", found.said());
-    assert_eq!(problems[0]["about"], "table inet pinhole");
-    assert!(problems[0]["found"].is_string() && problems[0]["advice"].is_string());
+    assert_eq!(problems[0]["check"], "table inet pinhole");
+    assert!(problems[0]["message"].is_string() && problems[0]["advice"].is_string());
 }
 
 #[test]

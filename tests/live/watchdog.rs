@@ -162,7 +162,7 @@ fn stopped_daemon_is_ended_in_time_and_the_log_says_why() {
     let took = began.elapsed();
     assert!(took > LIMIT - Duration::from_secs(1) && took < lab::allow(LIMIT * 4), "{took:?}");
     daemon.wait_for_log(&format!("the watchdog killed the daemon (process {process})"), 1);
-    daemon.wait_for_log("somebody has stopped it (SIGSTOP, SIGTSTP)", 1);
+    daemon.wait_for_log("it is stopped (SIGSTOP, SIGTSTP)", 1);
     assert!(stage.firewall().nft_says(&["list", "tables"]).expect("nft lists").contains("pinhole"));
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
 }

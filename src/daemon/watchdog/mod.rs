@@ -43,7 +43,6 @@ const START: Duration = Duration::from_secs(30);
 /// How long the process may take to begin and to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What the process says when it is ready.
 const READY: &[u8] = b"ready";
 
 /// What the daemon tells the process.

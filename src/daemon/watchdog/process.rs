@@ -16,17 +16,13 @@ use tracing::error;
 use super::{Message, READY, TICK};
 use crate::daemon::sandbox;
 
-/// Why the process does not watch.
 #[derive(Debug, thiserror::Error)]
 pub enum WatchdogError {
-    /// Somebody else started it.
-    #[error("`pinhole run` starts this for itself; it is of no use to anybody else")]
+    #[error("only `pinhole run` can start this command")]
     NotByDaemon,
-    /// The daemon cannot be ended from here.
-    #[error("cannot get hold of the daemon (pidfd_open, Linux 5.3 and later): {0}")]
+    #[error("cannot open the daemon's process (pidfd_open, Linux 5.3 and later): {0}")]
     Daemon(io::Error),
-    /// The socket to the daemon does not work.
-    #[error("cannot talk to the daemon: {0}")]
+    #[error("the socket to the daemon failed: {0}")]
     Socket(io::Error),
 }
 
@@ -70,7 +66,7 @@ impl Daemon {
         Ok(Self { id, process, status })
     }
 
-    /// What the kernel says of its state, for people.
+    /// Its state according to the kernel, for a message.
     fn state(&self) -> String {
         let mut bytes = [0; 1024];
         let read = self.status.as_ref().and_then(|status| status.read_at(&mut bytes, 0).ok()).unwrap_or(0);
@@ -78,8 +74,8 @@ impl Daemon {
         let value = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map_or("", str::trim);
         let state = value("State:");
         match (state.bytes().next(), value("TracerPid:")) {
-            (_, tracer) if !matches!(tracer, "" | "0") => format!("process {tracer} traces it, as a debugger does"),
-            (Some(b'T' | b't'), _) => "somebody has stopped it (SIGSTOP, SIGTSTP)".to_owned(),
+            (_, tracer) if !matches!(tracer, "" | "0") => format!("process {tracer}, such as a debugger, traces it"),
+            (Some(b'T' | b't'), _) => "it is stopped (SIGSTOP, SIGTSTP)".to_owned(),
             (Some(_), _) => format!("its main thread's state is {state}"),
             (None, _) => "its state cannot be read".to_owned(),
         }
@@ -93,20 +89,18 @@ fn shown_id(process: &OwnedFd) -> Option<String> {
     (id > 0).then(|| id.to_string())
 }
 
-/// How long the daemon has been silent.
 #[derive(Debug)]
 struct Silence {
     limit: Option<Duration>,
     lasted: Duration,
 }
 
-/// What is to be done.
 #[derive(Debug, PartialEq, Eq)]
 enum Finding {
     Well,
-    /// It has been silent for so long.
+    /// It has sent no message for that long.
     Silent(Duration),
-    /// It says so itself.
+    /// It has reported that a thread hangs.
     Hangs {
         queue: u16,
         limit: Duration,
@@ -147,7 +141,7 @@ fn watch(socket: &OwnedFd, daemon: &Daemon, flush: impl Fn()) -> io::Result<()> 
         };
         let (what, limit) = match silence.after(began.elapsed(), message) {
             Finding::Well => continue,
-            Finding::Silent(limit) => (format!("it has shown no sign of life; {}", daemon.state()), limit),
+            Finding::Silent(limit) => (format!("it has not reported; {}", daemon.state()), limit),
             Finding::Hangs { queue, limit } => {
                 (format!("its thread that reads queue {queue} has made no progress; {}", daemon.state()), limit)
             }
@@ -158,8 +152,8 @@ fn watch(socket: &OwnedFd, daemon: &Daemon, flush: impl Fn()) -> io::Result<()> 
         match ended {
             Ok(()) => error!(
                 "the watchdog killed the daemon (process {id}) after {limit:?}: {what}. It held packets of control \
-                 connections, which now go on unread or are dropped, as `when_down` says. systemd starts it again; \
-                 otherwise use `pinhole run`. If this host was only too busy, raise `capture: watchdog`"
+                 connections, which now pass unread or are dropped, as `when_down` says. systemd restarts it; without \
+                 systemd, start `pinhole run`. If the host was overloaded, raise `capture: watchdog`"
             ),
             Err(error) => error!(
                 "the watchdog cannot kill the daemon (process {id}): {error}. For {limit:?} it has held packets of control \
@@ -169,8 +163,8 @@ fn watch(socket: &OwnedFd, daemon: &Daemon, flush: impl Fn()) -> io::Result<()> 
         flush();
         if !ends_within(socket, limit)? {
             error!(
-                "the daemon (process {id}) was killed and has not ended: it is in a system call, and ends when that \
-                 returns ({}). If that takes long, look at `cat /proc/{id}/task/*/stack`, or restart the host",
+                "the daemon (process {id}) was killed and has not ended: one of its system calls has not returned ({}). \
+                 See `cat /proc/{id}/task/*/stack`; if it never returns, restart the host",
                 daemon.state()
             );
             flush();

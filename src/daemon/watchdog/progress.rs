@@ -10,7 +10,7 @@ use crate::core::policy::Queues;
 use crate::netfilter::netlink::Verdicts;
 use crate::netfilter::queue::stay_near;
 
-/// What a thread sets whenever it is not in the middle of something.
+/// A flag that a thread sets between two packets.
 #[derive(Clone, Debug, Default)]
 pub(in crate::daemon) struct Progress(Arc<AtomicBool>);
 
@@ -28,7 +28,6 @@ impl Progress {
     }
 }
 
-/// A thread that reads a queue.
 #[derive(Debug)]
 pub(in crate::daemon) struct Reader {
     queue: u16,
@@ -36,7 +35,7 @@ pub(in crate::daemon) struct Reader {
     progress: Progress,
     /// For how long it has shown none, in ticks: time in which this process did not run does not count.
     ticks: u32,
-    /// What a thread of a moment shows that was started on the same processors.
+    /// Of a short-lived thread on the same processors.
     probe: Option<Progress>,
 }
 
@@ -45,7 +44,7 @@ impl Reader {
         Self { queue, verdicts, progress, ticks: 0, probe: None }
     }
 
-    /// A tick has gone by. Whether the thread has hung for as long as the limit.
+    /// Called once a tick. Whether the thread has hung for as long as the limit.
     ///
     /// It stays on processors that may have too much to do. So from half of the limit on a tick counts only if a thread that
     /// `start_probe` started meanwhile has run there.
@@ -75,13 +74,13 @@ fn start_probe(queue: u16, queues: Queues) -> Progress {
         shown.show();
     });
     if started.is_err() {
-        // Then nothing is known of the processors.
+        // Without a probe, the processors count as free.
         progress.show();
     }
     progress
 }
 
-/// Tells the process that the daemon runs, until a thread hangs: then unbinds all queues. Says why the daemon cannot go on.
+/// Tells the process that the daemon runs, until a thread hangs: then unbinds all queues. Returns why the daemon cannot continue.
 ///
 /// `limit` is in milliseconds; a reload changes it.
 pub(in crate::daemon) fn supervise(
@@ -104,7 +103,7 @@ pub(in crate::daemon) fn supervise(
                 // It is stopped if this fails. Nothing waits for it.
                 let _ = link.tell(Message::Hangs { queue, limit });
             }
-            return format!("no progress for {limit:?}; queue {queue} and all others were given up");
+            return format!("no progress for {limit:?}; unbound queue {queue} and all others");
         }
         if let Some(Err(error)) = link.map(|link| link.tell(Message::Runs { limit })) {
             return format!("the watchdog process: {error}");

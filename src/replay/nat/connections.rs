@@ -26,7 +26,6 @@ pub(in crate::replay) enum Way {
     In,
 }
 
-/// A connection that is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::replay) struct Translated {
     /// What the inside end sends, as it is captured.
@@ -75,7 +74,6 @@ pub(super) struct NatConnection {
     first: Option<Seq>,
 }
 
-/// All of them.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     by_inside: HashMap<Flow, NatConnection, RandomState>,

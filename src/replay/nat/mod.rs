@@ -21,7 +21,6 @@ use crate::core::policy::Hosts;
 /// What a gateway does to addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nat {
-    /// Who is behind it.
     inside: Hosts,
     /// The addresses that those wear outside; at most one of each family.
     outside: Vec<IpAddr>,

@@ -8,20 +8,13 @@ use crate::replay::pcap::file::MAX_PACKET;
 /// Why a capture file could not be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
-    /// There is not a single byte in it.
     #[error("the file is empty")]
     Empty,
-    /// It is something else.
     #[error("not a capture file but {0}")]
     NotACapture(Foreign),
     /// It is a capture file of a version that nobody has written for decades, or that is yet to come.
     #[error("version {major}.{minor} of the capture format is not supported")]
-    UnsupportedVersion {
-        /// The number before the dot.
-        major: u16,
-        /// The number after the dot.
-        minor: u16,
-    },
+    UnsupportedVersion { major: u16, minor: u16 },
     /// Its packets are not of a kind that carries IP in a way known here. In a pcapng file this is said at its end,
     /// and only if there was no other packet.
     #[error("link type {0} is not supported")]
@@ -29,11 +22,9 @@ pub enum CaptureError {
     /// It ends too early. All packets before were delivered.
     #[error("cut off at byte {end}, in the middle of {part} that begins at byte {begin}")]
     CutOff {
-        /// What is incomplete.
         part: Part,
         /// Where that begins; the file is good up to there.
         begin: u64,
-        /// Where the file ends.
         end: u64,
     },
     /// What stands there makes no sense, so that nobody can know where the next packet begins. All packets before
@@ -42,33 +33,21 @@ pub enum CaptureError {
     Damaged {
         /// Where the record or block begins; the file is good up to there.
         offset: u64,
-        /// What makes no sense.
         what: FormatError,
     },
     /// The source failed. All packets before were delivered.
     #[error("cannot read on after byte {offset}: {source}")]
-    Io {
-        /// How many bytes had been read.
-        offset: u64,
-        /// What the source said.
-        source: io::Error,
-    },
+    Io { offset: u64, source: io::Error },
 }
 
 /// Something that is not a capture file, as far as its first bytes tell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
-    /// Compressed by gzip.
     Gzip,
-    /// Compressed by Zstandard.
     Zstd,
-    /// Compressed by xz.
     Xz,
-    /// Compressed by bzip2.
     Bzip2,
-    /// Compressed by LZ4.
     Lz4,
-    /// A zip archive.
     Zip,
     /// A capture in the format of Solaris' snoop.
     Snoop,
@@ -78,9 +57,7 @@ pub enum Foreign {
     ModifiedPcap,
     /// JSON, or something that begins like it.
     Json,
-    /// XML or HTML.
     Markup,
-    /// Some other text.
     Text,
     /// Nothing that is known here; its first four bytes, zeros for those that are not there.
     Unknown([u8; 4]),
@@ -151,14 +128,12 @@ impl fmt::Display for Foreign {
     }
 }
 
-/// A part of a capture file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     /// The header at the beginning of the file.
     FileHeader,
     /// The header in front of a packet, or of a pcapng block.
     RecordHeader,
-    /// A packet with its header.
     Packet,
     /// A pcapng block that holds no packet.
     Block,
@@ -190,7 +165,6 @@ pub enum FormatError {
     /// A packet is longer than the pcapng block that holds it.
     #[error("a packet of {packet} bytes in a block of {block}")]
     PacketLongerThanBlock {
-        /// The packet's length.
         packet: u32,
         /// The block's length with all its headers.
         block: u32,
@@ -206,12 +180,7 @@ pub enum FormatError {
     OptionLength(u16),
     /// A section is of a version that does not exist.
     #[error("a section of version {major}.{minor} of pcapng, which is not supported")]
-    SectionVersion {
-        /// The number before the dot.
-        major: u16,
-        /// The number after the dot.
-        minor: u16,
-    },
+    SectionVersion { major: u16, minor: u16 },
     /// A section header without the number that tells its byte order.
     #[error("a section header without a byte order")]
     NoByteOrder,

@@ -47,11 +47,16 @@ enum Format {
 /// What stands at the head of the bytes at hand.
 pub(super) enum Step {
     /// Not enough of them: look again when there are that many. `part` says what they are part of.
-    Need { count: usize, part: Part },
-    /// A packet.
+    Need {
+        count: usize,
+        part: Part,
+    },
     Frame(Located),
     /// A pcapng block without a packet, `length` long, which must end in the same four bytes `trailer` that said so.
-    Skip { length: u32, trailer: [u8; 4] },
+    Skip {
+        length: u32,
+        trailer: [u8; 4],
+    },
 }
 
 /// A packet, with its place among the bytes at hand.

@@ -6,7 +6,6 @@
 /// How the first header of a captured packet is laid out, of those that can carry IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinkType {
-    /// Ethernet.
     Ethernet,
     /// What Linux gives for "any" interface, or one without a header of its own ("cooked").
     LinuxCooked,

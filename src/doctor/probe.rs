@@ -18,60 +18,37 @@ use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
 use crate::netfilter::table::{QueueChain, Queueing, ruleset};
 
-/// How long the kernel may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
 
-/// What was seen of a host.
 #[derive(Clone, Debug)]
-pub struct Seen {
-    /// What this process may do.
+pub struct HostState {
     pub privileges: Privileges,
-    /// The program nft.
     pub nft: Nft,
-    /// Whether the service runs.
-    pub instance: Instance,
+    pub daemon: DaemonState,
     /// What the kernel can do and has loaded; none if this process may not look.
-    pub kernel: Option<Kernel>,
+    pub kernel: Option<KernelFeatures>,
 }
 
-/// What a process may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Privileges {
-    /// Whether it runs as root.
     pub is_root: bool,
-    /// Whether it has `CAP_NET_ADMIN`.
     pub may_administer: bool,
 }
 
-/// The program nft.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Nft {
-    /// It is nowhere.
     Missing,
-    /// It is there and says its version, as a line of text.
-    There {
-        /// Where.
-        path: PathBuf,
-        /// What it says.
-        version: String,
-    },
-    /// It is there and does not run.
-    Broken {
-        /// Where.
-        path: PathBuf,
-        /// Why not.
-        why: String,
-    },
+    There { path: PathBuf, version: String },
+    Broken { path: PathBuf, why: String },
 }
 
 /// Whether the service runs, as its control socket tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Instance {
-    /// Nothing answers there.
-    None,
-    /// It answers at that socket.
-    Runs(PathBuf),
+pub enum DaemonState {
+    NotRunning,
+    /// With its control socket.
+    Running(PathBuf),
 }
 
 /// The kernel's own way of letting FTP through.
@@ -85,45 +62,38 @@ pub struct Helper {
 
 /// What a kernel can do, and has loaded. A text says why something is not there.
 #[derive(Clone, Debug)]
-pub struct Kernel {
-    /// Whether there is nf_tables.
+pub struct KernelFeatures {
     pub nf_tables: Result<(), String>,
     /// What in a rule hands packets to a program; none if nothing does.
     pub queueing: Result<Option<Queueing>, String>,
     /// Whether the ruleset for the policy would be taken, as `nft --check` says.
     pub takes_ruleset: Result<(), String>,
-    /// The mechanism that the service would take, or why the one that the policy names cannot work.
+    /// The mechanism that the daemon would take, or why the one that the policy names cannot work.
     pub mechanism: Result<Choice, NotPossible>,
-    /// Whether queues can be read.
     pub reads_queues: Result<(), String>,
     /// Whether connection tracking answers questions.
     pub conntrack: Result<(), String>,
-    /// Who reads which queue.
     pub readers: Vec<Reader>,
     /// The chains of the table `inet pinhole`; none if there is no such table.
     pub own_table: Option<Vec<String>>,
-    /// What is loaded.
     pub ruleset: Result<Ruleset, String>,
     /// Tables of iptables that are loaded beside nf_tables, where rules would not be seen here.
     pub legacy: Vec<String>,
-    /// Whether this host passes packets on.
     pub forwards: bool,
-    /// The kernel's own helper.
     pub helper: Helper,
 }
 
-impl Seen {
-    /// Looks at this host. The policy says which ruleset to try.
-    pub fn look(policy: &Policy) -> Self {
-        let privileges = Privileges::look();
+impl HostState {
+    pub fn probe(policy: &Policy) -> Self {
+        let privileges = Privileges::probe();
         let nft = nft::Nft::find();
-        let kernel = privileges.may_administer.then(|| Kernel::look(policy, &nft));
-        Self { privileges, nft: Nft::look(nft.ok().as_ref()), instance: Instance::look(), kernel }
+        let kernel = privileges.may_administer.then(|| KernelFeatures::probe(policy, &nft));
+        Self { privileges, nft: Nft::probe(nft.ok().as_ref()), daemon: DaemonState::probe(), kernel }
     }
 }
 
 impl Privileges {
-    fn look() -> Self {
+    fn probe() -> Self {
         const NET_ADMIN: u32 = 12;
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
@@ -133,7 +103,7 @@ impl Privileges {
 }
 
 impl Nft {
-    fn look(program: Option<&nft::Nft>) -> Self {
+    fn probe(program: Option<&nft::Nft>) -> Self {
         let Some(program) = program else { return Self::Missing };
         let path = program.path().to_owned();
         match program.version() {
@@ -143,15 +113,15 @@ impl Nft {
     }
 }
 
-impl Instance {
-    fn look() -> Self {
+impl DaemonState {
+    fn probe() -> Self {
         let path = control::path();
-        if UnixStream::connect(&path).is_ok() { Self::Runs(path) } else { Self::None }
+        if UnixStream::connect(&path).is_ok() { Self::Running(path) } else { Self::NotRunning }
     }
 }
 
-impl Kernel {
-    fn look(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
+impl KernelFeatures {
+    fn probe(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
         let opened = Tables::open(PATIENCE).map_err(|error| error.to_string());
         let (nf_tables, queueing, own_table) = match opened {
             Ok(mut tables) => {
