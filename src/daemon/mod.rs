@@ -156,7 +156,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
             shared.lock().stop()?;
         }
         Shutdown::HandOver => {
-            info!("SIGUSR2: exiting; the table inet pinhole and all pinholes stay for the next start")
+            info!("SIGUSR2: exiting; the table inet pinhole and all pinholes stay for the next start");
         }
     }
     Ok(())

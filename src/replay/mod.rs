@@ -375,3 +375,6 @@ impl<R: Report> Observer for Counting<'_, R> {
         self.report.event(at, session, event);
     }
 }
+
+#[cfg(test)]
+mod hold_tests;

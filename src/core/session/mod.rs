@@ -83,7 +83,7 @@ impl Session {
     pub fn is_synced(&self, end: Direction) -> bool {
         let HalfStream { stream, lines, may_mislead_next_run } = self.half(end);
         let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
-        lines.is_at_start() && !stream.is_waiting() && !is_in_reply && !may_mislead_next_run
+        lines.is_at_start() && !stream.has_buffered() && !is_in_reply && !may_mislead_next_run
     }
 
     /// This end has sent an announcement that was refused.

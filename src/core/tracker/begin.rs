@@ -22,9 +22,8 @@ impl Tracker {
         // SYN-ACK does.
         let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
         // An urgent pointer may mean a byte that comes later, and then the server leaves it out of a command.
-        let says_something =
-            !segment.payload.is_empty() || (segment.flags.has(Flags::URG) && world.policy.holds_back());
-        if segment.flags.has(Flags::RST) || (!is_opened && !says_something) {
+        let has_content = !segment.payload.is_empty() || (segment.flags.has(Flags::URG) && world.policy.holds_back());
+        if segment.flags.has(Flags::RST) || (!is_opened && !has_content) {
             return Ok(None);
         }
         let Some(Control { connection, id, is_opening, progress, synced, adjustments }) =
@@ -33,7 +32,7 @@ impl Tracker {
             return Ok(None);
         };
         let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
-        if !from_the_start && (progress == Progress::Unreadable || !says_something) {
+        if !from_the_start && (progress == Progress::Unreadable || !has_content) {
             return Ok(None);
         }
         let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };

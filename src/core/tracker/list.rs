@@ -1,5 +1,5 @@
-//! Doubly linked lists that run through the entries of a slab themselves: adding and removing one costs the same however
-//! many there are.
+//! Intrusive doubly linked lists: the links are in the entries of a slab, so that adding and removing an entry takes the
+//! same time in a list of any length.
 
 use super::slab::Slab;
 

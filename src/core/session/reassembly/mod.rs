@@ -43,13 +43,13 @@ pub enum Trust {
     OnlyReadFrom(Start),
 }
 
-/// Whether the first byte that was read is known to be the first one of the stream. A client may send the segment that
-/// begins a picked-up session ahead of others, which it sends then.
+/// Whether the first byte that was read is the first one of the stream. A picked-up session may begin with a segment that
+/// its client sent out of order: the client sends the bytes in front of it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
-    /// It is: nothing stands in front of it.
+    /// It is the first one.
     Known,
-    /// It may not be.
+    /// Other bytes may be in front of it.
     Unknown,
 }
 
@@ -169,7 +169,7 @@ impl Stream {
     }
 
     /// Whether bytes are buffered out of order.
-    pub fn is_waiting(&self) -> bool {
+    pub fn has_buffered(&self) -> bool {
         self.reorder.is_some()
     }
 
@@ -195,7 +195,7 @@ impl Stream {
         self.begun && self.has_fin && self.fin == self.next
     }
 
-    /// And whether the receiver has acknowledged the FIN.
+    /// Whether everything up to the sender's FIN has been delivered, and the receiver has acknowledged the FIN.
     pub fn has_ended(&self) -> bool {
         self.is_at_fin() && self.has_acked && self.acked.is_after(self.fin)
     }
@@ -224,7 +224,7 @@ impl Stream {
         self.has_doubt.then_some(self.doubted_to)
     }
 
-    /// Begins the stream at this place, unless it has begun: the other end's ACK of a SYN tells the place.
+    /// Begins the stream at this place, unless it has begun: the other end's ACK of a SYN has the place.
     pub fn begin_at(&mut self, seq: Seq) {
         if !self.begun {
             self.begun = true;
@@ -240,9 +240,8 @@ impl Stream {
     /// `limit` bounds the bytes that may be kept.
     pub fn judge(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
         let Segment { flags, payload, .. } = segment;
-        let says_something =
-            !payload.is_empty() || segment.missing > 0 || flags.has(Flags::FIN) || flags.has(Flags::URG);
-        if !says_something {
+        let has_content = !payload.is_empty() || segment.missing > 0 || flags.has(Flags::FIN) || flags.has(Flags::URG);
+        if !has_content {
             return Acceptance::AsSent;
         }
         if flags.has(Flags::SYN) || (!flags.has(Flags::ACK) && !flags.has(Flags::RST)) {
@@ -298,11 +297,11 @@ impl Stream {
             if ahead.unsigned_abs() > FARTHEST_AHEAD {
                 return Acceptance::Refused(StreamAnomaly::FarAway);
             }
-            let waits = self.reorder.as_ref();
+            let buffer = self.reorder.as_ref();
             // A client's commands must not pass unread. In a server's direction, whose replies may be long and whose
             // acknowledgements may pass unseen, the missing bytes are given up instead.
             if direction == Direction::FromClient
-                && waits.is_some_and(|waits| waits.would_be_over(payload.len(), limit))
+                && buffer.is_some_and(|buffer| buffer.would_be_over(payload.len(), limit))
             {
                 return Acceptance::Refused(StreamAnomaly::TooMuchWaiting);
             }
