@@ -43,11 +43,11 @@ pub struct Command<'a> {
 
 /// What a client's line is, by its first word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Said<'a> {
+pub enum CommandLine<'a> {
     /// A command of the table.
     Command(Command<'a>),
     /// An empty line.
-    Nothing,
+    Empty,
     /// A word that is not in the table. It may be a mistyped password, so it is never shown.
     Unknown(&'a [u8]),
 }
@@ -157,20 +157,20 @@ pub(crate) const COMMANDS: &[Entry] = &[
 
 impl<'a> Command<'a> {
     /// Parses a line of the client.
-    pub fn parse(line: &Line<'a>) -> Said<'a> {
+    pub fn parse(line: &Line<'a>) -> CommandLine<'a> {
         let text = behind_commands(line.text);
         let length = text.iter().take_while(|byte| !byte.is_ascii_whitespace()).count();
         if length == 0 {
-            return if text.is_empty() && line.whole { Said::Nothing } else { Said::Unknown(b"") };
+            return if text.is_empty() && line.whole { CommandLine::Empty } else { CommandLine::Unknown(b"") };
         }
         let (name, _) = text.split_at(length);
-        let Some(entry) = word(name).and_then(lookup) else { return Said::Unknown(name) };
+        let Some(entry) = word(name).and_then(lookup) else { return CommandLine::Unknown(name) };
         let argument = text.get(length + 1..).unwrap_or_default();
         let verb = match entry.verb {
             Verb::Ask(Mode::Epsv) if argument.trim_ascii().eq_ignore_ascii_case(b"ALL") => Verb::AskExtendedOnly,
             verb => verb,
         };
-        Said::Command(Self { verb, name: entry.name, argument, is_public: entry.is_public })
+        CommandLine::Command(Self { verb, name: entry.name, argument, is_public: entry.is_public })
     }
 }
 
@@ -218,7 +218,7 @@ mod tests {
     use super::*;
     use crate::core::net::Seq;
 
-    fn said(text: &str) -> Said<'_> {
+    fn said(text: &str) -> CommandLine<'_> {
         let start = Seq::new(0);
         Command::parse(&Line {
             text: text.as_bytes(),
@@ -233,8 +233,8 @@ mod tests {
 
     fn verb(text: &str) -> Option<Verb> {
         match said(text) {
-            Said::Command(command) => Some(command.verb),
-            Said::Nothing | Said::Unknown(_) => None,
+            CommandLine::Command(command) => Some(command.verb),
+            CommandLine::Empty | CommandLine::Unknown(_) => None,
         }
     }
 
@@ -249,16 +249,20 @@ mod tests {
     #[test]
     fn every_command_of_the_table_is_found_as_itself() {
         for entry in COMMANDS {
-            assert!(matches!(said(entry.name), Said::Command(command) if command.name == entry.name), "{}", entry.name);
+            assert!(
+                matches!(said(entry.name), CommandLine::Command(command) if command.name == entry.name),
+                "{}",
+                entry.name
+            );
         }
     }
 
     #[test]
     fn a_word_that_only_begins_like_a_command_is_none() {
         for text in ["PORTS 1,2,3,4,5,6", "POR 1", " PORT 1,2,3,4,5,6", "\0PAS", "POST / HTTP/1.1", "\u{ff}PORT"] {
-            assert!(matches!(said(text), Said::Unknown(_)), "{text:?}");
+            assert!(matches!(said(text), CommandLine::Unknown(_)), "{text:?}");
         }
-        assert_eq!(said(""), Said::Nothing);
+        assert_eq!(said(""), CommandLine::Empty);
     }
 
     #[test]
@@ -314,13 +318,13 @@ mod tests {
     #[test]
     fn no_secret_is_public() {
         for text in ["PASS secret", "ACCT secret", "ADAT c2VjcmV0", "SITE CHPASS secret"] {
-            assert!(matches!(said(text), Said::Command(command) if !command.is_public), "{text}");
+            assert!(matches!(said(text), CommandLine::Command(command) if !command.is_public), "{text}");
         }
     }
 
     #[test]
     fn the_argument_is_what_stands_behind_the_verb() {
-        assert!(matches!(said("STOR a b "), Said::Command(command) if command.argument == b"a b "));
-        assert!(matches!(said("LIST"), Said::Command(command) if command.argument.is_empty()));
+        assert!(matches!(said("STOR a b "), CommandLine::Command(command) if command.argument == b"a b "));
+        assert!(matches!(said("LIST"), CommandLine::Command(command) if command.argument.is_empty()));
     }
 }

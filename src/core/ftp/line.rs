@@ -24,7 +24,7 @@ pub enum Ending {
     CrLf,
 }
 
-/// A line without what ended it.
+/// A line without its line ending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Line<'a> {
     /// The text as it was sent; only its beginning when the line was longer than the limit.
@@ -45,7 +45,7 @@ pub struct Line<'a> {
     pub may_continue: bool,
 }
 
-/// A line of which the end has not come yet.
+/// A line whose end has not arrived.
 #[derive(Debug)]
 struct Unfinished {
     text: Vec<u8>,
@@ -267,7 +267,7 @@ impl Unfinished {
     }
 }
 
-/// Whether nothing stands in a text that readers take for different things.
+/// Whether all readers take the text for the same.
 fn is_plain(text: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, text).is_none() && memchr(IAC, text).is_none()
 }

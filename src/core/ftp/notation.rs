@@ -25,12 +25,12 @@ pub struct Announced {
     pub port: u16,
 }
 
-/// An announcement and which bytes of the text say it.
+/// An announcement, and where in the text it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// What they say.
+    /// What the bytes announce.
     pub announced: Announced,
-    /// Where they stand, so that they can be replaced.
+    /// The bytes, so that they can be replaced.
     pub span: Range<usize>,
 }
 

@@ -64,15 +64,15 @@ pub struct Reply<'a> {
     pub text: &'a [u8],
 }
 
-/// What a line of the server is.
+/// A line of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard<'a> {
-    /// It ends a reply.
+pub enum ReplyLine<'a> {
+    /// The last line of a reply.
     Reply(Reply<'a>),
-    /// It is inside a reply of several lines, or begins one.
+    /// Another line of a reply of several lines.
     Part,
-    /// It is outside of any reply and begins none.
-    Noise,
+    /// A line that belongs to no reply.
+    Other,
 }
 
 /// Tells replies from the text inside of them.
@@ -118,25 +118,25 @@ impl Meaning {
 
 impl ReplyReader {
     /// Takes the server's next line.
-    pub fn line<'a>(&mut self, text: &'a [u8]) -> Heard<'a> {
+    pub fn line<'a>(&mut self, text: &'a [u8]) -> ReplyLine<'a> {
         let code = Code::of(text);
         if let Some(inside) = self.inside {
             // Only the same code followed by a space ends it, whatever the other lines look like.
             return match code {
                 Some(code) if code == inside && text.get(3) == Some(&b' ') => {
                     self.inside = None;
-                    Heard::Reply(reply(code, text))
+                    ReplyLine::Reply(reply(code, text))
                 }
-                _ => Heard::Part,
+                _ => ReplyLine::Part,
             };
         }
         match (code, text.get(3)) {
-            (Some(code), None | Some(b' ')) => Heard::Reply(reply(code, text)),
+            (Some(code), None | Some(b' ')) => ReplyLine::Reply(reply(code, text)),
             (Some(code), Some(b'-')) => {
                 self.inside = Some(code);
-                Heard::Part
+                ReplyLine::Part
             }
-            _ => Heard::Noise,
+            _ => ReplyLine::Other,
         }
     }
 
@@ -162,8 +162,8 @@ mod tests {
     fn meanings(lines: &[&str]) -> Vec<Option<(u16, Meaning)>> {
         let mut reader = ReplyReader::default();
         let heard = lines.iter().map(|line| match reader.line(line.as_bytes()) {
-            Heard::Reply(reply) => Some((reply.code, reply.meaning)),
-            Heard::Part | Heard::Noise => None,
+            ReplyLine::Reply(reply) => Some((reply.code, reply.meaning)),
+            ReplyLine::Part | ReplyLine::Other => None,
         });
         heard.collect()
     }

@@ -4,13 +4,13 @@ use super::line::IAC;
 
 /// WILL, WON'T, DO, DON'T: one more byte follows, the option.
 const OPTION_COMMANDS: std::ops::RangeInclusive<u8> = 251..=254;
-/// How long the commands of FTP are, at most.
+/// So many letters of a command does every server compare.
 const LONGEST_USUAL: usize = 4;
 /// A subnegotiation begins; it ends with IAC SE.
 const SUBNEGOTIATION: u8 = 250;
 const SUBNEGOTIATION_END: u8 = 240;
 
-/// What stands behind Telnet commands at the beginning of a text: clients send some in front of ABOR and STAT.
+/// The text behind Telnet commands at its beginning: clients send some in front of ABOR and STAT.
 pub fn behind_commands(text: &[u8]) -> &[u8] {
     match text {
         [IAC, command, _, rest @ ..] if OPTION_COMMANDS.contains(command) => behind_commands(rest),
@@ -69,7 +69,7 @@ fn verbs(text: &[u8]) -> impl Iterator<Item = Vec<u8>> {
     [Some(verb), beginning, end].into_iter().flatten()
 }
 
-/// What stands in front of the first space.
+/// The text before the first space.
 fn first_word(text: &[u8]) -> &[u8] {
     text.split(u8::is_ascii_whitespace).next().unwrap_or_default()
 }

@@ -2,7 +2,7 @@
 //!
 //! Where a line may have to be rewritten, the part from the address on is withheld until the line is complete.
 
-use super::command::{Command, Said, Verb};
+use super::command::{Command, CommandLine, Verb};
 use super::reply::Meaning;
 use super::{Line, Mode};
 
@@ -18,7 +18,7 @@ pub fn address_in_command(text: &[u8]) -> Option<usize> {
         plain: true,
         may_continue: false,
     };
-    let Said::Command(Command { verb: Verb::Announce(_), .. }) = Command::parse(&line) else { return None };
+    let CommandLine::Command(Command { verb: Verb::Announce(_), .. }) = Command::parse(&line) else { return None };
     let spaces = text[4..].iter().take_while(|byte| byte.is_ascii_whitespace()).count();
     (spaces > 0).then_some(4 + spaces)
 }

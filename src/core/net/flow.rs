@@ -36,7 +36,7 @@ impl fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// All of it in two numbers, which hash faster than the derived way: that is on every packet's way.
+    /// All of it in two numbers, which hash faster than the derived way: every packet is looked up by its flow.
     fn bits(&self) -> (u128, u32) {
         let port = u32::from(self.port.number());
         match self.address {
@@ -93,17 +93,17 @@ impl fmt::Debug for Flow {
     }
 }
 
-/// Which way a packet of a connection goes.
+/// The direction of a packet within its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Direction {
-    /// From the one who opened the connection: FTP's client.
+    /// From the client, which opened the connection.
     FromClient,
-    /// From the one who was called: FTP's server.
+    /// From the server.
     FromServer,
 }
 
 impl Direction {
-    /// The other one.
+    /// The opposite direction.
     #[must_use]
     pub const fn opposite(self) -> Self {
         match self {

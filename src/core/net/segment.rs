@@ -10,7 +10,7 @@ use etherparse::{IpNumber, LaxIpSlice, TcpSlice};
 use super::{Endpoint, Flow, Seq};
 use crate::core::net::Port;
 
-/// The flags of a segment that matter to us.
+/// The TCP flags that Pinhole reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flags(u8);
 
@@ -33,14 +33,14 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
-    /// Both.
+    /// The flags that either of them has.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {
         Self(self.0 | other.0)
     }
 }
 
-/// A TCP segment: who sent it to whom, where its bytes stand in the stream, and the bytes.
+/// A TCP segment: its addresses, its sequence number and its payload.
 #[derive(Clone, Copy, Debug)]
 pub struct Segment<'a> {
     /// The addresses that it carried when it was seen.
@@ -72,7 +72,7 @@ pub struct Origin {
     pub is_doubtful: bool,
 }
 
-/// Why a packet is not a segment that we can read.
+/// Why a packet is not a readable TCP segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotSegment {
     /// Neither IPv4 nor IPv6, or the header is damaged.

@@ -11,12 +11,12 @@ use std::ops::{Add, AddAssign, Sub};
 pub struct Seq(u32);
 
 impl Seq {
-    /// The number as it stands in a header.
+    /// The number as in a TCP header.
     pub const fn new(number: u32) -> Self {
         Self(number)
     }
 
-    /// The number as it stands in a header.
+    /// The number as in a TCP header.
     pub const fn number(self) -> u32 {
         self.0
     }

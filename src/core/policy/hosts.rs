@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::kinds::Listed;
 use crate::core::net::Network;
 
-/// A list of networks as somebody wrote it; an empty one means everyone.
+/// A list of networks as the policy has it; an empty one means every host.
 #[derive(Clone, Debug)]
 pub struct Hosts {
     networks: Vec<Network>,
@@ -35,7 +35,7 @@ impl Hosts {
         Self { networks, ranges }
     }
 
-    /// Everyone.
+    /// Every host.
     pub fn everyone() -> Self {
         Self::new(Vec::new())
     }

@@ -9,7 +9,7 @@ use super::word::{Word, words};
 use crate::core::net::Port;
 
 words! {
-    /// How the kernel holds what it was told to admit.
+    /// How pinholes are kept in the kernel.
     Mechanism {
         /// `Native` where the kernel has it, otherwise `Sets`.
         Auto = "auto",
@@ -21,23 +21,23 @@ words! {
 }
 
 words! {
-    /// Which sessions that went on before they were read are believed, so that something may open for them.
+    /// Which sessions that began before the daemon read them may open data connections.
     Pickup {
-        /// Those of which an earlier run left word in the kernel.
+        /// Those that an earlier run read from their start, as the connection's mark records.
         Marked = "marked",
         /// None.
         Never = "never",
-        /// All. Whoever can have a packet dropped, or make a server repeat a text, may open ports then.
+        /// All. An attacker who can have a packet dropped, or make a server repeat a text, can open ports then.
         Trust = "trust",
     }
 }
 
 words! {
-    /// What becomes of control connections while nobody reads the queue.
+    /// What happens to packets of control connections while no daemon has the queue bound.
     WhenDown {
-        /// They pass unread; no new hole opens.
+        /// Fail-open: they pass unread; nothing new opens.
         Open = "open",
-        /// They are held back too.
+        /// Fail-closed: they are dropped.
         Closed = "closed",
     }
 }
@@ -144,7 +144,7 @@ impl Default for ControlPorts {
     }
 }
 
-/// A chain of somebody else's nftables table.
+/// A chain of another program's nftables table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     family: ChainFamily,

@@ -44,11 +44,11 @@ words! {
 /// What happens to a session once it is encrypted and can no longer be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tls {
-    /// It goes on; no hole opens for it.
+    /// The session goes on; nothing opens for it.
     Pass,
-    /// It is not let through.
+    /// AUTH does not reach the server.
     Deny,
-    /// It goes on, and the client may connect to those ports of the server.
+    /// The session goes on, and the client may connect to those ports of the server.
     Range(PortRange),
 }
 

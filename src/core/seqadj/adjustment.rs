@@ -44,9 +44,9 @@ pub struct Adjustment {
 /// The seqadj state of both directions of a connection; `None` if it was never set.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Adjustments {
-    /// Of what the client sends.
+    /// Of the bytes that the client sends.
     pub from_client: Option<Adjustment>,
-    /// Of what the server sends.
+    /// Of the bytes that the server sends.
     pub from_server: Option<Adjustment>,
 }
 
@@ -89,7 +89,7 @@ impl Adjustment {
 }
 
 impl Adjustments {
-    /// The one of that direction.
+    /// The adjustment of that direction.
     pub const fn of(&self, direction: Direction) -> Option<Adjustment> {
         match direction {
             Direction::FromClient => self.from_client,
@@ -97,7 +97,7 @@ impl Adjustments {
         }
     }
 
-    /// The same with another one in that direction.
+    /// These adjustments with another one in that direction.
     pub const fn set(&mut self, direction: Direction, adjustment: Adjustment) {
         match direction {
             Direction::FromClient => self.from_client = Some(adjustment),

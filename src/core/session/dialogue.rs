@@ -9,9 +9,9 @@ use memchr::memmem;
 
 use super::announcement::{Announcement, AnnouncementState, Written};
 use super::pending::{CommandNumber, PendingCommand, PendingCommands};
-use crate::core::ftp::command::{Command, Said, Verb};
+use crate::core::ftp::command::{Command, CommandLine, Verb};
 use crate::core::ftp::notation::{Found, Notation};
-use crate::core::ftp::reply::{Heard, Meaning, Reply, ReplyReader};
+use crate::core::ftp::reply::{Meaning, Reply, ReplyLine, ReplyReader};
 use crate::core::ftp::{Line, Mode};
 use crate::core::kernel::{Progress, Synced};
 use crate::core::net::Direction;
@@ -182,24 +182,24 @@ impl Dialogue {
             && !(self.awaits_security_data && is_security_data(line, &said));
         // In a picked-up session, too: a header line, or a line that is not text.
         let is_no_command = match said {
-            Said::Unknown([.., b':']) => true,
-            Said::Unknown(_) => !self.is_known && line.text.iter().any(u8::is_ascii_control),
-            Said::Command(_) | Said::Nothing => false,
+            CommandLine::Unknown([.., b':']) => true,
+            CommandLine::Unknown(_) => !self.is_known && line.text.iter().any(u8::is_ascii_control),
+            CommandLine::Command(_) | CommandLine::Empty => false,
         };
         if is_out_of_place || is_no_command {
             self.expect_reply(PendingCommand::Other);
             return self.is_not_ftp();
         }
         match said {
-            Said::Command(command) => {
+            CommandLine::Command(command) => {
                 self.has_commanded = true;
                 self.client_commands(line, &command)
             }
-            Said::Nothing => {
+            CommandLine::Empty => {
                 self.expect_reply(PendingCommand::EmptyLine);
                 Event::Nothing
             }
-            Said::Unknown(_) => {
+            CommandLine::Unknown(_) => {
                 self.expect_reply(PendingCommand::Other);
                 Event::Nothing
             }
@@ -243,7 +243,7 @@ impl Dialogue {
     pub fn may_announce<'a>(&self, line: &Line<'a>, speaker: Direction) -> Event<'a> {
         let (mode, text) = match speaker {
             Direction::FromClient => match Command::parse(line) {
-                Said::Command(Command { verb: Verb::Announce(mode), argument, .. }) => (mode, argument),
+                CommandLine::Command(Command { verb: Verb::Announce(mode), argument, .. }) => (mode, argument),
                 _ => return Event::Nothing,
             },
             Direction::FromServer => match (Meaning::of(line.text), line.text.split_at_checked(4)) {
@@ -271,10 +271,10 @@ impl Dialogue {
             return Event::Nothing;
         }
         match self.replies.line(line.text) {
-            Heard::Reply(reply) => self.server_replies(line, &reply),
-            Heard::Part => Event::Nothing,
-            Heard::Noise if self.is_greeted => Event::Nothing,
-            Heard::Noise => self.is_not_ftp(),
+            ReplyLine::Reply(reply) => self.server_replies(line, &reply),
+            ReplyLine::Part => Event::Nothing,
+            ReplyLine::Other if self.is_greeted => Event::Nothing,
+            ReplyLine::Other => self.is_not_ftp(),
         }
     }
 
@@ -457,18 +457,18 @@ impl Dialogue {
 
 /// Whether a client of FTP may send this line before a login. A program may be made to send nearly any line later (in
 /// the body of an HTTP request, say), but not as its first lines.
-fn is_like_ftp(line: &Line<'_>, said: &Said<'_>) -> bool {
+fn is_like_ftp(line: &Line<'_>, said: &CommandLine<'_>) -> bool {
     let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
     let is_http = memmem::find(line.text, b" HTTP/").is_some();
-    is_short && !is_http && !matches!(said, Said::Unknown(_))
+    is_short && !is_http && !matches!(said, CommandLine::Unknown(_))
 }
 
 /// Whether this is ADAT and a token in base64, which may be as long as a ticket is.
-fn is_security_data(line: &Line<'_>, said: &Said<'_>) -> bool {
+fn is_security_data(line: &Line<'_>, said: &CommandLine<'_>) -> bool {
     let is_token = |argument: &[u8]| {
         argument.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='))
     };
-    line.begins && matches!(said, Said::Command(Command { name: "ADAT", argument, .. }) if is_token(argument))
+    line.begins && matches!(said, CommandLine::Command(Command { name: "ADAT", argument, .. }) if is_token(argument))
 }
 
 /// Whether this reply can only answer ABOR: with 226 a server may also end the transfer, unless the text names ABOR.
