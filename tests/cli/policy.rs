@@ -340,9 +340,9 @@ fn a_word_that_is_no_known_command_is_a_warning_and_one_that_cannot_be_is_an_err
     one(&warnings(&deny("[DELE, DELE]")), "2:28: warning: deny: DELE is there twice");
     one(
         &bad(&deny("[dele]")),
-        "2:22: error: deny: dele is no command (expected a command: one to eight letters or digits in upper",
+        "2:22: error: deny: this is no command (expected one to eight letters or digits in upper",
     );
-    one(&bad(&deny("[\"SITE CHMOD\"]")), "2:22: error: deny: SITE CHMOD is no command");
+    one(&bad(&deny("[\"SITE CHMOD\"]")), "2:22: error: deny: this is no command");
     one(&bad("defaults: { commands: { allow: [SITE] } }"), "1:25: error: unknown key allow (expected one of deny)");
 }
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::str::FromStr;
 
 use crate::core::net::Direction;
 
@@ -168,6 +169,16 @@ const fn nearest_free(bits: u32) -> u32 {
 impl Default for Mark {
     fn default() -> Self {
         Self(NonZeroU32::new(0x1000_0000).expect("the default mark has a bit"))
+    }
+}
+
+/// A decimal number.
+impl FromStr for Mark {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        let bits = text.parse().map_err(|_| "it is not a number of 32 bits")?;
+        Self::new(bits).ok_or("it leaves fewer than five bits for the marks of control connections")
     }
 }
 

@@ -11,11 +11,11 @@ use serde_json::{Map, Value as Json, json};
 
 use super::hosts::Hosts;
 use super::kinds::{
-    Bits, Choice, Count, Kind, List, Mapping, Name, Number, OneOrList, PORT, Parsed, Ports, Time, Verb, WordOr,
+    BLOCK, Choice, Count, Kind, List, Mapping, NAME, Number, OneOrList, PORT, Parsed, Ports, Time, VERB, WordOr,
 };
 use super::problem::Severity;
 use super::reader::{Entry, Fields, Reader};
-use super::rule::{Defaults, Retired, Rules};
+use super::rule::{Retired, Rules};
 use super::services;
 use super::settings::{CHAIN, Chain, ControlPorts, Mechanism, Pickup, WhenDown};
 use super::terms::{Action, Login, PortRanges, PortSet, ThirdParty, Tls, Verbs};
@@ -118,7 +118,7 @@ keys! {
         /// `sets`. A reload cannot change the mechanism.
         mechanism: Mechanism = Mechanism::Auto, Choice;
         /// How packets reach Pinhole.
-        capture: Capture = Capture::default(), Mapping { is_inline: false };
+        capture: Capture = Capture::default(), BLOCK;
         /// Which sessions that began before Pinhole read them may open data connections. `marked`: those that an earlier
         /// run of Pinhole read from their start, which their conntrack mark records. `never`: none; after a restart
         /// clients have to connect again. `trust`: all. With `trust`, an attacker who can have a packet dropped, or can
@@ -130,15 +130,15 @@ keys! {
         /// in one chain does not override a drop in another, so every chain that drops needs the rule.
         admit: Vec<Chain> = Vec::new(),
             List { of: CHAIN, what: "chains such as [inet filter input]", least: 0, most: 64, repeated: Some(Severity::Error) };
-        /// The bits that Pinhole sets in the conntrack mark of a data connection that it admits. Five more bits are used
+        /// The bits that Pinhole sets in the conntrack mark of a data connection that it admits. At most 27 bits: five more are used
         /// for control connections and their packets: the next higher bits, and then the highest free bits. With
         /// 0x10000000 they are 0x20000000, 0x40000000, 0x80000000, 0x08000000 and 0x04000000. No other program may use
         /// any of these bits.
-        mark: Mark = Mark::default(), Bits;
+        mark: Mark = Mark::default(), Number(1, u32::MAX);
         /// How much is kept in memory.
-        limits: Limits = Limits::default(), Mapping { is_inline: false };
+        limits: Limits = Limits::default(), BLOCK;
         /// What applies between a client and a server unless a rule says otherwise.
-        defaults: Terms = Terms::default(), Defaults;
+        defaults: Terms = Terms::default(), Mapping { is_inline: false, except: "action" };
         /// What applies to particular clients and servers. The first rule that matches both decides.
         rules: Vec<Rule> = Vec::new(), Rules;
     }
@@ -234,7 +234,7 @@ keys! {
         tls: Tls = Tls::Pass, Parsed("`pass`, `deny`, or a range such as `range 50000-50100`",
             r"^(pass|deny|range\s+[0-9]+\s*-\s*[0-9]+\s*)$");
         /// Commands that do not reach the server.
-        commands: Commands = Commands::default(), Mapping { is_inline: true };
+        commands: Commands = Commands::default(), Mapping { is_inline: true, except: "" };
     }
 }
 
@@ -243,7 +243,7 @@ keys! {
     Commands {
         /// Commands that do not reach the server.
         deny: Verbs = Verbs::default(),
-            List { of: Verb, what: "commands such as [SITE, DELE]", least: 0, most: 64, repeated: Some(Severity::Warning) };
+            List { of: VERB, what: "commands such as [SITE, DELE]", least: 0, most: 64, repeated: Some(Severity::Warning) };
     }
 }
 
@@ -251,7 +251,7 @@ keys! {
     /// A rule: the clients and servers to which it applies, and its terms.
     Rule {
         /// No two rules have the same name.
-        name: Box<str> = Box::default(), Name;
+        name: Box<str> = Box::default(), NAME;
         /// The clients to which the rule applies, such as `10.0.0.5`, `192.0.2.0/24`, `2001:db8::/32`.
         clients: Hosts = Hosts::everyone(), NETWORKS;
         /// The servers to which the rule applies.

@@ -14,8 +14,6 @@ use super::source::{Quoted, is_visible};
 use super::terms::Verbs;
 use super::tree::Value;
 use super::word::{Word, did_you_mean};
-use crate::core::ftp::command;
-use crate::core::kernel::Mark;
 use crate::core::net::{Port, PortRange};
 
 /// How values of the type `T` are read, printed and described.
@@ -33,7 +31,7 @@ pub(super) trait Kind<T> {
 /// A whole number from the first to the second.
 pub(super) struct Number(pub(super) u32, pub(super) u32);
 
-impl<T: FromStr + Display> Kind<T> for Number {
+impl<T: FromStr<Err: Display> + Display> Kind<T> for Number {
     fn describe(&self) -> String {
         format!("a number from {} to {}", self.0, self.1)
     }
@@ -53,43 +51,18 @@ impl<T: FromStr + Display> Kind<T> for Number {
             return None;
         };
         let is_within = (self.0.into()..=self.1.into()).contains(&number);
-        let value = number.to_string().parse().ok().filter(|_| is_within);
-        if value.is_none() {
-            reader.error(entry, format!("{} is out of limits", reader.written(entry)), &expected);
-        }
-        value
+        let error = match number.to_string().parse() {
+            Ok(value) if is_within => return Some(value),
+            Err(error) if is_within => format!("{}: {error}", reader.written(entry)),
+            _ => format!("{} is out of limits", reader.written(entry)),
+        };
+        reader.error(entry, error, &expected);
+        None
     }
 }
 
 /// The number of a port.
 pub(super) const PORT: Number = Number(1, 65_535);
-
-/// The bits of a mark.
-pub(super) struct Bits;
-
-impl Kind<Mark> for Bits {
-    fn describe(&self) -> String {
-        "a number from 1 to 0xffffffff of at most 27 bits".into()
-    }
-
-    fn schema(&self) -> Json {
-        Kind::<u32>::schema(&Number(1, u32::MAX))
-    }
-
-    fn show(&self, value: &Mark) -> String {
-        value.to_string()
-    }
-
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Mark> {
-        let bits = Number(1, u32::MAX).read(reader, entry)?;
-        let mark = Mark::new(bits);
-        if mark.is_none() {
-            let message = format!("{bits:#010x} leaves fewer than five bits for the marks of control connections");
-            reader.error(entry, message, &self.describe());
-        }
-        mark
-    }
-}
 
 /// A length of time from the first to the second.
 pub(super) struct Time(pub(super) Duration, pub(super) Duration);
@@ -223,70 +196,48 @@ impl Kind<PortRange> for Ports {
     }
 }
 
+/// A text that is kept as it is: its description, its schema's pattern, and what may be wrong with it.
+pub(super) struct Text(pub(super) &'static str, pub(super) &'static str, pub(super) fn(&str) -> Option<&'static str>);
+
 /// The name of a rule.
-pub(super) struct Name;
-
-/// A text in quotes. It holds no control characters: a policy refuses them.
-fn quoted(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
-}
-
-impl Kind<Box<str>> for Name {
-    fn describe(&self) -> String {
-        "a text of 1 to 64 visible characters".into()
+pub(super) const NAME: Text = Text("a text of 1 to 64 visible characters", "^.{1,64}$", |text| {
+    let is_long = text.chars().count() > 64;
+    match text.trim() {
+        "" => Some("the name is empty"),
+        _ if is_long => Some("the name is too long"),
+        _ => (!text.chars().all(is_visible)).then_some("the name holds characters that cannot be seen"),
     }
-
-    fn schema(&self) -> Json {
-        json!({ "type": "string", "minLength": 1, "maxLength": 64 })
-    }
-
-    fn show(&self, value: &Box<str>) -> String {
-        quoted(value)
-    }
-
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Box<str>> {
-        let text = reader.text(entry, &self.describe())?;
-        let wrong = if text.trim().is_empty() {
-            "the name is empty"
-        } else if text.chars().count() > 64 {
-            "the name is too long"
-        } else if !text.chars().all(is_visible) {
-            "the name holds characters that cannot be seen"
-        } else {
-            return Some(text.into());
-        };
-        reader.error(entry, wrong, &self.describe());
-        None
-    }
-}
+});
 
 /// The name of a command, which FTP need not define.
-pub(super) struct Verb;
+pub(super) const VERB: Text =
+    Text("one to eight letters or digits in upper case, such as DELE", "^[A-Z][A-Z0-9]{0,7}$", |text| {
+        (!Verbs::is_verb(text)).then_some("this is no command")
+    });
 
-impl Kind<Box<str>> for Verb {
+impl Kind<Box<str>> for Text {
     fn describe(&self) -> String {
-        "a command: one to eight letters or digits in upper case, such as DELE".into()
+        self.0.into()
     }
 
     fn schema(&self) -> Json {
-        json!({ "type": "string", "pattern": "^[A-Z][A-Z0-9]{0,7}$" })
+        json!({ "type": "string", "pattern": self.1 })
     }
 
+    /// In quotes. The text holds no control characters.
     fn show(&self, value: &Box<str>) -> String {
-        quoted(value)
+        format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
     }
 
     fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Box<str>> {
-        let verb = reader.text(entry, &self.describe())?;
-        if !Verbs::is_verb(verb) {
-            reader.error(entry, format!("{} is no command", Quoted(verb)), &self.describe());
-            return None;
+        let text = reader.text(entry, self.0)?;
+        match self.2(text) {
+            None => Some(text.into()),
+            Some(wrong) => {
+                reader.error(entry, wrong, self.0);
+                None
+            }
         }
-        if !command::is_known(verb) {
-            let meant = did_you_mean(verb, command::COMMANDS.iter().map(|known| known.name));
-            reader.warn(entry, format!("{verb} is no command that FTP is known to have{meant}"), "");
-        }
-        Some(verb.into())
     }
 }
 
@@ -427,19 +378,25 @@ impl Kind<Option<NonZeroU16>> for Count {
 /// A mapping with keys of its own, printed in lines or on one line.
 pub(super) struct Mapping {
     pub(super) is_inline: bool,
+    /// The key that is not allowed here.
+    pub(super) except: &'static str,
 }
+
+/// Printed in lines.
+pub(super) const BLOCK: Mapping = Mapping { is_inline: false, except: "" };
 
 impl<T: Keys> Kind<T> for Mapping {
     fn describe(&self) -> String {
-        format!("a mapping with keys such as {}", T::NAMES[0])
+        "a mapping".into()
     }
 
     fn schema(&self) -> Json {
-        object(T::rows())
+        object(T::rows().into_iter().filter(|row| row.key != self.except).collect())
     }
 
     fn show(&self, value: &T) -> String {
-        let pairs = value.shown(None).into_iter().map(|(key, text)| format!("{key}: {text}"));
+        let shown = value.shown(None).into_iter().filter(|(key, _)| *key != self.except);
+        let pairs = shown.map(|(key, text)| format!("{key}: {text}"));
         match self.is_inline {
             true => format!("{{ {} }}", pairs.collect::<Vec<_>>().join(", ")),
             false => pairs.map(|pair| format!("\n  {pair}")).collect(),
@@ -447,7 +404,8 @@ impl<T: Keys> Kind<T> for Mapping {
     }
 
     fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T> {
-        let fields = reader.fields(entry, T::NAMES, &Kind::<T>::describe(self))?;
+        let known: Vec<&str> = T::NAMES.iter().copied().filter(|key| *key != self.except).collect();
+        let fields = reader.fields(entry, &known, &format!("a mapping with keys such as {}", known[0]))?;
         let mut value = T::read(reader, &fields, &T::default());
         value.check(reader, &fields);
         Some(value)

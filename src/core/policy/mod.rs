@@ -30,7 +30,7 @@ pub use terms::{Action, Login, PortRanges, PortSet, ThirdParty, Tls, Verbs};
 
 use keys::Keys;
 pub(crate) use keys::network;
-use kinds::{Kind, Mapping};
+use kinds::{BLOCK, Kind};
 pub(crate) use reader::{Entry, Reader};
 use rule::Rules;
 pub(crate) use source::Quoted;
@@ -139,7 +139,7 @@ pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Parsed, Problems> {
 }
 
 fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Policy {
-    Mapping { is_inline: false }.read(reader, root).unwrap_or_default()
+    BLOCK.read(reader, root).unwrap_or_default()
 }
 
 /// Reads a YAML file of any of our kinds, with what `read` makes of it, and the warnings.

@@ -29,6 +29,16 @@ impl<'t> Entry<'t> {
         Self { key: "", ..self }
     }
 
+    /// The elements of a list; none of anything else.
+    pub(super) fn elements(self) -> Vec<Self> {
+        let Value::List(nodes) = &self.node.value else { return Vec::new() };
+        nodes.iter().map(|node| Self { node, near: first_place(node).unwrap_or(self.near), ..self }).collect()
+    }
+
+    pub(super) fn as_text(self) -> Option<&'t str> {
+        if let Value::Text(text) = &self.node.value { Some(text) } else { None }
+    }
+
     fn span(&self) -> Span {
         self.node.span.unwrap_or(self.near)
     }
@@ -152,8 +162,7 @@ impl<'a> Reader<'a> {
             self.error(entry, format!("the list has {} elements", nodes.len()), what);
             return None;
         }
-        let element = |node| Entry { key: entry.key, node, near: first_place(node).unwrap_or(entry.near) };
-        Some(nodes.iter().map(element).collect())
+        Some(entry.elements())
     }
 
     /// A text.

@@ -12,11 +12,24 @@ use super::overlap::{Clash, clashes};
 use super::reader::{Entry, Fields, Reader};
 use super::settings::{Mechanism, Queues};
 use super::source::Quoted;
-use super::terms::Action;
+use super::terms::{Action, Verbs};
+use super::word::did_you_mean;
+use crate::core::ftp::command;
 
 impl Check for Limits {}
 impl Check for Terms {}
-impl Check for Commands {}
+
+impl Check for Commands {
+    fn check(&mut self, reader: &mut Reader<'_>, fields: &Fields<'_>) {
+        let elements = fields.get("deny").into_iter().flat_map(Entry::elements);
+        for (entry, verb) in elements.filter_map(|entry| Some((entry, entry.as_text()?))) {
+            if Verbs::is_verb(verb) && !command::is_known(verb) {
+                let meant = did_you_mean(verb, command::COMMANDS.iter().map(|known| known.name));
+                reader.warn(entry, format!("{verb} is no command that FTP is known to have{meant}"), "");
+            }
+        }
+    }
+}
 impl Check for Rule {}
 
 impl Check for Capture {
@@ -67,32 +80,6 @@ impl Kind<Self> for Retired {
     fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Self> {
         reader.warn(entry, "this has no effect any more: every line is read", "nothing: leave it out");
         None
-    }
-}
-
-/// The terms where no rule matches. They have no action: announcements are always considered.
-pub(super) struct Defaults;
-
-fn names_of_defaults() -> Vec<&'static str> {
-    Terms::NAMES.iter().copied().filter(|name| *name != "action").collect()
-}
-
-impl Kind<Terms> for Defaults {
-    fn describe(&self) -> String {
-        "a mapping with keys such as modes".into()
-    }
-
-    fn schema(&self) -> Json {
-        object(Terms::rows().into_iter().filter(|row| row.key != "action").collect())
-    }
-
-    fn show(&self, value: &Terms) -> String {
-        lines(&value.shown(None)[1..], "\n  ")
-    }
-
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Terms> {
-        let fields = reader.fields(entry, &names_of_defaults(), &self.describe())?;
-        Some(Terms::read(reader, &fields, &Terms::default()))
     }
 }
 
@@ -186,7 +173,7 @@ fn read_rule<'t>(reader: &mut Reader<'_>, entry: Entry<'t>, defaults: &Terms) ->
     let mut rule = Rule::read(reader, &fields, &Rule::default());
     rule.terms = Terms::read(reader, &fields, defaults);
     if rule.terms.action == Action::Deny {
-        for entry in names_of_defaults().into_iter().filter_map(|key| fields.get(key)) {
+        for entry in Terms::NAMES.iter().filter(|key| **key != "action").filter_map(|key| fields.get(key)) {
             reader.warn(entry, "this has no effect, because the rule's action is deny", "");
         }
         rule.terms = Terms { action: Action::Deny, ..defaults.clone() };
