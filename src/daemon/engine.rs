@@ -18,8 +18,8 @@ use crate::core::policy::{Policy, WhenDown};
 use crate::core::seqadj::Verdict;
 use crate::core::tracker::{ClientKey, Handled, OnGap, RestoreSummary, SessionNumber, Tracker, World};
 use crate::netfilter::backend::{KernelFirewall, SetupError};
-use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, Heard, TableChange};
-use crate::netfilter::queue::Waiting;
+use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, TableChange, WatchEvent};
+use crate::netfilter::queue::QueuedPacket;
 use crate::netfilter::table::{Queueing, own_rule};
 
 /// How many changes of connections are handled before a packet, which takes half a millisecond. The next packet, or the
@@ -45,7 +45,7 @@ pub struct Engine {
     tracker: Tracker,
     firewall: KernelFirewall,
     connections: ConnectionWatch,
-    pending: PendingPackets<Waiting>,
+    pending: PendingPackets<QueuedPacket>,
     log: EventLog,
     clock: Clock,
     queue_errors: RateLimiter,
@@ -138,14 +138,14 @@ impl Engine {
     ///
     /// A packet whose verdict is `Later` has to be kept before another packet is handled: otherwise the missing segment
     /// could pass in between.
-    pub(super) fn packet(&mut self, packet: &Waiting, segment: &Result<Segment<'_>, NotSegment>) -> Decision {
+    pub(super) fn packet(&mut self, packet: &QueuedPacket, segment: &Result<Segment<'_>, NotSegment>) -> Decision {
         self.log.counters.events.packets += 1;
         self.decide(packet, segment, OnGap::Wait)
     }
 
     /// Keeps a packet until the missing segment in front of it has come. If it cannot be kept, returns it with a
     /// verdict.
-    pub(super) fn keep(&mut self, packet: Waiting, place: (Flow, Seq)) -> Option<(Waiting, Decision)> {
+    pub(super) fn keep(&mut self, packet: QueuedPacket, place: (Flow, Seq)) -> Option<(QueuedPacket, Decision)> {
         let (flow, _) = place;
         // Without a session, the packet counts to its sender.
         let client = self.tracker.client_of(&flow).unwrap_or_else(|| ClientKey::of(flow.source.address));
@@ -163,7 +163,7 @@ impl Engine {
 
     /// The next kept packet that does not have to wait any longer: one that was kept for too long, or one of this flow
     /// for which the missing segment has come.
-    pub(super) fn next_released(&mut self, flow: Option<Flow>) -> Option<(Waiting, Decision)> {
+    pub(super) fn next_released(&mut self, flow: Option<Flow>) -> Option<(QueuedPacket, Decision)> {
         if let Some(packet) = self.pending.take_expired(self.clock.now()) {
             return Some(self.decide_again(packet, OnGap::Continue));
         }
@@ -181,12 +181,12 @@ impl Engine {
         None
     }
 
-    fn decide_again(&mut self, packet: Waiting, on_gap: OnGap) -> (Waiting, Decision) {
+    fn decide_again(&mut self, packet: QueuedPacket, on_gap: OnGap) -> (QueuedPacket, Decision) {
         let decision = self.decide(&packet, &Segment::parse_verified(packet.packet()), on_gap);
         (packet, decision)
     }
 
-    fn decide(&mut self, packet: &Waiting, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
+    fn decide(&mut self, packet: &QueuedPacket, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
         // The kernel reported a data connection before its ends could continue the dialogue: a pinhole that was used by
         // now counts to no limit, and is not taken for the one that this packet announces.
         self.read_conntrack_events(MOST_BEFORE_PACKET);
@@ -207,7 +207,7 @@ impl Engine {
         decision
     }
 
-    fn segment(&mut self, packet: &Waiting, segment: &Segment<'_>, on_gap: OnGap) -> Decision {
+    fn segment(&mut self, packet: &QueuedPacket, segment: &Segment<'_>, on_gap: OnGap) -> Decision {
         let bits = self.policy.mark.control_bits();
         let origin = Origin { interface: packet.interface(), is_doubtful: bits.is_doubtful(packet.mark()) };
         let segment = Segment { origin: Some(origin), ..*segment };
@@ -253,16 +253,16 @@ impl Engine {
     /// Handles the next conntrack event. Returns whether there may be another one.
     fn read_conntrack_event(&mut self) -> bool {
         match self.connections.next(Duration::ZERO) {
-            Ok(Heard::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
-            Ok(Heard::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
-            Ok(Heard::Missed) => {
+            Ok(WatchEvent::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
+            Ok(WatchEvent::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
+            Ok(WatchEvent::Overrun) => {
                 if let Some(times) = self.lost_events.admit(self.clock.now()) {
                     warn!(
                         "lost conntrack events ({times} times since the last such line): the counter `used` may be too low"
                     );
                 }
             }
-            Ok(Heard::Nothing) => return false,
+            Ok(WatchEvent::Timeout) => return false,
             // The thread that watches connections ends the program; the next run opens a new socket.
             Err(error) => {
                 self.watch_error = Some(error);

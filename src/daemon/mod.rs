@@ -32,7 +32,7 @@ use watchdog::{Progress, Reader, Watchdog, supervise};
 
 use crate::core::policy::Policy;
 use crate::netfilter::backend::SetupError;
-use crate::netfilter::netlink::{ConnectionWatch, Error, Heard, TableWatch};
+use crate::netfilter::netlink::{ConnectionWatch, Error, TableWatch, WatchEvent};
 use crate::netfilter::queue::{Queue, QueueError, processors};
 
 /// How often a watching thread checks for work without an event.
@@ -105,7 +105,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     let events = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
     let engine = Engine::start(policy, connections)?;
     if engine.has_helper() {
-        queues.iter_mut().try_for_each(Queue::go_past_helpers).map_err(StartError::Verdicts)?;
+        queues.iter_mut().try_for_each(Queue::skip_helpers).map_err(StartError::Verdicts)?;
     }
     tables.ignore(engine.port_id()?)?;
     // From here on no program is run and no file is opened but the policy. No thread has been started yet, so this holds
@@ -166,9 +166,9 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
 fn watch_tables(mut watch: TableWatch, shared: &Shared) -> String {
     loop {
         match watch.next(POLL_INTERVAL) {
-            Ok(Heard::Change(change)) => shared.lock().ruleset_changed(&change),
-            Ok(Heard::Missed) => shared.lock().restore(),
-            Ok(Heard::Nothing) => shared.lock().pass_time(),
+            Ok(WatchEvent::Change(change)) => shared.lock().ruleset_changed(&change),
+            Ok(WatchEvent::Overrun) => shared.lock().restore(),
+            Ok(WatchEvent::Timeout) => shared.lock().pass_time(),
             Err(error) => return error.to_string(),
         }
     }

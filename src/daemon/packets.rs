@@ -12,7 +12,7 @@ use super::watchdog::{IDLE, Progress};
 use crate::core::net::{Flow, Segment, replaced};
 use crate::core::policy::Queues;
 use crate::core::seqadj::{Replacement, Verdict};
-use crate::netfilter::queue::{Queue, Waiting, stay_near};
+use crate::netfilter::queue::{Queue, QueuedPacket, stay_near};
 
 /// How often in a row the queue may fail: a packet lost here and there is no reason to end.
 const MOST_FAILURES: u32 = 100;
@@ -20,7 +20,7 @@ const MOST_FAILURES: u32 = 100;
 /// Reads packets of one queue until that fails for good; returns why.
 pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, progress: &Progress) -> String {
     stay_near(queue.number(), queues);
-    if let Err(error) = queue.wait_at_most(IDLE) {
+    if let Err(error) = queue.set_receive_timeout(IDLE) {
         return error.to_string();
     }
     let mut failures = 0;
@@ -48,7 +48,7 @@ pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, prog
 }
 
 /// Gives the verdict on a packet, or keeps it; then gives the verdicts on the kept packets that waited for it.
-fn handle(shared: &Shared, packet: Waiting) -> io::Result<()> {
+fn handle(shared: &Shared, packet: QueuedPacket) -> io::Result<()> {
     let segment = Segment::parse_verified(packet.packet());
     let place = segment.map(|segment| (segment.flow, segment.seq)).ok();
     let mut engine = shared.lock();
@@ -84,13 +84,13 @@ pub(super) fn release_expired(shared: &Shared) {
     }
 }
 
-fn give_verdict(packet: Waiting, Decision { verdict, mark }: Decision) -> io::Result<()> {
+fn give_verdict(packet: QueuedPacket, Decision { verdict, mark }: Decision) -> io::Result<()> {
     match verdict {
         Verdict::Accept | Verdict::Later => packet.accept(mark),
-        Verdict::Drop => packet.discard(),
+        Verdict::Drop => packet.drop_packet(),
         Verdict::Replace(Replacement { seq, payload }) => match replaced(packet.packet(), seq, &payload) {
             Some(other) => packet.accept_as(&other, mark),
-            None => packet.discard(),
+            None => packet.drop_packet(),
         },
     }
 }

@@ -100,7 +100,7 @@ fn a_kernel_that_cannot_queue_is_a_problem_with_a_remedy() {
 
 #[test]
 fn a_queue_that_is_taken_is_a_problem_unless_we_have_taken_it() {
-    let reader = Reader { queue: 0, port: 77, process: Some(Process { id: 4711, name: "suricata".into() }) };
+    let reader = Reader { queue: 0, port_id: 77, process: Some(Process { id: 4711, name: "suricata".into() }) };
     let mut host = change(|kernel| kernel.readers = vec![reader]);
     let trouble = only_trouble(&Policy::embedded(), &host);
     assert!(trouble.starts_with("problem  queue 0: read by suricata (process 4711)"), "{trouble}");

@@ -5,6 +5,7 @@ pub mod backend;
 mod connections;
 mod errors;
 pub mod netlink;
+mod nfq_socket;
 pub mod nft;
 pub mod queue;
 pub mod readers;

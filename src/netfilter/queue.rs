@@ -1,41 +1,35 @@
 //! Packets from an NFQUEUE, and the verdicts on them.
 
-use std::fs;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::num::NonZeroU16;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::Duration;
 
 use nfq::Message;
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, netlink, recvmsg,
-    socketpair, sockopt,
-};
+use rustix::net::sockopt;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
+use super::nfq_socket;
 use super::readers::readers;
 use crate::core::policy::{Queues, WhenDown};
 use crate::netfilter::netlink::Verdicts;
 
 /// How many packets may wait in the kernel for a verdict.
-const LONGEST: u32 = 4096;
-/// The bytes that so many packets of a control connection take at most, as the kernel counts.
-const ROOM: usize = LONGEST as usize * 4096;
+const QUEUE_MAXLEN: u32 = 4096;
+/// Socket buffer for as many packets of control connections. The default holds about a hundred; the kernel treats
+/// packets for which there is no room like those of a full queue.
+const RECEIVE_BUFFER: usize = QUEUE_MAXLEN as usize * 4096;
 
-/// The hook of the packets that this host sends.
+/// The hook of packets that this host sends (linux/netfilter.h).
 const NF_INET_LOCAL_OUT: u8 = 3;
 
-/// In how many queues from the end is looked for one that nobody reads.
-const MOST_TRIED: usize = 1000;
+/// How many queue numbers, from the highest down, are tried to find one that no program reads.
+const MAX_TRIED: usize = 1000;
 
-/// A queue of the kernel that this program reads.
+/// A queue that this program reads.
 pub struct Queue {
     queue: nfq::Queue,
     number: u16,
@@ -45,13 +39,13 @@ pub struct Queue {
 /// Why a queue cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// The kernel does not let this program.
+    /// This process lacks the privilege.
     #[error("cannot read queue {number} of the kernel: not permitted; it needs root, or the capability CAP_NET_ADMIN")]
     NotPermitted {
         /// The queue.
         number: u16,
     },
-    /// Somebody reads it already.
+    /// Another program reads it.
     #[error(
         "cannot read queue {number} of the kernel: it is read by {reader}; end that program, or write another number \
          into the policy, as in `capture: {{ queue: {} }}`",
@@ -60,10 +54,10 @@ pub enum QueueError {
     Taken {
         /// The queue.
         number: u16,
-        /// By whom.
+        /// That program.
         reader: Box<str>,
     },
-    /// The kernel has no queues, or not with all that is needed.
+    /// The kernel has no queues, or lacks one of the settings.
     #[error(
         "cannot read queue {number} of the kernel: {cause}; the module nfnetlink_queue is needed \
          (CONFIG_NETFILTER_NETLINK_QUEUE)"
@@ -71,15 +65,15 @@ pub enum QueueError {
     NoQueues {
         /// The queue.
         number: u16,
-        /// What the kernel said.
+        /// The kernel's error.
         cause: io::Error,
     },
-    /// Something else.
+    /// Any other error.
     #[error("cannot read queue {number} of the kernel: {cause}")]
     Refused {
         /// The queue.
         number: u16,
-        /// What the kernel said.
+        /// The kernel's error.
         cause: io::Error,
     },
 }
@@ -87,7 +81,7 @@ pub enum QueueError {
 impl QueueError {
     fn new(number: u16, cause: io::Error) -> Self {
         match cause.raw_os_error().map(Errno::from_raw_os_error) {
-            // The same answer for two reasons: we may not, or somebody else reads it.
+            // The kernel has one error for a missing privilege and for a queue that another program reads.
             Some(Errno::PERM | Errno::ACCESS | Errno::BUSY) => {
                 let readers = readers().into_iter().flatten();
                 match readers.into_iter().find(|reader| reader.queue == number) {
@@ -104,61 +98,60 @@ impl QueueError {
     }
 }
 
-/// A packet that waits for its verdict. Any thread may say that, whoever reads the queue meanwhile.
-pub struct Waiting {
+/// A packet in the queue, which waits for its verdict. Any thread may give the verdict.
+pub struct QueuedPacket {
     message: Message,
     verdicts: Arc<Verdicts>,
 }
 
-impl Waiting {
+impl QueuedPacket {
     /// The packet, from its IP header on.
     pub fn packet(&self) -> &[u8] {
         self.message.get_payload()
     }
 
-    /// Its mark.
+    /// The packet mark.
     pub fn mark(&self) -> u32 {
         self.message.get_nfmark()
     }
 
-    /// The number of the interface through which it came; 0 if this host sends it.
+    /// The index of the interface on which it arrived; 0 if this host sends it.
     pub fn interface(&self) -> u32 {
         if self.is_outgoing() { 0 } else { self.message.get_indev() }
     }
 
-    /// Whether this host sends it, so that it has a route already.
+    /// Whether this host sends it. It has a route then.
     pub fn is_outgoing(&self) -> bool {
         self.message.get_hook() == NF_INET_LOCAL_OUT
     }
 
-    /// Lets it go on, with another mark if one is given.
+    /// Accepts it, with another packet mark if `mark` has one.
     pub fn accept(self, mark: Option<u32>) -> io::Result<()> {
-        Ok(self.verdicts.go_on(self.message.get_packet_id(), None, mark)?)
+        Ok(self.verdicts.accept(self.message.get_packet_id(), None, mark)?)
     }
 
-    /// Does not let it go on.
-    pub fn discard(self) -> io::Result<()> {
-        Ok(self.verdicts.discard(self.message.get_packet_id())?)
+    /// Drops it.
+    pub fn drop_packet(self) -> io::Result<()> {
+        Ok(self.verdicts.drop_packet(self.message.get_packet_id())?)
     }
 
-    /// Lets another packet go on in its place: from its IP header on, with all lengths and checksums in it as they have
-    /// to be. It may be longer or shorter.
+    /// Accepts another packet in its place, from the IP header on, with correct lengths and checksums.
     pub fn accept_as(self, packet: &[u8], mark: Option<u32>) -> io::Result<()> {
-        Ok(self.verdicts.go_on(self.message.get_packet_id(), Some(packet), mark)?)
+        Ok(self.verdicts.accept(self.message.get_packet_id(), Some(packet), mark)?)
     }
 }
 
 impl Queue {
-    /// Begins to read a queue. Rules that lead to it may stand already.
+    /// Binds a queue. Rules that queue packets to it may exist already.
     ///
-    /// `when_down` is what happens to packets that nobody reads, and so to those that a full queue has no room for: they
-    /// go on unread, or they are dropped.
+    /// `when_down` is what happens to packets while no program reads the queue, and to packets for which a full queue has
+    /// no room: fail-open or fail-closed.
     pub fn open(number: u16, when_down: WhenDown) -> Result<Self, QueueError> {
         let open = || {
-            let (mut queue, socket) = open_with_socket()?;
-            make_room(&socket)?;
+            let (mut queue, socket) = nfq_socket::open()?;
+            set_receive_buffer(&socket)?;
             queue.bind(number)?;
-            queue.set_queue_max_len(number, LONGEST)?;
+            queue.set_queue_max_len(number, QUEUE_MAXLEN)?;
             queue.set_fail_open(number, when_down == WhenDown::Open)?;
             queue.set_recv_enobufs(false)?;
             Ok(Self { queue, number, verdicts: Arc::new(Verdicts::new(socket, number)) })
@@ -172,38 +165,38 @@ impl Queue {
     }
 
     /// Waits for the next packet.
-    pub fn next_packet(&mut self) -> io::Result<Waiting> {
+    pub fn next_packet(&mut self) -> io::Result<QueuedPacket> {
         let message = self.queue.recv()?;
-        Ok(Waiting { message, verdicts: Arc::clone(&self.verdicts) })
+        Ok(QueuedPacket { message, verdicts: Arc::clone(&self.verdicts) })
     }
 
-    /// What its packets are answered by, from any thread.
+    /// Sends verdicts on its packets, from any thread.
     pub fn verdicts(&self) -> Arc<Verdicts> {
         Arc::clone(&self.verdicts)
     }
 
-    /// From now on [`Self::next_packet`] waits no longer than that, and then fails with [`io::ErrorKind::WouldBlock`].
-    pub fn wait_at_most(&self, time: Duration) -> io::Result<()> {
-        Ok(self.verdicts.wait_at_most(time)?)
+    /// From now on [`Self::next_packet`] waits no longer than this, and then fails with [`io::ErrorKind::WouldBlock`].
+    pub fn set_receive_timeout(&self, timeout: Duration) -> io::Result<()> {
+        Ok(self.verdicts.set_receive_timeout(timeout)?)
     }
 
-    /// From now on packets go on past what the kernel does for helpers of programs: see [`Verdicts`]. For connections
-    /// that have such a helper. What a full queue has no room for does not go on at all, whatever it was opened for: the
-    /// kernel would do all that for it.
-    pub fn go_past_helpers(&mut self) -> io::Result<()> {
-        // Whether somebody reads a queue shows when one tries to: the list of readers may be hidden.
+    /// From now on packets skip the kernel's work for userspace helpers: see [`Verdicts`]. For connections that have such
+    /// a helper. A full queue becomes fail-closed, whatever it was opened with: the kernel would do that work for the
+    /// packets that it accepts itself.
+    pub fn skip_helpers(&mut self) -> io::Result<()> {
+        // Binding shows whether a program reads a queue; the list of readers may be hidden.
         let is_free = |number: &u16| nfq::Queue::open().and_then(|mut queue| queue.bind(*number)).is_ok();
-        let nobody = (0..=u16::MAX).rev().take(MOST_TRIED).find(is_free);
-        let nobody = nobody.ok_or_else(|| io::Error::other("there is no queue that nobody reads"))?;
-        let verdicts = self.verdicts.past_helpers(nobody)?;
-        verdicts.close_when_full()?;
+        let unread = (0..=u16::MAX).rev().take(MAX_TRIED).find(is_free);
+        let unread = unread.ok_or_else(|| io::Error::other("there is no queue that nobody reads"))?;
+        let verdicts = self.verdicts.skipping_helpers(unread)?;
+        verdicts.clear_fail_open()?;
         self.verdicts = Arc::new(verdicts);
         Ok(())
     }
 }
 
-/// How many processors this program may use. It is found out once: later the files that tell of it cannot be read, and
-/// a queue for each processor is bound once as well.
+/// How many processors this program may use. Asked once, because a queue for each processor is bound once, and because
+/// the sandbox hides the files that say so.
 pub fn processors() -> NonZeroU16 {
     static PROCESSORS: OnceLock<NonZeroU16> = OnceLock::new();
     *PROCESSORS.get_or_init(|| {
@@ -212,8 +205,8 @@ pub fn processors() -> NonZeroU16 {
     })
 }
 
-/// Keeps this thread on the processors whose packets come into that queue, one of these: the kernel deals them out by
-/// the processor's number. A thread that is not let there reads them from elsewhere, only slower.
+/// Keeps this thread on the processors whose packets come into queue `number` of `queues`: the kernel chooses the queue by
+/// the number of the processor (NFQNL_QUEUE_CPU_FANOUT). Where that is not permitted, the thread only runs slower.
 pub fn stay_near(number: u16, queues: Queues) {
     let offset = usize::from(number.saturating_sub(queues.first()));
     let Ok(allowed) = sched_getaffinity(None) else { return };
@@ -228,72 +221,10 @@ pub fn stay_near(number: u16, queues: Queues) {
     }
 }
 
-/// Opens a queue of the crate nfq, and finds its socket, which the crate keeps to itself: it is the one that was not
-/// there before.
-fn open_with_socket() -> io::Result<(nfq::Queue, OwnedFd)> {
-    /// One at a time, or it would not be known which is whose.
-    static OPENING: Mutex<()> = Mutex::new(());
-    let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
-    let before = sockets()?;
-    let queue = nfq::Queue::open()?;
-    let is_new = |(name, _): &(PathBuf, OwnedFd)| before.iter().all(|(known, _)| known != name);
-    let found = sockets()?.into_iter().find(is_new);
-    let (_, socket) =
-        found.ok_or_else(|| io::Error::other("the queue's socket is not among the files of this process"))?;
-    Ok((queue, socket))
-}
-
-/// Gives a queue's socket a buffer for as many packets as may wait. With the system's own a hundred fill it, and the kernel
-/// lets the next ones pass unread.
-fn make_room(socket: &OwnedFd) -> io::Result<()> {
-    sockopt::set_socket_recv_buffer_size_force(socket, ROOM)
-        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, ROOM))?;
+fn set_receive_buffer(socket: &OwnedFd) -> io::Result<()> {
+    sockopt::set_socket_recv_buffer_size_force(socket, RECEIVE_BUFFER)
+        .or_else(|_| sockopt::set_socket_recv_buffer_size(socket, RECEIVE_BUFFER))?;
     Ok(())
-}
-
-/// The sockets of the crate nfq in this process, each with a name of its own: those to netfilter that programs started
-/// from here would inherit. Nobody else opens such.
-fn sockets() -> io::Result<Vec<(PathBuf, OwnedFd)>> {
-    let mut sockets = Vec::new();
-    for entry in fs::read_dir("/proc/self/fd")?.flatten() {
-        let Some(number) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        // What is gone by now is not meant.
-        let Ok(name) = fs::read_link(entry.path()) else { continue };
-        if !is_inherited(number) {
-            continue;
-        }
-        let Ok(file) = duplicate(number) else { continue };
-        if sockopt::socket_domain(&file) == Ok(AddressFamily::NETLINK)
-            && sockopt::socket_protocol(&file) == Ok(Some(netlink::NETFILTER))
-        {
-            sockets.push((name, file));
-        }
-    }
-    Ok(sockets)
-}
-
-/// Another name for an open file of this process that is known by its number alone: this process sends it to itself.
-fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
-    let (from, to) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
-    let byte = [IoSlice::new(&[0])];
-    let files = [ControlMessage::ScmRights(&[number])];
-    sendmsg::<()>(from.as_raw_fd(), &byte, &files, MsgFlags::empty(), None)?;
-    let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-    let mut control = RecvAncillaryBuffer::new(&mut room);
-    recvmsg(&to, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
-    let files = control.drain().filter_map(|message| match message {
-        RecvAncillaryMessage::ScmRights(files) => Some(files),
-        _ => None,
-    });
-    files.flatten().next().ok_or_else(|| io::Error::other("the file did not arrive"))
-}
-
-/// Whether programs that are started from here have that file as well.
-fn is_inherited(file: RawFd) -> bool {
-    let shown = fs::read_to_string(format!("/proc/self/fdinfo/{file}")).unwrap_or_default();
-    let flags = shown.lines().find_map(|line| line.strip_prefix("flags:"));
-    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
-    flags.is_some_and(|flags| flags & OFlags::CLOEXEC.bits() == 0)
 }
 
 impl std::fmt::Debug for Queue {

@@ -1,35 +1,34 @@
-//! Which process reads which NFQUEUE.
+//! Which process reads which NFQUEUE (`/proc/net/netfilter/nfnetlink_queue`, `/proc/net/netlink`).
 //!
-//! The kernel names a reader by its netlink port ID. That often is the process ID, but the reader chooses it, and it
-//! counts in the reader's PID namespace. So a process is named only if it holds the socket itself.
+//! The kernel names a reader by the port ID of its netlink socket. The port ID often is the process ID, but the reader
+//! chooses it, and a process ID depends on the PID namespace. So a process is named only if it has the socket open.
 
 use std::fmt;
 use std::fs;
 use std::path::Path;
 
-/// The list of queues of the network namespace that this thread is in.
+/// The queues in the network namespace of this thread.
 const QUEUES: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 const SOCKETS: &str = "/proc/thread-self/net/netlink";
-/// How the list of netlink sockets names netfilter.
-const NETFILTER: &str = "12";
+const NETLINK_NETFILTER: &str = "12";
 
 /// A program that reads a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
-    /// The queue.
+    /// The number of the queue.
     pub queue: u16,
-    /// Its netlink port.
-    pub port: u32,
-    /// The process, if it can be seen from here.
+    /// The port ID of its netlink socket.
+    pub port_id: u32,
+    /// The process, if it is in this PID namespace and its files can be listed.
     pub process: Option<Process>,
 }
 
-/// A process.
+/// The process of a reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// Its number.
+    /// The process ID.
     pub id: u32,
-    /// What it is called.
+    /// `/proc/PID/comm`.
     pub name: String,
 }
 
@@ -42,18 +41,18 @@ impl fmt::Display for Reader {
     }
 }
 
-/// The readers of all queues; none where the kernel has no list of them, or hides it.
+/// The readers of all queues; none if the kernel has no list of them, or hides it.
 pub fn readers() -> Option<Vec<Reader>> {
     let list = fs::read_to_string(QUEUES).ok()?;
     let sockets = fs::read_to_string(SOCKETS).unwrap_or_default();
-    let reader = |(queue, port)| {
-        let process = inode(&sockets, port).and_then(|inode| holder(Path::new("/proc"), inode));
-        Reader { queue, port, process }
+    let reader = |(queue, port_id)| {
+        let process = inode(&sockets, port_id).and_then(|inode| holder(Path::new("/proc"), inode));
+        Reader { queue, port_id, process }
     };
     Some(queues(&list).map(reader).collect())
 }
 
-/// Queue and netlink port in the kernel's list of queues.
+/// The first two columns of the kernel's list of queues: number and port ID.
 fn queues(list: &str) -> impl Iterator<Item = (u16, u32)> {
     list.lines().filter_map(|line| {
         let mut words = line.split_whitespace();
@@ -61,15 +60,16 @@ fn queues(list: &str) -> impl Iterator<Item = (u16, u32)> {
     })
 }
 
-/// The inode of netfilter's netlink socket with that port, in the kernel's list: address, protocol, port, and the inode
-/// last.
-fn inode(sockets: &str, port: u32) -> Option<u64> {
-    let port = port.to_string();
-    let line = sockets.lines().find(|line| line.split_whitespace().skip(1).take(2).eq([NETFILTER, &port]))?;
+/// The inode of the netfilter socket with that port ID. The columns of the kernel's list are address, protocol, port ID,
+/// and others; the inode is the last one.
+fn inode(sockets: &str, port_id: u32) -> Option<u64> {
+    let port_id = port_id.to_string();
+    let line =
+        sockets.lines().find(|line| line.split_whitespace().skip(1).take(2).eq([NETLINK_NETFILTER, &port_id]))?;
     line.split_whitespace().next_back()?.parse().ok()
 }
 
-/// A process that has that socket open. Where several have, they are relatives, and the eldest is meant.
+/// The process that has that socket open; if several have inherited it, the one with the lowest ID.
 fn holder(proc: &Path, inode: u64) -> Option<Process> {
     let socket = format!("socket:[{inode}]");
     let holds = |id: &u32| {
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_socket_with_a_port_among_those_of_netfilter() {
+    fn finds_the_netfilter_socket_with_a_port_id() {
         let list = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
                     0000000000000000 0   12         00000111 0        0        0     2        0        111\n\
                     0000000000000000 12  1          00000000 0        0        0     2        0        222\n\
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_named_only_if_it_holds_the_socket() {
+    fn a_process_is_named_only_if_it_has_the_socket_open() {
         let (one, other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
         let link = fs::read_link(format!("/proc/self/fd/{}", one.as_raw_fd())).expect("it is open");
         let inode = link.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')).expect("a socket");

@@ -19,14 +19,14 @@ use lab::mini::MiniClient;
 use lab::{Family, Namespace, Shape};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::netfilter::netlink::{self, ChangeKind, Heard, Key, TableWatch, Tables};
+use pinhole::netfilter::netlink::{self, ChangeKind, Key, TableWatch, Tables, WatchEvent};
 
 /// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
 /// moment at which the kernel told of its removal.
 fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
     let deadline = Instant::now() + lab::allow(PATIENCE);
     let left = || deadline.saturating_duration_since(Instant::now());
-    let is_removal = |heard: &Heard<netlink::TableChange>| matches!(heard, Heard::Change(change) if change.deed == ChangeKind::TableRemoved && &*change.table == TABLE.name);
+    let is_removal = |heard: &WatchEvent<netlink::TableChange>| matches!(heard, WatchEvent::Change(change) if change.kind == ChangeKind::TableRemoved && &*change.table == TABLE.name);
     while !is_removal(&watch.next(left()).expect("the kernel tells")) {
         assert!(!left().is_zero(), "nobody flushed");
     }
@@ -67,7 +67,7 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
             let mut client = MiniClient::log_in(server, PATIENCE)?;
             for round in 0..flushes {
                 let announced = client.passive(Mode::Pasv)?;
-                while watch.next(Duration::ZERO).expect("the kernel tells") != Heard::Nothing {}
+                while watch.next(Duration::ZERO).expect("the kernel tells") != WatchEvent::Timeout {}
                 disturbance.begins();
                 // The two ways in which it happens: nothing is left, or the user's own rules come at the same time.
                 if round % 2 == 0 {

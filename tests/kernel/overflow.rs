@@ -26,7 +26,7 @@ fn arrive(when_down: WhenDown) -> usize {
             Expression::Queue { number: 0, count: 1, bypass: true },
             Expression::CompatQueue { number: 0, count: 1, bypass: true },
         ];
-        let rule = rules.into_iter().find(|rule| tables.could(std::slice::from_ref(rule)) == Ok(true));
+        let rule = rules.into_iter().find(|rule| tables.supports(std::slice::from_ref(rule)) == Ok(true));
         let rule = rule.expect("the kernel can queue");
         namespace.nft("table inet trial { chain queued {}\n chain output { type filter hook output priority 0; udp dport 9 jump queued; }; }")?;
         tables.fill_chain(TABLE, "queued", "", &[rule]).expect("the chain is there");

@@ -327,7 +327,7 @@ fn fill_queue(gateway: &Namespace) {
             Expression::Queue { number: 0, count: 1, bypass: true },
             Expression::CompatQueue { number: 0, count: 1, bypass: true },
         ];
-        let rule = rules.into_iter().find(|rule| tables.could(std::slice::from_ref(rule)) == Ok(true));
+        let rule = rules.into_iter().find(|rule| tables.supports(std::slice::from_ref(rule)) == Ok(true));
         tables.fill_chain(TRIAL, "queued", "", &[rule.expect("the kernel can queue")]).expect("the chain is there");
         let sender = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
         // What waits in the queue counts as the sender's.

@@ -19,7 +19,7 @@ use lab::mini::MiniClient;
 use lab::{Family, Namespace, Shape, Topology};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::netfilter::netlink::{Conntrack, Expected, Helpers};
+use pinhole::netfilter::netlink::{Conntrack, CtExpectation, Helpers};
 
 /// A gateway whose rules let in what is related, and nothing for a mark.
 fn gateway(policy: &str) -> (Stage, Daemon) {
@@ -52,8 +52,8 @@ fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_
                 let [one] = &all[..] else { panic!("{mode}: {all:?}") };
                 assert_eq!(one.from, from.addresses.of(family), "{mode}");
                 assert_eq!((one.to.address, one.to.port.number()), (to.addresses.of(family), announced.port()));
-                assert_eq!((one.helper.as_deref(), one.translated), (Some("ftp"), None));
-                assert!((20..=30).contains(&one.time.as_secs()), "{mode}: {one:?}");
+                assert_eq!((one.helper.as_deref(), one.nat), (Some("ftp"), None));
+                assert!((20..=30).contains(&one.timeout.as_secs()), "{mode}: {one:?}");
                 let control = client.local_address()?;
                 assert_eq!(one.master.source.port.number(), control.port());
                 let listed = stage.firewall().read("/proc/thread-self/net/nf_conntrack_expect")?;
@@ -74,7 +74,7 @@ fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_
 }
 
 /// `conntrack -L expect` prints it as `docs/explanation/kernel.md` shows it, in all its fields.
-fn assert_shown_by_conntrack(firewall: &Namespace, one: &Expected) {
+fn assert_shown_by_conntrack(firewall: &Namespace, one: &CtExpectation) {
     let documented = include_str!("../../docs/explanation/kernel.md");
     let (_, example) = documented.split_once("# conntrack -L expect\n").expect("it shows one");
     let example = example.lines().next().expect("a line");
@@ -88,8 +88,8 @@ fn assert_shown_by_conntrack(firewall: &Namespace, one: &Expected) {
     };
     assert_eq!(names(line), names(example), "{line}");
     let seconds: u64 = line.split(' ').next().and_then(|seconds| seconds.parse().ok()).expect("the time that is left");
-    assert!(seconds <= one.time.as_secs(), "{line}");
-    let Expected { master, from, to, .. } = one;
+    assert!(seconds <= one.timeout.as_secs(), "{line}");
+    let CtExpectation { master, from, to, .. } = one;
     for field in [
         format!(" proto=6 src={from} dst={} sport=0 dport={} ", to.address, to.port),
         format!(" master-src={} master-dst={} ", master.source.address, master.destination.address),
@@ -116,7 +116,7 @@ fn an_expectation_goes_with_its_session_and_with_its_entry() {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
         let announced = client.passive(Mode::Pasv)?;
         let master = expected(stage.firewall())[0].master;
-        let forget = || Conntrack::open(PATIENCE).and_then(|mut all| all.forget(&master));
+        let forget = || Conntrack::open(PATIENCE).and_then(|mut all| all.delete(&master));
         assert_eq!(stage.firewall().run(forget)?, Ok(true));
         assert_eq!(expected(stage.firewall()), []);
         assert_closed(&stage.topology.client.namespace, announced);
@@ -171,7 +171,7 @@ impl Drop for KernelsLimit {
     }
 }
 
-fn ports(all: &[Expected]) -> Vec<u16> {
+fn ports(all: &[CtExpectation]) -> Vec<u16> {
     let mut ports: Vec<_> = all.iter().map(|one| one.to.port.number()).collect();
     ports.sort_unstable();
     ports

@@ -150,9 +150,9 @@ fn that_another_program_has_a_helper_of_that_name_is_told_and_it_stays_as_it_is(
     let mut helpers = wait_for_no_helper();
     let others = Helper {
         name: "ftp".into(),
-        network: netlink::Family::Ip,
+        l3proto: netlink::Family::Ip,
         class: "somebody's".into(),
-        maximum: 1,
+        max_expected: 1,
         timeout: Duration::from_secs(9),
         is_enabled: false,
     };

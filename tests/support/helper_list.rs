@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use lab::{Finished, Namespace};
 use pinhole::core::policy::Policy;
 use pinhole::netfilter::backend::native::{self, HelperError};
-use pinhole::netfilter::netlink::{self, Expectations, Expected, Helpers};
+use pinhole::netfilter::netlink::{self, CtExpectation, Expectations, Helpers};
 
 use crate::daemon::{self, Daemon, PATIENCE, new_folder, service, write_policy};
 
@@ -52,7 +52,7 @@ pub(crate) fn start(namespace: &Namespace, policy: &str) -> Daemon {
     Daemon::start(namespace, &format!("mechanism: native\n{policy}")).unwrap_or_else(|error| panic!("{error}"))
 }
 
-pub(crate) fn expected(firewall: &Namespace) -> Vec<Expected> {
+pub(crate) fn expected(firewall: &Namespace) -> Vec<CtExpectation> {
     let list = || Expectations::open(PATIENCE).and_then(|mut all| all.list());
     firewall.run(list).expect("root may enter").expect("a list")
 }

@@ -11,8 +11,8 @@ pub const PROFILE: Profile = Profile {
     rules: MechanismRules {
         text: include_str!("../../../rules/sets.nft"),
         objects: &[
-            Object { name: "adjustable4", kind: ObjectKind::Place(Family::Ip) },
-            Object { name: "adjustable6", kind: ObjectKind::Place(Family::Ip6) },
+            Object { name: "adjustable4", kind: ObjectKind::CtExpectation(Family::Ip) },
+            Object { name: "adjustable6", kind: ObjectKind::CtExpectation(Family::Ip6) },
         ],
     },
     is_related: false,

@@ -1,53 +1,30 @@
-//! Netlink messages as bytes: headers and attributes, written into one reused buffer and read without trust.
-//!
-//! Knows the framing that all of netfilter shares, and no message in particular.
+//! Netlink messages as bytes (linux/netlink.h, linux/netfilter/nfnetlink.h): headers and attributes, written into one
+//! reused buffer, and read with every length checked.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
-/// A netlink header and the four bytes that netfilter puts behind it.
-const HEADERS: usize = 20;
-const HEADER: usize = 16;
-/// Attributes begin at multiples of this.
-const ALIGNMENT: usize = 4;
-/// An attribute that contains attributes.
-const NESTED: u16 = 0x8000;
-/// The bits of an attribute's type that are its number.
-const TYPE_MASK: u16 = 0x3fff;
+use super::uapi::*;
 
-/// Flags of a request.
-pub(super) mod flags {
-    pub(crate) const REQUEST: u16 = 0x001;
-    pub(crate) const MULTI: u16 = 0x002;
-    pub(crate) const ACK: u16 = 0x004;
-    pub(crate) const DUMP_INTERRUPTED: u16 = 0x010;
-    pub(crate) const DUMP: u16 = 0x300;
-    pub(crate) const EXCLUSIVE: u16 = 0x200;
-    pub(crate) const CREATE: u16 = 0x400;
-    pub(crate) const APPEND: u16 = 0x800;
-}
-
-/// Types of messages that are not netfilter's.
-pub(super) mod control {
-    pub(crate) const ERROR: u16 = 2;
-    pub(crate) const DONE: u16 = 3;
-    pub(crate) const BATCH_BEGIN: u16 = 16;
-    pub(crate) const BATCH_END: u16 = 17;
-}
-
-/// A message's headers, as far as one chooses them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `struct nlmsghdr` and `struct nfgenmsg`, without what the writer and the kernel fill in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
-    /// The subsystem in the high byte, the message in the low one.
+    /// `nlmsg_type`: see [`message_type`].
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
-    /// The family of addresses, as the subsystem counts them.
+    /// `NFPROTO_*`.
     pub(super) family: u8,
-    /// Which subsystem a batch is for; otherwise zero.
-    pub(super) resource: u16,
+    /// The subsystem of a batch, the number of a queue; otherwise zero.
+    pub(super) res_id: u16,
 }
 
-/// Messages being written. The buffer is kept from one request to the next.
+/// `nlmsg_type` of a message of a subsystem.
+pub(super) const fn message_type(subsystem: u16, message: u16) -> u16 {
+    subsystem << 8 | message
+}
+
+/// Writes messages into a buffer that is kept from one request to the next.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     bytes: Vec<u8>,
@@ -69,18 +46,18 @@ impl Writer {
         self.bytes.extend_from_slice(&head.kind.to_ne_bytes());
         self.bytes.extend_from_slice(&head.flags.to_ne_bytes());
         self.bytes.extend_from_slice(&head.sequence.to_ne_bytes());
-        // The kernel fills in which socket it came from.
+        // The kernel fills in the port ID of the socket.
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&[head.family, 0]);
-        self.bytes.extend_from_slice(&head.resource.to_be_bytes());
+        self.bytes.extend_from_slice(&head.res_id.to_be_bytes());
         body(self);
         let length = u32::try_from(self.bytes.len() - start).expect("a message of a few kilobytes");
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
     }
 
     /// An attribute of plain bytes.
-    pub(super) fn attribute(&mut self, kind: u16, value: &[u8]) {
-        let length = u16::try_from(4 + value.len()).expect("an attribute of a few bytes");
+    pub(super) fn bytes(&mut self, kind: u16, value: &[u8]) {
+        let length = u16::try_from(NLA_ALIGNTO + value.len()).expect("an attribute of a few bytes");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(value);
@@ -91,15 +68,15 @@ impl Writer {
     pub(super) fn nested(&mut self, kind: u16, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 2]);
-        self.bytes.extend_from_slice(&(kind | NESTED).to_ne_bytes());
+        self.bytes.extend_from_slice(&(kind | NLA_F_NESTED).to_ne_bytes());
         body(self);
-        let length = u16::try_from(self.bytes.len() - start).expect("whoever writes a list keeps it short");
+        let length = u16::try_from(self.bytes.len() - start).expect("lists are cut to fit into an attribute");
         self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
     }
 
-    /// A text that ends with a zero byte.
-    pub(super) fn text(&mut self, kind: u16, text: &str) {
-        let length = u16::try_from(5 + text.len()).expect("a name of at most 255 bytes");
+    /// A string, with its final zero byte.
+    pub(super) fn string(&mut self, kind: u16, text: &str) {
+        let length = u16::try_from(NLA_ALIGNTO + text.len() + 1).expect("a name of at most 255 bytes");
         self.bytes.extend_from_slice(&length.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(text.as_bytes());
@@ -107,22 +84,44 @@ impl Writer {
         self.pad();
     }
 
-    /// A number as netfilter has nearly all of them: the highest byte first.
-    pub(super) fn number(&mut self, kind: u16, number: u32) {
-        self.attribute(kind, &number.to_be_bytes());
+    pub(super) fn u8(&mut self, kind: u16, number: u8) {
+        self.bytes(kind, &[number]);
     }
 
-    /// A length of time in whole milliseconds; never zero, which would mean "for ever".
+    /// Numbers of netfilter's attributes are in network byte order.
+    pub(super) fn u16(&mut self, kind: u16, number: u16) {
+        self.bytes(kind, &number.to_be_bytes());
+    }
+
+    pub(super) fn u32(&mut self, kind: u16, number: u32) {
+        self.bytes(kind, &number.to_be_bytes());
+    }
+
+    pub(super) fn u64(&mut self, kind: u16, number: u64) {
+        self.bytes(kind, &number.to_be_bytes());
+    }
+
+    pub(super) fn address(&mut self, v4: u16, v6: u16, address: IpAddr) {
+        match address {
+            IpAddr::V4(address) => self.bytes(v4, &address.octets()),
+            IpAddr::V6(address) => self.bytes(v6, &address.octets()),
+        }
+    }
+
+    /// A timeout in whole milliseconds, rounded up. Never zero, which would mean that there is no timeout.
     pub(super) fn milliseconds(&mut self, kind: u16, time: Duration) {
         let whole = u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX);
-        self.attribute(kind, &whole.max(1).to_be_bytes());
+        self.u64(kind, whole.max(1));
+    }
+
+    /// A timeout in whole seconds, rounded up. Never zero, which would be over at once.
+    pub(super) fn seconds(&mut self, kind: u16, time: Duration) {
+        let whole = u32::try_from(time.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
+        self.u32(kind, whole.max(1));
     }
 
     fn pad(&mut self) {
-        let over = self.bytes.len() % ALIGNMENT;
-        if over != 0 {
-            self.bytes.extend_from_slice(&[0; ALIGNMENT][over..]);
-        }
+        self.bytes.resize(self.bytes.len().next_multiple_of(NLA_ALIGNTO), 0);
     }
 }
 
@@ -132,30 +131,30 @@ pub(super) struct Message<'a> {
     pub(super) kind: u16,
     pub(super) flags: u16,
     pub(super) sequence: u32,
-    /// The socket whose request caused it; zero for the kernel's own doing.
-    pub(super) cause: u32,
-    /// What follows the netlink header.
+    /// The port ID of the socket whose request caused the message; zero if the kernel itself did.
+    pub(super) port_id: u32,
+    /// Behind `struct nlmsghdr`.
     body: &'a [u8],
 }
 
 impl<'a> Message<'a> {
-    /// The family of addresses, if the message is one of netfilter's.
+    /// The family in `struct nfgenmsg`.
     pub(super) fn family(&self) -> Option<u8> {
         self.body.first().copied()
     }
 
-    /// The attributes behind netfilter's own header.
+    /// The attributes behind `struct nfgenmsg`.
     pub(super) fn attributes(&self) -> Attributes<'a> {
-        Attributes { rest: self.body.get(HEADERS - HEADER..).unwrap_or_default() }
+        Attributes { rest: self.body.get(NFGENMSG_LEN..).unwrap_or_default() }
     }
 
-    /// What an error message, or the end of a dump, says: zero is success, otherwise an error number, negated.
+    /// The error number of `NLMSG_ERROR` or `NLMSG_DONE`: zero is success; others are negated.
     pub(super) fn status(&self) -> Option<i32> {
         self.body.first_chunk().map(|bytes| i32::from_ne_bytes(*bytes))
     }
 }
 
-/// The messages in a received datagram, up to the first that is not whole.
+/// The messages in a received datagram, up to the first that is truncated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Messages<'a> {
     rest: &'a [u8],
@@ -171,29 +170,29 @@ impl<'a> Iterator for Messages<'a> {
     type Item = Message<'a>;
 
     fn next(&mut self) -> Option<Message<'a>> {
-        let (header, _) = self.rest.split_first_chunk::<HEADER>()?;
-        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, c0, c1, c2, c3] = *header;
+        let (header, _) = self.rest.split_first_chunk::<NLMSG_HDRLEN>()?;
+        let [l0, l1, l2, l3, k0, k1, f0, f1, s0, s1, s2, s3, p0, p1, p2, p3] = *header;
         let length = usize::try_from(u32::from_ne_bytes([l0, l1, l2, l3])).ok()?;
-        let body = self.rest.get(HEADER..length)?;
-        self.rest = self.rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
+        let body = self.rest.get(NLMSG_HDRLEN..length)?;
+        self.rest = self.rest.get(length.next_multiple_of(NLA_ALIGNTO)..).unwrap_or_default();
         Some(Message {
             kind: u16::from_ne_bytes([k0, k1]),
             flags: u16::from_ne_bytes([f0, f1]),
             sequence: u32::from_ne_bytes([s0, s1, s2, s3]),
-            cause: u32::from_ne_bytes([c0, c1, c2, c3]),
+            port_id: u32::from_ne_bytes([p0, p1, p2, p3]),
             body,
         })
     }
 }
 
-/// The attributes of a message or of a nested attribute, up to the first that is not whole.
+/// The attributes of a message or of a nested attribute, up to the first that is truncated.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Attributes<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Attributes<'a> {
-    /// The first attribute of that kind.
+    /// The first attribute of that type.
     pub(super) fn find(mut self, kind: u16) -> Option<Attribute<'a>> {
         self.find_map(|(found, attribute)| (found == kind).then_some(attribute))
     }
@@ -203,11 +202,11 @@ impl<'a> Iterator for Attributes<'a> {
     type Item = (u16, Attribute<'a>);
 
     fn next(&mut self) -> Option<Self::Item> {
-        let (&[l0, l1, k0, k1], _) = self.rest.split_first_chunk::<4>()?;
+        let (&[l0, l1, k0, k1], _) = self.rest.split_first_chunk::<NLA_ALIGNTO>()?;
         let length = usize::from(u16::from_ne_bytes([l0, l1]));
-        let value = self.rest.get(4..length)?;
-        self.rest = self.rest.get(length.next_multiple_of(ALIGNMENT)..).unwrap_or_default();
-        Some((u16::from_ne_bytes([k0, k1]) & TYPE_MASK, Attribute(value)))
+        let value = self.rest.get(NLA_ALIGNTO..length)?;
+        self.rest = self.rest.get(length.next_multiple_of(NLA_ALIGNTO)..).unwrap_or_default();
+        Some((u16::from_ne_bytes([k0, k1]) & NLA_TYPE_MASK, Attribute(value)))
     }
 }
 
@@ -247,9 +246,22 @@ impl<'a> Attribute<'a> {
         self.0.try_into().ok().map(u64::from_be_bytes)
     }
 
-    pub(super) fn text(self) -> Option<&'a str> {
+    pub(super) fn seconds(self) -> Option<Duration> {
+        self.u32().map(|seconds| Duration::from_secs(seconds.into()))
+    }
+
+    pub(super) fn string(self) -> Option<&'a str> {
         let end = self.0.iter().position(|byte| *byte == 0).unwrap_or(self.0.len());
         str::from_utf8(&self.0[..end]).ok()
+    }
+}
+
+/// An address of four or sixteen bytes.
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(|bytes| Ipv4Addr::from(bytes).into()),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(|bytes| Ipv6Addr::from(bytes).into()),
+        _ => None,
     }
 }
 
@@ -259,12 +271,12 @@ mod tests {
 
     use super::*;
 
-    const HEAD: Head = Head { kind: 0x0a0c, flags: 5, sequence: 7, family: 1, resource: 0 };
+    const HEAD: Head = Head { kind: 0x0a0c, flags: 5, sequence: 7, family: 1, res_id: 0 };
 
     #[test]
     fn writes_headers_lengths_and_padding() {
         let mut writer = Writer::default();
-        writer.message(HEAD, |w| w.nested(3, |w| w.text(1, "ab")));
+        writer.message(HEAD, |w| w.nested(3, |w| w.string(1, "ab")));
         let expected: &[&[u8]] = &[
             &32u32.to_ne_bytes(),
             &0x0a0c_u16.to_ne_bytes(),
@@ -285,26 +297,33 @@ mod tests {
     fn reads_what_it_writes() {
         let mut writer = Writer::default();
         writer.message(HEAD, |w| {
-            w.text(1, "pinhole");
-            w.nested(3, |w| w.number(4, 9));
+            w.string(1, "pinhole");
+            w.nested(3, |w| w.u32(4, 9));
             w.milliseconds(5, Duration::from_micros(1500));
         });
-        writer.message(Head { kind: control::BATCH_END, ..HEAD }, |_| {});
+        writer.message(Head { kind: NFNL_MSG_BATCH_END, ..HEAD }, |_| {});
         let messages: Vec<_> = Messages::of(writer.as_bytes()).collect();
         assert_eq!((messages.len(), messages[0].kind, messages[0].family()), (2, 0x0a0c, Some(1)));
         let attributes = messages[0].attributes();
-        assert_eq!(attributes.find(1).and_then(Attribute::text), Some("pinhole"));
+        assert_eq!(attributes.find(1).and_then(Attribute::string), Some("pinhole"));
         assert_eq!(attributes.find(3).and_then(|list| list.nested().find(4)).and_then(Attribute::u32), Some(9));
         assert_eq!(attributes.find(5).and_then(Attribute::u64), Some(2));
         assert_eq!(messages[1].attributes().count(), 0);
     }
 
     #[test]
-    fn no_time_at_all_is_not_for_ever() {
+    fn zero_timeout_is_the_shortest() {
         let mut writer = Writer::default();
-        writer.message(HEAD, |w| w.milliseconds(4, Duration::ZERO));
-        let attribute = Messages::of(writer.as_bytes()).next().and_then(|m| m.attributes().find(4));
-        assert_eq!(attribute.and_then(Attribute::u64), Some(1));
+        writer.message(HEAD, |w| {
+            w.milliseconds(1, Duration::ZERO);
+            w.seconds(2, Duration::ZERO);
+            w.seconds(3, Duration::from_millis(60_001));
+            w.seconds(4, Duration::MAX);
+        });
+        let attributes = Messages::of(writer.as_bytes()).next().expect("a message").attributes();
+        assert_eq!(attributes.find(1).and_then(Attribute::u64), Some(1));
+        let seconds = [2, 3, 4].map(|kind| attributes.find(kind).and_then(Attribute::u32));
+        assert_eq!(seconds, [Some(1), Some(61), Some(u32::MAX)]);
     }
 
     proptest! {
@@ -313,7 +332,7 @@ mod tests {
             for message in Messages::of(&bytes) {
                 let _ = (message.family(), message.status());
                 for (_, attribute) in message.attributes() {
-                    let _ = (attribute.text(), attribute.u16(), attribute.u64(), attribute.nested().count());
+                    let _ = (attribute.string(), attribute.u16(), attribute.u64(), attribute.nested().count());
                 }
             }
         }
@@ -321,7 +340,7 @@ mod tests {
         #[test]
         fn attributes_within_the_first_message_end_with_it(tail in proptest::collection::vec(any::<u8>(), 0..64)) {
             let mut writer = Writer::default();
-            writer.message(HEAD, |w| w.number(1, 2));
+            writer.message(HEAD, |w| w.u32(1, 2));
             let mut bytes = writer.as_bytes().to_vec();
             bytes.extend(tail);
             let first = Messages::of(&bytes).next().expect("the message that was written");

@@ -1,187 +1,132 @@
-//! Connection tracking: which connection a packet belongs to, the mark on it, and how its sequence numbers are corrected.
+//! Conntrack entries (ctnetlink, linux/netfilter/nfnetlink_conntrack.h): the connection of a packet, its mark, its sequence
+//! adjustments.
 
 use std::fmt;
 use std::time::Duration;
 
-use super::bytes::{Attribute, Attributes, Message, Writer, flags};
-use super::error::{Cause, Error, Operation};
+use super::bytes::{Attribute, Attributes, Message, Writer};
+use super::error::{Cause, Error, Operation, existing};
 use super::socket::Socket;
 use super::tuple::{Tuple, family};
+use super::uapi::*;
 use crate::core::net::{Connection, Flow};
 
-/// Messages, with the subsystem in the high byte.
-pub(super) mod kind {
-    pub(crate) const NEW: u16 = 0x0100;
-    pub(crate) const GET: u16 = 0x0101;
-    pub(crate) const DELETE: u16 = 0x0102;
-}
-
-pub(super) const ORIGINAL: u16 = 1;
-const REPLY: u16 = 2;
-pub(super) const STATUS: u16 = 3;
-const PROTOCOL_STATE: u16 = 4;
-const HELPER: u16 = 5;
-const TIMEOUT: u16 = 7;
-pub(super) const MARK: u16 = 8;
-const ID: u16 = 12;
-const ADJUSTMENT_ORIGINAL: u16 = 15;
-const ADJUSTMENT_REPLY: u16 = 16;
-const MARK_MASK: u16 = 21;
-
-/// The bit of a connection that a helper expected.
-pub(super) const EXPECTED: u32 = 1;
-
-/// IPv4, IPv6.
-const FAMILIES: [u8; 2] = [2, 10];
-
-const HELPER_NAME: u16 = 1;
-
-const POSITION: u16 = 1;
-const OFFSET_BEFORE: u16 = 2;
-const OFFSET_AFTER: u16 = 3;
-
-const TCP_STATE: u16 = 1;
-const TCP_STATE_NUMBER: u16 = 1;
-/// TCP_CONNTRACK_SYN_RECV: the SYN was answered, and the answer has not been acknowledged.
-const TCP_SYN_RECV: u8 = 2;
-const TCP_ESTABLISHED: u8 = 3;
-const TCP_FLAGS_ORIGINAL: u16 = 4;
-const TCP_FLAGS_REPLY: u16 = 5;
-/// IP_CT_TCP_FLAG_BE_LIBERAL: what is outside of the window is not invalid for it.
-const LIBERAL: u8 = 0x08;
-
-/// What the kernel knows about a TCP connection.
+/// The conntrack entry of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The addresses of its packets, in either direction, as they arrive.
+    /// The addresses of its packets in both directions, as they arrive.
     pub connection: Connection,
-    /// Bits that the kernel keeps about it, as linux/netfilter/nf_conntrack_common.h names them.
+    /// `IPS_*` bits (linux/netfilter/nf_conntrack_common.h).
     pub status: u32,
-    /// Its mark.
+    /// The conntrack mark.
     pub mark: u32,
-    /// Whether both ends may go on talking: it has begun and neither has said that it ends. What the kernel tells of a
-    /// connection that it has forgotten does not say so.
+    /// Whether its TCP state is ESTABLISHED: neither end has sent a FIN. An event for an entry that ends has no state.
     pub is_established: bool,
-    /// Whether it is just being opened: the SYN was answered, and nothing has come since then.
+    /// Whether its TCP state is SYN_RECV: the SYN was answered, and the answer is not acknowledged.
     pub is_opening: bool,
-    /// A number that no other connection has while this one lasts.
+    /// The ID, unique among the entries of one time.
     pub id: Option<u32>,
-    /// How the sequence numbers of its packets are corrected, in the original direction and in the other one, where that
-    /// was asked for.
+    /// The sequence adjustments of the original and the reply direction, where they are set.
     pub adjustments: [Option<SequenceAdjustment>; 2],
 }
 
-/// What the kernel adds to the sequence numbers of one direction: as it keeps it, see `nf_conntrack_seqadj.c` there.
+/// What the kernel adds to the sequence numbers of one direction (`struct nf_ct_seqadj`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SequenceAdjustment {
-    /// The last sequence number that gets `before`, as the sender counts.
+    /// `correction_pos`: the last of the sender's sequence numbers that gets `before`.
     pub position: u32,
-    /// What is added up to there.
+    /// `offset_before`: added up to there.
     pub before: i32,
-    /// What is added behind it.
+    /// `offset_after`: added behind it.
     pub after: i32,
 }
 
-/// A connection to the kernel's connection tracking. Each call returns when the kernel has done it.
+/// A socket for requests to conntrack. Each call returns when the kernel has carried out the request.
 #[derive(Debug)]
 pub struct Conntrack {
     socket: Socket,
 }
 
 impl Conntrack {
-    /// Opens it; an answer may take so long.
-    pub fn open(patience: Duration) -> Result<Self, Error> {
-        let socket = Socket::open(0, patience);
-        socket
-            .map(|socket| Self { socket })
-            .map_err(|cause| Error::new(Operation::Connect, "connection tracking", cause))
+    /// Opens the socket. The kernel may take `timeout` to answer a request.
+    pub fn open(timeout: Duration) -> Result<Self, Error> {
+        Ok(Self { socket: Socket::open(NFNL_SUBSYS_CTNETLINK, "connection tracking", timeout)? })
     }
 
-    /// The TCP connection to which packets with these addresses belong, whichever way they go; none if the kernel
-    /// tracks no such.
+    /// The TCP connection to which packets with these addresses belong, in either direction; none if conntrack has none.
     pub fn find(&mut self, flow: &Flow) -> Result<Option<Entry>, Error> {
-        match self.socket.look_up(
-            kind::GET,
-            family(flow.source.address),
-            |w| Tuple::from(flow).write(w, ORIGINAL),
-            Entry::read,
-        ) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(cause) if cause.is_missing() => Ok(None),
-            Err(cause) => Err(error(Operation::Read, flow, cause)),
-        }
+        let tuple = |w: &mut Writer| Tuple::from(flow).write(w, CTA_TUPLE_ORIG);
+        existing(self.socket.look_up(IPCTNL_MSG_CT_GET, family(flow.source.address), tuple, Entry::read))
+            .map_err(|cause| error(Operation::Read, flow, cause))
     }
 
-    /// Sets the bits of `mask` in a connection's mark to those of `bits`. Whether there is such a connection.
+    /// Sets the bits of `mask` in the mark of a connection to those of `bits`. Returns whether there is an entry.
     pub fn mark(&mut self, flow: &Flow, bits: u32, mask: u32) -> Result<bool, Error> {
         self.change(flow, |w| {
-            w.number(MARK, bits);
-            w.number(MARK_MASK, mask);
+            w.u32(CTA_MARK, bits);
+            w.u32(CTA_MARK_MASK, mask);
         })
     }
 
-    /// Has the sequence numbers of one direction corrected, and the windows of both judged liberally from then on.
-    /// Whether there is such a connection.
+    /// Sets the sequence adjustment of one direction, and `IP_CT_TCP_FLAG_BE_LIBERAL` of both. Returns whether there is an
+    /// entry.
     ///
-    /// The kernel says the same where the connection was not prepared for that, and does nothing: look at it afterwards.
+    /// The kernel also reports success if the entry has no seqadj extension, and does nothing: read the entry afterwards.
     pub fn adjust(&mut self, flow: &Flow, is_original: bool, adjustment: &SequenceAdjustment) -> Result<bool, Error> {
         self.change(flow, |w| {
             write_liberal(w);
-            let kind = if is_original { ADJUSTMENT_ORIGINAL } else { ADJUSTMENT_REPLY };
+            let kind = if is_original { CTA_SEQ_ADJ_ORIG } else { CTA_SEQ_ADJ_REPLY };
             w.nested(kind, |w| adjustment.write(w));
         })
     }
 
-    /// Has the windows of both directions judged liberally from now on: none of its packets is invalid because of its
-    /// numbers. Whether there is such a connection.
+    /// Sets `IP_CT_TCP_FLAG_BE_LIBERAL` of both directions: segments outside the window are not invalid from now on.
+    /// Returns whether there is an entry.
     pub fn set_tcp_be_liberal(&mut self, flow: &Flow) -> Result<bool, Error> {
         self.change(flow, write_liberal)
     }
 
-    /// Changes something about a connection. Whether there is such a one.
+    /// Changes an entry. Returns whether there is one.
     fn change(&mut self, flow: &Flow, write: impl FnOnce(&mut Writer)) -> Result<bool, Error> {
-        let changed = self.socket.request(kind::NEW, 0, family(flow.source.address), |w| {
-            Tuple::from(flow).write(w, ORIGINAL);
+        let changed = self.socket.request(IPCTNL_MSG_CT_NEW, 0, family(flow.source.address), |w| {
+            Tuple::from(flow).write(w, CTA_TUPLE_ORIG);
             write(w);
         });
-        match changed {
-            Ok(()) => Ok(true),
-            Err(cause) if cause.is_missing() => Ok(false),
+        match existing(changed) {
+            Ok(changed) => Ok(changed.is_some()),
             Err(cause) => Err(error(Operation::Change, flow, cause)),
         }
     }
 
-    /// Makes the kernel believe that there is such a connection, with a helper of that name. Nobody sends anything in it.
+    /// Creates the entry of a connection without packets, with a helper of that name.
     pub fn create_dummy_entry(&mut self, connection: &Connection, helper: &str, time: Duration) -> Result<(), Error> {
         let Connection { original, reply } = connection;
-        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX);
-        let made =
-            self.socket.request(kind::NEW, flags::CREATE | flags::EXCLUSIVE, family(original.source.address), |w| {
-                Tuple::from(original).write(w, ORIGINAL);
-                Tuple::from(reply).write(w, REPLY);
-                w.number(TIMEOUT, seconds);
-                w.nested(HELPER, |found| found.text(HELPER_NAME, helper));
-            });
-        made.map_err(|cause| error(Operation::Add, original, cause))
+        let family = family(original.source.address);
+        let created = self.socket.request(IPCTNL_MSG_CT_NEW, NLM_F_CREATE | NLM_F_EXCL, family, |w| {
+            Tuple::from(original).write(w, CTA_TUPLE_ORIG);
+            Tuple::from(reply).write(w, CTA_TUPLE_REPLY);
+            w.seconds(CTA_TIMEOUT, time);
+            w.nested(CTA_HELP, |help| help.string(CTA_HELP_NAME, helper));
+        });
+        created.map_err(|cause| error(Operation::Add, original, cause))
     }
 
-    /// Has the kernel forget a connection, and what is expected for it. Whether there was such a one.
-    pub fn forget(&mut self, flow: &Flow) -> Result<bool, Error> {
-        let write = |w: &mut Writer| Tuple::from(flow).write(w, ORIGINAL);
-        match self.socket.request(kind::DELETE, 0, family(flow.source.address), write) {
-            Ok(()) => Ok(true),
-            Err(cause) if cause.is_missing() => Ok(false),
+    /// Deletes the entry of a connection, and its expectations. Returns whether there was one.
+    pub fn delete(&mut self, flow: &Flow) -> Result<bool, Error> {
+        let tuple = |w: &mut Writer| Tuple::from(flow).write(w, CTA_TUPLE_ORIG);
+        match existing(self.socket.request(IPCTNL_MSG_CT_DELETE, 0, family(flow.source.address), tuple)) {
+            Ok(deleted) => Ok(deleted.is_some()),
             Err(cause) => Err(error(Operation::Remove, flow, cause)),
         }
     }
 
-    /// All TCP connections of which `is_wanted` says so.
+    /// The entries of all TCP connections that `is_wanted` accepts.
     pub fn list(&mut self, is_wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>, Error> {
         let mut entries = Vec::new();
-        for family in FAMILIES {
-            self.socket
-                .dump(kind::GET, family, |_| {}, |message| entries.extend(Entry::read(message).filter(&is_wanted)))
-                .map_err(|cause| Error::new(Operation::Read, "the connections", cause))?;
+        for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
+            let read = |message: Message<'_>| Entry::read(message).filter(&is_wanted);
+            let found = self.socket.list(IPCTNL_MSG_CT_GET, family, |_| {}, read);
+            entries.extend(found.map_err(|cause| Error::new(Operation::Read, "the connections", cause))?);
         }
         Ok(entries)
     }
@@ -198,58 +143,59 @@ impl fmt::Display for Entry {
 }
 
 impl Entry {
-    /// Whether a helper expected it.
+    /// Whether a helper expected the connection.
     pub const fn is_expected(&self) -> bool {
-        self.status & EXPECTED != 0
+        self.status & IPS_EXPECTED != 0
     }
 
-    /// The entry in a message, if it is a TCP connection.
+    /// The entry in a message, if it is of a TCP connection.
     pub(super) fn read(message: Message<'_>) -> Option<Self> {
         let attributes = message.attributes();
         let flow = |kind| Tuple::read(attributes.find(kind)?.nested())?.flow();
         let number = |kind| attributes.find(kind).and_then(Attribute::u32);
+        let state = tcp_state(attributes);
         Some(Self {
-            connection: Connection { original: flow(ORIGINAL)?, reply: flow(REPLY)? },
-            status: number(STATUS).unwrap_or(0),
-            mark: number(MARK).unwrap_or(0),
-            is_established: tcp_state(attributes) == Some(TCP_ESTABLISHED),
-            is_opening: tcp_state(attributes) == Some(TCP_SYN_RECV),
-            id: number(ID),
-            adjustments: [ADJUSTMENT_ORIGINAL, ADJUSTMENT_REPLY]
+            connection: Connection { original: flow(CTA_TUPLE_ORIG)?, reply: flow(CTA_TUPLE_REPLY)? },
+            status: number(CTA_STATUS).unwrap_or(0),
+            mark: number(CTA_MARK).unwrap_or(0),
+            is_established: state == Some(TCP_CONNTRACK_ESTABLISHED),
+            is_opening: state == Some(TCP_CONNTRACK_SYN_RECV),
+            id: number(CTA_ID),
+            adjustments: [CTA_SEQ_ADJ_ORIG, CTA_SEQ_ADJ_REPLY]
                 .map(|kind| attributes.find(kind).and_then(|found| SequenceAdjustment::read(found.nested()))),
         })
     }
 }
 
 fn write_liberal(w: &mut Writer) {
-    w.nested(PROTOCOL_STATE, |state| {
-        state.nested(TCP_STATE, |tcp| {
-            for direction in [TCP_FLAGS_ORIGINAL, TCP_FLAGS_REPLY] {
-                // The bits, and which of them count.
-                tcp.attribute(direction, &[LIBERAL, LIBERAL]);
+    w.nested(CTA_PROTOINFO, |state| {
+        state.nested(CTA_PROTOINFO_TCP, |tcp| {
+            for direction in [CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, CTA_PROTOINFO_TCP_FLAGS_REPLY] {
+                // struct nf_ct_tcp_flags: flags, mask.
+                tcp.bytes(direction, &[IP_CT_TCP_FLAG_BE_LIBERAL, IP_CT_TCP_FLAG_BE_LIBERAL]);
             }
         });
     });
 }
 
 fn tcp_state(entry: Attributes<'_>) -> Option<u8> {
-    entry.find(PROTOCOL_STATE)?.nested().find(TCP_STATE)?.nested().find(TCP_STATE_NUMBER)?.u8()
+    entry.find(CTA_PROTOINFO)?.nested().find(CTA_PROTOINFO_TCP)?.nested().find(CTA_PROTOINFO_TCP_STATE)?.u8()
 }
 
 impl SequenceAdjustment {
     fn write(&self, w: &mut Writer) {
-        w.number(POSITION, self.position);
-        w.number(OFFSET_BEFORE, self.before.cast_unsigned());
-        w.number(OFFSET_AFTER, self.after.cast_unsigned());
+        w.u32(CTA_SEQADJ_CORRECTION_POS, self.position);
+        w.u32(CTA_SEQADJ_OFFSET_BEFORE, self.before.cast_unsigned());
+        w.u32(CTA_SEQADJ_OFFSET_AFTER, self.after.cast_unsigned());
     }
 
-    /// One that was set. Once one direction's was, the kernel shows both; the other one is all zero, and does nothing.
+    /// An adjustment that is set. When one direction has one, the kernel shows both, the other one as zeros.
     fn read(found: Attributes<'_>) -> Option<Self> {
         let number = |kind| found.find(kind).and_then(Attribute::u32);
         let read = Self {
-            position: number(POSITION)?,
-            before: number(OFFSET_BEFORE)?.cast_signed(),
-            after: number(OFFSET_AFTER)?.cast_signed(),
+            position: number(CTA_SEQADJ_CORRECTION_POS)?,
+            before: number(CTA_SEQADJ_OFFSET_BEFORE)?.cast_signed(),
+            after: number(CTA_SEQADJ_OFFSET_AFTER)?.cast_signed(),
         };
         (read != Self { position: 0, before: 0, after: 0 }).then_some(read)
     }
@@ -262,8 +208,6 @@ mod tests {
     use super::super::bytes::{Head, Messages};
     use super::*;
     use crate::core::net::{Endpoint, Port};
-
-    const HEAD: Head = Head { kind: kind::NEW, flags: 0, sequence: 0, family: FAMILIES[0], resource: 0 };
 
     fn flow(from: &str, to: &str) -> Flow {
         let end = |text: &str| {
@@ -281,12 +225,12 @@ mod tests {
             let connection = Connection { original: flow(from, to), reply: flow(to, back) };
             let adjustment = SequenceAdjustment { position: u32::MAX, before: -7, after: 8 };
             let mut writer = Writer::default();
-            writer.message(HEAD, |w| {
-                Tuple::from(&connection.original).write(w, ORIGINAL);
-                Tuple::from(&connection.reply).write(w, REPLY);
-                w.number(MARK, 7);
-                w.nested(ADJUSTMENT_ORIGINAL, |w| SequenceAdjustment { position: 0, before: 0, after: 0 }.write(w));
-                w.nested(ADJUSTMENT_REPLY, |w| adjustment.write(w));
+            writer.message(Head::default(), |w| {
+                Tuple::from(&connection.original).write(w, CTA_TUPLE_ORIG);
+                Tuple::from(&connection.reply).write(w, CTA_TUPLE_REPLY);
+                w.u32(CTA_MARK, 7);
+                w.nested(CTA_SEQ_ADJ_ORIG, |w| SequenceAdjustment { position: 0, before: 0, after: 0 }.write(w));
+                w.nested(CTA_SEQ_ADJ_REPLY, |w| adjustment.write(w));
             });
             let entry = Messages::of(writer.as_bytes()).next().and_then(Entry::read);
             let adjustments = [None, Some(adjustment)];
@@ -306,9 +250,9 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_have_no_ports() {
+    fn a_tuple_of_another_protocol_is_no_entry() {
         let mut writer = Writer::default();
-        writer.message(HEAD, |w| w.nested(ORIGINAL, |tuple| tuple.nested(1, |_| {})));
+        writer.message(Head::default(), |w| w.nested(CTA_TUPLE_ORIG, |tuple| tuple.nested(CTA_TUPLE_IP, |_| {})));
         assert_eq!(Messages::of(writer.as_bytes()).next().and_then(Entry::read), None);
     }
 
@@ -316,9 +260,9 @@ mod tests {
         #[test]
         fn any_attributes_are_read_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             let mut writer = Writer::default();
-            writer.message(HEAD, |w| {
-                w.attribute(ORIGINAL, &bytes);
-                w.nested(REPLY, |w| w.attribute(1, &bytes));
+            writer.message(Head::default(), |w| {
+                w.bytes(CTA_TUPLE_ORIG, &bytes);
+                w.nested(CTA_TUPLE_REPLY, |w| w.bytes(CTA_TUPLE_IP, &bytes));
             });
             for message in Messages::of(writer.as_bytes()) {
                 let _ = Entry::read(message);

@@ -1,40 +1,33 @@
-//! Elements of nf_tables sets and maps: keys, intervals of keys, the data of a map, timeouts.
+//! Elements of nf_tables sets and maps (linux/netfilter/nf_tables.h): keys, ranges of keys, the data of a map, timeouts.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
-use super::bytes::{Attribute, Attributes, Writer};
+use super::bytes::{Attribute, Attributes, Message, Writer, address};
+use super::uapi::*;
 use crate::core::net::{Flow, Seq};
 
-const LIST_ELEMENT: u16 = 1;
-const KEY: u16 = 1;
-const DATA: u16 = 2;
-const TIMEOUT: u16 = 4;
-const EXPIRATION: u16 = 5;
-const KEY_END: u16 = 10;
-const VALUE: u16 = 1;
+/// Two IPv6 addresses and a port.
+const MAX_KEY: usize = 36;
+/// An IPv6 address and a port.
+const MAX_VALUE: usize = 20;
 
-/// Room for two IPv6 addresses and a port.
-const LONGEST: usize = 36;
-/// Room for an IPv6 address and a port.
-const LONGEST_VALUE: usize = 20;
-
-/// Fields one behind the other, each in network order and padded to a multiple of four bytes.
+/// Concatenated fields, each in network byte order and padded to a multiple of four bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-struct Fields<const MOST: usize> {
-    bytes: [u8; MOST],
+struct Fields<const MAX: usize> {
+    bytes: [u8; MAX],
     length: u8,
 }
 
-impl<const MOST: usize> Fields<MOST> {
-    const NONE: Self = Self { bytes: [0; MOST], length: 0 };
+impl<const MAX: usize> Fields<MAX> {
+    const EMPTY: Self = Self { bytes: [0; MAX], length: 0 };
 
     fn push(&mut self, field: &[u8]) {
         let start = usize::from(self.length);
         let end = start + field.len();
         self.bytes[start..end].copy_from_slice(field);
-        self.length = u8::try_from(end).expect("no key is longer than the longest");
+        self.length = u8::try_from(end).expect("no key is longer than MAX_KEY");
     }
 
     fn push_address(&mut self, address: IpAddr) {
@@ -54,29 +47,29 @@ impl<const MOST: usize> Fields<MOST> {
     }
 
     fn read(bytes: &[u8]) -> Option<Self> {
-        let mut fields = Self::NONE;
-        (bytes.len() <= MOST).then(|| fields.push(bytes))?;
+        let mut fields = Self::EMPTY;
+        (bytes.len() <= MAX).then(|| fields.push(bytes))?;
         Some(fields)
     }
 }
 
 /// A key of a set.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Key(Fields<LONGEST>);
+pub struct Key(Fields<MAX_KEY>);
 
 impl Key {
-    /// `address . address . port`. The addresses have to be of one family, as the set's type has them.
+    /// `address . address . port`, with addresses of one family.
     pub fn connection(from: IpAddr, to: IpAddr, port: u16) -> Self {
-        let mut fields = Fields::NONE;
+        let mut fields = Fields::EMPTY;
         fields.push_address(from);
         fields.push_address(to);
         fields.push_port(port);
         Self(fields)
     }
 
-    /// `sender's address . its port . the other port . sequence number`: where a segment begins.
+    /// `source address . source port . destination port . sequence number`.
     pub fn segment(flow: &Flow, seq: Seq) -> Self {
-        let mut fields = Fields::NONE;
+        let mut fields = Fields::EMPTY;
         fields.push_address(flow.source.address);
         fields.push_port(flow.source.port.number());
         fields.push_port(flow.destination.port.number());
@@ -86,37 +79,27 @@ impl Key {
 
     /// `port`.
     pub fn port(port: u16) -> Self {
-        let mut fields = Fields::NONE;
+        let mut fields = Fields::EMPTY;
         fields.push(&port.to_be_bytes());
         Self(fields)
     }
 
-    /// What [`connection`](Self::connection) was made of, if this is such a key.
+    /// The fields of a key that is `address . address . port`.
     pub fn as_connection(&self) -> Option<(IpAddr, IpAddr, u16)> {
         let (addresses, port) = self.0.as_bytes().split_last_chunk::<4>()?;
-        let (from, to): (IpAddr, IpAddr) = match addresses.len() {
-            8 => {
-                let (from, to) = addresses.split_first_chunk::<4>()?;
-                (Ipv4Addr::from(*from).into(), Ipv4Addr::from(<[u8; 4]>::try_from(to).ok()?).into())
-            }
-            32 => {
-                let (from, to) = addresses.split_first_chunk::<16>()?;
-                (Ipv6Addr::from(*from).into(), Ipv6Addr::from(<[u8; 16]>::try_from(to).ok()?).into())
-            }
-            _ => return None,
-        };
-        Some((from, to, u16::from_be_bytes([port[0], port[1]])))
+        let (from, to) = addresses.split_at_checked(addresses.len() / 2)?;
+        Some((address(from)?, address(to)?, u16::from_be_bytes([port[0], port[1]])))
     }
 }
 
-/// What a map has for a key.
+/// The data that a map has for a key.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Value(Fields<LONGEST_VALUE>);
+pub struct Value(Fields<MAX_VALUE>);
 
 impl Value {
     /// `address`.
     pub fn address(address: IpAddr) -> Self {
-        let mut fields = Fields::NONE;
+        let mut fields = Fields::EMPTY;
         fields.push_address(address);
         Self(fields)
     }
@@ -128,20 +111,14 @@ impl Value {
         value
     }
 
-    /// The address in it, and the port behind that if it has one; none if it is something else.
+    /// The fields of a value that is `address` or `address . port`.
     pub fn as_address(&self) -> Option<(IpAddr, Option<u16>)> {
         let bytes = self.0.as_bytes();
-        let (address, port) = match bytes.len() {
-            4 | 16 => (bytes, None),
-            length @ (8 | 20) => bytes.split_at_checked(length - 4).map(|(address, port)| (address, Some(port)))?,
-            _ => return None,
-        };
-        let port = port.and_then(|port| port.first_chunk()).map(|port| u16::from_be_bytes(*port));
-        let address = match address.len() {
-            4 => Ipv4Addr::from(<[u8; 4]>::try_from(address).ok()?).into(),
-            _ => Ipv6Addr::from(<[u8; 16]>::try_from(address).ok()?).into(),
-        };
-        Some((address, port))
+        if let Some(address) = address(bytes) {
+            return Some((address, None));
+        }
+        let (bytes, port) = bytes.split_last_chunk::<4>()?;
+        Some((address(bytes)?, Some(u16::from_be_bytes([port[0], port[1]]))))
     }
 }
 
@@ -170,68 +147,78 @@ impl fmt::Debug for Key {
     }
 }
 
-/// An element of a set.
+/// An element of a set or map.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Element {
-    /// Its key; in a set of ranges, the lowest.
+    /// The key; of a range, the first key.
     pub key: Key,
-    /// In a set of ranges, the highest key: every field lies between those two.
-    pub last: Option<Key>,
-    /// In a map, what it has for the key.
+    /// The last key of a range: each field lies between those of the first and the last.
+    pub key_end: Option<Key>,
+    /// The data of a map.
     pub value: Option<Value>,
-    /// For how long it was put there; none for ever.
+    /// After how long the kernel removes it; none: never.
     pub timeout: Option<Duration>,
-    /// How long it still stays. The kernel tells it; it is not written.
-    pub remaining: Option<Duration>,
+    /// How much of the timeout is left. Read only.
+    pub expiration: Option<Duration>,
 }
 
 impl Element {
-    /// A single key that stays for so long.
+    /// A key with a timeout.
     pub const fn new(key: Key, timeout: Duration) -> Self {
-        Self { key, last: None, value: None, timeout: Some(timeout), remaining: None }
+        Self { timeout: Some(timeout), ..Self::permanent(key) }
     }
 
-    /// A single key that stays.
-    pub const fn lasting(key: Key) -> Self {
-        Self { key, last: None, value: None, timeout: None, remaining: None }
+    /// A key without a timeout.
+    pub const fn permanent(key: Key) -> Self {
+        Self { key, key_end: None, value: None, timeout: None, expiration: None }
     }
 
-    /// The same as [`new`](Self::new) in a map.
+    /// A key of a map, with its data and a timeout.
     pub const fn mapped(key: Key, value: Value, timeout: Duration) -> Self {
-        Self { key, last: None, value: Some(value), timeout: Some(timeout), remaining: None }
+        Self { value: Some(value), ..Self::new(key, timeout) }
     }
 
-    /// The same, for all keys between two.
+    /// A range of keys with a timeout.
     pub const fn range(first: Key, last: Key, timeout: Duration) -> Self {
-        Self { key: first, last: Some(last), value: None, timeout: Some(timeout), remaining: None }
+        Self { key_end: Some(last), ..Self::new(first, timeout) }
     }
 
     pub(super) fn write(&self, list: &mut Writer) {
-        list.nested(LIST_ELEMENT, |element| {
-            element.nested(KEY, |key| key.attribute(VALUE, self.key.0.as_bytes()));
-            if let Some(last) = &self.last {
-                element.nested(KEY_END, |key| key.attribute(VALUE, last.0.as_bytes()));
+        list.nested(NFTA_LIST_ELEM, |element| {
+            element.nested(NFTA_SET_ELEM_KEY, |key| key.bytes(NFTA_DATA_VALUE, self.key.0.as_bytes()));
+            if let Some(last) = &self.key_end {
+                element.nested(NFTA_SET_ELEM_KEY_END, |key| key.bytes(NFTA_DATA_VALUE, last.0.as_bytes()));
             }
             if let Some(value) = &self.value {
-                element.nested(DATA, |data| data.attribute(VALUE, value.0.as_bytes()));
+                element.nested(NFTA_SET_ELEM_DATA, |data| data.bytes(NFTA_DATA_VALUE, value.0.as_bytes()));
             }
             if let Some(timeout) = self.timeout {
-                element.milliseconds(TIMEOUT, timeout);
+                element.milliseconds(NFTA_SET_ELEM_TIMEOUT, timeout);
             }
         });
     }
 
-    /// The elements of a list; those that cannot be read are left out.
+    /// The elements in a message, without those of other sizes than the sets of Pinhole have.
+    pub(super) fn read_message(message: Message<'_>) -> Vec<Self> {
+        let list = message.attributes().find(NFTA_SET_ELEM_LIST_ELEMENTS);
+        list.map(|list| Self::read_all(list.nested()).collect()).unwrap_or_default()
+    }
+
     pub(super) fn read_all(list: Attributes<'_>) -> impl Iterator<Item = Self> {
-        list.filter(|(kind, _)| *kind == LIST_ELEMENT).filter_map(|(_, element)| Self::read(element.nested()))
+        list.filter(|(kind, _)| *kind == NFTA_LIST_ELEM).filter_map(|(_, element)| Self::read(element.nested()))
     }
 
     fn read(element: Attributes<'_>) -> Option<Self> {
-        let bytes = |kind| Some(element.find(kind)?.nested().find(VALUE)?.bytes());
+        let bytes = |kind| Some(element.find(kind)?.nested().find(NFTA_DATA_VALUE)?.bytes());
         let key = |kind| Fields::read(bytes(kind)?).map(Key);
-        let value = bytes(DATA).and_then(Fields::read).map(Value);
         let time = |kind| element.find(kind).and_then(Attribute::u64).map(Duration::from_millis);
-        Some(Self { key: key(KEY)?, last: key(KEY_END), value, timeout: time(TIMEOUT), remaining: time(EXPIRATION) })
+        Some(Self {
+            key: key(NFTA_SET_ELEM_KEY)?,
+            key_end: key(NFTA_SET_ELEM_KEY_END),
+            value: bytes(NFTA_SET_ELEM_DATA).and_then(Fields::read).map(Value),
+            timeout: time(NFTA_SET_ELEM_TIMEOUT),
+            expiration: time(NFTA_SET_ELEM_EXPIRATION),
+        })
     }
 }
 
@@ -248,7 +235,7 @@ mod tests {
 
     fn written(element: &Element) -> Vec<u8> {
         let mut writer = Writer::default();
-        writer.message(Head { kind: 0, flags: 0, sequence: 0, family: 0, resource: 0 }, |w| element.write(w));
+        writer.message(Head::default(), |w| element.write(w));
         writer.as_bytes().to_vec()
     }
 

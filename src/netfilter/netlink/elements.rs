@@ -1,6 +1,6 @@
-//! Adds, lists and deletes elements of nf_tables sets and maps.
+//! Adds, lists and deletes elements of nf_tables sets and maps (linux/netfilter/nf_tables.h).
 //!
-//! It handles a kernel that is busy with a set, and an element that a packet uses up while it is being deleted.
+//! Tries again while the kernel resizes a set, and when a packet removes an element while a request deletes it.
 
 use std::fmt;
 use std::thread;
@@ -8,78 +8,82 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::bytes::{Message, Writer, flags};
+use super::bytes::Writer;
 use super::element::{Element, Key};
-use super::error::{Cause, Error, Operation};
+use super::error::{Cause, Error, Operation, existing};
 use super::socket::Batch;
-use super::tables::{SUBSYSTEM, Table, Tables, attribute, kind};
+use super::tables::{Table, Tables};
+use super::uapi::*;
 
-/// Elements that go into one message: a list may have 64 KB, and an element takes at most 112 bytes.
-pub(super) const ELEMENTS_A_MESSAGE: usize = 256;
-/// How long the kernel may take to rearrange a set, and how often it is asked meanwhile: seldom, as every attempt that
-/// fails interrupts it.
-const REARRANGING: Duration = Duration::from_secs(1);
-const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(30);
+/// How many elements one message adds: an attribute has at most 64 KB, an element 112 bytes.
+pub(super) const MAX_ELEMENTS: usize = 256;
+/// How long the kernel may take to resize a set.
+const RESIZE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time between two attempts while it does. Each attempt that fails delays the resize.
+const RETRY_INTERVAL: Duration = Duration::from_millis(30);
 
 impl Tables {
-    /// Puts an element into a set. One with the same key is replaced, its age with it.
+    /// Adds an element to a set. Replaces an element with the same key, and its age.
     pub fn insert(&mut self, table: Table<'_>, set: &str, element: &Element) -> Result<(), Error> {
         self.exchange(table, &[], &[(set, *element)])
     }
 
-    /// Removes an element from a set. That it is not there is fine.
+    /// Removes an element from a set, if it is there.
     pub fn remove(&mut self, table: Table<'_>, set: &str, element: &Element) -> Result<(), Error> {
         self.exchange(table, &[(set, *element)], &[])
     }
 
-    /// Removes elements from sets and puts others into sets, all at once. What is to go may be missing; what is to come
-    /// takes the place of what is there with the same key, its age included.
+    /// Removes elements from sets, if they are there, and adds others to sets, in one transaction. Replaces elements with
+    /// the keys of added ones, and their age.
     pub fn exchange<'a>(
         &mut self,
         table: Table<'_>,
-        go: &[(&'a str, Element)],
-        come: &[(&'a str, Element)],
+        removed: &[(&'a str, Element)],
+        added: &[(&'a str, Element)],
     ) -> Result<(), Error> {
-        // Kernels up to 6.11 keep the old element's age when one is added again, so it has to go first.
-        let leave = go.iter().chain(come).copied();
-        let is_removal = come.is_empty();
-        let exchanged = self.uncertain(|tables| {
-            let missing = tables.missing(table, leave.clone())?;
-            let kind = if tables.destroys { kind::DESTROY_ELEMENT } else { kind::DELETE_ELEMENT };
-            let stands = |(set, element): &(&str, Element)| !missing.contains(&(*set, element.key));
-            if is_removal && !leave.clone().any(|one| stands(&one)) {
+        // Kernels up to 6.11 keep the age of an element that is added again, so the old one is deleted first.
+        let deleted = removed.iter().chain(added).copied();
+        let is_removal = added.is_empty();
+        let exchanged = self.retry_once(|tables| {
+            let missing = tables.missing(table, deleted.clone())?;
+            let delete = if tables.has_destroy { NFT_MSG_DESTROYSETELEM } else { NFT_MSG_DELSETELEM };
+            let exists = |(set, element): &(&str, Element)| !missing.contains(&(*set, element.key));
+            if is_removal && !deleted.clone().any(|one| exists(&one)) {
                 return Ok(());
             }
-            tables.socket.batch(SUBSYSTEM, |batch| {
-                let mut left = leave.clone().filter(stands).count() + come.len();
+            tables.socket.transaction(|batch| {
+                let mut left = deleted.clone().filter(exists).count() + added.len();
                 let mut is_last = || {
                     left -= 1;
                     left == 0
                 };
-                for (set, element) in leave.clone().filter(stands) {
-                    delete(batch, kind, table, set, &element, is_last());
+                for (set, element) in deleted.clone().filter(exists) {
+                    let bare = Element { timeout: None, value: None, ..element };
+                    append(batch, delete, 0, table, set, &[bare], is_last());
                 }
-                for (set, element) in come {
-                    write(batch, table, set, std::slice::from_ref(element), is_last());
+                for (set, element) in added {
+                    append(batch, NFT_MSG_NEWSETELEM, NLM_F_CREATE, table, set, &[*element], is_last());
                 }
             })
         });
         exchanged.map_err(|cause| {
             let operation = if is_removal { Operation::Remove } else { Operation::Add };
-            match come.iter().chain(go).next() {
-                Some((set, element)) => error_of_element(operation, table, set, &element.key, cause),
+            match added.iter().chain(removed).next() {
+                Some((set, element)) => element_error(operation, table, set, &element.key, cause),
                 None => Error::new(operation, format_args!("elements of table {table}"), cause),
             }
         })
     }
 
-    /// Puts many elements into a set, in few requests. One that is there already stays as it is.
+    /// Adds many elements to a set, in few requests. Keeps elements with the same keys as they are.
     pub fn insert_all(&mut self, table: Table<'_>, set: &str, elements: &[Element]) -> Result<(), Error> {
-        elements.chunks(ELEMENTS_A_MESSAGE).try_for_each(|chunk| {
-            let written = self.once_rearranged(|tables| {
-                tables.socket.batch(SUBSYSTEM, |batch| write(batch, table, set, chunk, true))
+        elements.chunks(MAX_ELEMENTS).try_for_each(|chunk| {
+            let added = self.retry_while_busy(|tables| {
+                tables
+                    .socket
+                    .transaction(|batch| append(batch, NFT_MSG_NEWSETELEM, NLM_F_CREATE, table, set, chunk, true))
             });
-            written.map_err(|cause| Error::new(Operation::Add, InSet { table, set }, cause))
+            added.map_err(|cause| Error::new(Operation::Add, InSet { table, set }, cause))
         })
     }
 
@@ -90,76 +94,64 @@ impl Tables {
 
     /// An element of a set; none if it is not there.
     pub fn element(&mut self, table: Table<'_>, set: &str, key: &Key) -> Result<Option<Element>, Error> {
-        match self.get(table, set, key) {
-            Ok(element) => Ok(Some(element)),
-            Err(cause) if cause.is_missing() => Ok(None),
-            Err(cause) => Err(error_of_element(Operation::Read, table, set, key, cause)),
-        }
+        existing(self.get(table, set, key)).map_err(|cause| element_error(Operation::Read, table, set, key, cause))
     }
 
     /// The elements of a set.
     pub fn elements(&mut self, table: Table<'_>, set: &str) -> Result<Vec<Element>, Error> {
         let name = |w: &mut Writer| {
-            w.text(attribute::TABLE, table.name);
-            w.text(attribute::SET_NAME, set);
+            w.string(NFTA_SET_ELEM_LIST_TABLE, table.name);
+            w.string(NFTA_SET_ELEM_LIST_SET, set);
         };
-        let read = |message: Message<'_>, elements: &mut Vec<Element>| {
-            let list = message.attributes().find(attribute::ELEMENTS);
-            elements.extend(list.into_iter().flat_map(|list| Element::read_all(list.nested())));
-        };
-        self.list(kind::GET_ELEMENT, table.family.number(), name, read)
+        self.socket
+            .list(NFT_MSG_GETSETELEM, table.family.number(), name, Element::read_message)
             .map_err(|cause| Error::new(Operation::Read, InSet { table, set }, cause))
     }
 
-    /// Those of some elements that are not there, for a kernel that cannot be told to remove what may be missing.
+    /// Those of the elements that are not there, for a kernel without `NFT_MSG_DESTROYSETELEM`.
     fn missing<'a>(
         &mut self,
         table: Table<'_>,
         elements: impl Iterator<Item = (&'a str, Element)>,
     ) -> Result<Vec<(&'a str, Key)>, Cause> {
         let mut missing = Vec::new();
-        if self.destroys {
+        if self.has_destroy {
             return Ok(missing);
         }
         for (set, element) in elements {
-            match self.get(table, set, &element.key) {
-                Ok(_) => {}
-                Err(cause) if cause.is_missing() => missing.push((set, element.key)),
-                Err(cause) => return Err(cause),
+            if existing(self.get(table, set, &element.key))?.is_none() {
+                missing.push((set, element.key));
             }
         }
         Ok(missing)
     }
 
-    /// Asks for an element; the answer is that it is missing, if it is.
     fn get(&mut self, table: Table<'_>, set: &str, key: &Key) -> Result<Element, Cause> {
-        let element = Element { key: *key, last: None, value: None, timeout: None, remaining: None };
+        let element = Element::permanent(*key);
         let name = |w: &mut Writer| write_elements(w, table, set, &[element]);
-        self.socket.look_up(kind::GET_ELEMENT, table.family.number(), name, |message| {
-            let list = message.attributes().find(attribute::ELEMENTS)?;
-            Element::read_all(list.nested()).next()
+        self.socket.look_up(NFT_MSG_GETSETELEM, table.family.number(), name, |message| {
+            Element::read_message(message).into_iter().next()
         })
     }
 
-    /// Does something again that may have happened already, or that something else came in between of.
-    fn uncertain(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
-        match self.once_rearranged(&mut work) {
-            // The answer was lost; or an element that had been seen is used up or expired.
-            Err(cause) if cause == Cause::Lost || cause.is_missing() => self.once_rearranged(&mut work),
+    /// Tries again once if the answer was lost, or if an element that existed was used or has expired meanwhile.
+    fn retry_once(&mut self, mut work: impl FnMut(&mut Self) -> Result<(), Cause>) -> Result<(), Cause> {
+        match self.retry_while_busy(&mut work) {
+            Err(cause) if cause == Cause::Overrun || cause.is_missing() => self.retry_while_busy(&mut work),
             result => result,
         }
     }
 
-    /// Does something again while the kernel says that a set is busy: a hash table that grows or shrinks twice in a
-    /// short time takes nothing until a thread of the kernel has moved all elements.
-    pub(super) fn once_rearranged(
+    /// Tries again while the kernel says that a set is busy: a hash table that has to be resized twice in a short time
+    /// takes no element until a worker of the kernel has moved all elements.
+    pub(super) fn retry_while_busy(
         &mut self,
         mut work: impl FnMut(&mut Self) -> Result<(), Cause>,
     ) -> Result<(), Cause> {
-        let deadline = Instant::now() + REARRANGING;
+        let deadline = Instant::now() + RESIZE_TIMEOUT;
         loop {
             match work(self) {
-                Err(Cause::Refused(Errno::BUSY)) if Instant::now() < deadline => thread::sleep(BETWEEN_ATTEMPTS),
+                Err(Cause::Refused(Errno::BUSY)) if Instant::now() < deadline => thread::sleep(RETRY_INTERVAL),
                 result => return result,
             }
         }
@@ -177,35 +169,31 @@ impl fmt::Display for InSet<'_> {
     }
 }
 
-fn error_of_element(operation: Operation, table: Table<'_>, set: &str, key: &Key, cause: Cause) -> Error {
+fn element_error(operation: Operation, table: Table<'_>, set: &str, key: &Key, cause: Cause) -> Error {
     Error::new(operation, format_args!("element {key} of set {table} {set}"), cause)
 }
 
-fn write(batch: &mut Batch<'_>, table: Table<'_>, set: &str, elements: &[Element], is_last: bool) {
-    let body = |w: &mut Writer| write_elements(w, table, set, elements);
-    append(batch, kind::NEW_ELEMENT, flags::CREATE, table, body, is_last);
-}
-
-fn delete(batch: &mut Batch<'_>, kind: u16, table: Table<'_>, set: &str, element: &Element, is_last: bool) {
-    let bare = Element { timeout: None, value: None, ..*element };
-    append(batch, kind, 0, table, |w| write_elements(w, table, set, std::slice::from_ref(&bare)), is_last);
-}
-
-/// Of a batch only the last request is acknowledged.
+/// Appends a request to a transaction. The kernel acknowledges only the last one.
 fn append(
     batch: &mut Batch<'_>,
-    kind: u16,
-    more: u16,
+    message: u16,
+    flags: u16,
     table: Table<'_>,
-    body: impl FnOnce(&mut Writer),
+    set: &str,
+    elements: &[Element],
     is_last: bool,
 ) {
     let family = table.family.number();
-    if is_last { batch.request(kind, more, family, body) } else { batch.quiet_request(kind, more, family, body) }
+    let body = |w: &mut Writer| write_elements(w, table, set, elements);
+    if is_last {
+        batch.request(message, flags, family, body)
+    } else {
+        batch.quiet_request(message, flags, family, body)
+    }
 }
 
 pub(super) fn write_elements(w: &mut Writer, table: Table<'_>, set: &str, elements: &[Element]) {
-    w.text(attribute::TABLE, table.name);
-    w.text(attribute::SET_NAME, set);
-    w.nested(attribute::ELEMENTS, |list| elements.iter().for_each(|element| element.write(list)));
+    w.string(NFTA_SET_ELEM_LIST_TABLE, table.name);
+    w.string(NFTA_SET_ELEM_LIST_SET, set);
+    w.nested(NFTA_SET_ELEM_LIST_ELEMENTS, |list| elements.iter().for_each(|element| element.write(list)));
 }

@@ -1,25 +1,25 @@
-//! The errors of netlink requests, and what an administrator can do about each.
+//! Errors of netlink requests, and what an administrator can do about each.
 
 use std::fmt;
 
 use rustix::io::Errno;
 
-/// What was asked of the kernel.
+/// What a request was to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// A socket.
+    /// Open a socket.
     Connect,
-    /// To be told of changes.
+    /// Subscribe to notifications.
     Watch,
-    /// To add.
+    /// Add something.
     Add,
-    /// To remove.
+    /// Remove something.
     Remove,
-    /// To list or look up.
+    /// List or look up something.
     Read,
-    /// To change.
+    /// Change something.
     Change,
-    /// To say whether it could.
+    /// Check whether the kernel has a feature.
     Try,
 }
 
@@ -37,7 +37,7 @@ impl Operation {
     }
 }
 
-/// Why it did not happen, or why nobody knows whether it did.
+/// Why a request failed, or why it is unknown whether it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
     /// The kernel refused.
@@ -46,34 +46,34 @@ pub enum Cause {
     /// A system call failed.
     #[error("the system call failed: {0}")]
     SystemCall(Errno),
-    /// No answer came in time. It may have happened.
+    /// The kernel did not answer in time. It may have carried out the request.
     #[error("the kernel did not answer in time")]
-    Late,
-    /// The answer was lost because the socket's buffer was full. It may have happened.
+    Timeout,
+    /// The socket's receive buffer was full (`ENOBUFS`). The kernel may have carried out the request.
     #[error("the kernel's answer was lost, because the socket's buffer was full")]
-    Lost,
-    /// The answer makes no sense.
+    Overrun,
+    /// The answer cannot be parsed.
     #[error("the kernel's answer cannot be read")]
-    Garbled,
-    /// Somebody else changed what was being listed, again and again.
+    Malformed,
+    /// Another program changed the list during each attempt to dump it (`NLM_F_DUMP_INTR`).
     #[error("it kept changing while it was read")]
-    Restless,
+    Interrupted,
 }
 
-/// Something that the kernel was asked for and that did not happen.
+/// A request that failed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot {} {object}: {cause}{}", operation.words(), self.and_advice())]
 pub struct Error {
-    /// What was asked.
+    /// What it was to do.
     pub operation: Operation,
-    /// Of what.
+    /// What it concerned.
     pub object: Box<str>,
-    /// Why not.
+    /// Why it failed.
     pub cause: Cause,
 }
 
 impl Error {
-    /// That could not be done, of that.
+    /// The failure of `operation` on `object`.
     pub fn new(operation: Operation, object: impl fmt::Display, cause: Cause) -> Self {
         Self { operation, object: object.to_string().into(), cause }
     }
@@ -82,7 +82,7 @@ impl Error {
         self.advice().map(|advice| format!("; {advice}")).unwrap_or_default()
     }
 
-    /// What to do about it, where that is known. It is a part of the text, too.
+    /// What an administrator can do about it, where that is known. The error's text ends with it.
     pub fn advice(&self) -> Option<&'static str> {
         match self.cause {
             Cause::Refused(Errno::PERM) | Cause::SystemCall(Errno::PERM | Errno::ACCESS) => {
@@ -96,27 +96,36 @@ impl Error {
             }
             Cause::Refused(Errno::MFILE) => Some("raise net.netfilter.nf_conntrack_expect_max"),
             Cause::Refused(Errno::NFILE) => Some("let fewer elements stand at one time, or for a shorter time"),
-            Cause::Late => Some("another program may be loading a large ruleset; it will be tried again"),
-            Cause::Lost => Some("if it happens often, raise net.core.rmem_max"),
+            Cause::Timeout => Some("another program may be loading a large ruleset; it will be tried again"),
+            Cause::Overrun => Some("if it happens often, raise net.core.rmem_max"),
             _ => None,
         }
     }
 }
 
 impl Cause {
-    /// Whether the kernel refused because there is no such thing.
+    /// Whether the kernel refused because the object does not exist.
     pub const fn is_missing(self) -> bool {
         matches!(self, Self::Refused(Errno::NOENT))
     }
 
-    /// Whether the kernel refused because there is such a thing already.
+    /// Whether the kernel refused because the object exists already.
     pub const fn is_present(self) -> bool {
         matches!(self, Self::Refused(Errno::EXIST))
     }
 
-    /// Whether it may have happened all the same.
+    /// Whether the kernel may have carried out the request all the same.
     pub const fn is_unknown(self) -> bool {
-        matches!(self, Self::Late | Self::Lost | Self::Garbled)
+        matches!(self, Self::Timeout | Self::Overrun | Self::Malformed)
+    }
+}
+
+/// `Some` if the request succeeded, `None` if its object does not exist.
+pub(super) fn existing<T>(result: Result<T, Cause>) -> Result<Option<T>, Cause> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(cause) if cause.is_missing() => Ok(None),
+        Err(cause) => Err(cause),
     }
 }
 
@@ -136,15 +145,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_was_asked_of_what_and_why_not() {
+    fn error_names_operation_object_cause_and_advice() {
         let error = Error::new(Operation::Add, "element of set inet pinhole pinholes4", Cause::Refused(Errno::NFILE));
         let text = "cannot add element of set inet pinhole pinholes4: it is full; let fewer elements";
         assert!(error.to_string().starts_with(text), "{error}");
     }
 
     #[test]
-    fn only_a_refusal_is_certain() {
-        assert!(Cause::Late.is_unknown() && Cause::Lost.is_unknown());
+    fn only_a_refusal_means_that_nothing_happened() {
+        assert!(Cause::Timeout.is_unknown() && Cause::Overrun.is_unknown());
         assert!(!Cause::Refused(Errno::NOENT).is_unknown());
         assert!(Cause::Refused(Errno::NOENT).is_missing());
         assert!(!Cause::SystemCall(Errno::NOENT).is_missing());

@@ -1,37 +1,38 @@
-//! Talks to the kernel's netfilter: messages, and the sockets that carry them.
+//! Requests to netfilter over netlink, and its notifications.
 //!
-//! All netlink system calls are here. When a call returns, the kernel has done what it asks, or the error says
-//! whether the kernel may have done it. Encoding and decoding are separate from the sockets, so that tests need no
-//! kernel. Knows what tables, sets and connections are, and not what they are used for.
+//! All netlink system calls are here, except that the crate nfq receives queued packets. When a call returns, the kernel has
+//! carried out the request, or the error says whether it may have. Messages are encoded and parsed without sockets, so that
+//! tests need no kernel. The module knows tables, sets and connections, not what Pinhole uses them for.
 
 mod bytes;
 mod conntrack;
-mod definitions;
 mod element;
 mod elements;
 mod error;
-mod expected;
+mod expectations;
 mod expression;
-mod filter;
 #[doc(hidden)]
 pub mod fuzzing;
-mod helper;
+mod helpers;
 mod image;
 mod marks;
+mod objects;
 mod socket;
+mod socket_filter;
 mod tables;
 mod tuple;
-mod verdict;
+mod uapi;
+mod verdicts;
 mod watch;
 
 pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
-pub use definitions::{Object, ObjectKind};
 pub use element::{Element, Key, Value};
 pub use error::{Cause, Error, Operation};
-pub use expected::{Expectations, Expected, Translated};
-pub use expression::{About, Expression};
-pub use helper::{Helper, Helpers, MOST_EXPECTATIONS};
+pub use expectations::{CtExpectation, ExpectationNat, Expectations};
+pub use expression::{CtKey, Expression};
+pub use helpers::{Helper, Helpers, MAX_EXPECTATIONS};
 pub use image::TableImage;
+pub use objects::{Object, ObjectKind};
 pub use tables::{Chain, Family, Hook, Rule, Table, Tables};
-pub use verdict::Verdicts;
-pub use watch::{ChangeKind, ConnectionChange, ConnectionWatch, Heard, TableChange, TableWatch};
+pub use verdicts::Verdicts;
+pub use watch::{ChangeKind, ConnectionChange, ConnectionWatch, TableChange, TableWatch, WatchEvent};

@@ -1,8 +1,9 @@
-//! A netlink socket of netfilter: sends requests and receives answers, with a deadline.
+//! A netlink socket of netfilter (linux/netlink.h, linux/netfilter/nfnetlink.h): sends requests and receives answers
+//! within a deadline.
 //!
-//! The kernel handles a request within the send call, so the answer is mostly there when the call returns, and a
-//! request takes two system calls. A kernel that is busy with another program's ruleset blocks the send call. The
-//! deadline cannot end that; it ends only the wait for an answer.
+//! The kernel handles a request within the system call `send`, so that most answers have come when the call returns, and
+//! a request takes two system calls. While the kernel loads another program's ruleset, `send` blocks. The deadline only
+//! limits the wait for an answer.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -12,59 +13,67 @@ use rustix::io::{self, Errno};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 use socket2::{SockFilter, SockRef};
 
-use super::bytes::{Head, Message, Messages, Writer, control, flags};
-use super::error::Cause;
+use super::bytes::{Head, Message, Messages, Writer, message_type};
+use super::error::{Cause, Error, Operation};
+use super::uapi::*;
 
-/// The kernel makes no larger datagram for a dump, and what it tells of changes is smaller.
-const LARGEST: usize = 64 * 1024;
+/// The kernel makes no larger datagram for a dump, and notifications are smaller.
+const MAX_DATAGRAM: usize = 64 * 1024;
+/// More datagrams than the answer to any request has: a dump has some sixty conntrack entries in each.
+const MAX_DATAGRAMS: usize = 1 << 20;
+/// How often a list is dumped anew because another program changed it during the dump.
+const DUMP_ATTEMPTS: usize = 16;
 
-/// What answers a request.
+/// What the kernel answers to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Awaited {
-    /// So many acknowledgements.
+enum Answer {
+    /// This many acknowledgements (`NLMSG_ERROR`, often with status zero).
     Acknowledgements(usize),
     /// One message.
     Message,
-    /// Messages, and then the end of them.
+    /// Messages, and `NLMSG_DONE` behind them.
     Dump,
 }
 
-/// A socket with its buffers.
+/// A socket for requests to one subsystem, with its buffers.
 #[derive(Debug)]
 pub(super) struct Socket {
     fd: OwnedFd,
+    /// `NFNL_SUBSYS_*`.
+    subsystem: u16,
     requests: Writer,
     answers: Box<[u8]>,
     sequence: u32,
-    /// How long an answer may take.
-    patience: Duration,
+    /// How long the kernel may take to answer.
+    timeout: Duration,
 }
 
-/// Requests that happen together or not at all.
+/// Requests that are sent together.
 #[derive(Debug)]
 pub(super) struct Batch<'a> {
     requests: &'a mut Writer,
+    subsystem: u16,
     sequence: &'a mut u32,
-    awaited: usize,
+    acknowledgements: usize,
 }
 
 impl Batch<'_> {
-    /// Appends a request that will be acknowledged.
-    pub(super) fn request(&mut self, kind: u16, more: u16, family: u8, body: impl FnOnce(&mut Writer)) {
-        self.append(kind, flags::ACK | more, family, body);
-        self.awaited += 1;
+    /// Appends a request that the kernel acknowledges.
+    pub(super) fn request(&mut self, message: u16, flags: u16, family: u8, body: impl FnOnce(&mut Writer)) {
+        self.append(message, NLM_F_ACK | flags, family, body);
+        self.acknowledgements += 1;
     }
 
-    /// Appends a request of which only a refusal is told. Something acknowledged has to come behind it: all of a batch
-    /// happens or nothing. Each acknowledgement left out spares a system call.
-    pub(super) fn quiet_request(&mut self, kind: u16, more: u16, family: u8, body: impl FnOnce(&mut Writer)) {
-        self.append(kind, more, family, body);
+    /// Appends a request that the kernel answers only if it refuses it. In a transaction, where all requests succeed or
+    /// none, one acknowledged request behind it is enough. Each acknowledgement left out saves a system call.
+    pub(super) fn quiet_request(&mut self, message: u16, flags: u16, family: u8, body: impl FnOnce(&mut Writer)) {
+        self.append(message, flags, family, body);
     }
 
-    fn append(&mut self, kind: u16, more: u16, family: u8, body: impl FnOnce(&mut Writer)) {
+    fn append(&mut self, message: u16, flags: u16, family: u8, body: impl FnOnce(&mut Writer)) {
+        let kind = message_type(self.subsystem, message);
         let sequence = next(self.sequence);
-        let flags = flags::REQUEST | more;
-        self.requests.message(Head { kind, flags, sequence, family, resource: 0 }, body);
+        self.requests.message(Head { kind, flags: NLM_F_REQUEST | flags, sequence, family, res_id: 0 }, body);
     }
 }
 
@@ -74,161 +83,179 @@ fn next(sequence: &mut u32) -> u32 {
 }
 
 impl Socket {
-    /// A socket that hears what is told to `groups`, a mask.
-    pub(super) fn open(groups: u32, patience: Duration) -> Result<Self, Cause> {
+    /// A socket for requests; `object` names the subsystem in errors.
+    pub(super) fn open(subsystem: u16, object: &str, timeout: Duration) -> Result<Self, Error> {
+        Self::subscribe(subsystem, &[], timeout).map_err(|cause| Error::new(Operation::Connect, object, cause))
+    }
+
+    /// A socket that also receives the notifications of these groups (`NFNLGRP_*`).
+    pub(super) fn subscribe(subsystem: u16, groups: &[u32], timeout: Duration) -> Result<Self, Cause> {
         let fd =
             net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))
                 .map_err(Cause::SystemCall)?;
+        let groups = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
         net::bind(&fd, &netlink::SocketAddrNetlink::new(0, groups)).map_err(Cause::SystemCall)?;
-        let answers = vec![0; LARGEST].into();
-        Ok(Self { fd, requests: Writer::default(), answers, sequence: 0, patience })
+        let answers = vec![0; MAX_DATAGRAM].into();
+        Ok(Self { fd, subsystem, requests: Writer::default(), answers, sequence: 0, timeout })
     }
 
-    /// The number by which the kernel names this socket to those who watch.
-    pub(super) fn number(&self) -> Result<u32, Cause> {
+    /// The port ID, by which notifications name the socket that caused them.
+    pub(super) fn port_id(&self) -> Result<u32, Cause> {
         let address = net::getsockname(&self.fd).map_err(Cause::SystemCall)?;
         netlink::SocketAddrNetlink::try_from(address).map(|address| address.pid()).map_err(Cause::SystemCall)
     }
 
-    /// Makes room for so many bytes of what is told; as much as may be, if that is too much.
-    pub(super) fn make_room(&self, bytes: usize) {
+    pub(super) fn set_receive_buffer(&self, bytes: usize) {
         if net::sockopt::set_socket_recv_buffer_size_force(&self.fd, bytes).is_err() {
-            // Without the privilege the system's own limit holds, and a watcher that misses something is told so.
+            // Without the privilege, net.core.rmem_max limits the size. A watcher learns when notifications are lost.
             let _ = net::sockopt::set_socket_recv_buffer_size(&self.fd, bytes);
         }
     }
 
-    /// From now on hears only what this program of the kernel's packet filter lets through.
-    pub(super) fn filter(&self, program: &[SockFilter]) -> Result<(), Cause> {
+    /// From now on receives only what this classic BPF program lets through.
+    pub(super) fn attach_filter(&self, program: &[SockFilter]) -> Result<(), Cause> {
         SockRef::from(&self.fd)
             .attach_filter(program)
             .map_err(|error| Cause::SystemCall(Errno::from_io_error(&error).unwrap_or(Errno::INVAL)))
     }
 
-    /// Sends one request and awaits its acknowledgement.
+    /// Sends one request and waits for its acknowledgement.
     pub(super) fn request(
         &mut self,
-        kind: u16,
-        more: u16,
+        message: u16,
+        flags: u16,
         family: u8,
         body: impl FnOnce(&mut Writer),
     ) -> Result<(), Cause> {
-        let first = self.begin(kind, flags::REQUEST | flags::ACK | more, family, body);
-        self.exchange(first, Awaited::Acknowledgements(1), |_| {})
+        let first = self.begin(message, NLM_F_ACK | flags, family, body);
+        self.exchange(first, Answer::Acknowledgements(1), |_| {})
     }
 
-    /// Sends requests together, which the kernel carries out one after the other, and awaits what became of each: an
-    /// error of one does not keep it from the next.
+    /// Sends requests together, and waits for the result of each. An error of one does not keep the kernel from the
+    /// next.
     pub(super) fn requests<const COUNT: usize>(
         &mut self,
         fill: impl FnOnce(&mut Batch<'_>),
     ) -> Result<[Result<(), Errno>; COUNT], Cause> {
         self.requests.clear();
         let first = self.sequence.wrapping_add(1);
-        let mut batch = Batch { requests: &mut self.requests, sequence: &mut self.sequence, awaited: 0 };
-        fill(&mut batch);
-        debug_assert_eq!(batch.awaited, COUNT, "as many requests as answers");
+        let acknowledgements = self.fill(fill);
+        debug_assert_eq!(acknowledgements, COUNT, "as many requests as answers");
         let mut results = [None; COUNT];
         self.converse(first, |message| {
-            if message.kind != control::ERROR {
+            if message.kind != NLMSG_ERROR {
                 return Ok(false);
             }
             let index = usize::try_from(message.sequence.wrapping_sub(first)).ok();
-            let place = index.and_then(|index| results.get_mut(index)).ok_or(Cause::Garbled)?;
-            *place = Some(match message.status().ok_or(Cause::Garbled)? {
+            let result = index.and_then(|index| results.get_mut(index)).ok_or(Cause::Malformed)?;
+            *result = Some(match message.status().ok_or(Cause::Malformed)? {
                 0 => Ok(()),
                 status => Err(Errno::from_raw_os_error(status.wrapping_neg())),
             });
             Ok(results.iter().all(Option::is_some))
         })?;
-        Ok(results.map(|result| result.expect("all have come")))
+        Ok(results.map(|result| result.expect("each has its result")))
     }
 
-    /// Sends one request and hands its answer to `read`.
+    /// Sends one request and reads its answer.
     pub(super) fn look_up<T>(
         &mut self,
-        kind: u16,
+        message: u16,
         family: u8,
         body: impl FnOnce(&mut Writer),
         read: impl Fn(Message<'_>) -> Option<T>,
     ) -> Result<T, Cause> {
-        let first = self.begin(kind, flags::REQUEST, family, body);
+        let first = self.begin(message, 0, family, body);
         let mut found = None;
-        self.exchange(first, Awaited::Message, |message| found = read(message))?;
-        found.ok_or(Cause::Garbled)
+        self.exchange(first, Answer::Message, |message| found = read(message))?;
+        found.ok_or(Cause::Malformed)
     }
 
-    /// Asks for a list and hands each of its messages to `hear`. What was heard before an error is not the whole.
-    pub(super) fn dump(
+    /// Dumps a list, anew if another program changes it meanwhile.
+    pub(super) fn list<T, I: IntoIterator<Item = T>>(
         &mut self,
-        kind: u16,
+        message: u16,
         family: u8,
-        body: impl FnOnce(&mut Writer),
-        hear: impl FnMut(Message<'_>),
-    ) -> Result<(), Cause> {
-        let first = self.begin(kind, flags::REQUEST | flags::DUMP, family, body);
-        self.exchange(first, Awaited::Dump, hear)
+        body: impl Fn(&mut Writer),
+        read: impl Fn(Message<'_>) -> I,
+    ) -> Result<Vec<T>, Cause> {
+        let mut list = Vec::new();
+        for _ in 0..DUMP_ATTEMPTS {
+            list.clear();
+            let first = self.begin(message, NLM_F_DUMP, family, &body);
+            match self.exchange(first, Answer::Dump, |message| list.extend(read(message))) {
+                Err(Cause::Interrupted | Cause::Refused(Errno::INTR)) => {}
+                result => return result.map(|()| list),
+            }
+        }
+        Err(Cause::Interrupted)
     }
 
-    /// Sends what `fill` puts into a batch for a subsystem, and awaits all acknowledgements.
-    pub(super) fn batch(&mut self, subsystem: u16, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
-        let (first, awaited) = self.fill(subsystem, fill);
-        self.bracket(control::BATCH_END, subsystem);
-        self.exchange(first, Awaited::Acknowledgements(awaited), |_| {})
+    /// Sends what `fill` appends as a transaction: all requests succeed or none.
+    pub(super) fn transaction(&mut self, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
+        let (first, acknowledgements) = self.begin_transaction(fill);
+        self.bracket(NFNL_MSG_BATCH_END);
+        self.exchange(first, Answer::Acknowledgements(acknowledgements), |_| {})
     }
 
-    /// Sends what `fill` puts into a batch, without the end that would make it happen: only the answers come.
-    pub(super) fn dry_run(&mut self, subsystem: u16, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
-        let (first, awaited) = self.fill(subsystem, fill);
-        self.exchange(first, Awaited::Acknowledgements(awaited), |_| {})
+    /// Sends a transaction without `NFNL_MSG_BATCH_END`: the kernel answers, and commits nothing.
+    pub(super) fn dry_run(&mut self, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
+        let (first, acknowledgements) = self.begin_transaction(fill);
+        self.exchange(first, Answer::Acknowledgements(acknowledgements), |_| {})
     }
 
-    fn fill(&mut self, subsystem: u16, fill: impl FnOnce(&mut Batch<'_>)) -> (u32, usize) {
+    fn begin_transaction(&mut self, fill: impl FnOnce(&mut Batch<'_>)) -> (u32, usize) {
         self.requests.clear();
-        let first = self.bracket(control::BATCH_BEGIN, subsystem);
-        let mut batch = Batch { requests: &mut self.requests, sequence: &mut self.sequence, awaited: 0 };
-        fill(&mut batch);
-        (first, batch.awaited)
+        let first = self.bracket(NFNL_MSG_BATCH_BEGIN);
+        (first, self.fill(fill))
     }
 
-    fn bracket(&mut self, kind: u16, subsystem: u16) -> u32 {
+    fn fill(&mut self, fill: impl FnOnce(&mut Batch<'_>)) -> usize {
+        let Self { requests, subsystem, sequence, .. } = self;
+        let mut batch = Batch { requests, subsystem: *subsystem, sequence, acknowledgements: 0 };
+        fill(&mut batch);
+        batch.acknowledgements
+    }
+
+    fn bracket(&mut self, kind: u16) -> u32 {
         let sequence = next(&mut self.sequence);
-        let head = Head { kind, flags: flags::REQUEST, sequence, family: 0, resource: subsystem };
+        let head = Head { kind, flags: NLM_F_REQUEST, sequence, family: NFPROTO_UNSPEC, res_id: self.subsystem };
         self.requests.message(head, |_| {});
         sequence
     }
 
-    fn begin(&mut self, kind: u16, flags: u16, family: u8, body: impl FnOnce(&mut Writer)) -> u32 {
+    fn begin(&mut self, message: u16, flags: u16, family: u8, body: impl FnOnce(&mut Writer)) -> u32 {
         self.requests.clear();
+        let kind = message_type(self.subsystem, message);
         let sequence = next(&mut self.sequence);
-        self.requests.message(Head { kind, flags, sequence, family, resource: 0 }, body);
+        self.requests.message(Head { kind, flags: NLM_F_REQUEST | flags, sequence, family, res_id: 0 }, body);
         sequence
     }
 
-    /// Sends what was written and reads until it has been answered. The requests are those from `first` on.
-    fn exchange(&mut self, first: u32, awaited: Awaited, mut hear: impl FnMut(Message<'_>)) -> Result<(), Cause> {
+    /// Sends the requests, the first of which has the sequence number `first`, and reads until they are answered.
+    fn exchange(&mut self, first: u32, answer: Answer, mut read: impl FnMut(Message<'_>)) -> Result<(), Cause> {
         let mut acknowledged = 0;
         let mut interrupted = false;
         self.converse(first, |message| {
-            interrupted |= message.flags & flags::DUMP_INTERRUPTED != 0;
-            match (message.kind, awaited) {
-                (control::ERROR | control::DONE, _) if message.status() != Some(0) => {
-                    let status = message.status().ok_or(Cause::Garbled)?;
+            interrupted |= message.flags & NLM_F_DUMP_INTR != 0;
+            match (message.kind, answer) {
+                (NLMSG_ERROR | NLMSG_DONE, _) if message.status() != Some(0) => {
+                    let status = message.status().ok_or(Cause::Malformed)?;
                     Err(Cause::Refused(Errno::from_raw_os_error(status.wrapping_neg())))
                 }
-                (control::ERROR, Awaited::Acknowledgements(all)) => {
+                (NLMSG_ERROR, Answer::Acknowledgements(all)) => {
                     acknowledged += 1;
                     Ok(acknowledged == all)
                 }
-                (control::DONE, Awaited::Dump) if interrupted => Err(Cause::Restless),
-                (control::DONE, Awaited::Dump) => Ok(true),
-                (control::ERROR | control::DONE, _) => Ok(false),
-                (_, Awaited::Message) => {
-                    hear(message);
+                (NLMSG_DONE, Answer::Dump) if interrupted => Err(Cause::Interrupted),
+                (NLMSG_DONE, Answer::Dump) => Ok(true),
+                (NLMSG_ERROR | NLMSG_DONE, _) => Ok(false),
+                (_, Answer::Message) => {
+                    read(message);
                     Ok(true)
                 }
-                (_, Awaited::Dump) if message.flags & flags::MULTI != 0 => {
-                    hear(message);
+                (_, Answer::Dump) if message.flags & NLM_F_MULTI != 0 => {
+                    read(message);
                     Ok(false)
                 }
                 (_, _) => Ok(false),
@@ -236,40 +263,40 @@ impl Socket {
         })
     }
 
-    /// Sends what was written and hands the answers to the requests from `first` on to `hear`, until that says that it
-    /// has all.
-    fn converse(&mut self, first: u32, mut hear: impl FnMut(Message<'_>) -> Result<bool, Cause>) -> Result<(), Cause> {
+    /// Sends the requests, and hands the answers to `read` until it says that it has all.
+    fn converse(&mut self, first: u32, mut read: impl FnMut(Message<'_>) -> Result<bool, Cause>) -> Result<(), Cause> {
         let newest = self.sequence.wrapping_sub(first);
         io::retry_on_intr(|| net::send(&self.fd, self.requests.as_bytes(), SendFlags::empty()))
             .map_err(Cause::SystemCall)?;
         let mut deadline = None;
-        loop {
+        for _ in 0..MAX_DATAGRAMS {
             let Some(length) = receive(&self.fd, &mut self.answers)? else {
-                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.patience);
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + self.timeout);
                 if !wait(self.fd.as_fd(), deadline.saturating_duration_since(Instant::now()))? {
-                    return Err(Cause::Late);
+                    return Err(Cause::Timeout);
                 }
                 continue;
             };
-            let datagram = self.answers.get(..length).ok_or(Cause::Garbled)?;
+            let datagram = self.answers.get(..length).ok_or(Cause::Malformed)?;
             for message in Messages::of(datagram) {
-                // Answers to an earlier request, that came too late, are of no interest any more.
-                if message.sequence.wrapping_sub(first) <= newest && hear(message)? {
+                // Skips late answers to an earlier request, which has failed.
+                if message.sequence.wrapping_sub(first) <= newest && read(message)? {
                     return Ok(());
                 }
             }
         }
+        Err(Cause::Malformed)
     }
 
-    /// The next datagram that was told to the groups; none if none comes in time.
-    pub(super) fn hear(&mut self, patience: Duration) -> Result<Option<&[u8]>, Cause> {
+    /// The next datagram of notifications; none if none comes in time.
+    pub(super) fn receive(&mut self, timeout: Duration) -> Result<Option<&[u8]>, Cause> {
         let mut length = receive(&self.fd, &mut self.answers)?;
-        if length.is_none() && wait(self.fd.as_fd(), patience)? {
+        if length.is_none() && wait(self.fd.as_fd(), timeout)? {
             length = receive(&self.fd, &mut self.answers)?;
         }
         match length {
             None => Ok(None),
-            Some(length) => self.answers.get(..length).map(Some).ok_or(Cause::Garbled),
+            Some(length) => self.answers.get(..length).map(Some).ok_or(Cause::Malformed),
         }
     }
 }
@@ -280,24 +307,24 @@ impl AsFd for Socket {
     }
 }
 
-/// Takes a datagram if one is there. Its length may be more than the buffer holds.
+/// Receives a datagram if one has come. Its length may be greater than the buffer's.
 fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>, Cause> {
     match io::retry_on_intr(|| net::recv(fd, &mut *buffer, RecvFlags::DONTWAIT | RecvFlags::TRUNC)) {
         Ok((_, length)) => Ok(Some(length)),
         Err(Errno::AGAIN) => Ok(None),
-        Err(Errno::NOBUFS) => Err(Cause::Lost),
+        Err(Errno::NOBUFS) => Err(Cause::Overrun),
         Err(errno) => Err(Cause::SystemCall(errno)),
     }
 }
 
-/// Waits until something can be read, or the time is over. A signal ends the wait early, as if nothing had come.
-fn wait(fd: BorrowedFd<'_>, patience: Duration) -> Result<bool, Cause> {
-    if patience.is_zero() {
+/// Waits until the socket is readable, at most for `timeout`. A signal ends the wait early.
+fn wait(fd: BorrowedFd<'_>, timeout: Duration) -> Result<bool, Cause> {
+    if timeout.is_zero() {
         return Ok(false);
     }
-    let timeout = Timespec::try_from(patience).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
+    let timespec = Timespec::try_from(timeout).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    match poll(&mut fds, Some(&timeout)) {
+    match poll(&mut fds, Some(&timespec)) {
         Ok(ready) => Ok(ready > 0),
         Err(Errno::INTR) => Ok(true),
         Err(errno) => Err(Cause::SystemCall(errno)),

@@ -1,60 +1,15 @@
-//! nf_tables: tables, chains, rules. `elements.rs` has the elements of their sets.
+//! nf_tables (linux/netfilter/nf_tables.h): tables, chains, rules. `elements.rs` has the elements of sets.
 
 use std::fmt;
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::bytes::{Attribute, Message, Writer, flags};
-use super::error::{Cause, Error, Operation};
+use super::bytes::{Attribute, Message, Writer};
+use super::error::{Cause, Error, Operation, existing};
 use super::expression::Expression;
 use super::socket::{Batch, Socket};
-
-pub(super) const SUBSYSTEM: u16 = 10;
-/// Times that a list is read anew when somebody changes it meanwhile.
-const ATTEMPTS: usize = 16;
-
-/// Messages, with the subsystem in the high byte.
-pub(super) mod kind {
-    pub(crate) const NEW_TABLE: u16 = 0x0a00;
-    pub(crate) const GET_TABLE: u16 = 0x0a01;
-    pub(crate) const DELETE_TABLE: u16 = 0x0a02;
-    pub(crate) const NEW_CHAIN: u16 = 0x0a03;
-    pub(crate) const GET_CHAIN: u16 = 0x0a04;
-    pub(crate) const DELETE_CHAIN: u16 = 0x0a05;
-    pub(crate) const NEW_RULE: u16 = 0x0a06;
-    pub(crate) const GET_RULE: u16 = 0x0a07;
-    pub(crate) const DELETE_RULE: u16 = 0x0a08;
-    pub(crate) const NEW_SET: u16 = 0x0a09;
-    pub(crate) const GET_SET: u16 = 0x0a0a;
-    pub(crate) const DELETE_SET: u16 = 0x0a0b;
-    pub(crate) const NEW_ELEMENT: u16 = 0x0a0c;
-    pub(crate) const GET_ELEMENT: u16 = 0x0a0d;
-    pub(crate) const DELETE_ELEMENT: u16 = 0x0a0e;
-    pub(crate) const NEW_OBJECT: u16 = 0x0a12;
-    pub(crate) const GET_OBJECT: u16 = 0x0a13;
-    /// As to delete, but no error where there is nothing. Since Linux 6.3.
-    pub(crate) const DESTROY_TABLE: u16 = 0x0a1a;
-    pub(crate) const DESTROY_ELEMENT: u16 = 0x0a1e;
-}
-
-/// Attributes. A table's name is the first of every message.
-pub(super) mod attribute {
-    pub(crate) const TABLE: u16 = 1;
-    pub(crate) const CHAIN_NAME: u16 = 3;
-    pub(crate) const CHAIN_HOOK: u16 = 4;
-    pub(crate) const HOOK_NUMBER: u16 = 1;
-    pub(crate) const HOOK_PRIORITY: u16 = 2;
-    pub(crate) const RULE_CHAIN: u16 = 2;
-    pub(crate) const RULE_HANDLE: u16 = 3;
-    pub(crate) const RULE_EXPRESSIONS: u16 = 4;
-    pub(crate) const RULE_USERDATA: u16 = 7;
-    pub(crate) const SET_NAME: u16 = 2;
-    pub(crate) const ELEMENTS: u16 = 3;
-}
-
-/// The type of a comment within a rule's userdata, as the program nft writes and shows it.
-const COMMENT: u8 = 0;
+use super::uapi::*;
 
 /// The family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,17 +25,17 @@ pub enum Family {
 impl Family {
     pub(super) const fn number(self) -> u8 {
         match self {
-            Self::Inet => 1,
-            Self::Ip => 2,
-            Self::Ip6 => 10,
+            Self::Inet => NFPROTO_INET,
+            Self::Ip => NFPROTO_IPV4,
+            Self::Ip6 => NFPROTO_IPV6,
         }
     }
 
     pub(super) const fn of(number: u8) -> Option<Self> {
         match number {
-            1 => Some(Self::Inet),
-            2 => Some(Self::Ip),
-            10 => Some(Self::Ip6),
+            NFPROTO_INET => Some(Self::Inet),
+            NFPROTO_IPV4 => Some(Self::Ip),
+            NFPROTO_IPV6 => Some(Self::Ip6),
             _ => None,
         }
     }
@@ -96,12 +51,12 @@ impl fmt::Display for Family {
     }
 }
 
-/// The name of a table.
+/// The family and name of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Table<'a> {
-    /// Its family.
+    /// The family.
     pub family: Family,
-    /// Its name within the family.
+    /// The name within the family.
     pub name: &'a str,
 }
 
@@ -111,151 +66,140 @@ impl fmt::Display for Table<'_> {
     }
 }
 
-/// A chain that stands.
+/// A chain in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// Its name.
     pub name: Box<str>,
-    /// Where it begins; none for a chain that others jump to.
+    /// The hook of a base chain; none of a chain to which rules jump.
     pub hook: Option<Hook>,
 }
 
-/// The place from which the kernel calls a chain.
+/// Hook and priority of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// Prerouting 0, input 1, forward 2, output 3, postrouting 4.
+    /// `NF_INET_*`: prerouting 0, input 1, forward 2, output 3, postrouting 4.
     pub number: u32,
-    /// The lower, the earlier.
+    /// The priority: chains with lower ones come first.
     pub priority: i32,
 }
 
-/// A rule that stands.
+/// A rule in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     /// Its chain.
     pub chain: Box<str>,
-    /// Its number, never used again in its table.
+    /// Its handle, which is unique in its table for ever.
     pub handle: u64,
     /// Its comment.
     pub comment: Option<Box<str>>,
 }
 
-/// A connection to nf_tables. Each call returns when the kernel has done it.
+/// A socket for requests to nf_tables. Each call returns when the kernel has carried out the request.
 ///
-/// A batch that fails costs milliseconds: the kernel waits until no processor looks at what it takes back. So what is
-/// likely is asked in a way that does not fail.
+/// A transaction that fails takes milliseconds, because the kernel waits for an RCU grace period before it frees what it
+/// rolls back. So the likely case never fails.
 #[derive(Debug)]
 pub struct Tables {
     pub(super) socket: Socket,
-    /// Whether the kernel can be told to remove what may not be there.
-    pub(super) destroys: bool,
+    /// Whether the kernel has `NFT_MSG_DESTROYSETELEM`.
+    pub(super) has_destroy: bool,
 }
 
 impl Tables {
-    /// Opens it; an answer may take so long.
-    pub fn open(patience: Duration) -> Result<Self, Error> {
-        let connect = |cause| Error::new(Operation::Connect, "nf_tables", cause);
-        let mut socket = Socket::open(0, patience).map_err(connect)?;
-        let destroys = socket.dry_run(SUBSYSTEM, |batch| {
-            batch.request(kind::DESTROY_TABLE, 0, Family::Inet.number(), |w| w.text(attribute::TABLE, "trial"));
-        });
-        match destroys {
-            Ok(()) => Ok(Self { socket, destroys: true }),
-            // It knows no such message.
-            Err(Cause::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(Self { socket, destroys: false }),
-            Err(cause) => Err(connect(cause)),
+    /// Opens the socket. The kernel may take `timeout` to answer a request.
+    pub fn open(timeout: Duration) -> Result<Self, Error> {
+        const OBJECT: &str = "nf_tables";
+        let mut socket = Socket::open(NFNL_SUBSYS_NFTABLES, OBJECT, timeout)?;
+        let trial = Table { family: Family::Inet, name: "trial" };
+        let destroyed = socket.dry_run(|batch| table_request(batch, NFT_MSG_DESTROYTABLE, 0, trial));
+        match destroyed {
+            Ok(()) => Ok(Self { socket, has_destroy: true }),
+            Err(Cause::Refused(Errno::INVAL | Errno::OPNOTSUPP)) => Ok(Self { socket, has_destroy: false }),
+            Err(cause) => Err(Error::new(Operation::Connect, OBJECT, cause)),
         }
     }
 
-    /// The number that a [`TableChange`](super::TableChange) has for what was done through here.
-    pub fn number(&self) -> Result<u32, Error> {
-        self.socket.number().map_err(|cause| Error::new(Operation::Connect, "nf_tables", cause))
+    /// The port ID of the socket: [`TableChange::port_id`](super::TableChange::port_id) of its changes.
+    pub fn port_id(&self) -> Result<u32, Error> {
+        self.socket.port_id().map_err(|cause| Error::new(Operation::Connect, "nf_tables", cause))
     }
 
-    /// Whether a table stands.
+    /// Whether a table exists.
     pub fn has_table(&mut self, table: Table<'_>) -> Result<bool, Error> {
-        let name = |w: &mut Writer| w.text(attribute::TABLE, table.name);
-        match self.socket.look_up(kind::GET_TABLE, table.family.number(), name, |_| Some(())) {
-            Ok(()) => Ok(true),
-            Err(cause) if cause.is_missing() => Ok(false),
+        let name = |w: &mut Writer| w.string(NFTA_TABLE_NAME, table.name);
+        let found = self.socket.look_up(NFT_MSG_GETTABLE, table.family.number(), name, |_| Some(()));
+        match existing(found) {
+            Ok(found) => Ok(found.is_some()),
             Err(cause) => Err(Error::new(Operation::Read, format_args!("table {table}"), cause)),
         }
     }
 
-    /// Removes a table and all that is in it. Whether it was there.
+    /// Removes a table with everything in it. Returns whether it existed.
     pub fn remove_table(&mut self, table: Table<'_>) -> Result<bool, Error> {
-        let removed = self.socket.batch(SUBSYSTEM, |batch| {
-            batch.request(kind::DELETE_TABLE, 0, table.family.number(), |w| w.text(attribute::TABLE, table.name));
-        });
-        match removed {
-            Ok(()) => Ok(true),
-            Err(cause) if cause.is_missing() => Ok(false),
+        let removed = self.socket.transaction(|batch| table_request(batch, NFT_MSG_DELTABLE, 0, table));
+        match existing(removed) {
+            Ok(removed) => Ok(removed.is_some()),
             Err(cause) => Err(Error::new(Operation::Remove, format_args!("table {table}"), cause)),
         }
     }
 
     /// The chains of a table; none if there is no such table.
     pub fn chains(&mut self, table: Table<'_>) -> Result<Vec<Chain>, Error> {
-        let read = |message: Message<'_>, chains: &mut Vec<Chain>| {
-            if message.attributes().find(attribute::TABLE).and_then(Attribute::text) == Some(table.name) {
-                chains.extend(read_chain(message));
-            }
-        };
-        self.list(kind::GET_CHAIN, table.family.number(), |_| {}, read)
+        let read = |message: Message<'_>| read_chain(message).filter(|_| is_of_table(message, table));
+        self.socket
+            .list(NFT_MSG_GETCHAIN, table.family.number(), |_| {}, read)
             .map_err(|cause| Error::new(Operation::Read, format_args!("the chains of table {table}"), cause))
     }
 
     /// The rules of a table, chain by chain in their order; none if there is no such table.
     pub fn rules(&mut self, table: Table<'_>) -> Result<Vec<Rule>, Error> {
-        let name = |w: &mut Writer| w.text(attribute::TABLE, table.name);
-        let read = |message: Message<'_>, rules: &mut Vec<Rule>| rules.extend(read_rule(message));
-        match self.list(kind::GET_RULE, table.family.number(), name, read) {
-            Err(cause) if cause.is_missing() => Ok(Vec::new()),
-            result => {
-                result.map_err(|cause| Error::new(Operation::Read, format_args!("the rules of table {table}"), cause))
-            }
-        }
+        let name = |w: &mut Writer| w.string(NFTA_RULE_TABLE, table.name);
+        let rules = self.socket.list(NFT_MSG_GETRULE, table.family.number(), name, read_rule);
+        existing(rules)
+            .map(Option::unwrap_or_default)
+            .map_err(|cause| Error::new(Operation::Read, format_args!("the rules of table {table}"), cause))
     }
 
     /// The rules of all tables of a family, each with the name of its table.
     pub fn rules_everywhere(&mut self, family: Family) -> Result<Vec<(Box<str>, Rule)>, Error> {
-        let read = |message: Message<'_>, rules: &mut Vec<(Box<str>, Rule)>| {
-            let table = message.attributes().find(attribute::TABLE).and_then(Attribute::text);
-            rules.extend(table.map(Into::into).zip(read_rule(message)));
+        let read = |message: Message<'_>| {
+            let table = message.attributes().find(NFTA_RULE_TABLE).and_then(Attribute::string);
+            table.map(Into::into).zip(read_rule(message))
         };
-        self.list(kind::GET_RULE, family.number(), |_| {}, read)
+        self.socket
+            .list(NFT_MSG_GETRULE, family.number(), |_| {}, read)
             .map_err(|cause| Error::new(Operation::Read, "the rules of all tables", cause))
     }
 
-    /// Puts a rule at the top of a chain.
-    pub fn add_rule_on_top(
+    /// Inserts a rule at the top of a chain.
+    pub fn insert_rule(
         &mut self,
         table: Table<'_>,
         chain: &str,
         comment: &str,
         rule: &[Expression],
     ) -> Result<(), Error> {
-        let fill = |batch: &mut Batch<'_>| write_rule(batch, table, chain, 0, comment, rule);
-        self.socket.batch(SUBSYSTEM, fill).map_err(|cause| error_of_rule(Operation::Add, table, chain, cause))
+        let fill = |batch: &mut Batch<'_>| add_rule(batch, table, chain, 0, comment, rule);
+        self.socket.transaction(fill).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
     }
 
-    /// Removes a rule. Whether it was there.
+    /// Removes a rule. Returns whether it existed.
     pub fn remove_rule(&mut self, table: Table<'_>, rule: &Rule) -> Result<bool, Error> {
-        let removed = self.socket.batch(SUBSYSTEM, |batch| {
-            batch.request(kind::DELETE_RULE, 0, table.family.number(), |w| {
-                w.text(attribute::TABLE, table.name);
-                w.text(attribute::RULE_CHAIN, &rule.chain);
-                w.attribute(attribute::RULE_HANDLE, &rule.handle.to_be_bytes());
+        let removed = self.socket.transaction(|batch| {
+            batch.request(NFT_MSG_DELRULE, 0, table.family.number(), |w| {
+                w.string(NFTA_RULE_TABLE, table.name);
+                w.string(NFTA_RULE_CHAIN, &rule.chain);
+                w.u64(NFTA_RULE_HANDLE, rule.handle);
             });
         });
-        match removed {
-            Ok(()) => Ok(true),
-            Err(cause) if cause.is_missing() => Ok(false),
-            Err(cause) => Err(error_of_rule(Operation::Remove, table, &rule.chain, cause)),
+        match existing(removed) {
+            Ok(removed) => Ok(removed.is_some()),
+            Err(cause) => Err(rule_error(Operation::Remove, table, &rule.chain, cause)),
         }
     }
 
-    /// Fills a chain with one rule, whatever was in it, and makes the table and the chain where they are missing.
+    /// Replaces the rules of a chain by one. Adds the table and the chain if they do not exist.
     pub fn fill_chain(
         &mut self,
         table: Table<'_>,
@@ -263,95 +207,85 @@ impl Tables {
         comment: &str,
         rule: &[Expression],
     ) -> Result<(), Error> {
-        let fill = |batch: &mut Batch<'_>| write_chain(batch, table, chain, comment, rule);
-        self.socket.batch(SUBSYSTEM, fill).map_err(|cause| error_of_rule(Operation::Add, table, chain, cause))
+        let fill = |batch: &mut Batch<'_>| fill_chain(batch, table, chain, comment, rule);
+        self.socket.transaction(fill).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
     }
 
-    /// Whether this kernel could carry out a rule. Nothing is changed.
-    pub fn could(&mut self, rule: &[Expression]) -> Result<bool, Error> {
-        let table = Table { family: Family::Inet, name: "trial" };
-        match self.socket.dry_run(SUBSYSTEM, |batch| write_chain(batch, table, "trial", "", rule)) {
+    /// Whether this kernel has all expressions of a rule. Changes nothing.
+    pub fn supports(&mut self, rule: &[Expression]) -> Result<bool, Error> {
+        let trial = Table { family: Family::Inet, name: "trial" };
+        match self.socket.dry_run(|batch| fill_chain(batch, trial, "trial", "", rule)) {
             Ok(()) => Ok(true),
-            // It knows no such expression, or not in this family.
-            Err(cause) if cause.is_missing() || cause == Cause::Refused(Errno::OPNOTSUPP) => Ok(false),
+            // The kernel has no such expression, or not in this family.
+            Err(Cause::Refused(Errno::NOENT | Errno::OPNOTSUPP)) => Ok(false),
             Err(cause) => Err(Error::new(Operation::Try, "a rule", cause)),
         }
     }
-
-    /// What `fill` asks for happens together or not at all.
-    pub(super) fn batch(&mut self, fill: impl FnOnce(&mut Batch<'_>)) -> Result<(), Cause> {
-        self.socket.batch(SUBSYSTEM, fill)
-    }
-
-    /// Reads a list, anew if somebody changes it meanwhile.
-    pub(super) fn list<T>(
-        &mut self,
-        kind: u16,
-        family: u8,
-        ask: impl Fn(&mut Writer),
-        read: impl Fn(Message<'_>, &mut Vec<T>),
-    ) -> Result<Vec<T>, Cause> {
-        let mut list = Vec::new();
-        for _ in 0..ATTEMPTS {
-            list.clear();
-            match self.socket.dump(kind, family, &ask, |message| read(message, &mut list)) {
-                Err(Cause::Restless | Cause::Refused(Errno::INTR)) => {}
-                result => return result.map(|()| list),
-            }
-        }
-        Err(Cause::Restless)
-    }
 }
 
-fn error_of_rule(operation: Operation, table: Table<'_>, chain: &str, cause: Cause) -> Error {
+fn rule_error(operation: Operation, table: Table<'_>, chain: &str, cause: Cause) -> Error {
     Error::new(operation, format_args!("rule in chain {table} {chain}"), cause)
 }
 
-fn write_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
-    let family = table.family.number();
-    batch.request(kind::NEW_TABLE, flags::CREATE, family, |w| w.text(attribute::TABLE, table.name));
-    batch.request(kind::NEW_CHAIN, flags::CREATE, family, |w| {
-        w.text(attribute::TABLE, table.name);
-        w.text(attribute::CHAIN_NAME, chain);
-    });
-    batch.request(kind::DELETE_RULE, 0, family, |w| {
-        w.text(attribute::TABLE, table.name);
-        w.text(attribute::RULE_CHAIN, chain);
-    });
-    write_rule(batch, table, chain, flags::APPEND, comment, rule);
+pub(super) fn table_request(batch: &mut Batch<'_>, message: u16, flags: u16, table: Table<'_>) {
+    batch.request(message, flags, table.family.number(), |w| w.string(NFTA_TABLE_NAME, table.name));
 }
 
-fn write_rule(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, place: u16, comment: &str, rule: &[Expression]) {
-    batch.request(kind::NEW_RULE, flags::CREATE | place, table.family.number(), |w| {
-        write_rule_body(w, table, chain, comment, rule);
+/// Deletes all rules of a chain.
+pub(super) fn flush_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str) {
+    batch.request(NFT_MSG_DELRULE, 0, table.family.number(), |w| {
+        w.string(NFTA_RULE_TABLE, table.name);
+        w.string(NFTA_RULE_CHAIN, chain);
     });
 }
 
-pub(super) fn write_rule_body(w: &mut Writer, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
-    w.text(attribute::TABLE, table.name);
-    w.text(attribute::RULE_CHAIN, chain);
-    w.nested(attribute::RULE_EXPRESSIONS, |list| rule.iter().for_each(|step| step.write(list)));
-    // Type, length, text, zero.
+fn fill_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
+    table_request(batch, NFT_MSG_NEWTABLE, NLM_F_CREATE, table);
+    batch.request(NFT_MSG_NEWCHAIN, NLM_F_CREATE, table.family.number(), |w| {
+        w.string(NFTA_CHAIN_TABLE, table.name);
+        w.string(NFTA_CHAIN_NAME, chain);
+    });
+    flush_chain(batch, table, chain);
+    add_rule(batch, table, chain, NLM_F_APPEND, comment, rule);
+}
+
+/// Adds a rule at the bottom of a chain with `NLM_F_APPEND`, at the top without.
+fn add_rule(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, flags: u16, comment: &str, rule: &[Expression]) {
+    batch.request(NFT_MSG_NEWRULE, NLM_F_CREATE | flags, table.family.number(), |w| {
+        write_rule(w, table, chain, comment, rule);
+    });
+}
+
+pub(super) fn write_rule(w: &mut Writer, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
+    w.string(NFTA_RULE_TABLE, table.name);
+    w.string(NFTA_RULE_CHAIN, chain);
+    w.nested(NFTA_RULE_EXPRESSIONS, |list| rule.iter().for_each(|expression| expression.write(list)));
+    // Type, length, value.
     if let Some(length) = u8::try_from(comment.len() + 1).ok().filter(|length| *length > 1) {
-        let userdata = [&[COMMENT, length], comment.as_bytes(), &[0]].concat();
-        w.attribute(attribute::RULE_USERDATA, &userdata);
+        let userdata = [&[NFTNL_UDATA_RULE_COMMENT, length], comment.as_bytes(), &[0]].concat();
+        w.bytes(NFTA_RULE_USERDATA, &userdata);
     }
 }
 
+/// Whether a message is about a table or something in it: the first attribute of each is the table's name.
+pub(super) fn is_of_table(message: Message<'_>, table: Table<'_>) -> bool {
+    message.attributes().find(NFTA_TABLE_NAME).and_then(Attribute::string) == Some(table.name)
+}
+
 pub(super) fn read_chain(message: Message<'_>) -> Option<Chain> {
-    let name = message.attributes().find(attribute::CHAIN_NAME)?.text()?.into();
-    let hook = message.attributes().find(attribute::CHAIN_HOOK).and_then(|hook| {
-        let number = hook.nested().find(attribute::HOOK_NUMBER)?.u32()?;
-        let priority = hook.nested().find(attribute::HOOK_PRIORITY)?.u32()?.cast_signed();
+    let name = message.attributes().find(NFTA_CHAIN_NAME)?.string()?.into();
+    let hook = message.attributes().find(NFTA_CHAIN_HOOK).and_then(|hook| {
+        let number = hook.nested().find(NFTA_HOOK_HOOKNUM)?.u32()?;
+        let priority = hook.nested().find(NFTA_HOOK_PRIORITY)?.u32()?.cast_signed();
         Some(Hook { number, priority })
     });
     Some(Chain { name, hook })
 }
 
 pub(super) fn read_rule(message: Message<'_>) -> Option<Rule> {
-    let chain = message.attributes().find(attribute::RULE_CHAIN)?.text()?.into();
-    let handle = message.attributes().find(attribute::RULE_HANDLE)?.u64()?;
-    let userdata = message.attributes().find(attribute::RULE_USERDATA).map(Attribute::bytes);
+    let chain = message.attributes().find(NFTA_RULE_CHAIN)?.string()?.into();
+    let handle = message.attributes().find(NFTA_RULE_HANDLE)?.u64()?;
+    let userdata = message.attributes().find(NFTA_RULE_USERDATA).map(Attribute::bytes);
     Some(Rule { chain, handle, comment: userdata.and_then(comment_in).map(Into::into) })
 }
 
@@ -359,7 +293,7 @@ pub(super) fn read_rule(message: Message<'_>) -> Option<Rule> {
 fn comment_in(mut userdata: &[u8]) -> Option<&str> {
     while let [kind, length, rest @ ..] = userdata {
         let (value, next) = rest.split_at_checked(usize::from(*length))?;
-        if *kind == COMMENT {
+        if *kind == NFTNL_UDATA_RULE_COMMENT {
             return str::from_utf8(value.strip_suffix(b"\0").unwrap_or(value)).ok();
         }
         userdata = next;

@@ -1,26 +1,12 @@
-//! Tuples of ctnetlink: the addresses of a connection or of an expectation.
+//! Tuples of ctnetlink (linux/netfilter/nfnetlink_conntrack.h): the addresses of a connection or of an expectation.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
-use super::bytes::{Attribute, Attributes, Writer};
+use super::bytes::{Attribute, Attributes, Writer, address};
+use super::uapi::*;
 use crate::core::net::{Endpoint, Flow, Port};
 
-const ADDRESSES: u16 = 1;
-/// Where a tuple has its ports.
-pub(super) const PROTOCOL: u16 = 2;
-const V4_SOURCE: u16 = 1;
-const V4_DESTINATION: u16 = 2;
-const V6_SOURCE: u16 = 3;
-const V6_DESTINATION: u16 = 4;
-const PROTOCOL_NUMBER: u16 = 1;
-const SOURCE_PORT: u16 = 2;
-/// Where the protocol of a tuple has its destination.
-pub(super) const DESTINATION_PORT: u16 = 3;
-
-/// The number of TCP.
-pub(super) const TCP: u8 = 6;
-
-/// Two addresses and two ports, of which any may be zero: what is not known yet.
+/// Two addresses and two ports of TCP. A port may be zero: any port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tuple {
     pub(super) source: (IpAddr, u16),
@@ -37,57 +23,45 @@ impl From<&Flow> for Tuple {
 impl Tuple {
     pub(super) fn write(&self, w: &mut Writer, kind: u16) {
         w.nested(kind, |tuple| {
-            tuple.nested(ADDRESSES, |addresses| {
-                write_address(addresses, V4_SOURCE, V6_SOURCE, self.source.0);
-                write_address(addresses, V4_DESTINATION, V6_DESTINATION, self.destination.0);
+            tuple.nested(CTA_TUPLE_IP, |ip| {
+                ip.address(CTA_IP_V4_SRC, CTA_IP_V6_SRC, self.source.0);
+                ip.address(CTA_IP_V4_DST, CTA_IP_V6_DST, self.destination.0);
             });
-            tuple.nested(PROTOCOL, |protocol| {
-                protocol.attribute(PROTOCOL_NUMBER, &[TCP]);
-                protocol.attribute(SOURCE_PORT, &self.source.1.to_be_bytes());
-                protocol.attribute(DESTINATION_PORT, &self.destination.1.to_be_bytes());
+            tuple.nested(CTA_TUPLE_PROTO, |proto| {
+                proto.u8(CTA_PROTO_NUM, IPPROTO_TCP);
+                proto.u16(CTA_PROTO_SRC_PORT, self.source.1);
+                proto.u16(CTA_PROTO_DST_PORT, self.destination.1);
             });
         });
     }
 
     /// The tuple in an attribute, if it is of TCP.
     pub(super) fn read(tuple: Attributes<'_>) -> Option<Self> {
-        let addresses = tuple.find(ADDRESSES)?.nested();
-        let protocol = tuple.find(PROTOCOL)?.nested();
-        if protocol.find(PROTOCOL_NUMBER)?.u8()? != TCP {
+        let ip = tuple.find(CTA_TUPLE_IP)?.nested();
+        let proto = tuple.find(CTA_TUPLE_PROTO)?.nested();
+        if proto.find(CTA_PROTO_NUM)?.u8()? != IPPROTO_TCP {
             return None;
         }
         let end = |v4, v6, port| {
-            let address: IpAddr = match addresses.find(v4) {
-                Some(address) => Ipv4Addr::from(<[u8; 4]>::try_from(address.bytes()).ok()?).into(),
-                None => Ipv6Addr::from(<[u8; 16]>::try_from(addresses.find(v6)?.bytes()).ok()?).into(),
-            };
-            Some((address, protocol.find(port).and_then(Attribute::u16)?))
+            let address = address(ip.find(v4).or_else(|| ip.find(v6))?.bytes())?;
+            Some((address, proto.find(port).and_then(Attribute::u16)?))
         };
         Some(Self {
-            source: end(V4_SOURCE, V6_SOURCE, SOURCE_PORT)?,
-            destination: end(V4_DESTINATION, V6_DESTINATION, DESTINATION_PORT)?,
+            source: end(CTA_IP_V4_SRC, CTA_IP_V6_SRC, CTA_PROTO_SRC_PORT)?,
+            destination: end(CTA_IP_V4_DST, CTA_IP_V6_DST, CTA_PROTO_DST_PORT)?,
         })
     }
 
-    /// The addresses of a connection, if no port is missing.
+    /// The flow, if neither port is zero.
     pub(super) fn flow(&self) -> Option<Flow> {
         let end = |(address, port)| Some(Endpoint::new(address, Port::new(port)?));
         Some(Flow { source: end(self.source)?, destination: end(self.destination)? })
     }
 }
 
-/// The number of an address's family.
+/// The family of an address.
 pub(super) const fn family(address: IpAddr) -> u8 {
-    const V4: u8 = 2;
-    const V6: u8 = 10;
-    if address.is_ipv4() { V4 } else { V6 }
-}
-
-fn write_address(w: &mut Writer, v4: u16, v6: u16, address: IpAddr) {
-    match address {
-        IpAddr::V4(address) => w.attribute(v4, &address.octets()),
-        IpAddr::V6(address) => w.attribute(v6, &address.octets()),
-    }
+    if address.is_ipv4() { NFPROTO_IPV4 } else { NFPROTO_IPV6 }
 }
 
 #[cfg(test)]
@@ -95,7 +69,7 @@ mod tests {
     use super::super::bytes::{Head, Messages};
     use super::*;
 
-    const HEAD: Head = Head { kind: 0x0100, flags: 0, sequence: 0, family: 2, resource: 0 };
+    const HEAD: Head = Head { kind: 0x0100, flags: 0, sequence: 0, family: 2, res_id: 0 };
 
     #[test]
     fn a_tuple_is_addresses_protocol_and_ports() {
@@ -114,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_may_be_open_and_then_it_is_no_connection() {
+    fn a_tuple_without_a_port_is_no_flow() {
         let mut writer = Writer::default();
         let address: IpAddr = "fd00::1".parse().expect("an address");
         let tuple = Tuple { source: (address, 0), destination: (address, 50000) };

@@ -1,61 +1,64 @@
-//! Subscribes to the kernel's notifications: changes of the ruleset, and new and ended connections.
+//! Notifications of the kernel (multicast groups of linux/netfilter/nfnetlink.h): changes of the ruleset (nf_tables), new
+//! and ended connections (ctnetlink).
 //!
-//! When a watcher does not read in time, its socket buffer overflows; the watcher then learns that it has missed
-//! messages.
+//! When a watcher does not read in time, its receive buffer overruns, and the watcher learns that it has missed
+//! notifications.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use super::bytes::{Attribute, Message, Messages};
-use super::conntrack::{self, Entry};
+use super::bytes::{Attribute, Message, Messages, message_type};
+use super::conntrack::Entry;
 use super::error::{Cause, Error, Operation};
-use super::filter;
 use super::socket::Socket;
-use super::tables::{Family, attribute, kind};
+use super::socket_filter;
+use super::tables::Family;
+use super::uapi::*;
 use crate::core::net::Port;
 
-/// As much as the kernel may hold back for a watcher: some ten thousand changes.
-const ROOM: usize = 4 << 20;
+/// The receive buffer of a watcher: some ten thousand notifications.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// How many datagrams without a change that the watcher needs are skipped in one call.
+const MAX_SKIPPED: usize = 1 << 16;
 
-const CONNECTIONS_BEGIN: u32 = 1 << 0;
-const CONNECTIONS_END: u32 = 1 << 2;
-const TABLES: u32 = 1 << 6;
+const CT_NEW: u16 = message_type(NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_NEW);
+const CT_DELETE: u16 = message_type(NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE);
 
-/// What a watcher heard.
+/// What a watcher received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Heard<T> {
+pub enum WatchEvent<T> {
     /// A change.
     Change(T),
-    /// Changes were lost: look for yourself.
-    Missed,
-    /// Nothing in that time.
-    Nothing,
+    /// Notifications were lost: the state has to be read anew.
+    Overrun,
+    /// There was no change within the timeout.
+    Timeout,
 }
 
-/// A change of somebody's ruleset. Elements of sets are not among these.
+/// A change of a ruleset, by any program. Changes of elements of sets are left out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TableChange {
-    /// What was done.
-    pub deed: ChangeKind,
-    /// In which family.
+    /// What has changed.
+    pub kind: ChangeKind,
+    /// The family of the table.
     pub family: Family,
-    /// In which table.
+    /// The table.
     pub table: Box<str>,
-    /// In which chain; none if the table itself was made or removed, or something else in it.
+    /// The chain, if a chain or a rule has changed.
     pub chain: Option<Box<str>>,
-    /// The number of the socket through which it was done.
-    pub by: u32,
+    /// The port ID of the socket that requested the change.
+    pub port_id: u32,
 }
 
-/// What was done to a ruleset.
+/// What has changed in a ruleset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
-    /// A table was made.
+    /// A table was added.
     TableAdded,
     /// A table was removed.
     TableRemoved,
-    /// A chain was made or changed.
+    /// A chain was added or changed.
     ChainAdded,
     /// A chain was removed.
     ChainRemoved,
@@ -63,28 +66,28 @@ pub enum ChangeKind {
     RuleAdded,
     /// A rule was removed.
     RuleRemoved,
-    /// A set was made.
+    /// A set was added.
     SetAdded,
     /// A set was removed.
     SetRemoved,
 }
 
 impl ChangeKind {
-    /// Whether something is less than before.
+    /// Whether something was removed.
     pub const fn is_removal(self) -> bool {
         matches!(self, Self::TableRemoved | Self::ChainRemoved | Self::RuleRemoved | Self::SetRemoved)
     }
 
-    const fn of(kind: u16) -> Option<Self> {
-        match kind {
-            kind::NEW_TABLE => Some(Self::TableAdded),
-            kind::DELETE_TABLE => Some(Self::TableRemoved),
-            kind::NEW_CHAIN => Some(Self::ChainAdded),
-            kind::DELETE_CHAIN => Some(Self::ChainRemoved),
-            kind::NEW_RULE => Some(Self::RuleAdded),
-            kind::DELETE_RULE => Some(Self::RuleRemoved),
-            kind::NEW_SET => Some(Self::SetAdded),
-            kind::DELETE_SET => Some(Self::SetRemoved),
+    const fn of(message: u16) -> Option<Self> {
+        match message {
+            NFT_MSG_NEWTABLE => Some(Self::TableAdded),
+            NFT_MSG_DELTABLE => Some(Self::TableRemoved),
+            NFT_MSG_NEWCHAIN => Some(Self::ChainAdded),
+            NFT_MSG_DELCHAIN => Some(Self::ChainRemoved),
+            NFT_MSG_NEWRULE => Some(Self::RuleAdded),
+            NFT_MSG_DELRULE => Some(Self::RuleRemoved),
+            NFT_MSG_NEWSET => Some(Self::SetAdded),
+            NFT_MSG_DELSET => Some(Self::SetRemoved),
             _ => None,
         }
     }
@@ -93,28 +96,28 @@ impl ChangeKind {
 /// A TCP connection that began or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionChange {
-    /// Its first packet went out or was delivered.
+    /// Its first packet was sent on or delivered.
     Began(Entry),
-    /// The kernel has forgotten it.
+    /// Its conntrack entry was removed.
     Ended(Entry),
 }
 
-/// What can be read out of a message of some group.
+/// A change that is read from a notification.
 trait Change: Sized {
     fn read(message: Message<'_>) -> Option<Self>;
 }
 
 impl Change for TableChange {
     fn read(message: Message<'_>) -> Option<Self> {
-        let deed = ChangeKind::of(message.kind)?;
-        let text = |kind| message.attributes().find(kind).and_then(Attribute::text).map(Into::into);
-        let chain = match deed {
-            ChangeKind::ChainAdded | ChangeKind::ChainRemoved => text(attribute::CHAIN_NAME),
-            ChangeKind::RuleAdded | ChangeKind::RuleRemoved => text(attribute::RULE_CHAIN),
+        let kind = ChangeKind::of(message.kind.checked_sub(message_type(NFNL_SUBSYS_NFTABLES, 0))?)?;
+        let string = |kind| message.attributes().find(kind).and_then(Attribute::string).map(Into::into);
+        let chain = match kind {
+            ChangeKind::ChainAdded | ChangeKind::ChainRemoved => string(NFTA_CHAIN_NAME),
+            ChangeKind::RuleAdded | ChangeKind::RuleRemoved => string(NFTA_RULE_CHAIN),
             ChangeKind::TableAdded | ChangeKind::TableRemoved | ChangeKind::SetAdded | ChangeKind::SetRemoved => None,
         };
         let family = Family::of(message.family()?)?;
-        Some(Self { deed, family, table: text(attribute::TABLE)?, chain, by: message.cause })
+        Some(Self { kind, family, table: string(NFTA_TABLE_NAME)?, chain, port_id: message.port_id })
     }
 }
 
@@ -122,14 +125,14 @@ impl Change for ConnectionChange {
     fn read(message: Message<'_>) -> Option<Self> {
         let entry = Entry::read(message)?;
         match message.kind {
-            conntrack::kind::NEW => Some(Self::Began(entry)),
-            conntrack::kind::DELETE => Some(Self::Ended(entry)),
+            CT_NEW => Some(Self::Began(entry)),
+            CT_DELETE => Some(Self::Ended(entry)),
             _ => None,
         }
     }
 }
 
-/// Whether the message tells of a change of some kind.
+/// Whether the message is a notification of either kind.
 pub(super) fn reads_change(message: Message<'_>) -> bool {
     TableChange::read(message).is_some() || ConnectionChange::read(message).is_some()
 }
@@ -137,94 +140,101 @@ pub(super) fn reads_change(message: Message<'_>) -> bool {
 #[derive(Debug)]
 struct Watch<T> {
     socket: Socket,
-    /// What came in one datagram and has not been handed out.
-    waiting: VecDeque<T>,
+    /// Changes of a datagram that were not returned yet.
+    pending: VecDeque<T>,
 }
 
 impl<T: Change> Watch<T> {
-    fn open(groups: u32) -> Result<Self, Cause> {
-        let socket = Socket::open(groups, Duration::ZERO)?;
-        socket.make_room(ROOM);
-        Ok(Self { socket, waiting: VecDeque::new() })
+    fn open(subsystem: u16, groups: &[u32]) -> Result<Self, Cause> {
+        let socket = Socket::subscribe(subsystem, groups, Duration::ZERO)?;
+        socket.set_receive_buffer(RECEIVE_BUFFER);
+        Ok(Self { socket, pending: VecDeque::new() })
     }
 
-    fn next(&mut self, patience: Duration) -> Result<Heard<T>, Cause> {
+    fn next(&mut self, timeout: Duration) -> Result<WatchEvent<T>, Cause> {
         let mut deadline = None;
-        loop {
-            if let Some(change) = self.waiting.pop_front() {
-                return Ok(Heard::Change(change));
+        for _ in 0..MAX_SKIPPED {
+            if let Some(change) = self.pending.pop_front() {
+                return Ok(WatchEvent::Change(change));
             }
             let left = match deadline {
-                None => patience,
+                None => timeout,
                 Some(deadline) => Instant::saturating_duration_since(&deadline, Instant::now()),
             };
             deadline.get_or_insert_with(|| Instant::now() + left);
-            match self.socket.hear(left) {
-                Ok(Some(datagram)) => self.waiting.extend(Messages::of(datagram).filter_map(T::read)),
-                Ok(None) => return Ok(Heard::Nothing),
-                Err(Cause::Lost) => return Ok(Heard::Missed),
+            match self.socket.receive(left) {
+                Ok(Some(datagram)) => self.pending.extend(Messages::of(datagram).filter_map(T::read)),
+                Ok(None) => return Ok(WatchEvent::Timeout),
+                Err(Cause::Overrun) => return Ok(WatchEvent::Overrun),
                 Err(cause) => return Err(cause),
             }
         }
+        Ok(self.pending.pop_front().map_or(WatchEvent::Timeout, WatchEvent::Change))
     }
 }
 
-/// Hears of changes to rulesets.
+/// Receives changes of rulesets.
 #[derive(Debug)]
 pub struct TableWatch(Watch<TableChange>);
 
 impl TableWatch {
-    /// Begins to listen.
+    /// Subscribes.
     pub fn open() -> Result<Self, Error> {
-        Watch::open(TABLES).map(Self).map_err(|cause| Error::new(Operation::Watch, "the rulesets", cause))
+        Watch::open(NFNL_SUBSYS_NFTABLES, &[NFNLGRP_NFTABLES]).map(Self).map_err(Self::error)
     }
 
-    /// From now on does not hear of what is done through the socket with this number: see [`Tables::number`].
+    /// From now on receives no changes of the socket with this port ID: see [`Tables::port_id`].
     ///
-    /// Each element that comes or goes is news to whoever watches, and to be woken for one's own would cost more than
-    /// the element itself.
+    /// The kernel notifies watchers of each element that is added or removed, and being woken for the own ones would cost
+    /// more than the elements do.
     ///
-    /// [`Tables::number`]: super::Tables::number
-    pub fn ignore(&self, number: u32) -> Result<(), Error> {
-        let program = filter::by_others(number);
-        self.0.socket.filter(&program).map_err(|cause| Error::new(Operation::Watch, "the rulesets", cause))
+    /// [`Tables::port_id`]: super::Tables::port_id
+    pub fn ignore(&self, port_id: u32) -> Result<(), Error> {
+        self.0.socket.attach_filter(&socket_filter::without_port_id(port_id)).map_err(Self::error)
     }
 
-    /// The next change; [`Heard::Nothing`] if none comes in that time, or a signal does.
-    pub fn next(&mut self, patience: Duration) -> Result<Heard<TableChange>, Error> {
-        self.0.next(patience).map_err(|cause| Error::new(Operation::Watch, "the rulesets", cause))
+    /// The next change. [`WatchEvent::Timeout`] if there is none within the timeout, or before a signal.
+    pub fn next(&mut self, timeout: Duration) -> Result<WatchEvent<TableChange>, Error> {
+        self.0.next(timeout).map_err(Self::error)
+    }
+
+    fn error(cause: Cause) -> Error {
+        Error::new(Operation::Watch, "the rulesets", cause)
     }
 }
 
-/// Hears of all TCP connections that begin or end, where the kernel tells of them.
+/// Receives TCP connections that begin or end, where the kernel has conntrack events.
 #[derive(Debug)]
 pub struct ConnectionWatch(Watch<ConnectionChange>);
 
 impl ConnectionWatch {
-    /// Begins to listen to connections that end.
+    /// Subscribes to connections that end.
     pub fn ends() -> Result<Self, Error> {
-        Self::open(CONNECTIONS_END)
+        Self::open(&[NFNLGRP_CONNTRACK_DESTROY])
     }
 
-    /// Begins to listen to connections that begin or end.
+    /// Subscribes to connections that begin or end.
     pub fn begins_and_ends() -> Result<Self, Error> {
-        Self::open(CONNECTIONS_BEGIN | CONNECTIONS_END)
+        Self::open(&[NFNLGRP_CONNTRACK_NEW, NFNLGRP_CONNTRACK_DESTROY])
     }
 
-    fn open(groups: u32) -> Result<Self, Error> {
-        Watch::open(groups).map(Self).map_err(|cause| Error::new(Operation::Watch, "the connections", cause))
+    fn open(groups: &[u32]) -> Result<Self, Error> {
+        Watch::open(NFNL_SUBSYS_CTNETLINK, groups).map(Self).map_err(Self::error)
     }
 
-    /// From now on hears only of connections that begin with all these bits in their mark or that a helper expected, and
-    /// of the ends of those that were dialled to one of these ports. All others of a busy host go by without a sound.
-    pub fn narrow(&self, bits: u32, ports: &[Port]) -> Result<(), Error> {
-        let program = filter::of_interest(bits, ports);
-        self.0.socket.filter(&program).map_err(|cause| Error::new(Operation::Watch, "the connections", cause))
+    /// From now on receives only connections that begin with all these bits in their mark or that a helper expected, and
+    /// the ends of those whose original destination port is one of these.
+    pub fn narrow(&self, mark_bits: u32, ports: &[Port]) -> Result<(), Error> {
+        self.0.socket.attach_filter(&socket_filter::connections(mark_bits, ports)).map_err(Self::error)
     }
 
-    /// The next change; [`Heard::Nothing`] if none comes in that time, or a signal does.
-    pub fn next(&mut self, patience: Duration) -> Result<Heard<ConnectionChange>, Error> {
-        self.0.next(patience).map_err(|cause| Error::new(Operation::Watch, "the connections", cause))
+    /// The next change. [`WatchEvent::Timeout`] if there is none within the timeout, or before a signal.
+    pub fn next(&mut self, timeout: Duration) -> Result<WatchEvent<ConnectionChange>, Error> {
+        self.0.next(timeout).map_err(Self::error)
+    }
+
+    fn error(cause: Cause) -> Error {
+        Error::new(Operation::Watch, "the connections", cause)
     }
 }
 
@@ -245,31 +255,41 @@ mod tests {
     use super::super::bytes::{Head, Writer};
     use super::*;
 
-    fn change(kind: u16, family: u8, names: &[(u16, &str)]) -> Option<TableChange> {
+    fn change(message: u16, family: u8, names: &[(u16, &str)]) -> Option<TableChange> {
         let mut writer = Writer::default();
-        let head = Head { kind, flags: 0, sequence: 0, family, resource: 0 };
-        writer.message(head, |w| names.iter().for_each(|(kind, name)| w.text(*kind, name)));
+        let head = Head { kind: message_type(NFNL_SUBSYS_NFTABLES, message), family, ..Head::default() };
+        writer.message(head, |w| names.iter().for_each(|(kind, name)| w.string(*kind, name)));
         Messages::of(writer.as_bytes()).next().and_then(TableChange::read)
     }
 
     #[test]
-    fn a_removed_rule_has_a_table_and_a_chain() {
-        let removed = change(kind::DELETE_RULE, 1, &[(1, "filter"), (2, "input")]).expect("a change");
-        assert_eq!((removed.deed, removed.family), (ChangeKind::RuleRemoved, Family::Inet));
+    fn a_removed_rule_is_named_with_its_chain() {
+        let removed = change(NFT_MSG_DELRULE, NFPROTO_INET, &[(NFTA_RULE_TABLE, "filter"), (NFTA_RULE_CHAIN, "input")])
+            .expect("a change");
+        assert_eq!((removed.kind, removed.family), (ChangeKind::RuleRemoved, Family::Inet));
         assert_eq!((&*removed.table, removed.chain.as_deref()), ("filter", Some("input")));
-        assert!(removed.deed.is_removal());
+        assert!(removed.kind.is_removal());
     }
 
     #[test]
-    fn a_chain_has_its_name_elsewhere() {
-        let added = change(kind::NEW_CHAIN, 2, &[(1, "filter"), (3, "forward")]).expect("a change");
+    fn a_changed_chain_is_named() {
+        let added =
+            change(NFT_MSG_NEWCHAIN, NFPROTO_IPV4, &[(NFTA_CHAIN_TABLE, "filter"), (NFTA_CHAIN_NAME, "forward")])
+                .expect("a change");
         assert_eq!((added.chain.as_deref(), added.family), (Some("forward"), Family::Ip));
     }
 
     #[test]
     fn elements_and_other_families_are_no_changes() {
-        assert_eq!(change(kind::NEW_ELEMENT, 1, &[(1, "pinhole"), (2, "pinholes4")]), None);
-        assert_eq!(change(kind::NEW_TABLE, 7, &[(1, "bridge")]), None);
-        assert_eq!(change(kind::NEW_TABLE, 1, &[]), None);
+        assert_eq!(
+            change(
+                NFT_MSG_NEWSETELEM,
+                NFPROTO_INET,
+                &[(NFTA_SET_ELEM_LIST_TABLE, "pinhole"), (NFTA_SET_ELEM_LIST_SET, "pinholes4")]
+            ),
+            None
+        );
+        assert_eq!(change(NFT_MSG_NEWTABLE, 7, &[(NFTA_TABLE_NAME, "bridge")]), None);
+        assert_eq!(change(NFT_MSG_NEWTABLE, NFPROTO_INET, &[]), None);
     }
 }

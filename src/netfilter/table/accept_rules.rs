@@ -4,7 +4,7 @@
 
 use crate::core::kernel::Mark;
 use crate::core::policy::{Chain, ChainFamily};
-use crate::netfilter::netlink::{About, Error, Expression, Family, Rule, Table, Tables};
+use crate::netfilter::netlink::{CtKey, Error, Expression, Family, Rule, Table, Tables};
 
 /// What the comment of our rule begins with.
 const COMMENT: &str = "pinhole: announced data connections";
@@ -37,7 +37,7 @@ pub(super) fn put(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Plac
     if place == Place::Elsewhere {
         // First the new rule, so that there is no moment without one.
         let old = rules(tables, chain)?;
-        tables.add_rule_on_top(table(chain), chain.chain(), &comment(mark), &rule(mark))?;
+        tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(mark))?;
         take_away(tables, chain, &old)?;
     }
     Ok(place)
@@ -103,13 +103,13 @@ pub fn own_rule(mark: Mark) -> String {
 /// The same rule, with a counter.
 fn rule(mark: Mark) -> [Expression; 8] {
     [
-        Expression::Load(About::State),
-        Expression::Keep(About::NEW | About::RELATED),
-        Expression::IsNot(0),
-        Expression::Load(About::Mark),
-        Expression::Keep(mark.bits()),
-        Expression::Is(mark.bits()),
-        Expression::Count,
+        Expression::Ct(CtKey::State),
+        Expression::Bitwise(CtKey::NEW | CtKey::RELATED),
+        Expression::CmpNeq(0),
+        Expression::Ct(CtKey::Mark),
+        Expression::Bitwise(mark.bits()),
+        Expression::CmpEq(mark.bits()),
+        Expression::Counter,
         Expression::Accept,
     ]
 }

@@ -94,7 +94,7 @@ pub(super) fn port_range_element(port_range: &PortRangePinhole, lifetime: Durati
 pub(super) fn pinhole(element: &Element, mappings: &HashMap<Key, Mapping, RandomState>) -> Option<Pinhole> {
     let (from, to, port) = element.key.as_connection()?;
     let lifetime = element.timeout?;
-    let remaining = element.remaining.unwrap_or(lifetime);
+    let remaining = element.expiration.unwrap_or(lifetime);
     let mapping = mappings.get(&element.key).copied().unwrap_or_default();
     Some(Pinhole { from, to: Endpoint::new(to, Port::new(port)?), mapping, lifetime, remaining })
 }
@@ -111,7 +111,7 @@ pub(super) fn read_into(mapping: &mut Mapping, element: &Element) {
 /// The port range of an element.
 pub(super) fn port_range(element: &Element) -> Option<PortRangePinhole> {
     let (from, to, first) = element.key.as_connection()?;
-    let (last_from, last_to, last) = element.last?.as_connection()?;
+    let (last_from, last_to, last) = element.key_end?.as_connection()?;
     let ports = PortRange::new(Port::new(first)?, Port::new(last)?)?;
     ((from, to) == (last_from, last_to)).then_some(PortRangePinhole { from, to, ports })
 }

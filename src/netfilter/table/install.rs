@@ -68,7 +68,7 @@ impl PinholeTable {
     fn write(&mut self) -> Result<(), TableError> {
         let Self { tables, policy, queueing, mechanism_rules, .. } = self;
         // First the objects: another Pinhole may unregister a helper that no object refers to.
-        tables.define(TABLE, mechanism_rules.objects)?;
+        tables.add_objects(TABLE, mechanism_rules.objects)?;
         if *queueing == Queueing::CompatTarget {
             // First the chains to which the other ones jump, so that no packet finds an empty chain.
             for chain in QueueChain::ALL {
@@ -92,7 +92,7 @@ impl PinholeTable {
         for set in elements::SETS.into_iter().flatten() {
             // The old table may lack this set.
             let elements = self.tables.elements(TABLE, set).unwrap_or_default();
-            let left = |element: Element| Element { timeout: element.remaining.or(element.timeout), ..element };
+            let left = |element: Element| Element { timeout: element.expiration.or(element.timeout), ..element };
             kept.push((set, elements.into_iter().map(left).collect::<Vec<_>>()));
         }
         self.tables.remove_table(TABLE)?;
@@ -101,7 +101,7 @@ impl PinholeTable {
             let lists: Vec<(&str, &[Element])> = kept.iter().map(|(set, list)| (*set, list.as_slice())).collect();
             // The old sets were not the reason: restores the old table, and returns the first error.
             let _ = self.tables.remove_table(TABLE);
-            let _ = self.tables.put_back(TABLE, &old, &lists);
+            let _ = self.tables.restore(TABLE, &old, &lists);
             return Err(error);
         }
         for (set, elements) in &kept {
@@ -136,7 +136,7 @@ impl Queueing {
     /// How this kernel can queue packets, found out by trying; `None` if it cannot.
     pub fn of_kernel(tables: &mut Tables) -> Result<Option<Self>, Error> {
         for queueing in [Self::Statement, Self::CompatTarget] {
-            if tables.could(&[queueing.rule(&Capture::default())])? {
+            if tables.supports(&[queueing.rule(&Capture::default())])? {
                 return Ok(Some(queueing));
             }
         }

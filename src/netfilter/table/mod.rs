@@ -75,6 +75,6 @@ impl PinholeTable {
     ///
     /// [`TableWatch::ignore`]: crate::netfilter::netlink::TableWatch::ignore
     pub(super) fn port_id(&self) -> Result<u32, Error> {
-        self.tables.number()
+        self.tables.port_id()
     }
 }

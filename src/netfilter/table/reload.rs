@@ -58,10 +58,10 @@ impl PinholeTable {
             image.fill_set(TABLE, set, &ports_of(set, policy));
         }
         ruleset::sized_sets().for_each(|set| image.resize_set(set, ruleset::set_size(policy)));
-        if old.mark != policy.mark && !image.exchange_marks(|number| exchanged_bits(number, old.mark, policy.mark)) {
+        if old.mark != policy.mark && !image.replace_marks(|number| exchanged_bits(number, old.mark, policy.mark)) {
             return Err(TableError::OtherRules);
         }
-        self.tables.put_back(TABLE, &self.image, &[])?;
+        self.tables.restore(TABLE, &self.image, &[])?;
         self.verify()
     }
 }

@@ -131,7 +131,7 @@ impl PinholeTable {
     /// of it.
     pub(super) fn reinstall(&mut self, elements: &BySet) -> Result<(), TableError> {
         let lists: Vec<(&str, &[Element])> = elements.iter().map(|(set, list)| (*set, list.as_slice())).collect();
-        let left_over = self.tables.put_back(TABLE, &self.image, &lists)?;
+        let left_over = self.tables.restore(TABLE, &self.image, &lists)?;
         for (set, left_over) in left_over {
             self.tables.insert_all(TABLE, set, left_over)?;
         }
@@ -146,6 +146,6 @@ impl PinholeTable {
 
 /// The elements of a set of control ports.
 pub(super) fn ports_of(set: &str, policy: &Policy) -> Vec<Element> {
-    let element = |port: Port| Element::lasting(Key::port(port.number()));
+    let element = |port: Port| Element::permanent(Key::port(port.number()));
     ruleset::ports_of(set, policy).into_iter().map(element).collect()
 }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use lab::kernel_lacks;
 use pinhole::core::net::{Connection, Endpoint, Port};
 use pinhole::netfilter::netlink::{
-    Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, Translated,
+    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, Family, Helper, Helpers,
 };
 use rustix::io::Errno;
 
@@ -49,9 +49,9 @@ impl Drop for Carrier {
 fn helper(name: &str, network: Family) -> Helper {
     Helper {
         name: name.into(),
-        network,
+        l3proto: network,
         class: "test".into(),
-        maximum: 3,
+        max_expected: 3,
         timeout: Duration::from_secs(40),
         is_enabled: false,
     }
@@ -66,14 +66,14 @@ fn master(carrier: &Carrier, client: &str, server: &str) -> Connection {
     connection
 }
 
-fn expected(master: &Connection, port: u16, seconds: u64) -> Expected {
+fn expected(master: &Connection, port: u16, seconds: u64) -> CtExpectation {
     let address = master.original.source.address;
-    Expected {
+    CtExpectation {
         master: master.original,
         from: master.original.destination.address,
         to: Endpoint::new(address, Port::new(port).expect("a port")),
-        translated: None,
-        time: Duration::from_secs(seconds),
+        nat: None,
+        timeout: Duration::from_secs(seconds),
         helper: None,
     }
 }
@@ -87,33 +87,33 @@ fn an_expectation_stands_with_its_own_time_until_it_is_forgotten_or_its_master_i
             let mut expectations = Expectations::open(PATIENCE).expect("root");
             let master = master(&carrier, client, server);
             let one = expected(&master, 50_000, 500);
-            expectations.expect(&one).expect("the master has a helper");
+            expectations.insert(&one).expect("the master has a helper");
             let found = expectations.find(one.from, one.to).expect("an answer").expect("it stands");
-            // Its own time, and not that of the helper.
-            assert!((499..=500).contains(&found.time.as_secs()), "{found:?}");
+            // Its own timeout, and not that of the helper.
+            assert!((499..=500).contains(&found.timeout.as_secs()), "{found:?}");
             assert_eq!(found.helper.as_deref(), Some(&*carrier.name));
-            assert_eq!(Expected { time: one.time, helper: None, ..found }, one);
+            assert_eq!(CtExpectation { timeout: one.timeout, helper: None, ..found }, one);
 
-            // Expected once more, it is another one: with another time, and translated.
+            // Inserted once more, it has another timeout, and NAT.
             let port = Port::new(50_001).expect("a port");
-            let again = Expected {
-                translated: Some(Translated { is_original: false, port }),
-                time: Duration::from_secs(7),
+            let again = CtExpectation {
+                nat: Some(ExpectationNat { is_original: false, port }),
+                timeout: Duration::from_secs(7),
                 ..one.clone()
             };
-            expectations.expect(&again).expect("it takes the place of the first");
+            expectations.insert(&again).expect("it takes the place of the first");
             let all = expectations.list().expect("a list");
             assert_eq!(all.len(), 1, "{all:?}");
-            assert_eq!(all[0].translated, again.translated);
-            assert!(all[0].time <= again.time, "{all:?}");
+            assert_eq!(all[0].nat, again.nat);
+            assert!(all[0].timeout <= again.timeout, "{all:?}");
 
-            assert_eq!(expectations.forget(one.from, one.to), Ok(true));
-            assert_eq!(expectations.forget(one.from, one.to), Ok(false));
+            assert_eq!(expectations.remove(one.from, one.to), Ok(true));
+            assert_eq!(expectations.remove(one.from, one.to), Ok(false));
             assert_eq!(expectations.find(one.from, one.to), Ok(None));
 
-            expectations.expect(&one).expect("there is room again");
+            expectations.insert(&one).expect("there is room again");
             let mut conntrack = Conntrack::open(PATIENCE).expect("root");
-            assert_eq!(conntrack.forget(&master.original), Ok(true));
+            assert_eq!(conntrack.delete(&master.original), Ok(true));
             assert_eq!(expectations.find(one.from, one.to), Ok(None), "gone with its master");
         });
     }
@@ -127,8 +127,8 @@ fn one_that_another_session_announced_first_is_taken_over() {
         let mut expectations = Expectations::open(PATIENCE).expect("root");
         let first = master(&carrier, "10.9.0.1:4000", "10.9.0.2:21");
         let second = master(&carrier, "10.9.0.1:4001", "10.9.0.2:21");
-        expectations.expect(&expected(&first, 50_000, 60)).expect("room");
-        expectations.expect(&expected(&second, 50_000, 60)).expect("it is the second one's now");
+        expectations.insert(&expected(&first, 50_000, 60)).expect("room");
+        expectations.insert(&expected(&second, 50_000, 60)).expect("it is the second one's now");
         let all = expectations.list().expect("a list");
         assert_eq!(all.iter().map(|one| one.master).collect::<Vec<_>>(), [second.original]);
     });
@@ -141,8 +141,8 @@ fn it_is_over_when_its_time_is() {
     host.run(|| {
         let mut expectations = Expectations::open(PATIENCE).expect("root");
         let master = master(&carrier, "10.9.0.1:4000", "10.9.0.2:21");
-        let one = Expected { time: Duration::from_millis(20), ..expected(&master, 50_000, 1) };
-        expectations.expect(&one).expect("room");
+        let one = CtExpectation { timeout: Duration::from_millis(20), ..expected(&master, 50_000, 1) };
+        expectations.insert(&one).expect("room");
         let begun = Instant::now();
         while expectations.find(one.from, one.to).expect("an answer").is_some() {
             assert!(begun.elapsed() < PATIENCE, "it is there still");
@@ -158,7 +158,7 @@ fn without_a_master_or_without_its_helper_nobody_is_expected() {
         let mut expectations = Expectations::open(PATIENCE).expect("root");
         let nobody = flow("10.9.0.1:4000".parse().expect("one"), "10.9.0.2:21".parse().expect("one"));
         let one = expected(&Connection::direct(nobody), 50_000, 60);
-        let error = expectations.expect(&one).expect_err("no such connection");
+        let error = expectations.insert(&one).expect_err("no such connection");
         assert!(error.cause.is_missing(), "{error}");
         let mut conntrack = Conntrack::open(PATIENCE).expect("root");
         let plain = Connection::direct(nobody);
@@ -186,7 +186,7 @@ fn a_helper_is_added_changed_listed_and_removed() {
     assert!(helpers.add(&v4).expect_err("it is there").cause.is_present());
     helpers.add(&v6).expect("the other network");
     assert_eq!(ours(&mut helpers).len(), 2);
-    let changed = Helper { maximum: 200, timeout: Duration::from_secs(5), ..v4 };
+    let changed = Helper { max_expected: 200, timeout: Duration::from_secs(5), ..v4 };
     helpers.change(&changed).expect("it is there");
     assert!(ours(&mut helpers).contains(&changed));
     assert_eq!(helpers.remove(&name, Family::Ip6), Ok(()));

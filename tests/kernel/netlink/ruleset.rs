@@ -10,7 +10,7 @@ use pinhole::core::policy::{ControlPorts, Policy};
 use pinhole::core::time::Timestamp;
 use pinhole::netfilter::backend::SetupError;
 use pinhole::netfilter::netlink::{
-    ChangeKind, ConnectionChange, ConnectionWatch, Expression, Family, Heard, Table, TableWatch, Tables,
+    ChangeKind, ConnectionChange, ConnectionWatch, Expression, Family, Table, TableWatch, Tables, WatchEvent,
 };
 use pinhole::netfilter::table::TableError;
 
@@ -29,7 +29,7 @@ fn what_the_kernel_can_queue_with_is_found_without_a_change() {
             Expression::Queue { number: 0, count: 1, bypass: true },
             Expression::CompatQueue { number: 0, count: 1, bypass: true },
         ]
-        .map(|rule| tables.could(&[rule]).expect("an answer"));
+        .map(|rule| tables.supports(&[rule]).expect("an answer"));
         assert!(could.contains(&true), "{could:?}");
     });
     assert_eq!(host.ruleset(), "");
@@ -86,7 +86,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
         scope.spawn(|| {
             while told.send(None).is_ok() {
                 match watch.next(Duration::from_millis(500)).expect("it listens") {
-                    Heard::Change(change) if sets.concerns(&change) && !sets.is_intact().expect("root") => {
+                    WatchEvent::Change(change) if sets.concerns(&change) && !sets.is_intact().expect("root") => {
                         // What stood is lost for the test, too, so that it can only come from what is expected.
                         let now = Timestamp::from_secs(1);
                         let restored = host.run(|| sets.restore(now, pinholes.iter())).expect("it can be restored");
@@ -127,10 +127,10 @@ fn does_not_hear_of_what_it_does_itself_but_of_what_others_do_to_it() {
     for number in 50_000..50_100 {
         firewall::open(&mut sets, &expectation("10.9.0.1", "10.9.0.2", number, 60)).expect("opened");
     }
-    assert_eq!(watch.next(Duration::ZERO), Ok(Heard::Nothing));
+    assert_eq!(watch.next(Duration::ZERO), Ok(WatchEvent::Timeout));
     host.nft("flush ruleset");
     let heard = watch.next(Duration::from_secs(5)).expect("it listens");
-    assert!(matches!(&heard, Heard::Change(change) if sets.concerns(change)), "{heard:?}");
+    assert!(matches!(&heard, WatchEvent::Change(change) if sets.concerns(change)), "{heard:?}");
 }
 
 #[test]
@@ -150,9 +150,9 @@ fn hears_of_marked_connections_and_of_the_ends_of_control_connections_only() {
         connects(&client, &format!("10.9.0.2:{number}")).expect("nothing drops it");
     }
     let heard = watch.next(Duration::from_secs(5)).expect("it listens");
-    let Heard::Change(ConnectionChange::Began(entry)) = heard else { panic!("{heard:?}") };
+    let WatchEvent::Change(ConnectionChange::Began(entry)) = heard else { panic!("{heard:?}") };
     assert_eq!((entry.connection.server().port, entry.mark), (port(50_000), 0x3000_0000));
-    assert_eq!(watch.next(Duration::ZERO), Ok(Heard::Nothing));
+    assert_eq!(watch.next(Duration::ZERO), Ok(WatchEvent::Timeout));
     // A connection that was reset is forgotten when another one begins between the same ports.
     let from = "10.9.0.1:40000".parse().expect("an address");
     for number in [22, 21, 2121] {
@@ -164,10 +164,10 @@ fn hears_of_marked_connections_and_of_the_ends_of_control_connections_only() {
     }
     for number in [21, 2121] {
         let heard = watch.next(Duration::from_secs(5)).expect("it listens");
-        let Heard::Change(ConnectionChange::Ended(entry)) = heard else { panic!("{heard:?}") };
+        let WatchEvent::Change(ConnectionChange::Ended(entry)) = heard else { panic!("{heard:?}") };
         assert_eq!(entry.connection.server().port, port(number));
     }
-    assert_eq!(watch.next(Duration::ZERO), Ok(Heard::Nothing));
+    assert_eq!(watch.next(Duration::ZERO), Ok(WatchEvent::Timeout));
 }
 
 #[test]
@@ -176,12 +176,12 @@ fn is_told_who_changed_what() {
     let (mut tables, mut watch) =
         host.run(|| (Tables::open(Duration::from_secs(1)).expect("root"), TableWatch::open().expect("root")));
     host.nft("table ip t {\nchain c {\n}\n}");
-    tables.add_rule_on_top(Table { family: Family::Ip, name: "t" }, "c", "", &[Expression::Accept]).expect("a chain");
+    tables.insert_rule(Table { family: Family::Ip, name: "t" }, "c", "", &[Expression::Accept]).expect("a chain");
     let mut heard = BTreeSet::new();
-    while let Heard::Change(change) = watch.next(Duration::from_millis(200)).expect("it listens") {
+    while let WatchEvent::Change(change) = watch.next(Duration::from_millis(200)).expect("it listens") {
         assert_eq!((change.family, &*change.table), (Family::Ip, "t"));
-        assert_eq!(change.by == tables.number().expect("bound"), change.deed == ChangeKind::RuleAdded);
-        heard.insert(format!("{:?} {}", change.deed, change.chain.as_deref().unwrap_or("")));
+        assert_eq!(change.port_id == tables.port_id().expect("bound"), change.kind == ChangeKind::RuleAdded);
+        heard.insert(format!("{:?} {}", change.kind, change.chain.as_deref().unwrap_or("")));
     }
     assert_eq!(heard, ["TableAdded ", "ChainAdded c", "RuleAdded c"].map(String::from).into());
 }

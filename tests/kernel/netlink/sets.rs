@@ -12,7 +12,7 @@ use pinhole::core::net::{Connection, Flow, PortRange};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustments;
 use pinhole::netfilter::netlink::{
-    ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Heard, Key, Table, Tables,
+    ConnectionChange, ConnectionWatch, Conntrack, Element, Family, Key, Table, Tables, WatchEvent,
 };
 
 use super::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guarded, ip, listens, port, tidy_up};
@@ -40,7 +40,7 @@ fn an_element_is_there_until_it_is_removed_or_expires() {
         let stands = tables.elements(table, "s").expect("a set");
         assert_eq!(stands.len(), 1);
         assert_eq!((stands[0].key, stands[0].timeout), (key, Some(Duration::from_secs(600))));
-        assert!(stands[0].remaining.is_some_and(|left| left > Duration::from_secs(590)), "{stands:?}");
+        assert!(stands[0].expiration.is_some_and(|left| left > Duration::from_secs(590)), "{stands:?}");
 
         let there = |tables: &mut Tables| tables.elements(table, "s").expect("a set").len();
         assert_eq!((tables.remove(table, "s", &minute), there(&mut tables)), (Ok(()), 0));
@@ -246,9 +246,9 @@ fn hears_of_marked_connections_that_begin_and_end() {
     let ours = connects(&client, "10.9.0.2:50000").expect("nothing drops");
     let wait = |watch: &mut ConnectionWatch| loop {
         match watch.next(Duration::from_secs(2)).expect("it listens") {
-            Heard::Change(change) => return change,
-            Heard::Missed => panic!("there is room"),
-            Heard::Nothing => {}
+            WatchEvent::Change(change) => return change,
+            WatchEvent::Overrun => panic!("there is room"),
+            WatchEvent::Timeout => {}
         }
     };
     let ConnectionChange::Began(entry) = wait(&mut watch) else { panic!("it began") };

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use hashbrown::HashMap;
 
 use crate::core::net::{Endpoint, Flow};
-use crate::netfilter::netlink::MOST_EXPECTATIONS;
+use crate::netfilter::netlink::MAX_EXPECTATIONS;
 
 /// An expectation: its source address and its destination.
 type Key = (IpAddr, Endpoint);
@@ -23,7 +23,7 @@ pub(super) struct ExpectationCounts {
 impl ExpectationCounts {
     /// Whether the control connection has room for one more expectation.
     pub(super) fn has_room(&self, key: &Key, master: &Flow) -> bool {
-        self.masters.get(key) == Some(master) || self.counts.get(master).is_none_or(|count| *count < MOST_EXPECTATIONS)
+        self.masters.get(key) == Some(master) || self.counts.get(master).is_none_or(|count| *count < MAX_EXPECTATIONS)
     }
 
     /// Counts an expectation of that control connection.
@@ -65,11 +65,11 @@ mod tests {
     #[test]
     fn room_up_to_the_maximum_and_again_after_each_removal() {
         let mut counts = ExpectationCounts::default();
-        for number in 0..MOST_EXPECTATIONS {
+        for number in 0..MAX_EXPECTATIONS {
             assert!(counts.has_room(&key(number), &master(4000)));
             counts.add(key(number), master(4000));
         }
-        let more = key(MOST_EXPECTATIONS);
+        let more = key(MAX_EXPECTATIONS);
         assert!(!counts.has_room(&more, &master(4000)));
         assert!(counts.has_room(&more, &master(4001)), "each counts for itself");
         assert!(counts.has_room(&key(0), &master(4000)), "in its own place");

@@ -17,7 +17,7 @@ use crate::core::net::{Connection, Endpoint, Flow, Port};
 use crate::core::policy::Policy;
 use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::netlink::{
-    Cause, Conntrack, Error, Expectations, Expected, Family, Helper, Helpers, MOST_EXPECTATIONS, Operation,
+    Cause, Conntrack, CtExpectation, Error, Expectations, Family, Helper, Helpers, MAX_EXPECTATIONS, Operation,
 };
 
 /// The helper's name, which rules of other tables match.
@@ -100,7 +100,7 @@ impl Registration {
     pub(super) fn exists() -> Result<bool, HelperError> {
         let all = Helpers::open(REPLY_TIMEOUT).and_then(|mut helpers| helpers.list()).map_err(HelperError::of)?;
         let is_ours = |helper: &Helper| (&*helper.name, &*helper.class) == (NAME, CLASS);
-        Ok(NETWORKS.iter().all(|network| all.iter().any(|helper| is_ours(helper) && helper.network == *network)))
+        Ok(NETWORKS.iter().all(|network| all.iter().any(|helper| is_ours(helper) && helper.l3proto == *network)))
     }
 
     /// Makes sure that the helper is registered, with the policy's settings. Returns whether it had to be added.
@@ -123,17 +123,17 @@ impl Registration {
     fn register_for(&mut self, network: Family, policy: &Policy) -> Result<bool, HelperError> {
         let wanted = Helper {
             name: NAME.into(),
-            network,
+            l3proto: network,
             class: CLASS.into(),
             // The highest possible maximum: at the maximum the kernel silently evicts the oldest expectation. Pinhole
             // itself enforces the policy's limit.
-            maximum: MOST_EXPECTATIONS,
+            max_expected: MAX_EXPECTATIONS,
             // Each expectation gets a timeout of its own; this one holds until then.
             timeout: policy.defaults.timeout,
             is_enabled: false,
         };
         let all = self.helpers.list().map_err(HelperError::of)?;
-        match all.into_iter().find(|helper| *helper.name == *NAME && helper.network == network) {
+        match all.into_iter().find(|helper| *helper.name == *NAME && helper.l3proto == network) {
             None => self.helpers.add(&wanted).map(|()| true).map_err(HelperError::of),
             Some(found) if found.class != wanted.class => Err(HelperError::Foreign { class: found.class }),
             Some(found) if found == wanted => Ok(false),
@@ -180,19 +180,19 @@ pub(super) fn dry_run(conntrack: &mut Conntrack, expectations: &mut Expectations
     let (client, server) = (Endpoint::new(address(1), port), Endpoint::new(address(2), Port::FTP));
     let master = Flow { source: client, destination: server };
     let time = Duration::from_secs(3);
-    conntrack.forget(&master)?;
+    conntrack.delete(&master)?;
     conntrack.create_dummy_entry(&Connection::direct(master), NAME, time)?;
     let expected =
-        Expected { master, from: server.address, to: client, translated: None, time, helper: Some(NAME.into()) };
-    let found = expectations.expect(&expected).and_then(|()| expectations.find(expected.from, expected.to));
+        CtExpectation { master, from: server.address, to: client, nat: None, timeout: time, helper: Some(NAME.into()) };
+    let found = expectations.insert(&expected).and_then(|()| expectations.find(expected.from, expected.to));
     // Its expectations end with it.
-    conntrack.forget(&master)?;
+    conntrack.delete(&master)?;
     match found? {
-        Some(found) if found.time <= time => Ok(()),
+        Some(found) if found.timeout <= time => Ok(()),
         _ => Err(Error::new(
             Operation::Try,
             "an expectation of connection tracking (the kernel did not keep it as requested)",
-            Cause::Garbled,
+            Cause::Malformed,
         )),
     }
 }

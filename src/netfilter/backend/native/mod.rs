@@ -26,7 +26,8 @@ use crate::core::policy::{ControlPorts, Mechanism, Policy};
 use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::errors::ErrorCounter;
 use crate::netfilter::netlink::{
-    Cause, Conntrack, Error, Expectations, Expected, MOST_EXPECTATIONS, Object, ObjectKind, Operation, Translated,
+    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, MAX_EXPECTATIONS, Object, ObjectKind,
+    Operation,
 };
 use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
 
@@ -35,7 +36,7 @@ pub const PROFILE: Profile = Profile {
     mechanism: Mechanism::Native,
     rules: MechanismRules {
         text: include_str!("../../../../rules/native.nft"),
-        objects: &[Object { name: NAME, kind: ObjectKind::Helper(NAME) }],
+        objects: &[Object { name: NAME, kind: ObjectKind::CtHelper(NAME) }],
     },
     is_related: true,
     has_helper: true,
@@ -85,7 +86,7 @@ impl Native {
 
     /// The expectations of control connections. No other program has a helper of this name. A control connection that
     /// lost the helper, because Pinhole was stopped and started again, has no expectation.
-    fn expected(&mut self, ports: &ControlPorts) -> Result<Vec<Expected>, Error> {
+    fn expected(&mut self, ports: &ControlPorts) -> Result<Vec<CtExpectation>, Error> {
         let mut all = self.expectations.list()?;
         all.retain(|one| {
             let is_ours = one.helper.as_deref().is_none_or(|name| name == NAME);
@@ -95,8 +96,8 @@ impl Native {
     }
 
     /// The NAT of an expected connection: see [`follows`].
-    fn mapping(&mut self, expected: &Expected) -> Result<Mapping, Error> {
-        let Some(translated) = expected.translated else { return Ok(Mapping::NONE) };
+    fn mapping(&mut self, expected: &CtExpectation) -> Result<Mapping, Error> {
+        let Some(translated) = expected.nat else { return Ok(Mapping::NONE) };
         let Some(entry) = self.conntrack.find(&expected.master)? else { return Ok(Mapping::NONE) };
         let (from, to) = followed(&entry.connection, translated.is_original);
         let to = Endpoint::new(to, translated.port);
@@ -109,13 +110,14 @@ impl Native {
         let Expectation { from, to, lifetime, .. } = *expectation;
         let key = (from, to);
         if !self.counts.has_room(&key, &of.original) {
-            let object = format_args!("expectation {from} -> {to} beside {MOST_EXPECTATIONS} of its session");
+            let object = format_args!("expectation {from} -> {to} beside {MAX_EXPECTATIONS} of its session");
             self.not_expected(policy, &Error::new(Operation::Add, object, Cause::Refused(Errno::NFILE)));
             return Ok(false);
         }
         let translated = if expectation.mapping.is_none() { None } else { follows(expectation, of) };
-        let expected = Expected { master: of.original, from, to, translated, time: lifetime, helper: None };
-        let Err(error) = self.expectations.expect(&expected) else {
+        let expected =
+            CtExpectation { master: of.original, from, to, nat: translated, timeout: lifetime, helper: None };
+        let Err(error) = self.expectations.insert(&expected) else {
             self.counts.add(key, of.original);
             return Ok(true);
         };
@@ -135,7 +137,7 @@ impl Native {
                 self.errors.add(&error);
                 if cause.is_unknown() {
                     // The expectation may have been added: removes it, so that no unknown pinhole stays open.
-                    self.errors.ok(self.expectations.forget(from, to));
+                    self.errors.ok(self.expectations.remove(from, to));
                 }
                 Err(NotOpened)
             }
@@ -163,11 +165,11 @@ const fn followed(master: &Connection, is_original: bool) -> (IpAddr, IpAddr) {
 
 /// The NAT of an expectation that does what the mapping says; `None` if it would do something else, as for a third
 /// party, which the master does not know.
-fn follows(expectation: &Expectation, of: &Connection) -> Option<Translated> {
+fn follows(expectation: &Expectation, of: &Connection) -> Option<ExpectationNat> {
     let target = expectation.target();
     let wanted = (expectation.mapping.from.unwrap_or(expectation.from), target.address);
     [true, false].into_iter().find_map(|is_original| {
-        (followed(of, is_original) == wanted).then_some(Translated { is_original, port: target.port })
+        (followed(of, is_original) == wanted).then_some(ExpectationNat { is_original, port: target.port })
     })
 }
 
@@ -216,7 +218,7 @@ impl Backend for Native {
         if self.in_sets.remove(&(from, to)) {
             table.close(pinhole);
         }
-        self.errors.ok(self.expectations.forget(from, to));
+        self.errors.ok(self.expectations.remove(from, to));
     }
 
     fn mapping_of(&mut self, table: &mut PinholeTable, from: IpAddr, to: Endpoint) -> Option<Mapping> {
@@ -233,7 +235,7 @@ impl Backend for Native {
     fn pinholes(&mut self, table: &mut PinholeTable) -> Result<Vec<Pinhole>, Error> {
         let mut pinholes = table.pinholes()?;
         for expected in self.expected(&table.policy().control_ports)? {
-            let Expected { from, to, time, .. } = expected;
+            let CtExpectation { from, to, timeout: time, .. } = expected;
             if !pinholes.iter().any(|pinhole| (pinhole.from, pinhole.to) == (from, to)) {
                 let mapping = self.mapping(&expected)?;
                 pinholes.push(Pinhole { from, to, mapping, lifetime: time, remaining: time });
@@ -258,7 +260,7 @@ impl Backend for Native {
 
     fn close_all(&mut self, table: &PinholeTable) -> Result<(), Error> {
         let expected = self.expected(&table.policy().control_ports)?;
-        expected.iter().try_for_each(|one| self.expectations.forget(one.from, one.to).map(drop))
+        expected.iter().try_for_each(|one| self.expectations.remove(one.from, one.to).map(drop))
     }
 
     /// Removes the helper, unless a ruleset refers to it.
@@ -303,7 +305,7 @@ mod tests {
             Mapping { to: Some(endpoint("10.9.0.5:40000")), from: Some("198.51.100.1".parse().expect("an address")) };
         let passive = expectation("10.0.0.1", "203.0.113.1:50000", mapping);
         let port = Port::new(40_000).expect("a port");
-        assert_eq!(follows(&passive, &both()), Some(Translated { is_original: true, port }));
+        assert_eq!(follows(&passive, &both()), Some(ExpectationNat { is_original: true, port }));
     }
 
     #[test]
@@ -312,7 +314,7 @@ mod tests {
             Mapping { to: Some(endpoint("10.0.0.1:40001")), from: Some("203.0.113.1".parse().expect("an address")) };
         let active = expectation("10.9.0.5", "198.51.100.1:50000", mapping);
         let port = Port::new(40_001).expect("a port");
-        assert_eq!(follows(&active, &both()), Some(Translated { is_original: false, port }));
+        assert_eq!(follows(&active, &both()), Some(ExpectationNat { is_original: false, port }));
     }
 
     #[test]
@@ -324,10 +326,10 @@ mod tests {
         let from = Some("198.51.100.1".parse().expect("an address"));
         let passive = expectation("10.0.0.1", "203.0.113.1:50000", Mapping { to: None, from });
         let port = Port::new(50_000).expect("a port");
-        assert_eq!(follows(&passive, &masqueraded), Some(Translated { is_original: true, port }));
+        assert_eq!(follows(&passive, &masqueraded), Some(ExpectationNat { is_original: true, port }));
         let mapping = Mapping { to: Some(endpoint("10.0.0.1:50000")), from: None };
         let active = expectation("203.0.113.1", "198.51.100.1:50000", mapping);
-        assert_eq!(follows(&active, &masqueraded), Some(Translated { is_original: false, port }));
+        assert_eq!(follows(&active, &masqueraded), Some(ExpectationNat { is_original: false, port }));
     }
 
     #[test]
