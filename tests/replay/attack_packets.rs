@@ -517,8 +517,14 @@ fn hostile_lines() -> impl Strategy<Value = Vec<u8>> {
         b"\r\n",
         b"\t",
     ];
-    let replies =
-        ["227 (10,0,0,2,58,231)", "227 Entering Passive Mode (10,0,0,2,58,231).", "229 (|||15079|)", "230 In.", "213 "];
+    let replies = [
+        "227 (10,0,0,2,58,231)",
+        "227 Entering Passive Mode (10,0,0,2,58,231).",
+        "229 (|||15079|)",
+        "230 In.",
+        "213 ",
+        "213 x",
+    ];
     let repeated = (
         proptest::sample::select(verbs.to_vec()),
         proptest::sample::select(odd),
@@ -688,6 +694,16 @@ fn repeats_everything(line: &[u8]) -> Vec<u8> {
     }
 }
 
+/// The same server, which lists files in its reply to STAT with a path, and shows their names as they are.
+fn lists_names(line: &[u8], names: &[u8]) -> Vec<u8> {
+    match line.split_at_checked(5) {
+        Some((verb, [_, ..])) if verb.eq_ignore_ascii_case(b"STAT ") => {
+            [b"213-Status:\r\n", names, b"\r\n213 End\r\n"].concat()
+        }
+        _ => repeats_everything(line),
+    }
+}
+
 /// What a server of the attacker's says and sends to a browser.
 #[derive(Clone, Debug)]
 enum HostileMove {
@@ -795,6 +811,17 @@ proptest! {
     fn nothing_that_a_server_repeats_opens_anything(text in hostile_lines(), moves in moves()) {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
         let packets = play(&text, &moves, repeats_everything);
+        let opened = packets.opened();
+        prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.2:")), "{opened:?} by these:\n{packets}");
+    }
+
+    /// What is unread, and what the next run reads, are left out: a STAT that nobody read is a known weakness.
+    #[test]
+    fn nothing_that_a_server_lists_opens_anything(text in hostile_lines(), names in hostile_lines(), moves in moves()) {
+        let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
+        let moves: Vec<Move> =
+            moves.into_iter().filter(|one| !matches!(one, Move::Lost | Move::Restart)).collect();
+        let packets = play(&text, &moves, |line| lists_names(line, &names));
         let opened = packets.opened();
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.2:")), "{opened:?} by these:\n{packets}");
     }
