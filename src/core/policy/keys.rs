@@ -1,7 +1,7 @@
 //! The keys of a policy: one entry for each, with its name, type, default, kind and explanation.
 //!
 //! The entries make the structs that hold the settings, read and print them, and describe them in the JSON Schema and in
-//! `docs/reference/policy.md`. `deploy/policy.yaml` has every key, too; `tests/policy.rs` compares its values with the
+//! `docs/reference/policy.md`. `deploy/policy.yaml` has every key, too; `tests/cli/policy.rs` compares its values with the
 //! defaults.
 
 use std::num::{NonZeroU16, NonZeroU32};

@@ -186,9 +186,9 @@ fn append(
     let family = table.family.number();
     let body = |w: &mut Writer| write_elements(w, table, set, elements);
     if is_last {
-        batch.request(message, flags, family, body)
+        batch.request(message, flags, family, body);
     } else {
-        batch.quiet_request(message, flags, family, body)
+        batch.quiet_request(message, flags, family, body);
     }
 }
 
