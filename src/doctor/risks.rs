@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn wide_tls_range_is_a_warning() {
         one("defaults: { tls: range 1024-65535 }", &["tls: range", "defaults", "begins at 1024", "passive range"]);
-        one("defaults: { tls: range 40000-60000 }", &["it has 20001 ports"]);
+        one("defaults: { tls: range 40000-60000 }", &["it includes 20001 ports"]);
         one("rules: [{ name: x, tls: range 3300-3310 }]", &["rule \"x\"", "`known_services`"]);
         assert_eq!(found("defaults: { tls: range 50000-50100 }"), [""; 0]);
         // A rule that has it from the defaults is not told of once more.
@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn trusted_pick_up_is_a_warning() {
-        one("pickup: trust", &["pickup: trust", "as after a login", "`pickup: marked`"]);
+        one("pickup: trust", &["pickup: trust", "counts as logged in", "`pickup: marked`"]);
         assert_eq!(found("pickup: never"), [""; 0]);
     }
 

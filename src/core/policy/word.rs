@@ -36,7 +36,7 @@ pub(super) fn did_you_mean(text: &str, words: impl IntoIterator<Item = impl fmt:
     }
     let allowed = (text.chars().count() / 3).clamp(1, 3);
     let near = words.into_iter().map(|word| word.to_string()).map(|word| {
-        let distance = strsim::levenshtein(&text.to_ascii_lowercase(), &word.to_ascii_lowercase());
+        let distance = strsim::osa_distance(&text.to_ascii_lowercase(), &word.to_ascii_lowercase());
         (distance, word)
     });
     let nearest = near.filter(|&(distance, _)| distance <= allowed).min_by_key(|&(distance, _)| distance);
@@ -52,6 +52,7 @@ mod tests {
         assert_eq!(did_you_mean("data_port", ["data_ports", "timeout"]), "; did you mean data_ports?");
         assert_eq!(did_you_mean("pasv", ["PORT", "PASV"]), "; did you mean PASV?");
         assert_eq!(did_you_mean("tmeout", ["data_ports", "timeout"]), "; did you mean timeout?");
+        assert_eq!(did_you_mean("dnta", ["dnat", "inside"]), "; did you mean dnat?");
         assert_eq!(did_you_mean("colour", ["data_ports", "timeout"]), "");
         assert_eq!(did_you_mean("", ["tls"]), "");
     }
