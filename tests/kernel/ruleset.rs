@@ -83,7 +83,7 @@ fn a_reload_takes_other_ports_and_chains_and_says_what_to_do_for_other_queues() 
     let refused = reload(&daemon, "capture: { queue: 7 }\n");
     assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
     let said = refused.said();
-    assert!(said.contains("systemctl restart pinhole") && said.contains("the old one stays"), "{said}");
+    assert!(said.contains("systemctl restart pinhole") && said.contains("the old policy stays in force"), "{said}");
     assert_eq!(namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists"), before);
 }
 
