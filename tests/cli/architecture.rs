@@ -218,3 +218,21 @@ fn lab_takes_only_modes_times_and_the_capture_writer_from_pinhole() {
         }
     }
 }
+
+#[test]
+fn every_file_of_a_test_program_is_a_module_of_it() {
+    let tests = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests");
+    let is_program = |folder: &PathBuf| folder.join("main.rs").exists();
+    let entries = |folder: &Path| fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let programs: Vec<PathBuf> = entries(&tests).filter(is_program).collect();
+    assert!(programs.len() > 4, "the test programs were not found");
+    for program in programs {
+        let main = fs::read_to_string(program.join("main.rs")).expect("a test program");
+        let is_module =
+            |path: &PathBuf| path.join("mod.rs").exists() || path.extension().is_some_and(|end| end == "rs");
+        for path in entries(&program).filter(is_module).filter(|path| !path.ends_with("main.rs")) {
+            let name = path.file_stem().expect("a name").to_string_lossy();
+            assert!(main.contains(&format!("mod {name};\n")), "{} is no module, so it never runs", path.display());
+        }
+    }
+}

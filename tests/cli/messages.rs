@@ -195,9 +195,15 @@ fn a_queue_that_fails_for_good_ends_the_service_and_leaves_the_table_for_the_nex
     let mut unknown_request = [0; 20];
     unknown_request[0] = 20;
     unknown_request[4..8].copy_from_slice(&[99, NFNL_SUBSYS_QUEUE, NLM_F_REQUEST, 0]);
-    let of_queue = sockets(daemon.child.id()).into_iter().filter(|socket| {
+    let is_read = |socket: &OwnedFd| {
         sockopt::socket_timeout(socket, sockopt::Timeout::Recv) == Ok(Some(Duration::from_millis(400)))
+    };
+    // The thread that reads it sets the timeout, maybe after the daemon has logged that it is installed.
+    let of_queue = lab::wait_for("a thread to read a queue", PATIENCE, || {
+        let of_queue: Vec<_> = sockets(daemon.child.id()).into_iter().filter(is_read).collect();
+        Ok((!of_queue.is_empty()).then_some(of_queue))
     });
+    let of_queue = of_queue.unwrap_or_else(|error| panic!("{error}"));
     for socket in of_queue {
         for _ in 0..200 {
             rustix::net::send(&socket, &unknown_request, SendFlags::empty()).expect("the kernel takes it");
