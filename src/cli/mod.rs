@@ -68,7 +68,7 @@ enum Command {
     /// Demonstrate FTP through a firewall, blocked without Pinhole and working with it
     ///
     /// Builds a client, a firewall and a server in network namespaces, and removes them at the end, after a few seconds.
-    /// Changes nothing on this host. Needs root and nft; a built-in server and client stand in for vsftpd and curl.
+    /// Changes nothing on this host. Needs root and the programs ip and nft.
     Demo,
 }
 
