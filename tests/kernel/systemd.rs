@@ -238,9 +238,9 @@ fn installed_as_documented_it_lets_transfers_through_until_it_is_stopped() {
         let said = |line: &&Line| line.by == "pinhole" && line.text.starts_with(begin) && line.text.contains(within);
         journal.iter().find(said).unwrap_or_else(|| panic!("no {begin}...{within} in {journal:?}")).level
     };
-    assert_eq!(level("opened ", "announced by 227 in session"), 6);
-    assert_eq!(level("used ", "announced in session"), 6);
-    assert_eq!(level("refused 192.0.2.1:51210: PORT", "third-party"), 4);
+    assert_eq!(level("opened ", "announced by 227; session"), 6);
+    assert_eq!(level("used ", "announced by 227; session"), 6);
+    assert_eq!(level("refused PORT 192.0.2.1:51210", "third-party"), 4);
     assert_eq!(level("SIGTERM: removing the table inet pinhole", ""), 6);
 }
 
