@@ -113,7 +113,7 @@ on-%:
 	programs=$$(cargo test $(LOCKED) --quiet --no-run --message-format=json $(programs) | \
 		sed -n 's/.*"kind":\["test"\].*"executable":"\([^"]*\)".*/\1/p') && \
 	tests=$$(for test in $(tests); do for program in $$programs; do \
-		case $$program in */$${test%%:*}-*) echo "$$program$${test#$${test%%:*}}";; esac; done; done) && \
+		case $$program in (*/$${test%%:*}-*) echo "$$program$${test#$${test%%:*}}";; esac; done; done) && \
 	run="tests/vm/run tests/vm/$(machine:sets=tests)" && echo PINHOLE_VM_KERNEL=$(kernel) $$run $$tests && \
 	{ PINHOLE_VM_KERNEL=$(kernel) $(SUDO) $$run $$tests | tee $(VM_OUTPUT)/$*; status=$$?; \
 	sed -n 's/^vm: \(retry: .*\)/\1 ($(kernel), $(machine))/p' $(VM_OUTPUT)/$* >>$(PINHOLE_RETRIED); exit $$status; },:)

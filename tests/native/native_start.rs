@@ -61,7 +61,7 @@ fn assert_told(front: &Front, parts: &[&str]) {
     let found = run(front, &namespace, &folder, &["check", "--host"]);
     let problem = line(&found.said(), "problem  mechanism").to_owned();
     assert_eq!(found.status.code(), Some(1), "{}", found.said());
-    assert_holds(&problem, &["native is not possible: ", "with `mechanism: auto` the service goes on with sets"]);
+    assert_holds(&problem, &["native is not possible: ", "`mechanism: auto` falls back to sets"]);
     assert_holds(&problem, parts);
 
     write_policy(&folder, "mechanism: auto\n");
