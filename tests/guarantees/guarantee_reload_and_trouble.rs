@@ -136,7 +136,7 @@ fn a_bad_policy_is_refused_and_the_old_one_stays() {
         let finished = daemon.program(&["reload"]).expect("it runs");
         assert_eq!(finished.status.code(), Some(2), "{policy}: {}", finished.said());
         let said = finished.said();
-        assert!(said.contains("the old one stays") && said.contains(problem), "{policy}: {said}");
+        assert!(said.contains("the old policy stays in force") && said.contains(problem), "{policy}: {said}");
         let told = daemon.child.said().matches("reload failed").count();
         daemon_signal(&daemon, Signal::SIGHUP);
         daemon.wait_for_log("reload failed", told + 1);
