@@ -1,4 +1,4 @@
-//! Counters and gauges. Each is one field of a struct that [`metrics!`] declares; its doc comment is its help text. The
+//! Counters and gauges. Each is one field of a struct that `metrics!` declares; its doc comment is its help text. The
 //! names, the values for `pinhole status` and its JSON, the summary of a replay and the tables of the reference all come
 //! from that field.
 
