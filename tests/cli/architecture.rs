@@ -165,7 +165,7 @@ fn core_uses_no_module_outside_core() {
 }
 
 #[test]
-fn core_touches_no_socket_file_clock_thread_or_process() {
+fn core_uses_no_socket_file_clock_thread_or_process() {
     for (path, code) in code().into_iter().filter(|(path, _)| path.starts_with("core")) {
         for word in IMPURE {
             assert!(!code.contains(word), "{} uses {word}", path.display());
@@ -174,7 +174,7 @@ fn core_touches_no_socket_file_clock_thread_or_process() {
 }
 
 #[test]
-fn paths_are_read_as_the_compiler_reads_them() {
+fn paths_are_resolved_as_the_compiler_does() {
     let code = "use super::{nft, rules::{self, Rule}}; use crate::core::net; pub(super) fn a() -> super::super::B {}";
     let named = named_in(Path::new("netfilter/table/install.rs"), code);
     let named: Vec<String> = named.iter().map(|path| path.join("::")).collect();
@@ -208,7 +208,7 @@ fn no_two_modules_use_each_other() {
 }
 
 #[test]
-fn lab_takes_only_modes_times_and_the_capture_writer_from_pinhole() {
+fn lab_uses_only_mode_timestamp_and_capture_writer() {
     const TAKEN: [&str; 4] = ["core::ftp::Mode", "core::time::Timestamp", "replay::pcap::link", "replay::pcap::write"];
     let code = code_below("tests/lab/src");
     assert!(code.len() > 20, "the sources were not found");

@@ -11,7 +11,7 @@ use serde_json::Value;
 // The policy.
 
 #[test]
-fn a_policy_decides_what_opens() {
+fn policy_decides_what_opens() {
     let folder = Folder::new("policy");
     let capture = folder.file("session.pcap", session_at(1000));
     let policy = folder.file("strict.yaml", "defaults: { data_ports: 50000-50100 }");
@@ -21,7 +21,7 @@ fn a_policy_decides_what_opens() {
 }
 
 #[test]
-fn a_policy_may_come_from_standard_input() {
+fn policy_is_read_from_stdin() {
     let folder = Folder::new("policy-stdin");
     let capture = folder.file("session.pcap", session_at(1000));
     let arguments = [OsStr::new("replay"), OsStr::new("--policy"), OsStr::new("-"), capture.as_os_str()];
@@ -30,7 +30,7 @@ fn a_policy_may_come_from_standard_input() {
 }
 
 #[test]
-fn nothing_is_replayed_under_a_policy_that_is_wrong() {
+fn invalid_policy_is_refused() {
     let folder = Folder::new("policy-bad");
     let capture = folder.file("session.pcap", session_at(1000));
     let bad = folder.file("bad.yaml", "control_ports: [21, 99999]\nlimitz: {}\n");
@@ -50,7 +50,7 @@ fn nothing_is_replayed_under_a_policy_that_is_wrong() {
 const DOUBTFUL: &str = "rules:\n  - name: all\n  - name: never\n    clients: [10.0.0.1]\n";
 
 #[test]
-fn a_policy_with_warnings_holds_and_the_warnings_are_told() {
+fn policy_with_warnings_is_used_and_warnings_are_printed() {
     let folder = Folder::new("policy-warnings");
     let capture = folder.file("session.pcap", session_at(1000));
     let policy = folder.file("doubtful.yaml", DOUBTFUL);
@@ -61,7 +61,7 @@ fn a_policy_with_warnings_holds_and_the_warnings_are_told() {
 }
 
 #[test]
-fn check_prints_a_good_policy_as_understood() {
+fn check_prints_the_effective_policy() {
     let folder = Folder::new("check-good");
     let policy = folder.file("my policy.yaml", "control_ports: [21, 2121]\ndefaults: { timeout: 2m }\n");
     let ran = run([OsStr::new("check"), policy.as_os_str()]).success();
@@ -75,7 +75,7 @@ fn check_prints_a_good_policy_as_understood() {
 }
 
 #[test]
-fn check_tells_warnings_beside_the_policy() {
+fn check_prints_warnings_with_the_policy() {
     let folder = Folder::new("check-warnings");
     let policy = folder.file("doubtful.yaml", DOUBTFUL);
     let ran = run([OsStr::new("check"), policy.as_os_str()]);
@@ -88,7 +88,7 @@ fn check_tells_warnings_beside_the_policy() {
 }
 
 #[test]
-fn check_warns_of_a_policy_that_others_may_write() {
+fn check_warns_of_a_policy_writable_by_others() {
     let folder = Folder::new("check-writable");
     let policy = folder.file("policy.yaml", "{}");
     assert_eq!(run([OsStr::new("check"), policy.as_os_str()]).success().err, "");
@@ -102,7 +102,7 @@ fn check_warns_of_a_policy_that_others_may_write() {
 }
 
 #[test]
-fn check_warns_of_what_a_policy_allows_in_a_line_each() {
+fn check_prints_one_warning_per_risk() {
     let text =
         "limits: { sessions: 10 }\ndefaults: { tls: range 1024-65535, third_party: allow, commands: { deny: [SITE] } }";
     let ran = run_with_input(["check", "-"], text.as_bytes());
@@ -126,7 +126,7 @@ fn check_explains_each_error_of_a_bad_policy() {
 }
 
 #[test]
-fn check_of_what_is_no_policy_at_all_is_an_error() {
+fn check_of_an_unreadable_policy_is_an_error() {
     let folder = Folder::new("check-foreign");
     let missing = run([OsStr::new("check"), folder.0.join("none.yaml").as_os_str()]);
     assert_eq!(missing.status, Some(2));
@@ -152,7 +152,7 @@ fn the_schema_is_json() {
 // The command line.
 
 #[test]
-fn a_command_line_that_is_wrong_is_status_2_and_shows_what_would_be_right() {
+fn wrong_arguments_exit_with_2_and_show_the_usage() {
     for arguments in [&["replay", "--jason", "a.pcap"][..], &["replay"], &["frobnicate"], &[], &["schema", "x"]] {
         let ran = run(arguments);
         assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""), "{arguments:?}");

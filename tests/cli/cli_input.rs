@@ -24,7 +24,7 @@ use serde_json::Value;
 // Bad input.
 
 #[test]
-fn a_file_that_is_not_there_is_named() {
+fn missing_file_is_named() {
     let folder = Folder::new("missing");
     let ran = run([OsStr::new("replay"), folder.0.join("none.pcap").as_os_str()]);
     let complaint = ran.complaint_beside_a_report();
@@ -32,7 +32,7 @@ fn a_file_that_is_not_there_is_named() {
 }
 
 #[test]
-fn a_folder_is_no_capture() {
+fn directory_is_refused() {
     let folder = Folder::new("folder");
     let ran = run([OsStr::new("replay"), folder.0.as_os_str()]);
     let complaint = ran.complaint_beside_a_report();
@@ -40,7 +40,7 @@ fn a_folder_is_no_capture() {
 }
 
 #[test]
-fn what_is_no_capture_is_called_what_it_is() {
+fn other_file_formats_are_named() {
     let folder = Folder::new("foreign");
     for (name, content, expected) in [
         ("empty", &b""[..], "the file is empty"),
@@ -58,7 +58,7 @@ fn what_is_no_capture_is_called_what_it_is() {
 }
 
 #[test]
-fn a_capture_cut_in_the_middle_of_a_packet_is_reported_up_to_there() {
+fn truncated_capture_is_reported_up_to_the_cut() {
     let folder = Folder::new("cut");
     let whole = session_at(1000);
     let last = whole.len() - (RECORD_HEADER + 40);
@@ -76,7 +76,7 @@ fn a_capture_cut_in_the_middle_of_a_packet_is_reported_up_to_there() {
 }
 
 #[test]
-fn a_last_packet_that_the_snap_length_cut_is_an_anomaly_and_no_error() {
+fn last_packet_cut_by_the_snaplen_is_no_error() {
     let folder = Folder::new("snap");
     let mut talk = talk();
     let capture = Capture::starting_at(1000).add_all(login(&mut talk)).add(talk.says(FromClient, "PASV\r\n"));
@@ -88,7 +88,7 @@ fn a_last_packet_that_the_snap_length_cut_is_an_anomaly_and_no_error() {
 }
 
 #[test]
-fn a_damaged_record_ends_its_file_where_it_stands() {
+fn damaged_record_ends_its_file() {
     let folder = Folder::new("damaged");
     let mut file = session_at(1000);
     let last = file.len() - (RECORD_HEADER + 40);
@@ -120,7 +120,7 @@ fn damaged_packets_in_a_good_file_are_counted() {
 }
 
 #[test]
-fn one_bad_file_does_not_spoil_the_others() {
+fn bad_file_does_not_affect_the_others() {
     let folder = Folder::new("two");
     let good = folder.file("good.pcap", session_at(1000));
     let bad = folder.file("bad.pcap", "not at all");
@@ -134,7 +134,7 @@ fn one_bad_file_does_not_spoil_the_others() {
 // Where input comes from.
 
 #[test]
-fn a_dash_is_standard_input() {
+fn dash_means_stdin() {
     let ran = run_with_input(["replay", "-"], &session_at(1000)).success();
     assert!(ran.out.contains("12 packets, 1 session; 1 pinhole opened"), "{}", ran.out);
     let ran = run_with_input(["replay", "-"], b"");
@@ -142,7 +142,7 @@ fn a_dash_is_standard_input() {
 }
 
 #[test]
-fn standard_input_can_be_meant_only_once() {
+fn stdin_can_be_named_only_once() {
     for arguments in [&["replay", "-", "-"][..], &["replay", "--policy", "-", "-"]] {
         let ran = run_with_input(arguments, b"");
         assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""));
@@ -151,7 +151,7 @@ fn standard_input_can_be_meant_only_once() {
 }
 
 #[test]
-fn files_that_follow_one_another_are_one_capture() {
+fn consecutive_files_are_one_capture() {
     let folder = Folder::new("following");
     let mut talk = talk();
     let first = folder.file("first.pcap", Capture::starting_at(1000).add_all(login(&mut talk)).bytes());
@@ -165,7 +165,7 @@ fn files_that_follow_one_another_are_one_capture() {
 }
 
 #[test]
-fn files_in_any_other_order_have_nothing_to_do_with_each_other() {
+fn files_in_another_order_are_separate_captures() {
     let folder = Folder::new("independent");
     let mut talk = talk();
     let early = folder.file("early.pcap", Capture::starting_at(1000).add_all(login(&mut talk)).bytes());
@@ -177,7 +177,7 @@ fn files_in_any_other_order_have_nothing_to_do_with_each_other() {
 }
 
 #[test]
-fn any_file_name_will_do() {
+fn file_names_may_have_spaces_and_invalid_utf8() {
     let folder = Folder::new("names");
     let not_utf8 = OsString::from_vec(b"caf\xe9.pcap".to_vec());
     for name in [OsStr::new("a capture of monday.pcap"), OsStr::new("-"), &not_utf8] {
@@ -234,7 +234,7 @@ fn long_capture(length: usize, mut sink: impl Write) -> std::io::Result<()> {
 }
 
 #[test]
-fn a_capture_longer_than_any_memory_is_replayed_in_a_little() {
+fn long_capture_is_replayed_in_little_memory() {
     const LENGTH: usize = 300_000_000;
     const ENOUGH: u64 = 64 << 20;
     let mut command = pinhole(["replay", "--json", "-"]);

@@ -16,7 +16,7 @@ fn replay(options: &[&OsStr], capture: &Path) -> Ran {
 }
 
 #[test]
-fn nothing_is_replayed_behind_a_nat_that_is_wrong() {
+fn invalid_nat_file_is_refused() {
     let folder = Folder::new("nat-bad");
     let capture = folder.file("session.pcap", session_at(1000));
     let out = folder.0.join("out.pcap");
@@ -59,7 +59,7 @@ fn nothing_is_replayed_behind_a_nat_that_is_wrong() {
 }
 
 #[test]
-fn the_nat_may_come_from_standard_input_but_only_one_thing_can() {
+fn nat_or_capture_is_read_from_stdin_but_not_both() {
     let folder = Folder::new("nat-stdin");
     let capture = folder.file("session.pcap", session_at(1000));
     let arguments =
@@ -72,7 +72,7 @@ fn the_nat_may_come_from_standard_input_but_only_one_thing_can() {
 }
 
 #[test]
-fn writing_needs_a_nat_and_a_file_that_is_none_of_those_that_are_read() {
+fn write_needs_nat_and_a_file_that_is_not_an_input() {
     let folder = Folder::new("nat-write");
     let session = session_at(1000);
     let capture = folder.file("session.pcap", &session);
@@ -99,7 +99,7 @@ fn writing_needs_a_nat_and_a_file_that_is_none_of_those_that_are_read() {
 }
 
 #[test]
-fn a_file_that_cannot_be_written_is_told() {
+fn unwritable_file_is_an_error() {
     let folder = Folder::new("nat-unwritable");
     let capture = folder.file("session.pcap", session_at(1000));
     let nat = folder.file("nat.yaml", NAT);
@@ -118,7 +118,7 @@ fn a_file_that_cannot_be_written_is_told() {
 }
 
 #[test]
-fn what_was_read_before_the_damage_is_written() {
+fn packets_before_the_damage_are_written() {
     let folder = Folder::new("nat-damaged");
     let session = session_at(1000);
     let capture = folder.file("cut.pcap", &session[..session.len() - 5]);
@@ -138,7 +138,7 @@ fn what_was_read_before_the_damage_is_written() {
 }
 
 #[test]
-fn what_cannot_be_written_as_it_would_be_seen_is_told() {
+fn untranslatable_packets_are_reported() {
     let folder = Folder::new("nat-kinds");
     let nat = folder.file("nat.yaml", NAT);
     let out = folder.0.join("out.pcap");

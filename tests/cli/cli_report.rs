@@ -18,7 +18,7 @@ use serde_json::Value;
 // The report.
 
 #[test]
-fn a_report_for_people_tells_the_story_of_a_session() {
+fn text_report_shows_the_events_of_a_session() {
     let folder = Folder::new("story");
     let mut talk = talk();
     let capture = Capture::starting_at(1000).add_all(login(&mut talk)).add(talk.says(FromClient, "RETR \x1b[2Ja\r\n"));
@@ -97,7 +97,7 @@ fn eventful() -> Vec<u8> {
 }
 
 #[test]
-fn every_line_of_json_has_the_fields_that_are_documented() {
+fn every_json_line_has_the_documented_fields() {
     let folder = Folder::new("json");
     let path = folder.file("eventful.pcap", eventful());
     let ran = run([OsStr::new("replay"), OsStr::new("--json"), path.as_os_str()]).success();
@@ -124,7 +124,7 @@ fn every_line_of_json_has_the_fields_that_are_documented() {
 }
 
 #[test]
-fn times_keep_their_nanoseconds() {
+fn timestamps_keep_nanoseconds() {
     let folder = Folder::new("nanoseconds");
     let mut capture = Capture::starting_at(0);
     capture.now = Timestamp::from_nanos(1_700_000_000_123_456_789);
@@ -134,7 +134,7 @@ fn times_keep_their_nanoseconds() {
 }
 
 #[test]
-fn the_last_line_of_json_is_the_summary_even_of_bad_input() {
+fn last_json_line_is_the_summary_even_for_bad_input() {
     let folder = Folder::new("json-bad");
     let whole = session_at(1000);
     for content in [&b"no capture"[..], b"", &whole[..whole.len() - 1], &whole[..FILE_HEADER]] {
@@ -156,7 +156,7 @@ fn talkative() -> Vec<u8> {
 }
 
 #[test]
-fn nobody_complains_when_the_reader_of_the_report_goes_away() {
+fn closed_output_pipe_is_no_error() {
     let folder = Folder::new("pipe");
     let path = folder.file("talkative.pcap", talkative());
     for option in [None, Some("--json")] {
@@ -176,7 +176,7 @@ fn nobody_complains_when_the_reader_of_the_report_goes_away() {
 }
 
 #[test]
-fn a_reader_that_goes_away_ends_an_endless_replay() {
+fn closed_output_pipe_ends_an_endless_replay() {
     let mut command = pinhole(["replay", "-"]);
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = Running(command.spawn().expect("the program can be started"));
@@ -194,7 +194,7 @@ fn a_reader_that_goes_away_ends_an_endless_replay() {
 }
 
 #[test]
-fn a_report_that_cannot_be_written_is_an_error() {
+fn unwritable_report_is_an_error() {
     let folder = Folder::new("full");
     let path = folder.file("session.pcap", session_at(1000));
     let policy = folder.file("policy.yaml", "{}");
@@ -212,7 +212,7 @@ fn a_report_that_cannot_be_written_is_an_error() {
 }
 
 #[test]
-fn without_a_terminal_no_progress_is_drawn() {
+fn no_progress_bar_without_a_terminal() {
     let folder = Folder::new("progress");
     let path = folder.0.join("large.pcap");
     let file = File::create(&path).expect("a file in the temporary folder can be made");

@@ -91,19 +91,19 @@ fn play(demo: &Command) -> String {
 }
 
 #[test]
-fn it_shows_a_transfer_blocked_and_working_and_leaves_nothing() {
+fn demo_shows_blocked_and_working_transfer_and_cleans_up() {
     play(&demo());
 }
 
 #[test]
-fn it_finds_nft_and_ip_where_the_search_path_has_no_sbin() {
+fn demo_finds_nft_and_ip_without_sbin_in_path() {
     let mut demo = demo();
     demo.env("PATH", "/usr/bin:/bin");
     play(&demo);
 }
 
 #[test]
-fn without_nft_or_ip_it_says_what_is_missing() {
+fn demo_names_missing_nft_or_ip() {
     for (program, package) in [("nft", "nftables"), ("ip", "iproute2")] {
         // It is looked for in the usual folders as well, so it is hidden by an empty one in a mount namespace.
         let script = "mount --make-rprivate / && for file in $(which -a $1) /usr/sbin/$1; do \
@@ -148,11 +148,11 @@ fn nothing_remains_after(signal: Signal) {
 }
 
 #[test]
-fn ctrl_c_leaves_nothing() {
+fn demo_cleans_up_after_ctrl_c() {
     nothing_remains_after(Signal::SIGINT);
 }
 
 #[test]
-fn kill_9_leaves_nothing() {
+fn demo_cleans_up_after_kill_9() {
     nothing_remains_after(Signal::SIGKILL);
 }

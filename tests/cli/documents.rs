@@ -129,7 +129,7 @@ fn wrong_in(document: &str) -> Vec<String> {
 }
 
 #[test]
-fn every_command_that_is_shown_prints_what_is_shown() {
+fn documented_commands_print_the_documented_output() {
     let mut wrong = Vec::new();
     for document in DOCUMENTS {
         wrong.extend(wrong_in(document).into_iter().map(|wrong| format!("{document}: {wrong}")));
@@ -138,7 +138,7 @@ fn every_command_that_is_shown_prints_what_is_shown() {
 }
 
 #[test]
-fn a_shown_output_may_leave_lines_out_but_not_invent_any() {
+fn shown_output_may_omit_lines_but_not_add_any() {
     assert!(is_as_shown("a\nb\nc\n", &["a", "b", "c"]));
     assert!(is_as_shown("a\nb\nc\nd\n", &["a", LEFT_OUT, "c", LEFT_OUT, "d"]));
     assert!(is_as_shown("a\nb\n", &[LEFT_OUT, "b"]));

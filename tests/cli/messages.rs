@@ -78,7 +78,7 @@ fn journal_of(policy: &str, is_told: bool, until: Option<&str>) -> Vec<String> {
 }
 
 #[test]
-fn the_journal_gets_the_level_in_front_of_each_line() {
+fn journal_lines_begin_with_their_level() {
     let started = "announced data connections";
     let lines = journal_of("{}", true, Some(started));
     assert!(lines.iter().all(|line| line.starts_with("<6>")), "{lines:#?}");
@@ -89,7 +89,7 @@ fn the_journal_gets_the_level_in_front_of_each_line() {
 }
 
 #[test]
-fn a_mistake_in_the_policy_is_one_record_each() {
+fn each_policy_error_is_one_journal_record() {
     let wrong = "defaults:\n  data_ports: 50100-50000\n  time_out: 30s\n";
     let lines = journal_of(wrong, true, None);
     assert_eq!(lines.len(), 2, "{lines:#?}");
@@ -103,7 +103,7 @@ fn a_mistake_in_the_policy_is_one_record_each() {
 }
 
 #[test]
-fn a_reload_with_a_bad_policy_is_one_line_in_the_log_and_all_of_it_for_whoever_asked() {
+fn refused_reload_is_one_log_line_and_a_full_answer() {
     let daemon = Daemon::start(&namespace(), "{}").unwrap_or_else(|error| panic!("{error}"));
     daemon.write_policy("defaults:\n  data_ports: 50100-50000\n  time_out: 30s\n");
     let answered = daemon.program(&["reload"]).expect("it answers");
@@ -119,14 +119,14 @@ fn a_reload_with_a_bad_policy_is_one_line_in_the_log_and_all_of_it_for_whoever_a
 // --- Where it cannot run -------------------------------------------------------------------------------------------
 
 #[test]
-fn who_may_not_read_a_queue_is_not_told_that_somebody_else_does() {
+fn missing_capability_is_not_reported_as_a_taken_queue() {
     let said = one_line(&run(&namespace(), &["setpriv", "--bounding-set=-net_admin"], &["run"]));
     assert!(said.contains("not permitted") && said.contains("CAP_NET_ADMIN"), "{said}");
     assert!(!said.contains("another program") && !said.contains("os error 1"), "{said}");
 }
 
 #[test]
-fn whoever_reads_the_queue_is_named() {
+fn other_reader_of_the_queue_is_named() {
     let namespace = namespace();
     let reader = Daemon::start(&namespace, "{}").unwrap_or_else(|error| panic!("{error}"));
     let said = one_line(&run(&namespace, &[], &["run"]));
@@ -138,7 +138,7 @@ fn whoever_reads_the_queue_is_named() {
 }
 
 #[test]
-fn a_reader_whose_process_cannot_be_seen_is_not_given_another_ones_name() {
+fn invisible_reader_of_the_queue_gets_no_name() {
     let namespace = namespace();
     let _reader = Daemon::start(&namespace, "{}").unwrap_or_else(|error| panic!("{error}"));
     let apart = ["unshare", "--pid", "--fork", "--mount-proc"];
@@ -149,7 +149,7 @@ fn a_reader_whose_process_cannot_be_seen_is_not_given_another_ones_name() {
 }
 
 #[test]
-fn where_no_service_answers_the_cause_is_said_once() {
+fn missing_daemon_is_reported_with_one_cause() {
     let said = one_line(&run(&namespace(), &[], &["status"]));
     assert!(said.starts_with("pinhole: no daemon answers at "), "{said}");
     assert_eq!(said.matches("No such file or directory").count(), 1, "{said}");
@@ -157,7 +157,7 @@ fn where_no_service_answers_the_cause_is_said_once() {
 }
 
 #[test]
-fn whoever_looks_whether_it_runs_is_no_news() {
+fn probing_the_control_socket_is_not_logged() {
     let namespace = namespace();
     let daemon = Daemon::start(&namespace, "{}").unwrap_or_else(|error| panic!("{error}"));
     let second = daemon::service(&namespace, &daemon.folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
@@ -188,7 +188,7 @@ fn sockets(process: u32) -> Vec<OwnedFd> {
 }
 
 #[test]
-fn a_queue_that_fails_for_good_ends_the_service_and_leaves_the_table_for_the_next_start() {
+fn broken_queue_ends_the_daemon_and_leaves_the_table() {
     let namespace = namespace();
     let mut daemon = Daemon::start(&namespace, "{}").unwrap_or_else(|error| panic!("{error}"));
     // The kernel answers each of these with an error, which the thread that reads the queue gets.

@@ -87,7 +87,7 @@ fn range(first: u16, last: u16) -> PortRange {
 }
 
 #[test]
-fn the_example_of_the_design_is_understood() {
+fn full_example_is_parsed() {
     let policy = good(EXAMPLE);
     assert_eq!(policy.control_ports.as_slice(), [Port::FTP, port(2121)]);
     assert_eq!(
@@ -104,7 +104,7 @@ fn the_example_of_the_design_is_understood() {
 }
 
 #[test]
-fn the_embedded_policy_says_every_default() {
+fn embedded_policy_states_every_default() {
     assert_eq!(good(EMBEDDED), Policy::default());
     assert_eq!(good("{}"), Policy::default());
     assert_eq!(Policy::embedded(), Policy::default());
@@ -114,14 +114,14 @@ fn the_embedded_policy_says_every_default() {
 }
 
 #[test]
-fn the_example_in_the_embedded_policy_holds() {
+fn example_in_the_embedded_policy_is_valid() {
     let start = EMBEDDED.find("#   - name:").expect("an example");
     let example = EMBEDDED[start..].lines().filter_map(|line| line.strip_prefix("# ")).collect::<Vec<_>>().join("\n");
     assert_eq!(good(&format!("rules:\n{example}")).rules.len(), 2);
 }
 
 #[test]
-fn the_first_rule_that_matches_decides() {
+fn first_matching_rule_decides() {
     let policy = good(
         "defaults: { timeout: 5 }
 rules:
@@ -145,7 +145,7 @@ rules:
 }
 
 #[test]
-fn a_rule_may_close_known_services_that_the_defaults_open() {
+fn rule_can_close_known_services_that_defaults_open() {
     let policy = good("defaults: { known_services: [] }\nrules: [{ name: x, known_services: default }]");
     assert!(policy.defaults.may_use(port(3306)) && !policy.rules[0].terms.may_use(port(3306)));
     assert!(
@@ -155,7 +155,7 @@ fn a_rule_may_close_known_services_that_the_defaults_open() {
 }
 
 #[test]
-fn a_rule_may_take_back_what_the_defaults_deny() {
+fn rule_can_allow_commands_that_defaults_deny() {
     let policy = good(
         "defaults: { commands: { deny: [SITE] } }
 rules: [{ name: trusted, clients: [192.0.2.1], commands: { deny: [] } }]",
@@ -165,7 +165,7 @@ rules: [{ name: trusted, clients: [192.0.2.1], commands: { deny: [] } }]",
 }
 
 #[test]
-fn all_mistakes_are_told_at_once_and_in_order() {
+fn all_errors_are_reported_at_once_and_in_order() {
     let problems = bad("control_ports: [21, 0, \"990\", 70000, 21]
 mechanizm: native
 capture: { queue: 65535, queues: 2, when_down: all }
@@ -215,7 +215,7 @@ such as 192.0.2.0/24)
 }
 
 #[test]
-fn a_problem_shows_the_line_and_the_place_in_it() {
+fn error_shows_line_and_column() {
     let problems = bad("defaults:\n    data_ports: 5000-400\n");
     assert_eq!(
         problems.to_string(),
@@ -230,7 +230,7 @@ fn a_problem_shows_the_line_and_the_place_in_it() {
 }
 
 #[test]
-fn a_value_of_another_type_is_named_for_what_it_is() {
+fn wrong_type_is_named_in_the_error() {
     one(
         &bad("control_ports: 21"),
         "1:16: error: control_ports: 21 is a number (expected a list of 1 to 64 ports such as [21])",
@@ -259,7 +259,7 @@ fn a_value_of_another_type_is_named_for_what_it_is() {
 }
 
 #[test]
-fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
+fn values_beyond_a_limit_are_refused_and_at_it_accepted() {
     for (inside, outside) in [
         ("capture: { queue: 65535 }", "capture: { queue: 65536 }"),
         ("capture: { queue: 1, queues: 65535 }", "capture: { queue: 2, queues: 65535 }"),
@@ -295,7 +295,7 @@ fn values_out_of_limits_are_refused_and_those_at_the_limit_are_not() {
 }
 
 #[test]
-fn ports_are_written_in_several_ways() {
+fn ports_can_be_numbers_ranges_or_lists() {
     let ports = |text: &str| good(&format!("defaults: {{ data_ports: {text} }}")).defaults.data_ports;
     assert_eq!(ports("5000"), range(5000, 5000).into());
     assert_eq!(ports("5000-5009"), range(5000, 5009).into());
@@ -331,7 +331,7 @@ fn addresses_that_yaml_misreads_are_explained() {
 }
 
 #[test]
-fn a_word_that_is_no_known_command_is_a_warning_and_one_that_cannot_be_is_an_error() {
+fn unknown_command_is_a_warning_and_malformed_one_an_error() {
     let deny = |list: &str| format!("defaults:\n  commands: {{ deny: {list} }}\n");
     one(
         &warnings(&deny("[DEL]")),
@@ -347,7 +347,7 @@ fn a_word_that_is_no_known_command_is_a_warning_and_one_that_cannot_be_is_an_err
 }
 
 #[test]
-fn rules_in_each_others_way_are_pointed_out() {
+fn overlapping_rules_are_a_warning() {
     let text = "rules:
   - { name: the office, clients: [10.0.0.0/8], timeout: 30s }
   - { name: one desk, clients: [10.1.2.3], servers: [192.0.2.1] }
@@ -366,7 +366,7 @@ fn rules_in_each_others_way_are_pointed_out() {
 }
 
 #[test]
-fn a_network_within_another_of_the_same_list_is_pointed_out() {
+fn network_within_another_of_its_list_is_a_warning() {
     let text = "rules:
   - name: x
     clients: [10.1.0.0/16, 192.0.2.1, 10.0.0.0/8, 10.1.2.3, 192.0.2.1, 2001:db8::/32]
@@ -382,7 +382,7 @@ fn a_network_within_another_of_the_same_list_is_pointed_out() {
 }
 
 #[test]
-fn settings_without_effect_are_pointed_out() {
+fn setting_without_effect_is_a_warning() {
     one(
         &warnings("mechanism: native\nadmit: [inet filter input]"),
         "2:1: warning: admit: the mechanism native does not need it",
@@ -398,7 +398,7 @@ fn settings_without_effect_are_pointed_out() {
 }
 
 #[test]
-fn names_can_be_seen_and_are_not_endless() {
+fn rule_names_are_printable_and_of_limited_length() {
     let named = |name: &str| format!("rules: [{{ name: {name} }}]");
     good(&named(&"ü".repeat(64)));
     one(&bad(&named(&"x".repeat(65))), "1:17: error: name: the name is too long");
@@ -408,7 +408,7 @@ fn names_can_be_seen_and_are_not_endless() {
 }
 
 #[test]
-fn files_from_other_systems_are_read() {
+fn crlf_and_byte_order_marks_are_accepted() {
     assert_eq!(good(&EXAMPLE.replace('\n', "\r\n")), good(EXAMPLE));
     assert_eq!(good(&format!("\u{FEFF}{EXAMPLE}")), good(EXAMPLE));
     one(&bad("\u{FEFF}mark: 0\r\n"), "1:7: error: mark: 0 is out of limits");
@@ -416,7 +416,7 @@ fn files_from_other_systems_are_read() {
 }
 
 #[test]
-fn anchors_and_aliases_serve_their_purpose() {
+fn anchors_and_aliases_work() {
     let policy = good(
         "rules:
   - { name: a, clients: &offices [192.0.2.0/24, 198.51.100.0/24], servers: [10.0.0.1] }
@@ -427,7 +427,7 @@ fn anchors_and_aliases_serve_their_purpose() {
 }
 
 #[test]
-fn what_is_no_text_is_told_apart() {
+fn invalid_text_is_refused_with_a_reason() {
     let problems = |bytes: &[u8]| policy::parse_bytes("policy.yaml", bytes).expect_err("no policy");
     one(&problems(b"mark: 1\nrules: \xFF"), "2:8: error: the byte 0xff is not UTF-8");
     one(&problems(b"\xFF\xFEm\0a\0r\0k\0"), "1:1: error: the byte 0xff is not UTF-8");
@@ -438,14 +438,14 @@ fn what_is_no_text_is_told_apart() {
 }
 
 #[test]
-fn a_name_or_a_line_cannot_turn_the_terminal() {
+fn control_characters_are_not_printed() {
     let problems = policy::parse("\u{1b}]0;x\u{7}.yaml", "mark: \"\\e[31m\" # \u{202E}\n").expect_err("no policy");
     let text = problems.to_string();
     assert!(text.chars().all(|c| c == '\n' || !(c.is_control() || c == '\u{202E}')), "{text:?}");
 }
 
 #[test]
-fn a_file_that_is_wrong_throughout_is_not_listed_to_its_end() {
+fn number_of_printed_errors_is_limited() {
     let text: String = (0..5000).map(|i| format!("key{i}: 1\n")).collect();
     let problems = bad(&text);
     assert_eq!((problems.errors(), problems.iter().count()), (5000, Problems::MOST_LISTED));
@@ -458,7 +458,7 @@ fn yaml_blocks(page: &str) -> Vec<&str> {
 
 /// What `pinhole check` prints about them is checked in `tests/cli/documents.rs`.
 #[test]
-fn the_page_about_the_policy_shows_what_happens() {
+fn examples_of_the_policy_page_behave_as_documented() {
     let page = include_str!("../../docs/reference/policy.md");
     let [first, example, wrong, doubtful] = yaml_blocks(page)[..] else {
         panic!("the page has other examples than this test knows");
@@ -584,7 +584,7 @@ prop_compose! {
 
 proptest! {
     #[test]
-    fn what_is_printed_is_understood_the_same(policy in some_policy()) {
+    fn printed_policy_is_parsed_back_unchanged(policy in some_policy()) {
         let printed = policy.to_string();
         match policy::parse("printed", &printed) {
             Ok(parsed) => prop_assert_eq!(parsed.policy, policy, "{}", printed),
@@ -593,17 +593,17 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_a_policy_or_explained(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+    fn arbitrary_bytes_parse_or_give_an_error(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
         let _ = policy::parse_bytes("any", &bytes).map_err(|problems| problems.to_string());
     }
 
     #[test]
-    fn any_text_is_a_policy_or_explained(text in "(\\PC|[\\[\\]{}:,&*!|>?%@'\"#\\\\\n\r\t -]){0,200}") {
+    fn arbitrary_text_parses_or_gives_an_error(text in "(\\PC|[\\[\\]{}:,&*!|>?%@'\"#\\\\\n\r\t -]){0,200}") {
         let _ = policy::parse("any", &text).map_err(|problems| problems.to_string());
     }
 
     #[test]
-    fn a_policy_with_something_done_to_it_is_a_policy_or_explained(
+    fn mutated_policy_parses_or_gives_an_error(
         edits in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..8, "(\\PC|[\\[\\]{}:,&*!|>?'\"#\n -]){0,3}"), 1..6),
     ) {
         let mut text: Vec<char> = EXAMPLE.chars().collect();

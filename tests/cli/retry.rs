@@ -62,7 +62,7 @@ fn report(list: &Path) -> Ran {
 }
 
 #[test]
-fn failed_live_test_is_run_once_more_alone_and_listed_if_it_passes() {
+fn failed_live_test_is_retried_and_listed_if_it_passes() {
     let Retried { ran, calls, listed, report } = run("live", "nat_killed", UNLUCKY);
     let both = "7: --color=never --exact nat_killed::a nat_killed::b\n";
     assert_eq!((ran.status, calls), (Some(0), format!("{both}1: --color=never --exact nat_killed::b\n")));
@@ -75,13 +75,13 @@ fn failed_live_test_is_run_once_more_alone_and_listed_if_it_passes() {
 }
 
 #[test]
-fn test_that_fails_twice_has_failed() {
+fn test_that_fails_twice_fails_the_run() {
     let Retried { ran, calls, listed, .. } = run("live", "live", BROKEN);
     assert_eq!((ran.status, calls.lines().count(), listed.as_str()), (Some(101), 2, ""));
 }
 
 #[test]
-fn guarantee_and_pure_test_are_never_run_again() {
+fn guarantee_and_pure_tests_are_not_retried() {
     for (name, module) in [
         ("guarantees", "guarantee_narrowest_hole"),
         ("guarantees", "guarantee_any_segmentation"),
@@ -99,7 +99,7 @@ fn guarantee_and_pure_test_are_never_run_again() {
 }
 
 #[test]
-fn crash_and_many_failures_are_not_run_again() {
+fn crash_and_many_failures_are_not_retried() {
     for (module, outcome, status) in [("live", FOUR_UNLUCKY, 101), ("live", CRASHED, 134), ("abort", FOUR_UNLUCKY, 101)]
     {
         let Retried { ran, calls, listed, .. } = run("live", module, outcome);

@@ -54,7 +54,7 @@ fn other(sent: Sent) -> Sent {
 }
 
 #[test]
-fn plain_lines_are_read_by_both() {
+fn plain_lines_are_read_by_reader_and_socket() {
     stays_open(USUALLY, &[two_lines(), two_lines()]);
     stays_open(TIMESTAMPS, &[two_lines(), two_lines()]);
 }
@@ -72,7 +72,7 @@ fn second_copy_out_of_order_is_read_as_the_first() {
 }
 
 #[test]
-fn what_the_socket_ignores_is_not_read_in_another_version() {
+fn segment_that_the_socket_ignores_may_come_with_other_bytes() {
     for ignored in [
         Sent { defect: Defect::Checksum, ..two_lines() },
         Sent { defect: Defect::Md5, ..two_lines() },
@@ -90,14 +90,14 @@ fn what_the_socket_ignores_is_not_read_in_another_version() {
 }
 
 #[test]
-fn stale_timestamps_are_not_read_in_another_version() {
+fn segment_with_a_stale_timestamp_may_come_with_other_bytes() {
     for stamp in [Stamp::Stale(1000), Stamp::TwiceStaleLast, Stamp::TwiceStaleFirst, Stamp::StaleBehindEnd] {
         stays_open(TIMESTAMPS, &[bytes(0), Sent { stamp, ..two_lines() }, other(two_lines())]);
     }
 }
 
 #[test]
-fn reset_beside_the_next_byte_ends_nothing() {
+fn reset_with_an_inexact_sequence_number_ends_nothing() {
     let reset = |offset| Sent { offset, flags: flag::RST, ..Sent::default() };
     stays_open(USUALLY, &[two_lines(), reset(1), reset(30_000), reset(-1), two_lines()]);
 }
@@ -109,14 +109,14 @@ fn fin_that_does_not_arrive_ends_nothing() {
 }
 
 #[test]
-fn nothing_opens_behind_a_fin() {
+fn nothing_opens_after_a_fin() {
     let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
     opens_nothing_else(USUALLY, &[fin, Sent { offset: -1, ..two_lines() }]);
     opens_nothing_else(USUALLY, &[fin, two_lines()]);
 }
 
 #[test]
-fn nothing_opens_behind_a_fin_in_front_of_what_was_read() {
+fn nothing_opens_after_a_fin_before_bytes_already_read() {
     let unreachable = Sent { defect: Defect::Unreachable, ..bytes(1) };
     let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
     opens_nothing_else(USUALLY, &[unreachable, fin]);
@@ -126,14 +126,14 @@ fn nothing_opens_behind_a_fin_in_front_of_what_was_read() {
 }
 
 #[test]
-fn nothing_opens_behind_a_reset_that_is_a_syn_too() {
+fn nothing_opens_after_a_reset_with_the_syn_flag() {
     let reset = Sent { flags: flag::SYN | flag::RST | flag::ACK, ..Sent::default() };
     opens_nothing_else(USUALLY, &[reset, two_lines()]);
     opens_nothing_else(USUALLY, &[reset, other(two_lines())]);
 }
 
 #[test]
-fn nothing_opens_behind_a_reset_in_front_of_what_was_read() {
+fn nothing_opens_after_a_reset_before_bytes_already_read() {
     let unreachable = Sent { defect: Defect::Unreachable, ..bytes(1) };
     let reset = Sent { flags: flag::RST | flag::ACK, ..Sent::default() };
     opens_nothing_else(USUALLY, &[unreachable, reset, two_lines()]);
@@ -150,7 +150,7 @@ fn bytes_half_the_sequence_space_away_are_not_read() {
 }
 
 #[test]
-fn line_whose_end_was_urgent_does_not_end() {
+fn line_with_an_urgent_end_is_not_complete() {
     // The carriage return of a line that the next bytes end.
     opens_nothing_else(APART, &[Sent { urgent: Some(65), ..bytes(64) }]);
     for pointer in 0..64 {
@@ -159,7 +159,7 @@ fn line_whose_end_was_urgent_does_not_end() {
 }
 
 #[test]
-fn byte_that_was_read_does_not_become_urgent() {
+fn byte_already_read_does_not_become_urgent() {
     let unreachable = Sent { defect: Defect::Unreachable, ..two_lines() };
     let urgent = Sent { urgent: Some(53), ..Sent::default() };
     opens_nothing_else(APART, &[unreachable, urgent]);

@@ -84,7 +84,7 @@ fn commands_may_be_split_at_every_byte() {
 }
 
 #[test]
-fn commands_may_come_several_in_a_segment_and_before_the_replies_to_those_before() {
+fn commands_may_be_pipelined() {
     let stage = Stage::new(Shape::Gateway);
     let _daemon = stage.daemon("");
     for family in Family::ALL {

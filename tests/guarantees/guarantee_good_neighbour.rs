@@ -50,7 +50,7 @@ fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &K
 }
 
 #[test]
-fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
+fn flushed_ruleset_is_restored_with_pending_pinholes() {
     let flushes = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);
     // Whoever was refused while nothing stood leaves a pinhole that nobody will use.
@@ -100,7 +100,7 @@ fn a_flushed_ruleset_stands_again_with_what_was_pending_and_transfers_go_on() {
 /// As long as nothing in the ruleset asks for connection tracking, the kernel does not look at packets. What it makes of the
 /// first ones afterwards can be so wrong that it takes all others of the connection for invalid.
 #[test]
-fn a_session_that_the_kernel_lost_track_of_while_nothing_stood_goes_on() {
+fn session_lost_by_conntrack_during_a_flush_continues() {
     let stage = Stage::new(Shape::Gateway);
     // It is stopped for a while.
     let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
@@ -159,7 +159,7 @@ fn a_session_that_the_kernel_lost_track_of_while_nothing_stood_goes_on() {
 
 /// Routing and filters of others may ask for it.
 #[test]
-fn no_packet_goes_on_with_a_mark_of_pinhole() {
+fn no_packet_leaves_with_a_pinhole_mark() {
     let stage = Stage::new(Shape::Gateway);
     let _daemon = stage.daemon("");
     let watch = "table inet watch {
@@ -176,7 +176,7 @@ fn no_packet_goes_on_with_a_mark_of_pinhole() {
 }
 
 #[test]
-fn nothing_is_left_behind() {
+fn stop_removes_everything() {
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
         let ruleset = || stage.firewall().nft_says(&["list", "ruleset"]).expect("nft lists");

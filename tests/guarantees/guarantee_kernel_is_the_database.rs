@@ -17,7 +17,7 @@ use lab::{Family, Shape};
 use pinhole::core::ftp::Mode;
 
 #[test]
-fn a_kill_at_any_moment_breaks_no_session_and_the_next_transfer_works() {
+fn kill_breaks_no_session_and_the_next_transfer_works() {
     let kills = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon_logging("", "warn");
@@ -36,7 +36,7 @@ fn a_kill_at_any_moment_breaks_no_session_and_the_next_transfer_works() {
 }
 
 #[test]
-fn without_the_daemon_control_goes_on_and_nothing_opens() {
+fn fail_open_passes_control_and_opens_nothing() {
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
         let mut daemon = stage.daemon(FOR_HOURS);
@@ -77,7 +77,7 @@ fn without_the_daemon_control_goes_on_and_nothing_opens() {
 }
 
 #[test]
-fn if_the_policy_wants_it_control_stands_still_without_the_daemon() {
+fn fail_closed_stops_control_without_the_daemon() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { when_down: closed }\n");
     let server = stage.serve(Family::V4);

@@ -29,7 +29,7 @@ fn somebody_else(stage: &Stage) -> Namespace {
 }
 
 #[test]
-fn only_the_announced_port_opens_and_only_to_its_peer_and_only_once() {
+fn announced_port_opens_to_its_peer_and_only_once() {
     let stage = Stage::new(Shape::Gateway);
     let other = somebody_else(&stage);
     let _daemon = stage.daemon(FOR_HOURS);
@@ -89,7 +89,7 @@ fn control_connection_that_announces_nothing_opens_nothing() {
 
 /// The packet that comes next takes the news of it before anybody is woken for that.
 #[test]
-fn used_pinhole_goes_when_a_packet_brings_the_news() {
+fn used_pinhole_is_removed_with_the_next_packet() {
     let stage = Stage::new(Shape::ServerHost);
     let mut daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve(Family::V4);
@@ -109,7 +109,7 @@ fn used_pinhole_goes_when_a_packet_brings_the_news() {
 }
 
 #[test]
-fn a_pinhole_that_nobody_uses_is_gone_when_its_time_is_over() {
+fn unused_pinhole_expires() {
     let stage = Stage::new(Shape::ServerHost);
     let daemon = stage.daemon("defaults: { timeout: 200ms }\n");
     for (family, times) in Family::ALL.into_iter().zip(1..) {
@@ -128,7 +128,7 @@ fn a_pinhole_that_nobody_uses_is_gone_when_its_time_is_over() {
 }
 
 #[test]
-fn a_pinhole_is_gone_as_soon_as_its_session_is() {
+fn pinhole_is_closed_with_its_session() {
     let stage = Stage::new(Shape::Gateway);
     stage.topology.remember_what_is_over().expect("root may");
     let _daemon = stage.daemon(FOR_HOURS);
@@ -167,7 +167,7 @@ fn a_pinhole_is_gone_as_soon_as_its_session_is() {
 
 /// Its acknowledgement is all that tells: the other end says nothing more.
 #[test]
-fn a_pinhole_is_gone_when_the_server_has_heard_that_the_client_hangs_up() {
+fn pinhole_is_closed_when_the_fin_is_acknowledged() {
     let stage = Stage::new(Shape::Gateway);
     let _daemon = stage.daemon(FOR_HOURS);
     let control = stage.target(Family::V4, 21);
@@ -187,7 +187,7 @@ fn a_pinhole_is_gone_when_the_server_has_heard_that_the_client_hangs_up() {
 }
 
 #[test]
-fn a_pinhole_that_follows_another_to_the_same_port_is_gone_with_its_session_too() {
+fn second_pinhole_to_a_port_is_closed_with_its_session() {
     let stage = Stage::new(Shape::Gateway);
     stage.topology.remember_what_is_over().expect("root may");
     let daemon = stage.daemon(FOR_HOURS);

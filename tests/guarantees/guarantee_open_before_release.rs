@@ -17,7 +17,7 @@ use lab::{Family, Result, Shape};
 use pinhole::core::ftp::Mode;
 
 #[test]
-fn a_data_connection_that_follows_at_once_finds_its_pinhole_ten_thousand_times() {
+fn immediate_data_connection_always_finds_its_pinhole() {
     const MODES: [Mode; 3] = [Mode::Pasv, Mode::Epsv, Mode::Port];
     let each = lab::share_of(10_000).div_ceil(MODES.len() * Shape::ALL.len());
     for shape in Shape::ALL {
@@ -55,7 +55,7 @@ fn a_data_connection_that_follows_at_once_finds_its_pinhole_ten_thousand_times()
 }
 
 #[test]
-fn two_hundred_sessions_at_once_transfer_fifty_times_each() {
+fn two_hundred_concurrent_sessions_transfer() {
     const TRANSFERS: usize = 50;
     let sessions = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);

@@ -18,7 +18,7 @@ use pinhole::netfilter::netlink::Conntrack;
 use std::net::SocketAddr;
 
 #[test]
-fn a_reload_loses_no_session_and_holds_at_once() {
+fn reload_keeps_sessions_and_applies_at_once() {
     let stage = Stage::new(Shape::Gateway);
     let servers = [21, 2121].map(|port| stage.serve_with(stage.target(Family::V4, port), MiniOptions::default()));
     let [first, second] = servers.each_ref().map(MiniServer::address);
@@ -66,7 +66,7 @@ fn a_reload_loses_no_session_and_holds_at_once() {
 }
 
 #[test]
-fn what_waits_for_a_packet_that_never_comes_goes_on_though_nothing_else_is_said() {
+fn packets_held_for_a_lost_segment_are_released_in_time() {
     let stage = Stage::new(Shape::ClientHost);
     let server = stage.serve(Family::V4);
     // Denied commands are held back, so nothing overtakes what may be one.
@@ -98,7 +98,7 @@ fn daemon_signal(daemon: &Daemon, signal: Signal) {
 }
 
 #[test]
-fn a_reload_may_change_the_mark_and_what_happens_when_down() {
+fn reload_can_change_mark_and_when_down() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
@@ -118,7 +118,7 @@ fn a_reload_may_change_the_mark_and_what_happens_when_down() {
 }
 
 #[test]
-fn a_bad_policy_is_refused_and_the_old_one_stays() {
+fn bad_policy_is_refused_and_the_old_one_stays() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
@@ -149,7 +149,7 @@ fn a_bad_policy_is_refused_and_the_old_one_stays() {
 }
 
 #[test]
-fn the_status_shows_sessions_and_what_is_pending() {
+fn status_shows_sessions_and_pending_pinholes() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
@@ -193,7 +193,7 @@ fn assert_refused(finished: &Finished, status: i32, problem: &str) {
 }
 
 #[test]
-fn a_second_instance_is_refused_and_the_first_does_not_notice() {
+fn second_instance_is_refused_and_the_first_undisturbed() {
     let stage = Stage::new(Shape::ServerHost);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
@@ -211,7 +211,7 @@ fn a_second_instance_is_refused_and_the_first_does_not_notice() {
 }
 
 #[test]
-fn bad_circumstances_are_told_and_change_nothing() {
+fn failed_start_is_explained_and_changes_nothing() {
     let namespace = Namespace::new("host").expect("a namespace");
     namespace.nft(&filter(Shape::ServerHost)).expect("the rules are right");
     let ruleset = || namespace.nft_says(&["list", "ruleset"]).expect("nft lists");

@@ -17,7 +17,7 @@ use lab::{Family, Shape};
 use pinhole::core::ftp::Mode;
 
 #[test]
-fn every_mode_works_in_every_shape() {
+fn every_mode_works_in_every_topology() {
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
         let daemon = stage.daemon(FOR_HOURS);
@@ -52,7 +52,7 @@ fn say_noop(client: &mut MiniClient, times: usize) {
 }
 
 #[test]
-fn a_session_is_read_on_after_a_restart() {
+fn session_is_read_after_a_restart() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let mut daemon = stage.daemon("");
@@ -70,7 +70,7 @@ fn a_session_is_read_on_after_a_restart() {
 }
 
 #[test]
-fn what_is_no_ftp_stays_unread_after_a_restart() {
+fn non_ftp_stays_unread_after_a_restart() {
     let stage = Stage::new(Shape::Gateway);
     let address = stage.target(Family::V4, 21);
     let mut daemon = stage.daemon("");
@@ -110,7 +110,7 @@ fn what_is_no_ftp_stays_unread_after_a_restart() {
 }
 
 #[test]
-fn what_is_encrypted_or_no_ftp_opens_nothing() {
+fn encrypted_and_non_ftp_sessions_open_nothing() {
     let stage = Stage::new(Shape::Gateway);
     let daemon = stage.daemon("");
     let address = stage.target(Family::V4, 21);

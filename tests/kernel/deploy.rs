@@ -134,32 +134,32 @@ fn assert_works(example: &Example, shape: Shape) {
 }
 
 #[test]
-fn the_rule_in_the_examples_is_the_one_that_the_program_advises() {
+fn example_rule_is_the_rule_that_pinhole_rules_prints() {
     assert_eq!(OWN_LINE, own_rule(Mark::default()));
 }
 
 #[test]
-fn the_host_as_shipped_lets_transfers_through() {
+fn shipped_host_ruleset_admits_transfers() {
     assert_works(&Example::named("host"), Shape::ServerHost);
 }
 
 #[test]
-fn the_host_with_the_rule_written_by_hand_lets_transfers_through() {
+fn host_ruleset_with_manual_rule_admits_transfers() {
     assert_works(&Example::named("host").by_hand(), Shape::ServerHost);
 }
 
 #[test]
-fn the_gateway_as_shipped_lets_transfers_through() {
+fn shipped_gateway_ruleset_admits_transfers() {
     assert_works(&Example::named("gateway"), Shape::Gateway);
 }
 
 #[test]
-fn the_gateway_with_the_rule_written_by_hand_lets_transfers_through() {
+fn gateway_ruleset_with_manual_rule_admits_transfers() {
     assert_works(&Example::named("gateway").by_hand(), Shape::Gateway);
 }
 
 #[test]
-fn a_distributions_way_of_writing_lets_transfers_through_in_both_roles() {
+fn distribution_style_rulesets_admit_transfers_in_both_roles() {
     for shape in [Shape::ServerHost, Shape::Gateway] {
         assert_works(&Example::named("distribution"), shape);
         assert_works(&Example::named("distribution").by_hand(), shape);
@@ -167,7 +167,7 @@ fn a_distributions_way_of_writing_lets_transfers_through_in_both_roles() {
 }
 
 #[test]
-fn every_policy_is_good_and_warns_of_nothing() {
+fn every_shipped_policy_is_valid_without_warnings() {
     let policies = std::fs::read_dir(deploy("policies")).expect("the folder is there");
     let mut count = 0;
     for policy in policies {
@@ -211,7 +211,7 @@ fn try_command_line(key: &str, policy: &str) -> lab::Finished {
 }
 
 #[test]
-fn the_units_command_lines_are_ours() {
+fn unit_runs_valid_command_lines() {
     let run = try_command_line("ExecStart", "/nonexistent/policy.yaml");
     assert!(run.said().contains("cannot read the policy /nonexistent/policy.yaml"), "{}", run.said());
     assert_eq!(run.status.code().map(|code| code.to_string()), Some(setting("RestartPreventExitStatus")));
@@ -223,7 +223,7 @@ fn the_units_command_lines_are_ours() {
 }
 
 #[test]
-fn the_unit_takes_part_in_what_the_program_does_for_systemd() {
+fn unit_sets_notify_watchdog_restart_and_order() {
     assert_eq!(setting("Type"), "notify");
     assert!(setting("WatchdogSec").ends_with('s'));
     assert_eq!(setting("Restart"), "on-failure");
@@ -234,7 +234,7 @@ fn the_unit_takes_part_in_what_the_program_does_for_systemd() {
 }
 
 #[test]
-fn the_units_one_capability_is_enough() {
+fn one_capability_in_the_unit_is_enough() {
     let capability = setting("CapabilityBoundingSet").to_lowercase();
     let capability = capability.strip_prefix("cap_").expect("one capability");
     let bounding_set = format!("--bounding-set=-all,+{capability}");
@@ -242,7 +242,7 @@ fn the_units_one_capability_is_enough() {
 }
 
 #[test]
-fn what_the_unit_shows_of_processes_is_enough() {
+fn proc_as_the_unit_shows_it_is_enough() {
     assert_eq!((setting("ProtectProc"), setting("ProcSubset")), ("invisible".to_owned(), "pid".to_owned()));
     let mount = "mount -t proc -o subset=pid,hidepid=invisible proc /proc && exec \"$0\" \"$@\"";
     assert_works_behind(&["unshare", "--mount", "sh", "-c", mount]);
@@ -272,7 +272,7 @@ fn assert_works_behind(front: &[&str]) {
 }
 
 #[test]
-fn systemd_finds_the_unit_good_and_confined() {
+fn systemd_analyze_rates_the_unit_valid_and_confined() {
     let folder = daemon::new_folder();
     let here = folder.join("pinhole.service");
     let text = read("pinhole.service").replace("/usr/local/bin/pinhole", PROGRAM);

@@ -57,7 +57,7 @@ fn problem(finished: &Finished) -> String {
 }
 
 #[test]
-fn a_good_host_is_ready() {
+fn correct_host_is_reported_as_ready() {
     let found = check(&host(""), None, &[]);
     assert_eq!(found.status.code(), Some(0), "{}", found.said());
     for about in ["privileges", "nft", "nf_tables", "queueing rule", "ruleset", "queues", "conntrack", "queue 0"] {
@@ -75,7 +75,7 @@ fn a_good_host_is_ready() {
 const SETS: Option<&str> = Some("mechanism: sets\n");
 
 #[test]
-fn a_filter_that_would_drop_is_a_warning_until_it_is_seen_to() {
+fn filter_without_an_accept_rule_is_a_warning() {
     let namespace = host(Shape::Gateway.default_drop());
     namespace.forward().expect("it forwards");
     let found = check(&namespace, SETS, &[]);
@@ -96,7 +96,7 @@ fn a_filter_that_would_drop_is_a_warning_until_it_is_seen_to() {
 }
 
 #[test]
-fn rulesets_as_people_write_them_are_understood() {
+fn common_rulesets_are_understood() {
     let rules = "table inet fw {
         ct helper sip { type \"sip\" protocol udp; }
         set known { type ipv4_addr; flags interval; elements = { 10.0.0.0/8 } }
@@ -125,14 +125,14 @@ fn rulesets_as_people_write_them_are_understood() {
 }
 
 #[test]
-fn a_chain_in_admit_that_is_not_there_is_a_problem() {
+fn missing_admit_chain_is_an_error() {
     let found = check(&host(Shape::ServerHost.default_drop()), Some("admit: [inet filter forward]\n"), &[]);
     let problem = problem(&found);
     assert!(problem.contains("admit: inet filter forward") && problem.contains("inet filter input"), "{problem}");
 }
 
 #[test]
-fn what_a_policy_allows_is_told_with_the_host() {
+fn check_reports_risks_of_the_policy() {
     let found = check(&host(""), Some("mechanism: sets\ndefaults: { tls: range 1024-65535 }\n"), &[]);
     assert_eq!(found.status.code(), Some(0), "{}", found.said());
     let warning = lines(&found, "warning").concat();
@@ -140,14 +140,14 @@ fn what_a_policy_allows_is_told_with_the_host() {
 }
 
 #[test]
-fn somebody_elses_table_is_a_problem() {
+fn table_of_another_program_is_an_error() {
     let found = check(&host("table inet pinhole { chain theirs { accept; }; }"), None, &[]);
     let problem = problem(&found);
     assert!(problem.contains("`theirs`") && problem.contains("nft delete table inet pinhole"), "{problem}");
 }
 
 #[test]
-fn a_queue_that_is_taken_is_a_problem() {
+fn queue_with_another_reader_is_an_error() {
     let namespace = host("");
     let _reader = namespace.run(|| Queue::open(0, WhenDown::Open)).expect("a thread").expect("the queue is free");
     let found = check(&namespace, None, &[]);
@@ -159,7 +159,7 @@ fn a_queue_that_is_taken_is_a_problem() {
 }
 
 #[test]
-fn a_service_that_runs_is_told_of_and_is_no_problem() {
+fn running_daemon_is_reported_and_is_no_error() {
     let namespace = host(Shape::ServerHost.default_drop());
     let daemon = Daemon::start(&namespace, "admit: [inet filter input, inet filter output]\n").expect("it starts");
     let policy = Some("admit: [inet filter input, inet filter output]\n");
@@ -170,7 +170,7 @@ fn a_service_that_runs_is_told_of_and_is_no_problem() {
 }
 
 #[test]
-fn the_kernels_own_helper_is_a_warning() {
+fn ftp_helper_of_the_kernel_is_a_warning() {
     let namespace = host("");
     // While another test finds out whether the kernel takes a helper `ftp`, it does not load its own.
     let load = || Ok(namespace.nft(KERNEL_HELPER).is_ok());
@@ -181,7 +181,7 @@ fn the_kernels_own_helper_is_a_warning() {
 }
 
 #[test]
-fn findings_are_json_too() {
+fn findings_are_printed_as_json() {
     let found = check(&host("table inet pinhole { chain theirs { accept; }; }"), None, &["--json"]);
     assert_eq!(found.status.code(), Some(1));
     let findings: Vec<Value> = serde_json::from_slice(&found.stdout).expect("a list");
@@ -192,7 +192,7 @@ fn findings_are_json_too() {
 }
 
 #[test]
-fn who_is_not_root_is_told_so() {
+fn check_without_root_says_what_is_missing() {
     // The program may lie where only root can go.
     let folder = std::env::temp_dir().join(format!("pinhole-check-{}", std::process::id()));
     fs::create_dir_all(&folder).expect("a folder can be made");

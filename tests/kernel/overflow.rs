@@ -47,12 +47,12 @@ fn arrive(when_down: WhenDown) -> usize {
 }
 
 #[test]
-fn what_a_full_queue_has_no_room_for_goes_on_unread_where_the_policy_says_open() {
+fn full_queue_accepts_when_fail_open() {
     let arrived = arrive(WhenDown::Open);
     assert!((1..SENT).contains(&arrived), "{arrived}");
 }
 
 #[test]
-fn what_a_full_queue_has_no_room_for_goes_nowhere_where_the_policy_says_closed() {
+fn full_queue_drops_when_fail_closed() {
     assert_eq!(arrive(WhenDown::Closed), 0);
 }

@@ -74,16 +74,16 @@ fn heard_instead(instead: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn another_line_of_the_same_length_goes_on() {
+fn verdict_can_carry_a_payload_of_the_same_length() {
     assert_eq!(heard_instead(b"HELLO\r\n"), b"HELLO\r\n");
 }
 
 #[test]
-fn a_longer_line_goes_on() {
+fn verdict_can_carry_a_longer_payload() {
     assert_eq!(heard_instead(b"good morning\r\n"), b"good morning\r\n");
 }
 
 #[test]
-fn a_shorter_line_goes_on() {
+fn verdict_can_carry_a_shorter_payload() {
     assert_eq!(heard_instead(b"hi\r\n"), b"hi\r\n");
 }

@@ -33,7 +33,7 @@ fn size(namespace: &Namespace) -> u32 {
 }
 
 #[test]
-fn what_is_printed_is_for_this_kernel_and_for_others_on_demand() {
+fn rules_are_printed_for_this_kernel_or_for_a_named_one() {
     const STATEMENT: &str = "queue flags bypass";
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
@@ -51,7 +51,7 @@ fn what_is_printed_is_for_this_kernel_and_for_others_on_demand() {
 }
 
 #[test]
-fn the_sets_have_room_for_what_the_policy_allows_after_a_restart_at_the_latest() {
+fn set_sizes_follow_the_policy_at_the_latest_after_a_restart() {
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
     assert!((65_535..=65_536).contains(&size(&namespace)));
@@ -64,7 +64,7 @@ fn the_sets_have_room_for_what_the_policy_allows_after_a_restart_at_the_latest()
 }
 
 #[test]
-fn a_reload_takes_other_ports_and_chains_and_says_what_to_do_for_other_queues() {
+fn reload_changes_ports_and_chains_but_not_queues() {
     let namespace = namespace();
     namespace
         .nft("table inet filter { chain one { type filter hook input priority 0; }; chain two {}; }")
@@ -88,7 +88,7 @@ fn a_reload_takes_other_ports_and_chains_and_says_what_to_do_for_other_queues() 
 }
 
 #[test]
-fn a_table_that_another_version_left_is_replaced_and_what_stood_in_it_is_kept() {
+fn table_of_another_version_is_replaced_and_elements_stay() {
     let namespace = namespace();
     let old = "table inet pinhole {
         set pinholes4 {

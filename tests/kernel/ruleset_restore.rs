@@ -52,7 +52,7 @@ fn without_elements(ruleset: &str) -> String {
 }
 
 #[test]
-fn what_is_put_back_is_what_was_installed() {
+fn restored_table_is_identical_to_the_installed_one() {
     for policy in policies() {
         let namespace = Namespace::new("host").expect("a namespace");
         let mut sets = namespace.run(|| firewall::install(&policy)).expect("root may enter").expect("installed");
@@ -80,7 +80,7 @@ fn what_is_put_back_is_what_was_installed() {
 }
 
 #[test]
-fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
+fn damaged_table_is_restored_and_its_elements_stay() {
     for policy in policies() {
         let namespace = Namespace::new("host").expect("a namespace");
         let mut sets = namespace.run(|| firewall::install(&policy)).expect("root may enter").expect("installed");
@@ -102,7 +102,7 @@ fn what_is_left_of_the_table_is_made_whole_and_its_sets_keep_what_is_in_them() {
 }
 
 #[test]
-fn what_is_opened_while_the_table_is_gone_puts_it_back_and_what_stood_follows() {
+fn pinhole_opened_while_the_table_is_gone_restores_it() {
     let namespace = Namespace::new("host").expect("a namespace");
     let mut sets =
         namespace.run(|| firewall::install(&Policy::embedded())).expect("root may enter").expect("installed");
@@ -127,7 +127,7 @@ fn rules_and_ports(namespace: &Namespace) -> String {
 }
 
 #[test]
-fn reload_makes_the_table_that_a_start_would_install() {
+fn reloaded_table_is_identical_to_an_installed_one() {
     let policy = |text: &str| policy::parse("policy.yaml", text).expect("a good policy").policy;
     let policies = [
         "{}",
@@ -160,7 +160,7 @@ fn reload_makes_the_table_that_a_start_would_install() {
 }
 
 #[test]
-fn control_ports_that_somebody_changed_are_put_right() {
+fn changed_control_ports_are_restored() {
     let namespace = Namespace::new("host").expect("a namespace");
     let mut sets =
         namespace.run(|| firewall::install(&Policy::embedded())).expect("root may enter").expect("installed");

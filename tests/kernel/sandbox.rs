@@ -80,7 +80,7 @@ fn assert_denied<T>(what: &str, result: std::io::Result<T>) {
 }
 
 #[test]
-fn only_the_policys_directory_can_be_read_and_the_socket_be_removed() {
+fn only_the_policy_can_be_read_and_the_socket_removed() {
     let folders = Folders::new();
     let Folders { folder, policy, socket } = &folders;
     fs::read("/etc/shadow").expect("root may read it");
@@ -102,7 +102,7 @@ fn only_the_policys_directory_can_be_read_and_the_socket_be_removed() {
 }
 
 #[test]
-fn a_policy_that_an_editor_replaced_or_that_a_link_leads_to_can_be_read() {
+fn replaced_and_symlinked_policy_can_be_read() {
     let folders = Folders::new();
     let Folders { policy, socket, .. } = &folders;
     let linked = folders.folder.join("linked.yaml");
@@ -128,7 +128,7 @@ fn a_policy_that_an_editor_replaced_or_that_a_link_leads_to_can_be_read() {
 }
 
 #[test]
-fn no_process_is_started_and_no_socket_made_but_local_ones_and_netlink() {
+fn only_unix_and_netlink_sockets_and_no_processes() {
     let folders = Folders::new();
     let listener = TcpListener::bind("127.0.0.1:0").expect("it is free");
     let address = listener.local_addr().expect("it is bound");
@@ -155,7 +155,7 @@ fn execute_in_sandbox() {
 }
 
 #[test]
-fn the_attempt_to_become_another_program_ends_the_process() {
+fn execve_ends_the_process() {
     let this = std::env::current_exe().expect("it has a path");
     let ended = Command::new(this)
         .args(["--exact", "sandbox::execute_in_sandbox", "--ignored", "--test-threads=1"])
@@ -196,7 +196,7 @@ fn assert_confined(process: u32) {
 }
 
 #[test]
-fn every_thread_of_the_daemon_has_one_capability_and_filters() {
+fn every_thread_has_one_capability_and_a_seccomp_filter() {
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
     assert_confined(daemon.child.id());
@@ -212,7 +212,7 @@ fn among_files_of(process: u32, lines: &str) {
 }
 
 #[test]
-fn reload_and_restore_work_where_no_program_is_left() {
+fn reload_and_restore_need_no_other_program() {
     let namespace = namespace();
     let folder = daemon::new_folder();
     daemon::write_policy(&folder, "{}");
@@ -252,7 +252,7 @@ fn reload_and_restore_work_where_no_program_is_left() {
 }
 
 #[test]
-fn idle_clients_keep_nobody_waiting() {
+fn idle_control_clients_do_not_delay_others() {
     let namespace = namespace();
     let mut daemon = start(&namespace, "{}");
     let idle = |count: usize| -> Vec<UnixStream> {
@@ -280,7 +280,7 @@ fn idle_clients_keep_nobody_waiting() {
 }
 
 #[test]
-fn a_client_that_asks_nothing_is_let_go() {
+fn silent_control_client_is_disconnected() {
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
     let client = UnixStream::connect(daemon.socket()).expect("it listens");
@@ -299,7 +299,7 @@ fn copy_for_everybody(folder: &Path) -> PathBuf {
 }
 
 #[test]
-fn the_control_socket_is_for_root_alone_whatever_its_mode_is() {
+fn control_socket_answers_root_only_whatever_its_mode() {
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
     let copy = copy_for_everybody(&daemon.folder);
@@ -334,7 +334,7 @@ fn the_control_socket_is_for_root_alone_whatever_its_mode_is() {
 }
 
 #[test]
-fn a_user_with_one_ambient_capability_runs_it_and_may_ask() {
+fn user_with_ambient_capability_can_run_and_query() {
     let namespace = namespace();
     let folder = daemon::new_folder();
     daemon::write_policy(&folder, "{}");

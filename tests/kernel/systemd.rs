@@ -203,7 +203,7 @@ fn documented_installation() -> [String; 3] {
 }
 
 #[test]
-fn installed_as_documented_it_lets_transfers_through_until_it_is_stopped() {
+fn documented_installation_admits_transfers_until_stopped() {
     let host = Host::bare();
     let [build, install, start] = documented_installation();
     host.install(&format!("{build}\n{install}"));
@@ -245,7 +245,7 @@ fn installed_as_documented_it_lets_transfers_through_until_it_is_stopped() {
 }
 
 #[test]
-fn a_wrong_policy_is_refused_and_a_missing_chain_is_tried_again_until_it_comes() {
+fn bad_policy_is_refused_and_missing_chain_is_retried() {
     let host = Host::installed("");
     host.change_policy("mechanism:", "mechanism: magic");
     host.machine.sh("! systemctl start pinhole");
@@ -274,7 +274,7 @@ fn a_wrong_policy_is_refused_and_a_missing_chain_is_tried_again_until_it_comes()
 }
 
 #[test]
-fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session() {
+fn pinhole_and_session_survive_restart_kill_and_hang() {
     // Long enough that the daemon's own watchdog is earlier, where the policy lets it be.
     let limit = lab::allow(Duration::from_secs(10)).as_secs();
     let host = Host::serving(&format!("WatchdogSec={limit}s"));
@@ -316,7 +316,7 @@ fn an_announcement_outlasts_a_restart_a_kill_and_a_hang_and_so_does_its_session(
 }
 
 #[test]
-fn no_call_of_the_program_and_of_nft_is_one_that_the_filter_refuses() {
+fn system_call_filter_allows_all_calls_of_pinhole_and_nft() {
     // A refused call is an error that may go unnoticed; here it is the end of whoever makes it. That it is, one that is
     // refused shows.
     let refused = "ExecStartPre=/bin/sh -c 'nice true; echo \"ended with $$?\"'";

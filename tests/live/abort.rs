@@ -64,7 +64,7 @@ fn assert_none(failures: &[String]) {
 }
 
 #[test]
-fn without_a_firewall_a_session_goes_on_behind_an_urgent_abort() {
+fn session_continues_after_urgent_abor_without_a_firewall() {
     assert_none(&failures(|kind| {
         let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
         visit_server(&topology, kind)
@@ -72,7 +72,7 @@ fn without_a_firewall_a_session_goes_on_behind_an_urgent_abort() {
 }
 
 #[test]
-fn session_goes_on_behind_an_urgent_abort() {
+fn session_continues_after_urgent_abor() {
     assert_none(&failures(|kind| {
         let stage = Stage::new(Shape::Gateway);
         let _daemon = stage.daemon("");

@@ -45,7 +45,7 @@ fn assert_all_work(outcomes: &[Outcome]) {
 }
 
 #[test]
-fn every_server_serves_every_client_in_every_mode_when_nothing_is_filtered() {
+fn every_combination_works_without_a_filter() {
     let outcomes = play(
         "open",
         &[Shape::ServerHost, Shape::Gateway],
@@ -57,7 +57,7 @@ fn every_server_serves_every_client_in_every_mode_when_nothing_is_filtered() {
 }
 
 #[test]
-fn a_firewall_that_drops_by_default_lets_logins_through_and_no_data() {
+fn default_drop_passes_logins_and_blocks_data() {
     let outcomes = play(
         "no helper",
         &Shape::ALL,

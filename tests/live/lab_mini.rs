@@ -47,7 +47,7 @@ fn three_transfers(server: SocketAddr, mode: Mode) -> Result<()> {
 }
 
 #[test]
-fn the_small_pair_transfers_in_every_mode_with_one_listener_and_with_many() {
+fn mini_client_and_server_transfer_in_every_mode() {
     for shape in Shape::ALL {
         let topology = topology(shape);
         for (family, one_listener) in Family::ALL.into_iter().flat_map(|f| [(f, true), (f, false)]) {
@@ -62,7 +62,7 @@ fn the_small_pair_transfers_in_every_mode_with_one_listener_and_with_many() {
 }
 
 #[test]
-fn without_help_the_firewall_stops_the_small_pair_and_with_the_kernels_helper_it_does_not() {
+fn mini_transfers_need_the_kernel_helper() {
     for shape in Shape::ALL {
         let topology = topology(shape);
         topology.firewall.nft(shape.default_drop()).expect("the rules are right");
@@ -89,7 +89,7 @@ fn without_help_the_firewall_stops_the_small_pair_and_with_the_kernels_helper_it
 }
 
 #[test]
-fn real_clients_understand_the_small_server() {
+fn real_clients_work_with_the_mini_server() {
     let topology = topology(Shape::ServerHost);
     for family in Family::ALL {
         let server = serve(&topology, family, MiniOptions::default());
@@ -116,7 +116,7 @@ fn real_clients_understand_the_small_server() {
 }
 
 #[test]
-fn the_small_client_understands_real_servers() {
+fn mini_client_works_with_real_servers() {
     let topology = topology(Shape::ServerHost);
     for kind in ServerKind::ALL {
         for family in Family::ALL {
@@ -133,7 +133,7 @@ fn the_small_client_understands_real_servers() {
 }
 
 #[test]
-fn commands_may_come_a_byte_at_a_time_or_all_at_once() {
+fn mini_server_reads_split_and_pipelined_commands() {
     let topology = topology(Shape::ServerHost);
     let server = serve(&topology, Family::V4, MiniOptions::default());
     let talk = || {
@@ -157,7 +157,7 @@ fn commands_may_come_a_byte_at_a_time_or_all_at_once() {
 }
 
 #[test]
-fn a_data_connection_that_nobody_used_is_not_taken_for_the_next() {
+fn unused_data_connection_is_not_used_for_the_next_transfer() {
     let topology = topology(Shape::ServerHost);
     let options = MiniOptions { one_listener: true, ..MiniOptions::default() };
     let server = serve(&topology, Family::V4, options);
@@ -173,7 +173,7 @@ fn a_data_connection_that_nobody_used_is_not_taken_for_the_next() {
 }
 
 #[test]
-fn two_hundred_sessions_at_once_leave_few_ports_behind() {
+fn concurrent_sessions_leave_few_ports_in_time_wait() {
     const SESSIONS: usize = 200;
     const TRANSFERS: usize = 50;
     let topology = topology(Shape::Gateway);

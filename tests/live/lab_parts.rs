@@ -14,7 +14,7 @@ fn namespace(role: &str) -> Namespace {
 }
 
 #[test]
-fn namespaces_share_nothing_but_the_beginning_of_their_names() {
+fn namespaces_are_separate_and_have_unique_names() {
     let (one, other) = (namespace("one"), namespace("other"));
     assert!(one.name().starts_with(&format!("ph-{}-", std::process::id())) && one.name().ends_with("-one"));
     let port = |namespace: &Namespace| namespace.run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, 21)));
@@ -27,7 +27,7 @@ fn namespaces_share_nothing_but_the_beginning_of_their_names() {
 }
 
 #[test]
-fn a_panic_inside_passes_on() {
+fn panic_inside_a_namespace_is_propagated() {
     let inside = namespace("panic");
     let caught = std::panic::catch_unwind(|| inside.run(|| panic!("as it should")));
     let panic = caught.expect_err("it panicked");
@@ -51,7 +51,7 @@ fn reaches_at_once(shape: Shape) -> std::io::Result<()> {
 }
 
 #[test]
-fn every_host_reaches_every_other_in_every_topology() {
+fn every_host_reaches_every_other_host() {
     for shape in Shape::ALL {
         // A busy machine may be that slow once; a lab that is not ready when it says so is it every time.
         let attempts: Vec<_> = (0..3).map(|_| reaches_at_once(shape)).take_while(std::io::Result::is_err).collect();
@@ -60,7 +60,7 @@ fn every_host_reaches_every_other_in_every_topology() {
 }
 
 #[test]
-fn a_program_ends_with_its_guard_and_takes_its_children_along() {
+fn dropped_guard_ends_program_and_children() {
     let inside = namespace("guard");
     let script = "sleep 600 & setsid sleep 600 & echo started; wait";
     let child = inside.command("sh").args(["-c", script]).spawn().unwrap_or_else(|error| panic!("{error}"));
@@ -75,7 +75,7 @@ fn a_program_ends_with_its_guard_and_takes_its_children_along() {
 }
 
 #[test]
-fn a_program_that_fails_is_told_with_what_it_said() {
+fn failed_program_is_reported_with_its_output() {
     let inside = namespace("fails");
     let script = "echo out; echo err >&2; exit 3";
     let error = inside.command("sh").args(["-c", script]).output(SOON).expect_err("it fails");
@@ -88,7 +88,7 @@ fn a_program_that_fails_is_told_with_what_it_said() {
 }
 
 #[test]
-fn a_missing_program_is_told_with_what_to_run() {
+fn missing_program_is_reported_with_a_remedy() {
     let inside = namespace("missing");
     let error = inside.command("no-such-ftpd").spawn().expect_err("there is none");
     assert!(matches!(error, Error::Missing { .. }), "{error}");
@@ -97,7 +97,7 @@ fn a_missing_program_is_told_with_what_to_run() {
 }
 
 #[test]
-fn a_program_reads_what_it_is_given() {
+fn program_reads_its_input() {
     let inside = namespace("reads");
     // More than a pipe holds, both ways at once.
     let input = vec![b'x'; 1_000_000];
@@ -106,7 +106,7 @@ fn a_program_reads_what_it_is_given() {
 }
 
 #[test]
-fn without_offloads_segments_are_as_on_a_cable() {
+fn without_offloads_segments_fit_the_mtu() {
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
     let address = SocketAddr::new(topology.target.of(Family::V4), 21);
     let server = MiniServer::start(&topology.server.namespace, address, MiniOptions::default()).expect("it listens");
@@ -141,7 +141,7 @@ fn without_offloads_segments_are_as_on_a_cable() {
 }
 
 #[test]
-fn a_witness_sees_all_that_is_said_and_finds_open_checksums() {
+fn witness_records_all_packets_and_finds_bad_checksums() {
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
     for (family, is_as_on_a_cable) in Family::ALL.into_iter().flat_map(|family| [(family, false), (family, true)]) {
         topology.set_offloads(!is_as_on_a_cable).unwrap_or_else(|error| panic!("{error}"));
@@ -172,7 +172,7 @@ fn a_witness_sees_all_that_is_said_and_finds_open_checksums() {
 }
 
 #[test]
-fn a_witness_finds_what_connection_tracking_takes_for_invalid() {
+fn witness_finds_packets_that_conntrack_calls_invalid() {
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
     let address = SocketAddr::new(topology.target.of(Family::V4), 21);
     let server = MiniServer::start(&topology.server.namespace, address, MiniOptions::default()).expect("it listens");

@@ -148,7 +148,7 @@ fn nothing_remains_after_kill_9() {
 }
 
 #[test]
-fn a_room_is_seen_only_from_inside() {
+fn user_fixture_is_visible_only_inside() {
     let room = Room::new().unwrap_or_else(|error| panic!("{error}"));
     room.place("file", b"content").expect("the home folder takes a file");
     assert_eq!(fs::read(room.home().join("file")).ok().as_deref(), Some(&b"content"[..]));

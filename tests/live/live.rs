@@ -44,12 +44,12 @@ fn assert_all_work(outcomes: &[Outcome]) {
 }
 
 #[test]
-fn every_mode_of_every_server_and_client_works_through_a_firewall_that_drops_by_default() {
+fn every_combination_works_through_default_drop() {
     assert_all_work(&play());
 }
 
 #[test]
-fn it_leaves_nothing_behind_when_it_is_told_to_end() {
+fn sigterm_removes_everything() {
     let namespace = Namespace::new("host").expect("a namespace");
     namespace.nft(Shape::ServerHost.default_drop()).expect("the filter is good");
     let before = namespace.nft_says(&["list", "ruleset"]).expect("nft lists");

@@ -159,12 +159,12 @@ fn play_all(case: &Case) {
 }
 
 #[test]
-fn a_command_arrives_rewritten() {
+fn command_arrives_rewritten() {
     play_all(&COMMAND);
 }
 
 #[test]
-fn a_command_of_the_other_ip_version_arrives_rewritten() {
+fn ipv6_command_arrives_rewritten() {
     play_all(&Case {
         family: Family::V6,
         pieces: &["EPRT |2|fd21:1::a|4001|\r\n"],
@@ -174,17 +174,17 @@ fn a_command_of_the_other_ip_version_arrives_rewritten() {
 }
 
 #[test]
-fn a_reply_arrives_rewritten() {
+fn reply_arrives_rewritten() {
     play_all(&REPLY);
 }
 
 #[test]
-fn a_command_behind_one_that_is_not_acknowledged_arrives_rewritten() {
+fn command_after_an_unacknowledged_one_arrives_rewritten() {
     play_all(&Case { pieces: &["NOOP\r\n", "PORT 10,21,1,10,15,161\r\n"], ..COMMAND });
 }
 
 #[test]
-fn a_command_of_which_another_program_has_read_the_beginning_keeps_its_length_and_the_session_goes_on() {
+fn command_cut_by_a_restart_keeps_its_length() {
     let cut: [&'static [&'static str]; 2] = [&["PORT ", "10,21,1,10,15,161\r\n"], &["PORT 10,21", ",1,10,15,161\r\n"]];
     for pieces in cut {
         let case = Case { pieces, arrives: "PORT 10,21,1,10,15,161 \r\n", ..COMMAND };

@@ -400,7 +400,7 @@ impl Recorded {
 }
 
 #[test]
-fn the_kernels_helper_rewrites_what_comes_in_one_piece() {
+fn the_kernel_helper_rewrites_unsplit_lines() {
     let outcomes = hold_all(Helper::Kernel, &cases()).unwrap_or_else(|error| panic!("{error}"));
     let mut table = "| what is said | kernel |\n|---|---|\n".to_owned();
     table.extend(outcomes.iter().map(|(case, outcome)| format!("| {case} | {outcome} |\n")));
@@ -417,14 +417,14 @@ fn conntrackd_rewrites_less_than_pinhole() {
 }
 
 #[test]
-fn pinhole_rewrites_however_it_is_cut() {
+fn pinhole_rewrites_lines_however_they_are_split() {
     let outcomes = hold_all(Helper::Pinhole, &cases()).unwrap_or_else(|error| panic!("{error}"));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Works).collect();
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
 #[test]
-fn pinhole_rewrites_what_no_usual_server_speaks_too() {
+fn pinhole_rewrites_uncommon_forms() {
     let outcomes = hold_all(Helper::Pinhole, &long_cases()).unwrap_or_else(|error| panic!("{error}"));
     let failed: Vec<_> = outcomes.iter().filter(|(_, outcome)| *outcome != Outcome::Works).collect();
     assert!(failed.is_empty(), "{failed:#?}");
@@ -468,21 +468,21 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
 const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade, Mode::Eprt), (Nat::Dnat, Mode::Pasv)];
 
 #[test]
-fn with_the_kernels_helper_two_thousand_lines_of_a_session_may_change_their_length() {
+fn the_kernel_helper_rewrites_two_thousand_lines_of_a_session() {
     for (nat, mode) in MANY {
         transfer_many(Helper::Kernel, nat, mode, lab::share_of(2_000), None);
     }
 }
 
 #[test]
-fn with_pinhole_two_thousand_lines_of_a_session_may_change_their_length() {
+fn pinhole_rewrites_two_thousand_lines_of_a_session() {
     for (nat, mode) in MANY {
         transfer_many(Helper::Pinhole, nat, mode, lab::share_of(2_000), None);
     }
 }
 
 #[test]
-fn with_pinhole_killed_between_the_transfers_of_a_session_the_next_ones_work() {
+fn transfers_work_after_pinhole_is_killed_between_them() {
     for (nat, mode) in MANY {
         let transfers = lab::share_of(100).max(10);
         transfer_many(Helper::Pinhole, nat, mode, transfers, Some(5));

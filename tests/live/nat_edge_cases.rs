@@ -124,7 +124,7 @@ fn add_address(host: &Host, address: &str) {
 }
 
 #[test]
-fn where_every_port_is_taken_the_announcement_is_refused_and_the_session_goes_on() {
+fn announcement_without_a_free_port_is_refused() {
     let stage = Stage::new("defaults: { data_ports: 4001-4002 }\n");
     let NatTopology { client, server, .. } = &stage.topology;
     // Two clients, of which the outside sees one address.
@@ -175,7 +175,7 @@ fn silenced(which: &str) -> String {
 }
 
 #[test]
-fn a_line_that_is_sent_again_to_a_new_program_is_what_it_was_and_moves_nothing() {
+fn retransmission_after_a_restart_is_rewritten_identically() {
     for mode in ["PORT", "EPRT"] {
         let mut stage = Stage::new("");
         let NatTopology { client, server, public, .. } = &stage.topology;
@@ -240,7 +240,7 @@ fn a_line_that_is_sent_again_to_a_new_program_is_what_it_was_and_moves_nothing()
 }
 
 #[test]
-fn nothing_waits_for_ever_for_what_the_kernel_lets_pass() {
+fn packets_do_not_wait_for_bytes_that_passed_unread() {
     // What is said while the program is down passes unread, and what follows must not wait for it.
     let mut stage = Stage::new("");
     let control = stage.control();
@@ -293,7 +293,7 @@ fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl
 }
 
 #[test]
-fn a_third_party_is_reached_from_behind_nat_where_the_policy_allows_it() {
+fn third_party_is_reached_behind_nat_if_the_policy_allows() {
     reaches_a_third_party(
         Nat::Masquerade,
         |session| session.asks("PASV", "227 Entering Passive Mode (203,0,113,20,15,161)."),
@@ -347,7 +347,7 @@ fn fill_queue(gateway: &Namespace) {
 }
 
 #[test]
-fn a_queue_that_overflows_breaks_no_session_whose_lines_have_grown() {
+fn queue_overflow_breaks_no_session_with_longer_lines() {
     // One that takes whatever comes on any processor, so that it is this one which is full.
     let mut stage = Stage::new("capture: { queues: 1, watchdog: 1h }\n");
     let control = stage.control();

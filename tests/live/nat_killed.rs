@@ -82,12 +82,12 @@ fn kill_under_transfers(nat: Nat) {
 }
 
 #[test]
-fn a_kill_at_any_moment_breaks_no_session_of_a_masqueraded_client() {
+fn kill_breaks_no_session_of_a_masqueraded_client() {
     kill_under_transfers(Nat::Masquerade);
 }
 
 #[test]
-fn a_kill_at_any_moment_breaks_no_session_of_a_server_behind_nat() {
+fn kill_breaks_no_session_of_a_server_behind_dnat() {
     kill_under_transfers(Nat::Dnat);
 }
 
@@ -136,7 +136,7 @@ fn kill_between_the_lines(nat: Nat, family: Family, mode: Mode) -> Result<()> {
 }
 
 #[test]
-fn a_kill_between_any_two_lines_of_a_session_changes_nothing_for_it() {
+fn kill_between_any_two_lines_breaks_no_session() {
     for nat in [Nat::Masquerade, Nat::Dnat] {
         for (family, mode) in SESSIONS {
             kill_between_the_lines(nat, family, mode).unwrap_or_else(|error| panic!("{nat}, {mode}: {error}"));

@@ -59,7 +59,7 @@ fn transfer_and_look(stage: &NatStage, cell: &NatCell, patience: Duration) -> Re
 }
 
 /// Why the kernel's helper cannot do what a cell asks for, if it cannot.
-fn not_with_the_kernels_helper(cell: &NatCell) -> Option<&'static str> {
+fn known_failure_of_the_kernel_helper(cell: &NatCell) -> Option<&'static str> {
     let NatScene { nat, server, family } = cell.scene;
     if matches!((nat, cell.mode), (Nat::ServerKnows, Mode::Pasv) | (Nat::ClientKnows, Mode::Port | Mode::Eprt)) {
         return Some(
@@ -84,15 +84,15 @@ fn scenes() -> Vec<NatScene> {
 }
 
 #[test]
-fn the_kernels_helper_is_the_reference_and_fails_only_where_it_is_known_to() {
+fn the_kernel_helper_fails_only_in_known_cells() {
     let each = |stage: &NatStage, cell: &NatCell| {
-        let patience = if not_with_the_kernels_helper(cell).is_some() { BRIEF } else { PATIENCE };
+        let patience = if known_failure_of_the_kernel_helper(cell).is_some() { BRIEF } else { PATIENCE };
         transfer_and_look(stage, cell, patience)
     };
     let (mut wrong, mut known) = (Vec::new(), BTreeMap::new());
     let outcomes = play(Helper::Kernel, &scenes(), each);
     for Outcome { cell, result, .. } in &outcomes {
-        match (result, not_with_the_kernels_helper(cell)) {
+        match (result, known_failure_of_the_kernel_helper(cell)) {
             (Err(error), None) => wrong.push(format!("{cell}: {error}")),
             (Ok(()), Some(reason)) => wrong.push(format!("{cell}: works, although {reason}")),
             (Err(_), Some(reason)) => *known.entry(reason).or_insert(0) += 1,
@@ -110,7 +110,7 @@ fn the_kernels_helper_is_the_reference_and_fails_only_where_it_is_known_to() {
 }
 
 #[test]
-fn without_help_logins_get_through_and_no_data() {
+fn without_helper_logins_pass_and_data_does_not() {
     let is_logged_in = |error: &Error| error.said().contains("230");
     let each = |stage: &NatStage, cell: &NatCell| {
         // Where the machine is slow, most have logged in after that time, and need not try again.
@@ -138,6 +138,6 @@ fn assert_lets_through(helper: Helper, scenes: &[NatScene]) {
 }
 
 #[test]
-fn pinhole_lets_every_cell_through() {
+fn pinhole_passes_every_cell() {
     assert_lets_through(Helper::Pinhole, &scenes());
 }

@@ -69,7 +69,7 @@ impl Stage {
 }
 
 #[test]
-fn a_pinhole_of_a_killed_daemon_is_shown_and_put_back_after_a_flush_and_used_up() {
+fn adopted_pinhole_is_shown_restored_and_used() {
     let mut stage = Stage::new(POLICY);
     let _server = stage.serve();
     stage.visit(|stage, client, announced| {
@@ -95,7 +95,7 @@ fn a_pinhole_of_a_killed_daemon_is_shown_and_put_back_after_a_flush_and_used_up(
 }
 
 #[test]
-fn a_restart_closes_nothing_and_another_policy_holds_afterwards() {
+fn restart_keeps_pinholes_and_applies_the_new_policy() {
     let mut stage = Stage::new(POLICY);
     stage
         .topology
@@ -123,7 +123,7 @@ fn a_restart_closes_nothing_and_another_policy_holds_afterwards() {
 }
 
 #[test]
-fn a_pinhole_of_a_killed_daemon_goes_with_its_session() {
+fn adopted_pinhole_is_closed_with_its_session() {
     let mut stage = Stage::new(POLICY);
     let _server = stage.serve();
     // One that says good-bye, which is when it is picked up, and one that just goes.
@@ -143,7 +143,7 @@ fn a_pinhole_of_a_killed_daemon_goes_with_its_session() {
 }
 
 #[test]
-fn a_pinhole_whose_session_ended_while_no_daemon_was_there_is_closed_at_the_start() {
+fn pinhole_of_an_ended_session_is_closed_at_start() {
     let mut stage = Stage::new(POLICY);
     let server = stage.serve();
     stage.visit(|stage, client, _| {
@@ -160,7 +160,7 @@ fn a_pinhole_whose_session_ended_while_no_daemon_was_there_is_closed_at_the_star
 }
 
 #[test]
-fn a_pinhole_of_a_killed_daemon_expires_when_the_kernel_says() {
+fn adopted_pinhole_expires_after_its_timeout() {
     let mut stage = Stage::new("admit: [inet filter forward]\ndefaults: { timeout: 5s }\n");
     let _server = stage.serve();
     stage.visit(|stage, _client, _| {
@@ -173,7 +173,7 @@ fn a_pinhole_of_a_killed_daemon_expires_when_the_kernel_says() {
 }
 
 #[test]
-fn a_port_range_of_a_killed_daemon_goes_with_its_session_too() {
+fn adopted_port_range_is_closed_with_its_session() {
     let mut stage = Stage::new(POLICY);
     let address = stage.address();
     let server = &stage.topology.server.namespace;

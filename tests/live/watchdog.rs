@@ -126,7 +126,7 @@ fn counted(host: &Namespace) -> lab::Result<u64> {
 }
 
 #[test]
-fn stopped_daemon_lets_nothing_pass_when_fail_closed() {
+fn stopped_daemon_passes_nothing_when_fail_closed() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { when_down: closed, watchdog: 2s }\n");
     let server = stage.serve(Family::V4);
@@ -151,7 +151,7 @@ fn stopped_daemon_lets_nothing_pass_when_fail_closed() {
 }
 
 #[test]
-fn stopped_daemon_is_ended_in_time_and_the_log_says_why() {
+fn stopped_daemon_is_killed_in_time_and_logged() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     let process = daemon.child.id();
@@ -168,7 +168,7 @@ fn stopped_daemon_is_ended_in_time_and_the_log_says_why() {
 }
 
 #[test]
-fn daemon_is_ended_when_one_of_its_threads_hangs() {
+fn daemon_with_a_hanging_thread_is_killed() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { queues: 2, watchdog: 2s }\n");
     let hanging = Hanging::readers(&daemon, 2);
@@ -178,7 +178,7 @@ fn daemon_is_ended_when_one_of_its_threads_hangs() {
 }
 
 #[test]
-fn queues_are_given_up_though_nobody_ends_the_daemon() {
+fn queues_are_unbound_even_if_the_daemon_lives() {
     let stage = Stage::new(Shape::Gateway);
     let daemon = stage.daemon("capture: { queues: 2, watchdog: 2s }\n");
     let server = stage.serve(Family::V4);
@@ -244,7 +244,7 @@ fn busy_daemon_on_a_busy_host_is_left_alone() {
 
 /// As a host that was suspended, or a machine that is moved, sees it.
 #[test]
-fn time_in_which_nothing_runs_does_not_count() {
+fn suspended_time_does_not_count() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     let watchdog = watchdog_of(&daemon);
@@ -258,7 +258,7 @@ fn time_in_which_nothing_runs_does_not_count() {
 }
 
 #[test]
-fn reload_changes_how_long_packets_may_wait() {
+fn reload_changes_the_watchdog_limit() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
     daemon.write_policy(&stage::policy(Shape::Gateway, SHORT));
@@ -271,7 +271,7 @@ fn reload_changes_how_long_packets_may_wait() {
 }
 
 #[test]
-fn watchdog_has_no_capability_and_ends_with_the_daemon_alone() {
+fn watchdog_has_no_capability_and_ends_with_the_daemon() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     let watchdog = watchdog_of(&daemon);
@@ -314,7 +314,7 @@ fn watchdog_has_no_capability_and_ends_with_the_daemon_alone() {
 }
 
 #[test]
-fn daemon_whose_watchdog_was_killed_ends_and_says_so() {
+fn daemon_ends_if_its_watchdog_is_killed() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     kill(watchdog_of(&daemon), Signal::SIGKILL).expect("it runs");

@@ -34,7 +34,7 @@ fn wait_until_nobody_is_expected(firewall: &Namespace) {
 }
 
 #[test]
-fn what_is_announced_is_listed_with_addresses_port_time_and_helper_and_lets_one_in() {
+fn announcement_becomes_one_expectation_that_admits_once() {
     let Some(_machine) = machine() else { return };
     // The time is that of the rule, and not that of the helper.
     let (stage, daemon) = gateway(
@@ -100,7 +100,7 @@ fn assert_shown_by_conntrack(firewall: &Namespace, one: &CtExpectation) {
 }
 
 #[test]
-fn an_expectation_goes_with_its_session_and_with_its_entry() {
+fn expectation_is_removed_with_its_session() {
     let Some(_machine) = machine() else { return };
     let (stage, _daemon) = gateway("defaults: { timeout: 1h }\n");
     stage.topology.remember_what_is_over().expect("root may");
@@ -125,7 +125,7 @@ fn an_expectation_goes_with_its_session_and_with_its_entry() {
 }
 
 #[test]
-fn one_more_than_a_session_may_have_is_refused_and_none_is_evicted() {
+fn announcement_beyond_the_session_limit_is_refused() {
     let Some(_machine) = machine() else { return };
     let (stage, mut daemon) = gateway("defaults: { timeout: 1h, pinholes_per_session: 3 }\n");
     let server = stage.serve(Family::V4);
@@ -178,7 +178,7 @@ fn ports(all: &[CtExpectation]) -> Vec<u16> {
 }
 
 #[test]
-fn more_than_the_kernel_expects_for_a_session_stand_in_the_sets_and_none_is_evicted() {
+fn expectations_beyond_the_helper_limit_go_to_the_sets() {
     let Some(_machine) = machine() else { return };
     let _limit = KernelsLimit::set("2000");
     let (stage, mut daemon) =
@@ -211,7 +211,7 @@ fn more_than_the_kernel_expects_for_a_session_stand_in_the_sets_and_none_is_evic
 }
 
 #[test]
-fn more_than_the_kernel_expects_in_all_is_told_and_stands_in_the_sets() {
+fn expectations_beyond_the_kernel_limit_go_to_the_sets() {
     let Some(_machine) = machine() else { return };
     let _limit = KernelsLimit::set("2");
     let (stage, daemon) = gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h }\n");
@@ -231,7 +231,7 @@ fn more_than_the_kernel_expects_in_all_is_told_and_stands_in_the_sets() {
 }
 
 #[test]
-fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
+fn sessions_and_expectations_survive_kill_and_flush() {
     let Some(_machine) = machine() else { return };
     let (stage, mut daemon) = gateway("");
     let server = stage.serve(Family::V4);
@@ -264,7 +264,7 @@ fn a_kill_a_restart_or_a_flush_loses_no_session_and_no_expectation() {
 }
 
 #[test]
-fn it_leaves_nothing_behind_and_takes_over_what_a_killed_one_left() {
+fn stop_cleans_up_and_start_adopts_after_a_kill() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
     let helpers = || Helpers::open(PATIENCE).and_then(|mut all| all.list()).expect("a list");
@@ -288,7 +288,7 @@ fn it_leaves_nothing_behind_and_takes_over_what_a_killed_one_left() {
 }
 
 #[test]
-fn a_session_older_than_a_clean_stop_goes_on_and_its_pinholes_stand_where_they_can() {
+fn session_from_before_a_stop_continues_and_uses_the_sets() {
     let Some(_machine) = machine() else { return };
     for admit in ["", "admit: [inet filter forward]\n"] {
         let (stage, mut daemon) = gateway(admit);

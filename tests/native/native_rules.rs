@@ -30,7 +30,7 @@ table inet own {
 }"#;
 
 #[test]
-fn who_assigns_the_helper_by_own_rules_gets_the_same_and_keeps_it() {
+fn helper_assigned_by_own_rules_works_and_stays() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
@@ -85,7 +85,7 @@ fn workstation() -> String {
 }
 
 #[test]
-fn rulesets_of_distributions_work_unchanged() {
+fn distribution_rulesets_work_unchanged() {
     let Some(_machine) = machine() else { return };
     for (rules, shapes) in [
         (gateway(), &[Shape::Gateway][..]),

@@ -86,7 +86,7 @@ fn assert_told(front: &Front, parts: &[&str]) {
 }
 
 #[test]
-fn auto_takes_what_works_and_says_which_and_why() {
+fn auto_chooses_a_working_mechanism_and_gives_the_reason() {
     let guard = machine();
     let namespace = Namespace::new("alone").expect("a namespace");
     let daemon = Daemon::start(&namespace, "mechanism: auto\n").unwrap_or_else(|error| panic!("{error}"));
@@ -125,7 +125,7 @@ fn modprobe(arguments: &[&str]) -> bool {
 }
 
 #[test]
-fn that_nf_conntrack_ftp_is_loaded_is_told() {
+fn loaded_nf_conntrack_ftp_is_reported() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
     let own = OwnHelper::load();
@@ -145,7 +145,7 @@ fn that_nf_conntrack_ftp_is_loaded_is_told() {
 }
 
 #[test]
-fn that_another_program_has_a_helper_of_that_name_is_told_and_it_stays_as_it_is() {
+fn helper_of_another_program_is_reported_and_left_alone() {
     let Some(_machine) = machine() else { return };
     let mut helpers = wait_for_no_helper();
     let others = Helper {
@@ -186,7 +186,7 @@ impl Drop for Hidden {
 }
 
 #[test]
-fn that_the_module_is_missing_is_told() {
+fn missing_kernel_module_is_reported() {
     let guard = machine();
     let hidden = guard.as_ref().map(|_| {
         wait_for_no_helper();
@@ -203,7 +203,7 @@ fn that_the_module_is_missing_is_told() {
 }
 
 #[test]
-fn that_roots_power_ends_at_its_container_is_told() {
+fn root_in_a_user_namespace_is_reported() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
     // Root of a user namespace, with a network of its own: all of nftables, and nothing that is the machine's.
@@ -213,7 +213,7 @@ fn that_roots_power_ends_at_its_container_is_told() {
 }
 
 #[test]
-fn root_without_the_capability_is_told_that_it_lacks_it() {
+fn missing_capability_is_reported() {
     let namespace = Namespace::new("alone").expect("a namespace");
     let folder = new_folder();
     let front = ["setpriv", "--bounding-set=-net_admin"];

@@ -55,7 +55,7 @@ fn outcomes(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>>
 }
 
 #[test]
-fn real_servers_and_clients_get_on_with_pinhole_as_with_the_kernels_helper() {
+fn real_software_works_as_with_the_kernel_helper() {
     let [kernel, ours] = BOTH.map(outcomes);
     assert_eq!(kernel.len(), ours.len());
     let mut differ = Vec::new();
@@ -83,7 +83,7 @@ fn results() -> Result<Vec<(Case, [Outcome; 2])>> {
 }
 
 #[test]
-fn odd_dialogues_end_as_the_table_of_differences_says() {
+fn unusual_dialogues_end_as_documented() {
     let results = results().unwrap_or_else(|error| panic!("{error}"));
     let (mut differences, mut agreements) = (String::new(), String::new());
     for (case, [kernel, ours]) in &results {
@@ -111,7 +111,7 @@ fn is_beyond_conntrackd(cell: &Cell) -> bool {
 
 #[test]
 #[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
-fn real_servers_and_clients_get_through_with_conntrackd_as_its_table_says() {
+fn real_software_works_with_conntrackd_as_documented() {
     // Who waits for what does not come need not be patient.
     let patience = |cell: &Cell| if is_beyond_conntrackd(cell) { lab::allow(Duration::from_secs(1)) } else { PATIENCE };
     let (mut ways, mut wrong) = (BTreeMap::new(), Vec::new());
@@ -132,7 +132,7 @@ fn real_servers_and_clients_get_through_with_conntrackd_as_its_table_says() {
 
 #[test]
 #[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
-fn odd_dialogues_end_with_conntrackd_as_its_table_says() {
+fn unusual_dialogues_end_with_conntrackd_as_documented() {
     let hold_all = |helper| dialogues::hold_all(helper).unwrap_or_else(|error| panic!("{error}"));
     let outcomes = hold_all(Helper::Conntrackd).into_iter().zip(hold_all(Helper::Pinhole));
     let mut table = "| what is said | conntrackd | Pinhole |\n|---|---|---|\n".to_owned();

@@ -252,7 +252,7 @@ fn fin_that_nobody_acknowledges_does_not_end_the_session() {
 }
 
 #[test]
-fn reset_at_the_next_byte_opens_nothing_for_what_follows() {
+fn reset_at_the_next_byte_stops_later_announcements() {
     for who in [FromClient, FromServer] {
         cut_reply(Packets::greeted().ignored(who, 0, Flags::RST, "")).assert_opens(&[]);
         let port =
@@ -294,7 +294,7 @@ fn syn_ack_in_the_middle_begins_no_session() {
 }
 
 #[test]
-fn bare_line_feed_in_a_reply_begins_no_reply() {
+fn bare_line_feed_in_a_reply_starts_no_reply() {
     for odd in ["\n", "\r\0\n", "\n\r", "\r", "\r\r", "\0", "\x0b", "\x0c", "\u{85}", "\u{2028}"] {
         let packets = Packets::logged_in()
             .client(format!("TYPE {odd}227 (10,0,0,2,58,231)\r\nPASV\r\n"))
@@ -336,7 +336,7 @@ fn status_without_a_path_changes_nothing() {
 }
 
 #[test]
-fn client_listens_behind_a_list_of_files() {
+fn port_after_a_list_of_files_opens() {
     Packets::logged_in()
         .client("STAT .\r\n")
         .server("213-Status:\r\n a\r\n213 End\r\n")
@@ -345,7 +345,7 @@ fn client_listens_behind_a_list_of_files() {
 }
 
 #[test]
-fn telnet_bytes_in_a_reply_begin_no_reply() {
+fn telnet_bytes_in_a_reply_start_no_reply() {
     let before: [&[u8]; 6] =
         [b"\xff\xf1", b"\xff\xfb\r\n", b"\xff\xfa\r\n\xff\xf0", b"\xff\n", b"\xff\r\n", b"\xff\xff\r\n"];
     for odd in before {
@@ -404,7 +404,7 @@ fn first_reply_other_than_a_greeting_opens_nothing_later() {
 }
 
 #[test]
-fn denied_command_behind_telnet_bytes_is_stopped() {
+fn denied_command_after_telnet_bytes_is_stopped() {
     for before in
         [b"\xff\xfa\r\n".as_slice(), b"\xff\xfb\n", b"\xff\n", b"\xff\xfa\n", b"\xff\xff\xfa\r\n", b"\xff\r\n"]
     {
@@ -416,7 +416,7 @@ fn denied_command_behind_telnet_bytes_is_stopped() {
 }
 
 #[test]
-fn denied_command_behind_odd_bytes_is_stopped() {
+fn denied_command_after_unusual_bytes_is_stopped() {
     for before in [" ", "   ", "\t", "\0", "\r", "\r\n", "\n", "\x0b", "\u{feff}", "\u{a0}"] {
         Packets::greeted().client(format!("{before}FEAT\r\n")).assert_feat_is_stopped();
         Packets::greeted().client(format!("NOOP\r\n{before}feat\n")).assert_feat_is_stopped();
@@ -424,7 +424,7 @@ fn denied_command_behind_odd_bytes_is_stopped() {
 }
 
 #[test]
-fn denied_command_behind_other_bytes_in_its_place_is_stopped() {
+fn denied_command_retransmitted_over_other_bytes_is_stopped() {
     for flags in [Flags::ACK, Flags::SYN, Flags::SYN.and(Flags::ACK), Flags::FIN.and(Flags::ACK)] {
         let off = if flags.has(Flags::SYN) { -1 } else { 0 };
         let mut packets = Packets::greeted().ignored(FromClient, off, flags, "NOOP\r\n");
@@ -444,7 +444,7 @@ fn denied_command_in_a_session_that_is_not_ftp_is_stopped() {
 }
 
 #[test]
-fn denied_command_behind_an_ignored_end_is_stopped() {
+fn denied_command_after_an_ignored_fin_or_reset_is_stopped() {
     let fin = Flags::FIN.and(Flags::ACK);
     for (off, flags) in [(1, Flags::RST), (0, Flags::RST), (30_000, Flags::RST), (0, fin), (100, fin)] {
         for who in [FromClient, FromServer] {
@@ -800,7 +800,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn nothing_that_a_stranger_says_opens_anything(text in hostile_lines(), moves in moves()) {
+    fn client_without_a_login_opens_nothing(text in hostile_lines(), moves in moves()) {
         let packets = play(&text, &moves, lets_nobody_in);
         let opened = packets.opened();
         prop_assert!(opened.is_empty(), "{opened:?} by these:\n{packets}");
@@ -808,7 +808,7 @@ proptest! {
 
     /// What a client announces itself may open: that is its own port. What the server repeats may not.
     #[test]
-    fn nothing_that_a_server_repeats_opens_anything(text in hostile_lines(), moves in moves()) {
+    fn server_that_echoes_arguments_opens_nothing(text in hostile_lines(), moves in moves()) {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
         let packets = play(&text, &moves, repeats_everything);
         let opened = packets.opened();
@@ -817,7 +817,7 @@ proptest! {
 
     /// What is unread, and what the next run reads, are left out: a STAT that nobody read is a known weakness.
     #[test]
-    fn nothing_that_a_server_lists_opens_anything(text in hostile_lines(), names in hostile_lines(), moves in moves()) {
+    fn server_that_lists_file_names_opens_nothing(text in hostile_lines(), names in hostile_lines(), moves in moves()) {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
         let moves: Vec<Move> =
             moves.into_iter().filter(|one| !matches!(one, Move::Lost | Move::Restart)).collect();
@@ -827,7 +827,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_that_a_browser_is_made_to_send_opens_anything(text in request(), moves in hostile_moves()) {
+    fn browser_requests_open_nothing(text in request(), moves in hostile_moves()) {
         let mut packets = Packets::connected();
         let (mut said, mut is_lost) = (0, false);
         for one in &moves {
@@ -900,7 +900,7 @@ fn rest_of_a_command_retransmitted_after_a_restart_opens_nothing() {
 
 /// A line that is nothing special is believed by the next run: a restart costs nothing.
 #[test]
-fn announcement_behind_a_restart_opens() {
+fn announcement_after_a_restart_opens() {
     let packets = Packets::logged_in().client("PWD\r\n").server("257 \"/\"\r\n").client("PASV\r\n").restart();
     packets.server("227 Entering (10,0,0,2,58,231).\r\n").assert_opens(&["10.0.0.2:15079"]);
 }

@@ -39,21 +39,21 @@ fn assert_refused(lines: &[(Direction, &str)], why: &str) {
 }
 
 #[test]
-fn port_to_a_third_party_bounces_off() {
+fn port_to_a_third_party_is_refused() {
     assert_refused(&[(FromClient, "PORT 10,0,0,99,4,1\r\n")], "third-party");
     assert_refused(&[(FromClient, "EPRT |1|10.0.0.99|1025|\r\n")], "third-party");
     assert_refused(&[(FromClient, "PORT 127,0,0,1,4,1\r\n")], "third-party");
 }
 
 #[test]
-fn port_to_a_service_of_the_client_does_not_open_it() {
+fn port_to_a_known_service_of_the_client_is_refused() {
     assert_refused(&[(FromClient, "PORT 10,0,0,1,0,22\r\n")], "low-port");
     assert_refused(&[(FromClient, "EPRT |1|10.0.0.1|445|\r\n")], "low-port");
     assert_refused(&[(FromClient, "PORT 10,0,0,1,0,0\r\n")], "port-zero");
 }
 
 #[test]
-fn ports_of_known_services_do_not_open() {
+fn ports_of_known_services_stay_closed() {
     for (high, low) in [(12, 234), (24, 235), (13, 61), (23, 112), (43, 203)] {
         assert_refused(&[(FromClient, &format!("PORT 10,0,0,1,{high},{low}\r\n"))], "known-service");
         let passive = format!("227 (10,0,0,2,{high},{low})\r\n");
@@ -62,7 +62,7 @@ fn ports_of_known_services_do_not_open() {
 }
 
 #[test]
-fn an_announcement_before_the_login_opens_nothing() {
+fn announcement_before_login_opens_nothing() {
     let lines = [
         (FromServer, "220 ready\r\n"),
         (FromClient, "PORT 10,0,0,1,4,1\r\n"),
@@ -75,7 +75,7 @@ fn an_announcement_before_the_login_opens_nothing() {
 }
 
 #[test]
-fn an_announcement_inside_a_reply_of_several_lines_is_text() {
+fn announcement_inside_a_multiline_reply_is_text() {
     let lines = [
         (FromClient, "STAT upload\r\nPASV\r\n"),
         (FromServer, "213-Status:\r\n227 Entering Passive Mode (10,0,0,2,12,234)\r\n213-\r\n 213 x\r\n213 End\r\n"),
@@ -85,7 +85,7 @@ fn an_announcement_inside_a_reply_of_several_lines_is_text() {
 }
 
 #[test]
-fn an_announcement_inside_a_file_name_is_a_file_name() {
+fn announcement_inside_a_file_name_opens_nothing() {
     let lines = [
         (FromClient, "STOR PORT 10,0,0,1,4,1\r\n"),
         (FromClient, "STOR a\rPORT 10,0,0,1,4,1\r\n"),
@@ -98,7 +98,7 @@ fn an_announcement_inside_a_file_name_is_a_file_name() {
 }
 
 #[test]
-fn a_227_that_nobody_asked_for_opens_nothing() {
+fn unrequested_227_opens_nothing() {
     assert_refused(&[(FromServer, "227 (10,0,0,2,4,1)\r\n")], "not-asked-for");
     assert_refused(&[(FromClient, "EPSV\r\n"), (FromServer, "227 (10,0,0,2,4,1)\r\n")], "not-asked-for");
     assert_refused(&[(FromServer, "229 (|||1025|)\r\n"), (FromClient, "EPSV\r\n")], "not-asked-for");
@@ -106,7 +106,7 @@ fn a_227_that_nobody_asked_for_opens_nothing() {
 
 /// NAT slipstreaming: a web page makes a browser send FTP lines to a server of the attacker's.
 #[test]
-fn an_http_post_whose_body_holds_ftp_opens_nothing() {
+fn http_post_with_ftp_in_its_body_opens_nothing() {
     let mut body = String::from("POST / HTTP/1.1\r\nHost: 10.0.0.2:21\r\nContent-Length: 9999\r\n\r\n");
     for line in ["USER anna", "PASS x", "PORT 10,0,0,1,4,1", "EPRT |1|10.0.0.1|1025|", "PASV"] {
         let _ = write!(body, "{line}\r\n");
@@ -125,7 +125,7 @@ fn an_http_post_whose_body_holds_ftp_opens_nothing() {
 }
 
 #[test]
-fn the_same_post_in_any_pieces_opens_nothing() {
+fn http_post_in_any_segmentation_opens_nothing() {
     let post = b"POST / HTTP/1.1\r\n\r\nUSER a\r\nPORT 10,0,0,1,4,1\r\n";
     for size in 1..post.len() {
         let mut talk = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1, 1);
@@ -140,7 +140,7 @@ fn the_same_post_in_any_pieces_opens_nothing() {
 }
 
 #[test]
-fn other_protocols_with_a_220_open_nothing() {
+fn other_protocols_with_a_220_greeting_open_nothing() {
     let smtp = [
         (FromServer, "220 mail.example ESMTP\r\n"),
         (FromClient, "EHLO a\r\n"),
@@ -152,7 +152,7 @@ fn other_protocols_with_a_220_open_nothing() {
 }
 
 #[test]
-fn a_hundred_thousand_announcements_hold_no_more_than_the_limit() {
+fn pinholes_of_many_announcements_stay_within_the_limit() {
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1, 1);
     let mut packets = Vec::from(talk.handshake());
     packets.extend(LOGIN.iter().map(|(who, line)| talk.says(*who, line)));
@@ -169,7 +169,7 @@ fn a_hundred_thousand_announcements_hold_no_more_than_the_limit() {
 }
 
 #[test]
-fn a_hundred_thousand_announcements_ahead_of_any_answer_are_refused() {
+fn pipelined_announcements_beyond_the_limit_are_refused() {
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1, 1);
     let mut packets = Vec::from(talk.handshake());
     packets.extend(LOGIN.iter().map(|(who, line)| talk.says(*who, line)));
@@ -180,7 +180,7 @@ fn a_hundred_thousand_announcements_ahead_of_any_answer_are_refused() {
 }
 
 #[test]
-fn a_line_of_a_megabyte_passes_and_what_follows_is_understood() {
+fn overlong_line_passes_and_the_next_one_is_read() {
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1, 1);
     let mut packets = Vec::from(talk.handshake());
     packets.extend(LOGIN.iter().map(|(who, line)| talk.says(*who, line)));
@@ -194,13 +194,13 @@ fn a_line_of_a_megabyte_passes_and_what_follows_is_understood() {
 }
 
 #[test]
-fn an_announcement_that_is_longer_than_the_limit_is_refused() {
+fn announcement_beyond_the_line_limit_is_refused() {
     let padding = " ".repeat(5000);
     assert_refused(&[(FromClient, &format!("PORT 10,0,0,1,4,1{padding}\r\n"))], "bad-syntax");
 }
 
 #[test]
-fn a_forged_second_copy_does_not_replace_the_first() {
+fn forged_second_copy_does_not_replace_the_first() {
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1, 1);
     let mut packets = Vec::from(talk.handshake());
     packets.extend(LOGIN.iter().map(|(who, line)| talk.says(*who, line)));
@@ -214,7 +214,7 @@ fn a_forged_second_copy_does_not_replace_the_first() {
 }
 
 #[test]
-fn a_blind_reset_or_syn_does_not_end_a_session() {
+fn blind_reset_or_syn_does_not_end_a_session() {
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1, 1);
     let blind = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1 << 30, 1 << 30);
     let mut packets = Vec::from(talk.handshake());
@@ -228,7 +228,7 @@ fn a_blind_reset_or_syn_does_not_end_a_session() {
 }
 
 #[test]
-fn a_million_silent_sessions_take_a_quarter_of_the_table() {
+fn silent_sessions_take_a_quarter_of_the_table_at_most() {
     let flood = (0..1_000_000u32).flat_map(|index| {
         let address = std::net::Ipv4Addr::from(0x0b00_0000 + index / 50_000);
         let client = endpoint(&format!("{address}:{}", 10_000 + index % 50_000));

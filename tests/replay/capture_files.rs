@@ -61,7 +61,7 @@ fn write(path: &PathBuf, packets: u64) -> Outcome {
 }
 
 #[test]
-fn a_file_is_read_back_to_the_ip_headers() -> Outcome {
+fn frames_are_read_up_to_their_ip_headers() -> Outcome {
     const PACKETS: u64 = 20_000;
     let folder = Folder::new("read-back")?;
     write(&folder.file(), PACKETS)?;
@@ -81,7 +81,7 @@ fn a_file_is_read_back_to_the_ip_headers() -> Outcome {
 }
 
 #[test]
-fn all_before_a_cut_is_read_and_the_cut_is_reported() -> Outcome {
+fn truncated_file_is_read_up_to_the_cut() -> Outcome {
     let folder = Folder::new("cut")?;
     write(&folder.file(), 1000)?;
     let whole = fs::metadata(folder.file())?.len();
@@ -105,7 +105,7 @@ fn all_before_a_cut_is_read_and_the_cut_is_reported() -> Outcome {
 }
 
 #[test]
-fn a_pipe_is_as_good_as_a_file() -> Outcome {
+fn pipe_is_read_like_a_file() -> Outcome {
     let folder = Folder::new("pipe")?;
     write(&folder.file(), 3000)?;
     let (receiver, sender) = std::io::pipe()?;
@@ -126,7 +126,7 @@ fn a_pipe_is_as_good_as_a_file() -> Outcome {
 }
 
 #[test]
-fn a_file_that_is_none_is_explained() -> Outcome {
+fn file_of_another_format_is_explained() -> Outcome {
     for (content, expected) in [
         (&b""[..], "the file is empty"),
         (b"{\"event\": \"summary\"}\n", "not a capture file but JSON text"),
@@ -142,7 +142,7 @@ fn a_file_that_is_none_is_explained() -> Outcome {
 }
 
 #[test]
-fn what_is_not_ip_is_told_from_what_is_cut_off() -> Outcome {
+fn non_ip_and_truncated_frames_are_told_apart() -> Outcome {
     let whole = frame(b"")?;
     assert!(network_layer(LinkType::Ethernet, &whole).is_ok());
     assert_eq!(network_layer(LinkType::Ethernet, &whole[..14]), Err(NotIp::Truncated));
@@ -152,7 +152,7 @@ fn what_is_not_ip_is_told_from_what_is_cut_off() -> Outcome {
 }
 
 #[test]
-fn a_source_longer_than_any_memory_is_a_stream() -> Outcome {
+fn long_capture_is_read_as_a_stream() -> Outcome {
     // One packet of 60,000 bytes, fifty thousand times: three gigabytes, if anybody kept them.
     const PACKETS: usize = 50_000;
     struct Repeat {

@@ -112,7 +112,7 @@ fn announced(event: &Value) -> String {
 }
 
 #[test]
-fn every_capture_is_understood_as_what_really_happened() {
+fn every_capture_matches_its_truth() {
     for (path, truth) in recorded() {
         let report = events(&replay_json(&path, policy(ALL_MODES)));
         let mut told = told(&report);
@@ -127,7 +127,7 @@ fn every_capture_is_understood_as_what_really_happened() {
 
 /// Which line the capture begins with cannot be told from the rest of a line, so the first reply does not count either.
 #[test]
-fn with_pickup_trust_all_counts_but_the_first_lines() {
+fn pickup_trust_uses_all_but_the_first_lines() {
     let path = captures().join("late-start.pcap");
     let [(_, story)] = &told(&events(&replay_json(&path, policy("pickup: trust"))))[..] else { panic!("one session") };
     let expected = ["229 10.21.0.1:50039", "EPRT 10.21.0.10:38189", "PORT 10.21.0.10:39931"];
@@ -137,7 +137,7 @@ fn with_pickup_trust_all_counts_but_the_first_lines() {
 
 /// A reply that was cut hides where the next one begins: with it, this capture hides the login.
 #[test]
-fn without_a_login_required_whole_commands_of_a_cut_capture_count() {
+fn without_required_login_a_partial_capture_opens() {
     let path = captures().join("snaplen-96.pcap");
     let stories = told(&events(&replay_json(&path, policy("defaults: { login: optional }"))));
     let through: Vec<_> = stories.iter().map(|(_, story)| story.through.len()).collect();
@@ -145,7 +145,7 @@ fn without_a_login_required_whole_commands_of_a_cut_capture_count() {
 }
 
 #[test]
-fn every_report_is_as_it_was() {
+fn every_report_matches_its_golden_file() {
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     for (path, _) in recorded() {
         let golden = golden(&path);

@@ -47,7 +47,7 @@ macro_rules! target {
             use super::*;
 
             #[test]
-            fn takes_everything_in_its_corpus() {
+            fn targets_accept_their_corpus() {
                 for input in corpus(stringify!($name)) {
                     targets::$name(&input);
                 }
@@ -55,7 +55,7 @@ macro_rules! target {
 
             proptest! {
                 #[test]
-                fn takes_changed_copies_of_its_corpus(
+                fn targets_accept_mutated_corpus(
                     index: Index,
                     changes in proptest::collection::vec(change(), 1..6),
                 ) {
@@ -65,7 +65,7 @@ macro_rules! target {
                 }
 
                 #[test]
-                fn takes_random_input(input in $random) {
+                fn targets_accept_random_input(input in $random) {
                     targets::$name(&input);
                 }
             }

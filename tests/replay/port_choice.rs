@@ -100,7 +100,7 @@ const MASQUERADE: [[&str; 2]; 2] = [["192.168.0.9:4000", "203.0.113.5:21"], ["20
 const DNAT: [[&str; 2]; 2] = [["192.0.2.9:4000", "203.0.113.5:21"], ["10.0.0.5:21", "192.0.2.9:4000"]];
 
 #[test]
-fn reply_without_room_for_a_longer_address_asks_seldom() {
+fn reply_with_a_fixed_length_tries_few_ports() {
     let [original, reply] = DNAT;
     let lines = [(FromClient, "PASV\r\n"), (FromServer, "227 (10,0,0,5,15,161)\r\n")];
     let asked = most_asked(original, reply, false, &lines);
@@ -108,7 +108,7 @@ fn reply_without_room_for_a_longer_address_asks_seldom() {
 }
 
 #[test]
-fn port_search_ends_where_another_program_has_them_all() {
+fn port_search_is_bounded_when_all_ports_are_taken() {
     let [original, reply] = MASQUERADE;
     for line in ["PORT 192,168,0,9,15,161\r\n", "EPRT |1|192.168.0.9|40001|\r\n", "PORT 192,168,0,9,4,1\r\n"] {
         let asked = most_asked(original, reply, true, &[(FromClient, line)]);

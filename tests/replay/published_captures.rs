@@ -38,21 +38,21 @@ fn total(report: &[Value], field: &str) -> u64 {
 }
 
 #[test]
-fn zeek_ipv4_has_two_of_each_classic_way_and_all_follow() {
+fn zeek_ipv4_data_connections_match_their_announcements() {
     let Some(report) = report("zeek-ipv4.pcap") else { return };
     assert_eq!((count(&report, "used", "227"), count(&report, "used", "PORT")), (2, 2));
     assert_eq!((total(&report, "opened"), total(&report, "refused"), total(&report, "blocked")), (4, 0, 0));
 }
 
 #[test]
-fn zeek_ipv6_has_five_extended_announcements_and_all_follow() {
+fn zeek_ipv6_data_connections_match_their_announcements() {
     let Some(report) = report("zeek-ipv6.pcap") else { return };
     assert_eq!((count(&report, "used", "229"), count(&report, "used", "EPRT")), (3, 2));
     assert_eq!((total(&report, "opened"), total(&report, "refused"), total(&report, "blocked")), (5, 0, 0));
 }
 
 #[test]
-fn zeek_auth_tls_is_opaque_after_its_234() {
+fn zeek_auth_tls_is_unreadable_after_its_234() {
     let Some(report) = report("zeek-auth-tls.pcap") else { return };
     assert_eq!(report.iter().filter(|event| text(event, "event") == "encrypted").count(), 1);
     assert_eq!((total(&report, "opened"), total(&report, "refused")), (0, 0));
@@ -74,14 +74,14 @@ fn zeek_invalid_reply_code_is_no_reply() {
 }
 
 #[test]
-fn suricata_has_seven_of_each_classic_way_and_all_follow() {
+fn suricata_data_connections_match_their_announcements() {
     let Some(report) = report("suricata-all-data-ipv4.pcap") else { return };
     assert_eq!((count(&report, "used", "227"), count(&report, "used", "PORT")), (7, 7));
     assert_eq!((total(&report, "opened"), total(&report, "refused"), total(&report, "blocked")), (14, 0, 0));
 }
 
 #[test]
-fn suricata_bounce_is_refused_and_the_good_port_is_not() {
+fn suricata_bounce_is_refused_and_the_valid_port_opens() {
     let Some(report) = report("suricata-bounce.pcap") else { return };
     assert_eq!((count(&report, "opened", "PORT"), count(&report, "refused", "PORT")), (1, 1));
     let refusal = report.iter().find(|event| text(event, "event") == "refused").expect("there is one");

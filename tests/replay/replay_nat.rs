@@ -95,7 +95,7 @@ fn session(mut talk: Conversation, lines: &[&str]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn lines_that_grow_are_written_as_the_server_hears_them_and_the_data_connection_comes_to_the_outside() {
+fn longer_lines_and_their_data_connection_are_translated() {
     let mut made = session(talk(), &["PORT 10,0,0,1,15,161\r\n", "EPRT |1|10.0.0.1|4002|\r\n", "NOOP\r\n"]);
     let data = Flow { source: endpoint("10.0.0.2:20"), destination: endpoint("10.0.0.1:4001") };
     let content = [
@@ -123,7 +123,7 @@ fn lines_that_grow_are_written_as_the_server_hears_them_and_the_data_connection_
 }
 
 #[test]
-fn lines_that_shrink_are_too_and_times_and_the_link_type_stay() {
+fn shorter_lines_are_translated_and_times_and_link_type_stay() {
     let talk = Conversation::new(endpoint("192.168.100.200:4000"), endpoint(SERVER), u32::MAX - 40, 1);
     let made = session(talk, &["PORT 192,168,100,200,15,161\r\n", "PORT 192,168,100,200,15,162\r\n", "NOOP\r\n"]);
     let nat = "inside: [192.168.0.0/16]\noutside: [9.9.9.9]\n";
@@ -137,7 +137,7 @@ fn lines_that_shrink_are_too_and_times_and_the_link_type_stay() {
 }
 
 #[test]
-fn several_lines_in_a_segment_each_take_their_own_place() {
+fn several_lines_in_one_segment_are_rewritten() {
     let lines = ["PORT 10,0,0,1,15,161\r\nPORT 10,0,0,1,15,162\r\nNOOP\r\n", "PORT 10,0,0,1,15,163\r\n"];
     let (replayed, _folder) = Replayed::of("nat-several", session(talk(), &lines), MASQUERADE, "{}");
     let expected = lines.concat().replace("10,0,0,1", "198,51,100,100");
@@ -146,7 +146,7 @@ fn several_lines_in_a_segment_each_take_their_own_place() {
 }
 
 #[test]
-fn of_a_line_in_pieces_the_outside_gets_the_beginning_and_then_all_of_the_address() {
+fn split_line_is_rewritten_wherever_it_is_split() {
     let line = b"PORT 10,0,0,1,15,161\r\n";
     for cut in 1..line.len() {
         let mut talk = talk();
@@ -163,7 +163,7 @@ fn of_a_line_in_pieces_the_outside_gets_the_beginning_and_then_all_of_the_addres
 }
 
 #[test]
-fn a_line_that_is_sent_again_is_the_same_again_however_it_is_cut_then() {
+fn retransmitted_line_is_rewritten_identically() {
     let mut talk = talk();
     let mut made = login(&mut talk);
     let line = talk.clone().says(FromClient, "PORT 10,0,0,1,15,161\r\nNOOP\r\n");
@@ -178,7 +178,7 @@ fn a_line_that_is_sent_again_is_the_same_again_however_it_is_cut_then() {
 }
 
 #[test]
-fn what_came_in_another_order_goes_on_in_the_right_one() {
+fn out_of_order_segments_are_written_in_order() {
     let mut talk = talk();
     let mut made = login(&mut talk);
     let pieces = ["PORT 10,0,", "0,1,15,161\r\n", "NOOP\r\n"].map(|piece| talk.says(FromClient, piece));
@@ -191,7 +191,7 @@ fn what_came_in_another_order_goes_on_in_the_right_one() {
 }
 
 #[test]
-fn what_the_capture_has_lost_holds_nothing_up() {
+fn packets_missing_in_the_capture_delay_nothing() {
     let mut talk = talk();
     let mut made = login(&mut talk);
     talk.loses(FromClient, 6);
@@ -221,7 +221,7 @@ fn sacking(flow: &Flow, seq: u32, ack: u32, blocks: &[(u32, u32)]) -> Vec<u8> {
 }
 
 #[test]
-fn selective_acknowledgements_name_the_bytes_that_the_outside_counts() {
+fn sack_blocks_use_translated_sequence_numbers() {
     let mut talk = talk();
     let mut made = login(&mut talk);
     let begin = 2 + LOGIN.len() as u32;
@@ -250,7 +250,7 @@ fn selective_acknowledgements_name_the_bytes_that_the_outside_counts() {
 }
 
 #[test]
-fn a_server_behind_dnat_is_called_and_announced_by_its_outside_address_and_port() {
+fn dnat_server_has_its_outside_address_and_port() {
     let mut talk = talk();
     let mut made = login(&mut talk);
     let passive = ["PASV\r\n", "227 Entering Passive Mode (10,0,0,2,156,65).\r\n"];
@@ -283,7 +283,7 @@ fn a_server_behind_dnat_is_called_and_announced_by_its_outside_address_and_port(
 }
 
 #[test]
-fn a_port_that_another_client_has_outside_becomes_another_one_and_leads_to_its_own_client() {
+fn port_taken_outside_is_replaced_by_a_free_one() {
     let nat = "inside: [10.0.0.0/24]\noutside: [198.51.100.100]\n";
     let clients = ["10.0.0.11:4000", "10.0.0.12:4000"];
     let mut talks = clients.map(|client| Conversation::new(endpoint(client), endpoint("203.0.113.5:21"), 1, 1));
@@ -303,7 +303,7 @@ fn a_port_that_another_client_has_outside_becomes_another_one_and_leads_to_its_o
 }
 
 #[test]
-fn ipv6_is_translated_where_there_is_an_outside_address_for_it() {
+fn ipv6_is_translated_if_it_has_an_outside_address() {
     let six = || Conversation::new(endpoint("[fd00::1]:4000"), endpoint("[2001:db8::5]:21"), 1, 1);
     let lines = ["EPRT |2|fd00::1|4001|\r\n", "NOOP\r\n"];
     let (replayed, _folder) = Replayed::of("nat-six", session(six(), &lines), MASQUERADE, "{}");
@@ -318,7 +318,7 @@ fn ipv6_is_translated_where_there_is_an_outside_address_for_it() {
 }
 
 #[test]
-fn connections_that_are_none_of_a_translated_session_are_written_as_they_are() {
+fn unrelated_connections_are_written_unchanged() {
     let mut made = session(talk(), &["NOOP\r\n"]);
     let web = Flow { source: endpoint("10.0.0.1:5000"), destination: endpoint("203.0.113.7:80") };
     let mut others = vec![packet(&web, Seq::new(9), Seq::new(0), Flags::SYN, b"")];
@@ -340,7 +340,7 @@ fn connections_that_are_none_of_a_translated_session_are_written_as_they_are() {
 }
 
 #[test]
-fn a_connection_that_takes_the_addresses_of_another_is_counted_anew() {
+fn reused_addresses_start_a_new_translation() {
     let lines = ["PORT 10,0,0,1,15,161\r\n", "PORT 10,0,0,1,15,162\r\n"];
     let mut made = session(talk(), &lines);
     made.extend(session(Conversation::new(endpoint(CLIENT), endpoint(SERVER), 90_000, 80_000), &lines));
@@ -353,7 +353,7 @@ fn a_connection_that_takes_the_addresses_of_another_is_counted_anew() {
 
 /// The project's captures: all of them are sound outside as well, and of each kind tshark says so, too.
 #[test]
-fn what_real_servers_and_clients_said_is_sound_outside_as_well() {
+fn recorded_captures_are_valid_after_translation() {
     let folder = Folder::new("nat-captures");
     let all_modes = "defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV] }";
     let captures = Path::new(env!("CARGO_MANIFEST_DIR")).join("pcaps");

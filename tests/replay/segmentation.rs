@@ -171,7 +171,7 @@ fn fair() -> Weather {
 }
 
 #[test]
-fn a_dialogue_in_one_piece_a_turn_is_decided_as_recorded() {
+fn unsplit_dialogue_gives_the_recorded_decisions() {
     for name in DIALOGUES {
         let (flow, turns) = dialogue(name);
         let plain = decisions(&flow, &turns, &[fair()]);
@@ -180,7 +180,7 @@ fn a_dialogue_in_one_piece_a_turn_is_decided_as_recorded() {
 }
 
 #[test]
-fn one_byte_a_segment_changes_nothing() {
+fn one_byte_segments_change_no_decision() {
     for name in DIALOGUES {
         let (flow, turns) = dialogue(name);
         let bytewise = Weather { cuts: vec![1], ..FAIR };
@@ -192,7 +192,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
 
     #[test]
-    fn no_weather_changes_a_decision(
+    fn loss_reordering_and_splitting_change_no_decision(
         name in proptest::sample::select(DIALOGUES.as_slice()),
         weather in proptest::collection::vec(weather(), 1..8),
     ) {

@@ -370,7 +370,7 @@ fn denied_command_in_a_syn_does_not_arrive() {
 
 /// Many a filter lets in whatever comes for port 21, also what conntrack calls invalid, and that is not read.
 #[test]
-fn denied_command_does_not_arrive_in_a_packet_that_conntrack_calls_invalid() {
+fn denied_command_in_an_invalid_packet_does_not_arrive() {
     let stage = stage();
     stage
         .firewall()
@@ -385,7 +385,7 @@ fn denied_command_does_not_arrive_in_a_packet_that_conntrack_calls_invalid() {
 }
 
 #[test]
-fn denied_command_is_answered_by_no_server() {
+fn no_server_answers_a_denied_command() {
     let answered_by = |kind: ServerKind| {
         let stage = stage();
         let options = ServerOptions::on(stage.topology.server.addresses.of(Family::V4));

@@ -35,18 +35,18 @@ fn check_sources(firewall: &Namespace) {
 }
 
 #[test]
-fn replies_that_come_from_the_clients_side_open_nothing_on_a_server() {
+fn replies_from_the_client_side_open_nothing_on_a_server() {
     forged_replies_open_nothing(Shape::ServerHost);
 }
 
 #[test]
-fn replies_that_come_from_the_clients_side_open_nothing_on_a_gateway() {
+fn replies_from_the_client_side_open_nothing_on_a_gateway() {
     forged_replies_open_nothing(Shape::Gateway);
 }
 
 /// A server of the attacker's says for a browser, which has only connected, that it wants its desktop to be reached.
 #[test]
-fn commands_that_come_from_the_servers_side_open_nothing() {
+fn commands_from_the_server_side_open_nothing() {
     let scene = ClientScene::new("");
     check_sources(scene.gateway());
     let (client, mut peer) = scene.visit(0);

@@ -84,7 +84,7 @@ fn a_minute<T>(_: &mut T, peer: &mut RawTcp) {
 
 /// Waits longer than a minute, because the attack does: all that has to is in here, side by side.
 #[test]
-fn session_that_seems_over_is_not_picked_up_a_minute_later() {
+fn session_that_seems_closed_is_not_picked_up_later() {
     let attacks: [(&str, fn()); 4] = [
         ("a reset that the server ignores", || {
             cut_reply_opens_nothing(Shape::ServerHost, reset_that_is_ignored, a_minute);
@@ -107,7 +107,7 @@ fn session_that_seems_over_is_not_picked_up_a_minute_later() {
 }
 
 #[test]
-fn reply_cut_before_a_restart_opens_nothing_behind_it() {
+fn reply_cut_before_a_restart_opens_nothing() {
     cut_reply_opens_nothing(
         Shape::ServerHost,
         |_| true,
@@ -118,7 +118,7 @@ fn reply_cut_before_a_restart_opens_nothing_behind_it() {
 }
 
 #[test]
-fn post_that_begins_while_the_daemon_is_down_opens_nothing() {
+fn post_begun_while_the_daemon_is_down_opens_nothing() {
     posted_port_opens_nothing(
         |scene, _| scene.daemon.kill().unwrap_or_else(|error| panic!("{error}")),
         |scene, _| scene.daemon.restart().unwrap_or_else(|error| panic!("{error}")),
@@ -184,7 +184,7 @@ fn syn_ack_in_the_middle_begins_no_session() {
 
 /// The first SYN-ACK has not been acknowledged: conntrack says still that the connection is opening.
 #[test]
-fn second_syn_ack_before_the_handshake_is_done_begins_no_session() {
+fn second_syn_ack_during_the_handshake_begins_no_session() {
     let scene = ClientScene::new("");
     let inside = &scene.topology.client.namespace;
     // The way to the client is long. Its acknowledgements take their time.

@@ -20,7 +20,7 @@ fn named(reply: &str) -> SocketAddr {
 }
 
 #[test]
-fn reset_far_from_the_next_byte_does_not_stop_the_reading() {
+fn inexact_reset_does_not_stop_inspection() {
     let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
     let client = &scene.stage.topology.client.namespace;
     let mut peer = scene.attacker();
@@ -35,7 +35,7 @@ fn reset_far_from_the_next_byte_does_not_stop_the_reading() {
 
 /// The receiver has all of it already, and takes no notice of its timestamp.
 #[test]
-fn old_segment_with_a_future_timestamp_does_not_stop_the_reading() {
+fn old_segment_with_future_timestamp_does_not_stop_inspection() {
     let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
     let mut peer = scene.attacker_with(true);
     peer.asks(&format!("USER {USER}"), "331");

@@ -45,7 +45,7 @@ fn control(site: &Site, server: &str) -> (TcpStream, TcpStream) {
 }
 
 #[test]
-fn an_adjustment_is_seen_to_be_made_or_refused() {
+fn seqadj_is_either_set_or_refused() {
     for (server, own) in [("10.9.2.1:21", "10.9.2.254:21"), ("[fd09:2::1]:21", "[fd09:2::fe]:21")] {
         let site = Site::new();
         site.gateway.nft(MASQUERADE);
@@ -153,7 +153,7 @@ fn line(change: i32) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn lines_grow_and_shrink_in_both_directions_and_no_packet_is_invalid() {
+fn longer_and_shorter_lines_keep_conntrack_valid() {
     for server in ["10.9.2.1:21", "[fd09:2::1]:21"] {
         let site = Site::new();
         site.gateway.nft(MASQUERADE);

@@ -96,7 +96,7 @@ const DIALOGUE: [&str; 9] =
     ["<220 hello", ">USER me", "<331 who", ">PASS it", "<230 in", ">TYPE I", "<200 ok", ">PASV", "<227 (1,2,3"];
 
 #[test]
-fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
+fn dialogue_is_queued_without_bare_acks() {
     for (client_side, address) in [(false, "10.9.0.2:21"), (false, "[fd09::2]:21"), (true, "10.9.0.2:21")] {
         let (client, host) = Host::pair();
         // The firewall is the server's, then the client's own.
@@ -145,7 +145,7 @@ fn the_dialogue_leaves_the_kernel_without_bare_acknowledgements() {
 }
 
 #[test]
-fn what_a_host_says_to_itself_is_heard_once() {
+fn loopback_packets_are_queued_once() {
     let host = Host::new("loop");
     let _sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
     let listener = listens(&host, "127.0.0.1:21");
@@ -158,7 +158,7 @@ fn what_a_host_says_to_itself_is_heard_once() {
 }
 
 #[test]
-fn without_a_reader_control_connections_pass_or_not_as_the_policy_says() {
+fn queue_without_reader_follows_when_down() {
     for (when_down, passes) in [(WhenDown::Open, true), (WhenDown::Closed, false)] {
         let (client, host) = Host::pair();
         let mut policy = Policy::embedded();
@@ -172,7 +172,7 @@ fn without_a_reader_control_connections_pass_or_not_as_the_policy_says() {
 }
 
 #[test]
-fn each_processor_hands_its_packets_to_a_queue_of_its_own() {
+fn each_processor_has_its_own_queue() {
     let (client, host) = Host::pair();
     let mut policy = Policy::embedded();
     (policy.capture.queue, policy.capture.queues) = (0, NonZeroU16::new(2));

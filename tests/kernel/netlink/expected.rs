@@ -79,7 +79,7 @@ fn expected(master: &Connection, port: u16, seconds: u64) -> CtExpectation {
 }
 
 #[test]
-fn an_expectation_stands_with_its_own_time_until_it_is_forgotten_or_its_master_is() {
+fn expectation_exists_until_deleted_or_its_master_ends() {
     let host = Host::new("expect");
     let carrier = Carrier::new(1);
     for (client, server) in [("10.9.0.1:4000", "10.9.0.2:21"), ("[fd09::1]:4000", "[fd09::2]:21")] {
@@ -120,7 +120,7 @@ fn an_expectation_stands_with_its_own_time_until_it_is_forgotten_or_its_master_i
 }
 
 #[test]
-fn one_that_another_session_announced_first_is_taken_over() {
+fn newer_session_takes_over_an_equal_expectation() {
     let host = Host::new("expect");
     let carrier = Carrier::new(2);
     host.run(|| {
@@ -135,7 +135,7 @@ fn one_that_another_session_announced_first_is_taken_over() {
 }
 
 #[test]
-fn it_is_over_when_its_time_is() {
+fn expectation_expires_after_its_timeout() {
     let host = Host::new("expect");
     let carrier = Carrier::new(3);
     host.run(|| {
@@ -152,7 +152,7 @@ fn it_is_over_when_its_time_is() {
 }
 
 #[test]
-fn without_a_master_or_without_its_helper_nobody_is_expected() {
+fn expectation_requires_a_master_with_a_helper() {
     let host = Host::new("expect");
     host.run(|| {
         let mut expectations = Expectations::open(PATIENCE).expect("root");
@@ -167,7 +167,7 @@ fn without_a_master_or_without_its_helper_nobody_is_expected() {
 }
 
 #[test]
-fn a_helper_is_added_changed_listed_and_removed() {
+fn helper_can_be_added_changed_listed_and_removed() {
     let mut helpers = Helpers::open(PATIENCE).expect("root");
     let name = format!("h-{}", std::process::id());
     let ours = |helpers: &mut Helpers| -> Vec<Helper> {

@@ -178,7 +178,7 @@ fn once(sets: &mut KernelFirewall, expectation: &Expectation, from: &Host, liste
 }
 
 #[test]
-fn a_client_behind_masquerade_is_connected_to_at_the_address_it_wears() {
+fn masqueraded_client_is_reached_at_its_outside_address() {
     let site = Site::new();
     let mut sets = site.guarded(&nat(&[("postrouting", "oifname wan masquerade")]));
     for plan in [V4, V6] {
@@ -189,7 +189,7 @@ fn a_client_behind_masquerade_is_connected_to_at_the_address_it_wears() {
 }
 
 #[test]
-fn a_data_connection_wears_the_address_of_its_control_connection_whatever_the_users_nat_would_give_it() {
+fn data_connection_has_the_snat_address_of_its_control_connection() {
     let pool = "oifname wan ip saddr 10.9.1.0/24 snat ip to 10.9.2.253-10.9.2.254
         oifname wan ip6 saddr fd09:1::/64 snat ip6 to fd09:2::fd-fd09:2::fe";
     for users in ["oifname wan masquerade", pool] {
@@ -206,7 +206,7 @@ fn a_data_connection_wears_the_address_of_its_control_connection_whatever_the_us
 }
 
 #[test]
-fn a_server_behind_dnat_connects_as_the_address_that_the_client_called_from_port_20_where_that_is_free() {
+fn dnat_server_connects_from_its_outside_address_and_port_20() {
     let site = Site::new();
     let mut sets = site.guarded(&nat(&[("prerouting", "iifname wan tcp dport 21 dnat ip to 10.9.1.1:2121")]));
     for plan in [V4, V6] {
@@ -232,7 +232,7 @@ fn a_server_behind_dnat_connects_as_the_address_that_the_client_called_from_port
 }
 
 #[test]
-fn a_server_that_calls_are_redirected_to_is_known_by_the_address_that_was_called() {
+fn redirected_server_connects_from_the_original_address() {
     let site = Site::new();
     let mut sets = site.guarded(&nat(&[("prerouting", "iifname lan tcp dport 21 redirect to :2121")]));
     for plan in [V4, V6] {
@@ -252,7 +252,7 @@ fn a_server_that_calls_are_redirected_to_is_known_by_the_address_that_was_called
 }
 
 #[test]
-fn a_local_client_behind_snat_is_served_like_others() {
+fn local_client_behind_snat_can_transfer() {
     let site = Site::new();
     let mut sets = site.guarded(&nat(&[("postrouting", "oifname wan tcp dport 21 snat ip to 10.9.2.253")]));
     for plan in [V4, V6] {
@@ -269,7 +269,7 @@ fn a_local_client_behind_snat_is_served_like_others() {
 }
 
 #[test]
-fn both_ends_on_one_side_meet_over_the_gateway() {
+fn client_and_server_on_one_side_connect_through_the_gateway() {
     let site = Site::new();
     let mut sets = site.guarded("");
     for plan in [V4, V6] {
@@ -290,7 +290,7 @@ fn in_maps(site: &Site) -> usize {
 }
 
 #[test]
-fn a_mapping_stands_no_longer_than_its_pinhole() {
+fn nat_mapping_is_removed_with_its_pinhole() {
     let site = Site::new();
     let mut sets = site.guarded("");
     for plan in [V4, V6] {
@@ -319,7 +319,7 @@ fn a_mapping_stands_no_longer_than_its_pinhole() {
 }
 
 #[test]
-fn a_restart_and_a_flush_keep_what_a_pinhole_is_mapped_to() {
+fn nat_mapping_survives_restart_and_flush() {
     let site = Site::new();
     let nat = nat(&[("postrouting", "oifname wan masquerade")]);
     drop(site.guarded(&nat));
@@ -342,7 +342,7 @@ fn a_restart_and_a_flush_keep_what_a_pinhole_is_mapped_to() {
 }
 
 #[test]
-fn a_control_connection_that_nat_touches_has_room_for_longer_lines() {
+fn mss_of_translated_control_connections_is_clamped() {
     let site = Site::new();
     let users =
         [("postrouting", "oifname wan tcp dport 21 masquerade"), ("prerouting", "tcp dport 2121 redirect to :21")];

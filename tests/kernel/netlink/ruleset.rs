@@ -21,7 +21,7 @@ use super::nat::connects_from;
 use crate::firewall;
 
 #[test]
-fn what_the_kernel_can_queue_with_is_found_without_a_change() {
+fn probing_queue_expressions_changes_nothing() {
     let host = Host::new("try");
     host.run(|| {
         let mut tables = Tables::open(Duration::from_secs(1)).expect("root");
@@ -36,7 +36,7 @@ fn what_the_kernel_can_queue_with_is_found_without_a_change() {
 }
 
 #[test]
-fn installs_verifies_and_leaves_nothing_behind() {
+fn table_is_installed_verified_and_removed() {
     let host = Host::new("table");
     host.nft(DEFAULT_DROP);
     let before = host.ruleset();
@@ -60,7 +60,7 @@ fn installs_verifies_and_leaves_nothing_behind() {
 }
 
 #[test]
-fn says_what_stands_in_the_way() {
+fn refused_installation_names_the_obstacle() {
     let host = Host::new("foreign");
     let refused = |policy: &Policy| host.run(|| firewall::install(policy)).expect_err("it must not").to_string();
     assert!(refused(&guarded()).contains("there is no chain `inet filter input`"));
@@ -73,7 +73,7 @@ fn says_what_stands_in_the_way() {
 }
 
 #[test]
-fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
+fn flushed_ruleset_is_restored_with_its_pinholes() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
     let policy = guarded();
@@ -119,7 +119,7 @@ fn a_flushed_ruleset_stands_again_at_once_with_its_pinholes() {
 }
 
 #[test]
-fn does_not_hear_of_what_it_does_itself_but_of_what_others_do_to_it() {
+fn watch_ignores_own_changes_and_reports_others() {
     let host = Host::new("deaf");
     let (mut sets, mut watch) =
         host.run(|| (firewall::install(&Policy::embedded()).expect("installed"), TableWatch::open().expect("root")));
@@ -134,7 +134,7 @@ fn does_not_hear_of_what_it_does_itself_but_of_what_others_do_to_it() {
 }
 
 #[test]
-fn hears_of_marked_connections_and_of_the_ends_of_control_connections_only() {
+fn watch_reports_only_marked_and_ended_control_connections() {
     let (client, host) = Host::pair();
     host.nft(
         "table inet t { chain c { type filter hook prerouting priority -150; \
@@ -171,7 +171,7 @@ fn hears_of_marked_connections_and_of_the_ends_of_control_connections_only() {
 }
 
 #[test]
-fn is_told_who_changed_what() {
+fn watch_reports_kind_and_author_of_a_change() {
     let host = Host::new("watch");
     let (mut tables, mut watch) =
         host.run(|| (Tables::open(Duration::from_secs(1)).expect("root"), TableWatch::open().expect("root")));

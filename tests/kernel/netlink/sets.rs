@@ -19,7 +19,7 @@ use super::host::{DEFAULT_DROP, Host, connects, expectation, flow, flow_of, guar
 use crate::firewall;
 
 #[test]
-fn an_element_is_there_until_it_is_removed_or_expires() {
+fn set_element_exists_until_removed_or_expired() {
     let host = Host::new("sets");
     host.nft(
         "add table inet t
@@ -73,7 +73,7 @@ fn an_element_is_there_until_it_is_removed_or_expires() {
 }
 
 #[test]
-fn a_pinhole_admits_one_connection_from_there_to_there() {
+fn pinhole_admits_one_connection_between_its_addresses() {
     for (client_at, host_at) in [("10.9.0.1", "10.9.0.2"), ("fd09::1", "fd09::2")] {
         let (client, host) = Host::pair();
         host.nft(DEFAULT_DROP);
@@ -103,7 +103,7 @@ fn a_pinhole_admits_one_connection_from_there_to_there() {
 }
 
 #[test]
-fn of_many_connections_at_the_same_moment_a_pinhole_admits_one() {
+fn pinhole_admits_one_of_many_simultaneous_connections() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
     let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
@@ -124,7 +124,7 @@ fn of_many_connections_at_the_same_moment_a_pinhole_admits_one() {
 }
 
 #[test]
-fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
+fn same_pinhole_can_be_opened_and_used_repeatedly() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
     let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
@@ -148,7 +148,7 @@ fn the_same_pinhole_may_be_announced_and_used_again_and_again() {
 }
 
 #[test]
-fn a_port_range_admits_many_until_the_last_session_closes_it() {
+fn port_range_admits_many_until_its_last_session_ends() {
     let (client, host) = Host::pair();
     host.nft(DEFAULT_DROP);
     let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
@@ -192,7 +192,7 @@ fn renewed_range_lasts_its_whole_lifetime() {
 }
 
 #[test]
-fn a_translated_connection_has_four_addresses() {
+fn translated_connection_has_four_addresses() {
     let (client, host) = Host::pair();
     host.nft(
         "add table ip nat
@@ -224,7 +224,7 @@ fn a_translated_connection_has_four_addresses() {
 }
 
 #[test]
-fn a_restart_finds_the_pinholes_that_stand() {
+fn restart_finds_existing_pinholes() {
     let host = Host::new("restart");
     let pinhole = expectation("10.9.0.1", "10.9.0.2", 50_000, 60);
     let mut first = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
@@ -237,7 +237,7 @@ fn a_restart_finds_the_pinholes_that_stand() {
 }
 
 #[test]
-fn hears_of_marked_connections_that_begin_and_end() {
+fn watch_reports_begin_and_end_of_marked_connections() {
     let (client, host) = Host::pair();
     let mut sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
     let mut watch = host.run(ConnectionWatch::begins_and_ends).expect("root");

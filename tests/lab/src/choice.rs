@@ -53,19 +53,19 @@ mod tests {
     }
 
     #[test]
-    fn every_aspect_comes_up_and_nothing_that_adds_none() {
+    fn every_aspect_is_covered_without_useless_candidates() {
         assert_eq!(choose(&[(0, &["a"]), (0, &["a", "b"]), (1, &["c"]), (1, &["b"])]), [1, 2]);
         assert_eq!(choose(&[]), [0; 0]);
     }
 
     #[test]
-    fn what_is_as_good_comes_from_a_group_that_is_needed_anyway() {
+    fn equal_candidates_of_a_chosen_group_come_first() {
         assert_eq!(choose(&[(0, &["a", "b"]), (1, &["c"]), (0, &["c"])]), [0, 2]);
         assert_eq!(choose(&[(0, &["c"]), (1, &["a", "b"]), (1, &["c"])]), [1, 2]);
     }
 
     #[test]
-    fn extras_decide_between_those_that_are_as_good_and_add_none() {
+    fn extras_decide_only_between_equal_candidates() {
         assert_eq!(choose_with_extras(&[(0, &["a"], &["x"]), (1, &["a"], &["x", "y"]), (1, &["a"], &["z"])]), [1]);
         assert_eq!(choose_with_extras(&[(0, &["a"], &["x"]), (1, &["b"], &["x"]), (2, &["b"], &["y"])]), [0, 2]);
         assert_eq!(choose_with_extras(&[(0, &["a"], &[]), (1, &["a"], &[])]), [0]);

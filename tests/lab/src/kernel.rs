@@ -27,7 +27,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernel_is_complete_only_where_that_is_said() {
+    fn kernel_is_complete_only_if_the_variable_says_so() {
         assert_eq!((is_complete(None), is_complete(Some("complete"))), (false, true));
     }
 

@@ -254,7 +254,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     #[test]
-    fn a_slow_machine_plays_each_server_with_each_client_and_each_command_in_each_role_and_family() {
+    fn sample_on_a_slow_machine_covers_every_aspect() {
         let scenes = Scene::all(&Shape::ALL);
         let played = |is_slow| programme(&scenes, is_slow).into_iter().flat_map(|(_, cells)| cells).collect::<Vec<_>>();
         let (all, some) = (played(false), played(true));

@@ -41,13 +41,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_of_which_nothing_is_said_is_as_fast_as_usual() {
+    fn slowness_is_one_by_default() {
         assert_eq!((read(None), read(Some("20"))), (1, 20));
     }
 
     #[test]
     #[should_panic(expected = "a whole number from 1 was expected")]
-    fn no_machine_is_infinitely_fast() {
+    fn slowness_of_zero_is_refused() {
         read(Some("0"));
     }
 }

@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn gives_what_the_condition_gave() {
+    fn wait_returns_the_value_of_the_condition() {
         let mut looks = 0;
         let answer = wait_for("the third look", Duration::from_secs(5), || {
             looks += 1;
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn says_what_was_waited_for() {
+    fn timeout_error_names_the_condition() {
         let error = wait_until("better days", Duration::ZERO, || Ok(false)).expect_err("it never comes true");
         assert_eq!(error.to_string(), "waited 0ns in vain for better days");
     }

@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_it_writes() {
+    fn written_addresses_are_read_back() {
         let four: SocketAddr = "10.21.1.10:50001".parse().expect("an address");
         let six: SocketAddr = "[fd21:1::a]:50001".parse().expect("an address");
         assert_eq!(classic(Ipv4Addr::new(10, 21, 1, 10), 50001), "10,21,1,10,195,81");
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn takes_no_nonsense() {
+    fn malformed_addresses_are_refused() {
         assert_eq!(read_classic("10,21,1,10,195"), None);
         assert_eq!(read_classic("10,21,1,10,195,256"), None);
         assert_eq!(read_extended("|2|10.21.1.10|50001|"), None);

@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_connection_has_no_fault_and_repetitions_and_reordering_are_none() {
+    fn retransmission_and_reordering_are_no_faults() {
         let packets = [
             segment(true, 3, Some(501), false, b" a\r\n"),
             segment(true, u32::MAX, Some(501), false, b"USER"),
@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn syn_sent_again_behind_data_begins_nothing_anew() {
+    fn retransmitted_syn_after_data_starts_no_connection() {
         let packets = [
             segment(false, 501, Some(u32::MAX), false, b"220 "),
             segment(false, 500, Some(u32::MAX), true, b""),
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_whose_beginning_was_not_seen_is_nobodys_fault() {
+    fn connection_without_a_recorded_start_has_no_faults() {
         let packets = [segment(true, 7, Some(501), false, b"late"), segment(true, 99, Some(501), false, b"later")];
         assert_eq!(faults(&packets), []);
     }
