@@ -1,9 +1,9 @@
-//! What each request to the kernel costs with the mechanism `sets`, beside the program nft doing the same. Needs root, nft,
+//! The time of each request to the kernel with the mechanism `sets`, compared with the program nft. Needs root, nft,
 //! and a minute.
 //!
-//! Fresh namespaces for each round. Medians and percentiles are of all rounds together; a ratio is taken within a round,
-//! of medians, and the median of those is shown: what else the machine does meanwhile hits both alike. Nothing is asserted
-//! of how long anything takes; the figures are for a person to read.
+//! Each round has new namespaces. Medians and percentiles are of all rounds together. Ratios are of the medians within
+//! a round, and the median of these ratios is shown, so that other load on the machine affects both sides alike.
+//! Nothing is asserted: the figures are for a person to read.
 //!
 //! | variable | means |
 //! |---|---|
@@ -41,9 +41,9 @@ const MASQUERADE: &str = "table ip nat { chain postrouting { type nat hook postr
                           oifname \"servers\" masquerade; }; }\n";
 const NOW: Timestamp = Timestamp::from_secs(1);
 const LIFETIME: Duration = Duration::from_secs(60);
-/// How many pinholes stand while others come and go.
+/// How many pinholes exist while others are opened and closed.
 const STANDING: usize = 4000;
-/// Of how many ports they are: more than stand at a time, so that none is met again too early.
+/// The number of ports: more than there are pinholes at a time, so that a port is not reused too early.
 const PORTS: usize = 50_000;
 /// With how many pinholes the table is restored.
 const MENDED: [usize; 3] = [0, 10, 200];
@@ -57,7 +57,7 @@ struct Plan {
     rounds: usize,
     /// Pinholes that come and go.
     pinholes: usize,
-    /// Of whatever else is quick.
+    /// Repetitions of the other fast requests.
     others: usize,
     /// Of what runs a program.
     programs: usize,
@@ -163,7 +163,7 @@ impl Gateway {
         let firewall = topology.firewall.clone();
         firewall.nft(MASQUERADE)?;
         let sets = install(&firewall)?;
-        // Behind the rules: what is older is not prepared for offsets.
+        // After the rules: older connections are not prepared for sequence adjustment.
         let server = SocketAddr::new(topology.target.of(Family::V4), 21);
         let listener = topology.server.namespace.run(|| TcpListener::bind(server))?.expect("the port is free");
         let client = topology.client.namespace.run(|| TcpStream::connect(server))?.expect("nothing is filtered");
@@ -184,7 +184,7 @@ fn flow_of(stream: &TcpStream) -> Flow {
     Flow { source, destination }
 }
 
-/// Pinholes come and go, while some thousands stand. How long each took to come, and to go.
+/// Opens and closes pinholes while some thousands exist. Returns the times of opening and of closing.
 fn come_and_go(sets: &mut KernelFirewall, plan: &Plan, pinhole: fn(usize) -> Expectation) -> [Vec<f64>; 2] {
     let (mut opened, mut closed) = (Vec::new(), Vec::new());
     for index in 0..plan.pinholes + STANDING {
@@ -279,7 +279,7 @@ fn peers_that_open(table: &mut Table, plan: &Plan) {
     table.add_peer("the same by one `nft -i` that stays", OPEN, stays);
 }
 
-/// What puts the table back when somebody has flushed the ruleset.
+/// Restores the table after another program flushed the ruleset.
 fn restoring(table: &mut Table, plan: &Plan) -> Result<()> {
     let host = Namespace::new("host")?;
     let mut sets = install(&host)?;

@@ -1,9 +1,9 @@
-//! What FTP through a real firewall costs: the built program in a gateway of the lab, beside the kernel's own helper,
-//! beside no helper at all, and beside a queue whose packets are accepted unread. Needs root, the program nft, and a few
-//! minutes.
+//! The cost of FTP through a real firewall: the daemon on a gateway of the lab, compared with the kernel's helper, with
+//! no helper, and with a queue whose packets are accepted unread. Needs root, the program nft, and a few minutes.
 //!
-//! Fresh namespaces for each side and each round, sides in turn, ratios within a round, medians of the ratios: what
-//! else the machine does meanwhile hits all sides alike. Nothing is asserted; the ratios are for a person to read.
+//! Each round of each side has new namespaces. Sides take turns, and ratios are taken within a round, so that other
+//! load on the machine affects all sides alike. Nothing is asserted: the medians of the ratios are for a person to
+//! read.
 //!
 //! | variable | means |
 //! |---|---|

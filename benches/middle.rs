@@ -1,9 +1,9 @@
-//! How fast the pure middle is: control packets a second on one core, from 1 to 1,000,000 sessions, and what a session
-//! costs in memory.
+//! The speed of the core: control packets per second on one core, with 1 to 1,000,000 sessions, and the memory of a
+//! session.
 //!
-//! Packets stand in memory, each once, as a queue or a capture would bring them. Sessions come in a random order, a
-//! thousand of them with a transfer under way at a time, packet by packet in turn; each pinhole is used. Nothing is
-//! asserted; the ratios are for a person to read.
+//! Each packet is in memory once, as a queue or a capture would deliver it. Sessions are in a random order; a thousand
+//! at a time have a transfer under way, packet by packet in turn. Each pinhole is used. Nothing is asserted: the ratios
+//! are for a person to read.
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
@@ -22,7 +22,7 @@ const PACKETS: usize = 6_000_000;
 const ROUNDS: usize = 5;
 /// How many packets come at once.
 const AT_ONCE: usize = 32;
-/// Packets one behind the other.
+/// Packets in one buffer, one after the other.
 #[derive(Default)]
 struct Packets {
     bytes: Vec<u8>,

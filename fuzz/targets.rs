@@ -1,7 +1,7 @@
 //! What each fuzz target does with its input. The fuzzer calls these functions, and so do the ordinary tests
 //! (`tests/replay/fuzz_targets.rs`), which include this file.
 //!
-//! Beyond not crashing, each holds the result against something that must be so whatever the input was.
+//! Each also checks a property of the result that holds for every input.
 
 use std::time::Duration;
 
@@ -147,7 +147,7 @@ fn dialogue(who: Direction, data: &[u8], answers: &[&str]) {
     assert_eq!(middle.tracker.expectations(), 0, "what was open ends with its session");
 }
 
-/// A policy file: whatever is accepted prints as a policy that means the same.
+/// A policy file: whatever is accepted is printed as an equal policy.
 pub fn policy(data: &[u8]) {
     match pinhole::core::policy::parse_bytes("policy.yaml", data) {
         Ok(parsed) => {

@@ -1,4 +1,4 @@
-//! What the live benchmark measures: a gateway in namespaces with one way or another to let FTP through, and the load.
+//! What the live benchmark measures: a gateway in namespaces with one of several ways to let FTP through, and the load.
 
 use std::fmt;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -34,8 +34,8 @@ pub(crate) enum Side {
     Plain,
     /// The kernel's own helper.
     Kernel,
-    /// A queue and whoever accepts all that is in it unread, for nothing but the server's 227: the least that a program
-    /// has to read, whatever it is. The filter accepts everything.
+    /// A queue whose reader accepts every packet unread, for nothing but the server's 227: the minimum that any program
+    /// has to read. The filter accepts everything.
     QueueOne,
     /// The same with all that Pinhole queues: what reading that cannot be cheaper than.
     QueueAll,
@@ -82,7 +82,7 @@ pub(crate) struct Stand {
     /// Who is where.
     topology: Topology,
     daemon: Option<Daemon>,
-    /// What stands in the kernel without a daemon.
+    /// The kernel's state without a daemon.
     _installed: Option<KernelFirewall>,
     /// The threads that read the queues in its place.
     readers: Vec<i32>,
@@ -139,7 +139,7 @@ impl Stand {
         let barrier = Barrier::new(sessions + 1);
         let session = || {
             let prepared = Session::begin(server, modes);
-            // Met whatever happened, so that nobody waits for one who failed.
+            // Reached in any case, so that no thread waits for a failed one.
             barrier.wait();
             prepared?.transfers(each, modes)
         };
@@ -219,7 +219,7 @@ impl Stand {
         statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
     }
 
-    /// Begins so many sessions, each logged in and with an announcement that nobody has followed yet. They last while
+    /// Begins so many sessions, each logged in and with one unused announcement. They last while
     /// what is returned is held.
     pub(crate) fn hold(&self, sessions: usize) -> Result<Held> {
         let Topology { client, server, .. } = &self.topology;
@@ -383,7 +383,7 @@ impl Drop for Daemon {
     }
 }
 
-/// Whether the control socket answers: the table stands by then.
+/// Whether the control socket answers: the table is installed by then.
 fn ask_status(socket: &std::path::Path) -> bool {
     let ask = || {
         let mut stream = std::os::unix::net::UnixStream::connect(socket)?;

@@ -1,4 +1,4 @@
-//! A fuzzer's input, taken apart from its beginning.
+//! A fuzzer's input, consumed from its beginning.
 
 /// What is left of it. Behind its end there are zeros.
 pub(crate) struct Input<'a>(&'a [u8]);

@@ -1,4 +1,4 @@
-//! A control connection behind NAT, with the kernel's correction of sequence numbers and with both ends' TCP.
+//! A control connection behind NAT, with the kernel's sequence adjustment and with both ends' TCP.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -135,7 +135,7 @@ impl Gateway {
                 assert_eq!(known, *byte, "the byte at {place} is sent again with another value");
             }
         }
-        // The sender of the other direction hears what was received.
+        // The ACK reaches the sender of the other direction.
         let acknowledged = adjustments.of(who.opposite()).map_or(ack, |adjustment| adjustment.acknowledgement(ack));
         let heard = self.way(who.opposite());
         let acknowledged = usize::try_from(acknowledged - heard.first).unwrap_or(0);

@@ -1,4 +1,4 @@
-//! Packets that are written anew.
+//! Packets that are rewritten.
 
 use pinhole::core::net::{Segment, Seq, readdressed, replaced};
 
@@ -74,7 +74,7 @@ pub fn replacement(data: &[u8]) {
     // A packet with the right checksums is the same for whoever writes it.
     let right = replaced(&before, segment.seq, payload).expect("a whole segment");
     assert_eq!(back, right);
-    // Options and all that stands in front of them.
+    // Options and everything before them.
     let headers = before.len() - payload.len();
     assert_eq!(
         right[headers - options.len().next_multiple_of(4)..headers],

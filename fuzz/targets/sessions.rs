@@ -1,4 +1,4 @@
-//! Sessions that are picked up, and time that passes.
+//! Sessions that are picked up, and the passing of time.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -76,7 +76,7 @@ pub fn pickup(data: &[u8]) {
 struct Heard {
     known: Progress,
     read: [(Seq, Vec<u8>); 2],
-    /// The server has said that it let somebody in, in this session or in one that was forgotten.
+    /// The server has accepted a login, in this session or in one that was forgotten.
     has_let_in: bool,
 }
 
@@ -171,7 +171,7 @@ struct Clocked {
     policy: Policy,
     firewall: Simulated,
     now: Timestamp,
-    /// Which pinholes are open, by what was told.
+    /// Which pinholes are open, according to the events.
     open: BTreeSet<String>,
 }
 

@@ -1,5 +1,5 @@
-//! The modules keep to the layout that docs/explanation/architecture.md describes: `core` is pure, no two modules use each
-//! other, and the lab, with which tests find Pinhole's mistakes, takes next to nothing from Pinhole.
+//! The modules keep to the layout that docs/explanation/architecture.md describes: `core` is pure, no two modules use
+//! each other, and the lab uses almost nothing of Pinhole.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -49,7 +49,7 @@ fn code_below(folder: &str) -> BTreeMap<PathBuf, String> {
     let read = |path: PathBuf| {
         let text = fs::read_to_string(&path).expect("a file of the sources");
         let lines = text.lines().map(|line| line.split("//").next().unwrap_or_default());
-        // Unit tests stand at the end of a file.
+        // Unit tests are at the end of a file.
         let code: Vec<&str> = lines.take_while(|line| line.trim() != "#[cfg(test)]").collect();
         (path.strip_prefix(&root).expect("below the root").to_owned(), code.join("\n"))
     };

@@ -1,6 +1,6 @@
-//! The command line, and the policy that is given in it.
+//! The command line, and the policy that it names.
 //!
-//! Exit status: 0 it is done; 1 an input cannot be read or is damaged; 2 the command line or the policy is wrong.
+//! Exit status: 0 success; 1 an input cannot be read or is damaged; 2 the command line or the policy is wrong.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;

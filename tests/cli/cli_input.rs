@@ -1,6 +1,6 @@
-//! `pinhole replay` and its input: files and standard input, good, bad and endless.
+//! The input of `pinhole replay`: files and standard input, valid, damaged and endless.
 //!
-//! Exit status: 0 it is done; 1 an input cannot be read or is damaged; 2 the command line or the policy is wrong.
+//! Exit status: 0 success; 1 an input cannot be read or is damaged; 2 the command line or the policy is wrong.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -1,4 +1,4 @@
-//! The command line of `pinhole replay --nat` and `--write`: what is refused, and what is left behind.
+//! The command line of `pinhole replay --nat` and `--write`: what is refused, and what is written.
 
 use std::ffi::OsStr;
 use std::fs;

@@ -1,4 +1,4 @@
-//! `pinhole replay` and its report: text, JSON, and where it goes.
+//! The report of `pinhole replay`: text, JSON, and where it is written.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -44,7 +44,7 @@ fn text_report_shows_the_events_of_a_session() {
     assert!(!ran.out.contains("hunter2") && !ran.out.contains('\x1b'), "{}", ran.out);
 }
 
-/// What each field of an event must look like; a `?` stands for one that may be missing.
+/// The pattern of each field of an event; `?` marks a field that may be missing.
 const FIELDS: [(&str, &[(&str, Kind)]); 8] = [
     ("session-began", &[("client", Kind::Endpoint), ("server", Kind::Endpoint), ("picked_up", Kind::Flag)]),
     ("logged-in", &[("user", Kind::Text)]),
@@ -83,7 +83,7 @@ impl Kind {
     }
 }
 
-/// A capture in which everything happens that a line of JSON can tell.
+/// A capture with every event of the JSON report.
 fn eventful() -> Vec<u8> {
     let mut talk = talk();
     let capture = Capture::starting_at(1000).add_all(login(&mut talk));

@@ -133,7 +133,7 @@ fn nothing_remains_after(signal: Signal) {
     let held: Vec<File> = processes.iter().filter_map(open).collect();
     let name = |file: &File| fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).expect("it is open");
     let mut inside: BTreeSet<String> = held.iter().map(|file| name(file).display().to_string()).collect();
-    // Whoever was about to enter one was still in ours.
+    // A process that was about to enter one was still in ours.
     inside.remove(&fs::read_link("/proc/self/ns/net").expect("it has one").display().to_string());
     assert!(!inside.is_empty());
     let id = i32::try_from(demo.id()).expect("process ids are positive");

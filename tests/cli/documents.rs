@@ -1,9 +1,10 @@
-//! Every command that the documents show is run, and prints what they show.
+//! Every command that the documents show is run, and has to print what they show.
 //!
-//! A block that is marked `console` holds commands behind `$ ` and their output; a line `[...]` stands for lines that
-//! were left out. A command that names a YAML file gets the YAML block in front of it under that name.
+//! A block marked `console` holds commands after `$ ` and their output; a line `[...]` means omitted lines. A command
+//! that names a YAML file gets the preceding YAML block under that name.
 //!
-//! The tables of counters and gauges have each of them, with its help text, and the table of refusals every reason.
+//! The tables of counters and gauges list each of them with its help text, and the table of refusals lists every
+//! reason.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -58,7 +59,7 @@ impl Drop for Folder {
     }
 }
 
-/// Blocks between fences: the word behind the opening fence, and the lines.
+/// Fenced blocks: the word after the opening fence, and the lines.
 fn blocks(text: &str) -> Vec<(&str, Vec<&str>)> {
     let mut blocks: Vec<(&str, Vec<&str>)> = Vec::new();
     let mut is_inside = false;
@@ -146,11 +147,11 @@ fn shown_output_may_omit_lines_but_not_add_any() {
     assert!(!is_as_shown("a\nb\nc\n", &["a", LEFT_OUT, "x", LEFT_OUT, "c"]));
 }
 
-/// The first two cells of each row of the first table behind a heading.
+/// The first two cells of each row of the first table after a heading.
 fn table<'a>(document: &'a str, heading: &str) -> Vec<(&'a str, &'a str)> {
     let (_, section) = document.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading}"));
     let rows = section.lines().skip_while(|line| !line.starts_with('|')).take_while(|line| line.starts_with('|'));
-    // Behind the titles and the line below them.
+    // After the header and the line below it.
     let cells = |line: &'a str| {
         let mut cells = line.split('|').skip(1).map(str::trim);
         (cells.next().unwrap_or_default(), cells.next().unwrap_or_default())

@@ -1,4 +1,4 @@
-//! What the service says: to the journal, to whoever starts it where it cannot run, and when it cannot go on.
+//! What the daemon prints: to the journal, if it cannot start, and if it cannot continue.
 //!
 //! Needs root and nft.
 
@@ -48,7 +48,7 @@ fn one_line(finished: &Finished) -> String {
 
 // --- The journal ---------------------------------------------------------------------------------------------------
 
-/// Runs `pinhole run` with that policy as systemd would, its standard error being the journal; reads that.
+/// Runs `pinhole run` with that policy as systemd would, with its standard error as the journal, and returns its lines.
 fn journal_of(policy: &str, is_told: bool, until: Option<&str>) -> Vec<String> {
     let namespace = namespace();
     let folder = daemon::new_folder();
@@ -83,7 +83,7 @@ fn journal_lines_begin_with_their_level() {
     let lines = journal_of("{}", true, Some(started));
     assert!(lines.iter().all(|line| line.starts_with("<6>")), "{lines:#?}");
     assert!(lines[0].starts_with("<6>control ports 21"), "{lines:#?}");
-    // To what is not the journal, though a service started it, it speaks as to anybody.
+    // If standard error is not the journal, the lines have no level in front, even if systemd started the program.
     let lines = journal_of("{}", false, Some(started));
     assert!(lines.iter().all(|line| line.contains(" INFO ") && !line.contains('<')), "{lines:#?}");
 }

@@ -1,4 +1,4 @@
-//! The policy as an administrator meets it: a text goes in, and a policy or an explanation comes out.
+//! The policy as an administrator uses it: a text is parsed into a policy, or into error messages.
 
 use std::net::IpAddr;
 use std::num::{NonZeroU16, NonZeroU32};

@@ -105,7 +105,7 @@ pub(crate) enum Stamp {
     TwiceStaleFirst,
     /// Two options, the second of them stale.
     TwiceStaleLast,
-    /// A stale one behind the end of the options, where it does not count.
+    /// A stale one after the end of the options, where it does not count.
     StaleBehindEnd,
 }
 
@@ -120,7 +120,7 @@ pub(crate) enum Defect {
     Md5,
     /// It carries an authentication option (RFC 5925), and the socket has no key.
     Ao,
-    /// A byte behind the IP packet's end.
+    /// A byte after the end of the IP packet.
     Padding,
     /// Options that are cut off.
     BadOptions,

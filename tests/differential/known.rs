@@ -1,4 +1,4 @@
-//! Sequences in which a reader and a socket have read different things, each by its name.
+//! Sequences in which the reader and a socket once read different bytes.
 
 use crate::case::{Ack, Case, Defect, Role, Sent, Stamp, Step, flag};
 use crate::network::{Conntrack, Network};

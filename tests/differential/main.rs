@@ -1,10 +1,10 @@
-//! What the reader reads is what a real TCP socket behind it reads, whatever a hostile peer sends; or nothing opens any
-//! more.
+//! A hostile peer sends random segments through the reader to a real TCP socket. Both must read the same bytes, or no
+//! more pinholes may open.
 //!
-//! Needs root, `ip` and /dev/net/tun. `PINHOLE_DIFFERENTIAL_CASES` says how many random sequences are tried,
-//! `PINHOLE_DIFFERENTIAL_SEED` which. `PINHOLE_DIFFERENTIAL_FAILURES` says how many failures are minimised, and
-//! `PINHOLE_DIFFERENTIAL_EXPLAIN=Shut` (or `Tainted`) has that taken for a failure: which sequences cost a session its
-//! data connections.
+//! Needs root, `ip` and /dev/net/tun. `PINHOLE_DIFFERENTIAL_CASES` sets the number of random sequences,
+//! `PINHOLE_DIFFERENTIAL_SEED` the seed, `PINHOLE_DIFFERENTIAL_FAILURES` how many failures are minimised.
+//! `PINHOLE_DIFFERENTIAL_EXPLAIN=Shut` (or `Tainted`) counts that outcome as a failure, and so shows which sequences
+//! cost a session its data connections.
 
 mod case;
 mod known;

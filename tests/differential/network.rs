@@ -1,5 +1,5 @@
-//! A network namespace whose only way out is a TUN device that the test holds: it writes and reads raw IP packets, and
-//! the kernel's TCP sockets are on the other side.
+//! A network namespace whose only way out is a TUN device of the test. The test writes and reads raw IP packets; the
+//! kernel's TCP sockets are on the other side.
 
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
@@ -40,7 +40,7 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    /// The address of a peer that nobody had before, with a port. All are written with equally many digits.
+    /// The unused address of a new peer, with a port. All have the same number of digits.
     pub(crate) fn new_peer(&self) -> SocketAddrV4 {
         let number = self.peers.replace(self.peers.get() + 1);
         let host = 100 + u8::try_from(number % 150).expect("in range");

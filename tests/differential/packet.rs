@@ -1,4 +1,4 @@
-//! Raw IPv4 packets with whatever is wrong in them.
+//! Raw IPv4 packets, also malformed ones.
 
 use std::net::SocketAddrV4;
 

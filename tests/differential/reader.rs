@@ -1,4 +1,4 @@
-//! Pinhole's reader with the queue of packets in front of it, as the daemon has them, and a tap on what it reads.
+//! Pinhole's reader with a packet queue before it, as in the daemon, and a record of what it reads.
 
 use std::time::Duration;
 

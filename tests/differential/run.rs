@@ -1,4 +1,4 @@
-//! Carries out a case, and compares what the reader read with what the socket read.
+//! Runs a case, and compares the bytes that the reader read with those that the socket read.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -68,7 +68,7 @@ struct Run<'a> {
     socket: Option<TcpStream>,
     /// What the socket's application has read.
     received: Vec<u8>,
-    /// The kernel has told the application that nothing more comes.
+    /// The kernel has reported the end of the stream to the application.
     is_over: bool,
     peer: SocketAddrV4,
     host: SocketAddrV4,
@@ -275,7 +275,7 @@ impl<'a> Run<'a> {
         if let Some(pointer) = sent.urgent {
             flags |= flag::URG;
             if sent.defect != Defect::Unreachable {
-                // Linux: the byte in front of the pointer. The standard: the one at it.
+                // Linux: the byte before the pointer. The standard: the byte at the pointer.
                 self.urgent.extend([place + i64::from(pointer) - 1, place + i64::from(pointer)]);
             }
         }
@@ -655,7 +655,7 @@ impl Drop for Run<'_> {
     }
 }
 
-/// Where the line stands that announces this port. A client's line ends with LF, a server's with CR LF.
+/// The position of the line that announces this port. A client's line ends with LF, a server's with CR LF.
 fn line_that_announces(role: Role, stream: &[u8], port: u16) -> Option<(usize, usize)> {
     let (end_of_line, word): (&[u8], &[u8]) = match role {
         Role::Client => (b"\n", b"PORT "),

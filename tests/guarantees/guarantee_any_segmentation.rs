@@ -1,4 +1,4 @@
-//! The promise: a command or a reply may come in any number of segments, and any number of them in one.
+//! Guarantee: a command or a reply may come in any number of segments, and a segment may hold any number of them.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.

@@ -1,4 +1,4 @@
-//! The promise: what others do to the ruleset is restored at once, and nothing is left behind.
+//! Guarantee: changes of other programs to the ruleset are repaired at once, and nothing is left behind.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft. Nothing here asks how long something took;
@@ -21,8 +21,8 @@ use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 use pinhole::netfilter::netlink::{self, ChangeKind, Key, TableWatch, Tables, WatchEvent};
 
-/// Waits until all that Pinhole had installed stands again, with a pinhole that was pending, and says how long that took from the
-/// moment at which the kernel told of its removal.
+/// Waits until the table is restored with a pending pinhole, and returns how long that took from the kernel's event of
+/// its removal.
 fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
     let deadline = Instant::now() + lab::allow(PATIENCE);
     let left = || deadline.saturating_duration_since(Instant::now());
@@ -37,7 +37,7 @@ fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &K
         let top = rules.iter().find(|rule| &*rule.chain == "forward").and_then(|rule| rule.comment.as_deref());
         let admits = top.is_some_and(|comment| comment.starts_with("pinhole"));
         let captures = tables.rules(TABLE)?.len() > 10;
-        // What the kernel expects stands wherever the table is.
+        // Expectations exist even without the table.
         let is_pending = daemon::mechanism() == "native" || tables.has_element(TABLE, "pinholes4", pinhole)?;
         Ok(admits && captures && is_pending)
     };
@@ -53,7 +53,7 @@ fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &K
 fn flushed_ruleset_is_restored_with_pending_pinholes() {
     let flushes = lab::share_of(200);
     let stage = Stage::new(Shape::Gateway);
-    // Whoever was refused while nothing stood leaves a pinhole that nobody will use.
+    // A client that was refused while the table was gone leaves an unused pinhole.
     let more = "defaults: { timeout: 1h, pinholes_per_session: 1000 }\n";
     let daemon = stage.daemon_logging(more, "info");
     let users_own = daemon.folder.join("nftables.conf");
@@ -106,7 +106,7 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
     let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
     let server = stage.serve(Family::V4);
     let [client_host, server_host] = stage.ends();
-    // Whatever is not acknowledged is sent again from its beginning.
+    // Unacknowledged bytes are retransmitted from the first one.
     client_host.set("net/ipv4/tcp_early_retrans", "0").expect("a parameter of the namespace");
     let wait_for = |packets: u64, host: &Namespace| {
         let seen = || -> lab::Result<bool> {
@@ -150,7 +150,7 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
         daemon.wait_for_log("restored the table inet pinhole", 1);
         client.expect(200)?;
         client.expect(200)?;
-        // Where a line begins is known again behind the next one of each end.
+        // The start of a line is known again after the next line of each end.
         client.command("NOOP", 200)?;
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         client.quit()

@@ -1,4 +1,4 @@
-//! The promise: whatever happens to the program, control connections and transfers go on, and nothing opens by itself.
+//! Guarantee: whatever happens to the daemon, control connections and transfers continue, and nothing opens by itself.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.
@@ -47,10 +47,10 @@ fn fail_open_passes_control_and_opens_nothing() {
             let before = client.passive(Mode::Pasv)?;
             daemon.kill()?;
             client.command("NOOP", 200)?;
-            // What stood before stands, once; nothing new does.
+            // The existing pinhole still admits one connection; no new one opens.
             drop(client.connect_data(before)?);
             assert_closed(&stage.topology.client.namespace, before);
-            // What was used is listed until somebody removes it.
+            // A used pinhole is listed until it is removed.
             let listed = stage.pinholes();
             let announced = client.passive(Mode::Pasv)?;
             assert_eq!(stage.pinholes(), listed);
@@ -67,7 +67,7 @@ fn fail_open_passes_control_and_opens_nothing() {
                 assert_eq!(client.download(mode, FILE)?, CONTENT, "{shape}, {mode}");
             }
             client.quit()?;
-            // Nobody knows of this one that it is FTP.
+            // This one is not known to be FTP.
             another.command("NOOP", 200)?;
             assert!(another.download(Mode::Pasv, FILE).is_err());
             assert_eq!(daemon.status()["counters"]["refused"]["picked-up"], 1, "{shape}");

@@ -1,4 +1,5 @@
-//! The promise: one connection, from there to there, for a short time, and not longer than its session.
+//! Guarantee: a pinhole admits one connection, between the announced addresses, for a short time, and not longer than
+//! its session.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.
@@ -48,7 +49,7 @@ fn announced_port_opens_to_its_peer_and_only_once() {
                 let announced = if mode.is_active() { client.active(mode)? } else { client.passive(mode)? };
                 assert_eq!(stage.pinholes(), 1, "{mode}");
                 assert_closed(&from.namespace, unannounced);
-                // Neither to somebody else, nor in the other direction, nor to a neighbour of the announced port.
+                // Neither for another host, nor in the other direction, nor for a port beside the announced one.
                 assert_closed(&other, announced);
                 assert_closed(&from.namespace, SocketAddr::new(announced.ip(), unannounced.port()));
                 assert_eq!(stage.pinholes(), 1, "{mode}: an attempt of others used it up");
@@ -87,7 +88,7 @@ fn control_connection_that_announces_nothing_opens_nothing() {
     }
 }
 
-/// The packet that comes next takes the news of it before anybody is woken for that.
+/// The next packet handles the conntrack event, before a thread is woken for it.
 #[test]
 fn used_pinhole_is_removed_with_the_next_packet() {
     let stage = Stage::new(Shape::ServerHost);
@@ -165,7 +166,7 @@ fn pinhole_is_closed_with_its_session() {
     }
 }
 
-/// Its acknowledgement is all that tells: the other end says nothing more.
+/// The server's ACK of the FIN is the only sign: the server sends nothing more.
 #[test]
 fn pinhole_is_closed_when_the_fin_is_acknowledged() {
     let stage = Stage::new(Shape::Gateway);
@@ -193,7 +194,7 @@ fn second_pinhole_to_a_port_is_closed_with_its_session() {
     let daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);
     for _ in 0..100 {
-        // SessionEvent of the first connection may come when the second announcement stands already.
+        // The conntrack event of the first connection may come after the second announcement.
         stage.as_client(|| {
             let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
             let first = client.passive(Mode::Pasv)?;

@@ -1,4 +1,4 @@
-//! The promise: the packet that carries an announcement goes on only after the kernel has acknowledged its pinhole.
+//! Guarantee: the packet with an announcement is released only after the kernel has acknowledged its pinhole.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.

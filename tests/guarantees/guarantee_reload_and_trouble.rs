@@ -1,4 +1,4 @@
-//! Reloading, looking at it, and bad circumstances: each is told, and changes nothing that it should not.
+//! Guarantee: reloads, status requests and failed starts are reported, and change nothing else.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.

@@ -1,4 +1,4 @@
-//! What leaves the kernel, in every shape, on every port; and what is never taken for FTP.
+//! Guarantee: FTP is inspected in every topology and on every control port, and nothing else is taken for FTP.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.
@@ -100,7 +100,7 @@ fn non_ftp_stays_unread_after_a_restart() {
         assert_eq!(daemon.counted("not_ftp"), 1);
         daemon.kill().expect("it can be killed");
         daemon.restart().expect("it comes back");
-        // To whoever does not know better this looks like a session in the middle.
+        // Without the mark this would look like a session in the middle.
         says("PASV\r\n");
         says("PASV\r\n");
         assert_closed(client, open);
@@ -151,7 +151,7 @@ fn encrypted_and_non_ftp_sessions_open_nothing() {
         };
         says(&[("AUTH TLS", "234"), ("PASV", "227"), ("PASV", "227")]);
         says(&[("GET / HTTP/1.1", "200"), ("PASV", "227"), ("PASV", "227")]);
-        // Nor does one where nobody is logged in, or that nobody asked for.
+        // Nor does an announcement without a login, or one that was not requested.
         says(&[("PASV", "227")]);
         let counters = daemon.status()["counters"].clone();
         assert_eq!((&counters["encrypted"], &counters["not_ftp"]), (&1.into(), &1.into()), "{counters}");
@@ -218,7 +218,7 @@ table inet filter {
         open.into_iter().try_for_each(|(client, _server)| client.quit())
     };
     host.run(visit_all).and_then(|result| result).unwrap_or_else(|error| panic!("{error}"));
-    // Whoever asks for the status has what was used removed.
+    // A status request removes used pinholes.
     assert_eq!(pinholes(host), 0);
 }
 

@@ -1,6 +1,6 @@
-//! What a user copies from `deploy/`: the rulesets with the policies beside them, under a real filter, and the unit.
+//! What users copy from `deploy/`: the rulesets with their policies, on a real firewall, and the unit.
 //!
-//! Needs root, nft and systemd-analyze. How the unit does under systemd is in `systemd.rs`.
+//! Needs root, nft and systemd-analyze. `systemd.rs` runs the unit under systemd.
 
 use crate::daemon;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -19,7 +19,7 @@ use pinhole::netfilter::table::own_rule;
 /// How long something may take that must not happen.
 const SHORT: Duration = Duration::from_millis(300);
 const CONTENT: &[u8] = b"Files are data.\r\n";
-/// Of a server behind the firewall. Nobody announces it.
+/// A port of the server behind the firewall that is never announced.
 const UNANNOUNCED: u16 = 40_000;
 /// The line that each ruleset shows to those who write the rule themselves.
 const OWN_LINE: &str = "ct state new,related ct mark & 0x10000000 == 0x10000000 accept";

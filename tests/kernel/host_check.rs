@@ -1,6 +1,6 @@
-//! `pinhole check` on hosts of the lab: a namespace of its own each, with what somebody may have loaded there.
+//! `pinhole check` on hosts of the lab: a namespace each, with rulesets as other programs and users load them.
 //!
-//! Needs root and nft. What is judged of hosts that a lab cannot build is tested beside the judgements.
+//! Needs root and nft. Hosts that the lab cannot build are tested in the unit tests of `doctor`.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

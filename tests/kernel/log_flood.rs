@@ -1,4 +1,4 @@
-//! How much a client may have the service write to its log.
+//! Clients cannot flood the log.
 //!
 //! The built program on a real kernel, in namespaces of the lab. Needs root and nft.
 
@@ -46,6 +46,6 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
     let (flood, other) = (of(&ipv4), of(&format!("[{ipv6}]")));
     assert!((1..=seconds + 2).contains(&flood), "{flood} lines in {seconds} seconds");
     assert_eq!(other, 1, "the line of another client");
-    // What was left out is told of, though nothing follows.
+    // Suppressed lines are reported even if no other line follows.
     daemon.wait_for_log("lines `not FTP` from 1 client:", 1);
 }

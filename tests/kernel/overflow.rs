@@ -1,4 +1,4 @@
-//! What becomes of packets for which a queue has no room.
+//! What happens to packets when a queue is full.
 //!
 //! Needs root and nft.
 
@@ -16,7 +16,7 @@ const TABLE: Table<'static> = Table { family: Family::Inet, name: "trial" };
 /// More than wait in a queue at most.
 const SENT: usize = 5000;
 
-/// Sends datagrams through a queue that nobody takes them out of. How many arrive all the same.
+/// Sends datagrams through a queue that is never read, and counts those that arrive.
 fn arrive(when_down: WhenDown) -> usize {
     let namespace = Namespace::new("host").unwrap_or_else(|error| panic!("{error}"));
     let count = || {

@@ -1,4 +1,4 @@
-//! The queue of packets on a real kernel: what goes on in the place of what came.
+//! NFQUEUE on a real kernel: a verdict with another payload.
 //!
 //! Needs root and nft.
 

@@ -1,4 +1,4 @@
-//! What is installed for a policy, what `pinhole rules` prints of it, and what a reload makes of it.
+//! What is installed for a policy, what `pinhole rules` prints of it, and what a reload changes.
 //!
 //! Needs root and nft.
 
@@ -44,7 +44,7 @@ fn rules_are_printed_for_this_kernel_or_for_a_named_one() {
     assert!(printed(&namespace, &[], &["--queueing", "statement"]).contains(&format!("\t\t{STATEMENT}")));
     let target = printed(&namespace, &[], &["--queueing", "target"]);
     assert!(!target.contains(&format!("\t\t{STATEMENT}")) && target.contains("target NFQUEUE of iptables"), "{target}");
-    // Who may not ask the kernel is told that it was not asked.
+    // Without the permission to query the kernel, the output says that the kernel was not queried.
     let unasked = printed(&namespace, &["setpriv", "--bounding-set=-net_admin"], &[]);
     assert!(unasked.lines().next().is_some_and(|line| line.contains("this one was not asked")), "{unasked}");
     assert!(unasked.contains(&format!("\t\t{STATEMENT}")));

@@ -1,4 +1,4 @@
-//! The table that is restored is the table that was installed, to the letter. Needs root and nft.
+//! The restored table is identical to the installed one. Needs root and nft.
 
 use std::net::IpAddr;
 use std::num::NonZeroU16;
@@ -46,7 +46,7 @@ fn ruleset(namespace: &Namespace) -> String {
     namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists")
 }
 
-/// The ruleset without what stands in its sets.
+/// The ruleset without the elements of its sets.
 fn without_elements(ruleset: &str) -> String {
     ruleset.lines().filter(|line| !line.contains("expires")).collect::<Vec<_>>().join("\n")
 }

@@ -1,4 +1,4 @@
-//! What the daemon gives up after its start, and that it needs none of it: capabilities, files, programs.
+//! What the daemon gives up after its start (capabilities, files, programs), and that it needs none of it.
 //!
 //! The built program on a real kernel, in a namespace of the lab; and the sandbox alone, in a thread or a process of its
 //! own. Needs root, nft, setpriv and nsenter, and a kernel with seccomp and Landlock.
@@ -22,7 +22,7 @@ use pinhole::daemon::sandbox::{Files, Missing, enter};
 use rustix::process::geteuid;
 
 const NET_ADMIN: &str = "0000000000001000";
-/// Nobody, who has no rights anywhere.
+/// The user nobody, who has no rights anywhere.
 const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
 
 fn namespace() -> Namespace {
@@ -268,7 +268,7 @@ fn idle_control_clients_do_not_delay_others() {
     let waiting = clients.iter().filter(|client| is_waited_for(client)).count();
     assert_eq!(waiting, 20, "the answer came after clients that asked nothing");
 
-    // Of too many the first have to go, and still nobody waits.
+    // Beyond the limit the oldest connections are closed, and other clients still do not wait.
     let more = idle(100);
     assert_eq!(daemon.status()["sessions"], 0);
     assert!(clients.iter().all(|client| !is_waited_for(client)), "there is no limit");
@@ -289,7 +289,7 @@ fn silent_control_client_is_disconnected() {
     assert_eq!((&client).read_to_string(&mut said).map_err(|error| error.kind()), Ok(0), "{said}");
 }
 
-/// The program, where everybody may run it.
+/// A copy of the program that every user may run.
 fn copy_for_everybody(folder: &Path) -> PathBuf {
     let copy = folder.join("pinhole");
     // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
@@ -318,7 +318,7 @@ fn control_socket_answers_root_only_whatever_its_mode() {
             refused.said()
         );
     }
-    // Somebody opens it to all.
+    // The socket's mode is opened to all users.
     fs::set_permissions(daemon.socket(), fs::Permissions::from_mode(0o666)).expect("root may");
     for command in ["status", "reload"] {
         let refused = ask(command);

@@ -1,6 +1,6 @@
-//! The unit as shipped, under a real systemd: installed as docs/howto/operation.md says, on a machine of namespaces.
+//! The shipped unit under a real systemd, installed as docs/howto/operation.md says, on a machine made of namespaces.
 //!
-//! Needs root, nft and systemd, which need not be what this machine was booted with.
+//! Needs root, nft and systemd. This machine need not have been booted with systemd.
 
 use crate::daemon;
 use std::fs;
@@ -15,10 +15,10 @@ use lab::{Result, Shape, Topology};
 use pinhole::core::ftp::Mode;
 use serde_json::Value;
 
-/// How long something may take that must not happen.
+/// How long to wait for something that must not happen.
 const SHORT: Duration = Duration::from_millis(300);
 const CONTENT: &[u8] = b"Files are data.\r\n";
-/// What the installation begins with where nothing has to be built, and everybody is root.
+/// Replaces cargo and sudo: nothing has to be built, and every user is root.
 const SHELL: &str = "cargo() { :; }; sudo() { \"$@\"; }";
 
 /// An FTP server's host that lets in nothing but ssh and control connections, with the service on it, and a client.

@@ -1,5 +1,5 @@
-//! A client aborts a transfer with `ABOR` as TCP's urgent data, and its session goes on: Python's ftplib with real servers,
-//! with no firewall and through one that drops by default.
+//! A client aborts a transfer with `ABOR` as TCP urgent data, and its session continues: Python's ftplib with real
+//! servers, without a firewall and through one that drops by default.
 //!
 //! Needs root, nft, and the programs that `tests/setup test` fetches.
 

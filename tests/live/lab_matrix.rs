@@ -1,5 +1,5 @@
-//! The lab, tried on itself: what it builds works, and a firewall without help blocks FTP. With the kernel's own
-//! helper the same matrix is in `reference.rs`.
+//! The lab itself: every combination works without a filter, and a filter without a helper blocks data connections. The
+//! same matrix with the kernel's helper is in `tests/reference/`.
 //!
 //! Needs root, and the programs that `tests/setup test` fetches. Without them it fails, and says so.
 
@@ -61,7 +61,7 @@ fn default_drop_passes_logins_and_blocks_data() {
     let outcomes = play(
         "no helper",
         &Shape::ALL,
-        // They wait for what does not come, and keep nobody from anything.
+        // They only wait, and delay no other test.
         48,
         |stage| stage.topology.firewall.nft(stage.scene.shape.default_drop()),
         |stage, cell| {

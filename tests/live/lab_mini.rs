@@ -1,4 +1,4 @@
-//! The lab's own small server and client, with each other and with the real ones. Needs root.
+//! The lab's small server and client, with each other and with real ones. Needs root.
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{ClientKind, Family, KERNEL_HELPER, Result, ServerKind, ServerOptions, Shape, Task, Topology, Visit};

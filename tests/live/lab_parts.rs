@@ -1,5 +1,4 @@
-//! The parts of the lab one by one: namespaces, links, programs, and what they say when something is wrong.
-//! Needs root.
+//! The parts of the lab: namespaces, links, programs, and their errors. Needs root.
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::witness::Witness;

@@ -1,6 +1,6 @@
-//! Nothing of the lab outlives whoever built it, however that one ends. Needs root.
+//! Nothing of the lab outlives the process that made it, however that ends. Needs root.
 //!
-//! A process of its own builds a lab with servers in it, and is then ended in several ways.
+//! A separate process builds a lab with servers in it, and is then ended in several ways.
 
 use lab::mini::{MiniOptions, MiniServer};
 use lab::{KERNEL_HELPER, Room, ServerKind, ServerOptions, Shape, Topology, wait_until};

@@ -1,5 +1,5 @@
-//! The live firewall: the built program in a namespace, real servers and clients around it, a filter that drops
-//! everything but control connections.
+//! The daemon in a namespace, real servers and clients around it, and a filter that drops everything but control
+//! connections.
 //!
 //! Needs root, and the programs that `tests/setup test` fetches. Without them it fails, and says so.
 

@@ -1,5 +1,5 @@
-//! The promise behind NAT, in its worst moment: the program is killed while a line that it rewrites is in its hands, or
-//! when that has just gone on and is lost on the way; and it is not back when the sender repeats the line.
+//! The daemon is killed while it rewrites a line, or just after its verdict while the packet is lost on the way; it is
+//! not back when the sender retransmits the line.
 //!
 //! Needs root and nft.
 
@@ -137,7 +137,7 @@ fn play(case: &Case, moment: Moment, is_lost: bool) {
             if is_lost {
                 to.nft("delete table inet loss").expect("it stands");
             }
-            // Now one of them passes where nobody reads.
+            // Now a packet passes unread.
             let then = repetitions(from).max(before);
             wait_until("the line to be repeated", PATIENCE, || Ok(repetitions(from) > then)).expect("it is");
             Daemon::start(gateway, &policy).unwrap_or_else(|error| panic!("{error}"))

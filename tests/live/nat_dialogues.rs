@@ -1,10 +1,10 @@
-//! Dialogues whose lines are rewritten: however they are cut, what arrives is the line with the address that the other
-//! end can reach, a data connection to it gets through, and nothing is odd at either end.
+//! Dialogues whose lines are rewritten: however they are split, the other end gets an address that it can reach, a data
+//! connection to it gets through, and both ends see valid TCP.
 //!
-//! And what one end's recording is made into by `pinhole replay --nat --write` is what the other end has recorded.
+//! `pinhole replay --nat --write` of one end's recording gives the other end's recording.
 //!
-//! Needs root, nft and tshark. With the kernel's helper as the reference; what it cannot do is in
-//! `docs/reference/comparison.md`.
+//! Needs root, nft and tshark. The kernel's helper is the reference; `docs/reference/comparison.md` lists what it
+//! cannot do.
 
 #![allow(clippy::print_stdout, reason = "a line for each case is what a reader of a failure wants")]
 
@@ -56,9 +56,9 @@ impl fmt::Display for Outcome {
 struct Case {
     mode: Mode,
     family: Family,
-    /// Stands before it, and goes with it.
+    /// Precedes it in the same segment.
     before: &'static str,
-    /// Stands behind it, and goes with it.
+    /// Follows it in the same segment.
     behind: &'static str,
     cut: Cut,
 }
@@ -66,7 +66,7 @@ struct Case {
 #[derive(Clone, Copy, Debug)]
 enum Cut {
     Whole,
-    /// In two, so many bytes behind the beginning of the announcement.
+    /// In two, split so many bytes after the beginning of the announcement.
     At(usize),
     /// The same, from a sender that lets the second wait until the first is acknowledged.
     AtAndWaiting(usize),
@@ -166,7 +166,7 @@ impl Bench {
         Ok(Self { family, topology, _helpers: helpers, pair })
     }
 
-    /// Has an end say lines, and returns what the other one hears.
+    /// Sends lines from one end, and returns what the other end receives.
     fn say(&mut self, speaker: Speaker, segments: &[&[u8]]) -> Result<std::result::Result<String, Lost>> {
         let Hearing { how, bytes } = self.pair.says(speaker, segments)?;
         Ok(if how == Heard::Lost { Err(Lost) } else { Ok(String::from_utf8_lossy(&bytes).into_owned()) })
@@ -232,7 +232,7 @@ impl Bench {
         let mut content = String::new();
         theirs.read_to_string(&mut content).expect("it ends");
         assert_eq!(content, "data");
-        // And on both sides it goes on, where the numbers of the stream are others than they were.
+        // The session continues on both sides, with shifted sequence numbers.
         for (speaker, line) in [(speaker, "NOOP\r\n"), (other, "200 Yes.\r\n")].repeat(2) {
             match self.say(speaker, &[line.as_bytes()])? {
                 Ok(heard) => assert_eq!(heard, line),
@@ -311,7 +311,7 @@ fn read(mode: Mode, line: &str, server: IpAddr) -> Option<SocketAddr> {
     }
 }
 
-/// Each case in a place of its own, and what is odd at an end counts as a failure of the test.
+/// Each case has its own namespaces; invalid TCP at an end fails the test.
 ///
 /// With Pinhole, each recording of an inside end is compared with that of the outside end, afterwards: while others hold
 /// their dialogues, there is no time to lose.

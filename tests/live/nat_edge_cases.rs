@@ -1,5 +1,5 @@
-//! What seldom happens behind NAT: there is no port left, a line is sent again to a program that has just started, the
-//! queue overflows, a third party is announced.
+//! Rare cases behind NAT: no port is free, a line is retransmitted to a daemon that has just started, the queue
+//! overflows, a third party is announced.
 //!
 //! Needs root and nft.
 
@@ -89,7 +89,7 @@ impl Session {
         session
     }
 
-    /// The client says a line: what the server hears.
+    /// The client sends a line: what the server receives.
     fn client_says(&self, line: &str) -> String {
         say(&self.client, &self.server, line)
     }
@@ -98,7 +98,7 @@ impl Session {
         say(&self.server, &self.client, line)
     }
 
-    /// A command that goes on as it is, and its answer.
+    /// A command that passes unchanged, and its reply.
     fn asks(&self, command: &str, answer: &str) {
         assert_eq!(self.client_says(command), command);
         assert_eq!(self.server_says(answer), answer);
@@ -259,7 +259,7 @@ fn packets_do_not_wait_for_bytes_that_passed_unread() {
     wait_until("the session to be seen", PATIENCE, || Ok(stage.daemon.counted("sessions") == 1)).expect("it is");
 }
 
-/// What nobody has announced is refused at once, and not only dropped.
+/// Connections without a pinhole are rejected at once, not dropped.
 const REFUSE: &str = "add rule inet filter forward tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset";
 
 /// A session in which `announce` names 203.0.113.20:4001, whither `caller` then connects: once, and with the address that

@@ -1,7 +1,6 @@
-//! The promise behind NAT, too: `kill -9` between any two packets of a session whose lines are rewritten changes nothing
-//! for it.
+//! `kill -9` between any two packets of a session behind NAT, or at any other moment, breaks nothing.
 //!
-//! Nor does one in any other moment; the worst of them has `nat_crash_mid_rewrite.rs`.
+//! The worst moment is in `nat_crash_mid_rewrite.rs`.
 //!
 //! Needs root and nft.
 
@@ -26,7 +25,7 @@ use pinhole::core::ftp::Mode;
 const SESSIONS: [(Family, Mode); 4] =
     [(Family::V4, Mode::Port), (Family::V4, Mode::Pasv), (Family::V6, Mode::Eprt), (Family::V6, Mode::Epsv)];
 
-/// Whoever is let in by no pinhole is told at once, and need not wait. (The rules that are copied drop it.)
+/// Connections without a pinhole are rejected, so that a client fails at once. (The shipped rules drop them.)
 const REFUSALS: &str = "table inet refusals {
     chain refuse { ct mark & 0x10000000 == 0 tcp dport != 21 reject with tcp reset; }
     chain forward { type filter hook forward priority -1; ct state new meta l4proto tcp jump refuse; }
@@ -75,7 +74,7 @@ fn kill_under_transfers(nat: Nat) {
         }
         for (mode, session) in sessions {
             let done = session.join().expect("no panic").unwrap_or_else(|error| panic!("{nat}, {mode}: {error}"));
-            // One that is hit may wait for its data until all is over; then it goes on.
+            // A client that was interrupted may wait for its data until the end; then it continues.
             println!("{nat}, {mode}: {} transfers, {} hit", done.transfers, done.hit);
         }
     });

@@ -1,5 +1,5 @@
-//! The matrix with address translation: every topology with the rules of `deploy/nftables/` as users copy them,
-//! contents compared, both ends recorded.
+//! The matrix behind NAT: every topology with the rules of `deploy/nftables/` as users copy them. Contents are
+//! compared, both ends are recorded.
 //!
 //! Needs root, and the programs that `tests/setup test` fetches. Without them it fails, and says so.
 
@@ -32,7 +32,7 @@ fn play(
     };
     let prepare = |stage: &NatStage| stage.topology.gateways.iter().map(help).collect::<Result<Vec<_>>>();
     let begun = Instant::now();
-    // Where nobody helps, they wait for what does not come, and keep nobody from anything.
+    // Without a helper they only wait, and delay no other test.
     let at_once = if helper == Helper::Nobody { 36 } else { 4 };
     let mut outcomes = matrix::play(scenes, at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     outcomes.sort_by_key(|outcome| outcome.cell.to_string());
@@ -44,7 +44,7 @@ fn play(
     outcomes
 }
 
-/// A cell, and what both ends saw of it. What was seen of one that went wrong is kept for whoever looks into it.
+/// A cell, and the recordings of both ends. The recordings of a failed cell are kept.
 fn transfer_and_look(stage: &NatStage, cell: &NatCell, patience: Duration) -> Result<()> {
     let witness = stage.topology.witness()?;
     stage.transfer(cell.client, cell.mode, patience)?;
@@ -67,7 +67,7 @@ fn known_failure_of_the_kernel_helper(cell: &NatCell) -> Option<&'static str> {
              speaker's own, as the gateway sees it, unless the module was loaded with `loose=1`.",
         );
     }
-    // lftp goes on with EPSV when EPRT is refused.
+    // lftp tries EPSV when EPRT is refused.
     let compares_texts = (server, family, cell.mode) == (ServerKind::Pyftpdlib, Family::V6, Mode::Eprt);
     let why = "EPRT with an IPv6 address: the kernel writes it with all its zeros, and pyftpdlib compares it with the \
                client's as text.";

@@ -1,5 +1,4 @@
-//! What a killed daemon leaves in the sets, and what the next one makes of it. What it leaves of expectations is in
-//! `native.rs`.
+//! What a killed daemon leaves in the sets, and what the next one adopts. Expectations are in `native.rs`.
 //!
 //! Needs root and nft.
 

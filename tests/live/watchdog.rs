@@ -1,5 +1,5 @@
-//! A daemon that hangs holds packets for a bounded time, and then counts as one that is down. One that only has little or much
-//! to do is left alone.
+//! A daemon that hangs holds packets for a bounded time, and then counts as down. A daemon that is idle or busy is left
+//! alone.
 //!
 //! Needs root and nft. Threads are made to hang by tracing them (ptrace).
 
@@ -59,7 +59,7 @@ fn wait_for_end(daemon: &mut Daemon) {
     wait_until("the daemon to end", || Ok(!daemon.child.is_running()?));
 }
 
-/// A thread of a daemon that goes no step further. Whoever made it has to let it go.
+/// A stopped thread of a daemon. Its creator has to release it.
 struct Hanging(Pid);
 
 impl Hanging {

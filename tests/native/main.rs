@@ -1,4 +1,4 @@
-//! The mechanism `native`. A program of its own, as a machine has one list of helpers: these tests have it one at a time.
+//! The mechanism `native`. A program of its own: a machine has one list of helpers, so these tests run one at a time.
 
 #[path = "../support/daemon.rs"]
 mod daemon;

@@ -1,10 +1,9 @@
-//! The mechanism `native`: rulesets that know nothing of Pinhole let in what is related, and everybody else's tools show
-//! the expectations.
+//! The mechanism `native`: rulesets that do not know Pinhole admit `ct state related`, and other tools list the
+//! expectations.
 //!
-//! Needs root and nft, and a kernel that takes helpers from programs. There is one list of those for the whole machine,
-//! so these tests go one after the other. On a kernel that takes none they see to it that this is said; where the run is
-//! meant for `native`, that fails. How it starts is tested in `native_start.rs`, other people's rules in
-//! `native_rules.rs`.
+//! Needs root and nft, and a kernel with helpers in userspace. A machine has one list of helpers, so these tests run
+//! one after the other. On a kernel without such helpers they check that this is reported; where the run is meant for
+//! `native`, they fail. `native_start.rs` tests the start, `native_rules.rs` rulesets of other people.
 
 #![allow(clippy::print_stdout, reason = "where the kernel decides, who reads the output shall know how")]
 
@@ -200,7 +199,7 @@ fn expectations_beyond_the_helper_limit_go_to_the_sets() {
         let all = ports(&expected(stage.firewall()));
         assert!(all.iter().all(|port| announced.contains(port)));
         assert_eq!((all.len(), stage.pinholes()), (255, announced.len()));
-        // The latest stands in the sets, and its rule lets it in.
+        // The latest is in the sets, and its rule admits it.
         let last = client.passive(Mode::Epsv)?;
         drop(client.connect_data(last)?);
         assert_closed(&stage.topology.client.namespace, last);
@@ -251,7 +250,7 @@ fn sessions_and_expectations_survive_kill_and_flush() {
 
         let before = client.passive(Mode::Epsv)?;
         stage.firewall().nft("flush ruleset")?;
-        // It stands wherever the table is; the rules that let it in are the user's.
+        // It exists independently of the table; the user's rules admit it.
         assert_eq!(expected(stage.firewall()).len(), 1);
         daemon.wait_for_log("restored the table inet pinhole", 1);
         stage.firewall().nft(&stage::filter(Shape::Gateway))?;

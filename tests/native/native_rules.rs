@@ -1,7 +1,7 @@
-//! The mechanism `native` with rules that others have written: users who assign the helper themselves, and what
-//! distributions install.
+//! The mechanism `native` with other people's rulesets: those that assign the helper themselves, and those of
+//! distributions.
 //!
-//! Needs root and nft, and a kernel that takes helpers from programs.
+//! Needs root and nft, and a kernel with helpers in userspace.
 
 use crate::daemon::PATIENCE;
 use crate::helper_list::{machine, start, wait_for_no_helper};

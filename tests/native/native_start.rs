@@ -1,7 +1,7 @@
-//! Which mechanism is taken, and what is said where `native` cannot be: by the service, by its status and by
-//! `pinhole check`, each time with the reason and with what to do.
+//! Which mechanism is chosen, and what the daemon, its status and `pinhole check` report if `native` does not work: the
+//! reason and the remedy.
 //!
-//! Needs root and nft. What only a kernel that takes helpers from programs can refuse is tried on such a one.
+//! Needs root and nft. Cases that only a kernel with helpers in userspace can refuse are tested on such a kernel.
 
 use std::path::Path;
 use std::process::Command as Plain;
@@ -13,7 +13,7 @@ use lab::{Command, Finished, Namespace};
 use nix::sys::signal::Signal;
 use pinhole::netfilter::netlink::{self, Helper};
 
-/// What stands in front of the program: nothing, or another one that starts it.
+/// The command before the program: none, or one that starts it.
 type Front = [&'static str];
 
 fn program(front: &Front, namespace: &Namespace, folder: &Path) -> Command {
@@ -45,8 +45,8 @@ fn assert_holds(text: &str, parts: &[&str]) {
     }
 }
 
-/// Told to be native, the service says why it cannot, on one line, and leaves nothing; and `check` says the same. Told to
-/// choose, it goes on with sets, and everybody says why. `parts` are what each has to say.
+/// With `mechanism: native`, the daemon reports in one line why it cannot start, and leaves nothing; `check` reports
+/// the same. With `auto` it uses `sets`, and all of them report the reason. Each report contains `parts`.
 fn assert_told(front: &Front, parts: &[&str]) {
     let namespace = Namespace::new("alone").expect("a namespace");
     let folder = new_folder();

@@ -1,4 +1,4 @@
-//! A gateway with a helper, and all that a dialogue through it needs.
+//! A gateway with a helper, and the two ends of a dialogue through it.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -56,7 +56,7 @@ pub(crate) struct Bench {
     _third: Namespace,
 }
 
-/// What the lab drops, and tells whoever begins a connection that it may not.
+/// The lab's filter, which rejects instead of dropping, so that a client fails at once.
 fn filter() -> String {
     let reject = "tcp flags & (fin | syn | rst | ack) == syn reject with tcp reset";
     format!("{}\ntable inet filter {{\nchain forward {{\n{reject}\n}}\n}}\n", Shape::Gateway.default_drop())
@@ -190,7 +190,7 @@ impl Bench {
         }
     }
 
-    /// How long what was announced stays open if nobody comes, to ten seconds.
+    /// How long an unused pinhole stays open, to ten seconds.
     pub(crate) fn life(&self) -> Result<Outcome> {
         let seconds: f64 = match self.helper {
             Helper::Kernel | Helper::Conntrackd => {
@@ -218,7 +218,7 @@ impl Bench {
         Ok(())
     }
 
-    /// As if nobody had ever helped.
+    /// Removes every trace of a helper.
     pub(crate) fn stop_helping(&mut self) -> Result<()> {
         match std::mem::replace(&mut self.help, Help::Rules) {
             Help::Pinhole(mut daemon) => daemon.end(Signal::SIGTERM),

@@ -1,4 +1,4 @@
-//! Dialogues in which a helper may go wrong, and whether the data connection that they are about gets through.
+//! Dialogues in which a helper may fail, and whether their data connection gets through.
 
 use lab::Result;
 use lab::mini::Speaker::{Client, Server};
@@ -275,7 +275,7 @@ pub(crate) const CASES: &[Case] = &[
     ),
 ];
 
-/// What a session says that began when nobody helped.
+/// A line of a session that began before there was a helper.
 fn older_than_the_helper(bench: &mut Bench) -> Result<Outcome> {
     bench.stop_helping()?;
     bench.connect_anew()?;

@@ -1,7 +1,8 @@
-//! Pinhole beside the kernel's own helper: the matrix of real programs, and dialogues in which the two differ.
+//! Pinhole compared with the kernel's helper and with conntrackd: the matrix of real programs, and dialogues in which
+//! they differ.
 //!
-//! What comes out stands in `docs/reference/comparison.md`, between two marks; a table that no longer holds fails.
-//! `UPDATE_REFERENCE=1` writes it anew. Needs root, and the programs that `tests/setup test` fetches.
+//! The results are tables of `docs/reference/comparison.md`, between marks; the test fails if a table is out of date.
+//! `UPDATE_REFERENCE=1` writes it. Needs root, and the programs that `tests/setup test` fetches.
 
 #![allow(clippy::print_stdout, reason = "a line for each cell and case is what a reader of a failure wants")]
 

@@ -1,5 +1,6 @@
-//! The attacks that need a crafted packet or the passing of time, as packets in memory: what each end really heard is
-//! known, and nothing may open by it. The same attacks on real stacks are in `attacks_live`.
+//! Attacks that need crafted packets or the passing of time, as packets in memory. The test knows what each end really
+//! received; Pinhole must not open anything because of other bytes. The same attacks on real stacks are in
+//! `attacks_live`.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -31,7 +32,7 @@ struct Packets {
     now: u64,
     all: Vec<(Timestamp, Vec<u8>)>,
     restarts: Vec<usize>,
-    /// Those that pass while nobody reads them, as when a queue overflows.
+    /// Packets that pass unread, as when a queue overflows.
     unseen: BTreeSet<usize>,
 }
 
@@ -115,7 +116,7 @@ impl Packets {
         self
     }
 
-    /// What is added passes while nobody reads it.
+    /// Packets added from here on pass unread.
     fn unseen(mut self, add: impl FnOnce(Self) -> Self) -> Self {
         let before = self.all.len();
         self = add(self);
@@ -500,7 +501,7 @@ fn hostile_text() -> impl Strategy<Value = Vec<u8>> {
     vec(word, 0..12).prop_map(|words| words.concat())
 }
 
-/// Lines that ask for an announcement, or have one repeated behind something odd.
+/// Lines that request an announcement, or have one echoed after unusual bytes.
 fn hostile_lines() -> impl Strategy<Value = Vec<u8>> {
     let verbs = ["USER ", "TYPE ", "XY ", "CWD ", "RETR ", "STAT ", "SIZE ", "MKD ", "XY", "PORT ", "", " "];
     let odd: &[&[u8]] = &[
@@ -664,7 +665,7 @@ fn play(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) 
     packets
 }
 
-/// A server that lets nobody in, and repeats nothing but the user's name, as Pure-FTPd does.
+/// A server that refuses every login, and echoes only the user's name, as Pure-FTPd does.
 fn lets_nobody_in(line: &[u8]) -> Vec<u8> {
     let verb: Vec<u8> = line.iter().copied().take_while(u8::is_ascii_alphabetic).collect();
     match verb.to_ascii_uppercase().as_slice() {
@@ -677,7 +678,7 @@ fn lets_nobody_in(line: &[u8]) -> Vec<u8> {
     }
 }
 
-/// A server that lets everybody in, repeats what it is told in many forms, and never opens a port.
+/// A server that accepts every login, echoes arguments in many forms, and never opens a port.
 fn repeats_everything(line: &[u8]) -> Vec<u8> {
     let verb: Vec<u8> = line.iter().copied().take_while(u8::is_ascii_alphabetic).collect();
     let argument = line.get(verb.len() + 1..).unwrap_or_default();
@@ -815,7 +816,7 @@ proptest! {
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.2:")), "{opened:?} by these:\n{packets}");
     }
 
-    /// What is unread, and what the next run reads, are left out: a STAT that nobody read is a known weakness.
+    /// Unread packets and restarts are left out: a STAT that passed unread is a known weakness.
     #[test]
     fn server_that_lists_file_names_opens_nothing(text in hostile_lines(), names in hostile_lines(), moves in moves()) {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();

@@ -1,4 +1,4 @@
-//! What an attacker would try, and what comes of it: nothing opens that should not.
+//! Attacks on a replay: nothing opens that should not.
 
 use std::fmt::Write as _;
 
@@ -23,7 +23,7 @@ fn conversation(lines: &[(Direction, &str)]) -> Vec<Vec<u8>> {
 const LOGIN: [(Direction, &str); 3] =
     [(FromServer, "220 ready\r\n"), (FromClient, "USER anna\r\n"), (FromServer, "230 in\r\n")];
 
-/// What is told of these lines after a login.
+/// The events of these lines after a login.
 fn after_login(lines: &[(Direction, &str)]) -> (Vec<Value>, Counters) {
     replay_packets(conversation(&[LOGIN.as_slice(), lines].concat()), Policy::embedded())
 }

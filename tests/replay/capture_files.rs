@@ -1,4 +1,4 @@
-//! Capture files on a disk, as a user of the library meets them: written, read back to the IP header, and spoilt.
+//! Capture files as a user of the library meets them: written, read up to the IP header, and damaged.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -153,7 +153,7 @@ fn non_ip_and_truncated_frames_are_told_apart() -> Outcome {
 
 #[test]
 fn long_capture_is_read_as_a_stream() -> Outcome {
-    // One packet of 60,000 bytes, fifty thousand times: three gigabytes, if anybody kept them.
+    // One packet of 60,000 bytes, fifty thousand times: three gigabytes, if they were kept.
     const PACKETS: usize = 50_000;
     struct Repeat {
         record: Vec<u8>,

@@ -1,8 +1,8 @@
-//! The project's own captures, recorded from real servers and clients, through the real middle.
+//! The project's own captures, recorded from real servers and clients, replayed.
 //!
-//! Each is held against two things: the truth beside it, which was not made from FTP's text but from what client and
-//! server really did; and the golden report, which shows every change of what is said. After a change that is meant,
-//! `UPDATE_GOLDEN=1 cargo test --test captures` writes the reports anew.
+//! Each is compared with two files: the truth, which states what client and server really did and was not made from
+//! FTP's text; and the golden report, which shows every change of the output. After an intended change,
+//! `UPDATE_GOLDEN=1 cargo test --test replay captures::` writes the reports.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
-//! The fuzz targets as ordinary tests: over the committed corpus, over changed copies of it, and over random input.
-//! They run wherever tests run; the fuzzer itself looks deeper.
+//! The fuzz targets as ordinary tests: with the committed corpus, with mutated copies of it, and with random input.
+//! They run on every machine; the fuzzer itself covers more.
 
 #[path = "../../fuzz/targets.rs"]
 pub mod targets;

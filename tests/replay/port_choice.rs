@@ -1,6 +1,6 @@
-//! How often the kernel is asked while a port is chosen under which a data connection is announced outside.
+//! How many requests to the kernel one announcement behind NAT may cause while a free outside port is searched.
 //!
-//! Each question takes tens of microseconds, and no other packet is handled meanwhile.
+//! Each request takes tens of microseconds, in which no other packet is handled.
 
 use std::net::IpAddr;
 

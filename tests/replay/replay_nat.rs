@@ -1,6 +1,6 @@
-//! `pinhole replay --nat` and `--write`: what the outside of a gateway would have seen of a capture of its inside.
+//! `pinhole replay --nat` and `--write`: a capture of a gateway's inside as its outside would have seen it.
 //!
-//! Whether that is sound is for tshark to say, and for a reader of streams that is not Pinhole's.
+//! tshark, and a stream reader that is not Pinhole's, check that the written capture is valid.
 
 use crate::recording;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ impl Replayed {
         (Self::new(&folder, &capture, nat, policy), folder)
     }
 
-    /// What the outside heard from one to the other, the last time that they talked.
+    /// The bytes that the outside received from one address at the other, in their latest connection.
     #[track_caller]
     fn heard(&self, from: &str, to: &str) -> String {
         let flow = (from.parse().expect("an address"), to.parse().expect("an address"));
@@ -376,7 +376,8 @@ fn recorded_captures_are_valid_after_translation() {
             };
             let blocked = replayed.all("blocked").len();
             assert!(here == 0 || inside_addresses(&replayed.after) <= blocked, "{name}");
-            // A tshark for each would take minutes; each tenth, and whatever is said in pieces or lost.
+            // Running tshark for each would take minutes: it runs for each tenth, and for captures with split or lost
+            // segments.
             if here > 0 && (rewritten % 10 == 0 || ["bytewise", "lossy", "any"].iter().any(|kind| name.contains(kind)))
             {
                 let in_pieces = if name.contains("bytewise") { IN_PIECES } else { &[] };

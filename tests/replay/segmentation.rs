@@ -86,7 +86,7 @@ struct Weather {
     repeats: Vec<(Index, usize)>,
     /// Segments that change places with a near one.
     swaps: Vec<(Index, usize)>,
-    /// Segments that are lost at first and come again behind the others.
+    /// Segments that are lost at first and retransmitted after the others.
     losses: Vec<Index>,
 }
 

@@ -1,6 +1,6 @@
-//! conntrackd with its FTP helper: the other helper in userspace, to compare with.
+//! conntrackd with its FTP helper, another helper in userspace, for comparison.
 //!
-//! Debian's packages conntrackd and nfct, and a kernel with `nfnetlink_cthelper`, on which nothing else is called `ftp`.
+//! Needs Debian's packages conntrackd and nfct, and a kernel with `nfnetlink_cthelper` and no other helper named `ftp`.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use lab::{Child, KERNEL_HELPER, Namespace, Result};
 
 use super::daemon::{PATIENCE, new_folder};
 
-/// What stands in the manual, with places of its own. A queue each for IPv4 and IPv6.
+/// The manual's configuration with other paths. One queue each for IPv4 and IPv6.
 const CONFIGURATION: &str = "
 Helper {
     Type ftp inet tcp {
@@ -40,7 +40,7 @@ pub(crate) struct Conntrackd {
 
 impl Conntrackd {
     pub(crate) fn start(namespace: &Namespace) -> Result<Self> {
-        // The kernel keeps helpers for all namespaces together. Somebody else may have added it already.
+        // The kernel has one list of helpers for all namespaces. It may contain this one already.
         for family in ["inet", "inet6"] {
             let add = namespace.command("nfct").args(["helper", "add", "ftp", family, "tcp"]).spawn()?;
             let _ = add.wait(PATIENCE)?;
@@ -52,7 +52,7 @@ impl Conntrackd {
         let mut child = namespace.command("conntrackd").arg("-C").arg(&file).spawn()?;
         lab::wait_until("conntrackd to read its queues", PATIENCE, || {
             assert!(child.is_running()?, "conntrackd has ended: {}", child.said());
-            // Before anybody reads a queue, there may be no such file.
+            // Before a queue has a reader, this file may not exist.
             let queues = namespace.read("/proc/thread-self/net/netfilter/nfnetlink_queue").unwrap_or_default();
             Ok(queues.lines().count() == 2)
         })?;

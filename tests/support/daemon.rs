@@ -1,4 +1,4 @@
-//! The built program as a service in a namespace of the lab.
+//! The built program as a daemon in a namespace of the lab.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::io::{self, Read, Write};
@@ -28,7 +28,7 @@ pub(crate) struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it and waits until its table stands and its socket answers. It logs all that it can.
+    /// Starts it, and waits until its table is installed and its socket answers. It logs at the lowest level.
     pub(crate) fn start(namespace: &Namespace, policy: &str) -> Result<Self> {
         Self::start_logging(namespace, policy, "debug")
     }
@@ -58,7 +58,7 @@ impl Daemon {
         Ok(())
     }
 
-    /// Changes the policy file; nobody is told.
+    /// Changes the policy file without a reload.
     pub(crate) fn write_policy(&self, policy: &str) {
         write_policy(&self.folder, policy);
     }
@@ -68,7 +68,7 @@ impl Daemon {
         self.folder.join("control.sock")
     }
 
-    /// How it stands.
+    /// Its status.
     pub(crate) fn status(&self) -> Value {
         let answer = ask(&self.socket()).unwrap_or_else(|error| panic!("no status: {error}\n{}", self.child.said()));
         serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"))
@@ -107,7 +107,7 @@ impl Drop for Daemon {
     }
 }
 
-/// A folder that nobody else has.
+/// A new, empty folder.
 pub(crate) fn new_folder() -> PathBuf {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -143,13 +143,13 @@ pub(crate) fn with_mechanism(policy: &str) -> String {
     match policy.trim() {
         _ if names_one => policy.to_owned(),
         "" | "{}" => format!("mechanism: {}\n", mechanism()),
-        // Behind the rest: a mistake stays in its line.
+        // Appended, so that an error keeps its line number.
         text if text.starts_with('{') => policy.to_owned(),
         _ => format!("{}\nmechanism: {}\n", policy.trim_end_matches('\n'), mechanism()),
     }
 }
 
-/// It answers only once its table stands.
+/// It answers only once its table is installed.
 fn launch(namespace: &Namespace, folder: &Path, log: &str) -> Result<Child> {
     let mut child = service(namespace, folder, log).spawn()?;
     let socket = folder.join("control.sock");
@@ -165,7 +165,7 @@ fn launch(namespace: &Namespace, folder: &Path, log: &str) -> Result<Child> {
     panic!("the daemon ended with {}:\n{}", finished.status, finished.said());
 }
 
-/// How the daemon stands that listens there.
+/// The status of the daemon that listens there.
 pub(crate) fn ask(socket: &Path) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -1,4 +1,4 @@
-//! Sessions that transfer while something is done to the firewall, again and again.
+//! Sessions that transfer while a test repeatedly disturbs the firewall.
 
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 #![allow(dead_code, reason = "each test takes what it needs")]
@@ -65,7 +65,7 @@ pub(crate) fn transfer_under(
     let mut done = Done::default();
     let mut content = Vec::new();
     let command = format!("RETR {FILE}");
-    // When the last transfer began, or whatever else was said since then.
+    // When the last transfer began, or when anything was sent after that.
     let mut read_at = disturbance.now();
     // Where the machine is slow, all may be over before the first.
     while !is_over.load(Ordering::SeqCst) || done.transfers == 0 {
@@ -76,7 +76,7 @@ pub(crate) fn transfer_under(
                 assert_eq!(content, CONTENT);
                 done.transfers += 1;
                 read_at = before;
-                // Whoever disturbs needs a processor, too.
+                // The disturbing thread needs a processor, too.
                 thread::sleep(Duration::from_millis(1));
             }
             Err(error) if read_at.is_multiple_of(2) && disturbance.now() == read_at => {
@@ -94,14 +94,14 @@ pub(crate) fn transfer_under(
             }
         }
     }
-    // Whatever happened, it works now.
+    // Whatever happened before, it works now.
     client.command("NOOP", 200)?;
     assert_eq!(client.download(mode, FILE)?, CONTENT);
     client.quit()?;
     Ok(done)
 }
 
-/// Has sessions of both families and all kinds transfer while `disturb` goes on, and sees that they all live.
+/// Runs sessions of both families and all kinds while `disturb` runs, and checks that none breaks.
 pub(crate) fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance)) {
     let (disturbance, is_over) = (Disturbance::default(), AtomicBool::new(false));
     // Many transfers a second use up the ports of a host, unless those of connections that are over may be used again.

@@ -1,4 +1,4 @@
-//! Tables in `docs/reference/comparison.md` that tests make, and hold to.
+//! Tables in `docs/reference/comparison.md` that tests write and compare.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -6,7 +6,7 @@ use std::sync::Mutex;
 /// Tests of a program run at the same time, and may write different parts.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
-/// Compares what stands between the marks of that name, or puts it there if `UPDATE_REFERENCE` is set.
+/// Compares the text between the marks of that name, or replaces it if `UPDATE_REFERENCE` is set.
 #[track_caller]
 pub(crate) fn assert_documented(name: &str, text: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/reference/comparison.md");

@@ -1,4 +1,5 @@
-//! Who helps FTP through a firewall: nobody, the kernel, conntrackd, or Pinhole. The same tests run with each.
+//! Which helper lets FTP through a firewall: none, the kernel's, conntrackd's, or Pinhole. The same tests run with
+//! each.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::fmt;
@@ -11,7 +12,7 @@ use super::daemon::Daemon;
 /// Who helps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Helper {
-    /// Nobody: what needs help fails.
+    /// None: whatever needs a helper fails.
     Nobody,
     /// The kernel's `nf_conntrack_ftp` and `nf_nat_ftp`: the reference.
     Kernel,

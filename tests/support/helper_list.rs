@@ -1,4 +1,4 @@
-//! The kernel's list of helpers, of which a machine has one: who tests it has it alone, and leaves it as it was.
+//! The kernel's list of helpers. A machine has one: a test locks it, and leaves it as it was.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -30,7 +30,7 @@ pub(crate) fn machine() -> Option<MutexGuard<'static, ()>> {
     }
 }
 
-/// What the program says that is told to be native, and cannot.
+/// The output of a daemon whose policy demands `native`, where that does not work.
 pub(crate) fn refused_start() -> String {
     let namespace = Namespace::new("alone").expect("a namespace");
     let finished = run_briefly(&namespace, "mechanism: native\n");

@@ -1,7 +1,7 @@
-//! A machine on which a real systemd is the first process, in namespaces and a control group of its own.
+//! A machine whose first process is a real systemd, in its own namespaces and control group.
 //!
-//! It has the files of this machine and may change them, which nobody else sees. Its network is a namespace of the lab.
-//! How it is made is in `machine.sh`. It knows nothing of what will run on it.
+//! It has the files of this machine; its changes to them are invisible outside. Its network is a namespace of the lab.
+//! `machine.sh` sets it up.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -1,4 +1,4 @@
-//! What several tests need: a replay whose report is kept, packets in memory.
+//! Shared by several tests: replays with their events, and packets in memory.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use pinhole::replay::pcap::file::FileReader;
 use pinhole::replay::{Blocked, Counters, Json, Replay, Report, Sink as _};
 use serde_json::Value;
 
-/// A policy that stands in a test.
+/// A policy from a test's text.
 pub(crate) fn policy(text: &str) -> Policy {
     policy::parse("policy.yaml", text).expect("the test's policy is good").policy
 }
@@ -34,7 +34,7 @@ pub(crate) fn replay_json(path: &Path, policy: Policy) -> String {
     String::from_utf8(printed).expect("JSON is UTF-8")
 }
 
-/// What a replay of these packets tells, and what it counts. A packet a millisecond.
+/// The events and counters of a replay of these packets, one per millisecond.
 pub(crate) fn replay_packets<P: AsRef<[u8]>>(
     packets: impl IntoIterator<Item = P>,
     policy: Policy,
@@ -58,7 +58,7 @@ fn feed<P: AsRef<[u8]>, R: Report>(packets: impl IntoIterator<Item = P>, mut rep
     replay.finish()
 }
 
-/// Nobody is told anything.
+/// An observer that ignores all events.
 struct Silent;
 
 impl Report for Silent {

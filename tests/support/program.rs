@@ -1,4 +1,4 @@
-//! The program as a user meets it, and captures to feed it with.
+//! The program as a user runs it, and captures as its input.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::ffi::OsStr;
@@ -19,7 +19,7 @@ use serde_json::Value;
 
 pub(crate) const CLIENT: &str = "10.0.0.1:4000";
 pub(crate) const SERVER: &str = "10.0.0.2:21";
-/// The length of a classic capture's header, and of what stands in front of each packet.
+/// The length of a classic capture's header, and of each packet's header.
 pub(crate) const FILE_HEADER: usize = 24;
 pub(crate) const RECORD_HEADER: usize = 16;
 

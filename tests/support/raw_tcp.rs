@@ -1,8 +1,8 @@
 //! One end of a TCP connection without the kernel's TCP: a test decides every field of every segment.
 //!
 //! Segments leave by a raw socket, header included, and arrive by a packet socket. The namespace's own TCP never sees
-//! what arrives for the port, so that it resets nothing. Works for IPv4 and IPv6. The namespace must not be the one
-//! with the firewall under test: packets are seen there before they are filtered.
+//! segments for the port, so it sends no resets. Works for IPv4 and IPv6. The namespace must not be the one with the
+//! firewall under test: there packets would be seen before they are filtered.
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
@@ -52,7 +52,7 @@ pub(crate) struct RawSegment<'a> {
     /// Options in front of the others that etherparse has no name for, in whole words of four bytes.
     pub(crate) raw_options: Vec<u8>,
     pub(crate) checksum: Checksum,
-    /// Whether something that means nothing stands between the IP header and TCP's: options, or a header of IPv6.
+    /// Whether meaningless IP options, or an IPv6 extension header, precede the TCP header.
     pub(crate) has_ip_options: bool,
     pub(crate) payload: &'a [u8],
 }
@@ -181,7 +181,7 @@ pub(crate) fn packet(from: SocketAddr, to: SocketAddr, segment: &RawSegment<'_>)
     bytes
 }
 
-/// Puts options without a meaning behind the IP header. The checksum of IPv4 is the sending kernel's.
+/// Adds meaningless options after the IP header. The sending kernel sets the checksum of IPv4.
 fn add_ip_options(bytes: &mut Vec<u8>) {
     let at_length = if bytes[0] >> 4 == 4 {
         bytes[0] += 1;
@@ -510,7 +510,7 @@ impl RawTcp {
         before + &self.read_until("\r\n")
     }
 
-    /// What the other end said and nobody has read.
+    /// Text of the other end that has arrived and was not read.
     pub(crate) fn unread_text(&self) -> String {
         String::from_utf8_lossy(&self.unread).into_owned()
     }

@@ -1,6 +1,6 @@
-//! Recordings of both sides of a gateway: what tshark and we find in them, and what was said in them.
+//! Recordings of both sides of a gateway: their streams, and what tshark finds in them.
 //!
-//! Its reading of streams is not Pinhole's, so that a mistake of Pinhole's cannot hide behind the same mistake here.
+//! Streams are read with other code than Pinhole's, so that a bug of Pinhole cannot hide behind the same bug here.
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use std::collections::BTreeMap;
@@ -77,7 +77,7 @@ pub(crate) type Flow = (SocketAddr, SocketAddr);
 
 /// What was said in each direction of each connection whose SYN is there, a byte that came twice as it came first.
 ///
-/// Where something is missing stands a question mark.
+/// A question mark replaces each missing byte.
 pub(crate) fn streams(packets: &[Packet]) -> BTreeMap<Flow, Vec<String>> {
     let mut open: BTreeMap<Flow, (u32, Vec<Option<u8>>)> = BTreeMap::new();
     let mut said: BTreeMap<Flow, Vec<String>> = BTreeMap::new();

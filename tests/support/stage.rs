@@ -1,4 +1,4 @@
-//! A firewall that drops by default, the program that runs on it, and a server and a client around it.
+//! A firewall that drops by default, the daemon on it, and a server and a client around it.
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
@@ -24,7 +24,7 @@ pub(crate) const FILTER: Table<'static> = Table { family: netlink::Family::Inet,
 /// Long enough that nothing goes because its time is over.
 pub(crate) const FOR_HOURS: &str = "defaults: { timeout: 1h }\n";
 
-/// A topology whose firewall drops by default, and in which whoever tries to connect where he may not is told at once.
+/// A topology whose firewall admits nothing by default. It rejects, so that a refused client fails at once.
 pub(crate) struct Stage {
     pub(crate) topology: Topology,
 }
@@ -122,7 +122,7 @@ pub(crate) fn modes(family: Family) -> &'static [Mode] {
     }
 }
 
-/// How many pinholes stand in the kernel, by either mechanism.
+/// The number of pinholes in the kernel, with either mechanism.
 pub(crate) fn pinholes(firewall: &Namespace) -> usize {
     listed_pinholes(firewall).len()
 }
@@ -144,7 +144,8 @@ pub(crate) fn connect(from: &Namespace, to: SocketAddr) -> io::Result<TcpStream>
     from.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("root may enter")
 }
 
-/// Fails unless the firewall refuses the connection. Somebody must listen there, or it would be refused without it.
+/// Fails unless the firewall refuses the connection. A listener must be there, or the connection would be refused
+/// anyway.
 #[track_caller]
 pub(crate) fn assert_closed(from: &Namespace, to: SocketAddr) {
     match connect(from, to) {
@@ -190,7 +191,7 @@ pub(crate) fn some_transfers(server: SocketAddr, mode: Mode) -> Result<()> {
     client.quit()
 }
 
-/// A number below `limit` that nobody can foresee.
+/// An unpredictable number below `limit`.
 pub(crate) fn random_below(limit: u64) -> u64 {
     RandomState::new().hash_one(limit) % limit
 }
@@ -201,7 +202,7 @@ pub(crate) fn read_all(mut stream: TcpStream) -> Vec<u8> {
     content
 }
 
-/// Sets a flag when it goes, by whatever way.
+/// Sets a flag when dropped, after a panic, too.
 pub(crate) struct SetAtTheEnd<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for SetAtTheEnd<'_> {
@@ -237,7 +238,7 @@ pub(crate) fn serve_by_hand(
     });
 }
 
-/// Connects once more when it goes, so that whoever accepts looks around.
+/// Connects once more when dropped, so that the accepting thread notices the end.
 pub(crate) struct WakeAtTheEnd<'a>(&'a Namespace, SocketAddr);
 
 impl Drop for WakeAtTheEnd<'_> {

@@ -1,5 +1,5 @@
-//! The program as it is killed in the worst moment, played by a test: it does all that the program does with a packet,
-//! and is gone before it has said what becomes of it.
+//! A substitute for a daemon that is killed in the middle of a packet: it handles the packet as the daemon does, and
+//! ends before or after the verdict.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -13,20 +13,20 @@ use pinhole::netfilter::backend::KernelFirewall;
 
 use crate::daemon::{PATIENCE, with_mechanism};
 
-/// When it is gone.
+/// When it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Moment {
-    /// All is in the kernel that the packet needs, and the packet is not let go.
+    /// The kernel has all that the packet needs; there is no verdict.
     BeforeTheVerdict,
-    /// The packet has been let go.
+    /// The verdict was given.
     BehindIt,
 }
 
-/// The program, until it has seen a certain packet.
+/// The daemon's substitute, until a certain packet.
 pub(crate) struct StandIn(Receiver<&'static str>);
 
 impl StandIn {
-    /// Begins to read the queue in a namespace. It is gone at the first packet whose payload begins with that word.
+    /// Starts reading the queue in a namespace. It ends at the first packet whose payload begins with that word.
     pub(crate) fn start(namespace: &Namespace, policy: &str, word: &'static str, moment: Moment) -> Self {
         let (tell, told) = channel();
         let policy = with_mechanism(policy);
@@ -37,7 +37,7 @@ impl StandIn {
         stand_in
     }
 
-    /// Waits until it is gone.
+    /// Waits until it has ended.
     pub(crate) fn wait(self) {
         self.wait_for("gone");
     }

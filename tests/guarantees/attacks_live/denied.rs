@@ -1,7 +1,7 @@
 //! A command that the policy denies does not reach the server, in whatever form it is sent.
 //!
-//! Each form is first sent without the program, to a server that keeps what it hears: there it must arrive, or it
-//! would show nothing.
+//! Each form is first sent without the daemon, to a server that records what it receives: there it must arrive, or the
+//! test would prove nothing.
 
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
@@ -263,7 +263,7 @@ fn stage() -> Stage {
     stage
 }
 
-/// A server that greets, says nothing more, and keeps what it hears, by the client's port.
+/// A server that greets, says nothing more, and records what it receives, by the client's port.
 pub(crate) struct Recorder(Arc<Mutex<BTreeMap<u16, Vec<u8>>>>);
 
 impl Recorder {
@@ -346,7 +346,7 @@ fn denied_command_behind_ip_options_does_not_arrive() {
     }
 }
 
-/// TCP Fast Open, where the server's host takes it from everybody.
+/// TCP Fast Open, where the server's host accepts it from every client.
 #[test]
 fn denied_command_in_a_syn_does_not_arrive() {
     let stage = stage();
@@ -368,7 +368,7 @@ fn denied_command_in_a_syn_does_not_arrive() {
     );
 }
 
-/// Many a filter lets in whatever comes for port 21, also what conntrack calls invalid, and that is not read.
+/// Many filters accept every packet to port 21, also those that conntrack calls invalid and that are not queued.
 #[test]
 fn denied_command_in_an_invalid_packet_does_not_arrive() {
     let stage = stage();

@@ -1,5 +1,5 @@
-//! Packets in somebody else's name, from a side on which that one is not: the firewall's routing drops them (martian
-//! sources, `rp_filter`), but only behind the hook at which packets are read.
+//! Packets with a forged source address from the wrong side. The firewall's routing drops them (martian sources,
+//! `rp_filter`), but only after the hook at which they are queued.
 
 use std::io::Write as _;
 
@@ -8,7 +8,7 @@ use lab::{Namespace, ServerKind, Shape, USER};
 use super::scene::{ClientScene, ServerScene, announced};
 use crate::raw_tcp::{RawSegment, RawTcp};
 
-/// A client that nobody has let in says for the server that it is let in, and where the server listens.
+/// A client that is not logged in forges the server's replies: that it is logged in, and where the server listens.
 fn forged_replies_open_nothing(shape: Shape) {
     let scene = ServerScene::new(shape, ServerKind::Vsftpd, "");
     check_sources(scene.stage.firewall());
@@ -22,7 +22,7 @@ fn forged_replies_open_nothing(shape: Shape) {
     peer.forge_reply(&peer.reply(0, login));
     let passive = format!("227 Entering Passive Mode ({}).\r\n", announced(scene.cache));
     peer.forge_reply(&peer.reply(login.len(), passive.as_bytes()));
-    // Whatever the firewall makes of them it has made before this.
+    // The firewall has handled the forged packets before this one.
     peer.send_for_sure(b"NOOP\r\n");
     scene.assert_cache_is_closed();
 }
@@ -66,7 +66,7 @@ fn commands_from_the_server_side_open_nothing() {
     peer.send_segment(&RawSegment { ack, ttl: 1, ..peer.segment(login) });
     peer.skip(login.len());
     forge(&peer, user.len(), scene.port_line().as_bytes());
-    // Whatever the firewall makes of them it has made before this.
+    // The firewall has handled the forged packets before this one.
     peer.let_all_come();
     (&client).write_all(b"x").expect("there is room");
     peer.acknowledge();

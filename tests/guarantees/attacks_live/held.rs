@@ -1,4 +1,4 @@
-//! Packets that wait, and connections that are not read, when the policy denies a command.
+//! Packets that are held, and connections that are not inspected, when the policy denies a command.
 
 use lab::{Family, Shape};
 

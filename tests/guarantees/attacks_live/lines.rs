@@ -1,4 +1,4 @@
-//! What a server or a browser is made to repeat, and looks like a line of FTP.
+//! Text that an attacker makes a server echo, or a browser send, and that looks like a line of FTP.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};

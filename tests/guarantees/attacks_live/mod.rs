@@ -1,5 +1,5 @@
-//! Attacks on the running program, with real servers, clients and kernels: what must stay closed stays closed, and what
-//! is denied is not carried out.
+//! Attacks on the running daemon, with real servers, clients and kernels: closed ports stay closed, and denied commands
+//! are not executed.
 //!
 //! Needs root, nft, curl, and the programs that `tests/setup test` fetches.
 

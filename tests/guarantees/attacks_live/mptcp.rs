@@ -1,4 +1,4 @@
-//! MPTCP, with which one dialogue goes on over several connections, each of which has only a part of the bytes.
+//! MPTCP, which spreads one dialogue over several connections, so that none of them has all bytes.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
@@ -67,7 +67,7 @@ fn control_connections_use_no_mptcp() {
     }
 }
 
-/// The kernel removes one option; whoever sends more of them is no client.
+/// The kernel removes one option; no real client sends several.
 #[test]
 fn syn_with_two_options_of_mptcp_does_not_arrive() {
     let stage = Stage::new(Shape::Gateway);

@@ -1,4 +1,4 @@
-//! A connection that looks as if it were over, or new, and goes on: nothing that it says then is believed.
+//! A connection that looks closed, or new, but continues: nothing in it may open a pinhole.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -63,7 +63,7 @@ fn posted_port_opens_nothing(
     scene.assert_desktop_is_closed();
 }
 
-/// With a different sequence number from the next it is answered, and changes nothing: what follows goes on.
+/// A reset with an inexact sequence number is answered with an ACK and ignored; the connection continues.
 fn reset_that_is_ignored(peer: &mut RawTcp) -> bool {
     peer.send_segment(&peer.reset(1));
     true

@@ -1,4 +1,4 @@
-//! Somebody who sees nothing of a session sends packets in its name.
+//! An off-path attacker sends forged packets of a session.
 
 use std::net::SocketAddr;
 
@@ -33,7 +33,7 @@ fn inexact_reset_does_not_stop_inspection() {
     }
 }
 
-/// The receiver has all of it already, and takes no notice of its timestamp.
+/// The receiver has all of these bytes already, and ignores the timestamp.
 #[test]
 fn old_segment_with_future_timestamp_does_not_stop_inspection() {
     let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");

@@ -1,5 +1,4 @@
-//! Who attacks whom: a server that an anonymous client uses, and a client behind NAT that a server of the attacker's is
-//! visited by.
+//! Attacker and victim: an anonymous client that attacks a server, and a server that attacks a client behind NAT.
 
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;

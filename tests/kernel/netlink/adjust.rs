@@ -1,7 +1,7 @@
-//! The kernel corrects sequence numbers: lines grow and shrink on their way, and neither end notices.
+//! The kernel adjusts sequence numbers when lines become longer or shorter on the way.
 //!
-//! What stands in for Pinhole here is as small as can be: it replaces a line where it is a whole segment, and keeps the
-//! kernel's books by the rule that is written down with [`Adjustment`].
+//! A minimal substitute for Pinhole: it replaces lines that are whole segments, and sets conntrack's seqadj as
+//! described at [`Adjustment`].
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -80,7 +80,7 @@ fn seqadj_is_either_set_or_refused() {
     }
 }
 
-/// Replaces whole segments, and tells the kernel by how much what follows is shifted.
+/// Replaces whole segments, and tells the kernel the offset of the following bytes.
 struct Rewriter<'a> {
     sets: &'a mut KernelFirewall,
     connection: Connection,

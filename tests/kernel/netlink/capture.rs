@@ -1,4 +1,4 @@
-//! Which packets come out of the kernel.
+//! Which packets the kernel queues.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -15,7 +15,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use super::host::{Host, connects, flow_of, listens};
 use crate::firewall;
 
-/// Reads queue 0 of a host while `work` goes on; `see` may give another packet for one that it is shown.
+/// Reads queue 0 of a host while `work` runs; `see` may return another packet in place of the one that it gets.
 pub(crate) fn in_queue(host: &Host, mut see: impl FnMut(&[u8]) -> Option<Vec<u8>> + Send, work: impl FnOnce()) {
     let mut queue = host.run(nfq::Queue::open).expect("root");
     queue.bind(0).expect("nobody else reads it");
@@ -47,8 +47,8 @@ pub(crate) fn in_queue(host: &Host, mut see: impl FnMut(&[u8]) -> Option<Vec<u8>
     });
 }
 
-/// Tells of each packet that comes out of queue 0 its first four bytes of payload, or its flags. What a slow machine's TCP
-/// sends again is told once; the very same packet would be told twice.
+/// Lists the packets of queue 0, each with the first four bytes of its payload, or its flags. A retransmission of a
+/// slow machine's TCP is listed once; an identical packet is listed twice.
 fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
     let mut heard: Vec<Vec<u8>> = Vec::new();
     let hear = |packet: &[u8]| {
@@ -124,7 +124,7 @@ fn dialogue_is_queued_without_bare_acks() {
             sets.record(&connection, Progress::Unreadable);
             assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(Progress::Unreadable))));
             converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
-            // Each end hears of the other's, which has left the queue by then.
+            // Each end reads the other's FIN, which has left the queue by then.
             ours.shutdown(Shutdown::Write).expect("open");
             theirs.read_to_end(&mut Vec::new()).expect("it ends");
             theirs.shutdown(Shutdown::Write).expect("open");
@@ -176,7 +176,7 @@ fn each_processor_has_its_own_queue() {
     let (client, host) = Host::pair();
     let mut policy = Policy::embedded();
     (policy.capture.queue, policy.capture.queues) = (0, NonZeroU16::new(2));
-    // Nobody reads queue 1, and without a reader nothing passes.
+    // Nothing reads queue 1, and without a reader no packet passes.
     policy.capture.when_down = WhenDown::Closed;
     let _sets = host.run(|| firewall::install(&policy)).expect("installed");
     let listener = listens(&host, "10.9.0.2:21");

@@ -1,7 +1,7 @@
-//! Expectations of connection tracking, and the helpers that they need, through netlink.
+//! Conntrack's expectations, and the helpers that they need, through netlink.
 //!
-//! Where the kernel takes helpers of programs, one of our own carries the expectations; elsewhere a helper that is built
-//! into the kernel does, and reads nothing of what is tested here (`sane`, one expectation at a time).
+//! If the kernel supports helpers in userspace, the test adds one. Otherwise it uses the built-in helper `sane`, which
+//! allows one expectation at a time and ignores the traffic of these tests.
 
 use std::time::{Duration, Instant};
 
@@ -57,7 +57,7 @@ fn helper(name: &str, network: Family) -> Helper {
     }
 }
 
-/// A control connection that nobody has, with a helper.
+/// A conntrack entry with a helper, without a real connection.
 fn master(carrier: &Carrier, client: &str, server: &str) -> Connection {
     let flow = flow(client.parse().expect("an address"), server.parse().expect("an address"));
     let connection = Connection::direct(flow);

@@ -1,4 +1,4 @@
-//! Hosts in network namespaces, joined by wires, and how to make them do something.
+//! Hosts in network namespaces, connected by veth pairs, and commands in them.
 
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -119,7 +119,7 @@ pub(crate) fn expectation(from: &str, to: &str, number: u16, seconds: u64) -> Ex
     Expectation { from: ip(from), to, since: Timestamp::from_secs(0), lifetime, mapping: Mapping::NONE }
 }
 
-/// Removes a pinhole that was used, as the daemon does once the kernel has told it of the connection.
+/// Removes a used pinhole, as the daemon does after the kernel's conntrack event.
 pub(crate) fn tidy_up(sets: &mut KernelFirewall, used: &Expectation) {
     sets.used(&Flow { source: Endpoint::new(used.from, used.to.port), destination: used.to });
     sets.sweep();

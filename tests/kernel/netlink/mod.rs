@@ -1,6 +1,6 @@
-//! The mechanism `sets` on a real kernel: hosts in network namespaces, and what the firewall of one lets in.
+//! The mechanism `sets` on a real kernel: hosts in network namespaces, and what the firewall of one admits.
 //!
-//! Needs root, `ip` and `nft`. Every test has namespaces of its own and removes them.
+//! Needs root, `ip` and `nft`. Each test has its own namespaces and removes them.
 
 mod adjust;
 mod capture;

@@ -1,4 +1,4 @@
-//! What NAT makes of data connections: a gateway between an inside that nobody knows and an outside.
+//! NAT of data connections on a gateway between a private inside network and an outside network.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};

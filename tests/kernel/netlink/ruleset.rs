@@ -1,4 +1,4 @@
-//! The table: installed, seen to stand, restored, taken away.
+//! The table `inet pinhole`: installed, verified, restored, removed.
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU16;

@@ -1,4 +1,4 @@
-//! What stands in the sets: who is let in by it, and who is not.
+//! Elements of the sets: which connections they admit, and which they do not.
 
 use std::io::Write;
 use std::net::SocketAddr;

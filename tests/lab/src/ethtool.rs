@@ -1,4 +1,4 @@
-//! Whether an interface leaves work to hardware, as ethtool would set it.
+//! Turns the offloads of an interface on and off, as ethtool does.
 //!
 //! A veth pair has no hardware: with offloads on, it passes segments of up to 64 KiB with checksums left open, which
 //! is fast. With offloads off, packets are as they would be on a cable.

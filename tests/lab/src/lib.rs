@@ -1,8 +1,8 @@
-//! The lab: networks, firewalls, servers and clients, in namespaces that the kernel takes away with us.
+//! The lab: networks, firewalls, servers and clients in namespaces that end with the test.
 //!
-//! Live tests and the load generator build what they need from it. It needs root, and nothing that it makes can stay
-//! behind: namespaces are held by open files, programs by a pipe, files are in memory. So there is no cleaning up to
-//! forget, after a panic or a `kill -9` either. It knows FTP as its clients and servers speak it, and nothing of Pinhole.
+//! Live tests and the live benchmark build their networks with it. It needs root. Nothing that it makes can outlast the
+//! test, not even after a panic or a `kill -9`: open files hold the namespaces, a pipe holds the programs, files are in
+//! memory. It knows nothing of Pinhole.
 
 mod choice;
 mod client;

@@ -1,8 +1,8 @@
 //! Every server with every client, in every mode, family and topology.
 //!
-//! A [`Scene`] is what cells share: a topology with a server. What stands in the firewall is the caller's: nothing, a
-//! firewall, a firewall and its helper. So the same table serves as the baseline, the reference and the test. Scenes of
-//! other kinds are played in the same way: see [`Setting`].
+//! A [`Scene`] is what cells share: a topology with a server. The caller chooses the firewall's rules: none, a filter,
+//! a filter with a helper. So the same matrix serves as the baseline, the reference and the test. Other kinds of scenes
+//! run in the same way: see [`Setting`].
 
 use super::choice::{Candidate, with_everything};
 use super::client::{ClientKind, Task, Visit};
@@ -17,7 +17,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// The file that clients fetch. The content of a file is nobody's announcement, however much it looks like one.
+/// The file that clients download. Its content looks like announcements, which Pinhole must ignore.
 const FILE: (&str, &[u8]) = ("readme.txt", b"Files are data.\r\n227 Entering Passive Mode (10,21,1,1,0,22)\r\n");
 /// What clients store.
 const UPLOAD: &[u8] = b"Upward.\r\nPORT 10,21,1,10,0,22\r\n229 Entering Extended Passive Mode (|||22|)\r\n";
@@ -59,7 +59,7 @@ impl Scene {
 
 /// Something in which cells are played, one after the other.
 pub trait Setting: Copy + Send + Sync {
-    /// It, when it stands.
+    /// The scene, set up.
     type Stage;
     /// What is played in it.
     type Cell: Send;
@@ -122,7 +122,7 @@ impl fmt::Display for Cell {
     }
 }
 
-/// A scene that stands.
+/// A scene that is set up.
 #[derive(Debug)]
 pub struct Stage {
     /// Which.

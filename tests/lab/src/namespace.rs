@@ -40,7 +40,7 @@ impl Namespace {
         })??;
         let namespace = Self(Arc::new(Held { name, file }));
         // Inherited by every interface made from now on: addresses are usable at once, and no interface has
-        // addresses or routes that nobody gave it.
+        // addresses or routes that the test did not set.
         for (setting, value) in [("accept_dad", "0"), ("addr_gen_mode", "1"), ("accept_ra", "0")] {
             namespace.set(&format!("net/ipv6/conf/default/{setting}"), value)?;
         }
@@ -254,7 +254,7 @@ impl Socket {
     }
 }
 
-/// Runs `work` on a thread that ends with it: whatever namespaces it enters, the caller stays where it is.
+/// Runs `work` on a new thread, so that the caller stays in its own namespaces.
 pub(crate) fn on_a_thread<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> Result<T> {
     thread::scope(|scope| {
         let thread = thread::Builder::new()

@@ -1,9 +1,9 @@
-//! Topologies with address translation, and the same matrix in them.
+//! Topologies with NAT, and the same matrix in them.
 //!
 //! The rules of each are a file of `deploy/nftables/`, exactly as users copy it: it names the interfaces `inside` and
-//! `outside`, and the addresses that stand here as well. Outside are the networks 203.0.113.0/24 and
-//! 2001:db8:113::/64; inside is the lab's network 1, in every inside, as one meets it. Nobody outside has a route to an
-//! inside: what is not translated does not arrive.
+//! `outside`, and the same addresses as this file. Outside are the networks 203.0.113.0/24 and 2001:db8:113::/64;
+//! inside is the lab's network 1. No host outside has a route to the inside: packets that are not translated do not
+//! arrive.
 
 use super::client::{ClientKind, Visit};
 use super::error::Result;
@@ -25,9 +25,9 @@ pub enum Nat {
     Masquerade,
     /// The client is behind a gateway that gives each connection the next of two addresses.
     SnatPool,
-    /// The server is behind a gateway that leads port 21 to it.
+    /// The server is behind a gateway that forwards port 21 to it.
     Dnat,
-    /// The server is behind a gateway that leads port 2121 to its port 21.
+    /// The server is behind a gateway that forwards port 2121 to its port 21.
     DnatOtherPort,
     /// One gateway for everything; the client is inside.
     BothFromInside,
@@ -261,7 +261,7 @@ impl Plan {
         Ok(())
     }
 
-    /// A host alone behind a gateway, which is its way to everywhere.
+    /// A host alone behind a gateway, which is its default route.
     fn inside(&mut self, gateway: &Namespace, role: &str, addresses: Addresses) -> Result<Host> {
         let host = Host { namespace: Namespace::new(role)?, addresses };
         self.join(gateway, "inside", &[GATEWAY_INSIDE], &host.namespace, "net", &[addresses])?;
@@ -396,7 +396,7 @@ impl fmt::Display for NatCell {
     }
 }
 
-/// A scene that stands.
+/// A scene that is set up.
 #[derive(Debug)]
 pub struct NatStage {
     /// Which.

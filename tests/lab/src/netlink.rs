@@ -1,7 +1,7 @@
 //! Netlink as far as the lab needs it: one request, one answer.
 //!
-//! Written by hand because it is little, and faster than to start `ip` or `ethtool` in thousands of tests. A socket
-//! belongs to the network namespace of the thread that opens it; nothing here knows what a message is for.
+//! Written by hand because it is short, and faster than to start `ip` or `ethtool` in thousands of tests. A socket
+//! belongs to the network namespace of the thread that opens it.
 
 use nix::sys::socket::{AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket};
 use std::io;

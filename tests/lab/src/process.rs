@@ -203,14 +203,14 @@ impl Child {
         kill(Pid::from_raw(id), signal).doing(|| format!("send {signal} to {}", self.name))
     }
 
-    /// What it has printed so far: its standard output, then its standard error.
+    /// Its output so far: standard output, then standard error.
     pub fn said(&self) -> String {
         let mut said = self.output.bytes();
         said.extend(self.errors.bytes());
         String::from_utf8_lossy(&said).into_owned()
     }
 
-    /// What it has printed to its standard output so far.
+    /// Its standard output so far.
     pub fn printed(&self) -> Vec<u8> {
         self.output.bytes()
     }
@@ -267,14 +267,14 @@ impl Drop for Child {
 pub struct Finished {
     /// How it ended.
     pub status: ExitStatus,
-    /// What it printed to its standard output.
+    /// Its standard output.
     pub stdout: Vec<u8>,
-    /// What it printed to its standard error.
+    /// Its standard error.
     pub stderr: Vec<u8>,
 }
 
 impl Finished {
-    /// Everything that it printed: its standard output, then its standard error.
+    /// All of its output: standard output, then standard error.
     pub fn said(&self) -> String {
         format!("{}{}", String::from_utf8_lossy(&self.stdout), String::from_utf8_lossy(&self.stderr))
     }
@@ -306,7 +306,7 @@ impl Collected {
         self.bytes.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// All of it, once nobody can write any more.
+    /// All bytes, once every writer has closed the pipe.
     fn complete(&mut self) -> Vec<u8> {
         if let Some(reader) = self.reader.take() {
             // It only reads, so it does not panic; if it did, what it had read is what there is.

@@ -1,8 +1,8 @@
 //! A mount namespace for FTP servers, with files in memory and user accounts of its own.
 //!
 //! FTP servers need a user of the system and fixed places for their state, and leave files behind. In this namespace
-//! `/run` is empty memory, and the account files are copies with one more user. Nothing of it is on the machine's
-//! disk, no other program sees it, and it ends with its last holder, `kill -9` included.
+//! `/run` is an empty tmpfs, and the account files are copies with one more user. Nothing of it is on the machine's
+//! disk, no other program sees it, and it ends with its last holder, also after `kill -9`.
 
 use super::error::{Doing, Result};
 use super::namespace::on_a_thread;

@@ -1,4 +1,4 @@
-//! The few rtnetlink requests that the lab's links are made of. Nothing here knows what they are for.
+//! The few rtnetlink requests with which the lab makes its links.
 
 use super::netlink::{Body, CREATE, Netlink, attribute};
 use nix::sys::socket::SockProtocol;
@@ -74,7 +74,7 @@ impl Rtnetlink {
         Ok(attribute(attributes, OPERATIONAL_STATE).is_some_and(|state| state.first() == Some(&UP)))
     }
 
-    /// Gives an interface an address, usable at once: nobody else can have it, so no duplicate is looked for.
+    /// Gives an interface an address, usable at once, without duplicate address detection.
     pub(crate) fn add_address(&mut self, index: u32, address: IpAddr, prefix: u8) -> io::Result<()> {
         const ADDRESS: u16 = 1;
         const LOCAL: u16 = 2;

@@ -231,7 +231,7 @@ impl MiniClient {
 
     fn expect_beginning(&mut self) -> Result<()> {
         let reply = self.reply()?;
-        // 125 is what a server says whose data connection stood before the command came.
+        // A server replies 125 if its data connection was open before the command came.
         if matches!(reply.code, 125 | 150) { Ok(()) } else { Err(self.unexpected("150", reply)) }
     }
 

@@ -1,8 +1,8 @@
-//! A small FTP server and client, for cases where no real one is available, fast enough or odd enough.
+//! A small FTP server and client, where real ones are too slow, or cannot send what a test needs.
 //!
-//! They serve the load generator and tests that control every byte: blocking, one thread a session, files in memory.
-//! They read and write addresses with code of their own, not Pinhole's, so that a mistake of Pinhole's cannot hide behind
-//! the same mistake here.
+//! They serve the live benchmark and tests that control every byte: blocking, one thread per session, files in memory.
+//! They read and write addresses with their own code, not Pinhole's, so that a bug of Pinhole cannot hide behind the
+//! same bug here.
 
 mod address;
 mod client;

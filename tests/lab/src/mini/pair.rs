@@ -34,12 +34,12 @@ pub enum Heard {
     Lost,
 }
 
-/// What the other end heard.
+/// What the other end received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Hearing {
     /// In which way.
     pub how: Heard,
-    /// What of it. Somebody on the way may have rewritten it.
+    /// What was received of it. A firewall on the way may have rewritten it.
     pub bytes: Vec<u8>,
 }
 
@@ -104,7 +104,7 @@ impl Pair {
         Ok(Hearing { how: Heard::Whole, bytes })
     }
 
-    /// Both ends end, the client first, and both have heard of it when this returns.
+    /// Both ends close, the client first. Returns when both have received the other's FIN.
     pub fn end(&mut self) -> Result<()> {
         self.hang_up()?;
         let doing = || "end a control connection".to_owned();
@@ -114,7 +114,7 @@ impl Pair {
         client.read_to_end(&mut Vec::new()).doing(doing).map(drop)
     }
 
-    /// The client ends, and the server has heard of it when this returns.
+    /// The client closes. Returns when the server has received its FIN.
     pub fn hang_up(&mut self) -> Result<()> {
         let doing = || "end a control connection".to_owned();
         self.client.1.shutdown(Shutdown::Write).doing(doing)?;

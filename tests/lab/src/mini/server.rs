@@ -1,4 +1,4 @@
-//! The server: one thread a session, files in memory.
+//! The server: one thread per session, files in memory.
 
 use super::accept_within;
 use super::address::{classic, read_classic, read_extended};
@@ -65,7 +65,7 @@ struct Sessions {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // What is behind these locks is never left half changed, so a panic of another holder spoils nothing.
+    // Data behind these locks is never left half changed, so a panic of another holder does no harm.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -324,7 +324,7 @@ impl<'a> Session<'a> {
                     self.listener = Some(listener);
                 }
                 let (stream, peer) = accepted?;
-                // As real servers do: a data connection wears the address of its control connection.
+                // As real servers do: a data connection has the address of its control connection.
                 if peer.ip() == self.peer { Ok(stream) } else { Err(io::ErrorKind::PermissionDenied.into()) }
             }
         }

@@ -1,9 +1,9 @@
 //! Records the packets of both ends of a connection, and checks that they are valid TCP.
 //!
 //! A witness records the packets of some namespaces, in and out, and what conntrack counts as invalid in others. It
-//! knows nothing of FTP, nor who rewrites. It parses packets with code of its own, not Pinhole's, so that a mistake
-//! of Pinhole's cannot hide behind the same mistake here. Turn the offloads off before: otherwise packets leave
-//! their sender with incomplete checksums.
+//! knows nothing of FTP or of rewriting. It parses packets with its own code, not Pinhole's, so that a bug of Pinhole
+//! cannot hide behind the same bug here. Turn the offloads off first: otherwise packets leave their sender with
+//! incomplete checksums.
 
 mod recorder;
 mod streams;
@@ -21,7 +21,7 @@ use std::path::Path;
 pub use recorder::Packet;
 pub use streams::{Fault, faults};
 
-/// Somebody who watches. Dropping it ends the watching.
+/// A running recording. Dropping it ends it.
 #[derive(Debug)]
 pub struct Witness {
     recorders: Vec<(String, Recorder)>,
@@ -39,7 +39,7 @@ impl Witness {
         })
     }
 
-    /// Ends, and tells what there was to see until now.
+    /// Ends the recording, and returns what was found in it.
     pub fn end(self) -> Result<Testimony> {
         let mut invalid = Vec::new();
         let ends: Vec<_> = self.recorders.into_iter().map(|(name, recorder)| (name, recorder.end())).collect();

@@ -1,4 +1,4 @@
-//! Every IP packet that a namespace sends or receives, on whatever interface.
+//! Every IP packet that a namespace sends or receives, on any interface.
 
 use crate::error::{Doing, Result};
 use crate::namespace::Namespace;

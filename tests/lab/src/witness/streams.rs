@@ -19,14 +19,14 @@ pub enum Fault {
     Checksum {
         /// Whose.
         flow: Flow,
-        /// Where it stands in the stream.
+        /// Its offset in the stream.
         at: u32,
     },
     /// Bytes that never came, though later ones did.
     Gap {
         /// Whose.
         flow: Flow,
-        /// Where the first of them stands in the stream.
+        /// The offset of the first of them in the stream.
         at: u32,
     },
     /// The other end has not sent what this one says to have received.
