@@ -42,11 +42,11 @@ const MASQUERADE: &str = "table ip nat { chain postrouting { type nat hook postr
 const NOW: Timestamp = Timestamp::from_secs(1);
 const LIFETIME: Duration = Duration::from_secs(60);
 /// How many pinholes exist while others are opened and closed.
-const STANDING: usize = 4000;
+const EXISTING: usize = 4000;
 /// The number of ports: more than there are pinholes at a time, so that a port is not reused too early.
 const PORTS: usize = 50_000;
 /// With how many pinholes the table is restored.
-const MENDED: [usize; 3] = [0, 10, 200];
+const RESTORED: [usize; 3] = [0, 10, 200];
 
 const OPEN: &str = "open a pinhole";
 const AGAIN: &str = "open it again while it stands";
@@ -185,15 +185,15 @@ fn flow_of(stream: &TcpStream) -> Flow {
 }
 
 /// Opens and closes pinholes while some thousands exist. Returns the times of opening and of closing.
-fn come_and_go(sets: &mut KernelFirewall, plan: &Plan, pinhole: fn(usize) -> Expectation) -> [Vec<f64>; 2] {
+fn open_and_close(sets: &mut KernelFirewall, plan: &Plan, pinhole: fn(usize) -> Expectation) -> [Vec<f64>; 2] {
     let (mut opened, mut closed) = (Vec::new(), Vec::new());
-    for index in 0..plan.pinholes + STANDING {
+    for index in 0..plan.pinholes + EXISTING {
         if index < plan.pinholes {
             let (taken, done) = timed(|| firewall::open(sets, &pinhole(index)));
             done.expect("the kernel takes it");
             opened.push(taken);
         }
-        if let Some(earlier) = index.checked_sub(STANDING).filter(|earlier| *earlier < plan.pinholes) {
+        if let Some(earlier) = index.checked_sub(EXISTING).filter(|earlier| *earlier < plan.pinholes) {
             closed.push(timed(|| sets.close(&pinhole(earlier))).0);
         }
     }
@@ -201,7 +201,7 @@ fn come_and_go(sets: &mut KernelFirewall, plan: &Plan, pinhole: fn(usize) -> Exp
 }
 
 /// The same while another thread watches the ruleset; `ignoring` the changes that are made here, as the daemon does.
-fn come_and_go_watched(sets: &mut KernelFirewall, plan: &Plan, ignoring: bool) -> [Vec<f64>; 2] {
+fn open_and_close_watched(sets: &mut KernelFirewall, plan: &Plan, ignoring: bool) -> [Vec<f64>; 2] {
     let mut watch = TableWatch::open().expect("root may");
     if ignoring {
         watch.ignore(sets.port_id().expect("its socket has one")).expect("the kernel filters");
@@ -213,7 +213,7 @@ fn come_and_go_watched(sets: &mut KernelFirewall, plan: &Plan, ignoring: bool) -
                 watch.next(Duration::from_millis(50)).expect("it listens");
             }
         });
-        let taken = come_and_go(sets, plan, pinhole);
+        let taken = open_and_close(sets, plan, pinhole);
         over.store(true, Ordering::Relaxed);
         taken
     })
@@ -224,7 +224,7 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
     let Gateway { sets, connection, .. } = gateway;
     let many = |work: &mut dyn FnMut(usize)| (0..plan.others).map(|index| timed(|| work(index)).0).collect::<Vec<_>>();
 
-    let [open, close] = come_and_go(sets, plan, pinhole);
+    let [open, close] = open_and_close(sets, plan, pinhole);
     table.add(OPEN, open);
     table.row(OPEN).reach = "99 % under 20 µs";
     peers_that_open(table, plan);
@@ -238,7 +238,7 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
     // What nft has left, so that the next ones come anew.
     (0..=2 * plan.programs).for_each(|index| sets.close(&pinhole(index)));
     for (watched, ignoring) in [("does not hear of it", true), ("hears of it", false)] {
-        let [open, close] = come_and_go_watched(sets, plan, ignoring);
+        let [open, close] = open_and_close_watched(sets, plan, ignoring);
         table.add(&format!("open, while a thread watches that {watched}"), open);
         table.add(&format!("close, while a thread watches that {watched}"), close);
     }
@@ -263,7 +263,7 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
     table.add("record how far a connection has come", many(&mut record));
 
     // Last: from now on, who opens one looks into the maps as well.
-    let [open, close] = come_and_go(sets, plan, mapped);
+    let [open, close] = open_and_close(sets, plan, mapped);
     table.add("open one that NAT maps", open);
     table.add("close one that NAT maps", close);
     let troubles = sets.take_refused();
@@ -284,7 +284,7 @@ fn restoring(table: &mut Table, plan: &Plan) -> Result<()> {
     let host = Namespace::new("host")?;
     let mut sets = install(&host)?;
     let text = ruleset(&Policy::embedded(), sets.queueing(), sets::PROFILE.rules);
-    for count in MENDED {
+    for count in RESTORED {
         // One in three is mapped.
         let one = |index: usize| if index.is_multiple_of(3) { mapped(index) } else { pinhole(index) };
         let pinholes: Vec<_> = (0..count).map(one).collect();

@@ -25,14 +25,14 @@ mod figures;
 #[path = "../tests/support/firewall.rs"]
 mod firewall;
 #[path = "support/live.rs"]
-mod stand;
+mod gateway;
 
 use std::sync::Arc;
 
 use figures::percentile;
+use gateway::{Side, TestGateway, WARM_UP};
 use lab::Result;
 use pinhole::core::ftp::Mode;
-use stand::{Side, Stand, WARM_UP};
 
 /// How much of everything.
 struct Plan {
@@ -87,26 +87,26 @@ struct Measured {
 }
 
 fn measure(side: Side, plan: &Plan, large: &Arc<[u8]>) -> Result<Measured> {
-    let stand = Stand::new(side)?;
+    let gateway = TestGateway::new(side)?;
     let Plan { sessions, transfers, round_trips, ref modes, .. } = *plan;
     let all = || {
-        let server = stand.serve(large, false)?;
-        let new_ports = stand.transfers(sessions, transfers, &[Mode::Pasv])?;
+        let server = gateway.serve(large, false)?;
+        let new_ports = gateway.transfers(sessions, transfers, &[Mode::Pasv])?;
         drop(server);
-        let _server = stand.serve(large, true)?;
-        let before = stand.processor();
-        let one_port = stand.transfers(sessions, transfers, &[Mode::Pasv])?;
+        let _server = gateway.serve(large, true)?;
+        let before = gateway.processor();
+        let one_port = gateway.transfers(sessions, transfers, &[Mode::Pasv])?;
         Ok(Measured {
             new_ports,
             one_port,
-            processor: (stand.processor() - before) / (sessions * (transfers + WARM_UP)) as f64,
-            mixed: stand.transfers(sessions, transfers, modes)?,
-            round_trip: stand.round_trip(round_trips)?,
-            bulk: stand.bulk()?,
+            processor: (gateway.processor() - before) / (sessions * (transfers + WARM_UP)) as f64,
+            mixed: gateway.transfers(sessions, transfers, modes)?,
+            round_trip: gateway.round_trip(round_trips)?,
+            bulk: gateway.bulk()?,
         })
     };
     // What the daemon said is worth more than where a transfer failed.
-    all().inspect_err(|_| println!("{}", stand.said()))
+    all().inspect_err(|_| println!("{}", gateway.said()))
 }
 
 /// Transfers a second of a client that is masqueraded.
@@ -119,16 +119,16 @@ struct Masqueraded {
 }
 
 fn measure_masqueraded(side: Side, plan: &Plan) -> Result<Masqueraded> {
-    let stand = Stand::masquerading(side)?;
+    let gateway = TestGateway::masquerading(side)?;
     let Plan { sessions, transfers, .. } = *plan;
     let all = || {
-        let _server = stand.serve(&Arc::default(), true)?;
+        let _server = gateway.serve(&Arc::default(), true)?;
         Ok(Masqueraded {
-            passive: stand.transfers(sessions, transfers, &[Mode::Pasv])?,
-            active: stand.transfers(sessions, transfers, &[Mode::Port])?,
+            passive: gateway.transfers(sessions, transfers, &[Mode::Pasv])?,
+            active: gateway.transfers(sessions, transfers, &[Mode::Port])?,
         })
     };
-    all().inspect_err(|_| println!("{}", stand.said()))
+    all().inspect_err(|_| println!("{}", gateway.said()))
 }
 
 /// The sides that can rewrite.
@@ -178,11 +178,11 @@ fn memory() -> Result<String> {
     let most = rustix::process::getrlimit(rustix::process::Resource::Nofile).maximum;
     let files = rustix::process::Rlimit { current: most, maximum: most };
     rustix::process::setrlimit(rustix::process::Resource::Nofile, files).expect("what is allowed may be used");
-    let stand = Stand::new(Side::Pinhole)?;
-    let before = stand.resident();
-    let held = stand.hold(sessions)?;
+    let gateway = TestGateway::new(Side::Pinhole)?;
+    let before = gateway.resident();
+    let held = gateway.hold(sessions)?;
     let megabytes = |bytes: usize| bytes as f64 / 1e6;
-    let during = stand.resident();
+    let during = gateway.resident();
     Ok(format!("{:.1} MB with {} sessions, {:.1} MB with none", megabytes(during), held.len(), megabytes(before)))
 }
 

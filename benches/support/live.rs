@@ -78,7 +78,7 @@ impl fmt::Display for Side {
 }
 
 /// A gateway with a client in front of it and a server behind it.
-pub(crate) struct Stand {
+pub(crate) struct TestGateway {
     /// Who is where.
     topology: Topology,
     daemon: Option<Daemon>,
@@ -88,7 +88,7 @@ pub(crate) struct Stand {
     readers: Vec<i32>,
 }
 
-impl Stand {
+impl TestGateway {
     /// Builds it in fresh namespaces.
     pub(crate) fn new(side: Side) -> Result<Self> {
         Self::with(side, "")

@@ -49,7 +49,7 @@ pub fn pickup(data: &[u8]) {
     firewall.record(&Connection::direct(talk.flow()), known);
     let mut tracker = Tracker::default();
     let mut now = Timestamp::from_secs(1);
-    let mut heard = Heard { known, read: Default::default(), has_let_in: false };
+    let mut heard = DeliveryStatus { known, read: Default::default(), has_let_in: false };
     while !input.is_empty() {
         let what = input.byte();
         let who = if what & 1 == 0 { Direction::FromClient } else { Direction::FromServer };
@@ -73,14 +73,14 @@ pub fn pickup(data: &[u8]) {
 }
 
 /// What was read of each end, the client first, since something was missing.
-struct Heard {
+struct DeliveryStatus {
     known: Progress,
     read: [(Seq, Vec<u8>); 2],
     /// The server has accepted a login, in this session or in one that was forgotten.
     has_let_in: bool,
 }
 
-impl Observer for Heard {
+impl Observer for DeliveryStatus {
     fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &SessionEvent<'_>) {
         match news {
             SessionEvent::Began { .. } => self.read = Default::default(),

@@ -216,6 +216,6 @@ fn broken_queue_ends_the_daemon_and_leaves_the_table() {
     let last = said.lines().last().expect("it says why");
     assert!(last.starts_with("pinhole: the daemon cannot continue: reading the queue: "), "{said}");
     assert!(said.lines().count() < 20, "it says so over and over: {said}");
-    assert!(namespace.nft_says(&["list", "tables"]).expect("nft lists").contains("inet pinhole"));
+    assert!(namespace.nft_output(&["list", "tables"]).expect("nft lists").contains("inet pinhole"));
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
 }

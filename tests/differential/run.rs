@@ -580,7 +580,7 @@ impl<'a> Run<'a> {
                 String::from_utf8_lossy(&stream[alignment.read..]),
                 String::from_utf8_lossy(&self.received[alignment.received..]),
             ));
-        } else if let Some(text) = self.honest_difference() {
+        } else if let Some(text) = self.outgoing_difference() {
             difference = Some(text);
         }
         match difference {
@@ -630,7 +630,7 @@ impl<'a> Run<'a> {
     }
 
     /// How what the reader read of the kernel's stream differs from what went to the peer.
-    fn honest_difference(&self) -> Option<String> {
+    fn outgoing_difference(&self) -> Option<String> {
         let first = self.kernel_first?;
         let mut reading = BTreeMap::new();
         for (place, bytes) in self.reads_of(self.direction().opposite(), first) {

@@ -22,7 +22,7 @@ fn keep_segments_apart(stage: &Stage) {
 
 /// Says it, and says it again until the service has read at least so many packets of it: where the machine is slow, a
 /// segment is taken for lost, and then TCP sends together what was written apart.
-fn until_it_came_in<T>(packets: u64, daemon: &Daemon, mut say: impl FnMut() -> Result<T>) -> Result<T> {
+fn repeat_until_queued<T>(packets: u64, daemon: &Daemon, mut say: impl FnMut() -> Result<T>) -> Result<T> {
     let mut seen = Vec::new();
     while seen.len() < 20 {
         let before = daemon.counted("packets");
@@ -53,7 +53,7 @@ fn commands_may_be_split_at_every_byte() {
             for at in 0..line.len() {
                 // The reply is one more. At 0, each byte goes by itself; of very many small segments some wait for the
                 // first to be acknowledged, and go together.
-                let reply = until_it_came_in(if at == 0 { 6 } else { 3 }, &daemon, || {
+                let reply = repeat_until_queued(if at == 0 { 6 } else { 3 }, &daemon, || {
                     if at == 0 {
                         client.send_in_pieces(line.as_bytes(), 1)?;
                     } else {
@@ -166,7 +166,7 @@ fn replies_may_be_split_at_every_byte() {
             let mut asked = 0;
             for at in 0..LENGTH + 2 {
                 // NOOP, its reply, and PASV are three.
-                until_it_came_in(if at == 0 { 12 } else { 5 }, &daemon, || {
+                repeat_until_queued(if at == 0 { 12 } else { 5 }, &daemon, || {
                     asked += 1;
                     client.command(&format!("NOOP {at}"), 200)?;
                     client.passive(Mode::Pasv).map(drop)

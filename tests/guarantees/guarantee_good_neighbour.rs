@@ -71,10 +71,10 @@ fn flushed_ruleset_is_restored_with_pending_pinholes() {
                 disturbance.begins();
                 // The two ways in which it happens: nothing is left, or the user's own rules come at the same time.
                 if round % 2 == 0 {
-                    stage.firewall().nft_says(&["flush", "ruleset"])?;
-                    stage.firewall().nft_says(&["-f", &users_own])?;
+                    stage.firewall().nft_output(&["flush", "ruleset"])?;
+                    stage.firewall().nft_output(&["-f", &users_own])?;
                 } else {
-                    stage.firewall().nft_says(&["-f", &users_own])?;
+                    stage.firewall().nft_output(&["-f", &users_own])?;
                 }
                 let client_address = stage.topology.client.addresses.v4.into();
                 let pinhole = Key::connection(client_address, announced.ip(), announced.port());
@@ -110,7 +110,7 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
     client_host.set("net/ipv4/tcp_early_retrans", "0").expect("a parameter of the namespace");
     let wait_for = |packets: u64, host: &Namespace| {
         let seen = || -> lab::Result<bool> {
-            let listed = host.nft_says(&["list", "counter", "inet", "watch", "seen"])?;
+            let listed = host.nft_output(&["list", "counter", "inet", "watch", "seen"])?;
             let counted = listed.split_whitespace().skip_while(|word| *word != "packets").nth(1);
             Ok(counted.and_then(|number| number.parse().ok()) >= Some(packets))
         };
@@ -142,7 +142,7 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
              }",
         )?;
         // The first of them is sent again, as it may have been before: of the client that is all that the kernel gets to see.
-        server_host.nft_says(&["reset", "counter", "inet", "watch", "seen"])?;
+        server_host.nft_output(&["reset", "counter", "inet", "watch", "seen"])?;
         wait_for(1, server_host)?;
         server_host.nft("flush chain inet watch say")?;
         wait_for(1, stage.firewall())?;
@@ -171,7 +171,7 @@ fn no_packet_leaves_with_a_pinhole_mark() {
     for &mode in modes(Family::V4) {
         stage.as_client(|| some_transfers(server.address(), mode));
     }
-    let listed = stage.firewall().nft_says(&["list", "counter", "inet", "watch", "marked"]).expect("nft lists");
+    let listed = stage.firewall().nft_output(&["list", "counter", "inet", "watch", "marked"]).expect("nft lists");
     assert!(listed.contains("packets 0 "), "{listed}");
 }
 
@@ -179,7 +179,7 @@ fn no_packet_leaves_with_a_pinhole_mark() {
 fn stop_removes_everything() {
     for shape in Shape::ALL {
         let stage = Stage::new(shape);
-        let ruleset = || stage.firewall().nft_says(&["list", "ruleset"]).expect("nft lists");
+        let ruleset = || stage.firewall().nft_output(&["list", "ruleset"]).expect("nft lists");
         let before = ruleset();
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
             let mut daemon = stage.daemon("");

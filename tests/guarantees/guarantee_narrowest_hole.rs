@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 
 /// A host behind the gateway that is neither the client nor the server.
-fn somebody_else(stage: &Stage) -> Namespace {
+fn third_host(stage: &Stage) -> Namespace {
     let other = Namespace::new("other").expect("a namespace");
     let (own, gateway) = (Addresses::lab(3, 10), Addresses::lab(3, 1));
     lab::join(
@@ -32,7 +32,7 @@ fn somebody_else(stage: &Stage) -> Namespace {
 #[test]
 fn announced_port_opens_to_its_peer_and_only_once() {
     let stage = Stage::new(Shape::Gateway);
-    let other = somebody_else(&stage);
+    let other = third_host(&stage);
     let _daemon = stage.daemon(FOR_HOURS);
     let Topology { client: client_host, server: server_host, .. } = &stage.topology;
     for family in Family::ALL {
@@ -131,7 +131,7 @@ fn unused_pinhole_expires() {
 #[test]
 fn pinhole_is_closed_with_its_session() {
     let stage = Stage::new(Shape::Gateway);
-    stage.topology.remember_what_is_over().expect("root may");
+    stage.topology.keep_ended_connections().expect("root may");
     let _daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);
     for mode in [Mode::Pasv, Mode::Port] {
@@ -190,7 +190,7 @@ fn pinhole_is_closed_when_the_fin_is_acknowledged() {
 #[test]
 fn second_pinhole_to_a_port_is_closed_with_its_session() {
     let stage = Stage::new(Shape::Gateway);
-    stage.topology.remember_what_is_over().expect("root may");
+    stage.topology.keep_ended_connections().expect("root may");
     let daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);
     for _ in 0..100 {

@@ -123,7 +123,7 @@ fn bad_policy_is_refused_and_the_old_one_stays() {
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     // Without what is in the sets: a used pinhole is swept out a moment later.
-    let ruleset = || stage.firewall().nft_says(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
+    let ruleset = || stage.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let policies = [
         ("defaults: { timeout: soon }\n".to_owned(), "timeout"),
@@ -198,7 +198,7 @@ fn second_instance_is_refused_and_the_first_undisturbed() {
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     // Without what is in the sets: a used pinhole is swept out a moment later.
-    let ruleset = || stage.firewall().nft_says(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
+    let ruleset = || stage.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let second = daemon::service(stage.firewall(), &daemon.folder, "info").spawn().expect("it starts");
     assert_refused(&second.wait(PATIENCE).expect("it ends"), 1, "another pinhole is running");
@@ -214,7 +214,7 @@ fn second_instance_is_refused_and_the_first_undisturbed() {
 fn failed_start_is_explained_and_changes_nothing() {
     let namespace = Namespace::new("host").expect("a namespace");
     namespace.nft(&filter(Shape::ServerHost)).expect("the rules are right");
-    let ruleset = || namespace.nft_says(&["list", "ruleset"]).expect("nft lists");
+    let ruleset = || namespace.nft_output(&["list", "ruleset"]).expect("nft lists");
     let good = policy(Shape::ServerHost, "");
     let before = ruleset();
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::daemon::{Daemon, PATIENCE, PROGRAM};
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
-use lab::{Family, Result, Room, Shape, Topology};
+use lab::{Family, PrivateFiles, Result, Shape, Topology};
 use pinhole::core::ftp::Mode;
 use pinhole::core::kernel::Mark;
 use pinhole::netfilter::table::own_rule;
@@ -123,7 +123,7 @@ fn assert_works(example: &Example, shape: Shape) {
 
     firewall.nft(&example.ruleset).expect("the ruleset is good a second time");
     let stands = || {
-        let rules = firewall.nft_says(&["list", "ruleset"])?;
+        let rules = firewall.nft_output(&["list", "ruleset"])?;
         let is_admitted = !example.policy.contains("admit: [inet") || rules.contains("pinhole: announced");
         // Its chains come in two steps where the compat target queues; the ones that capture are in the last.
         Ok(rules.contains("goto inspect") && is_admitted)
@@ -205,9 +205,9 @@ fn try_command_line(key: &str, policy: &str) -> lab::Finished {
     assert_eq!(words.next(), Some("/usr/local/bin/pinhole"), "{key}");
     let words = words.map(|word| if word == "/etc/pinhole/policy.yaml" { policy } else { word });
     let namespace = lab::Namespace::new("unit").expect("a namespace");
-    let room = Room::new().expect("a room");
+    let files = PrivateFiles::new().expect("private files");
     let mut command = namespace.command(PROGRAM);
-    command.args(words).room(&room).spawn().expect("it starts").wait(PATIENCE).expect("it ends")
+    command.args(words).private_files(&files).spawn().expect("it starts").wait(PATIENCE).expect("it ends")
 }
 
 #[test]
@@ -263,7 +263,7 @@ fn assert_works_behind(front: &[&str]) {
         .arg(folder.join("policy.yaml"))
         .env("PINHOLE_SOCKET", folder.join("control.sock"));
     let child = command.spawn().expect("it starts");
-    let stands = || Ok(firewall.nft_says(&["list", "ruleset"])?.contains("pinhole: announced"));
+    let stands = || Ok(firewall.nft_output(&["list", "ruleset"])?.contains("pinhole: announced"));
     lab::wait_until("the daemon to install its rules", PATIENCE, stands)
         .unwrap_or_else(|error| panic!("{error}\n{}", child.said()));
     site.assert_all_modes_work(front[0]);

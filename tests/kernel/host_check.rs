@@ -29,7 +29,7 @@ fn check(namespace: &Namespace, policy: Option<&str>, arguments: &[&str]) -> Fin
 }
 
 fn check_with_socket(namespace: &Namespace, policy: Option<&str>, arguments: &[&str], socket: PathBuf) -> Finished {
-    let ruleset = || namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists");
+    let ruleset = || namespace.nft_output(&["-s", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let mut command = namespace.command(PROGRAM);
     command.arg("check").args(arguments).env("PINHOLE_SOCKET", socket);

@@ -35,7 +35,7 @@ fn with_payload(packet: &[u8], payload: &[u8]) -> Vec<u8> {
 }
 
 /// What a server reads when a client says hello through a queue that lets `instead` go on.
-fn heard_instead(instead: &[u8]) -> Vec<u8> {
+fn received_instead(instead: &[u8]) -> Vec<u8> {
     let topology = Topology::new(Shape::ServerHost).expect("namespaces");
     let to = SocketAddr::new(topology.target.of(Family::V4), 21);
     let installed = topology.firewall.run(|| {
@@ -75,15 +75,15 @@ fn heard_instead(instead: &[u8]) -> Vec<u8> {
 
 #[test]
 fn verdict_can_carry_a_payload_of_the_same_length() {
-    assert_eq!(heard_instead(b"HELLO\r\n"), b"HELLO\r\n");
+    assert_eq!(received_instead(b"HELLO\r\n"), b"HELLO\r\n");
 }
 
 #[test]
 fn verdict_can_carry_a_longer_payload() {
-    assert_eq!(heard_instead(b"good morning\r\n"), b"good morning\r\n");
+    assert_eq!(received_instead(b"good morning\r\n"), b"good morning\r\n");
 }
 
 #[test]
 fn verdict_can_carry_a_shorter_payload() {
-    assert_eq!(heard_instead(b"hi\r\n"), b"hi\r\n");
+    assert_eq!(received_instead(b"hi\r\n"), b"hi\r\n");
 }

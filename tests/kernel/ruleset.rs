@@ -27,7 +27,7 @@ fn reload(daemon: &Daemon, policy: &str) -> Finished {
 
 /// A set's size, as nft lists it. Some kernels add one.
 fn size(namespace: &Namespace) -> u32 {
-    let listed = namespace.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
+    let listed = namespace.nft_output(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
     let size = listed.lines().find_map(|line| line.trim().strip_prefix("size "));
     size.and_then(|size| size.parse().ok()).unwrap_or_else(|| panic!("no size in {listed}"))
 }
@@ -70,21 +70,21 @@ fn reload_changes_ports_and_chains_but_not_queues() {
         .nft("table inet filter { chain one { type filter hook input priority 0; }; chain two {}; }")
         .expect("the rules are right");
     let daemon = start(&namespace, "admit: [inet filter one]\n");
-    let chain = |name: &str| namespace.nft_says(&["list", "chain", "inet", "filter", name]).expect("it stands");
+    let chain = |name: &str| namespace.nft_output(&["list", "chain", "inet", "filter", name]).expect("it stands");
     assert!(chain("one").contains("pinhole: announced"));
 
     let done = reload(&daemon, "admit: [inet filter two]\ncontrol_ports: [21, 2121]\nmark: 0x20000000\n");
     assert_eq!(done.status.code(), Some(0), "{}", done.said());
     assert!(!chain("one").contains("pinhole") && chain("two").contains("mark 0x20000000"));
-    let ports = namespace.nft_says(&["list", "set", "inet", "pinhole", "control_ports"]).expect("it stands");
+    let ports = namespace.nft_output(&["list", "set", "inet", "pinhole", "control_ports"]).expect("it stands");
     assert!(ports.contains("elements = { 21, 2121 }"), "{ports}");
 
-    let before = namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists");
+    let before = namespace.nft_output(&["-s", "list", "ruleset"]).expect("nft lists");
     let refused = reload(&daemon, "capture: { queue: 7 }\n");
     assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
     let said = refused.said();
     assert!(said.contains("systemctl restart pinhole") && said.contains("the old policy stays in force"), "{said}");
-    assert_eq!(namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists"), before);
+    assert_eq!(namespace.nft_output(&["-s", "list", "ruleset"]).expect("nft lists"), before);
 }
 
 #[test]
@@ -107,7 +107,7 @@ fn table_of_another_version_is_replaced_and_elements_stay() {
     let daemon = start(&namespace, policy);
     let status = daemon.status();
     assert_eq!((&status["kernel_pinholes"], &status["counters"]["adopted"]), (&2.into(), &2.into()), "{status}");
-    let listed = namespace.nft_says(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
+    let listed = namespace.nft_output(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("it stands");
     assert!(!listed.contains("dynamic") && listed.contains("192.0.2.1 . 192.0.2.2 . 4001"), "{listed}");
     assert_eq!(status["counters"]["kernel_errors"], 0);
 }

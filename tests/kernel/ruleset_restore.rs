@@ -43,7 +43,7 @@ fn pinholes(count: u16) -> Vec<Expectation> {
 }
 
 fn ruleset(namespace: &Namespace) -> String {
-    namespace.nft_says(&["-s", "list", "ruleset"]).expect("nft lists")
+    namespace.nft_output(&["-s", "list", "ruleset"]).expect("nft lists")
 }
 
 /// The ruleset without the elements of its sets.

@@ -236,7 +236,7 @@ fn reload_and_restore_need_no_other_program() {
     let mut reload = namespace.command(PROGRAM);
     let reloaded = reload.arg("reload").env("PINHOLE_SOCKET", &socket).output(PATIENCE);
     reloaded.unwrap_or_else(|error| panic!("{error}: {}", child.said()));
-    let listed = || namespace.nft_says(&["list", "table", "inet", "pinhole"]).unwrap_or_default();
+    let listed = || namespace.nft_output(&["list", "table", "inet", "pinhole"]).unwrap_or_default();
     let stands = || {
         let listed = listed();
         listed.contains("elements = { 21, 2121 }") && listed.contains("ct mark set ct mark | 0x00000020")
@@ -360,7 +360,7 @@ fn user_with_ambient_capability_can_run_and_query() {
     child.signal(Signal::SIGTERM).expect("it runs");
     let ended = child.wait(PATIENCE).expect("it ends");
     assert_eq!(ended.status.code(), Some(0), "{}", ended.said());
-    let left = namespace.nft_says(&["list", "ruleset"]).expect("nft lists");
+    let left = namespace.nft_output(&["list", "ruleset"]).expect("nft lists");
     assert_eq!(left, "");
     let _ = fs::remove_dir_all(&folder);
 }

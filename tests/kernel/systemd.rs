@@ -135,7 +135,7 @@ impl Host {
 
     /// The kernel's number of its table, which no other table gets, nor the same one made anew.
     fn table(&self) -> Option<u64> {
-        let listed = self.topology.firewall.nft_says(&["--json", "list", "tables"]).expect("nft lists");
+        let listed = self.topology.firewall.nft_output(&["--json", "list", "tables"]).expect("nft lists");
         let listed: Value = serde_json::from_str(&listed).unwrap_or_else(|error| panic!("{error}: {listed}"));
         let tables = listed["nftables"].as_array().expect("a list").iter().map(|item| &item["table"]);
         let mut ours = tables.filter(|table| table["family"] == "inet" && table["name"] == "pinhole");
@@ -228,7 +228,7 @@ fn documented_installation_admits_transfers_until_stopped() {
     host.machine.sh("systemctl stop pinhole; [ ! -e /run/pinhole ]");
     assert_eq!(host.properties(["ActiveState", "Result", "NRestarts"]), ["inactive", "success", "0"]);
     assert_eq!(host.table(), None);
-    let rules = host.topology.firewall.nft_says(&["list", "ruleset"]).expect("nft lists");
+    let rules = host.topology.firewall.nft_output(&["list", "ruleset"]).expect("nft lists");
     assert!(rules.contains("chain input") && !rules.contains("pinhole"), "{rules}");
     host.transfer(Mode::Pasv, SHORT).expect_err("without the service nothing lets data through");
 

@@ -125,12 +125,12 @@ fn without_offloads_segments_fit_the_mtu() {
         )
         .expect("the rules are right");
     let large_segments = || -> Result<bool> {
-        topology.firewall.nft_says(&["reset", "counters"])?;
+        topology.firewall.nft_output(&["reset", "counters"])?;
         topology
             .client
             .namespace
             .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::core::ftp::Mode::Epsv, "large"))??;
-        Ok(!topology.firewall.nft_says(&["list", "counters"])?.contains("packets 0 "))
+        Ok(!topology.firewall.nft_output(&["list", "counters"])?.contains("packets 0 "))
     };
     assert!(large_segments().expect("it transfers"), "with offloads");
     topology.set_offloads(false).unwrap_or_else(|error| panic!("{error}"));
@@ -158,13 +158,13 @@ fn witness_records_all_packets_and_finds_bad_checksums() {
             .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::core::ftp::Mode::Epsv, "large"))
             .and_then(|done| done)
             .unwrap_or_else(|error| panic!("{error}"));
-        let testimony = witness.end().unwrap_or_else(|error| panic!("{error}"));
-        for (name, packets) in &testimony.ends {
+        let report = witness.end().unwrap_or_else(|error| panic!("{error}"));
+        for (name, packets) in &report.ends {
             let login = packets.iter().filter(|packet| packet.bytes.ends_with(b"PASS secret\r\n")).count();
             assert_eq!(login, 1, "at the {name}");
             assert!(packets.iter().map(|packet| packet.bytes.len()).sum::<usize>() > 300_000);
         }
-        let complaints = testimony.complaints();
+        let complaints = report.complaints();
         assert_eq!(complaints.is_empty(), is_as_on_a_cable, "{complaints:?}");
         assert!(complaints.iter().all(|complaint| complaint.contains("checksum")), "{complaints:?}");
     }

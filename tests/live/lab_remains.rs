@@ -3,7 +3,7 @@
 //! A separate process builds a lab with servers in it, and is then ended in several ways.
 
 use lab::mini::{MiniOptions, MiniServer};
-use lab::{KERNEL_HELPER, Room, ServerKind, ServerOptions, Shape, Topology, wait_until};
+use lab::{KERNEL_HELPER, PrivateFiles, ServerKind, ServerOptions, Shape, Topology, wait_until};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -148,9 +148,9 @@ fn nothing_remains_after_kill_9() {
 }
 
 #[test]
-fn user_fixture_is_visible_only_inside() {
-    let room = Room::new().unwrap_or_else(|error| panic!("{error}"));
-    room.place("file", b"content").expect("the home folder takes a file");
-    assert_eq!(fs::read(room.home().join("file")).ok().as_deref(), Some(&b"content"[..]));
+fn private_files_are_visible_only_inside() {
+    let files = PrivateFiles::new().unwrap_or_else(|error| panic!("{error}"));
+    files.place("file", b"content").expect("the home folder takes a file");
+    assert_eq!(fs::read(files.home().join("file")).ok().as_deref(), Some(&b"content"[..]));
     assert!(!fs::exists(lab::INSIDE).expect("/run can be looked at"));
 }

@@ -52,11 +52,11 @@ fn every_combination_works_through_default_drop() {
 fn sigterm_removes_everything() {
     let namespace = Namespace::new("host").expect("a namespace");
     namespace.nft(Shape::ServerHost.default_drop()).expect("the filter is good");
-    let before = namespace.nft_says(&["list", "ruleset"]).expect("nft lists");
+    let before = namespace.nft_output(&["list", "ruleset"]).expect("nft lists");
     let mut daemon = Daemon::start(&namespace, &policy(Shape::ServerHost)).expect("it starts");
-    let during = namespace.nft_says(&["list", "ruleset"]).expect("nft lists");
+    let during = namespace.nft_output(&["list", "ruleset"]).expect("nft lists");
     assert!(during.contains("table inet pinhole") && during != before);
     daemon.child.signal(Signal::SIGTERM).expect("it runs");
     lab::wait_until("the daemon ends", PATIENCE, || Ok(!daemon.child.is_running()?)).expect("it ends");
-    assert_eq!(namespace.nft_says(&["list", "ruleset"]).expect("nft lists"), before);
+    assert_eq!(namespace.nft_output(&["list", "ruleset"]).expect("nft lists"), before);
 }

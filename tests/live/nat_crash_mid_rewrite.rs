@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use crate::daemon::{Daemon, PATIENCE};
-use crate::stand_in::{Moment, StandIn};
+use crate::stand_in::{DaemonSubstitute, Moment};
 use lab::mini::Speaker::{self, Client, Server};
 use lab::nat::{Nat, NatTopology};
 use lab::{Family, Namespace, wait_until};
@@ -111,7 +111,7 @@ fn play(case: &Case, moment: Moment, is_lost: bool) {
         host.namespace.set("net/ipv4/tcp_autocorking", "0").expect("a parameter of the namespace");
     }
     let policy = rules.policy();
-    let stand_in = StandIn::start(gateway, &policy, pieces[pieces.len() - 1], moment);
+    let stand_in = DaemonSubstitute::start(gateway, &policy, pieces[pieces.len() - 1], moment);
     let mut ends = Ends::connect(case, &topology);
     ends.talk(&[
         (Server, "220 Ready.\r\n"),

@@ -17,9 +17,9 @@ use std::time::Duration;
 
 use crate::document::assert_documented;
 use crate::helper::{Help, Helper};
-use lab::mini::{Heard, Hearing, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
+use lab::mini::{Delivery, DeliveryStatus, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
 use lab::nat::{Nat, NatTopology};
-use lab::witness::Testimony;
+use lab::witness::WitnessReport;
 use lab::{Addresses, Error, Family, Result};
 use pinhole::core::ftp::Mode;
 
@@ -168,8 +168,8 @@ impl Bench {
 
     /// Sends lines from one end, and returns what the other end receives.
     fn say(&mut self, speaker: Speaker, segments: &[&[u8]]) -> Result<std::result::Result<String, Lost>> {
-        let Hearing { how, bytes } = self.pair.says(speaker, segments)?;
-        Ok(if how == Heard::Lost { Err(Lost) } else { Ok(String::from_utf8_lossy(&bytes).into_owned()) })
+        let Delivery { how, bytes } = self.pair.says(speaker, segments)?;
+        Ok(if how == DeliveryStatus::Lost { Err(Lost) } else { Ok(String::from_utf8_lossy(&bytes).into_owned()) })
     }
 
     fn log_in(&mut self) -> Result<()> {
@@ -211,7 +211,7 @@ impl Bench {
         let announced = listener.local_addr().expect("it is bound");
         let line = format!("{}{}\r\n{}", case.before, announcement(case.mode, announced), case.behind);
         if matches!(case.cut, Cut::AtAndWaiting(_)) {
-            self.pair.let_wait(speaker)?;
+            self.pair.enable_nagle(speaker)?;
         }
         let Ok(heard) = self.say(speaker, &case.segments(line.as_bytes()))? else { return Ok(Outcome::StandsStill) };
         // What is there to be connected to is read from what was heard, as the other end would.
@@ -320,11 +320,11 @@ fn hold_all(helper: Helper, cases: &[Case]) -> Result<Vec<(Case, Outcome)>> {
         let mut bench = Bench::new(helper, &case)?;
         let witness = bench.topology.witness()?;
         let outcome = bench.hold(&case)?;
-        let testimony = witness.end()?;
-        let complaints = testimony.complaints();
+        let report = witness.end()?;
+        let complaints = report.complaints();
         println!("{case:90} {helper}: {outcome}");
         assert!(outcome != Outcome::Works || complaints.is_empty(), "{case}: {}", complaints.join("\n"));
-        let recorded = (outcome == Outcome::Works).then(|| Recorded::new(&case, &bench.topology, testimony));
+        let recorded = (outcome == Outcome::Works).then(|| Recorded::new(&case, &bench.topology, report));
         Ok((case, outcome, recorded))
     };
     // Others spend most of the time waiting for what does not come. Pinhole has something to do, and a slow machine would
@@ -349,12 +349,12 @@ fn hold_all(helper: Helper, cases: &[Case]) -> Result<Vec<(Case, Outcome)>> {
 
 /// What both ends have recorded, and a description of the NAT between them.
 struct Recorded {
-    testimony: Testimony,
+    report: WitnessReport,
     nat: String,
 }
 
 impl Recorded {
-    fn new(case: &Case, topology: &NatTopology, testimony: Testimony) -> Self {
+    fn new(case: &Case, topology: &NatTopology, report: WitnessReport) -> Self {
         let of_both = |addresses: &Addresses| format!("[{}, \"{}\"]", addresses.v4, addresses.v6);
         let (client, server, public) = (&topology.client.addresses, &topology.server.addresses, &topology.public);
         let nat = if case.mode.is_active() {
@@ -364,14 +364,14 @@ impl Recorded {
             let six = format!("[{}]:21 -> [{}]:21", public.v6, server.v6);
             format!("inside: {}\ndnat: [\"{four}\", \"{six}\"]\n", of_both(server))
         };
-        Self { testimony, nat }
+        Self { report, nat }
     }
 
     /// Has the recording of the inside end written as the outside would have seen it, and compares that with what the
     /// outside end has recorded.
     fn assert_replayed(&self, case: &Case) -> Result<()> {
         let folder = daemon::new_folder();
-        self.testimony.write(&folder, "real")?;
+        self.report.write(&folder, "real")?;
         let (inside, outside) = if case.mode.is_active() { ("client", "server") } else { ("server", "client") };
         // The recording begins when the control connection is open already.
         let policy = format!("pickup: trust\n{ALL_MODES}");

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
 use crate::daemon::{Daemon, PATIENCE};
-use lab::mini::{Heard, Hearing, Pair, Speaker};
+use lab::mini::{Delivery, DeliveryStatus, Pair, Speaker};
 use lab::nat::{Nat, NatTopology};
 use lab::{Family, Host, Namespace, wait_until};
 use nix::sys::signal::Signal;
@@ -185,8 +185,8 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
             Pair::connect(&client.namespace, control, &server.namespace, control).expect("it is let through");
         let witness = stage.topology.witness().expect("root may record");
         let mut say = |speaker: Speaker, line: &str| {
-            let Hearing { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
-            assert_eq!(how, Heard::Whole, "{line}");
+            let Delivery { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
+            assert_eq!(how, DeliveryStatus::Whole, "{line}");
             String::from_utf8_lossy(&bytes).into_owned()
         };
         for (speaker, line) in [
@@ -228,9 +228,9 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
         let again = line.replace("4001", "4002").replace("15,161", "15,162");
         assert_eq!(say(Speaker::Client, &again), rewritten.replace("4001", "4002").replace("15,161", "15,162"));
 
-        let testimony = witness.end().expect("it has recorded");
-        assert_eq!(testimony.complaints(), Vec::<String>::new(), "{mode}");
-        let (_, seen) = testimony.ends.iter().find(|(end, _)| end == "server").expect("it was recorded");
+        let report = witness.end().expect("it has recorded");
+        assert_eq!(report.complaints(), Vec::<String>::new(), "{mode}");
+        let (_, seen) = report.ends.iter().find(|(end, _)| end == "server").expect("it was recorded");
         let holds = |text: &str| {
             seen.iter().filter(|packet| packet.bytes.windows(text.len()).any(|part| part == text.as_bytes())).count()
         };
@@ -247,8 +247,8 @@ fn packets_do_not_wait_for_bytes_that_passed_unread() {
     let NatTopology { client, server, .. } = &stage.topology;
     let mut pair = Pair::connect(&client.namespace, control, &server.namespace, control).expect("it is let through");
     let mut says = |speaker, line: &str| {
-        let Hearing { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
-        assert_eq!((how, String::from_utf8_lossy(&bytes).as_ref()), (Heard::Whole, line));
+        let Delivery { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
+        assert_eq!((how, String::from_utf8_lossy(&bytes).as_ref()), (DeliveryStatus::Whole, line));
     };
     says(Speaker::Server, "220 Ready.\r\n");
     stage.daemon.kill().expect("it runs");

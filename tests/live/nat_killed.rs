@@ -8,7 +8,7 @@
 
 use crate::daemon::{Daemon, PATIENCE};
 use crate::disturbance::{Disturbance, transfer_under};
-use crate::stage::{CONTENT, FILE, SetAtTheEnd, random_below};
+use crate::stage::{CONTENT, FILE, SetOnDrop, random_below};
 
 use std::io::Read as _;
 use std::net::SocketAddr;
@@ -61,7 +61,7 @@ fn kill_under_transfers(nat: Nat) {
             (mode, scope.spawn(move || client.run(transfers).and_then(|result| result)))
         });
         {
-            let _ends = SetAtTheEnd(is_over);
+            let _ends = SetOnDrop(is_over);
             disturbance.wait_for_logins(SESSIONS.len());
             for _ in 0..kills {
                 // A random moment is what this is about.

@@ -45,16 +45,16 @@ fn play(
 }
 
 /// A cell, and the recordings of both ends. The recordings of a failed cell are kept.
-fn transfer_and_look(stage: &NatStage, cell: &NatCell, patience: Duration) -> Result<()> {
+fn transfer_recorded(stage: &NatStage, cell: &NatCell, patience: Duration) -> Result<()> {
     let witness = stage.topology.witness()?;
     stage.transfer(cell.client, cell.mode, patience)?;
-    let testimony = witness.end()?;
-    let complaints = testimony.complaints();
+    let report = witness.end()?;
+    let complaints = report.complaints();
     if complaints.is_empty() {
         return Ok(());
     }
     let name: String = cell.to_string().split_whitespace().collect::<Vec<_>>().join("-");
-    testimony.write(Path::new(env!("CARGO_TARGET_TMPDIR")), &name)?;
+    report.write(Path::new(env!("CARGO_TARGET_TMPDIR")), &name)?;
     Err(Error::Dialogue { expected: "nothing odd at either end".to_owned(), got: complaints.join("\n") })
 }
 
@@ -87,7 +87,7 @@ fn scenes() -> Vec<NatScene> {
 fn the_kernel_helper_fails_only_in_known_cells() {
     let each = |stage: &NatStage, cell: &NatCell| {
         let patience = if known_failure_of_the_kernel_helper(cell).is_some() { BRIEF } else { PATIENCE };
-        transfer_and_look(stage, cell, patience)
+        transfer_recorded(stage, cell, patience)
     };
     let (mut wrong, mut known) = (Vec::new(), BTreeMap::new());
     let outcomes = play(Helper::Kernel, &scenes(), each);
@@ -131,7 +131,7 @@ fn without_helper_logins_pass_and_data_does_not() {
 }
 
 fn assert_lets_through(helper: Helper, scenes: &[NatScene]) {
-    let outcomes = play(helper, scenes, |stage, cell| transfer_and_look(stage, cell, PATIENCE));
+    let outcomes = play(helper, scenes, |stage, cell| transfer_recorded(stage, cell, PATIENCE));
     let failed = |Outcome { cell, result, .. }: &Outcome<NatCell>| Some(format!("{cell}: {}", result.as_ref().err()?));
     let failed: Vec<_> = outcomes.iter().filter_map(failed).collect();
     assert!(failed.is_empty(), "{} cells failed:\n{}", failed.len(), failed.join("\n\n"));

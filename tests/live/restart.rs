@@ -25,7 +25,7 @@ impl Stage {
     fn new(policy: &str) -> Self {
         let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
         topology.firewall.nft(Shape::Gateway.default_drop()).expect("the rules are right");
-        topology.remember_what_is_over().expect("root may");
+        topology.keep_ended_connections().expect("root may");
         let daemon = Daemon::start(&topology.firewall, policy).unwrap_or_else(|error| panic!("{error}"));
         Self { topology, daemon }
     }
@@ -44,15 +44,15 @@ impl Stage {
     }
 
     /// The elements of a set, as nft lists them.
-    fn stands(&self, set: &str) -> String {
-        let listed = self.topology.firewall.nft_says(&["list", "set", "inet", "pinhole", set]).expect("it stands");
+    fn elements(&self, set: &str) -> String {
+        let listed = self.topology.firewall.nft_output(&["list", "set", "inet", "pinhole", set]).expect("it stands");
         listed.split_once("elements = ").map(|(_, elements)| elements.to_owned()).unwrap_or_default()
     }
 
     #[track_caller]
-    fn wait_until_nothing_stands(&self, set: &str) {
-        lab::wait_until("nothing to stand", PATIENCE, || Ok(self.stands(set).is_empty()))
-            .unwrap_or_else(|error| panic!("{error}: {}", self.stands(set)));
+    fn wait_until_no_pinholes(&self, set: &str) {
+        lab::wait_until("no elements in the set", PATIENCE, || Ok(self.elements(set).is_empty()))
+            .unwrap_or_else(|error| panic!("{error}: {}", self.elements(set)));
     }
 
     /// Has a client log in and something be announced to it, and does the rest there, too.
@@ -82,9 +82,9 @@ fn adopted_pinhole_is_shown_restored_and_used() {
         let shown = stage.daemon.program(&["status"])?.said();
         assert!(shown.contains(", adopted, "), "{shown}");
 
-        stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"])?;
+        stage.topology.firewall.nft_output(&["delete", "table", "inet", "pinhole"])?;
         stage.daemon.wait_for_log("restored the table inet pinhole, 1 pinhole", 1);
-        assert!(stage.stands("pinholes4").contains(&announced.port().to_string()));
+        assert!(stage.elements("pinholes4").contains(&announced.port().to_string()));
 
         client.connect_data(announced)?;
         lab::wait_until("the daemon to hear of it", PATIENCE, || Ok(stage.daemon.counted("used") == 1))?;
@@ -104,12 +104,12 @@ fn restart_keeps_pinholes_and_applies_the_new_policy() {
     let _server = stage.serve();
     stage.daemon.write_policy(&POLICY.replace("[inet filter forward]", "[inet filter forward, ip other forward]"));
     stage.daemon.end(Signal::SIGUSR2).and_then(|()| stage.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
-    let others = |stage: &Stage| stage.topology.firewall.nft_says(&["list", "chain", "ip", "other", "forward"]);
+    let others = |stage: &Stage| stage.topology.firewall.nft_output(&["list", "chain", "ip", "other", "forward"]);
     stage.visit(|stage, client, announced| {
         assert!(others(stage)?.contains("pinhole"), "{}", others(stage)?);
         stage.daemon.end(Signal::SIGUSR2)?;
         stage.daemon.write_policy(POLICY);
-        assert!(stage.stands("pinholes4").contains(&announced.port().to_string()));
+        assert!(stage.elements("pinholes4").contains(&announced.port().to_string()));
         stage.daemon.restart()?;
         assert_eq!(stage.daemon.counted("adopted"), 1);
         // The chain that is named no more has no rule of ours.
@@ -118,7 +118,7 @@ fn restart_keeps_pinholes_and_applies_the_new_policy() {
         lab::wait_until("the daemon to hear of it", PATIENCE, || Ok(stage.daemon.counted("used") == 1))
     });
     stage.daemon.end(Signal::SIGTERM).expect("it ends");
-    assert!(!stage.topology.firewall.nft_says(&["list", "ruleset"]).expect("nft lists").contains("pinhole"));
+    assert!(!stage.topology.firewall.nft_output(&["list", "ruleset"]).expect("nft lists").contains("pinhole"));
 }
 
 #[test]
@@ -133,10 +133,10 @@ fn adopted_pinhole_is_closed_with_its_session() {
     for go in goes {
         stage.visit(|stage, client, _| {
             stage.restart_after_kill();
-            assert!(!stage.stands("pinholes4").is_empty());
+            assert!(!stage.elements("pinholes4").is_empty());
             go(client)
         });
-        stage.wait_until_nothing_stands("pinholes4");
+        stage.wait_until_no_pinholes("pinholes4");
         assert_eq!(stage.daemon.counted("closed"), 1);
     }
 }
@@ -150,9 +150,9 @@ fn pinhole_of_an_ended_session_is_closed_at_start() {
         client.quit()
     });
     lab::wait_until("the server to see it", PATIENCE, || Ok(server.sessions() == 0)).expect("it does");
-    assert!(!stage.stands("pinholes4").is_empty());
+    assert!(!stage.elements("pinholes4").is_empty());
     stage.daemon.restart().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(stage.stands("pinholes4"), "");
+    assert_eq!(stage.elements("pinholes4"), "");
     stage
         .daemon
         .wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1: the session had ended", 1);
@@ -166,7 +166,7 @@ fn adopted_pinhole_expires_after_its_timeout() {
         stage.restart_after_kill();
         assert_eq!(stage.daemon.counted("adopted"), 1);
         lab::wait_until("it to expire", PATIENCE, || Ok(stage.daemon.counted("expired") == 1))?;
-        assert_eq!(stage.stands("pinholes4"), "");
+        assert_eq!(stage.elements("pinholes4"), "");
         Ok(())
     });
 }
@@ -194,15 +194,15 @@ fn adopted_port_range_is_closed_with_its_session() {
     for _ in 0..2 {
         says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
     }
-    assert_eq!(stage.stands("port_ranges4"), "");
+    assert_eq!(stage.elements("port_ranges4"), "");
     says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
-    assert!(stage.stands("port_ranges4").contains("50000-50100"), "{}", stage.stands("port_ranges4"));
+    assert!(stage.elements("port_ranges4").contains("50000-50100"), "{}", stage.elements("port_ranges4"));
 
     stage.restart_after_kill();
     stage.daemon.wait_for_log("adopted 0 pinholes and 1 port range ", 1);
-    stage.topology.firewall.nft_says(&["delete", "table", "inet", "pinhole"]).expect("it stands");
+    stage.topology.firewall.nft_output(&["delete", "table", "inet", "pinhole"]).expect("it stands");
     stage.daemon.wait_for_log("restored the table inet pinhole", 1);
-    assert!(stage.stands("port_ranges4").contains("50000-50100"));
+    assert!(stage.elements("port_ranges4").contains("50000-50100"));
     drop((control, served));
-    stage.wait_until_nothing_stands("port_ranges4");
+    stage.wait_until_no_pinholes("port_ranges4");
 }

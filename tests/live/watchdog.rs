@@ -120,7 +120,7 @@ fn count_segments(host: &Namespace, hook: &str) {
 }
 
 fn counted(host: &Namespace) -> lab::Result<u64> {
-    let listed = host.nft_says(&["list", "counter", "inet", "watch", "seen"])?;
+    let listed = host.nft_output(&["list", "counter", "inet", "watch", "seen"])?;
     let counted = listed.split_whitespace().skip_while(|word| *word != "packets").nth(1);
     Ok(counted.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("no count in {listed}")))
 }
@@ -163,7 +163,7 @@ fn stopped_daemon_is_killed_in_time_and_logged() {
     assert!(took > LIMIT - Duration::from_secs(1) && took < lab::allow(LIMIT * 4), "{took:?}");
     daemon.wait_for_log(&format!("the watchdog killed the daemon (process {process})"), 1);
     daemon.wait_for_log("it is stopped (SIGSTOP, SIGTSTP)", 1);
-    assert!(stage.firewall().nft_says(&["list", "tables"]).expect("nft lists").contains("pinhole"));
+    assert!(stage.firewall().nft_output(&["list", "tables"]).expect("nft lists").contains("pinhole"));
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
 }
 

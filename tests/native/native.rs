@@ -27,7 +27,7 @@ fn gateway(policy: &str) -> (Stage, Daemon) {
     (stage, daemon)
 }
 
-fn wait_until_nobody_is_expected(firewall: &Namespace) {
+fn wait_until_no_expectations(firewall: &Namespace) {
     lab::wait_until("no expectations", PATIENCE, || Ok(expected(firewall).is_empty()))
         .unwrap_or_else(|error| panic!("{error}: {:?}", expected(firewall)));
 }
@@ -102,7 +102,7 @@ fn assert_shown_by_conntrack(firewall: &Namespace, one: &CtExpectation) {
 fn expectation_is_removed_with_its_session() {
     let Some(_machine) = machine() else { return };
     let (stage, _daemon) = gateway("defaults: { timeout: 1h }\n");
-    stage.topology.remember_what_is_over().expect("root may");
+    stage.topology.keep_ended_connections().expect("root may");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
@@ -110,7 +110,7 @@ fn expectation_is_removed_with_its_session() {
         assert_eq!(expected(stage.firewall()).len(), 1);
         client.quit()
     });
-    wait_until_nobody_is_expected(stage.firewall());
+    wait_until_no_expectations(stage.firewall());
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
         let announced = client.passive(Mode::Pasv)?;
@@ -148,7 +148,7 @@ fn announcement_beyond_the_session_limit_is_refused() {
         assert!(ports(&three).iter().all(|port| all.contains(port)), "{all:?}");
         client.quit()
     });
-    wait_until_nobody_is_expected(stage.firewall());
+    wait_until_no_expectations(stage.firewall());
 }
 
 /// The kernel's own limit for all expectations of a network namespace, which is one number for all of them.
@@ -205,7 +205,7 @@ fn expectations_beyond_the_helper_limit_go_to_the_sets() {
         assert_closed(&stage.topology.client.namespace, last);
         client.quit()
     });
-    wait_until_nobody_is_expected(stage.firewall());
+    wait_until_no_expectations(stage.firewall());
     stage.wait_for_pinholes(0);
 }
 

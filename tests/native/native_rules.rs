@@ -98,7 +98,7 @@ fn distribution_rulesets_work_unchanged() {
             // First, as it should be at boot: firewalld's rules name the helper.
             let daemon = start(stage.firewall(), "");
             stage.firewall().nft(&rules).expect("the rules are right");
-            let stands = || Ok(stage.firewall().nft_says(&["list", "tables"])?.contains("inet pinhole"));
+            let stands = || Ok(stage.firewall().nft_output(&["list", "tables"])?.contains("inet pinhole"));
             lab::wait_until("the table to be back", PATIENCE, stands).unwrap_or_else(|error| panic!("{error}"));
             for family in Family::ALL {
                 let server = stage.serve(family);

@@ -57,7 +57,7 @@ fn assert_told(front: &Front, parts: &[&str]) {
     let complaint = line(&said, "pinhole: ");
     assert_holds(complaint, &["`mechanism: native` is not possible: "]);
     assert_holds(complaint, parts);
-    assert!(!namespace.nft_says(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
+    assert!(!namespace.nft_output(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
     let found = run(front, &namespace, &folder, &["check", "--host"]);
     let problem = line(&found.said(), "problem  mechanism").to_owned();
     assert_eq!(found.status.code(), Some(1), "{}", found.said());

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 
-use lab::mini::{Heard, Pair, Speaker};
+use lab::mini::{DeliveryStatus, Pair, Speaker};
 use lab::{Addresses, End, Family, Namespace, Result, Shape, Topology};
 use nix::sys::signal::Signal;
 
@@ -52,7 +52,7 @@ pub(crate) struct Bench {
     pub(crate) third_open: SocketAddr,
     control: SocketAddr,
     pub(crate) pair: Pair,
-    heard: Heard,
+    heard: DeliveryStatus,
     _third: Namespace,
 }
 
@@ -110,7 +110,7 @@ impl Bench {
             third_open,
             control,
             pair,
-            heard: Heard::Whole,
+            heard: DeliveryStatus::Whole,
             _third: third,
         })
     }
@@ -138,7 +138,7 @@ impl Bench {
     }
 
     pub(crate) fn say_bytes(&mut self, speaker: Speaker, pieces: &[&[u8]]) -> Result<()> {
-        if self.heard == Heard::Lost {
+        if self.heard == DeliveryStatus::Lost {
             return Ok(());
         }
         self.heard = self.pair.says(speaker, pieces)?.how;
@@ -178,7 +178,7 @@ impl Bench {
 
     /// Whether a data connection from there to there gets through.
     pub(crate) fn data(&self, from: &Namespace, to: SocketAddr) -> Result<Outcome> {
-        if self.heard == Heard::Lost {
+        if self.heard == DeliveryStatus::Lost {
             return Ok(Outcome::StandsStill);
         }
         match from.run(|| TcpStream::connect_timeout(&to, PATIENCE))? {
@@ -198,7 +198,7 @@ impl Bench {
                 list.split_whitespace().next().and_then(|left| left.parse().ok()).expect("one expectation")
             }
             Helper::Pinhole | Helper::Nobody => {
-                let list = self.firewall.nft_says(&["-j", "list", "set", "inet", "pinhole", "pinholes4"])?;
+                let list = self.firewall.nft_output(&["-j", "list", "set", "inet", "pinhole", "pinholes4"])?;
                 let list: serde_json::Value = serde_json::from_str(&list).expect("nft writes JSON");
                 let elements = list["nftables"].as_array().expect("a list").iter().find_map(|one| one.get("set"));
                 elements.and_then(|set| set["elem"][0]["elem"]["expires"].as_f64()).expect("one pinhole")
@@ -238,7 +238,7 @@ impl Bench {
             return Ok(());
         }
         lab::wait_until("Pinhole to mend the ruleset", PATIENCE, || {
-            let rules = self.firewall.nft_says(&["list", "ruleset"])?;
+            let rules = self.firewall.nft_output(&["list", "ruleset"])?;
             // What captures comes last into its table.
             Ok(rules.contains("goto inspect") && rules.contains("pinhole: announced"))
         })

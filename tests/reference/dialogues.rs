@@ -78,7 +78,7 @@ pub(crate) const CASES: &[Case] = &[
         bench.passive(&["227 Entering Passive Mode (10,", "21,2,10,{ports})\r\n"])
     }),
     case("PORT split over two segments, the second sent when the first is acknowledged", SPLIT, |bench| {
-        bench.pair.let_wait(Client)?;
+        bench.pair.enable_nagle(Client)?;
         bench.active(&["PORT {port-1}", "{port-2}\r\n"])
     }),
     // What stands around it.

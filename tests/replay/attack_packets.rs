@@ -666,7 +666,7 @@ fn play(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) 
 }
 
 /// A server that refuses every login, and echoes only the user's name, as Pure-FTPd does.
-fn lets_nobody_in(line: &[u8]) -> Vec<u8> {
+fn refuses_logins(line: &[u8]) -> Vec<u8> {
     let verb: Vec<u8> = line.iter().copied().take_while(u8::is_ascii_alphabetic).collect();
     match verb.to_ascii_uppercase().as_slice() {
         b"USER" => [b"331 User ", line.get(5..).unwrap_or_default(), b" OK. Password required\r\n"].concat(),
@@ -679,7 +679,7 @@ fn lets_nobody_in(line: &[u8]) -> Vec<u8> {
 }
 
 /// A server that accepts every login, echoes arguments in many forms, and never opens a port.
-fn repeats_everything(line: &[u8]) -> Vec<u8> {
+fn echoes_arguments(line: &[u8]) -> Vec<u8> {
     let verb: Vec<u8> = line.iter().copied().take_while(u8::is_ascii_alphabetic).collect();
     let argument = line.get(verb.len() + 1..).unwrap_or_default();
     match verb.to_ascii_uppercase().as_slice() {
@@ -696,12 +696,12 @@ fn repeats_everything(line: &[u8]) -> Vec<u8> {
 }
 
 /// The same server, which lists files in its reply to STAT with a path, and shows their names as they are.
-fn lists_names(line: &[u8], names: &[u8]) -> Vec<u8> {
+fn lists_file_names(line: &[u8], names: &[u8]) -> Vec<u8> {
     match line.split_at_checked(5) {
         Some((verb, [_, ..])) if verb.eq_ignore_ascii_case(b"STAT ") => {
             [b"213-Status:\r\n", names, b"\r\n213 End\r\n"].concat()
         }
-        _ => repeats_everything(line),
+        _ => echoes_arguments(line),
     }
 }
 
@@ -802,7 +802,7 @@ proptest! {
 
     #[test]
     fn client_without_a_login_opens_nothing(text in hostile_lines(), moves in moves()) {
-        let packets = play(&text, &moves, lets_nobody_in);
+        let packets = play(&text, &moves, refuses_logins);
         let opened = packets.opened();
         prop_assert!(opened.is_empty(), "{opened:?} by these:\n{packets}");
     }
@@ -811,7 +811,7 @@ proptest! {
     #[test]
     fn server_that_echoes_arguments_opens_nothing(text in hostile_lines(), moves in moves()) {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
-        let packets = play(&text, &moves, repeats_everything);
+        let packets = play(&text, &moves, echoes_arguments);
         let opened = packets.opened();
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.2:")), "{opened:?} by these:\n{packets}");
     }
@@ -822,7 +822,7 @@ proptest! {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
         let moves: Vec<Move> =
             moves.into_iter().filter(|one| !matches!(one, Move::Lost | Move::Restart)).collect();
-        let packets = play(&text, &moves, |line| lists_names(line, &names));
+        let packets = play(&text, &moves, |line| lists_file_names(line, &names));
         let opened = packets.opened();
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.2:")), "{opened:?} by these:\n{packets}");
     }

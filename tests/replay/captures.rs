@@ -30,7 +30,7 @@ fn recorded() -> Vec<(PathBuf, Value)> {
 
 /// What a session came to, in words that compare.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Story {
+struct SessionSummary {
     user: String,
     picked_up: bool,
     encrypted: bool,
@@ -42,7 +42,7 @@ struct Story {
     blocked: Vec<String>,
 }
 
-impl Story {
+impl SessionSummary {
     fn sorted(mut self) -> Self {
         for list in [&mut self.through, &mut self.expected, &mut self.refused, &mut self.blocked] {
             list.sort();
@@ -52,10 +52,10 @@ impl Story {
 }
 
 /// Sessions by the addresses of their control connections, in order.
-type Stories = Vec<(String, Story)>;
+type SessionSummaries = Vec<(String, SessionSummary)>;
 
-fn told(report: &[Value]) -> Stories {
-    let mut stories: BTreeMap<u64, (String, Story)> = BTreeMap::new();
+fn told(report: &[Value]) -> SessionSummaries {
+    let mut stories: BTreeMap<u64, (String, SessionSummary)> = BTreeMap::new();
     for event in report {
         let Some(session) = event["session"].as_u64() else { continue };
         let (name, story) = stories.entry(session).or_default();
@@ -76,14 +76,14 @@ fn told(report: &[Value]) -> Stories {
     stories.into_values().map(|(name, story)| (name, story.sorted())).collect()
 }
 
-fn happened(truth: &Value) -> Stories {
+fn happened(truth: &Value) -> SessionSummaries {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let sessions = list(&truth["sessions"]).into_iter().map(|session| {
-        let mut story = Story {
+        let mut story = SessionSummary {
             user: session["user"].as_str().unwrap_or_default().to_owned(),
             picked_up: session["picked_up"] == Value::Bool(true),
             encrypted: session["tls"] == Value::Bool(true),
-            ..Story::default()
+            ..SessionSummary::default()
         };
         for data in list(&session["data"]) {
             if data["readable"] == Value::Bool(true) && data["announced_by"].is_string() {

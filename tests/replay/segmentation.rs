@@ -79,7 +79,7 @@ fn dialogue(name: &str) -> (Flow, Vec<Turn>) {
 
 /// What the network does to what one end says in one turn.
 #[derive(Clone, Debug)]
-struct Weather {
+struct NetworkFaults {
     /// How long each segment is.
     cuts: Vec<usize>,
     /// Segments that come twice, or overlap the one before by some bytes.
@@ -90,19 +90,24 @@ struct Weather {
     losses: Vec<Index>,
 }
 
-fn weather() -> impl Strategy<Value = Weather> {
+fn faults() -> impl Strategy<Value = NetworkFaults> {
     let cuts = proptest::collection::vec(1usize..40, 1..20);
     let repeats = proptest::collection::vec((any::<Index>(), 0usize..30), 0..5);
     let swaps = proptest::collection::vec((any::<Index>(), 1usize..6), 0..5);
     let losses = proptest::collection::vec(any::<Index>(), 0..3);
-    (cuts, repeats, swaps, losses).prop_map(|(cuts, repeats, swaps, losses)| Weather { cuts, repeats, swaps, losses })
+    (cuts, repeats, swaps, losses).prop_map(|(cuts, repeats, swaps, losses)| NetworkFaults {
+        cuts,
+        repeats,
+        swaps,
+        losses,
+    })
 }
 
 /// The ranges of `length` bytes in the order in which they arrive.
-fn arrivals(length: usize, weather: &Weather) -> Vec<std::ops::Range<usize>> {
+fn arrivals(length: usize, faults: &NetworkFaults) -> Vec<std::ops::Range<usize>> {
     let mut segments = Vec::new();
     let mut from = 0;
-    for cut in weather.cuts.iter().cycle() {
+    for cut in faults.cuts.iter().cycle() {
         if from == length {
             break;
         }
@@ -110,27 +115,27 @@ fn arrivals(length: usize, weather: &Weather) -> Vec<std::ops::Range<usize>> {
         segments.push(from..to);
         from = to;
     }
-    for (index, overlap) in &weather.repeats {
+    for (index, overlap) in &faults.repeats {
         let place = index.index(segments.len());
         let again = segments[place].clone();
         segments.insert(place + 1, again.start.saturating_sub(*overlap)..again.end);
     }
-    for (index, distance) in &weather.swaps {
+    for (index, distance) in &faults.swaps {
         let one = index.index(segments.len());
         let other = (one + distance).min(segments.len() - 1);
         segments.swap(one, other);
     }
-    for index in &weather.losses {
+    for index in &faults.losses {
         let lost = segments.remove(index.index(segments.len()));
         segments.push(lost);
     }
     segments
 }
 
-/// The dialogue as packets, in this weather.
-fn packets(flow: &Flow, turns: &[Turn], weather: &[Weather]) -> Vec<Vec<u8>> {
+/// The dialogue as packets, with these faults.
+fn packets(flow: &Flow, turns: &[Turn], faults: &[NetworkFaults]) -> Vec<Vec<u8>> {
     let mut packets = Vec::new();
-    let mut weather = weather.iter().cycle();
+    let mut faults = faults.iter().cycle();
     for turn in turns {
         match turn {
             Turn::Opens { flow, client, server } => {
@@ -140,8 +145,8 @@ fn packets(flow: &Flow, turns: &[Turn], weather: &[Weather]) -> Vec<Vec<u8>> {
             }
             Turn::Says { direction, seq, ack, bytes } => {
                 let flow = if *direction == Direction::FromClient { *flow } else { flow.reversed() };
-                let weather = weather.next().expect("there is always some weather");
-                for range in arrivals(bytes.len(), weather) {
+                let faults = faults.next().expect("it cycles");
+                for range in arrivals(bytes.len(), faults) {
                     packets.push(packet(&flow, *seq + range.start, *ack, Flags::ACK, &bytes[range]));
                 }
                 // What the other end acknowledges in the meantime says nothing new.
@@ -153,9 +158,9 @@ fn packets(flow: &Flow, turns: &[Turn], weather: &[Weather]) -> Vec<Vec<u8>> {
 }
 
 /// Everything that was decided, without when.
-fn decisions(flow: &Flow, turns: &[Turn], weather: &[Weather]) -> Vec<String> {
+fn decisions(flow: &Flow, turns: &[Turn], faults: &[NetworkFaults]) -> Vec<String> {
     let policy = policy("defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV], pinholes_per_session: 100 }");
-    let (report, counters) = replay_packets(packets(flow, turns, weather), policy);
+    let (report, counters) = replay_packets(packets(flow, turns, faults), policy);
     assert_eq!(counters.events.anomalies, 0, "repeating and reordering is no anomaly");
     let decided = report.into_iter().filter(|event| text(event, "event") != "summary").map(|mut event| {
         event["time"] = Value::Null;
@@ -164,10 +169,11 @@ fn decisions(flow: &Flow, turns: &[Turn], weather: &[Weather]) -> Vec<String> {
     decided.collect()
 }
 
-const FAIR: Weather = Weather { cuts: Vec::new(), repeats: Vec::new(), swaps: Vec::new(), losses: Vec::new() };
+const FAIR: NetworkFaults =
+    NetworkFaults { cuts: Vec::new(), repeats: Vec::new(), swaps: Vec::new(), losses: Vec::new() };
 
-fn fair() -> Weather {
-    Weather { cuts: vec![usize::MAX / 2], ..FAIR }
+fn fair() -> NetworkFaults {
+    NetworkFaults { cuts: vec![usize::MAX / 2], ..FAIR }
 }
 
 #[test]
@@ -183,7 +189,7 @@ fn unsplit_dialogue_gives_the_recorded_decisions() {
 fn one_byte_segments_change_no_decision() {
     for name in DIALOGUES {
         let (flow, turns) = dialogue(name);
-        let bytewise = Weather { cuts: vec![1], ..FAIR };
+        let bytewise = NetworkFaults { cuts: vec![1], ..FAIR };
         assert_eq!(decisions(&flow, &turns, &[bytewise]), decisions(&flow, &turns, &[fair()]), "{name}");
     }
 }
@@ -194,9 +200,9 @@ proptest! {
     #[test]
     fn loss_reordering_and_splitting_change_no_decision(
         name in proptest::sample::select(DIALOGUES.as_slice()),
-        weather in proptest::collection::vec(weather(), 1..8),
+        faults in proptest::collection::vec(faults(), 1..8),
     ) {
         let (flow, turns) = dialogue(name);
-        prop_assert_eq!(decisions(&flow, &turns, &weather), decisions(&flow, &turns, &[fair()]));
+        prop_assert_eq!(decisions(&flow, &turns, &faults), decisions(&flow, &turns, &[fair()]));
     }
 }

@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use crate::daemon::PATIENCE;
-use crate::stage::{CONTENT, FILE, SetAtTheEnd, Stage};
+use crate::stage::{CONTENT, FILE, SetOnDrop, Stage};
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -121,7 +121,7 @@ pub(crate) fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance
         };
         let sessions: Vec<(Mode, ScopedJoinHandle<'_, _>)> = sessions.into_iter().map(start).collect();
         {
-            let _ends = SetAtTheEnd(is_over);
+            let _ends = SetOnDrop(is_over);
             disturbance.wait_for_logins(sessions.len());
             disturb(disturbance);
         }

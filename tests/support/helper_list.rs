@@ -35,7 +35,7 @@ pub(crate) fn refused_start() -> String {
     let namespace = Namespace::new("alone").expect("a namespace");
     let finished = run_briefly(&namespace, "mechanism: native\n");
     assert!(!finished.status.success(), "{}", finished.said());
-    assert!(!namespace.nft_says(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
+    assert!(!namespace.nft_output(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
     finished.said()
 }
 

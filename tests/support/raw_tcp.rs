@@ -271,7 +271,7 @@ impl RawListener {
         };
         let mut end = RawTcp::new(self.0, remote, syn.timestamp);
         end.expected = syn.seq + 1;
-        end.let_come(room);
+        end.widen_window(room);
         let syn_ack = RawSegment { syn: true, ..end.segment(b"") };
         end.next += 1;
         end.wire.send(remote, &syn_ack);
@@ -334,7 +334,7 @@ impl RawTcp {
             }
         }
         if !early.is_empty() && syn.payload.is_empty() {
-            end.send_for_sure(early);
+            end.send_until_acknowledged(early);
         }
         end
     }
@@ -401,12 +401,12 @@ impl RawTcp {
 
     /// Sends bytes in one segment, and again until the other end has acknowledged them.
     #[track_caller]
-    pub(crate) fn send_for_sure(&mut self, payload: &[u8]) {
-        assert!(self.try_to_send(payload, PATIENCE), "{} acknowledges nothing", self.remote);
+    pub(crate) fn send_until_acknowledged(&mut self, payload: &[u8]) {
+        assert!(self.send_for(payload, PATIENCE), "{} acknowledges nothing", self.remote);
     }
 
     /// The same for so long; whether they were acknowledged.
-    pub(crate) fn try_to_send(&mut self, payload: &[u8], patience: Duration) -> bool {
+    pub(crate) fn send_for(&mut self, payload: &[u8], patience: Duration) -> bool {
         let again = self.segment(payload);
         self.next += payload.len();
         let until = Instant::now() + patience;
@@ -447,12 +447,12 @@ impl RawTcp {
     }
 
     /// From now on the other end may send so many bytes more. Nothing is sent that says so.
-    pub(crate) fn let_come(&mut self, bytes: usize) {
+    pub(crate) fn widen_window(&mut self, bytes: usize) {
         self.edge = Some(self.expected + bytes);
     }
 
     /// From now on the other end may send what it likes. Nothing is sent that says so.
-    pub(crate) fn let_all_come(&mut self) {
+    pub(crate) fn open_window(&mut self) {
         self.edge = None;
     }
 
@@ -518,7 +518,7 @@ impl RawTcp {
     /// Sends a command and returns what comes up to a reply with that code.
     #[track_caller]
     pub(crate) fn asks(&mut self, command: &str, code: &str) -> String {
-        self.send_for_sure(format!("{command}\r\n").as_bytes());
+        self.send_until_acknowledged(format!("{command}\r\n").as_bytes());
         self.read_reply(code)
     }
 

@@ -203,9 +203,9 @@ pub(crate) fn read_all(mut stream: TcpStream) -> Vec<u8> {
 }
 
 /// Sets a flag when dropped, after a panic, too.
-pub(crate) struct SetAtTheEnd<'a>(pub(crate) &'a AtomicBool);
+pub(crate) struct SetOnDrop<'a>(pub(crate) &'a AtomicBool);
 
-impl Drop for SetAtTheEnd<'_> {
+impl Drop for SetOnDrop<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::SeqCst);
     }
@@ -232,16 +232,16 @@ pub(crate) fn serve_by_hand(
                 }
             })
         });
-        let _wakes = WakeAtTheEnd(namespace, address);
-        let _ends = SetAtTheEnd(&is_over);
+        let _wakes = WakeOnDrop(namespace, address);
+        let _ends = SetOnDrop(&is_over);
         visit();
     });
 }
 
 /// Connects once more when dropped, so that the accepting thread notices the end.
-pub(crate) struct WakeAtTheEnd<'a>(&'a Namespace, SocketAddr);
+pub(crate) struct WakeOnDrop<'a>(&'a Namespace, SocketAddr);
 
-impl Drop for WakeAtTheEnd<'_> {
+impl Drop for WakeOnDrop<'_> {
     fn drop(&mut self) {
         let _ = connect(self.0, self.1);
     }

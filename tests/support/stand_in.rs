@@ -23,9 +23,9 @@ pub(crate) enum Moment {
 }
 
 /// The daemon's substitute, until a certain packet.
-pub(crate) struct StandIn(Receiver<&'static str>);
+pub(crate) struct DaemonSubstitute(Receiver<&'static str>);
 
-impl StandIn {
+impl DaemonSubstitute {
     /// Starts reading the queue in a namespace. It ends at the first packet whose payload begins with that word.
     pub(crate) fn start(namespace: &Namespace, policy: &str, word: &'static str, moment: Moment) -> Self {
         let (tell, told) = channel();

@@ -40,7 +40,7 @@ fn line(command: &str) -> Vec<u8> {
 
 /// What is not let through is not acknowledged; then it is sent again for as long as a command may take.
 fn say(peer: &mut RawTcp, bytes: &[u8]) {
-    peer.try_to_send(bytes, ARRIVAL);
+    peer.send_for(bytes, ARRIVAL);
 }
 
 /// Sends other bytes in the command's place, in a segment that the server ignores, and then the command.

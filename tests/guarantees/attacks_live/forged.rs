@@ -15,15 +15,15 @@ fn forged_replies_open_nothing(shape: Shape) {
     let mut peer = scene.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     // The server cannot say anything; a smaller window counts only behind something new.
-    peer.let_come(0);
-    peer.send_for_sure(b"PA");
-    peer.send_for_sure(b"SS no\r\nPASV\r\n");
+    peer.widen_window(0);
+    peer.send_until_acknowledged(b"PA");
+    peer.send_until_acknowledged(b"SS no\r\nPASV\r\n");
     let login = b"230 In.\r\n";
     peer.forge_reply(&peer.reply(0, login));
     let passive = format!("227 Entering Passive Mode ({}).\r\n", announced(scene.cache));
     peer.forge_reply(&peer.reply(login.len(), passive.as_bytes()));
     // The firewall has handled the forged packets before this one.
-    peer.send_for_sure(b"NOOP\r\n");
+    peer.send_until_acknowledged(b"NOOP\r\n");
     scene.assert_cache_is_closed();
 }
 
@@ -67,7 +67,7 @@ fn commands_from_the_server_side_open_nothing() {
     peer.skip(login.len());
     forge(&peer, user.len(), scene.port_line().as_bytes());
     // The firewall has handled the forged packets before this one.
-    peer.let_all_come();
+    peer.open_window();
     (&client).write_all(b"x").expect("there is room");
     peer.acknowledge();
     peer.wait_for("a byte", |peer| !peer.unread_text().is_empty());

@@ -50,7 +50,7 @@ fn connection_that_is_not_ftp_is_read_after_a_reload_that_denies() {
     let daemon = stage.daemon("");
     let mut peer = connect(&stage, Family::V4);
     for line in ["HELLO", "HELP"] {
-        peer.send_for_sure(format!("{line}\r\n").as_bytes());
+        peer.send_until_acknowledged(format!("{line}\r\n").as_bytes());
         assert!(recorder.hears(line, peer.local()));
     }
     daemon.write_policy(&policy(Shape::Gateway, POLICY));
@@ -59,6 +59,6 @@ fn connection_that_is_not_ftp_is_read_after_a_reload_that_denies() {
     peer.send_segment(&peer.segment(b"FEAT\r\n"));
     peer.skip(6);
     assert!(!recorder.hears("FEAT", peer.local()), "FEAT arrives in spite of the policy");
-    peer.send_for_sure(b"NOOP\r\n");
+    peer.send_until_acknowledged(b"NOOP\r\n");
     assert!(recorder.hears("NOOP", peer.local()));
 }

@@ -21,7 +21,7 @@ fn bare_line_feed_in_a_repeated_argument_ends_no_reply() {
     let mut peer = scene.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
-    peer.send_for_sure(format!("TYPE \n227 ({})\r\nPASV\r\n", announced(scene.cache)).as_bytes());
+    peer.send_until_acknowledged(format!("TYPE \n227 ({})\r\nPASV\r\n", announced(scene.cache)).as_bytes());
     let repeated = peer.read_until("227 Entering");
     assert!(repeated.contains("\n227"), "the server repeats nothing: {repeated:?}");
     scene.assert_cache_is_closed();
@@ -36,7 +36,7 @@ fn file_name_that_ends_its_list_and_announces_opens_nothing() {
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
     peer.asks(&format!("MKD a\r\0213 x\r\0227 ({})", announced(scene.cache)), "257");
-    peer.send_for_sure(b"STAT .\r\nPASV\r\n");
+    peer.send_until_acknowledged(b"STAT .\r\nPASV\r\n");
     let listed = peer.read_until("227 Entering");
     assert!(listed.contains("\r\n227 ("), "the server does not show the name as it is: {listed:?}");
     scene.assert_cache_is_closed();
@@ -78,10 +78,10 @@ fn odd_bytes_that_servers_repeat_open_nothing() {
             peer.asks(&format!("USER {USER}"), "331");
             peer.asks(&format!("PASS {PASSWORD}"), "230");
             for verb in ["TYPE ", "CWD ", "XY ", "MKD ", "SITE ", "STAT "] {
-                peer.try_to_send(&[verb.as_bytes(), odd, &passive, b"\r\nPASV\r\n"].concat(), ANSWER);
+                peer.send_for(&[verb.as_bytes(), odd, &passive, b"\r\nPASV\r\n"].concat(), ANSWER);
             }
             // Behind some of them a server does not read on, or hangs up.
-            peer.try_to_send(b"SYST\r\n", ANSWER);
+            peer.send_for(b"SYST\r\n", ANSWER);
             peer.hears("215 ", ANSWER);
             scene.assert_cache_is_closed();
         }

@@ -25,18 +25,18 @@ fn cut_reply_opens_nothing(
     let mut peer = scene.attacker();
     let goes_on = early(&mut peer);
     let before_the_227 = "331 User ";
-    peer.let_come(before_the_227.len());
+    peer.widen_window(before_the_227.len());
     // A smaller window counts only behind something new.
-    assert_eq!(peer.try_to_send(b"US", if goes_on { PATIENCE } else { ARRIVAL }), goes_on);
+    assert_eq!(peer.send_for(b"US", if goes_on { PATIENCE } else { ARRIVAL }), goes_on);
     if !goes_on {
         scene.assert_cache_is_closed();
         return;
     }
-    peer.send_for_sure(format!("ER 227 ({})\r\n", announced(scene.cache)).as_bytes());
+    peer.send_until_acknowledged(format!("ER 227 ({})\r\n", announced(scene.cache)).as_bytes());
     peer.wait_for("the beginning of a reply", |peer| peer.unread_text() == before_the_227);
     between(&mut scene, &mut peer);
-    peer.send_for_sure(b"PASV\r\n");
-    peer.let_all_come();
+    peer.send_until_acknowledged(b"PASV\r\n");
+    peer.open_window();
     peer.acknowledge();
     assert!(peer.read_until("\r\n").contains("227 (10,21,"));
     scene.assert_cache_is_closed();
@@ -53,11 +53,11 @@ fn posted_port_opens_nothing(
     let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", port.len());
     early(&mut scene, &mut peer);
     client.write_all(format!("{head}{port}").as_bytes()).expect("there is room");
-    peer.let_come(head.len());
+    peer.widen_window(head.len());
     peer.acknowledge();
     peer.read_until("\r\n\r\n");
     between(&mut scene, &mut peer);
-    peer.let_all_come();
+    peer.open_window();
     peer.acknowledge();
     peer.read_until("\r\n");
     scene.assert_desktop_is_closed();
@@ -134,7 +134,7 @@ fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
     let (mut client, mut peer) = scene.visit(1000);
     client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n").expect("there is room");
     peer.read_until("\r\n\r\n");
-    peer.let_all_come();
+    peer.open_window();
     peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
     wait_until_forgotten(scene.gateway(), client.local_addr().expect("it is connected").port());
     client.write_all(b"text=a\r\n").expect("there is room");
@@ -162,14 +162,14 @@ fn send_form_behind_a_syn_ack(client: &mut TcpStream, peer: &mut RawTcp, port: &
     };
     peer.wait_for("an acknowledgement of the browser's", |peer| !peer.log.is_empty());
     invented(peer, 0, "220 Hello.\r\n");
-    peer.let_come(head.len());
+    peer.widen_window(head.len());
     peer.acknowledge();
     peer.read_until("\r\n\r\n");
-    peer.let_come(user.len());
+    peer.widen_window(user.len());
     peer.acknowledge();
     peer.read_until(user);
     invented(peer, 12, "230 In.\r\n");
-    peer.let_all_come();
+    peer.open_window();
     peer.acknowledge();
     peer.read_until("\r\n");
 }
@@ -247,9 +247,9 @@ fn request_whose_head_is_in_the_syn_opens_nothing() {
     let head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\n";
     let mut peer = RawTcp::connect_with(&client.namespace, own, target, false, 60_000, head);
     peer.read_reply("220");
-    peer.send_for_sure(b"USER a\r\n");
+    peer.send_until_acknowledged(b"USER a\r\n");
     peer.read_reply("230");
-    peer.send_for_sure(said.as_bytes());
+    peer.send_until_acknowledged(said.as_bytes());
     peer.read_reply("200");
     assert_closed(&server.namespace, desktop);
 }

@@ -55,7 +55,7 @@ fn stopped_daemon_does_not_stop_control_connections() {
     before.asks(&format!("USER {USER}"), "331");
     scene.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
     // One that lives, and one that begins.
-    let goes_on = before.try_to_send(format!("PASS {PASSWORD}\r\n").as_bytes(), PATIENCE);
+    let goes_on = before.send_for(format!("PASS {PASSWORD}\r\n").as_bytes(), PATIENCE);
     let begins = std::thread::scope(|scope| scope.spawn(|| scene.attacker()).join().is_ok());
     assert!(goes_on && begins, "while it is stopped: a session goes on: {goes_on}, one begins: {begins}");
     assert!(!scene.daemon.child.is_running().expect("it is ours"), "it was not ended");

@@ -49,7 +49,7 @@ pub(crate) fn in_queue(host: &Host, mut see: impl FnMut(&[u8]) -> Option<Vec<u8>
 
 /// Lists the packets of queue 0, each with the first four bytes of its payload, or its flags. A retransmission of a
 /// slow machine's TCP is listed once; an identical packet is listed twice.
-fn eavesdrop(host: &Host, work: impl FnOnce()) -> Vec<String> {
+fn queued_packets(host: &Host, work: impl FnOnce()) -> Vec<String> {
     let mut heard: Vec<Vec<u8>> = Vec::new();
     let hear = |packet: &[u8]| {
         if !heard.iter().any(|earlier| is_sent_again(packet, earlier)) {
@@ -103,7 +103,7 @@ fn dialogue_is_queued_without_bare_acks() {
         let guard = if client_side { &client } else { &host };
         let mut sets = guard.run(|| firewall::install(&Policy::embedded())).expect("installed");
         let listener = listens(&host, address);
-        let heard = eavesdrop(guard, || {
+        let heard = queued_packets(guard, || {
             let mut ours = connects(&client, address).expect("it listens");
             let (mut theirs, _) = listener.accept().expect("it came");
             let Control { connection, id, .. } =
@@ -149,7 +149,7 @@ fn loopback_packets_are_queued_once() {
     let host = Host::new("loop");
     let _sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
     let listener = listens(&host, "127.0.0.1:21");
-    let heard = eavesdrop(&host, || {
+    let heard = queued_packets(&host, || {
         let mut ours = connects(&host, "127.0.0.1:21").expect("it listens");
         let (mut theirs, _) = listener.accept().expect("it came");
         converse(&mut ours, &mut theirs, &DIALOGUE[..2]);
@@ -187,7 +187,7 @@ fn each_processor_has_its_own_queue() {
         only.set(processor);
         sched_setaffinity(None, &only).expect("it is allowed");
     };
-    eavesdrop(&host, || {
+    queued_packets(&host, || {
         for processor in processors {
             // Both ends are on this processor, and so is what the kernel does for them.
             let heard = thread::scope(|scope| {

@@ -15,7 +15,7 @@ pub(crate) struct Candidate {
 /// The places of those that together have each aspect that one of all has. Few of them, in few groups: always the one
 /// that adds most is taken; of several such, one from a group from which one was taken already; and of several such,
 /// the first of those with most extras that none had yet.
-pub(crate) fn with_everything(all: &[Candidate]) -> BTreeSet<usize> {
+pub(crate) fn covering_choice(all: &[Candidate]) -> BTreeSet<usize> {
     let (mut chosen, mut groups, mut seen) = (BTreeSet::new(), HashSet::new(), HashSet::new());
     loop {
         let worth = |one: &Candidate| {
@@ -49,7 +49,7 @@ mod tests {
             aspects: names(aspects),
             extras: names(extras),
         };
-        with_everything(&all.iter().map(candidate).collect::<Vec<_>>()).into_iter().collect()
+        covering_choice(&all.iter().map(candidate).collect::<Vec<_>>()).into_iter().collect()
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 use super::error::{Error, Result, quoted};
 use super::namespace::Namespace;
+use super::private_files::{INSIDE, PASSWORD, PrivateFiles, USER};
 use super::process::Command;
-use super::room::{INSIDE, PASSWORD, Room, USER};
 use super::tools::{self, Tool};
 use super::topology::Family;
 use pinhole::core::ftp::Mode;
@@ -84,27 +84,27 @@ impl ClientKind {
     ///
     /// When one fails, so does the whole; the error tells what the client printed, the dialogue included.
     pub fn visit(self, visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Vec<Vec<u8>>> {
-        let room = Room::new()?;
+        let files = PrivateFiles::new()?;
         for (number, task) in tasks.iter().enumerate() {
             if let Task::Upload(_, content) = task {
-                room.write(&format!("{number}.in"), content)?;
+                files.write(&format!("{number}.in"), content)?;
             }
         }
         let mut command = match self {
             Self::Curl => curl(visit, tasks)?,
             Self::Lftp => lftp(visit, tasks)?,
             Self::Tnftp => tnftp(visit, tasks)?,
-            Self::Ftplib => ftplib(visit, tasks, &room)?,
+            Self::Ftplib => ftplib(visit, tasks, &files)?,
             Self::Wget => wget(visit, tasks)?,
         };
-        command.env("HOME", INSIDE).env("LC_ALL", "C.UTF-8").room(&room).current_dir(INSIDE);
+        command.env("HOME", INSIDE).env("LC_ALL", "C.UTF-8").private_files(&files).current_dir(INSIDE);
         // Its own patience should do, and lets it say why; this is for one that hangs all the same.
         let within = visit.patience * u32::try_from(tasks.len() + 2).unwrap_or(u32::MAX) + Duration::from_secs(5);
         let done = command.output(within)?;
         let said = done.said();
         let brought = tasks.iter().enumerate().map(|(number, task)| match task {
             Task::Upload(..) => self.uploads().then(Vec::new),
-            Task::List | Task::Download(_) => fs::read(room.folder().join(format!("{number}.out"))).ok(),
+            Task::List | Task::Download(_) => fs::read(files.folder().join(format!("{number}.out"))).ok(),
         });
         let brought: Option<Vec<_>> = brought.collect();
         // tnftp's exit status says nothing: the replies do.
@@ -244,8 +244,8 @@ fn tnftp(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
     Ok(command)
 }
 
-fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], room: &Room) -> Result<Command> {
-    let script = room.write("client.py", include_bytes!("config/ftplib_client.py"))?;
+fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], files: &PrivateFiles) -> Result<Command> {
+    let script = files.write("client.py", include_bytes!("config/ftplib_client.py"))?;
     let mut command = visit.namespace.command(tools::python()?);
     // It needs nothing but what comes with Python itself, and starts faster when it does not look for more.
     command.args(["-u", "-I", "-S", &script, &visit.server.ip().to_string(), &visit.server.port().to_string()]).args([

@@ -4,7 +4,7 @@
 //! a filter with a helper. So the same matrix serves as the baseline, the reference and the test. Other kinds of scenes
 //! run in the same way: see [`Setting`].
 
-use super::choice::{Candidate, with_everything};
+use super::choice::{Candidate, covering_choice};
 use super::client::{ClientKind, Task, Visit};
 use super::error::{Error, Result};
 use super::pace::is_slow;
@@ -199,7 +199,7 @@ fn programme<S: Setting>(scenes: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> 
         let candidates = all.iter().enumerate().flat_map(|(group, (_, cells))| {
             cells.iter().map(move |cell| Candidate { group, aspects: S::aspects(cell), extras: S::extras(cell) })
         });
-        let chosen = with_everything(&candidates.collect::<Vec<_>>());
+        let chosen = covering_choice(&candidates.collect::<Vec<_>>());
         let mut places = 0..;
         for (_, cells) in &mut all {
             cells.retain(|_| places.next().is_some_and(|place| chosen.contains(&place)));

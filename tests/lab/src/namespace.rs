@@ -85,7 +85,7 @@ impl Namespace {
     }
 
     /// What `nft` prints for these arguments, for example `["list", "ruleset"]`.
-    pub fn nft_says(&self, arguments: &[&str]) -> Result<String> {
+    pub fn nft_output(&self, arguments: &[&str]) -> Result<String> {
         let done = self.command("nft").args(arguments).output(Duration::from_secs(20))?;
         Ok(String::from_utf8_lossy(&done.stdout).into_owned())
     }

@@ -9,7 +9,7 @@
 
 use super::error::{Doing, Error, Result, quoted};
 use super::namespace::{Namespace, on_a_thread};
-use super::room::Room;
+use super::private_files::PrivateFiles;
 use super::tools;
 use super::wait::wait_for;
 use nix::sched::{CloneFlags, unshare};
@@ -33,7 +33,7 @@ pub struct Command {
     folder: Option<PathBuf>,
     input: Option<Vec<u8>>,
     namespace: Namespace,
-    room: Option<Room>,
+    files: Option<PrivateFiles>,
 }
 
 impl Command {
@@ -45,7 +45,7 @@ impl Command {
             folder: None,
             input: None,
             namespace,
-            room: None,
+            files: None,
         }
     }
 
@@ -79,15 +79,15 @@ impl Command {
         self
     }
 
-    /// Lets it see the private files of `room` instead of the machine's.
-    pub fn room(&mut self, room: &Room) -> &mut Self {
-        self.room = Some(room.clone());
+    /// Lets it see `files` instead of the machine's.
+    pub fn private_files(&mut self, files: &PrivateFiles) -> &mut Self {
+        self.files = Some(files.clone());
         self
     }
 
     /// Starts it. It ends when the [`Child`] is dropped, or this process ends.
     pub fn spawn(&mut self) -> Result<Child> {
-        let (keeper, mut child) = on_a_thread(self.namespace.name(), || self.spawn_here())??;
+        let (init, mut child) = on_a_thread(self.namespace.name(), || self.spawn_here())??;
         if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.input.clone()) {
             // On a thread, because a program may print before it reads. If it ends before it has read everything,
             // what it printed tells more than our broken pipe.
@@ -95,7 +95,7 @@ impl Command {
         }
         let output = collect(child.stdout.take());
         let errors = collect(child.stderr.take());
-        Ok(Child { name: self.name(), child, keeper, output, errors, ended: None })
+        Ok(Child { name: self.name(), child, init, output, errors, ended: None })
     }
 
     /// Runs it to its end, and fails unless it succeeds within that time.
@@ -112,14 +112,14 @@ impl Command {
     }
 
     /// Changes the calling thread's namespaces for good: that thread must be one that ends soon.
-    fn spawn_here(&self) -> Result<(Keeper, process::Child)> {
+    fn spawn_here(&self) -> Result<(NamespaceInit, process::Child)> {
         let program = if self.program.is_absolute() { self.program.clone() } else { tools::on_path(&self.program)? };
         self.namespace.enter()?;
-        if let Some(room) = &self.room {
-            room.enter()?;
+        if let Some(files) = &self.files {
+            files.enter()?;
         }
         unshare(CloneFlags::CLONE_NEWPID).doing(|| format!("make a process namespace for {}", self.name()))?;
-        let keeper = Keeper::start()?;
+        let init = NamespaceInit::start()?;
         let mut command = process::Command::new(program);
         command
             .args(&self.arguments)
@@ -131,7 +131,7 @@ impl Command {
             command.current_dir(folder);
         }
         let child = command.spawn().doing(|| format!("start {} in {}", self.program.display(), self.namespace))?;
-        Ok((keeper, child))
+        Ok((init, child))
     }
 
     fn name(&self) -> String {
@@ -141,11 +141,11 @@ impl Command {
 
 /// The first process of a process namespace: when it ends, so does the rest.
 #[derive(Debug)]
-struct Keeper {
+struct NamespaceInit {
     cat: process::Child,
 }
 
-impl Keeper {
+impl NamespaceInit {
     /// Must be the first that the calling thread starts after it has asked for a process namespace.
     fn start() -> Result<Self> {
         let cat = process::Command::new("cat")
@@ -157,14 +157,14 @@ impl Keeper {
         Ok(Self { cat })
     }
 
-    /// Lets it end. The kernel then kills the others at once, but the keeper itself is gone only when all of them
+    /// Lets it end. The kernel then kills the others at once, but the init itself is gone only when all of them
     /// have been waited for.
     fn let_go(&mut self) {
         drop(self.cat.stdin.take());
     }
 }
 
-impl Drop for Keeper {
+impl Drop for NamespaceInit {
     fn drop(&mut self) {
         self.let_go();
         // An error can only mean that it has been waited for.
@@ -177,7 +177,7 @@ impl Drop for Keeper {
 pub struct Child {
     name: String,
     child: process::Child,
-    keeper: Keeper,
+    init: NamespaceInit,
     output: Collected,
     errors: Collected,
     ended: Option<ExitStatus>,
@@ -221,7 +221,7 @@ impl Child {
         match wait_for(&what, within, || self.status()) {
             Ok(status) => {
                 // What it may have started must go before its output can be complete.
-                self.keeper.let_go();
+                self.init.let_go();
                 Ok(Finished { status, stdout: self.output.complete(), stderr: self.errors.complete() })
             }
             Err(Error::TooLate { what, within, .. }) => {
@@ -246,8 +246,8 @@ impl Child {
     }
 
     fn end(&mut self) {
-        self.keeper.let_go();
-        // Its end is certain now. It must be waited for before the keeper is, which outlasts it in the kernel.
+        self.init.let_go();
+        // Its end is certain now. It must be waited for before the init is, which outlasts it in the kernel.
         if let Ok(status) = self.child.wait() {
             self.ended = Some(status);
         }

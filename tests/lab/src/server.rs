@@ -2,8 +2,8 @@
 
 use super::error::{Error, Result};
 use super::namespace::Namespace;
+use super::private_files::{HOME_INSIDE, INSIDE, PASSWORD, PrivateFiles, USER};
 use super::process::Child;
-use super::room::{HOME_INSIDE, INSIDE, PASSWORD, Room, USER};
 use super::tools::{self, Tool};
 use super::wait::wait_until;
 use std::fmt;
@@ -34,7 +34,7 @@ impl ServerKind {
 
     /// Starts it, with the account [`USER`] and an empty home folder, and returns once it listens.
     pub fn start(self, namespace: &Namespace, options: &ServerOptions) -> Result<Server> {
-        let room = Room::new()?;
+        let files = PrivateFiles::new()?;
         let mut command = match self {
             Self::Vsftpd => {
                 let tool = tools::find("vsftpd", "usr/sbin/vsftpd")?;
@@ -45,7 +45,7 @@ impl ServerKind {
                 let text = options.fill(include_str!("config/vsftpd.conf")).replace("{listen}", listen);
                 let text = text.replace("{announce}", &options.announcing("pasv_address="));
                 let mut command = tool.command(namespace);
-                command.arg(room.write("vsftpd.conf", text.as_bytes())?);
+                command.arg(files.write("vsftpd.conf", text.as_bytes())?);
                 command
             }
             Self::Proftpd => {
@@ -57,7 +57,7 @@ impl ServerKind {
                 let text = options.fill(include_str!("config/proftpd.conf")).replace("{modules}", &modules);
                 let text = text.replace("{announce}", &options.announcing("MasqueradeAddress "));
                 let mut command = tool.command(namespace);
-                command.args(["--nodaemon", "--config", &room.write("proftpd.conf", text.as_bytes())?]);
+                command.args(["--nodaemon", "--config", &files.write("proftpd.conf", text.as_bytes())?]);
                 command
             }
             Self::PureFtpd => {
@@ -73,7 +73,7 @@ impl ServerKind {
                 command
             }
             Self::Pyftpdlib => {
-                let script = room.write("server.py", include_bytes!("config/pyftpdlib_server.py"))?;
+                let script = files.write("server.py", include_bytes!("config/pyftpdlib_server.py"))?;
                 let mut command = namespace.command(tools::python_with_pyftpdlib()?);
                 command
                     .args(["-u", &script])
@@ -82,8 +82,8 @@ impl ServerKind {
                 command
             }
         };
-        let child = command.room(&room).current_dir(INSIDE).spawn()?;
-        let mut server = Server { child, room, kind: self };
+        let child = command.private_files(&files).current_dir(INSIDE).spawn()?;
+        let mut server = Server { child, files, kind: self };
         server.wait_until_it_listens(namespace, options.port)?;
         Ok(server)
     }
@@ -147,7 +147,7 @@ impl ServerOptions {
 #[derive(Debug)]
 pub struct Server {
     child: Child,
-    room: Room,
+    files: PrivateFiles,
     kind: ServerKind,
 }
 
@@ -159,12 +159,12 @@ impl Server {
 
     /// Puts a file where clients find it.
     pub fn place(&self, name: &str, content: &[u8]) -> Result<()> {
-        self.room.place(name, content)
+        self.files.place(name, content)
     }
 
     /// The content of a file of the user's, if it is there.
     pub fn content(&self, name: &str) -> Option<Vec<u8>> {
-        fs::read(self.room.home().join(name)).ok()
+        fs::read(self.files.home().join(name)).ok()
     }
 
     /// Returns once a file has this content. A client may be gone before the server has closed what it sent.

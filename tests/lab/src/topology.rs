@@ -144,7 +144,7 @@ impl Topology {
 
     /// Has the firewall's kernel remember connections that are over for an hour, and not for seconds or minutes. What is
     /// expected goes with what it forgets, and that is not what is meant where it should go at once.
-    pub fn remember_what_is_over(&self) -> Result<()> {
+    pub fn keep_ended_connections(&self) -> Result<()> {
         ["fin_wait", "close_wait", "last_ack", "time_wait", "close"]
             .into_iter()
             .try_for_each(|state| self.firewall.set(&format!("net/netfilter/nf_conntrack_tcp_timeout_{state}"), "3600"))

@@ -10,7 +10,7 @@ mod pair;
 mod server;
 
 pub use client::{MiniClient, Reply};
-pub use pair::{Heard, Hearing, Pair, Speaker};
+pub use pair::{Delivery, DeliveryStatus, Pair, Speaker};
 pub use server::{MiniOptions, MiniServer};
 
 /// Accepts a connection, but does not wait for one for ever.

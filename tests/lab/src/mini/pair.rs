@@ -27,7 +27,7 @@ pub enum Speaker {
 
 /// What became of something that was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum DeliveryStatus {
     /// It arrived, at once or after its sender had repeated some of it.
     Whole,
     /// It did not arrive, however often its sender repeated it.
@@ -36,9 +36,9 @@ pub enum Heard {
 
 /// What the other end received.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hearing {
+pub struct Delivery {
     /// In which way.
-    pub how: Heard,
+    pub how: DeliveryStatus,
     /// What was received of it. A firewall on the way may have rewritten it.
     pub bytes: Vec<u8>,
 }
@@ -68,14 +68,14 @@ impl Pair {
     }
 
     /// From now on an end sends a small piece only when all before it has been acknowledged, as Nagle wants it.
-    pub fn let_wait(&self, speaker: Speaker) -> Result<()> {
+    pub fn enable_nagle(&self, speaker: Speaker) -> Result<()> {
         let (_, stream) = if speaker == Speaker::Client { &self.client } else { &self.server };
         stream.set_nodelay(false).doing(|| "set an option of a control connection".to_owned())
     }
 
     /// Has one end say some lines, each piece in a segment of its own, and returns when the other end has heard as
     /// many lines, or cannot be expected to hear them any more.
-    pub fn says(&mut self, speaker: Speaker, pieces: &[&[u8]]) -> Result<Hearing> {
+    pub fn says(&mut self, speaker: Speaker, pieces: &[&[u8]]) -> Result<Delivery> {
         let ((namespace, from), (_, to)) = match speaker {
             Speaker::Client => (&self.client, &mut self.server),
             Speaker::Server => (&self.server, &mut self.client),
@@ -93,15 +93,15 @@ impl Pair {
         let deadline = Instant::now() + allow(PATIENCE);
         while lines(&bytes) < said {
             match to.read(&mut buffer) {
-                Ok(0) => return Ok(Hearing { how: Heard::Lost, bytes }),
+                Ok(0) => return Ok(Delivery { how: DeliveryStatus::Lost, bytes }),
                 Ok(length) => bytes.extend(&buffer[..length]),
                 Err(_) if repetitions(namespace)? >= before + u64::from(most) || Instant::now() > deadline => {
-                    return Ok(Hearing { how: Heard::Lost, bytes });
+                    return Ok(Delivery { how: DeliveryStatus::Lost, bytes });
                 }
                 Err(_) => {}
             }
         }
-        Ok(Hearing { how: Heard::Whole, bytes })
+        Ok(Delivery { how: DeliveryStatus::Whole, bytes })
     }
 
     /// Both ends close, the client first. Returns when both have received the other's FIN.

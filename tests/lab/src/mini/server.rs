@@ -4,7 +4,7 @@ use super::accept_within;
 use super::address::{classic, read_classic, read_extended};
 use crate::error::{Doing, Result};
 use crate::namespace::Namespace;
-use crate::room::{PASSWORD, USER};
+use crate::private_files::{PASSWORD, USER};
 use nix::sys::socket::{Shutdown, shutdown};
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

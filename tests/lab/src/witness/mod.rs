@@ -40,7 +40,7 @@ impl Witness {
     }
 
     /// Ends the recording, and returns what was found in it.
-    pub fn end(self) -> Result<Testimony> {
+    pub fn end(self) -> Result<WitnessReport> {
         let mut invalid = Vec::new();
         let ends: Vec<_> = self.recorders.into_iter().map(|(name, recorder)| (name, recorder.end())).collect();
         for (gateway, before) in self.gateways {
@@ -49,20 +49,20 @@ impl Witness {
                 invalid.push((gateway.name().to_owned(), count));
             }
         }
-        Ok(Testimony { ends, invalid })
+        Ok(WitnessReport { ends, invalid })
     }
 }
 
 /// What a witness saw.
 #[derive(Debug)]
-pub struct Testimony {
+pub struct WitnessReport {
     /// The name of each end, and its packets in order.
     pub ends: Vec<(String, Vec<Packet>)>,
     /// The gateways whose connection tracking found packets invalid, and how many.
     pub invalid: Vec<(String, u64)>,
 }
 
-impl Testimony {
+impl WitnessReport {
     /// All that is not as it should be, a line each; empty if all is well.
     pub fn complaints(&self) -> Vec<String> {
         let told = |(name, packets): &(String, Vec<Packet>)| {
@@ -88,7 +88,7 @@ impl Testimony {
     }
 }
 
-impl fmt::Display for Testimony {
+impl fmt::Display for WitnessReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.complaints().join("\n"))
     }

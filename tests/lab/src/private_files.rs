@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 /// The user who may log in to the lab's FTP servers.
 pub const USER: &str = "pinhole";
-/// And the password. It protects nothing: it is valid in rooms of the lab only.
+/// And the password. It protects nothing: it is valid in the private files of the lab only.
 pub const PASSWORD: &str = "secret";
 
 /// `PASSWORD` as /etc/shadow wants it: `openssl passwd -6 -salt 'rounds=1000$pinhole' secret`. No fewer rounds are taken:
@@ -26,14 +26,14 @@ const PASSWORD_HASH: &str =
     "$6$rounds=1000$pinhole$RIK8IEaPm/pacSVMKikx6ZirELiO/Vys7evUgqTX6gFsFSb5rLEK75P8boymxHw0ZSczB0282Pk6aOwhFE.PH.";
 const USER_ID: u32 = 61021;
 
-/// Where a room's folder is for the programs in it.
+/// The path of the private folder, for the programs that see it.
 pub const INSIDE: &str = "/run/pinhole-lab";
 /// The home folder of [`USER`], for the programs in it.
 pub const HOME_INSIDE: &str = "/run/pinhole-lab/home";
 
 /// A private set of files. Clones are the same one.
 #[derive(Clone, Debug)]
-pub struct Room(Arc<Held>);
+pub struct PrivateFiles(Arc<Held>);
 
 #[derive(Debug)]
 struct Held {
@@ -41,10 +41,10 @@ struct Held {
     folder: File,
 }
 
-impl Room {
+impl PrivateFiles {
     /// A new one, in which the user [`USER`] has an empty home folder.
     pub fn new() -> Result<Self> {
-        on_a_thread("room", || {
+        on_a_thread("private files", || {
             unshare(CloneFlags::CLONE_NEWNS).doing(|| "make a mount namespace".to_owned())?;
             furnish().doing(|| "furnish a private mount namespace for an FTP server".to_owned())?;
             let mounts = File::open("/proc/thread-self/ns/mnt").doing(|| "hold a mount namespace".to_owned())?;
@@ -53,7 +53,7 @@ impl Room {
         })?
     }
 
-    /// Its folder as this process sees it. Good only here, and only while the room is held.
+    /// Its folder as this process sees it. Good only here, and only while the value is held.
     pub fn folder(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.folder.as_raw_fd()))
     }
@@ -68,12 +68,12 @@ impl Room {
         let path = self.home().join(name);
         fs::write(&path, content)
             .and_then(|()| chown(&path, Some(USER_ID), Some(USER_ID)))
-            .doing(|| format!("place {name} in the home folder of a room"))
+            .doing(|| format!("place {name} in the home folder of an FTP user"))
     }
 
     /// Writes a file that is not the user's, and returns the path that the programs in it have for it.
     pub fn write(&self, name: &str, content: &[u8]) -> Result<String> {
-        fs::write(self.folder().join(name), content).doing(|| format!("write {name} in a room"))?;
+        fs::write(self.folder().join(name), content).doing(|| format!("write {name} in private files"))?;
         Ok(format!("{INSIDE}/{name}"))
     }
 
