@@ -189,7 +189,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(500))]
 
     #[test]
-    fn the_receiver_gets_what_was_meant_whatever_happens_on_the_way(
+    fn receiver_gets_the_intended_bytes_despite_loss_and_repeats(
         (sent, changes) in (200usize..900).prop_flat_map(|length| {
             (proptest::collection::vec(b'A'..=b'Z', length), changes(length))
         }),
@@ -231,7 +231,7 @@ proptest! {
 }
 
 #[test]
-fn what_was_replaced_before_and_is_not_known_keeps_the_length_that_the_kernel_counts_with() {
+fn unknown_earlier_replacement_keeps_the_length_in_the_kernel() {
     let sent = b"PORT 10,21,1,10,15,161\r\nNOOP\r\n";
     for (growth, becomes) in [(2, "PORT 10,21,1,10,15,161  \r\nNOOP\r\n"), (-3, "PORT 10,21,1,10,15,\r\nNOOP\r\n")] {
         let begin = Seq::new(FIRST);
@@ -256,7 +256,7 @@ fn what_was_replaced_before_and_is_not_known_keeps_the_length_that_the_kernel_co
 }
 
 #[test]
-fn what_the_receiver_has_already_is_not_replaced() {
+fn bytes_that_the_receiver_has_are_not_replaced() {
     let sent = b"PORT 10,21,1,10,15,161\r\n";
     let again = segment(0, sent);
     let mut rewriter = DirectionRewriter::default();

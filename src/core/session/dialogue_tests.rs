@@ -60,7 +60,7 @@ fn told_inside(lines: &str) -> Vec<String> {
 const PASSIVE: &str = "< 227 Entering Passive Mode (10,0,0,1,4,5)";
 
 #[test]
-fn a_passive_announcement_counts_once_for_each_time_it_was_asked_for() {
+fn passive_reply_counts_once_per_command() {
     assert_eq!(told_inside(&format!("> PASV\n{PASSIVE}\n{PASSIVE}")), ["227", "227 not asked for"]);
     assert_eq!(told_inside(&format!("> EPSV\n{PASSIVE}")), ["227 not asked for"]);
     assert_eq!(told_inside("> EPSV\n< 229 Extended (|||5000|)"), ["229"]);
@@ -76,12 +76,12 @@ fn pipelined_commands_are_answered_in_order() {
 }
 
 #[test]
-fn a_preliminary_reply_answers_nothing() {
+fn preliminary_reply_answers_no_command() {
     assert_eq!(told_inside("> RETR a\n> PORT 10,0,0,2,4,5\n< 150 wait\n< 226 done\n< 500 no"), ["PORT", "refused"]);
 }
 
 #[test]
-fn an_announcement_inside_a_reply_of_several_lines_is_text() {
+fn announcement_inside_a_multiline_reply_is_text() {
     let lines = format!("> STAT\n> PASV\n< 211-Status\n{PASSIVE}\n< 211 done\n{PASSIVE}");
     assert_eq!(told_inside(&lines), ["227"]);
     let greeting = format!("< 220-Hello\n{PASSIVE}\n< 220 go on\n> USER a\n< 230 in\n> PASV\n{PASSIVE}");
@@ -89,25 +89,25 @@ fn an_announcement_inside_a_reply_of_several_lines_is_text() {
 }
 
 #[test]
-fn before_a_login_an_announcement_says_so() {
+fn announcement_before_a_login_is_marked() {
     assert_eq!(told("< 220 hello\n> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
     assert_eq!(told("< 220 hello\n> USER a\n< 331 and?\n> PASS b\n< 530 no\n> PORT 1"), ["PORT not logged in"]);
     assert_eq!(told("< 220 hello\n> USER a\n< 331 b\n> PASS c\n< 332 d\n> ACCT e\n< 230 in\n> PORT 1"), ["in", "PORT"]);
 }
 
 #[test]
-fn asking_for_another_user_logs_out_unless_it_is_refused() {
+fn new_user_logs_out_unless_refused() {
     assert_eq!(told_inside("> USER b\n< 331 and?\n> PORT 1"), ["PORT not logged in"]);
     assert_eq!(told_inside("> USER b\n< 530 Can't change to another user.\n> PORT 1"), ["PORT"]);
 }
 
 #[test]
-fn a_server_that_says_530_has_nobody_logged_in() {
+fn reply_530_means_that_no_user_is_logged_in() {
     assert_eq!(told_inside("> LIST\n< 530 Please login\n> PORT 1"), ["PORT not logged in"]);
 }
 
 #[test]
-fn reinitializing_starts_over() {
+fn rein_starts_over() {
     assert_eq!(told_inside("> EPSV ALL\n< 200 ok\n> REIN\n< 220 again\n> PORT 1"), ["PORT not logged in"]);
     assert_eq!(told_inside("> REIN\n< 230 Ready for new user.\n> PORT 1"), ["PORT not logged in"]);
     assert_eq!(told_inside("> REIN\n< 502 no\n> PORT 1"), ["PORT"]);
@@ -115,13 +115,13 @@ fn reinitializing_starts_over() {
 }
 
 #[test]
-fn a_230_for_rein_lets_nobody_in() {
+fn reply_230_to_rein_is_no_login() {
     let lines = "> REIN\n> USER b\n< 230 Ready for new user.\n< 331 and?\n> PORT 1";
     assert_eq!(told_inside(lines), ["PORT not logged in"]);
 }
 
 #[test]
-fn far_ahead_of_the_answers_nobody_stays_logged_in_by_mistake() {
+fn too_many_pipelined_commands_end_the_login() {
     for command in ["REIN", "USER b"] {
         let lines = format!("{}> {command}\n{}< 220 again\n> PORT 1", "> NOOP\n".repeat(16), "< 200 ok\n".repeat(16));
         assert_eq!(told_inside(&lines), ["PORT not logged in"], "{command}");
@@ -131,7 +131,7 @@ fn far_ahead_of_the_answers_nobody_stays_logged_in_by_mistake() {
 }
 
 #[test]
-fn after_epsv_all_everything_else_says_so() {
+fn other_announcements_after_epsv_all_are_marked() {
     let lines = format!("> EPSV ALL\n< 200 ok\n> PORT 1\n< 500 no\n> PASV\n{PASSIVE}");
     assert_eq!(told_inside(&lines), ["PORT extended only", "refused", "227 extended only"]);
     assert_eq!(told_inside("> EPSV ALL\n> PORT 1"), ["PORT extended only"], "even before it is answered");
@@ -139,7 +139,7 @@ fn after_epsv_all_everything_else_says_so() {
 }
 
 #[test]
-fn after_auth_and_234_nothing_is_text() {
+fn nothing_is_text_after_auth_and_234() {
     for mechanism in ["TLS", "SSL", "TLS-P"] {
         assert_eq!(told(&format!("< 220 hello\n> AUTH {mechanism}\n< 234 go\n> PORT 1\n{PASSIVE}")), ["encrypted"]);
     }
@@ -148,7 +148,7 @@ fn after_auth_and_234_nothing_is_text() {
 }
 
 #[test]
-fn what_looks_like_http_before_a_login_is_never_ftp() {
+fn http_before_a_login_is_never_ftp() {
     for first in [
         "POST / HTTP/1.1",
         "USER / HTTP/1.1",
@@ -186,7 +186,7 @@ fn negotiates(answer: &str, long: &str) -> Vec<String> {
 }
 
 #[test]
-fn long_token_that_the_server_asked_for_is_ftp() {
+fn long_token_requested_by_the_server_is_ftp() {
     let token = format!("ADAT {}", "YII+/9==".repeat(120));
     assert_eq!(negotiates("334 go on", &token), ["in", "PORT"]);
     assert_eq!(negotiates("334 go on\n> ADAT YII=\n< 335 more", &token), ["in", "PORT"]);
@@ -211,7 +211,7 @@ fn other_long_lines_before_a_login_are_not_ftp() {
 }
 
 #[test]
-fn client_that_speaks_before_the_greeting_does_not_talk_ftp() {
+fn client_that_speaks_before_the_greeting_is_not_ftp() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 120 in a minute");
     assert_eq!(dialogue.client_bytes(), Event::NotFtp);
@@ -220,7 +220,7 @@ fn client_that_speaks_before_the_greeting_does_not_talk_ftp() {
 }
 
 #[test]
-fn server_that_does_not_greet_with_220_does_not_talk_ftp() {
+fn server_without_a_220_greeting_is_not_ftp() {
     assert_eq!(told("< SSH-2.0-x\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
     assert_eq!(told("< 230 in\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
     assert_eq!(told("< 421 too many users\n< 220 hello\n> USER a\n< 230 in\n> PORT 1"), ["PORT not FTP not logged in"]);
@@ -228,13 +228,13 @@ fn server_that_does_not_greet_with_220_does_not_talk_ftp() {
 }
 
 #[test]
-fn empty_lines_do_not_bring_out_of_step() {
+fn empty_lines_do_not_shift_replies() {
     assert_eq!(told_inside("> \n> PORT 1\n< 200 ok\n> RETR a\n< 550 no such file"), ["PORT"]);
     assert_eq!(told_inside("> \n> PORT 1\n< 500 what?\n< 200 ok"), ["PORT"]);
 }
 
 #[test]
-fn session_picked_up_is_as_far_as_an_earlier_run_says() {
+fn picked_up_session_has_the_recorded_progress() {
     let lines = format!("> NOOP\n< 200 ok\n> PORT 10,0,0,2,4,5\n< 200 ok\n> PASV\n{PASSIVE}");
     for (progress, doubts) in
         [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
@@ -277,7 +277,7 @@ fn progress_follows_the_dialogue() {
 }
 
 #[test]
-fn a_loss_makes_an_outstanding_question_void() {
+fn loss_cancels_pending_commands() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     dialogue.server_gap();
@@ -285,7 +285,7 @@ fn a_loss_makes_an_outstanding_question_void() {
 }
 
 #[test]
-fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
+fn lost_bytes_are_no_login_and_no_command() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a");
     dialogue.server_gap();
@@ -295,7 +295,7 @@ fn what_was_lost_lets_nobody_in_and_asks_for_nothing() {
 }
 
 #[test]
-fn what_was_lost_before_a_login_may_have_shown_that_it_is_not_ftp() {
+fn loss_before_a_login_may_hide_that_it_is_not_ftp() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello");
     dialogue.client_gap();
@@ -306,7 +306,7 @@ fn what_was_lost_before_a_login_may_have_shown_that_it_is_not_ftp() {
 }
 
 #[test]
-fn line_that_may_be_read_in_two_ways_says_so() {
+fn ambiguous_line_is_marked() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let announced = |event: &Event<'_>| describe(event).unwrap_or_default();
@@ -317,7 +317,7 @@ fn line_that_may_be_read_in_two_ways_says_so() {
 }
 
 #[test]
-fn line_that_is_cut_short_announces_nothing() {
+fn truncated_line_announces_nothing() {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let Event::Announced(announcement) =
@@ -329,7 +329,7 @@ fn line_that_is_cut_short_announces_nothing() {
 }
 
 #[test]
-fn a_name_is_printable_and_short() {
+fn user_name_is_printable_and_short() {
     let mut dialogue = Dialogue::from_the_start();
     dialogue.client_line(&line(b"USER a\x1b[31mb\xff"));
     assert_eq!(dialogue.user(), Some("a\\u{1b}[31mb\u{fffd}"));
@@ -375,7 +375,7 @@ fn any_line() -> impl Strategy<Value = Vec<u8>> {
 
 proptest! {
     #[test]
-    fn any_dialogue_is_heard_without_panic(
+    fn arbitrary_dialogue_does_not_panic(
         lines in proptest::collection::vec((any::<bool>(), any_line()), 0..60),
         picked_up: bool,
     ) {

@@ -46,7 +46,7 @@ fn decided(announcement: &Announcement, connection: &Connection) -> String {
 }
 
 #[test]
-fn each_end_may_announce_itself() {
+fn each_end_may_announce_its_own_address() {
     let port = announcement(Mode::Port, "10,0,0,1,4,1");
     assert_eq!(decided(&port, &ipv4()), "10.0.0.2 -> 10.0.0.1:1025");
     let passive = announcement(Mode::Pasv, "10,0,0,2,4,1");
@@ -58,13 +58,13 @@ fn each_end_may_announce_itself() {
 }
 
 #[test]
-fn a_server_that_names_all_of_its_addresses_means_the_one_that_was_called() {
+fn unspecified_address_means_the_control_address() {
     assert_eq!(decided(&announcement(Mode::Pasv, "0,0,0,0,4,1"), &ipv4()), "10.0.0.1 -> 10.0.0.2:1025");
     assert_eq!(decided(&announcement(Mode::Port, "0,0,0,0,4,1"), &ipv4()), "third-party");
 }
 
 #[test]
-fn nobody_may_announce_another_host() {
+fn third_party_address_is_refused() {
     assert_eq!(decided(&announcement(Mode::Port, "10,0,0,3,4,1"), &ipv4()), "third-party");
     assert_eq!(decided(&announcement(Mode::Port, "10,0,0,2,4,1"), &ipv4()), "third-party");
     assert_eq!(decided(&announcement(Mode::Pasv, "10,0,0,3,4,1"), &ipv4()), "third-party");
@@ -72,7 +72,7 @@ fn nobody_may_announce_another_host() {
 }
 
 #[test]
-fn a_policy_may_allow_third_parties_but_only_hosts() {
+fn policy_may_allow_third_parties_but_only_hosts() {
     let policy = "defaults: { third_party: allow, modes: [PORT] }";
     let port = |address| announcement(Mode::Port, address);
     assert_eq!(decided_by(policy, &port("10,0,0,3,4,1"), &ipv4()), "10.0.0.2 -> 10.0.0.3:1025");
@@ -82,7 +82,7 @@ fn a_policy_may_allow_third_parties_but_only_hosts() {
 }
 
 #[test]
-fn an_end_behind_nat_may_name_either_of_its_addresses() {
+fn end_behind_nat_may_announce_either_address() {
     let original = Flow { source: endpoint("192.168.0.9:4000"), destination: endpoint("203.0.113.1:21") };
     let reply = Flow { source: endpoint("10.9.9.9:2121"), destination: endpoint("198.51.100.1:6000") };
     let connection = Connection { original, reply };
@@ -95,7 +95,7 @@ fn an_end_behind_nat_may_name_either_of_its_addresses() {
 }
 
 #[test]
-fn the_address_must_be_of_the_sessions_family() {
+fn announced_address_must_have_the_family_of_the_session() {
     assert_eq!(decided(&announcement(Mode::Eprt, "|2|fd00::1|1025|"), &ipv4()), "wrong-family");
     assert_eq!(decided(&announcement(Mode::Eprt, "|1|10.0.0.1|1025|"), &ipv6()), "wrong-family");
     assert_eq!(decided(&announcement(Mode::Port, "10,0,0,1,4,1"), &ipv6()), "wrong-family");
@@ -136,7 +136,7 @@ fn ports_are_bounded_by_the_policy() {
 }
 
 #[test]
-fn the_dialogue_must_speak_for_it() {
+fn announcement_must_fit_the_dialogue() {
     let with = |state| Announcement { state, ..announcement(Mode::Pasv, "10,0,0,2,4,1") };
     assert_eq!(decided(&with(AnnouncementState { is_ftp: false, ..GOOD }), &ipv4()), "not-ftp");
     assert_eq!(decided(&with(AnnouncementState { asked_for: false, ..GOOD }), &ipv4()), "not-asked-for");
@@ -153,7 +153,7 @@ fn the_dialogue_must_speak_for_it() {
 }
 
 #[test]
-fn a_rule_decides_for_the_hosts_it_names() {
+fn rule_applies_to_the_hosts_that_it_names() {
     let policy = "
 rules:
   - { name: no guests, clients: [10.0.0.1], servers: [10.0.0.2], action: deny }
@@ -169,12 +169,12 @@ rules:
 }
 
 #[test]
-fn what_cannot_be_read_is_refused_as_such() {
+fn malformed_announcement_is_refused() {
     assert_eq!(decided(&announcement(Mode::Port, "10,0,0,1,4"), &ipv4()), "bad-syntax");
 }
 
 #[test]
-fn every_refusal_has_a_name_of_its_own() {
+fn every_refusal_has_a_unique_name() {
     let mut names: Vec<_> = Refusal::ALL.iter().map(|why| why.name()).collect();
     names.sort_unstable();
     names.dedup();

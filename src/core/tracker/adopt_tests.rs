@@ -96,7 +96,7 @@ fn talk() -> Conversation {
 }
 
 #[test]
-fn what_stood_expires_when_the_kernel_says_so() {
+fn adopted_pinhole_expires_after_the_kernel_timeout() {
     let later = pinhole("10.0.0.1", "10.0.0.2:50001", 1, 60);
     let (mut stage, adoption) = Stage::begin("", &remains(vec![later, passive()], vec![connection(CLIENT, SERVER)]));
     assert_eq!(adoption, RestoreSummary { pinholes: 2, port_ranges: 0, closed: 0 });
@@ -110,7 +110,7 @@ fn what_stood_expires_when_the_kernel_says_so() {
 }
 
 #[test]
-fn lifetimes_that_a_mended_ruleset_left_odd_are_few_different_ones_and_end_as_they_did() {
+fn remaining_lifetimes_after_a_restore_are_rounded() {
     let odd = Expectation { lifetime: Duration::from_millis(41_234), ..passive() };
     let (stage, _) = Stage::begin("", &remains(vec![odd], vec![connection(CLIENT, SERVER)]));
     let (.., adopted) = stage.tracker.pinholes().next().expect("it stands");
@@ -118,7 +118,7 @@ fn lifetimes_that_a_mended_ruleset_left_odd_are_few_different_ones_and_end_as_th
 }
 
 #[test]
-fn what_stood_is_used_up_by_its_connection() {
+fn adopted_pinhole_is_used_by_its_connection() {
     let (mut stage, _) = Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER)]));
     let flow = Flow { source: endpoint("10.0.0.1:5000"), destination: endpoint("10.0.0.2:50000") };
     stage.world(|tracker, world| assert_eq!(tracker.admitted(&flow, world), Some(SessionNumber::EARLIER)));
@@ -129,7 +129,7 @@ fn what_stood_is_used_up_by_its_connection() {
 }
 
 #[test]
-fn what_stood_is_closed_with_its_session_whether_that_was_picked_up_or_not() {
+fn adopted_pinhole_is_closed_with_its_session() {
     let active = pinhole("10.0.0.2", "10.0.0.1:40000", 1, 60);
     type End = fn(&mut Stage);
     let ends: [End; 2] = [
@@ -151,7 +151,7 @@ fn what_stood_is_closed_with_its_session_whether_that_was_picked_up_or_not() {
 }
 
 #[test]
-fn what_any_of_several_sessions_may_own_is_closed_with_the_last_of_them() {
+fn shared_adopted_pinhole_is_closed_with_the_last_session() {
     let other = connection("10.0.0.1:4001", SERVER);
     let strangers = connection("10.0.0.3:4000", SERVER);
     let (mut stage, _) =
@@ -163,7 +163,7 @@ fn what_any_of_several_sessions_may_own_is_closed_with_the_last_of_them() {
 }
 
 #[test]
-fn what_no_session_can_own_is_closed_at_once_unless_it_may_be_a_third_partys() {
+fn orphaned_pinhole_is_closed_unless_third_parties_allowed() {
     let left = remains(vec![passive()], vec![connection("10.0.0.3:4000", SERVER)]);
     let (stage, adoption) = Stage::begin("", &left);
     assert_eq!(adoption, RestoreSummary { pinholes: 0, port_ranges: 0, closed: 1 });
@@ -174,7 +174,7 @@ fn what_no_session_can_own_is_closed_at_once_unless_it_may_be_a_third_partys() {
 }
 
 #[test]
-fn what_a_session_announces_once_more_is_its_own() {
+fn pinhole_announced_again_belongs_to_its_session() {
     let other = connection("10.0.0.1:4001", SERVER);
     let (mut stage, _) = Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER), other]));
     let mut talk = talk();
@@ -195,7 +195,7 @@ fn what_a_session_announces_once_more_is_its_own() {
 }
 
 #[test]
-fn a_session_behind_nat_owns_what_is_between_either_ends_view() {
+fn session_behind_nat_owns_pinholes_between_either_addresses() {
     let behind = Connection {
         original: Flow { source: endpoint("192.168.0.5:4000"), destination: endpoint(SERVER) },
         reply: Flow { source: endpoint(SERVER), destination: endpoint("10.0.0.1:61000") },
@@ -207,7 +207,7 @@ fn a_session_behind_nat_owns_what_is_between_either_ends_view() {
 }
 
 #[test]
-fn a_port_range_stays_open_until_its_session_is_over() {
+fn port_range_stays_open_until_its_session_ends() {
     let port = |number| Port::new(number).expect("a port");
     let port_range = PortRangePinhole {
         from: endpoint(CLIENT).address,

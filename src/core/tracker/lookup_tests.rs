@@ -20,7 +20,7 @@ fn waits_and_is_sent_again(stage: &mut Stage, packet: &[u8]) {
 }
 
 #[test]
-fn session_whose_start_could_not_be_looked_up_is_read_from_its_start() {
+fn session_is_read_from_its_start_after_a_failed_lookup() {
     for policy in ["", "defaults: { commands: { deny: [FEAT] } }"] {
         let mut stage = Stage::with_policy(policy);
         let mut talk = conversation();
@@ -41,7 +41,7 @@ fn session_whose_start_could_not_be_looked_up_is_read_from_its_start() {
 }
 
 #[test]
-fn connection_that_is_never_looked_up_goes_on_unread() {
+fn connection_without_a_lookup_passes_unread() {
     let mut stage = Stage::new();
     let mut talk = conversation();
     let [_, syn_ack, _] = talk.handshake();
@@ -63,7 +63,7 @@ fn connection_that_is_never_looked_up_goes_on_unread() {
 }
 
 #[test]
-fn denied_command_does_not_pass_when_its_connection_cannot_be_looked_up() {
+fn denied_command_does_not_pass_while_lookups_fail() {
     let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
     let mut talk = logged_in(&mut stage);
     stage.tracker.forget_all();
@@ -75,7 +75,7 @@ fn denied_command_does_not_pass_when_its_connection_cannot_be_looked_up() {
 }
 
 #[test]
-fn new_connection_that_cannot_be_looked_up_does_not_become_the_old_one() {
+fn failed_lookup_does_not_reuse_the_old_session() {
     let mut stage = Stage::new();
     logged_in(&mut stage);
     let mut other = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 70_000, 70_000);

@@ -110,7 +110,7 @@ impl Gateway {
 }
 
 #[test]
-fn a_client_behind_masquerade_announces_the_outside_address() {
+fn masqueraded_client_announces_the_outside_address() {
     let mut gateway = Gateway::masquerade();
     assert_eq!(gateway.says(FromClient, "PORT 192,168,0,9,15,161\r\n"), "PORT 198,51,100,100,15,161\r\n");
     assert_eq!(gateway.took(), ["opened 203.0.113.5 -> 198.51.100.100:4001 (to 192.168.0.9:4001)"]);
@@ -121,7 +121,7 @@ fn a_client_behind_masquerade_announces_the_outside_address() {
 }
 
 #[test]
-fn a_passive_connection_leaves_with_the_address_of_its_session() {
+fn passive_connection_has_the_outside_address_of_its_session() {
     let mut gateway = Gateway::masquerade();
     gateway.says(FromClient, "PASV\r\n");
     let line = "227 Entering Passive Mode (203,0,113,5,15,161).\r\n";
@@ -130,7 +130,7 @@ fn a_passive_connection_leaves_with_the_address_of_its_session() {
 }
 
 #[test]
-fn a_server_behind_nat_announces_the_address_that_the_client_called() {
+fn server_behind_nat_announces_its_outside_address() {
     let original = ["192.0.2.9:4000", "203.0.113.5:21"];
     let mut gateway = Gateway::new(original, ["10.0.0.5:2121", "192.0.2.9:4000"], "control_ports: [21]");
     gateway.says(FromClient, "PASV\r\n");
@@ -149,7 +149,7 @@ fn a_server_behind_nat_announces_the_address_that_the_client_called() {
 }
 
 #[test]
-fn who_announces_its_outside_address_itself_is_taken_at_its_word() {
+fn announced_outside_address_is_not_rewritten() {
     let mut gateway = Gateway::masquerade();
     let line = "PORT 198,51,100,100,15,161\r\n";
     assert_eq!(gateway.says(FromClient, line), line);
@@ -157,7 +157,7 @@ fn who_announces_its_outside_address_itself_is_taken_at_its_word() {
 }
 
 #[test]
-fn a_port_that_another_client_has_outside_is_exchanged() {
+fn taken_outside_port_is_replaced() {
     let mut gateway = Gateway::masquerade();
     gateway.says(FromClient, "PORT 192,168,0,9,15,161\r\n");
     // The next session comes from another client behind the same address.
@@ -211,7 +211,7 @@ fn one_announcement_asks_the_kernel_for_32_ports_at_most() {
 }
 
 #[test]
-fn a_free_port_is_found_among_many_that_are_taken() {
+fn free_port_is_found_among_many_taken_ones() {
     let mut gateway = Gateway::masquerade();
     // A run of them from the announced one on, and half of all others.
     take_outside_ports(&mut gateway, (4001..20_000).chain((20_000..=65_535).step_by(2)));
@@ -231,7 +231,7 @@ fn nat_never_chooses_the_port_of_a_known_service() {
 }
 
 #[test]
-fn what_of_an_address_comes_in_pieces_is_withheld_and_the_sender_is_answered() {
+fn partial_address_is_withheld_in_a_nonempty_segment() {
     for line in ["PORT 192,168,0,9,15,161\r\n", "EPRT |1|192.168.0.9|4001|\r\n"] {
         for size in 1..line.len() {
             let mut gateway = Gateway::masquerade();
@@ -264,7 +264,7 @@ fn what_of_an_address_comes_in_pieces_is_withheld_and_the_sender_is_answered() {
 }
 
 #[test]
-fn what_is_withheld_and_turns_out_to_be_no_announcement_goes_on_whole() {
+fn withheld_bytes_without_an_announcement_are_released() {
     let mut gateway = Gateway::masquerade();
     assert_eq!(gateway.says(FromClient, "PORT 192,1"), "PORT ");
     assert_eq!(gateway.says(FromClient, "68 is not\r\nNOOP\r\n"), "192,168 is not\r\nNOOP\r\n");
@@ -280,7 +280,7 @@ fn place_of_next(gateway: &mut Gateway) -> Seq {
 }
 
 #[test]
-fn what_is_withheld_of_a_line_that_went_on_unread_is_given_up_and_the_next_line_works() {
+fn withheld_part_of_an_unread_line_is_given_up() {
     let mut gateway = Gateway::masquerade();
     let first = gateway.client_next;
     assert_eq!(gateway.says(FromClient, "PORT 192,16"), "PORT ");
@@ -298,7 +298,7 @@ fn what_is_withheld_of_a_line_that_went_on_unread_is_given_up_and_the_next_line_
 }
 
 #[test]
-fn what_is_withheld_when_something_behind_it_goes_on_does_not_move_that_any_more() {
+fn withheld_bytes_do_not_shift_bytes_already_released() {
     let mut gateway = Gateway::masquerade();
     let first = gateway.client_next;
     assert_eq!(gateway.says(FromClient, "PORT 192,16"), "PORT ");
@@ -320,7 +320,7 @@ fn what_is_withheld_when_something_behind_it_goes_on_does_not_move_that_any_more
 }
 
 #[test]
-fn what_is_withheld_goes_on_before_a_command_behind_it_is_held_back() {
+fn withheld_bytes_are_released_before_a_denied_command() {
     let original = ["192.168.0.9:4000", "203.0.113.5:21"];
     let policy = "defaults: { data_ports: 5000-6000, commands: { deny: [DELE] } }";
     let mut gateway = Gateway::new(original, ["203.0.113.5:21", "198.51.100.100:6000"], policy);
@@ -333,7 +333,7 @@ fn what_is_withheld_goes_on_before_a_command_behind_it_is_held_back() {
 }
 
 #[test]
-fn nothing_waits_for_what_the_other_end_has_acknowledged() {
+fn packets_do_not_wait_for_acknowledged_bytes() {
     let mut gateway = Gateway::masquerade();
     gateway.client_next += "NOOP\r\n".len();
     gateway.says(FromServer, "200 done\r\n");
@@ -341,7 +341,7 @@ fn nothing_waits_for_what_the_other_end_has_acknowledged() {
 }
 
 #[test]
-fn line_of_the_server_that_grew_is_nothing_that_passed_unread() {
+fn lengthened_reply_does_not_count_as_unread() {
     let original = ["192.0.2.9:4000", "203.0.113.5:21"];
     let policy = "defaults: { commands: { deny: [DELE] } }";
     let mut gateway = Gateway::new(original, ["10.0.0.5:21", "192.0.2.9:4000"], policy);
@@ -364,7 +364,7 @@ fn line_of_the_server_that_grew_is_nothing_that_passed_unread() {
 }
 
 #[test]
-fn a_rewritten_line_that_is_sent_again_behind_the_end_of_the_session_says_the_same() {
+fn retransmission_after_the_session_is_rewritten_identically() {
     let mut gateway = Gateway::masquerade();
     let seq = gateway.client_next;
     let line = b"PORT 192,168,0,9,15,161\r\n";
@@ -375,7 +375,7 @@ fn a_rewritten_line_that_is_sent_again_behind_the_end_of_the_session_says_the_sa
 }
 
 #[test]
-fn a_line_that_is_sent_again_says_the_same_and_moves_nothing() {
+fn retransmission_is_rewritten_identically() {
     let mut gateway = Gateway::masquerade();
     let seq = gateway.client_next;
     let line = b"PORT 192,168,0,9,15,161\r\n";
@@ -389,7 +389,7 @@ fn a_line_that_is_sent_again_says_the_same_and_moves_nothing() {
 }
 
 #[test]
-fn a_line_that_is_sent_again_after_a_restart_says_the_same_and_moves_nothing() {
+fn retransmission_after_a_restart_is_rewritten_identically() {
     let mut gateway = Gateway::masquerade();
     let seq = gateway.client_next;
     let line = b"PORT 192,168,0,9,15,161\r\n";
@@ -451,7 +451,7 @@ fn rest_of_a_reply_before_a_rewritten_227_opens_nothing_after_restart() {
 }
 
 #[test]
-fn a_line_keeps_its_length_where_the_kernel_cannot_correct_what_follows() {
+fn line_keeps_its_length_without_seqadj() {
     let mut gateway = Gateway::masquerade();
     gateway.firewall.refuse_to_adjust();
     let said = gateway.says(FromClient, "PORT 192,168,0,9,195,161\r\n");
@@ -474,7 +474,7 @@ fn a_line_keeps_its_length_where_the_kernel_cannot_correct_what_follows() {
 }
 
 #[test]
-fn what_comes_too_early_waits_where_lines_are_rewritten() {
+fn out_of_order_segment_waits_where_lines_are_rewritten() {
     let mut gateway = Gateway::masquerade();
     let seq = gateway.client_next;
     let behind = gateway.passes(FromClient, seq + 10, Flags::ACK, b",0,9,15,161\r\n");
@@ -483,7 +483,7 @@ fn what_comes_too_early_waits_where_lines_are_rewritten() {
 }
 
 #[test]
-fn a_denied_announcement_does_not_reach_the_server_however_it_is_cut() {
+fn denied_announcement_is_stopped_in_any_segmentation() {
     let line = "PORT 192,168,0,9,15,161\r\n";
     for shown in ["192.168.0.9:4000", "198.51.100.100:6000"] {
         for size in 1..=line.len() {
@@ -498,7 +498,7 @@ fn a_denied_announcement_does_not_reach_the_server_however_it_is_cut() {
 }
 
 #[test]
-fn a_denied_command_does_not_reach_the_server_however_it_is_cut() {
+fn denied_command_is_stopped_in_any_segmentation() {
     let policy = "defaults: { commands: { deny: [DELE] }, tls: deny }";
     let direct =
         |policy| Gateway::new(["192.0.2.9:4000", "203.0.113.5:21"], ["203.0.113.5:21", "192.0.2.9:4000"], policy);

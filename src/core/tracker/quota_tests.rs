@@ -57,7 +57,7 @@ fn half_open_flood_closes_no_pinhole_of_a_user() {
 }
 
 #[test]
-fn half_open_session_gives_way_to_one_that_has_spoken() {
+fn half_open_session_is_evicted_for_an_active_one() {
     let mut stage = Stage::with_policy("limits: { sessions: 400 }");
     let mut spoken = client(CLIENT);
     stage.sees_all(spoken.handshake());
@@ -96,7 +96,7 @@ fn full_table_evicts_ended_then_half_open_then_before_login() {
 }
 
 #[test]
-fn session_that_cannot_be_read_gives_way_first() {
+fn unreadable_session_is_evicted_first() {
     let mut stage = Stage::with_policy("limits: { sessions: 2 }");
     let mut talks: Vec<_> = (1..=3).map(one_of_many).collect();
     half_opens(&mut stage, &mut talks[0]);
@@ -108,7 +108,7 @@ fn session_that_cannot_be_read_gives_way_first() {
 }
 
 #[test]
-fn client_over_its_share_gives_way_itself() {
+fn client_over_its_share_loses_its_own_sessions() {
     let mut stage = Stage::with_policy("limits: { sessions: 100, sessions_per_client: 3 }");
     let mut other = client("10.0.0.9:4000");
     logs_in(&mut stage, &mut other);

@@ -154,7 +154,7 @@ fn logged_in(stage: &mut Stage) -> Conversation {
 }
 
 #[test]
-fn a_passive_transfer_opens_one_hole_for_one_connection() {
+fn passive_transfer_opens_one_pinhole() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "PASV\r\n"));
@@ -168,7 +168,7 @@ fn a_passive_transfer_opens_one_hole_for_one_connection() {
 }
 
 #[test]
-fn an_active_transfer_lets_the_server_come() {
+fn active_transfer_admits_the_server() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
@@ -177,7 +177,7 @@ fn an_active_transfer_lets_the_server_come() {
 }
 
 #[test]
-fn a_port_command_that_the_server_refuses_closes_its_hole() {
+fn refused_port_closes_its_pinhole() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "NOOP\r\nPORT 10,0,0,1,4,1\r\n"));
@@ -194,7 +194,7 @@ const PASSIVE_OPENS: &str = "1 227 10.0.0.1 -> 10.0.0.2:1025";
 const PASSIVE_UNASKED: &str = "1 227 10.0.0.2:1025 refused: not-asked-for";
 
 #[test]
-fn behind_a_gap_an_announcement_counts_after_a_whole_line_of_each_end() {
+fn announcement_after_a_gap_needs_a_whole_line_of_each_end() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     talk.loses(FromClient, 8);
@@ -213,7 +213,7 @@ fn behind_a_gap_an_announcement_counts_after_a_whole_line_of_each_end() {
 }
 
 #[test]
-fn question_that_may_have_been_answered_in_a_gap_does_not_count() {
+fn command_possibly_answered_in_a_gap_is_not_pending() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "PASV\r\n"));
@@ -245,7 +245,7 @@ fn login_that_passed_unread_does_not_count() {
 }
 
 #[test]
-fn question_that_passed_unread_does_not_count() {
+fn command_that_passed_unread_is_not_pending() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     talk.loses(FromClient, "PASV\r\n".len());
@@ -256,7 +256,7 @@ fn question_that_passed_unread_does_not_count() {
 }
 
 #[test]
-fn reset_that_is_not_exactly_next_does_not_end_the_session() {
+fn inexact_reset_does_not_end_the_session() {
     for ahead in [1, 100, 30_000] {
         let mut stage = Stage::new();
         let mut talk = logged_in(&mut stage);
@@ -270,7 +270,7 @@ fn reset_that_is_not_exactly_next_does_not_end_the_session() {
 }
 
 #[test]
-fn session_that_has_ended_is_read_on_and_opens_nothing() {
+fn ended_session_is_still_read_and_opens_nothing() {
     for resets in [true, false] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
         let mut talk = logged_in(&mut stage);
@@ -293,7 +293,7 @@ fn session_that_has_ended_is_read_on_and_opens_nothing() {
 }
 
 #[test]
-fn syn_of_the_server_in_the_middle_begins_nothing() {
+fn syn_of_the_server_in_the_middle_begins_no_session() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.firewall.finds_nothing_opening();
@@ -305,7 +305,7 @@ fn syn_of_the_server_in_the_middle_begins_nothing() {
 }
 
 #[test]
-fn session_that_was_ended_before_it_is_forgotten_is_not_trusted_again() {
+fn forgotten_ended_session_is_not_trusted_again() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.resets(FromClient));
@@ -319,7 +319,7 @@ fn session_that_was_ended_before_it_is_forgotten_is_not_trusted_again() {
 }
 
 #[test]
-fn an_expectation_lives_as_long_as_the_policy_says() {
+fn pinhole_lives_as_long_as_the_policy_says() {
     let mut stage = Stage::with_policy("defaults: { timeout: 10s }");
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
@@ -332,7 +332,7 @@ fn an_expectation_lives_as_long_as_the_policy_says() {
 }
 
 #[test]
-fn an_expectation_ends_with_its_session() {
+fn pinhole_ends_with_its_session() {
     for who in [FromClient, FromServer] {
         for resets in [false, true] {
             let mut stage = Stage::new();
@@ -380,7 +380,7 @@ fn session_ends_when_both_ends_close_at_once() {
 }
 
 #[test]
-fn the_last_packets_of_a_session_do_not_begin_another() {
+fn last_packets_of_a_session_begin_no_other() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.closes(FromClient));
@@ -395,7 +395,7 @@ fn the_last_packets_of_a_session_do_not_begin_another() {
 }
 
 #[test]
-fn a_new_connection_may_use_the_addresses_of_an_old_one() {
+fn new_connection_may_reuse_addresses() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.closes(FromClient));
@@ -410,7 +410,7 @@ fn a_new_connection_may_use_the_addresses_of_an_old_one() {
 }
 
 #[test]
-fn a_new_connection_replaces_one_whose_end_was_not_seen() {
+fn new_connection_replaces_one_without_a_seen_end() {
     let mut stage = Stage::new();
     logged_in(&mut stage);
     let mut again = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 77_000, 88_000);
@@ -423,7 +423,7 @@ fn a_new_connection_replaces_one_whose_end_was_not_seen() {
 }
 
 #[test]
-fn a_handshake_seen_twice_is_one_session() {
+fn handshake_seen_twice_is_one_session() {
     let mut stage = Stage::new();
     let mut talk = conversation();
     let handshake = talk.handshake();
@@ -436,7 +436,7 @@ fn a_handshake_seen_twice_is_one_session() {
 }
 
 #[test]
-fn session_picked_up_announces_as_the_policy_and_an_earlier_run_say() {
+fn picked_up_session_follows_policy_and_recorded_progress() {
     for (pickup, marked, opens) in
         [("marked", false, false), ("marked", true, true), ("never", true, false), ("trust", false, true)]
     {
@@ -470,7 +470,7 @@ fn rest_of_a_line_after_a_pick_up_announces_nothing() {
 }
 
 #[test]
-fn the_limit_of_a_session_holds_and_announcing_again_takes_no_more_room() {
+fn repeated_announcement_does_not_count_twice_for_the_limit() {
     let mut stage = Stage::with_policy("defaults: { pinholes_per_session: 2 }");
     let mut talk = logged_in(&mut stage);
     for port in [1, 2, 2, 1, 3] {
@@ -486,7 +486,7 @@ fn the_limit_of_a_session_holds_and_announcing_again_takes_no_more_room() {
 }
 
 #[test]
-fn the_limit_of_all_sessions_together_holds() {
+fn total_pinhole_limit_holds() {
     let mut stage = Stage::with_policy("limits: { pinholes: 3 }\ndefaults: { login: optional }");
     for client in 1..=5 {
         let address = format!("10.0.1.{client}:4000");
@@ -500,7 +500,7 @@ fn the_limit_of_all_sessions_together_holds() {
 }
 
 #[test]
-fn two_sessions_that_announce_the_same_share_one_hole_and_the_later_one_owns_it() {
+fn equal_pinholes_of_two_sessions_belong_to_the_later() {
     let mut stage = Stage::with_policy("defaults: { login: optional }");
     let talks = [4000, 4001].map(|port| {
         let mut talk = Conversation::new(endpoint(&format!("10.0.0.1:{port}")), endpoint(SERVER), 1, 1);
@@ -516,7 +516,7 @@ fn two_sessions_that_announce_the_same_share_one_hole_and_the_later_one_owns_it(
 }
 
 #[test]
-fn when_the_table_is_full_the_one_that_was_silent_longest_is_forgotten() {
+fn full_table_evicts_the_longest_silent_session() {
     let mut stage = Stage::with_policy("limits: { sessions: 3 }\ndefaults: { login: optional }");
     let mut talks: Vec<_> = (1..=4)
         .map(|client| Conversation::new(endpoint(&format!("10.0.1.{client}:4000")), endpoint(SERVER), 1, 1))
@@ -543,7 +543,7 @@ fn when_the_table_is_full_the_one_that_was_silent_longest_is_forgotten() {
 }
 
 #[test]
-fn a_silent_session_is_forgotten_and_a_talking_one_is_not() {
+fn silent_session_is_forgotten_and_active_one_kept() {
     let mut stage = Stage::with_policy("limits: { idle: 10m }");
     let mut talk = logged_in(&mut stage);
     for _ in 0..5 {
@@ -557,7 +557,7 @@ fn a_silent_session_is_forgotten_and_a_talking_one_is_not() {
 }
 
 #[test]
-fn after_auth_tls_nothing_is_read() {
+fn nothing_is_read_after_auth_tls() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
@@ -569,7 +569,7 @@ fn after_auth_tls_nothing_is_read() {
 }
 
 #[test]
-fn the_policy_may_give_an_encrypted_session_a_port_range() {
+fn encrypted_session_gets_a_port_range_if_allowed() {
     let mut stage = Stage::with_policy("defaults: { tls: range 50000-50100 }");
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
@@ -587,7 +587,7 @@ fn the_policy_may_give_an_encrypted_session_a_port_range() {
 }
 
 #[test]
-fn held_line_is_doubtful_however_it_is_delivered() {
+fn held_line_is_ambiguous_however_it_is_delivered() {
     // The server ignores what acknowledges more than it has sent.
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
@@ -601,7 +601,7 @@ fn held_line_is_doubtful_however_it_is_delivered() {
 }
 
 #[test]
-fn a_denied_command_is_told_of() {
+fn denied_command_is_reported() {
     let mut stage = Stage::with_policy("defaults: { tls: deny, commands: { deny: [DELE] } }");
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "dele a\r\nAUTH TLS\r\nSTAT\r\n"));
@@ -609,7 +609,7 @@ fn a_denied_command_is_told_of() {
 }
 
 #[test]
-fn denied_command_is_held_back_however_it_is_hidden() {
+fn denied_command_is_stopped_in_every_form() {
     for hidden in [
         &["NOOP \u{ff}\u{fa}\r\nFEAT\r\n"][..],
         &["NOOP \u{ff}\u{fb}\nFEAT\r\n"],
@@ -668,7 +668,7 @@ fn denied_command_ahead_of_a_gap_before_the_reload_does_not_arrive() {
 }
 
 #[test]
-fn allowed_command_that_began_before_the_reload_goes_on() {
+fn allowed_command_begun_before_the_reload_passes() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.lets_pass(&talk.says(FromClient, "RETR DEL"));
@@ -697,7 +697,7 @@ fn more_denied_commands_than_are_remembered_do_not_pass() {
 }
 
 #[test]
-fn denied_command_behind_a_hole_does_not_pass() {
+fn denied_command_after_a_gap_does_not_pass() {
     let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
     let mut talk = logged_in(&mut stage);
     let first = talk.says(FromClient, "FE");
@@ -712,7 +712,7 @@ fn denied_command_behind_a_hole_does_not_pass() {
 }
 
 #[test]
-fn beginning_of_a_denied_command_may_be_sent_again() {
+fn start_of_a_denied_command_may_be_retransmitted() {
     for (piece, passes, rest) in [("FEAT", "FEAX", "\r\n"), (" FE", " FE", "AT\r\n"), ("\t FEAT", "XXXXXX", "\r\n")] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
         let mut talk = logged_in(&mut stage);
@@ -741,7 +741,7 @@ fn denied_commands_in_one_segment_do_not_pass_the_second_time() {
 }
 
 #[test]
-fn rest_of_a_denied_command_does_not_pass_behind_a_restart() {
+fn rest_of_a_denied_command_does_not_pass_after_a_restart() {
     for (beginning, rest) in [("FEA", "T\r\n"), ("F", "eat x\r\n"), ("FE", "\u{0}AT\r\n")] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
         let mut talk = logged_in(&mut stage);
@@ -761,7 +761,7 @@ fn rest_of_a_denied_command_does_not_pass_behind_a_restart() {
 /// BusyBox reads the last four letters of a word, pyftpdlib those of STAT; others compare no more than the first four.
 /// Python, Java and Go make S of \u{17f} in upper case.
 #[test]
-fn denied_command_that_a_lenient_server_finds_in_a_word_does_not_pass() {
+fn denied_command_embedded_in_a_word_does_not_pass() {
     for line in ["NOSTOR x\r\n", "a-STAT\r\n", "STORE x\r\n", "\u{17f}TOR x\r\n", "LI\u{17f}T\r\n"] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [STOR, STAT, LIST] } }");
         let mut talk = logged_in(&mut stage);
@@ -786,7 +786,7 @@ fn letter_in_a_denied_command_begins_no_other_denied_one() {
 
 /// Its beginning is where the first segment begins that is read: the sender may have left out what stands before that.
 #[test]
-fn denied_command_in_front_of_where_a_session_is_picked_up_does_not_pass() {
+fn denied_command_before_the_pickup_point_does_not_pass() {
     for progress in [Progress::Ftp, Progress::LoggedIn] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
         let mut talk = logged_in(&mut stage);
@@ -802,7 +802,7 @@ fn denied_command_in_front_of_where_a_session_is_picked_up_does_not_pass() {
 }
 
 #[test]
-fn denied_command_behind_the_longest_line_does_not_pass() {
+fn denied_command_after_the_longest_line_does_not_pass() {
     for end in ["\r", "\0"] {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
         let mut talk = logged_in(&mut stage);
@@ -814,7 +814,7 @@ fn denied_command_behind_the_longest_line_does_not_pass() {
 }
 
 #[test]
-fn what_a_later_policy_denies_is_held_back_in_sessions_that_stand() {
+fn reloaded_deny_applies_to_existing_sessions() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.policy = policy::parse("policy.yaml", "defaults: { commands: { deny: [DELE] } }").expect("good").policy;
@@ -824,7 +824,7 @@ fn what_a_later_policy_denies_is_held_back_in_sessions_that_stand() {
 }
 
 #[test]
-fn what_is_not_ftp_is_read_again_under_a_later_policy_that_denies() {
+fn non_ftp_is_read_again_after_a_reload_that_denies() {
     let policy = "defaults: { commands: { deny: [DELE] } }";
     for passed_unread in [0, 100, 10_000_000] {
         let mut stage = Stage::new();
@@ -865,7 +865,7 @@ fn what_is_not_ftp_is_read_again_under_a_later_policy_that_denies() {
 }
 
 #[test]
-fn what_is_encrypted_stays_unread_under_a_later_policy_that_denies() {
+fn encrypted_stays_unread_after_a_reload_that_denies() {
     let mut stage = Stage::new();
     let mut talk = conversation();
     stage.sees_all(talk.handshake());
@@ -882,7 +882,7 @@ fn what_is_encrypted_stays_unread_under_a_later_policy_that_denies() {
 }
 
 #[test]
-fn what_belongs_to_no_control_connection_is_not_ours() {
+fn packets_of_other_connections_are_ignored() {
     let mut stage = Stage::new();
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint("10.0.0.2:80"), 1, 1);
     stage.sees_all(talk.handshake());

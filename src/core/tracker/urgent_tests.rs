@@ -32,7 +32,7 @@ fn aborted(stage: &mut Stage) -> Conversation {
 }
 
 #[test]
-fn port_behind_an_urgent_abort_that_was_answered_counts() {
+fn port_after_an_answered_urgent_abor_opens() {
     let answers: [&[&str]; 4] = [
         &["426 Failure writing network stream.\r\n", "225 No transfer to ABOR.\r\n"],
         &["426 Transfer aborted via ABOR.\r\n226 ABOR command successful.\r\n"],
@@ -53,7 +53,7 @@ fn port_behind_an_urgent_abort_that_was_answered_counts() {
 
 /// The server may not have found the end of ABOR's line. ProFTPD does not: it reads `ABOR PORT 10,0,0,1,4,1`.
 #[test]
-fn port_behind_an_urgent_abort_without_an_answer_is_ambiguous() {
+fn port_after_an_unanswered_urgent_abor_is_ambiguous() {
     for answers in ["", "426 Transfer aborted\r\n", "226 Transfer complete\r\n"] {
         let mut stage = Stage::new();
         let mut talk = aborted(&mut stage);
@@ -66,7 +66,7 @@ fn port_behind_an_urgent_abort_without_an_answer_is_ambiguous() {
 }
 
 #[test]
-fn port_in_the_segment_of_an_urgent_abort_is_ambiguous() {
+fn port_in_the_segment_of_an_urgent_abor_is_ambiguous() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&urgent(talk.says(FromClient, format!("ABOR\r\n{PORT}")), 6));
@@ -75,7 +75,7 @@ fn port_in_the_segment_of_an_urgent_abort_is_ambiguous() {
 }
 
 #[test]
-fn port_that_has_begun_before_the_answer_to_an_urgent_abort_is_ambiguous() {
+fn port_begun_before_the_reply_to_urgent_abor_is_ambiguous() {
     let mut stage = Stage::new();
     let mut talk = aborted(&mut stage);
     stage.sees(&talk.says(FromClient, "PO"));
@@ -85,7 +85,7 @@ fn port_that_has_begun_before_the_answer_to_an_urgent_abort_is_ambiguous() {
 }
 
 #[test]
-fn port_behind_a_line_behind_an_urgent_abort_counts() {
+fn port_after_another_line_after_urgent_abor_opens() {
     let mut stage = Stage::new();
     let mut talk = aborted(&mut stage);
     stage.sees(&talk.says(FromClient, "TYPE I\r\n"));
@@ -132,7 +132,7 @@ fn reply_that_names_abor_brings_back_synced() {
 
 /// BSD's ftp and tnftp, lftp, and others send Telnet's IP and Synch in front, and one or all of those bytes as urgent.
 #[test]
-fn port_behind_urgent_telnet_commands_and_abor_counts() {
+fn port_after_urgent_telnet_commands_and_abor_opens() {
     for (bytes, pointer, rest) in [
         (b"\xff\xf4\xff".as_slice(), 3, b"\xf2ABOR\r\n".as_slice()),
         (b"\xff", 1, b"\xf4\xff\xf2ABOR\r\n"),
@@ -163,7 +163,7 @@ fn port_with_an_urgent_byte_in_it_is_ambiguous() {
 }
 
 #[test]
-fn urgent_pointer_far_behind_an_answered_abor_leaves_doubt() {
+fn urgent_pointer_far_after_an_answered_abor_is_ambiguous() {
     for pointer in [7, 8, 30, 1000] {
         let mut stage = Stage::new();
         let mut talk = logged_in(&mut stage);
@@ -176,7 +176,7 @@ fn urgent_pointer_far_behind_an_answered_abor_leaves_doubt() {
 
 /// The end of a reply is not settled by what the client says.
 #[test]
-fn passive_reply_behind_an_urgent_reply_is_ambiguous() {
+fn passive_reply_after_an_urgent_reply_is_ambiguous() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "NOOP\r\n"));
@@ -188,7 +188,7 @@ fn passive_reply_behind_an_urgent_reply_is_ambiguous() {
 
 /// The pointer may mean a byte that comes later, which the server then leaves out: `FE.AT` is FEAT to it.
 #[test]
-fn urgent_pointer_of_unknown_session_does_not_pass_where_commands_are_denied() {
+fn urgent_pointer_of_unknown_session_is_stopped_under_deny() {
     let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
     let mut talk = logged_in(&mut stage);
     stage.tracker.forget_all();

@@ -79,7 +79,7 @@ impl Listener {
 }
 
 #[test]
-fn delivers_in_order_what_came_in_order() {
+fn in_order_segments_are_delivered_in_order() {
     let mut listener = Listener::default();
     assert_eq!(listener.takes(&segment(99, Flags::SYN, b"")), None);
     assert_eq!(listener.hears(100, b"PA"), None);
@@ -88,7 +88,7 @@ fn delivers_in_order_what_came_in_order() {
 }
 
 #[test]
-fn a_long_turn_of_single_bytes_waits_whole_for_the_one_lost_in_front() {
+fn single_byte_segments_wait_for_a_lost_one() {
     let turn: Vec<u8> = (0..1000).map(|place| b'a' + (place % 26) as u8).collect();
     let mut listener = Listener::default();
     listener.takes(&segment(99, Flags::SYN, b""));
@@ -100,7 +100,7 @@ fn a_long_turn_of_single_bytes_waits_whole_for_the_one_lost_in_front() {
 }
 
 #[test]
-fn data_in_a_syn_does_not_count() {
+fn data_in_a_syn_is_ignored() {
     let mut listener = Listener::default();
     let refused = Acceptance::Refused(StreamAnomaly::Unacceptable);
     assert_eq!(listener.may_go_on(&segment(99, Flags::SYN.and(Flags::ACK), b"PA")), refused);
@@ -110,7 +110,7 @@ fn data_in_a_syn_does_not_count() {
 }
 
 #[test]
-fn differing_copy_goes_on_as_what_was_read() {
+fn differing_copy_is_corrected_to_the_bytes_read() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
     let corrected = |text: &[u8]| Acceptance::Corrected(text.to_vec());
@@ -123,7 +123,7 @@ fn differing_copy_goes_on_as_what_was_read() {
 }
 
 #[test]
-fn copy_of_what_is_not_known_any_more_does_not_go_on() {
+fn copy_of_forgotten_bytes_does_not_pass() {
     let mut listener = Listener::default();
     listener.hears(100, &[b'a'; LIMIT]);
     listener.hears(100 + LIMIT as u32, b"bb");
@@ -135,7 +135,7 @@ fn copy_of_what_is_not_known_any_more_does_not_go_on() {
 }
 
 #[test]
-fn bytes_that_are_acknowledged_or_too_old_are_overwritten_where_nothing_is_trusted() {
+fn acknowledged_or_old_bytes_are_overwritten_if_untrusted() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\nLIST");
     listener.learns_of_ack(106);
@@ -150,7 +150,7 @@ fn bytes_that_are_acknowledged_or_too_old_are_overwritten_where_nothing_is_trust
 }
 
 #[test]
-fn client_segment_that_is_too_much_to_keep_does_not_go_on() {
+fn client_segment_beyond_the_buffer_does_not_pass() {
     let mut listener = Listener::default();
     listener.hears(100, b"a");
     listener.hears(102, &[b'x'; LIMIT]);
@@ -159,7 +159,7 @@ fn client_segment_that_is_too_much_to_keep_does_not_go_on() {
 }
 
 #[test]
-fn stale_timestamp_does_not_count() {
+fn segment_with_a_stale_timestamp_is_ignored() {
     let mut listener = Listener::default();
     let at = |seq, timestamp, text| Segment { timestamp: Some(timestamp), ..segment(seq, Flags::ACK, text) };
     listener.takes(&at(100, u32::MAX, b"NO"));
@@ -173,7 +173,7 @@ fn stale_timestamp_does_not_count() {
 }
 
 #[test]
-fn urgent_data_is_known_until_the_stream_is_far_behind_it() {
+fn urgent_pointer_is_kept_until_the_stream_is_far_past_it() {
     let mut listener = Listener::default();
     let urgent = Segment { urgent: 3, ..segment(100, Flags::ACK.and(Flags::URG), b"AB") };
     listener.takes(&urgent);
@@ -184,7 +184,7 @@ fn urgent_data_is_known_until_the_stream_is_far_behind_it() {
 }
 
 #[test]
-fn picks_up_in_the_middle_and_across_the_wrap() {
+fn pickup_works_in_the_middle_and_across_the_wrap() {
     let mut listener = Listener::default();
     listener.hears(u32::MAX - 1, b"PA");
     listener.hears(0, b"SV");
@@ -192,7 +192,7 @@ fn picks_up_in_the_middle_and_across_the_wrap() {
 }
 
 #[test]
-fn puts_reordered_segments_in_order() {
+fn reordered_segments_are_put_in_order() {
     let mut listener = Listener::default();
     listener.takes(&segment(99, Flags::SYN, b""));
     assert_eq!(listener.hears(104, b"NO"), None);
@@ -204,7 +204,7 @@ fn puts_reordered_segments_in_order() {
 }
 
 #[test]
-fn a_retransmission_is_heard_once() {
+fn retransmission_is_delivered_once() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     assert_eq!(listener.hears(100, b"PASV"), None);
@@ -213,7 +213,7 @@ fn a_retransmission_is_heard_once() {
 }
 
 #[test]
-fn the_first_copy_wins_and_a_differing_one_is_noticed() {
+fn first_copy_wins_and_a_differing_one_is_reported() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     assert_eq!(listener.hears(100, b"PORT"), Some(StreamAnomaly::DifferingCopy));
@@ -232,7 +232,7 @@ fn keep_alive_repeats_the_last_byte() {
 }
 
 #[test]
-fn a_loss_is_given_up_when_the_receiver_has_moved_on() {
+fn loss_is_given_up_when_the_receiver_acknowledged_it() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     assert_eq!(listener.hears(110, b"LIST"), None);
@@ -243,7 +243,7 @@ fn a_loss_is_given_up_when_the_receiver_has_moved_on() {
 }
 
 #[test]
-fn a_loss_that_was_acknowledged_before_is_given_up_at_once() {
+fn loss_acknowledged_before_is_given_up_at_once() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     listener.learns_of_ack(110);
@@ -252,7 +252,7 @@ fn a_loss_that_was_acknowledged_before_is_given_up_at_once() {
 }
 
 #[test]
-fn what_the_capture_cut_off_is_a_gap_at_once() {
+fn bytes_cut_by_the_snaplen_are_a_gap() {
     let mut listener = Listener::default();
     listener.takes(&Segment { missing: 20, ..segment(100, Flags::ACK, b"227 Ent") });
     assert_eq!(listener.heard, b"227 Ent|");
@@ -264,7 +264,7 @@ fn what_the_capture_cut_off_is_a_gap_at_once() {
 }
 
 #[test]
-fn nonsense_far_away_is_ignored() {
+fn segment_far_outside_the_window_is_ignored() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     assert_eq!(listener.hears(1 << 30, b"x"), Some(StreamAnomaly::FarAway));
@@ -274,7 +274,7 @@ fn nonsense_far_away_is_ignored() {
 }
 
 #[test]
-fn what_waits_is_bounded() {
+fn reassembly_buffer_is_bounded() {
     let mut listener = Listener::default();
     listener.hears(100, b"a");
     let mut anomalies = Vec::new();
@@ -286,7 +286,7 @@ fn what_waits_is_bounded() {
 }
 
 #[test]
-fn ends_when_the_fin_and_all_before_it_is_acknowledged() {
+fn stream_ends_when_its_fin_is_acknowledged() {
     let mut listener = Listener::default();
     listener.hears(100, b"QU");
     listener.takes(&segment(104, Flags::ACK.and(Flags::FIN), b""));
@@ -311,7 +311,7 @@ fn fin_that_never_arrives_ends_nothing() {
 }
 
 #[test]
-fn fin_in_front_of_what_was_read_does_not_go_on() {
+fn fin_before_bytes_already_read_does_not_pass() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
     let refused = Acceptance::Refused(StreamAnomaly::BesideFin);
@@ -321,7 +321,7 @@ fn fin_in_front_of_what_was_read_does_not_go_on() {
 }
 
 #[test]
-fn byte_that_was_read_does_not_become_urgent() {
+fn byte_already_read_does_not_become_urgent() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
     let pointing = |seq, urgent, text| Segment { urgent, ..segment(seq, Flags::ACK.and(Flags::URG), text) };
@@ -333,7 +333,7 @@ fn byte_that_was_read_does_not_become_urgent() {
 }
 
 #[test]
-fn segment_half_the_sequence_space_away_does_not_count() {
+fn segment_half_the_sequence_space_away_is_ignored() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     listener.learns_of_ack(104);
@@ -344,7 +344,7 @@ fn segment_half_the_sequence_space_away_does_not_count() {
 }
 
 #[test]
-fn believes_a_reset_only_where_the_receiver_may_be() {
+fn reset_counts_only_at_a_possible_next_byte() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
     assert!(listener.stream.believes_reset_at(Seq::new(104)));
@@ -364,7 +364,7 @@ fn pieces(length: usize) -> impl Strategy<Value = Vec<(usize, usize)>> {
 
 proptest! {
     #[test]
-    fn any_pieces_that_cover_a_text_give_the_text(
+    fn any_segmentation_gives_the_text(
         text in proptest::collection::vec(any::<u8>(), 1..300),
         first in any::<u32>(),
         pieces in pieces(300),
