@@ -23,9 +23,10 @@ fn namespace() -> Namespace {
 /// Runs the program in a folder of its own, with a socket of its own.
 fn run(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> Finished {
     let folder = daemon::new_folder();
-    // A copy, as not everybody may look where the program was built.
+    // A copy, as other users may not enter the folder of the build.
     let program = folder.join("pinhole");
-    // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
+    // Copied by another process: programs that tests start meanwhile would inherit the file, open for writing, and it
+    // could not be executed.
     let copied = Command::new("cp").arg(PROGRAM).arg(&program).status();
     assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     let program = program.display().to_string();

@@ -20,8 +20,8 @@ fn keep_segments_apart(stage: &Stage) {
     }
 }
 
-/// Says it, and says it again until the service has read at least so many packets of it: where the machine is slow, a
-/// segment is taken for lost, and then TCP sends together what was written apart.
+/// Repeats an exchange until the daemon has read at least that many packets of it: on a slow machine a segment may be
+/// taken for lost, and then TCP retransmits several writes in one segment.
 fn repeat_until_queued<T>(packets: u64, daemon: &Daemon, mut say: impl FnMut() -> Result<T>) -> Result<T> {
     let mut seen = Vec::new();
     while seen.len() < 20 {
@@ -101,7 +101,7 @@ fn commands_may_be_pipelined() {
             let port = reply.text.split('|').nth(3).and_then(|port| port.parse().ok()).expect("a port");
             let data = client.connect_data(SocketAddr::new(server.address().ip(), port))?;
             let line = client.listen().and_then(|address| client.announcement(mode, address))?;
-            // A download to the connection that stands, and another that the server begins.
+            // A download over the existing connection, and another over one that the server opens.
             client.send(format!("RETR {FILE}\r\nNOOP\r\n{line}\r\nRETR {FILE}\r\nPWD\r\n").as_bytes())?;
             assert_eq!(read_all(data), CONTENT);
             for code in [150, 226, 200, 200, 150] {

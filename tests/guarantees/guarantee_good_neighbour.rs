@@ -1,8 +1,7 @@
 //! Guarantee: changes of other programs to the ruleset are repaired at once, and nothing is left behind.
 //!
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
-//! and a filter that drops by default. Needs root and nft. Nothing here asks how long something took;
-//! what is measured is printed for whoever looks.
+//! and a filter that drops by default. Needs root and nft. No duration is asserted; measured times are printed.
 
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 
@@ -97,8 +96,8 @@ fn flushed_ruleset_is_restored_with_pending_pinholes() {
     assert!(daemon.counted("restored") >= flushes as u64);
 }
 
-/// As long as nothing in the ruleset asks for connection tracking, the kernel does not look at packets. What it makes of the
-/// first ones afterwards can be so wrong that it takes all others of the connection for invalid.
+/// While no rule needs conntrack, the kernel does not track packets. The entry that it makes of the first packets
+/// afterwards can be so wrong that all later packets of the connection are invalid to it.
 #[test]
 fn session_lost_by_conntrack_during_a_flush_continues() {
     let stage = Stage::new(Shape::Gateway);

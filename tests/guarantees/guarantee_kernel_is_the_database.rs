@@ -24,7 +24,7 @@ fn kill_breaks_no_session_and_the_next_transfer_works() {
     let begun = Instant::now();
     disturb_transfers(&stage, |disturbance| {
         for _ in 0..kills {
-            // A random moment is what this is about.
+            // The moment of the kill has to be random.
             thread::sleep(Duration::from_micros(random_below(20_000)));
             disturbance.begins();
             daemon.kill().expect("it can be killed");

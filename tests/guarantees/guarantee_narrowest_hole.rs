@@ -66,8 +66,8 @@ fn announced_port_opens_to_its_peer_and_only_once() {
     }
 }
 
-/// What prepares a control connection for sequence offsets must not expect anything: kernels differ in what they make of an
-/// object that says so.
+/// Preparing a control connection for sequence adjustment must not create an expectation: kernels treat an object with
+/// one differently.
 #[test]
 fn control_connection_that_announces_nothing_opens_nothing() {
     let stage = Stage::new(Shape::Gateway);

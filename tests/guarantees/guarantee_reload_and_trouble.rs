@@ -69,7 +69,7 @@ fn reload_keeps_sessions_and_applies_at_once() {
 fn packets_held_for_a_lost_segment_are_released_in_time() {
     let stage = Stage::new(Shape::ClientHost);
     let server = stage.serve(Family::V4);
-    // Denied commands are held back, so nothing overtakes what may be one.
+    // The policy denies commands, so segments after a gap are held.
     let _daemon = stage.daemon("defaults: { commands: { deny: [SITE] } }\n");
     let progress = Policy::embedded().mark.control_bits();
     let [logged_in, unread] = [Progress::LoggedIn, Progress::Unreadable].map(|known| progress.of(known));
@@ -85,7 +85,7 @@ fn packets_held_for_a_lost_segment_are_released_in_time() {
         mark(unread);
         client.command("NOOP", 200)?;
         mark(logged_in);
-        // What waits in a queue of the host that sends it is not sent again.
+        // A packet that waits in a queue of the sending host is not retransmitted.
         client.command("NOOP", 200)?;
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         client.quit()
@@ -122,7 +122,7 @@ fn bad_policy_is_refused_and_the_old_one_stays() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
-    // Without what is in the sets: a used pinhole is swept out a moment later.
+    // Without elements: a used pinhole is removed a moment later.
     let ruleset = || stage.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let policies = [
@@ -197,12 +197,12 @@ fn second_instance_is_refused_and_the_first_undisturbed() {
     let stage = Stage::new(Shape::ServerHost);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
-    // Without what is in the sets: a used pinhole is swept out a moment later.
+    // Without elements: a used pinhole is removed a moment later.
     let ruleset = || stage.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let second = daemon::service(stage.firewall(), &daemon.folder, "info").spawn().expect("it starts");
     assert_refused(&second.wait(PATIENCE).expect("it ends"), 1, "another pinhole is running");
-    // One that does not see the first one's socket finds its queue taken.
+    // An instance that does not see the first one's socket finds its queue taken.
     let third = refused(stage.firewall(), &policy(Shape::ServerHost, ""));
     assert_refused(&third, 1, "cannot read queue 0 of the kernel: it is read by ");
     assert_eq!(ruleset(), before);
@@ -232,10 +232,11 @@ fn failed_start_is_explained_and_changes_nothing() {
     assert_eq!(ruleset(), with_foreign);
     namespace.nft("delete table inet pinhole").expect("it is there");
 
-    // A copy, as not everybody may look where the program was built.
+    // A copy, as other users may not enter the folder of the build.
     let folder = daemon::new_folder();
     let copy = folder.join("pinhole");
-    // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
+    // Copied by another process: programs that tests start meanwhile would inherit the file, open for writing, and it
+    // could not be executed.
     let copied = std::process::Command::new("cp").arg(PROGRAM).arg(&copy).status();
     assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     let run_as = |limits: &[&str]| {

@@ -156,7 +156,7 @@ fn encrypted_and_non_ftp_sessions_open_nothing() {
         let counters = daemon.status()["counters"].clone();
         assert_eq!((&counters["encrypted"], &counters["not_ftp"]), (&1.into(), &1.into()), "{counters}");
         assert_eq!(counters["opened"], 0);
-        // And one that is what it should be does.
+        // A valid announcement does.
         let control = connect(client, address).expect("control connections may pass");
         let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
         for line in ["", "USER a\r\n", "PASS b\r\n", "PASV\r\n"] {
@@ -171,7 +171,7 @@ fn encrypted_and_non_ftp_sessions_open_nothing() {
 #[test]
 fn client_and_server_on_one_host_are_read_once() {
     let stage = Stage::new(Shape::ServerHost);
-    // Not even what this host sends to itself may pass by itself.
+    // The filter drops loopback packets, too.
     let strict = "flush ruleset
 table inet filter {
     chain input {

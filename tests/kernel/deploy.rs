@@ -21,7 +21,7 @@ const SHORT: Duration = Duration::from_millis(300);
 const CONTENT: &[u8] = b"Files are data.\r\n";
 /// A port of the server behind the firewall that is never announced.
 const UNANNOUNCED: u16 = 40_000;
-/// The line that each ruleset shows to those who write the rule themselves.
+/// The line that each ruleset shows to users who write the rule themselves.
 const OWN_LINE: &str = "ct state new,related ct mark & 0x10000000 == 0x10000000 accept";
 
 fn deploy(name: &str) -> PathBuf {
@@ -277,7 +277,7 @@ fn systemd_analyze_rates_the_unit_valid_and_confined() {
     let here = folder.join("pinhole.service");
     let text = read("pinhole.service").replace("/usr/local/bin/pinhole", PROGRAM);
     std::fs::write(&here, text).expect("the folder is ours");
-    // In tenths. What is left of it is what the service is for: netfilter of the host's own network.
+    // The threshold is in tenths. The remaining exposure is what the service needs: netfilter in the host's network.
     for arguments in [&["verify"][..], &["security", "--offline=yes", "--threshold=12", "--no-pager"]] {
         let done = Command::new("systemd-analyze").args(arguments).arg(&here).output().expect("it is installed");
         let said = [done.stdout, done.stderr].concat();

@@ -47,7 +47,7 @@ fn lines(finished: &Finished, weight: &str) -> Vec<String> {
     finished.said().lines().filter(|line| line.starts_with(weight)).map(str::to_owned).collect()
 }
 
-/// The one problem that is found.
+/// The only error that was found.
 fn problem(finished: &Finished) -> String {
     assert_eq!(finished.status.code(), Some(1), "{}", finished.said());
     assert!(finished.said().contains("`pinhole run` would not work: 1 problem, "), "{}", finished.said());
@@ -71,7 +71,7 @@ fn correct_host_is_reported_as_ready() {
     );
 }
 
-/// With expectations no filter that lets in what is related is in the way.
+/// With `native`, filters that accept `related` admit data connections.
 const SETS: Option<&str> = Some("mechanism: sets\n");
 
 #[test]
@@ -198,7 +198,8 @@ fn check_without_root_says_what_is_missing() {
     fs::create_dir_all(&folder).expect("a folder can be made");
     fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("it can be opened to all");
     let program = folder.join("pinhole");
-    // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
+    // Copied by another process: programs that tests start meanwhile would inherit the file, open for writing, and it
+    // could not be executed.
     let copied = Command::new("cp").arg(PROGRAM).arg(&program).status();
     assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     let ran = Command::new(&program).arg("check").current_dir("/").uid(65534).gid(65534).output();

@@ -9,7 +9,7 @@ use crate::daemon::PATIENCE;
 use crate::stage::{Stage, connect};
 use lab::{Family, Shape};
 
-/// What a connection that does not talk FTP is called in the log.
+/// The log's text for a connection that is not FTP.
 const LINE: &str = "not FTP: no announcement opens a pinhole";
 
 #[test]
@@ -24,7 +24,7 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
         // The server greets, and so has its say before the client.
         control.read_exact(&mut [0; 3]).expect("a greeting");
         control.write_all(b"GET / HTTP/1.1\r\n").expect("it is sent");
-        // What the server answers comes behind what the client asked, through the same firewall.
+        // The server's answer follows the client's request through the same firewall.
         let _ = control.read(&mut [0; 512]);
     };
     let began = Instant::now();

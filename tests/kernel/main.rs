@@ -1,4 +1,4 @@
-//! What Pinhole asks of the kernel and of the host: netlink, rulesets, queues, the sandbox, systemd, `pinhole check`.
+//! Pinhole with the kernel and the host: netlink, rulesets, queues, the sandbox, systemd, `pinhole check`.
 
 #[path = "../support/daemon.rs"]
 mod daemon;

@@ -32,7 +32,7 @@ fn arrive(when_down: WhenDown) -> usize {
         tables.fill_chain(TABLE, "queued", "", &[rule]).expect("the chain is there");
         let receiver = UdpSocket::bind("127.0.0.1:9").expect("it is free");
         let sender = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
-        // What waits in the queue counts as the sender's.
+        // Packets that wait in the queue count for the sender's buffer.
         setsockopt(&sender, sockopt::SndBufForce, &(64 << 20)).expect("root may");
         setsockopt(&receiver, sockopt::RcvBufForce, &(64 << 20)).expect("root may");
         for _ in 0..SENT {
@@ -40,7 +40,7 @@ fn arrive(when_down: WhenDown) -> usize {
             let _ = sender.send_to(b"x", "127.0.0.1:9");
         }
         receiver.set_nonblocking(true).expect("a socket");
-        // What goes through this host has arrived when it has been sent.
+        // A packet over loopback has arrived when it has been sent.
         Ok((0..SENT).take_while(|_| receiver.recv(&mut [0; 8]).is_ok()).count())
     };
     namespace.run(count).and_then(|result| result).unwrap_or_else(|error| panic!("{error}"))

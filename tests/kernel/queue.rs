@@ -34,7 +34,7 @@ fn with_payload(packet: &[u8], payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What a server reads when a client says hello through a queue that lets `instead` go on.
+/// What a server reads when a client sends hello through a queue whose verdict carries `instead`.
 fn received_instead(instead: &[u8]) -> Vec<u8> {
     let topology = Topology::new(Shape::ServerHost).expect("namespaces");
     let to = SocketAddr::new(topology.target.of(Family::V4), 21);

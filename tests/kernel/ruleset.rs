@@ -13,7 +13,7 @@ fn start(namespace: &Namespace, policy: &str) -> Daemon {
     Daemon::start(namespace, policy).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What `pinhole rules` prints there.
+/// The output of `pinhole rules` there.
 fn printed(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> String {
     let all = [before, &[PROGRAM, "rules"], arguments].concat();
     let finished = namespace.command(all[0]).args(&all[1..]).output(PATIENCE).unwrap_or_else(|error| panic!("{error}"));

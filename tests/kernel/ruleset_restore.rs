@@ -33,7 +33,7 @@ fn pinholes(count: u16) -> Vec<Expectation> {
         let hosts = if number.is_multiple_of(2) { ["10.0.0.1", "10.0.0.2"] } else { ["fd00::1", "fd00::2"] };
         let [from, to] = hosts.map(address);
         let to = Endpoint::new(to, port(1024 + number));
-        // One in three is mapped.
+        // Every third one is mapped.
         let is_mapped = number.is_multiple_of(3);
         let mapped = Mapping { to: Some(Endpoint::new(from, to.port)), from: Some(to.address) };
         let mapping = if is_mapped { mapped } else { Mapping::NONE };
@@ -118,7 +118,7 @@ fn pinhole_opened_while_the_table_is_gone_restores_it() {
     assert_eq!(sets.take_refused().count, 0);
 }
 
-/// A ruleset without the sizes of its sets, which not every kernel can change, and without what is in them for a time.
+/// A ruleset without the sizes of its sets, which not every kernel can change, and without elements that expire.
 fn rules_and_ports(namespace: &Namespace) -> String {
     let ruleset = ruleset(namespace);
     let is_size = |line: &str| line.trim().starts_with("size ");

@@ -94,7 +94,7 @@ fn only_the_policy_can_be_read_and_the_socket_removed() {
         assert_denied("making a file", fs::write(folder.join("run/other"), ""));
         assert_denied("reading beside the socket", fs::read(socket));
         fs::remove_file(socket).expect("the socket may go");
-        // What a thread starts is confined as it is.
+        // A new thread is confined like the one that starts it.
         let inherited = thread::spawn(|| fs::read("/etc/shadow"));
         assert_denied("reading /etc/shadow in another thread", inherited.join().expect("it ends"));
     });
@@ -258,7 +258,7 @@ fn idle_control_clients_do_not_delay_others() {
     let idle = |count: usize| -> Vec<UnixStream> {
         (0..count).map(|_| UnixStream::connect(daemon.socket()).expect("it listens")).collect()
     };
-    // Whether the daemon still waits for what a client wants.
+    // Whether the daemon still waits for the client's request.
     let is_waited_for = |client: &UnixStream| {
         client.set_nonblocking(true).expect("it is open");
         (&mut &*client).read(&mut [0]).is_err_and(|error| error.kind() == ErrorKind::WouldBlock)
@@ -292,7 +292,8 @@ fn silent_control_client_is_disconnected() {
 /// A copy of the program that every user may run.
 fn copy_for_everybody(folder: &Path) -> PathBuf {
     let copy = folder.join("pinhole");
-    // By another process: whatever is started meanwhile would inherit the file, open for writing, and nobody could run it.
+    // Copied by another process: programs that tests start meanwhile would inherit the file, open for writing, and it
+    // could not be executed.
     let copied = Command::new("cp").arg(PROGRAM).arg(&copy).status();
     assert!(copied.is_ok_and(|status| status.success()), "it can be copied");
     copy

@@ -21,7 +21,7 @@ const CONTENT: &[u8] = b"Files are data.\r\n";
 /// Replaces cargo and sudo: nothing has to be built, and every user is root.
 const SHELL: &str = "cargo() { :; }; sudo() { \"$@\"; }";
 
-/// An FTP server's host that lets in nothing but ssh and control connections, with the service on it, and a client.
+/// A host with an FTP server, a filter that admits only ssh and control connections, the service, and a client.
 struct Host {
     machine: Machine,
     topology: Topology,
@@ -29,14 +29,14 @@ struct Host {
 }
 
 impl Host {
-    /// One on which the service was installed and started.
+    /// A host on which the service was installed and started.
     fn serving(settings: &str) -> Self {
         let host = Self::installed(settings);
         host.machine.sh("systemctl start nftables pinhole");
         host
     }
 
-    /// One on which the service was installed, and that filters nothing yet. The unit has more settings than are shipped.
+    /// A host on which the service was installed, without a filter yet. `settings` are added to the shipped unit.
     fn installed(settings: &str) -> Self {
         let host = Self::bare();
         let [_, install, _] = documented_installation();
@@ -47,7 +47,7 @@ impl Host {
         host
     }
 
-    /// One on which nothing is installed.
+    /// A host without the service.
     fn bare() -> Self {
         let topology = Topology::new(Shape::ServerHost).unwrap_or_else(|error| panic!("{error}"));
         let start = |address: IpAddr| {
@@ -71,7 +71,7 @@ impl Host {
         }
     }
 
-    /// Puts another line in the place of the one in the policy that begins so.
+    /// Replaces the line of the policy that begins with `begin`.
     fn change_policy(&self, begin: &str, other: &str) {
         let path = self.machine.path("/etc/pinhole/policy.yaml");
         let policy = fs::read_to_string(&path).expect("a policy is installed");
@@ -119,7 +119,7 @@ impl Host {
         self.machine.properties("pinhole", names)
     }
 
-    /// What the service answers in the place where `pinhole status` asks it.
+    /// The daemon's answer at the socket that `pinhole status` uses.
     fn ask(&self) -> Option<Value> {
         let answer = daemon::ask(&self.machine.path("/run/pinhole/control.sock")).ok()?;
         serde_json::from_str(&answer).ok()
@@ -142,8 +142,8 @@ impl Host {
         ours.next().map(|table| table["handle"].as_u64().expect("a table has a number"))
     }
 
-    /// The service has two processes, each with a user of its own and filters for system calls of its own besides those of
-    /// systemd. The daemon has one capability, its watchdog none.
+    /// The service has two processes. Each has its own user, and its own system call filters besides those of systemd.
+    /// The daemon has one capability, its watchdog none.
     #[track_caller]
     fn assert_is_confined(&self) {
         let processes = self.processes();
@@ -160,7 +160,7 @@ impl Host {
             for set in ["CapPrm", "CapEff"] {
                 assert_eq!(value(set), if is_watchdog { "0000000000000000" } else { "0000000000001000" }, "{set}");
             }
-            // Without CAP_SETPCAP nothing can be taken out of this one. It gives nothing to anybody with no_new_privs.
+            // Without CAP_SETPCAP the bounding set cannot be reduced. With no_new_privs it grants nothing.
             assert_eq!(value("CapBnd"), "0000000000001000");
             assert_eq!([value("CapAmb"), value("NoNewPrivs"), value("Seccomp")], ["0000000000000000", "1", "2"]);
             assert!(value("Seccomp_filters").parse::<u32>().is_ok_and(|filters| filters > 3), "{status}");
@@ -172,7 +172,7 @@ impl Host {
         self.machine.processes("pinhole.service")
     }
 
-    /// Waits until none of its processes is one of those, and it serves again.
+    /// Waits until all of its processes are new ones, and it serves again.
     #[track_caller]
     fn wait_for_others_than(&self, former: &[String]) {
         let is_back = || {
@@ -208,7 +208,7 @@ fn documented_installation_admits_transfers_until_stopped() {
     let [build, install, start] = documented_installation();
     host.install(&format!("{build}\n{install}"));
     host.machine.sh(&format!("systemctl enable --now nftables; {SHELL}; {start}"));
-    // Nobody waits here: systemd was told that it is ready.
+    // No wait is needed: systemd was notified that it is ready.
     assert!(host.table().is_some(), "it was ready before its table stood");
     host.assert_is_confined();
     assert_eq!(host.status()["mechanism"], daemon::mechanism());
@@ -304,7 +304,7 @@ fn pinhole_and_session_survive_restart_kill_and_hang() {
                 |used| lab::wait_until("it to hear of the connection", PATIENCE, || Ok(host.counted("used") == used));
             heard(1)?;
             assert_eq!(client.download(Mode::Pasv, "readme.txt")?, CONTENT, "{end}");
-            // What it has not heard of when it ends is adopted as if it were not used.
+            // A use of which the daemon got no event before its end: the pinhole is adopted as unused.
             heard(2)?;
             client.quit()
         });
@@ -317,8 +317,8 @@ fn pinhole_and_session_survive_restart_kill_and_hang() {
 
 #[test]
 fn system_call_filter_allows_all_calls_of_pinhole_and_nft() {
-    // A refused call is an error that may go unnoticed; here it is the end of whoever makes it. That it is, one that is
-    // refused shows.
+    // A refused call is an error that may go unnoticed; here it ends the caller. A refused call below shows that it
+    // does.
     let refused = "ExecStartPre=/bin/sh -c 'nice true; echo \"ended with $$?\"'";
     let host = Host::serving(&format!("SystemCallErrorNumber=kill\n{refused}"));
     host.machine.wait_for_journal("pinhole", "ended with 159");

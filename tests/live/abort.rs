@@ -14,8 +14,8 @@ use pinhole::core::ftp::Mode;
 /// More than the buffers between the two ends of a data connection hold.
 const BIG: usize = 16 << 20;
 
-/// How the code of a server's last reply begins behind an ABOR, and whether the server reads the ABOR's last byte, which is
-/// urgent, in line.
+/// The first digits of a server's last reply after an ABOR, and whether the server reads the ABOR's urgent last byte in
+/// line.
 const fn answers(kind: ServerKind) -> (&'static str, bool) {
     match kind {
         // 225, or 226 if the server had not noticed before that the client had closed the data connection.
@@ -40,7 +40,7 @@ fn visit(topology: &Topology, kind: ServerKind, mode: Mode) -> Result<(), String
     client.output(PATIENCE * 2).map(drop).map_err(|error| format!("{kind}, {mode}: {error}"))
 }
 
-/// What failed of all servers and modes.
+/// The failures of all servers and modes.
 fn failures(visit_all: impl Fn(ServerKind) -> Vec<String> + Sync) -> Vec<String> {
     let visit_all = &visit_all;
     thread::scope(|scope| {

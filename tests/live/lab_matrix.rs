@@ -9,9 +9,9 @@ use lab::matrix::{self, Outcome, Scene, Stage};
 use lab::{Error, Result, Shape, Task};
 use std::time::{Duration, Instant};
 
-/// How long a client waits for what should come.
+/// How long a client waits for a transfer that should work.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// And for what should not, at first: long enough to log in.
+/// How long it waits for one that should fail: long enough to log in.
 const BRIEF: Duration = Duration::from_secs(2);
 
 fn play<G>(

@@ -180,7 +180,7 @@ fn witness_finds_packets_that_conntrack_calls_invalid() {
         .namespace
         .run(|| {
             let mut client = MiniClient::connect(address, SOON)?;
-            // Connection tracking begins with the first rule that needs it, and here takes nothing up in the middle.
+            // Conntrack starts with the first rule that needs it, and here does not pick up connections in the middle.
             topology.firewall.set("net/netfilter/nf_conntrack_tcp_loose", "0")?;
             topology.firewall.nft(Shape::Gateway.default_drop())?;
             let witness = Witness::start(&[], &[&topology.firewall])?;

@@ -51,10 +51,10 @@ fn victim() {
     }
 }
 
-/// Builds a lab in another process, ends that one, and looks at what remains.
+/// Builds a lab in another process, ends that process, and checks what is left.
 fn nothing_remains_after(how: &str) {
     let before = traces();
-    // What runs in the background of a shell has signals of the terminal ignored, and hands that on.
+    // A background process of a shell ignores signals of the terminal, and its children inherit that.
     let mut victim = Command::new("env")
         .arg("--default-signal=INT,HUP")
         .arg(std::env::current_exe().expect("a running test has a file"))

@@ -13,7 +13,7 @@ use lab::mini::Speaker::{self, Client, Server};
 use lab::nat::{Nat, NatTopology};
 use lab::{Family, Namespace, wait_until};
 
-/// Who is translated, and what comes to the gateway in which segments.
+/// Which end is translated, and which segments arrive at the gateway.
 #[derive(Clone, Copy)]
 struct Case {
     nat: Nat,
@@ -63,7 +63,7 @@ impl Ends {
         Self { client, server }
     }
 
-    /// One says this, in pieces: the lines that the other one hears.
+    /// One end sends a line in pieces. Returns the lines that the other end receives.
     fn say(&mut self, speaker: Speaker, pieces: &[&str]) -> Vec<String> {
         let (from, to) = match speaker {
             Client => (&mut self.client, &mut self.server),

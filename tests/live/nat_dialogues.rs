@@ -28,11 +28,11 @@ const SHORT: Duration = Duration::from_secs(3);
 /// And anything that should happen at once.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What became of a line and of its data connection.
+/// The result for a line and its data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Works,
-    /// What arrived is not the rewritten line.
+    /// The line that arrived is not the rewritten one.
     NotRewritten,
     /// The line arrived as it should, and the data connection did not.
     NoData,
@@ -129,7 +129,7 @@ fn cases() -> Vec<Case> {
     cases
 }
 
-/// What no usual server or client speaks, and the policy has to name: RFC 1639.
+/// Forms of RFC 1639, which no common server or client uses, and which the policy has to name.
 fn long_cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for family in Family::ALL {
@@ -141,7 +141,7 @@ fn long_cases() -> Vec<Case> {
     cases
 }
 
-/// What the policy needs beyond that of the rules, so that all ways of announcing are read.
+/// Added to the policy of the rules, so that all announcing forms are read.
 const ALL_MODES: &str = "defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV] }\n";
 
 /// Rules, a helper on each gateway, and a control connection.
@@ -156,7 +156,7 @@ struct Bench {
 struct Lost;
 
 impl Bench {
-    /// One in which that end is the one whose announcements are rewritten.
+    /// A gateway that rewrites the announcements of that end.
     fn new(helper: Helper, &Case { mode, family, .. }: &Case) -> Result<Self> {
         let topology = NatTopology::new(if mode.is_active() { Nat::Masquerade } else { Nat::Dnat })?;
         let helpers = start(helper, &topology)?;
@@ -214,7 +214,7 @@ impl Bench {
             self.pair.enable_nagle(speaker)?;
         }
         let Ok(heard) = self.say(speaker, &case.segments(line.as_bytes()))? else { return Ok(Outcome::StandsStill) };
-        // What is there to be connected to is read from what was heard, as the other end would.
+        // The address to connect to is read from the received line, as the other end would.
         let seen_from = self.topology.public.of(self.family);
         let lines = heard.strip_prefix(case.before).and_then(|rest| rest.strip_suffix(&format!("\r\n{}", case.behind)));
         let Some(to) = lines.and_then(|line| read(case.mode, line, seen_from)) else {
@@ -327,8 +327,8 @@ fn hold_all(helper: Helper, cases: &[Case]) -> Result<Vec<(Case, Outcome)>> {
         let recorded = (outcome == Outcome::Works).then(|| Recorded::new(&case, &bench.topology, report));
         Ok((case, outcome, recorded))
     };
-    // Others spend most of the time waiting for what does not come. Pinhole has something to do, and a slow machine would
-    // be busy for so long with so many dialogues that what is sent again and again is not answered in time.
+    // With other helpers the dialogues mostly wait. Pinhole has work to do, and with so many dialogues a slow machine
+    // would be too busy to answer retransmissions in time.
     let at_once = if helper == Helper::Pinhole { lab::share_of(160) } else { cases.len() };
     let mut held = Vec::new();
     for cases in cases.chunks(at_once) {
@@ -347,7 +347,7 @@ fn hold_all(helper: Helper, cases: &[Case]) -> Result<Vec<(Case, Outcome)>> {
     Ok(held.into_iter().map(|(case, outcome, _)| (case, outcome)).collect())
 }
 
-/// What both ends have recorded, and a description of the NAT between them.
+/// The recordings of both ends, and a description of the NAT between them.
 struct Recorded {
     report: WitnessReport,
     nat: String,
@@ -367,8 +367,8 @@ impl Recorded {
         Self { report, nat }
     }
 
-    /// Has the recording of the inside end written as the outside would have seen it, and compares that with what the
-    /// outside end has recorded.
+    /// Has `pinhole replay` translate the recording of the inside end, and compares the result with the recording of
+    /// the outside end.
     fn assert_replayed(&self, case: &Case) -> Result<()> {
         let folder = daemon::new_folder();
         self.report.write(&folder, "real")?;

@@ -16,7 +16,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use pinhole::netfilter::netlink::{self, Expression, Table, Tables};
 use socket2::{Domain, Socket, Type};
 
-/// A gateway with the program on it, and who is behind it and in front.
+/// A gateway with the daemon, and hosts inside and outside.
 struct Stage {
     topology: NatTopology,
     daemon: Daemon,
@@ -37,7 +37,7 @@ impl Stage {
         Self { topology, daemon }
     }
 
-    /// Nothing lets in what carries the mark.
+    /// Without rules that accept marked packets.
     fn without_admit(self) -> Self {
         let Self { topology, mut daemon } = self;
         let policy = std::fs::read_to_string(daemon.folder.join("policy.yaml")).expect("it was written");
@@ -68,7 +68,7 @@ struct Session {
 }
 
 impl Session {
-    /// One from a client with that address, logged in.
+    /// A session of a client with that address, logged in.
     fn from(stage: &Stage, listener: &TcpListener, client: SocketAddr) -> Self {
         let to = stage.control();
         let client = stage.topology.client.namespace.run(|| {
@@ -112,7 +112,7 @@ fn say(mut from: &TcpStream, to: &TcpStream, line: &str) -> String {
 
 fn hear(to: &TcpStream) -> String {
     let mut heard = String::new();
-    // Nothing comes behind the line, so the buffer holds nothing back.
+    // Nothing follows the line, so the buffer holds nothing back.
     BufReader::with_capacity(256, to).read_line(&mut heard).expect("a line arrives");
     heard.trim_end().to_owned()
 }
@@ -146,7 +146,7 @@ fn announcement_without_a_free_port_is_refused() {
         session.asks("NOOP", "200 Still here.");
     }
 
-    // One is used, and is free again.
+    // One of the ports is used, and becomes free again.
     let waits = client.namespace.run(|| TcpListener::bind("10.21.1.10:4002")).expect("root may").expect("it is free");
     let connect = |port| {
         let to = SocketAddr::new(stage.topology.public.of(Family::V4), port);
@@ -204,8 +204,8 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
             "PORT" => ("PORT 10,21,1,10,15,161\r\n", "PORT 203,0,113,1,15,161\r\n"),
             _ => ("EPRT |1|10.21.1.10|4001|\r\n", "EPRT |1|203.0.113.1|4001|\r\n"),
         };
-        // The line arrives, and its sender does not hear of that. So it will send it again, but not before there is
-        // somebody to read it.
+        // The line arrives, but its ACK does not. So the sender will retransmit it, but not before the queue has a
+        // reader.
         stage.nft(&server.namespace, &silenced("sport"));
         assert_eq!(say(Speaker::Client, line), rewritten);
         stage.nft(&client.namespace, &silenced("dport"));
@@ -215,7 +215,7 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
         stage.nft(&server.namespace, "delete table inet silence");
         assert_eq!(say(Speaker::Server, "200 Yes.\r\n"), "200 Yes.\r\n");
 
-        // The pinhole is the one that was opened before, and the numbers are right.
+        // It is the same pinhole as before, and the sequence numbers are right.
         let to = SocketAddr::new(public, 4001);
         let data = server.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("root may");
         data.expect("it is let in").write_all(b"data").expect("it stands");
@@ -241,7 +241,7 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
 
 #[test]
 fn packets_do_not_wait_for_bytes_that_passed_unread() {
-    // What is said while the program is down passes unread, and what follows must not wait for it.
+    // Bytes sent while the daemon is down pass unread, and later ones must not wait for them.
     let mut stage = Stage::new("");
     let control = stage.control();
     let NatTopology { client, server, .. } = &stage.topology;
@@ -265,7 +265,7 @@ const REFUSE: &str = "add rule inet filter forward tcp flags & (fin | syn | rst 
 /// A session in which `announce` names 203.0.113.20:4001, whither `caller` then connects: once, and with the address that
 /// its end of the session shows outside.
 fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl FnOnce(&NatTopology) -> &Host) {
-    // With `native` nothing but what is related lets it in, and no rule for a mark.
+    // With `native` only `ct state related` admits it, and no rule for a mark.
     let stage = Stage::of(nat, "defaults: { third_party: allow }\n");
     let stage = if daemon::mechanism() == "native" { stage.without_admit() } else { stage };
     stage.nft(stage.gateway(), REFUSE);
@@ -306,7 +306,7 @@ fn third_party_is_reached_behind_nat_if_the_policy_allows() {
     );
 }
 
-/// What the kernel says of the queue: how many packets wait, and how many found no room.
+/// The kernel's counters of the queue: packets that wait, and packets that found it full.
 fn queued(gateway: &Namespace) -> (u64, u64) {
     let text = gateway.read("/proc/thread-self/net/netfilter/nfnetlink_queue").expect("root may");
     let columns: Vec<u64> = text.split_whitespace().map(|column| column.parse().expect("numbers")).collect();
@@ -314,7 +314,7 @@ fn queued(gateway: &Namespace) -> (u64, u64) {
     (columns[2], columns[5] + columns[6])
 }
 
-/// Sends what the program will not take out of its queue into it, until there is no more room.
+/// Fills the queue with packets while the daemon does not read it.
 fn fill_queue(gateway: &Namespace) {
     const TRIAL: Table<'static> = Table { family: netlink::Family::Inet, name: "trial" };
     let chains = "chain queued {}\nchain output { type filter hook output priority 0; udp dport 9 jump queued; }";
@@ -330,7 +330,7 @@ fn fill_queue(gateway: &Namespace) {
         let rule = rules.into_iter().find(|rule| tables.supports(std::slice::from_ref(rule)) == Ok(true));
         tables.fill_chain(TRIAL, "queued", "", &[rule.expect("the kernel can queue")]).expect("the chain is there");
         let sender = UdpSocket::bind("127.0.0.1:0").expect("a port is free");
-        // What waits in the queue counts as the sender's.
+        // Packets that wait in the queue count for the sender's buffer.
         setsockopt(&sender, sockopt::SndBufForce, &(64 << 20)).expect("root may");
         let mut waiting = 0;
         loop {
@@ -348,7 +348,7 @@ fn fill_queue(gateway: &Namespace) {
 
 #[test]
 fn queue_overflow_breaks_no_session_with_longer_lines() {
-    // One that takes whatever comes on any processor, so that it is this one which is full.
+    // One queue for all processors, so that it is the one that is full.
     let mut stage = Stage::new("capture: { queues: 1, watchdog: 1h }\n");
     let control = stage.control();
     let listener =

@@ -64,7 +64,7 @@ fn kill_under_transfers(nat: Nat) {
             let _ends = SetOnDrop(is_over);
             disturbance.wait_for_logins(SESSIONS.len());
             for _ in 0..kills {
-                // A random moment is what this is about.
+                // The moment of the kill has to be random.
                 thread::sleep(Duration::from_micros(random_below(20_000)));
                 disturbance.begins();
                 daemon.kill().expect("it can be killed");

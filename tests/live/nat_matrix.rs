@@ -17,10 +17,10 @@ use lab::nat::{Gateway, Nat, NatCell, NatScene, NatStage};
 use lab::{ClientKind, Error, Family, Result, ServerKind, Task};
 use pinhole::core::ftp::Mode;
 
-/// How long a client waits for what should not come.
+/// How long a client waits for a transfer that should fail.
 const BRIEF: Duration = Duration::from_secs(2);
 
-/// Loads the rules, starts the helper on each gateway, and plays.
+/// Loads the rules, starts the helper on each gateway, and runs the cells.
 fn play(
     helper: Helper,
     scenes: &[NatScene],
@@ -58,7 +58,7 @@ fn transfer_recorded(stage: &NatStage, cell: &NatCell, patience: Duration) -> Re
     Err(Error::Dialogue { expected: "nothing odd at either end".to_owned(), got: complaints.join("\n") })
 }
 
-/// Why the kernel's helper cannot do what a cell asks for, if it cannot.
+/// The reason why the kernel's helper fails in a cell, if it does.
 fn known_failure_of_the_kernel_helper(cell: &NatCell) -> Option<&'static str> {
     let NatScene { nat, server, family } = cell.scene;
     if matches!((nat, cell.mode), (Nat::ServerKnows, Mode::Pasv) | (Nat::ClientKnows, Mode::Port | Mode::Eprt)) {
@@ -74,7 +74,7 @@ fn known_failure_of_the_kernel_helper(cell: &NatCell) -> Option<&'static str> {
     (compares_texts && cell.client != ClientKind::Lftp).then_some(why)
 }
 
-/// All servers and clients where the translation is of one end only, and fewer where it is put together of those.
+/// All servers and clients where one end is translated, and fewer where both are.
 fn scenes() -> Vec<NatScene> {
     let plain = [Nat::Masquerade, Nat::SnatPool, Nat::Dnat, Nat::DnatOtherPort];
     let others: Vec<_> = Nat::ALL.into_iter().filter(|nat| !plain.contains(nat)).collect();

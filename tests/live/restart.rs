@@ -125,7 +125,7 @@ fn restart_keeps_pinholes_and_applies_the_new_policy() {
 fn adopted_pinhole_is_closed_with_its_session() {
     let mut stage = Stage::new(POLICY);
     let _server = stage.serve();
-    // One that says good-bye, which is when it is picked up, and one that just goes.
+    // One session ends with QUIT, and is picked up by that; one ends without.
     let goes: [fn(MiniClient) -> Result<()>; 2] = [MiniClient::quit, |client| {
         drop(client);
         Ok(())

@@ -40,8 +40,8 @@ fn watchdog_of(daemon: &Daemon) -> Pid {
     child
 }
 
-/// The threads of a daemon with two queues: two that read them, one that watches those, two that watch the kernel, one that
-/// writes the log, and the first.
+/// The threads of a daemon with two queues: two read the queues, one watches those two, two watch the kernel, one
+/// writes the log, and the main thread.
 const THREADS: usize = 7;
 
 fn wait_until(what: &str, is_so: impl FnMut() -> lab::Result<bool>) {
@@ -63,12 +63,12 @@ fn wait_for_end(daemon: &mut Daemon) {
 struct Hanging(Pid);
 
 impl Hanging {
-    /// The threads that read the queues, of which there are so many.
+    /// The threads that read the queues; there must be `count` of them.
     fn readers(daemon: &Daemon, count: usize) -> Vec<Self> {
         Self::those(daemon, count, |name| name == "reading the que")
     }
 
-    /// The threads of a daemon with two queues whose names are of that kind, of which there are so many.
+    /// The threads of a daemon with two queues whose names match; there must be `count` of them.
     fn those(daemon: &Daemon, count: usize, is_it: fn(&str) -> bool) -> Vec<Self> {
         let threads = || -> Vec<(i32, String)> {
             let tasks = fs::read_dir(format!("/proc/{}/task", daemon.child.id())).expect("it runs").flatten();
@@ -92,7 +92,7 @@ impl Hanging {
         Self(thread)
     }
 
-    /// A thread that is traced is there until its tracer has heard of its end, and its process with it.
+    /// A traced thread, and its process, exists until its tracer has waited for it.
     fn has_ended(&self) -> bool {
         let ended = waitpid(self.0, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG));
         matches!(ended, Ok(WaitStatus::Signaled(..) | WaitStatus::Exited(..)) | Err(_))
@@ -101,7 +101,7 @@ impl Hanging {
 
 impl Drop for Hanging {
     fn drop(&mut self) {
-        // If it has ended, its process is there until its tracer has heard of that.
+        // If it has ended, its process exists until its tracer has waited for it.
         if ptrace::detach(self.0, None).is_err() {
             let _ = waitpid(self.0, Some(WaitPidFlag::__WALL));
         }
@@ -306,7 +306,7 @@ fn watchdog_has_no_capability_and_ends_with_the_daemon() {
     daemon.end(Signal::SIGUSR2).expect("it ends");
     assert_eq!(status(watchdog, "State"), None, "it is left");
 
-    // However the daemon ends. What an orphan leaves is its new parent's.
+    // However the daemon ends. The new parent of an orphan waits for it.
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
     let watchdog = watchdog_of(&daemon);
     daemon.kill().expect("it ends");

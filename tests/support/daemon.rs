@@ -33,7 +33,7 @@ impl Daemon {
         Self::start_logging(namespace, policy, "debug")
     }
 
-    /// The same with another level of its log, for those who keep it busy.
+    /// The same with another log level, for tests that keep it busy.
     pub(crate) fn start_logging(namespace: &Namespace, policy: &str, log: &'static str) -> Result<Self> {
         let folder = new_folder();
         write_policy(&folder, policy);
@@ -74,7 +74,7 @@ impl Daemon {
         serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"))
     }
 
-    /// What it counted under that name.
+    /// The value of its counter of that name.
     pub(crate) fn counted(&self, name: &str) -> u64 {
         self.status()["counters"][name].as_u64().unwrap_or_else(|| panic!("no counter {name}"))
     }
@@ -85,7 +85,7 @@ impl Daemon {
         command.args(arguments).env("PINHOLE_SOCKET", self.socket()).spawn()?.wait(PATIENCE)
     }
 
-    /// Waits until its log has said that so many times.
+    /// Waits until its log contains that text so many times.
     pub(crate) fn wait_for_log(&self, line: &str, times: usize) {
         let says = || Ok(self.child.said().matches(line).count() >= times);
         lab::wait_until(&format!("{line:?} in the log"), PATIENCE, says)
@@ -131,8 +131,8 @@ pub(crate) fn write_policy(folder: &Path, policy: &str) {
     std::fs::write(folder.join("policy.yaml"), with_mechanism(policy)).expect("a policy can be written");
 }
 
-/// The mechanism with which the tests of this run are played, where the environment names one: whole suites run with
-/// each in turn. Otherwise it is sets, which every kernel has.
+/// The mechanism of this test run, if the environment names one: whole suites run with each in turn. Otherwise `sets`,
+/// which works on every kernel.
 pub(crate) fn mechanism() -> String {
     std::env::var("PINHOLE_LAB_MECHANISM").unwrap_or_else(|_| "sets".to_owned())
 }

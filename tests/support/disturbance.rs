@@ -15,10 +15,10 @@ use lab::mini::MiniClient;
 use lab::{Family, Result};
 use pinhole::core::ftp::Mode;
 
-/// What is done to the firewall while sessions transfer.
+/// Counts disturbances of the firewall while sessions transfer.
 #[derive(Default)]
 pub(crate) struct Disturbance {
-    /// Even while nothing is, and another number every time.
+    /// Even between disturbances, odd during one.
     number: AtomicUsize,
     logged_in: AtomicUsize,
 }
@@ -36,14 +36,14 @@ impl Disturbance {
         self.number.load(Ordering::SeqCst)
     }
 
-    /// Waits until so many sessions have logged in: one whose login passes unread is not trusted.
+    /// Waits until so many sessions have logged in: a session whose login passes unread is not trusted.
     pub(crate) fn wait_for_logins(&self, sessions: usize) {
         let all = || Ok(self.logged_in.load(Ordering::SeqCst) >= sessions);
         lab::wait_until("the logins", PATIENCE, all).unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
-/// What one session did while it was disturbed.
+/// The transfers of one disturbed session.
 #[derive(Default)]
 pub(crate) struct Done {
     pub(crate) transfers: usize,
@@ -51,9 +51,9 @@ pub(crate) struct Done {
     pub(crate) hit: usize,
 }
 
-/// Transfers in one session until `is_over`. Only what was disturbed may fail, or what follows a transfer that was: some of
-/// that may have passed unread, and then a line of each end has to be read before an announcement counts. It is tried
-/// again.
+/// Transfers in one session until `is_over`. A transfer may only fail if it, or the one before it, was disturbed: bytes
+/// may have passed unread, and then a line of each end has to be read before an announcement counts. The transfer is
+/// repeated.
 pub(crate) fn transfer_under(
     disturbance: &Disturbance,
     is_over: &AtomicBool,
@@ -88,7 +88,7 @@ pub(crate) fn transfer_under(
                 let is_over = || Ok(disturbance.now().is_multiple_of(2));
                 lab::wait_until("the end of the disturbance", PATIENCE, is_over)?;
                 read_at = disturbance.now();
-                // What it has not answered yet, it answers before this.
+                // Pending replies come before this one.
                 client.send(b"PWD\r\n")?;
                 while client.reply()?.code != 257 {}
             }
@@ -104,7 +104,7 @@ pub(crate) fn transfer_under(
 /// Runs sessions of both families and all kinds while `disturb` runs, and checks that none breaks.
 pub(crate) fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance)) {
     let (disturbance, is_over) = (Disturbance::default(), AtomicBool::new(false));
-    // Many transfers a second use up the ports of a host, unless those of connections that are over may be used again.
+    // Many transfers a second use up the ports of a host, unless ports of closed connections may be reused.
     for host in [&stage.topology.client, &stage.topology.server] {
         for (name, value) in [("tcp_tw_reuse", "1"), ("ip_local_port_range", "1024 65535")] {
             host.namespace.set(&format!("net/ipv4/{name}"), value).expect("a parameter of the namespace");

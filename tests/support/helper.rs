@@ -22,7 +22,7 @@ pub(crate) enum Helper {
     Pinhole,
 }
 
-/// What runs of a helper: it helps as long as this is kept.
+/// A running helper, which ends when this is dropped.
 pub(crate) enum Help {
     /// Nothing runs. The kernel's helper is there by its rules.
     Rules,

@@ -19,7 +19,7 @@ pub(crate) fn machine() -> Option<MutexGuard<'static, ()>> {
     match native::is_possible(&Policy::embedded()) {
         Ok(()) => Some(guard),
         Err(HelperError::NoHelpers) if daemon::mechanism() != "native" => {
-            // That Pinhole says so is what is tested then.
+            // Then the test checks that Pinhole reports it.
             lab::kernel_lacks("helpers of programs (nfnetlink_cthelper)");
             let error = refused_start();
             assert!(error.contains("`mechanism: native` is not possible: this kernel takes no helpers"), "{error}");

@@ -34,7 +34,7 @@ impl Machine {
     pub(crate) fn boot(network: &Namespace) -> Result<Self> {
         let make = ["make", network.name(), env!("CARGO_MANIFEST_DIR"), PROGRAM];
         let mut first = script(network, &["--mount", "--uts", "--ipc"], &make)?;
-        // Before it is ready its files are still those of this machine, and so is the systemd that one would ask.
+        // Before the machine is ready, its files, and so its systemd, are those of the host.
         let root = format!("/proc/{}/root", first.id());
         let is_there = |file: &str| Path::new(&format!("{root}/{file}")).exists();
         lab::wait_until("systemd to listen", PATIENCE, || {
@@ -48,7 +48,7 @@ impl Machine {
 
     /// Runs lines of a shell on it, in the folder of the project's checkout.
     ///
-    /// Not as the lab starts programs: from the process namespace that those get nobody can enter this one's.
+    /// Not started with the lab's `Command`: from the PID namespace of such a process, this one's could not be entered.
     pub(crate) fn try_sh(&self, lines: &str) -> Output {
         let namespaces = format!("/proc/{}/ns", self.id());
         Command::new("nsenter")
@@ -62,7 +62,7 @@ impl Machine {
             .unwrap_or_else(|error| panic!("nsenter does not start: {error}"))
     }
 
-    /// The same for lines that have to succeed, and what they print.
+    /// Runs commands that have to succeed, and returns their output.
     #[track_caller]
     pub(crate) fn sh(&self, lines: &str) -> String {
         let done = self.try_sh(lines);
@@ -70,7 +70,7 @@ impl Machine {
         String::from_utf8_lossy(&done.stdout).trim_end().to_owned()
     }
 
-    /// What systemd knows of a unit under those names, in the order of the names.
+    /// Properties of a unit, in the order of the names.
     #[track_caller]
     pub(crate) fn properties<const N: usize>(&self, unit: &str, names: [&str; N]) -> [String; N] {
         let shown = self.sh(&format!("systemctl show --property {} {unit}", names.join(",")));
@@ -90,7 +90,7 @@ impl Machine {
         PathBuf::from(format!("/proc/{}/root{inside}", self.id()))
     }
 
-    /// What was said by a unit, and of it by systemd.
+    /// The journal of a unit, with systemd's lines about it.
     pub(crate) fn journal(&self, unit: &str) -> Vec<Line> {
         let printed = self.sh(&format!("journalctl --unit {unit} --output json --all --no-pager"));
         let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();

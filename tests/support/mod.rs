@@ -20,7 +20,7 @@ pub(crate) fn captures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("pcaps")
 }
 
-/// What `pinhole replay --json` prints for a capture.
+/// The output of `pinhole replay --json` for a capture.
 pub(crate) fn replay_json(path: &Path, policy: Policy) -> String {
     let file = std::fs::File::open(path).unwrap_or_else(|error| panic!("cannot read {}: {error}", path.display()));
     let mut printed = Vec::new();
@@ -45,7 +45,7 @@ pub(crate) fn replay_packets<P: AsRef<[u8]>>(
     (events(&String::from_utf8(printed).expect("JSON is UTF-8")), counters)
 }
 
-/// What a replay of these packets counts, for when they are many.
+/// The counters of a replay of many packets.
 pub(crate) fn count_packets<P: AsRef<[u8]>>(packets: impl IntoIterator<Item = P>, policy: Policy) -> Counters {
     feed(packets, Replay::new(policy, Silent)).0
 }

@@ -58,7 +58,7 @@ impl Drop for Running {
     }
 }
 
-/// What a run of the program came to.
+/// The result of a run of the program.
 pub(crate) struct Ran {
     pub(crate) status: Option<i32>,
     pub(crate) out: String,
@@ -73,7 +73,7 @@ impl From<Output> for Ran {
 }
 
 impl Ran {
-    /// The complaint of a run that could read something: what was read is reported all the same.
+    /// The error message of a run that could read a part of its input, and reported that.
     #[track_caller]
     pub(crate) fn complaint_beside_a_report(&self) -> &str {
         assert_eq!(self.status, Some(1), "{}", self.err);

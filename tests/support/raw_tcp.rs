@@ -64,7 +64,7 @@ pub(crate) fn md5_option() -> Vec<u8> {
     option
 }
 
-/// What arrived of the other end.
+/// A segment of the other end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Received {
     pub(crate) seq: Seq,
@@ -235,7 +235,7 @@ pub(crate) struct RawTcp {
     edge: Option<Seq>,
     /// The window where there is no edge.
     open: u16,
-    /// What the other end's timestamp option said last; none if it has none.
+    /// The latest timestamp of the other end; none without that option.
     echo: Option<u32>,
     begun: Instant,
     unread: Vec<u8>,
@@ -253,15 +253,15 @@ impl RawListener {
         Self(Wire::open(namespace, local))
     }
 
-    /// Answers the next SYN. The other end may send so many bytes at first.
-    pub(crate) fn accept(self, room: usize) -> RawTcp {
-        let mut end = self.answer(room);
+    /// Answers the next SYN. `window` limits what the other end may send at first.
+    pub(crate) fn accept(self, window: usize) -> RawTcp {
+        let mut end = self.answer(window);
         end.wait_for("the handshake's last segment", |end| end.acked == end.next);
         end
     }
 
     /// The same without waiting for the handshake's last segment.
-    pub(crate) fn answer(self, room: usize) -> RawTcp {
+    pub(crate) fn answer(self, window: usize) -> RawTcp {
         let until = Instant::now() + PATIENCE;
         let (remote, syn) = loop {
             let (remote, received) = self.0.receive(until).expect("a SYN comes");
@@ -271,7 +271,7 @@ impl RawListener {
         };
         let mut end = RawTcp::new(self.0, remote, syn.timestamp);
         end.expected = syn.seq + 1;
-        end.widen_window(room);
+        end.widen_window(window);
         let syn_ack = RawSegment { syn: true, ..end.segment(b"") };
         end.next += 1;
         end.wire.send(remote, &syn_ack);
@@ -328,7 +328,7 @@ impl RawTcp {
             let retry = Instant::now() + RETRY;
             while end.acked != end.next && end.take_next(retry) {}
             if end.acked != end.next {
-                // As TCP Fast Open does where what is said early does not get through.
+                // As TCP Fast Open does if data in the SYN does not get through.
                 syn.payload = b"";
                 end.next = first + 1;
             }
@@ -359,13 +359,13 @@ impl RawTcp {
         }
     }
 
-    /// The same as a RST without acknowledgement, so many bytes off from where the other end expects it.
+    /// The same as a RST without ACK, with a sequence number that is off by so many bytes.
     pub(crate) fn reset(&self, off: u32) -> RawSegment<'static> {
         let offset = usize::try_from(off).expect("it fits");
         RawSegment { rst: true, ack: None, seq: self.next + offset, ..self.segment(b"") }
     }
 
-    /// A segment whose timestamp is older than what the other end has seen: it is dropped there (PAWS).
+    /// A segment with an older timestamp than the other end has seen: the other end drops it (PAWS).
     pub(crate) fn stale<'a>(&self, payload: &'a [u8]) -> RawSegment<'a> {
         let echo = self.echo.expect("the connection has timestamps");
         let options = vec![TcpOptionElement::Timestamp(self.timestamp() - 100_000_000, echo)];
@@ -388,7 +388,7 @@ impl RawTcp {
         self.wire.inject(from, to, segment);
     }
 
-    /// A segment of the other end's, so many bytes behind what it has said, that has heard all of this end.
+    /// A segment of the other end, so many bytes after its latest byte, that acknowledges all bytes of this end.
     pub(crate) fn reply<'a>(&self, behind: usize, payload: &'a [u8]) -> RawSegment<'a> {
         RawSegment { seq: self.expected + behind, ack: Some(self.next), window: OPEN_WINDOW, ..self.segment(payload) }
     }
@@ -405,7 +405,7 @@ impl RawTcp {
         assert!(self.send_for(payload, PATIENCE), "{} acknowledges nothing", self.remote);
     }
 
-    /// The same for so long; whether they were acknowledged.
+    /// The same for a limited time. Returns whether they were acknowledged.
     pub(crate) fn send_for(&mut self, payload: &[u8], patience: Duration) -> bool {
         let again = self.segment(payload);
         self.next += payload.len();
@@ -446,12 +446,12 @@ impl RawTcp {
         self.next += bytes;
     }
 
-    /// From now on the other end may send so many bytes more. Nothing is sent that says so.
+    /// Allows the other end so many more bytes, from the next segment on.
     pub(crate) fn widen_window(&mut self, bytes: usize) {
         self.edge = Some(self.expected + bytes);
     }
 
-    /// From now on the other end may send what it likes. Nothing is sent that says so.
+    /// Removes the limit for the other end, from the next segment on.
     pub(crate) fn open_window(&mut self) {
         self.edge = None;
     }
@@ -466,7 +466,7 @@ impl RawTcp {
         self.is_reset
     }
 
-    /// Takes and acknowledges what comes until the condition holds.
+    /// Receives and acknowledges segments until the condition holds.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
         let until = Instant::now() + PATIENCE;
@@ -476,13 +476,13 @@ impl RawTcp {
         }
     }
 
-    /// Takes and acknowledges what comes for so long.
+    /// Receives and acknowledges segments for a while.
     pub(crate) fn idle(&mut self, duration: Duration) {
         let until = Instant::now() + duration;
         while self.take_next(until) {}
     }
 
-    /// Whether the other end says this within so long.
+    /// Whether this text arrives within that time.
     pub(crate) fn hears(&mut self, text: &str, patience: Duration) -> bool {
         let until = Instant::now() + patience;
         while !self.unread_text().contains(text) {
@@ -515,7 +515,7 @@ impl RawTcp {
         String::from_utf8_lossy(&self.unread).into_owned()
     }
 
-    /// Sends a command and returns what comes up to a reply with that code.
+    /// Sends a command, and returns everything up to a reply with that code.
     #[track_caller]
     pub(crate) fn asks(&mut self, command: &str, code: &str) -> String {
         self.send_until_acknowledged(format!("{command}\r\n").as_bytes());

@@ -13,7 +13,7 @@ use lab::witness::Packet;
 use pinhole::replay::pcap::file::FileReader;
 use pinhole::replay::pcap::link;
 
-/// What tshark looks for.
+/// The faults that tshark looks for.
 const FIELDS: [&str; 10] = [
     "tcp.analysis.retransmission",
     "tcp.analysis.out_of_order",
@@ -44,11 +44,11 @@ pub(crate) fn analysis(path: &Path) -> BTreeMap<&'static str, usize> {
     found
 }
 
-/// What becomes of a line in pieces: what is withheld of it becomes repetitions of the byte before it, each of which is
+/// Allowed for a split line: withheld bytes become retransmissions of the byte before them, each of which is
 /// acknowledged at once.
 pub(crate) const IN_PIECES: &[&str] = &["tcp.analysis.keep_alive", "tcp.analysis.duplicate_ack"];
 
-/// Fails where tshark finds anything in `after` that it does not find as often in `before`, but for what may be.
+/// Fails if tshark finds more faults in `after` than in `before`, except the allowed ones.
 #[track_caller]
 pub(crate) fn assert_nothing_new(before: &Path, after: &Path, may_be: &[&str]) {
     let (was, mut is) = (analysis(before), analysis(after));
@@ -75,7 +75,7 @@ pub(crate) fn packets(path: &Path) -> Vec<Packet> {
 /// Who said something to whom.
 pub(crate) type Flow = (SocketAddr, SocketAddr);
 
-/// What was said in each direction of each connection whose SYN is there, a byte that came twice as it came first.
+/// The text in each direction of each connection with a recorded SYN. Of repeated bytes the first copy counts.
 ///
 /// A question mark replaces each missing byte.
 pub(crate) fn streams(packets: &[Packet]) -> BTreeMap<Flow, Vec<String>> {

@@ -62,7 +62,7 @@ impl Stage {
         self.serve_with(self.target(family, 21), MiniOptions::default())
     }
 
-    /// With one passive listener a session, for those who transfer much.
+    /// With one passive listener per session, for tests with many transfers.
     pub(crate) fn serve_many(&self, family: Family) -> MiniServer {
         self.serve_with(self.target(family, 21), MiniOptions { one_listener: true, ..MiniOptions::default() })
     }
@@ -154,7 +154,7 @@ pub(crate) fn assert_closed(from: &Namespace, to: SocketAddr) {
     }
 }
 
-/// A counter of the kernel's, of those in /proc/net/netstat and /proc/net/snmp.
+/// A counter of the kernel in /proc/net/netstat or /proc/net/snmp.
 pub(crate) fn kernel_counter(namespace: &Namespace, group: &str, name: &str) -> u64 {
     let read = |file| namespace.read(&format!("/proc/thread-self/net/{file}")).expect("root may read");
     let text = read("netstat") + &read("snmp");

@@ -76,8 +76,8 @@ fn play(policy: &str, word: &str, moment: Moment, tell: &Sender<&'static str>) {
             break;
         }
     }
-    // As with a killed process the kernel drops what waits in the queue, and keeps all else. The socket alone does not do
-    // that here: processes that other tests start just now may have inherited it.
+    // As for a killed process, the kernel drops the packets in the queue, and keeps everything else. Closing the socket
+    // is not enough: processes that other tests start meanwhile may have inherited it.
     queue.unbind(queue_number).expect("it is bound");
     tell.send("gone").expect("somebody waits");
 }

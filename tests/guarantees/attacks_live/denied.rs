@@ -25,10 +25,10 @@ const AT_ONCE: usize = 8;
 /// The window of the client. Old acknowledgements are believed as far back as it reaches.
 const SMALL_WINDOW: u16 = 1000;
 
-/// A way to send a command. The connection is greeted; the firewall is for those who need it.
+/// A way to send a command in a connection that the server has greeted. Some forms use the firewall's namespace.
 type Form = fn(&mut RawTcp, &str, &Namespace);
 
-/// What a decoy says, in as many bytes as are to be hidden.
+/// The text of a decoy, as long as the bytes that it hides.
 fn decoy(length: usize) -> Vec<u8> {
     let text = format!("NOOP {}", "x".repeat(length.max(7) - 7));
     text.into_bytes().into_iter().take(length.saturating_sub(2)).chain(*b"\r\n").collect()
@@ -38,7 +38,7 @@ fn line(command: &str) -> Vec<u8> {
     format!("{command}\r\n").into_bytes()
 }
 
-/// What is not let through is not acknowledged; then it is sent again for as long as a command may take.
+/// Sends bytes, and retransmits them for as long as a command may take: a dropped segment is not acknowledged.
 fn say(peer: &mut RawTcp, bytes: &[u8]) {
     peer.send_for(bytes, ARRIVAL);
 }
@@ -230,8 +230,8 @@ fn forms() -> impl Iterator<Item = (&'static str, Form, bool)> {
     plain.chain(FORMS_WITH_TIMESTAMPS.iter().map(|&(name, form)| (name, form, true)))
 }
 
-/// Sends a command in each form, in a connection of its own; the names of those forms of which `arrives` says so. Several
-/// at once, as each takes its time.
+/// Sends a command in each form, each in its own connection. Returns the names of the forms for which `arrives` is
+/// true. Several run at once, as each takes its time.
 fn send_all(stage: &Stage, command: &str, arrives: impl Fn(&mut RawTcp) -> bool + Sync) -> Vec<&'static str> {
     let left = Mutex::new(forms());
     let arrived = Mutex::new(Vec::new());

@@ -60,7 +60,7 @@ fn commands_from_the_server_side_open_nothing() {
     };
     let user = b"USER a\r\n";
     forge(&peer, 0, user);
-    // It never arrives: the client has not said what it acknowledges.
+    // It never arrives. It acknowledges bytes that the client has not sent.
     let login = b"230 In.\r\n";
     let ack = Some(peer.expected() + user.len());
     peer.send_segment(&RawSegment { ack, ttl: 1, ..peer.segment(login) });

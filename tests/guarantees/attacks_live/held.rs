@@ -7,7 +7,7 @@ use crate::daemon::PATIENCE;
 use crate::raw_tcp::{RawSegment, RawTcp};
 use crate::stage::{Stage, policy};
 
-/// What one client may have wait.
+/// The share of held packets that one client may use.
 const SHARE: usize = 8;
 
 fn connect(stage: &Stage, family: Family) -> RawTcp {

@@ -42,8 +42,8 @@ fn file_name_that_ends_its_list_and_announces_opens_nothing() {
     scene.assert_cache_is_closed();
 }
 
-/// Whatever the servers make of bytes that other readers take for the end of a line: none of them is made to say a reply
-/// that somebody else has written.
+/// Servers treat bytes that other readers take for the end of a line in different ways: none of them can be made to
+/// send a reply that an attacker wrote.
 #[test]
 fn odd_bytes_that_servers_repeat_open_nothing() {
     let odd: &[&[u8]] = &[
@@ -94,8 +94,8 @@ fn odd_bytes_that_servers_repeat_open_nothing() {
     });
 }
 
-/// A program that can be told which address, method and body to send is told to talk to port 21 of a server of the
-/// attacker's. That answers as an FTP server would, while the body is still on its way.
+/// An attacker makes a program, for which address, method and body can be chosen, connect to port 21 of the attacker's
+/// server. The server answers as an FTP server would, while the body is still being sent.
 #[test]
 fn http_request_with_an_ftp_command_as_method_opens_nothing() {
     let stage = Stage::new(Shape::Gateway);
@@ -105,7 +105,7 @@ fn http_request_with_an_ftp_command_as_method_opens_nothing() {
     let _desktop = client.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
     let target = stage.target(Family::V4, 21);
     let listener = server.namespace.run(|| TcpListener::bind(target)).expect("root may enter").expect("it is free");
-    // The body does not fit into what the server takes in advance.
+    // The body is larger than the server's window.
     SockRef::from(&listener).set_recv_buffer_size(4096).expect("it is a socket");
     let port = format!("PORT {}\r\n", announced(desktop));
     let filling = "a=b&".repeat(200_000);

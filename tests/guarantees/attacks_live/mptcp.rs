@@ -13,7 +13,7 @@ use crate::raw_tcp::{Checksum, RawSegment, packet};
 use crate::stage::{Stage, kernel_counter};
 
 const MPTCP: i32 = 262;
-/// What asks for MPTCP in a SYN, and what joins such a connection.
+/// The options that request MPTCP in a SYN, and that join such a connection.
 const CAPABLE: [u8; 4] = [30, 4, 0x01, 0x01];
 const JOIN: [u8; 12] = [30, 12, 0x10, 1, 1, 2, 3, 4, 5, 6, 7, 8];
 
@@ -103,7 +103,7 @@ fn syn_with_two_options_of_mptcp_does_not_arrive() {
         let before = asked();
         let to = SocketAddr::new(target.ip(), 0);
         out.send_to(&packet(from, target, &segment), &to.into()).expect("it goes");
-        // What is behind it has arrived when that is answered.
+        // When that is answered, earlier packets have arrived.
         crate::stage::connect(&host.namespace, target).expect("TCP works");
         asked() > before
     };

@@ -14,8 +14,8 @@ use crate::daemon::PATIENCE;
 use crate::raw_tcp::{RawSegment, RawTcp};
 use crate::stage::{Stage, assert_closed};
 
-/// A client that nobody has let in has a real server say a line that begins with 227. `between` happens when the reply to
-/// the user's name has been cut in front of it.
+/// A client that is not logged in makes a real server send a line that begins with 227. `between` runs when the reply
+/// to the user's name has been cut just before that line.
 fn cut_reply_opens_nothing(
     shape: Shape,
     early: fn(&mut RawTcp) -> bool,
@@ -69,13 +69,13 @@ fn reset_that_is_ignored(peer: &mut RawTcp) -> bool {
     true
 }
 
-/// It passes the firewall's conntrack, and no further. What follows it does not go on either.
+/// It passes the firewall's conntrack, and no further. Later segments do not pass either.
 fn fin_that_never_arrives(peer: &mut RawTcp) -> bool {
     peer.send_segment(&RawSegment { fin: true, ttl: 1, ..peer.segment(b"") });
     false
 }
 
-/// How long what must not arrive is sent again.
+/// How long a segment that must not arrive is retransmitted.
 const ARRIVAL: Duration = Duration::from_secs(5);
 
 fn a_minute<T>(_: &mut T, peer: &mut RawTcp) {
@@ -125,8 +125,8 @@ fn post_begun_while_the_daemon_is_down_opens_nothing() {
     );
 }
 
-/// The reset has the next sequence number, so that conntrack believes it; it never arrives. What the client sends then is
-/// a new connection to the kernel, and to nobody else.
+/// The reset has the next sequence number, so that conntrack accepts it; it never arrives. For the kernel alone, the
+/// client's next segments are then a new connection.
 #[test]
 fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
     let scene = ClientScene::new("");
@@ -144,9 +144,9 @@ fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
     scene.assert_desktop_is_closed();
 }
 
-/// A server of the attacker's sends another SYN-ACK, which the browser's kernel ignores. The form's head lies in front of
-/// where a new session would begin by that, and its body looks like FTP from the start. `between` happens behind the
-/// SYN-ACK. No byte has been let come before.
+/// The attacker's server sends another SYN-ACK, which the browser's kernel ignores. The form's head lies before the
+/// start of the session that this SYN-ACK suggests, and its body looks like FTP from the start. `between` runs after
+/// the SYN-ACK. The window was closed before.
 fn send_form_behind_a_syn_ack(client: &mut TcpStream, peer: &mut RawTcp, port: &str, between: impl FnOnce()) {
     let user = "USER a\r\n";
     let length = user.len() + port.len();
@@ -156,7 +156,7 @@ fn send_form_behind_a_syn_ack(client: &mut TcpStream, peer: &mut RawTcp, port: &
     peer.send_segment(&RawSegment { syn: true, seq: peer.next() + 999, ack: Some(body), ..peer.segment(b"") });
     between();
     client.write_all(format!("{head}{user}{port}").as_bytes()).expect("there is room");
-    // What never arrives at the browser.
+    // Segments that never arrive at the browser.
     let invented = |peer: &RawTcp, at: usize, text: &'static str| {
         peer.send_segment(&RawSegment { seq: start + at, ttl: 1, ..peer.segment(text.as_bytes()) });
     };
@@ -214,7 +214,7 @@ fn syn_ack_in_the_middle_begins_no_session_in_a_zone() {
     assert_closed(server, desktop);
 }
 
-/// TCP Fast Open: what lies in the SYN, the server has acknowledged before anything else is said.
+/// TCP Fast Open: the server acknowledges data in the SYN before anything else is sent.
 #[test]
 fn request_whose_head_is_in_the_syn_opens_nothing() {
     let stage = Stage::new(Shape::Gateway);
@@ -227,7 +227,7 @@ fn request_whose_head_is_in_the_syn_opens_nothing() {
     let desktop = SocketAddr::new(own, DESKTOP);
     let _desktop = client.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
     let said = format!("PORT {}\r\n", announced(desktop));
-    // It plays along, and hangs up when all has come.
+    // The server plays its part, and closes when all bytes have arrived.
     let last = said.clone();
     thread::spawn(move || {
         let Ok((mut control, _)) = listener.accept() else { return };

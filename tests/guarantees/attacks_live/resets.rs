@@ -46,15 +46,15 @@ fn old_segment_with_future_timestamp_does_not_stop_inspection() {
     connect(&scene.stage.topology.client.namespace, passive).unwrap_or_else(|error| panic!("{passive}: {error}"));
 }
 
-/// Control connections are more important than what the policy denies, unless it says otherwise: a program that hangs is
-/// a program that is down.
+/// Unless the policy says otherwise, control connections matter more than denied commands: a daemon that hangs counts
+/// as down.
 #[test]
 fn stopped_daemon_does_not_stop_control_connections() {
     let mut scene = ServerScene::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
     let mut before = scene.attacker();
     before.asks(&format!("USER {USER}"), "331");
     scene.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
-    // One that lives, and one that begins.
+    // An existing connection and a new one.
     let goes_on = before.send_for(format!("PASS {PASSWORD}\r\n").as_bytes(), PATIENCE);
     let begins = std::thread::scope(|scope| scope.spawn(|| scene.attacker()).join().is_ok());
     assert!(goes_on && begins, "while it is stopped: a session goes on: {goes_on}, one begins: {begins}");

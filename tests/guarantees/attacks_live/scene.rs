@@ -11,8 +11,8 @@ use crate::daemon::{Daemon, PATIENCE};
 use crate::raw_tcp::{RawListener, RawTcp};
 use crate::stage::{Stage, assert_closed, pinholes};
 
-/// A cache that asks nobody for a password, on the server's host, for its own programs. Nobody knows this port for that, so
-/// that it is not closed for that reason.
+/// A cache without a password on the server's host, for local programs. Its port is not a known service, so it is not
+/// closed for that reason.
 pub(crate) const CACHE: u16 = 15079;
 /// The same of a remote desktop, on the client's host.
 pub(crate) const DESKTOP: u16 = 15489;
@@ -24,7 +24,7 @@ pub(crate) fn announced(address: SocketAddr) -> String {
     format!("{},{high},{low}", address.ip().to_string().replace('.', ","))
 }
 
-/// A firewall, the daemon on it, a real server behind it with a cache beside that nobody else may connect to.
+/// A firewall with the daemon, a real server behind it, and on the server's host a cache that no other host may reach.
 pub(crate) struct ServerScene {
     pub(crate) stage: Stage,
     pub(crate) daemon: Daemon,
@@ -68,7 +68,7 @@ impl ServerScene {
     }
 }
 
-/// A client behind a gateway that masquerades, and a server of the attacker's outside.
+/// A client behind a masquerading gateway, and the attacker's server outside.
 pub(crate) struct ClientScene {
     pub(crate) topology: NatTopology,
     pub(crate) daemon: Daemon,
@@ -96,14 +96,14 @@ impl ClientScene {
         &self.topology.gateways[0].namespace
     }
 
-    /// A client of the attacker's server connects to it. It may be sent so many bytes at first.
-    pub(crate) fn visit(&self, room: usize) -> (TcpStream, RawTcp) {
-        self.visit_with(|listener| listener.accept(room))
+    /// A client connects to the attacker's server. `window` is its first window.
+    pub(crate) fn visit(&self, window: usize) -> (TcpStream, RawTcp) {
+        self.visit_with(|listener| listener.accept(window))
     }
 
     /// The same without waiting for the handshake's last segment.
-    pub(crate) fn visit_slowly(&self, room: usize) -> (TcpStream, RawTcp) {
-        self.visit_with(|listener| listener.answer(room))
+    pub(crate) fn visit_slowly(&self, window: usize) -> (TcpStream, RawTcp) {
+        self.visit_with(|listener| listener.answer(window))
     }
 
     fn visit_with(&self, accept: impl FnOnce(RawListener) -> RawTcp + Send) -> (TcpStream, RawTcp) {

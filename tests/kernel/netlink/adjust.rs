@@ -37,7 +37,7 @@ fn control(site: &Site, server: &str) -> (TcpStream, TcpStream) {
     let listener = listens(&site.outside, server);
     let inside = connects(&site.inside, server).expect("it listens");
     let (outside, _) = listener.accept().expect("it came");
-    // What is lost for good must not hold the test up for good.
+    // A lost line must not block the test forever.
     for end in [&inside, &outside] {
         end.set_read_timeout(Some(allow(Duration::from_secs(5)))).expect("more than nothing");
     }
@@ -166,7 +166,7 @@ fn longer_and_shorter_lines_keep_conntrack_valid() {
             &site.gateway,
             |packet| rewriter.rewrite(packet),
             || {
-                // Down by a thousand and more, so that acknowledgements are far behind what was sent, and up again.
+                // Down by more than a thousand, so that acknowledgements are far from the sent bytes, and up again.
                 let downs = (0..20).map(|n| -60 - n);
                 let ups = (0..40).map(|n| 50 + n);
                 let mixed = (0..40).map(|n| if n % 2 == 0 { 5 + n } else { -3 - n });

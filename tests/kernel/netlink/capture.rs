@@ -81,7 +81,7 @@ fn describe(packet: &[u8]) -> String {
     words.join(" ")
 }
 
-/// A dialogue of lines, each sent when the one before has come: the client's begin with `>`.
+/// A dialogue of lines, each sent when the one before has arrived: the client's begin with `>`.
 fn converse(client: &mut TcpStream, server: &mut TcpStream, lines: &[&str]) {
     for line in lines {
         let (from, to) =
@@ -115,7 +115,7 @@ fn dialogue_is_queued_without_bare_acks() {
             assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(Progress::Unknown))));
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE[..5]);
-            // What is recorded while both ends speak FTP changes nothing of what is read.
+            // Recorded progress of a readable session does not change which packets are queued.
             for progress in [Progress::Ftp, Progress::LoggedIn] {
                 sets.record(&connection, progress);
                 assert_eq!(sets.control_connection(&flow_of(&ours)), Ok(Some(control(progress))));
@@ -129,11 +129,11 @@ fn dialogue_is_queued_without_bare_acks() {
             theirs.read_to_end(&mut Vec::new()).expect("it ends");
             theirs.shutdown(Shutdown::Write).expect("open");
             ours.read_to_end(&mut Vec::new()).expect("it ends");
-            // It has no peer any more when what acknowledges its FIN has come, which has left the queue by then.
+            // The socket has no peer any more when the ACK of its FIN has arrived, which has left the queue by then.
             lab::wait_until("the acknowledgement", Duration::from_secs(30), || Ok(theirs.peer_addr().is_err()))
                 .expect("it comes");
         });
-        // What acknowledges a FIN is bare, and says that the connection has ended.
+        // The ACK of a FIN is bare, and shows the end of the connection.
         let (dialogue, end) = heard.split_at(heard.iter().position(|said| said == "FIN").expect("it ends"));
         assert!(!dialogue.iter().any(String::is_empty), "{dialogue:?}");
         assert!(end.iter().any(String::is_empty), "{end:?}");
@@ -189,7 +189,7 @@ fn each_processor_has_its_own_queue() {
     };
     queued_packets(&host, || {
         for processor in processors {
-            // Both ends are on this processor, and so is what the kernel does for them.
+            // Both ends run on this processor, and so does the kernel's work for them.
             let heard = thread::scope(|scope| {
                 let dialogue = || {
                     stay_on(processor);

@@ -18,7 +18,7 @@ use super::host::{Host, connects, expectation, ip, listens, port, tidy_up};
 use crate::firewall;
 
 /// Inside: `10.9.1.1`, `fd09:1::1`, and a second one each that ends in 2. Outside: `10.9.2.1`, `fd09:2::1`. The gateway
-/// ends in 254 (fe) on both sides, and has 253 (fd) outside, too. Nobody outside knows a way in.
+/// ends in 254 (fe) on both sides, and has 253 (fd) outside, too. Outside there is no route to the inside.
 pub(crate) struct Site {
     pub(crate) inside: Host,
     pub(crate) gateway: Host,
@@ -80,7 +80,7 @@ impl Site {
         Self { inside, gateway, outside }
     }
 
-    /// The gateway drops what is new but for control connections, and does this NAT.
+    /// The gateway drops new connections except control connections, and has these NAT rules.
     fn guarded(&self, nat: &str) -> KernelFirewall {
         self.gateway.nft(&format!(
             "table inet filter {{
@@ -118,7 +118,7 @@ fn at(address: &str, number: u16) -> SocketAddr {
     SocketAddr::new(ip(address), number)
 }
 
-/// An expectation from one address to another one and a port, and what becomes of it.
+/// An expectation from one address to another address and port, with its NAT mapping.
 fn mapped(from: &str, to: (&str, u16), delivered: Option<(&str, u16)>, leaves: Option<&str>) -> Expectation {
     let delivered = delivered.map(|(address, number)| Endpoint::new(ip(address), port(number)));
     let mapping = Mapping { to: delivered, from: leaves.map(ip) };
@@ -142,7 +142,7 @@ pub(crate) fn connects_from(host: &Host, from: SocketAddr, to: SocketAddr) -> st
     })
 }
 
-/// Sees that what one end says comes to the other; whom the listener takes the other one for.
+/// Checks that bytes of one end arrive at the other. Returns the address that the listener sees.
 fn carries(listener: &TcpListener, mut stream: TcpStream) -> SocketAddr {
     let (mut accepted, peer) = listener.accept().expect("it came");
     stream.write_all(b"data").expect("open");
@@ -157,7 +157,8 @@ fn listener(host: &Host, address: &str, number: u16) -> TcpListener {
     listens(host, &at(address, number).to_string())
 }
 
-/// A pinhole admits one connection, with what NAT makes of it, and not a second.
+/// Checks that a pinhole admits one connection, translated, and not a second. Returns the address that the listener
+/// sees.
 fn once(sets: &mut KernelFirewall, expectation: &Expectation, from: &Host, listener: &TcpListener) -> SocketAddr {
     let to = SocketAddr::new(expectation.to.address, expectation.to.port.number());
     assert!(connects_from(from, SocketAddr::new(expectation.from, 0), to).is_err(), "nobody announced {expectation}");
@@ -220,11 +221,11 @@ fn dnat_server_connects_from_its_outside_address_and_port_20() {
         };
         let ((_first, peer), _here) = connect(plan.inside);
         assert_eq!(peer, at(plan.wan, 20));
-        // Another server behind the same address, to the same port, at the same time.
+        // Another server with the same outside address, to the same port, at the same time.
         let ((_second, peer), _here) = connect(plan.neighbour);
         assert_eq!(peer.ip(), ip(plan.wan));
         assert_ne!(peer.port(), 20);
-        // Passive: what the client was told is not where the server listens.
+        // Passive: the announced address is not where the server listens.
         let server = listener(&site.inside, plan.inside, 40_001);
         let passive = mapped(plan.outside, (plan.wan, 50_001), Some((plan.inside, 40_001)), None);
         assert_eq!(once(&mut sets, &passive, &site.outside, &server).ip(), ip(plan.outside));
@@ -245,7 +246,7 @@ fn redirected_server_connects_from_the_original_address() {
         let server = listener(&site.gateway, plan.lan, 40_001);
         let passive = mapped(plan.inside, (plan.outside, 50_001), Some((plan.lan, 40_001)), None);
         assert_eq!(once(&mut sets, &passive, &site.inside, &server).ip(), ip(plan.inside));
-        // And a local server to which callers look like somebody else.
+        // And a local server whose clients' source addresses are translated.
         let passive = mapped(plan.inside, (plan.outside, 50_001), Some((plan.lan, 40_001)), Some(plan.neighbour));
         assert_eq!(once(&mut sets, &passive, &site.inside, &server).ip(), ip(plan.neighbour));
     }

@@ -87,7 +87,7 @@ fn flushed_ruleset_is_restored_with_its_pinholes() {
             while told.send(None).is_ok() {
                 match watch.next(Duration::from_millis(500)).expect("it listens") {
                     WatchEvent::Change(change) if sets.concerns(&change) && !sets.is_intact().expect("root") => {
-                        // What stood is lost for the test, too, so that it can only come from what is expected.
+                        // The test discards the elements too, so that they can only come from the expectations.
                         let now = Timestamp::from_secs(1);
                         let restored = host.run(|| sets.restore(now, pinholes.iter())).expect("it can be restored");
                         if restored.without_chain.is_empty() && sets.is_intact().expect("root") {

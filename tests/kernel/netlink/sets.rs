@@ -134,7 +134,7 @@ fn same_pinhole_can_be_opened_and_used_repeatedly() {
         firewall::open(&mut sets, &announced).expect("opened");
         connects(&client, "10.9.0.2:50000").unwrap_or_else(|error| panic!("time {time}: {error}"));
         listener.accept().expect("it came");
-        // Now and then the news of it comes late, or not at all.
+        // The conntrack event may come late, or not at all.
         match time % 3 {
             0 => tidy_up(&mut sets, &announced),
             1 => sets.used(&flow("10.9.0.1:1".parse().expect("an address"), "10.9.0.2:50000".parse().expect("one"))),
