@@ -36,7 +36,7 @@ use pinhole::netfilter::backend::{KernelFirewall, sets};
 use pinhole::netfilter::netlink::TableWatch;
 use pinhole::netfilter::table::ruleset;
 
-/// Numbers that are corrected are those of connections that NAT touches.
+/// Only connections with NAT have sequence adjustment.
 const MASQUERADE: &str = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \
                           oifname \"servers\" masquerade; }; }\n";
 const NOW: Timestamp = Timestamp::from_secs(1);
@@ -59,7 +59,7 @@ struct Plan {
     pinholes: usize,
     /// Repetitions of the other fast requests.
     others: usize,
-    /// Of what runs a program.
+    /// Repetitions of requests that start a program.
     programs: usize,
     flushes: usize,
 }
@@ -80,7 +80,7 @@ impl Plan {
     }
 }
 
-/// One operation, in microseconds, by rounds.
+/// A request, in microseconds, by rounds.
 struct Row {
     what: String,
     /// Whose doing it is compared with: another row, where it is one of a peer.
@@ -106,7 +106,7 @@ impl Table {
         self.row(what).rounds.push(times);
     }
 
-    /// What another one took for the same as `ours`.
+    /// The times of another program for the same as `ours`.
     fn add_peer(&mut self, peer: &str, ours: &str, times: Vec<f64>) {
         let row = self.row(&format!("… {peer}"));
         row.ours = Some(ours.to_owned());
@@ -177,7 +177,7 @@ fn install(namespace: &Namespace) -> Result<KernelFirewall> {
     Ok(namespace.run(|| firewall::install(&Policy::embedded()))?.unwrap_or_else(|error| panic!("{error}")))
 }
 
-/// The addresses of what a socket sends.
+/// The addresses of a socket's packets.
 fn flow_of(stream: &TcpStream) -> Flow {
     let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("it is connected"));
     let [source, destination] = [stream.local_addr(), stream.peer_addr()].map(|it| end(it.expect("it is connected")));
@@ -235,7 +235,7 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
     table.add_peer("`nft delete element`", CLOSE, nft::times(plan.programs, |index| nft::delete(&pinhole(index + 1))));
     table.add("close one that is gone", many(&mut |_| sets.close(&pinhole(1))));
     table.add("see whether one stands", many(&mut |_| assert!(sets.mapping_of(address(1), pinhole(0).to).is_some())));
-    // What nft has left, so that the next ones come anew.
+    // Removes the elements that nft has added, so that the next ones are new.
     (0..=2 * plan.programs).for_each(|index| sets.close(&pinhole(index)));
     for (watched, ignoring) in [("does not hear of it", true), ("hears of it", false)] {
         let [open, close] = open_and_close_watched(sets, plan, ignoring);
@@ -285,7 +285,7 @@ fn restoring(table: &mut Table, plan: &Plan) -> Result<()> {
     let mut sets = install(&host)?;
     let text = ruleset(&Policy::embedded(), sets.queueing(), sets::PROFILE.rules);
     for count in RESTORED {
-        // One in three is mapped.
+        // Every third one is mapped.
         let one = |index: usize| if index.is_multiple_of(3) { mapped(index) } else { pinhole(index) };
         let pinholes: Vec<_> = (0..count).map(one).collect();
         let rules = nft::with_elements(&text, sets.queueing(), &pinholes);

@@ -74,7 +74,7 @@ impl Plan {
     }
 }
 
-/// What was measured of one side in one round.
+/// The measurements of one side in one round.
 #[derive(Clone, Copy)]
 struct Measured {
     new_ports: f64,
@@ -105,7 +105,7 @@ fn measure(side: Side, plan: &Plan, large: &Arc<[u8]>) -> Result<Measured> {
             bulk: gateway.bulk()?,
         })
     };
-    // What the daemon said is worth more than where a transfer failed.
+    // The daemon's log explains more than the place where a transfer failed.
     all().inspect_err(|_| println!("{}", gateway.said()))
 }
 
@@ -137,7 +137,7 @@ fn that_rewrite(sides: &[Side]) -> Vec<Side> {
     sides.iter().copied().filter(rewrites).collect()
 }
 
-/// One round, with what was measured of each of these sides in their order. Who begins is another one each time.
+/// One round, with the measurements of these sides in their order. Each round begins with another side.
 fn one_round<T: Clone>(round: usize, sides: &[Side], measure: impl Fn(Side) -> Result<T>) -> Vec<T> {
     let mut measured = vec![None; sides.len()];
     for turn in 0..sides.len() {
@@ -148,7 +148,7 @@ fn one_round<T: Clone>(round: usize, sides: &[Side], measure: impl Fn(Side) -> R
     measured.into_iter().flatten().collect()
 }
 
-/// What is measured, and how it is shown.
+/// A measurement, and its format.
 struct Row<'a, T> {
     what: &'a str,
     value: fn(&T) -> f64,

@@ -109,7 +109,7 @@ fn resident() -> usize {
     statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
 }
 
-/// How long this thread has been on a processor: what others do meanwhile does not count.
+/// The time that this thread has been on a processor: time of other programs does not count.
 fn on_processor() -> Duration {
     let schedstat = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
     let nanos = schedstat.split(' ').next().and_then(|nanos| nanos.parse().ok());
@@ -121,7 +121,7 @@ fn median(mut times: Vec<f64>) -> f64 {
     times[times.len() / 2]
 }
 
-/// Nanoseconds a packet with so many sessions.
+/// Nanoseconds per packet with so many sessions.
 fn cost(count: usize) -> f64 {
     let times = (0..ROUNDS).map(|_| {
         let mut stage = Stage::new();

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-/// The value below which so many hundredths of them lie.
+/// The percentile of the values.
 pub(crate) fn percentile(mut values: Vec<f64>, percent: usize) -> f64 {
     values.sort_by(f64::total_cmp);
     values[(values.len() - 1) * percent / 100]
 }
 
-/// How long it takes, in microseconds, and what comes of it.
+/// The time of a call, in microseconds, and its result.
 pub(crate) fn timed<T>(work: impl FnOnce() -> T) -> (f64, T) {
     let began = Instant::now();
     let done = work();

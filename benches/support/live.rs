@@ -27,7 +27,7 @@ const SMALL: (&str, usize) = ("small.bin", 1024);
 /// The file of the bulk transfer.
 const LARGE: &str = "large.bin";
 
-/// What lets data connections through.
+/// The way in which data connections get through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Side {
     /// Nothing: the filter accepts everything.
@@ -37,7 +37,7 @@ pub(crate) enum Side {
     /// A queue whose reader accepts every packet unread, for nothing but the server's 227: the minimum that any program
     /// has to read. The filter accepts everything.
     QueueOne,
-    /// The same with all that Pinhole queues: what reading that cannot be cheaper than.
+    /// The same with all packets that Pinhole queues: the minimum cost of reading them.
     QueueAll,
     /// Pinhole.
     Pinhole,
@@ -94,7 +94,7 @@ impl TestGateway {
         Self::with(side, "")
     }
 
-    /// The same, with the client behind a gateway that masquerades.
+    /// The same, with the client behind a masquerading gateway.
     pub(crate) fn masquerading(side: Side) -> Result<Self> {
         let rules = "table ip nat { chain postrouting { type nat hook postrouting priority srcnat; \
                      oifname \"servers\" masquerade; }; }\n";
@@ -133,7 +133,7 @@ impl TestGateway {
         SocketAddr::new(self.topology.target.of(Family::V4), 21)
     }
 
-    /// Transfers a second: sessions that run at once, each with so many small transfers, in these modes in turn.
+    /// Transfers per second: concurrent sessions, each with so many small transfers, in these modes in turn.
     pub(crate) fn transfers(&self, sessions: usize, each: usize, modes: &[Mode]) -> Result<f64> {
         let server = self.control();
         let barrier = Barrier::new(sessions + 1);
@@ -155,7 +155,7 @@ impl TestGateway {
         })?
     }
 
-    /// The median of so many round trips of a line that announces nothing, in microseconds.
+    /// The median round trip of a line without an announcement, in microseconds.
     pub(crate) fn round_trip(&self, times: usize) -> Result<f64> {
         let server = self.control();
         self.topology.client.namespace.run(|| {
@@ -192,7 +192,7 @@ impl TestGateway {
         })?
     }
 
-    /// The end of what the daemon has said.
+    /// The end of the daemon's log.
     pub(crate) fn said(&self) -> String {
         let said = self.daemon.as_ref().map_or_else(String::new, |daemon| daemon.child.said());
         let lines: Vec<&str> = said.lines().collect();
@@ -219,11 +219,10 @@ impl TestGateway {
         statm.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok()).unwrap_or(0) * 4096
     }
 
-    /// Begins so many sessions, each logged in and with one unused announcement. They last while
-    /// what is returned is held.
+    /// Begins so many sessions, each logged in and with one unused announcement. They last until the result is dropped.
     pub(crate) fn hold(&self, sessions: usize) -> Result<Held> {
         let Topology { client, server, .. } = &self.topology;
-        // A client that hangs up is not heard any more: one open file a session is enough.
+        // The client's FINs and RSTs are dropped, so its sockets can be closed: one open file per session is enough.
         client.namespace.nft(
             "table inet hold { chain output { type filter hook output priority filter; \
              meta l4proto tcp tcp flags & (fin | rst) != 0 drop; }; }",
@@ -234,7 +233,7 @@ impl TestGateway {
     }
 }
 
-/// Has the queues read by a thread each that accepts what comes, with the rules that Pinhole would install for that side.
+/// Installs the rules that Pinhole would install for that side, with a thread per queue that accepts every packet.
 ///
 /// The threads end with this process; their queues have their namespace to themselves.
 fn accept_all(firewall: &Namespace, side: Side) -> Result<(KernelFirewall, Vec<i32>)> {
@@ -317,7 +316,7 @@ impl Pair {
 fn say(mut from: &TcpStream, to: &TcpStream, line: &str) {
     from.write_all(format!("{line}\r\n").as_bytes()).expect("the connection stands");
     let mut heard = String::new();
-    // Nothing comes behind the line, so the buffer holds nothing back.
+    // Nothing follows the line, so the buffer holds nothing back.
     BufReader::with_capacity(256, to).read_line(&mut heard).expect("the line arrives");
     assert_eq!(heard.trim_end(), line);
 }

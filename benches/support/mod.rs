@@ -8,7 +8,7 @@ use pinhole::core::script::{self, Conversation};
 
 /// How many transfers are under way at a time.
 pub(crate) const UNDER_WAY: usize = 1000;
-/// What one transfer is on the control connection.
+/// One transfer on the control connection.
 const TURNS: usize = 6;
 /// Where data connections go, one port for each transfer under way.
 const DATA_PORT: u16 = 51_200;
@@ -37,7 +37,8 @@ pub(crate) fn login(talk: &mut Conversation, mut take: impl FnMut(&[u8])) {
     }
 }
 
-/// One transfer of every session, in an order that no cache foresees: a thousand at a time, packet by packet in turn.
+/// One transfer of every session, in an order that caches cannot predict: a thousand at a time, packet by packet in
+/// turn.
 pub(crate) fn transfers(talks: &mut [Conversation], order: &mut [usize], mut take: impl FnMut(&[u8])) {
     let mut random = 0x9e37_79b9_7f4a_7c15_u64;
     for place in (1..order.len()).rev() {

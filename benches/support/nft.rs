@@ -16,7 +16,7 @@ pub(crate) fn is_installed() -> bool {
     Command::new("nft").arg("--version").output().is_ok()
 }
 
-/// Microseconds of each of so many.
+/// The times of so many calls, in microseconds.
 pub(crate) fn times(count: usize, mut work: impl FnMut(usize)) -> Vec<f64> {
     (0..count).map(|index| timed(|| work(index)).0).collect()
 }
@@ -51,7 +51,7 @@ fn run(arguments: &[&str], input: &str) {
     assert!(done.status.success(), "nft {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
 }
 
-/// One nft that reads command after command, so that its start is not counted. It says what it has done.
+/// One nft that reads command after command, so that its start is not counted. It confirms each command.
 pub(crate) struct Interactive {
     child: Child,
     input: ChildStdin,
@@ -92,8 +92,8 @@ impl Drop for Interactive {
 
 /// Pinhole's ruleset as one that nft can load alone, with these elements.
 ///
-/// What nft cannot write has the closest thing in its place: an object that expects one connection, not none, and where
-/// the compat target queues, a chain that accepts.
+/// Replaces what nft cannot write by the closest equivalent: an object with one expectation instead of none, and a
+/// chain that accepts instead of the compat target NFQUEUE.
 pub(crate) fn with_elements(ruleset: &str, queueing: Queueing, pinholes: &[Expectation]) -> String {
     let mut text = String::new();
     let mut line =

@@ -5,8 +5,8 @@ use pinhole::replay::pcap::file::FileReader;
 use pinhole::replay::pcap::link::{self, LinkType};
 use pinhole::replay::pcap::write::FileWriter;
 
-/// A capture file: no packet of it is longer than what there is, all of them together are no longer either, it ends, and
-/// what is written of it reads the same.
+/// A capture file: no packet is longer than the file, nor are all packets together; reading ends; written packets are
+/// read back unchanged.
 pub fn captures(data: &[u8]) {
     let Ok(mut reader) = FileReader::new(data) else { return };
     let mut total = 0;

@@ -1,6 +1,6 @@
 //! A fuzzer's input, consumed from its beginning.
 
-/// What is left of it. Behind its end there are zeros.
+/// The rest of the input. Zeros follow its end.
 pub(crate) struct Input<'a>(&'a [u8]);
 
 impl<'a> Input<'a> {

@@ -13,7 +13,7 @@ use pinhole::core::tracker::{Handled, Tracker, World};
 
 use super::input::Input;
 
-/// What the two ends say, whole and in pieces.
+/// The lines of the two ends, whole and in pieces.
 const TEXTS: [&str; 24] = [
     "PORT 192,168,0,9,15,161\r\n",
     "EPRT |1|192.168.0.9|4001|\r\n",
@@ -44,14 +44,14 @@ const TEXTS: [&str; 24] = [
 /// How much of a stream is sent at most.
 const MOST_SENT: usize = 4000;
 
-/// One direction: what its sender has sent, and what its receiver has.
+/// One direction: the bytes that its sender has sent, and those that its receiver has.
 #[derive(Default)]
 struct Way {
     first: Seq,
     sent: Vec<u8>,
     /// How much of that the sender knows to be received.
     acknowledged: usize,
-    /// What the receiver has, by where it counts that.
+    /// The receiver's bytes, by its own sequence numbers.
     received: BTreeMap<usize, u8>,
 }
 
@@ -107,7 +107,7 @@ impl Gateway {
         }
     }
 
-    /// A packet goes through: what its receiver has of it then is what it will ever have there.
+    /// A packet passes. A byte that its receiver has must never change.
     fn passes(&mut self, who: Direction, seq: Seq, flags: Flags, payload: &[u8]) {
         let heard = self.way(who.opposite());
         let ack = heard.first + heard.next();
@@ -236,8 +236,8 @@ fn others(stream: &[u8]) -> Vec<String> {
     lines.filter(|line| !line.contains(',') && !line.contains('|')).collect()
 }
 
-/// What the ends of a connection behind NAT say, lose and send again: whatever that is, both go on, no byte changes once
-/// it has been sent, and nothing is acknowledged that was not sent.
+/// The ends of a connection behind NAT send, lose and retransmit: both make progress, no byte changes once it has been
+/// sent, and nothing is acknowledged that was not sent.
 pub fn nat(data: &[u8]) {
     let mut input = Input::new(data);
     let policy = "control_ports: [21]";

@@ -45,8 +45,8 @@ fn folded(mut sum: u32) -> u32 {
     sum
 }
 
-/// A packet whose payload or addresses are exchanged: it says what it was told to say, all else stays, its checksums are
-/// right, and doing the same backwards gives the packet that there was.
+/// A packet whose payload or addresses are replaced: it carries the new ones, all else stays, its checksums are right,
+/// and replacing them back gives the original packet.
 pub fn replacement(data: &[u8]) {
     // As it came, it is mostly no segment.
     let mut input = Input::new(data);
@@ -71,7 +71,7 @@ pub fn replacement(data: &[u8]) {
     let read = Segment::parse(&after).expect("a whole segment");
     assert_eq!((read.flow, read.seq, read.ack, read.payload), (segment.flow, seq, segment.ack, other));
     let back = replaced(&after, segment.seq, payload).expect("a whole segment");
-    // A packet with the right checksums is the same for whoever writes it.
+    // A packet with correct checksums does not depend on the code that writes it.
     let right = replaced(&before, segment.seq, payload).expect("a whole segment");
     assert_eq!(back, right);
     // Options and everything before them.

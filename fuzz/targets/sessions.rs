@@ -12,7 +12,7 @@ use pinhole::core::tracker::{Observer, SessionEvent, SessionNumber, Tracker, Wor
 
 use super::input::Input;
 
-/// What the two ends say, whole and in pieces.
+/// The lines of the two ends, whole and in pieces.
 const TEXTS: [&str; 20] = [
     "PORT 10,0,0,1,15,161\r\n",
     "227 Entering Passive Mode (10,0,0,2,15,161).\r\n",
@@ -36,8 +36,8 @@ const TEXTS: [&str; 20] = [
     "200 ok\r\n",
 ];
 
-/// A session that is read from somewhere in its middle, of which the kernel remembers something or nothing: what opens is
-/// announced in a line whose beginning was read, by an end that was logged in then.
+/// A session that is read from its middle on, for which the kernel has recorded some progress or none: pinholes are
+/// announced in lines whose start was read, by an end that was logged in then.
 pub fn pickup(data: &[u8]) {
     let mut input = Input::new(data);
     let known = [Progress::Unknown, Progress::Ftp, Progress::LoggedIn, Progress::Unreadable];
@@ -72,7 +72,7 @@ pub fn pickup(data: &[u8]) {
     }
 }
 
-/// What was read of each end, the client first, since something was missing.
+/// The bytes read of each end since the last gap, the client first.
 struct DeliveryStatus {
     known: Progress,
     read: [(Seq, Vec<u8>); 2],
@@ -203,7 +203,7 @@ impl Clocked {
     }
 }
 
-/// Notes what opens and closes. What is announced again takes the place of the pinhole that is there.
+/// Records which pinholes open and close. A repeated announcement replaces the existing pinhole.
 struct Open<'a>(&'a mut BTreeSet<String>);
 
 impl Observer for Open<'_> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What reaches the world outside the process: sockets, files, clocks, threads, processes.
+/// Functions and types that leave the process: sockets, files, clocks, threads, processes.
 const IMPURE: [&str; 14] = [
     "std::fs",
     "std::process",
@@ -67,7 +67,7 @@ fn path_of(file: &Path) -> Vec<String> {
     names.iter().map(|name| name.to_string_lossy().into_owned()).collect()
 }
 
-/// The paths that code names, `{}` expanded, and what follows them.
+/// The paths in a piece of code, with `{}` expanded, and the text after each.
 fn named<'a>(code: &'a str, above: &[String], paths: &mut Vec<Vec<String>>) -> &'a str {
     if let Some(mut rest) = code.strip_prefix('{') {
         loop {

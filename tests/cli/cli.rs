@@ -67,7 +67,7 @@ fn check_prints_the_effective_policy() {
     let ran = run([OsStr::new("check"), policy.as_os_str()]).success();
     assert!(ran.out.contains("my policy.yaml is valid. As understood:\n"), "{}", ran.out);
     assert!(ran.out.contains("control_ports: [21, 2121]\n"), "{}", ran.out);
-    // What is printed is a policy again, and means the same.
+    // The printed policy is a policy, equal to the first one.
     let again = run_with_input(["check", "-"], ran.out.as_bytes()).success();
     let without_title = |text: &str| text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>();
     assert_eq!(without_title(&again.out), without_title(&ran.out));

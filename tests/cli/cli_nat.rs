@@ -152,7 +152,7 @@ fn untranslatable_packets_are_reported() {
     let complaint = ran.only_complaint();
     assert!(complaint.contains("out.pcap: contains 1 packet as captured"), "{complaint}");
 
-    // One file after the other, and no pcap file can hold both kinds.
+    // The files are read one after the other, but a pcap file holds only one link type.
     let mut ethernet = FileWriter::new(Vec::new(), LinkType::Ethernet).expect("a vector takes everything");
     ethernet.write(pinhole::core::time::Timestamp::from_secs(5000), &[0; 60]).expect("a vector takes everything");
     let other = folder.file("ethernet.pcap", ethernet.finish().expect("a vector takes everything"));

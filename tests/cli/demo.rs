@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 const SOON: Duration = Duration::from_secs(10);
 
 fn demo() -> Command {
-    // What runs in the background of a shell has signals of the terminal ignored, and hands that on.
+    // A background process of a shell ignores signals of the terminal, and its children inherit that.
     let mut command = Command::new("env");
     command.args(["--default-signal=INT,HUP", env!("CARGO_BIN_EXE_pinhole"), "demo"]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -58,7 +58,7 @@ fn namespaces() -> BTreeSet<String> {
     processes.filter_map(|entry| Some(link(&entry.path())?.display().to_string())).collect()
 }
 
-/// Plays it to its end.
+/// Runs it to its end.
 fn play(demo: &Command) -> String {
     let mut alone = Command::new("unshare");
     alone.args(["-mn", "sh", "-c", LEAVES_NOTHING, "sh"]).arg(demo.get_program()).args(demo.get_args());

@@ -39,7 +39,7 @@ impl Folder {
         Self(folder)
     }
 
-    /// What a command of the shell prints, standard error included as on a terminal.
+    /// The output of a shell command, standard error included, as on a terminal.
     fn run(&self, command: &str) -> String {
         let program = Path::new(env!("CARGO_BIN_EXE_pinhole")).parent().expect("a program lies in a folder");
         let path = format!("{}:{}", program.display(), std::env::var("PATH").unwrap_or_default());
@@ -78,7 +78,7 @@ fn blocks(text: &str) -> Vec<(&str, Vec<&str>)> {
     blocks
 }
 
-/// Whether what was printed is what is shown, lines that were left out aside.
+/// Whether the output is the shown one, except for omitted lines.
 fn is_as_shown(printed: &str, shown: &[&str]) -> bool {
     let printed: Vec<_> = printed.lines().collect();
     let parts: Vec<_> = shown.split(|line| *line == LEFT_OUT).collect();

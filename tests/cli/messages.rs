@@ -38,7 +38,7 @@ fn run(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> Finished {
     finished.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The one line that it says, without the time and such.
+/// The only line of its output, without the time.
 #[track_caller]
 fn one_line(finished: &Finished) -> String {
     assert_eq!(finished.status.code(), Some(1), "{}", finished.said());
@@ -97,7 +97,7 @@ fn each_policy_error_is_one_journal_record() {
     let range = "policy.yaml:2:15: error: data_ports: the range is empty";
     assert!(lines[0].starts_with("<3>") && lines[0].contains(range), "{lines:#?}");
     assert!(lines[1].starts_with("<3>") && lines[1].contains("policy.yaml:3:3: error: unknown key time_out"));
-    // As is what only turns out later.
+    // An error found later is one record, too.
     let lines = journal_of("admit: [inet nowhere forward]", true, None);
     assert_eq!(lines.len(), 1, "{lines:#?}");
     assert!(lines[0].starts_with("<3>there is no chain `inet nowhere forward`"), "{lines:#?}");

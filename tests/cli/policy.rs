@@ -456,7 +456,7 @@ fn yaml_blocks(page: &str) -> Vec<&str> {
     page.split("```").skip(1).step_by(2).filter_map(|block| block.strip_prefix("yaml\n")).collect()
 }
 
-/// What `pinhole check` prints about them is checked in `tests/cli/documents.rs`.
+/// `tests/cli/documents.rs` checks the output of `pinhole check` for them.
 #[test]
 fn examples_of_the_policy_page_behave_as_documented() {
     let page = include_str!("../../docs/reference/policy.md");
@@ -521,7 +521,7 @@ fn some_rules(defaults: Terms) -> impl Strategy<Value = (Terms, Vec<Rule>)> {
             prop_oneof![Just(terms), Just(deny), Just(defaults.clone())]
         })
     };
-    // What could mean something else to YAML, or to a terminal.
+    // Text with a special meaning for YAML or for a terminal.
     let name = "[ -~äßΩ漢🙂]{0,40}";
     let rule = (name, some_hosts(), some_hosts(), terms);
     prop::collection::vec(rule, 0..5).prop_map(move |rules| {

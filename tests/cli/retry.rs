@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::program::{Folder, Ran};
 
-/// What a test program prints and how it ends: the first time, and the second time. `@` is the module of its tests.
+/// The output and exit status of a test program, for the first and the second run. `@` is the module of its tests.
 type Outcome = [&'static str; 2];
 
 const UNLUCKY: Outcome = ["printf 'test @a ... ok\\ntest @b ... FAILED\\n'; exit 101", "printf 'test @b ... ok\\n'"];
@@ -20,14 +20,14 @@ fn retry() -> Command {
     Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/retry"))
 }
 
-/// What `tests/retry` did with a program that behaves like the test program of that name.
+/// A run of `tests/retry` with a script in place of the test program of that name.
 struct Retried {
     ran: Ran,
     /// How the program was called: the number of threads and the arguments, a line for each call.
     calls: String,
     /// The tests that passed only the second time.
     listed: String,
-    /// What it reports then.
+    /// The report after that run.
     report: Ran,
 }
 
@@ -39,7 +39,7 @@ fn run(name: &str, module: &str, outcome: Outcome) -> Retried {
     run_script(name, "", &[&format!("{prefix}a"), &format!("{prefix}b")], &script)
 }
 
-/// Runs a program that lists these tests, and otherwise does what the script says; or a module of it.
+/// Runs a script that lists these tests, and otherwise acts as a test program; or one module of it.
 fn run_script(name: &str, module: &str, tests: &[&str], script: &str) -> Retried {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let folder = Folder::new(&format!("retry-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));

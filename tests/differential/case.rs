@@ -1,4 +1,4 @@
-//! What a hostile peer sends, and what the socket's application and the clock do meanwhile.
+//! The segments of a hostile peer, and what the socket's application and the clock do in between.
 
 use std::net::Ipv4Addr;
 
@@ -11,7 +11,7 @@ pub(crate) enum Role {
     Server,
 }
 
-/// One connection from its first packet on.
+/// A connection from its first packet on.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) role: Role,
@@ -23,7 +23,7 @@ pub(crate) struct Case {
     pub(crate) oob_inline: bool,
     /// The peer's initial sequence number.
     pub(crate) first: u32,
-    /// What happens between the first SYN and the end of the handshake.
+    /// The steps between the first SYN and the end of the handshake.
     pub(crate) early_steps: Vec<Step>,
     pub(crate) steps: Vec<Step>,
 }
@@ -34,7 +34,7 @@ pub(crate) enum Step {
     Sends(Sent),
     /// The socket's application writes one of its lines.
     Says(u8),
-    /// The socket's application reads at most so many bytes.
+    /// The application reads at most so many bytes.
     Reads(u16),
     /// The socket's application has nothing more to say.
     Stops,
@@ -85,7 +85,7 @@ pub(crate) mod flag {
     pub(crate) const URG: u8 = 0x20;
 }
 
-/// The acknowledgement number, compared with what the kernel has sent.
+/// The acknowledgement number, relative to the kernel's next byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ack {
     Right,
@@ -191,7 +191,7 @@ fn sent() -> impl Strategy<Value = Sent> {
     })
 }
 
-/// What may be unusual about a segment.
+/// A possible defect or peculiarity of a segment.
 #[derive(Clone, Debug)]
 enum Deviation {
     Offset(i32),
@@ -297,7 +297,7 @@ impl Case {
         cases
     }
 
-    /// What is unusual about it, without the numbers.
+    /// The peculiarities, without numbers.
     pub(crate) fn shape(&self) -> String {
         let mut words = vec![format!("{:?}", self.role)];
         words.extend(self.timestamps.then(|| "timestamps".to_owned()));
@@ -425,7 +425,7 @@ const TEXTS: u8 = 7;
 /// The text with which the end of every case is filled up. No other is like it anywhere.
 pub(crate) const FILLER: u8 = 100;
 
-/// So many bytes of a text, from a place on. All lines of a text are of one length, so that pieces of different texts
+/// Bytes of a text, from an offset on. All lines of a text have the same length, so that pieces of different texts
 /// often make whole lines.
 pub(crate) fn text(role: Role, peer: Ipv4Addr, text: u8, from: i64, length: usize) -> Vec<u8> {
     let width = line(role, peer, 0, 0).len() as i64;

@@ -4,7 +4,7 @@ use crate::case::{Ack, Case, Defect, Role, Sent, Stamp, Step, flag};
 use crate::network::{Conntrack, Network};
 use crate::run::{Outcome, explain};
 
-/// What else may be in a case.
+/// The settings of a case.
 #[derive(Clone, Copy)]
 struct With {
     timestamps: bool,
@@ -26,7 +26,7 @@ fn outcome(role: Role, with: With, steps: &[Sent]) -> Outcome {
     })
 }
 
-/// What one reads the other one reads, too, and announcements still open.
+/// Reader and socket read the same bytes, and announcements still open.
 fn stays_open(with: With, steps: &[Sent]) {
     for role in [Role::Client, Role::Server] {
         assert_eq!(outcome(role, with, steps), Outcome::Open, "{role:?}");
@@ -120,7 +120,7 @@ fn nothing_opens_after_a_fin_before_bytes_already_read() {
     let unreachable = Sent { defect: Defect::Unreachable, ..bytes(1) };
     let fin = Sent { flags: flag::FIN | flag::ACK, ..Sent::default() };
     opens_nothing_else(USUALLY, &[unreachable, fin]);
-    // What was out of order was read, too.
+    // Out of order bytes were read, too.
     let ahead = Sent { offset: 1, ..bytes(1) };
     opens_nothing_else(USUALLY, &[ahead, Sent { length: 1, ..fin }]);
 }

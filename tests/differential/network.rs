@@ -19,12 +19,12 @@ pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// The control port, on whichever side the server is.
 pub(crate) const CONTROL: u16 = 21;
 
-/// What stands in front of the reader.
+/// The conntrack rules before the reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Conntrack {
     /// Nothing: it sees every packet.
     Absent,
-    /// Connection tracking, and a rule that drops what it calls invalid.
+    /// Conntrack, with a rule that drops invalid packets.
     Strict,
     /// The same with `nf_conntrack_tcp_be_liberal`.
     Liberal,
@@ -63,7 +63,7 @@ impl Network {
         namespace.run(inside).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// What conntrack lets through of a packet of the peer's.
+    /// The packets that conntrack passes when the peer sends this one.
     pub(crate) fn tracked_from_peer(&self, packet: Vec<u8>) -> Vec<Vec<u8>> {
         match &self.gateway {
             None => vec![packet],
@@ -74,7 +74,7 @@ impl Network {
         }
     }
 
-    /// What conntrack lets through of a packet of the kernel's.
+    /// The packets that conntrack passes when the kernel sends this one.
     pub(crate) fn tracked_from_kernel(&self, packet: Vec<u8>) -> Vec<Vec<u8>> {
         match &self.gateway {
             None => vec![packet],
@@ -172,7 +172,7 @@ fn ip(namespace: &Namespace, arguments: &str) {
     done.unwrap_or_else(|error| panic!("ip {arguments}: {error}"));
 }
 
-/// A TUN device: what is written to it arrives, what is read from it was sent.
+/// A TUN device: the kernel receives what the test writes, and the test reads what the kernel sends.
 struct Device(File);
 
 impl Device {

@@ -10,7 +10,7 @@ use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
 use pinhole::core::tracker::{ClientKey, Handled, Observer, OnGap, SessionEvent, SessionNumber, Tracker, World};
 
-/// What the reader read and opened.
+/// The bytes that the reader read, and the pinholes that it opened.
 #[derive(Debug, Default)]
 pub(crate) struct Tap {
     pub(crate) reads: Vec<(SessionNumber, Direction, Seq, Vec<u8>)>,
@@ -34,7 +34,7 @@ impl Observer for Tap {
                 let port = expectation.to.port.number();
                 self.opened.push(Opened { port, while_closing: self.is_closing });
             }
-            // What a session read that turned out to be none is forgotten.
+            // The bytes of a session that turned out to be none are forgotten.
             SessionEvent::Began { picked_up: false, .. } => self.reads.clear(),
             SessionEvent::Refused { why, .. } => self.refused.push(why.to_string()),
             _ => {}
@@ -46,14 +46,14 @@ impl Observer for Tap {
     }
 }
 
-/// Where a packet goes, and what of it goes there.
+/// Where a packet goes, and with which bytes.
 pub(crate) struct Passed {
     pub(crate) packet: Vec<u8>,
-    /// Its time to live ends behind the reader.
+    /// Its TTL ends between the reader and the socket.
     pub(crate) is_lost: bool,
 }
 
-/// A packet that came, and whether its time to live ends behind the reader.
+/// A packet, and whether its TTL ends between the reader and the socket.
 type Arrived = (Vec<u8>, bool);
 
 pub(crate) struct Reader<'p> {
@@ -77,14 +77,14 @@ impl<'p> Reader<'p> {
         }
     }
 
-    /// Conntrack has seen the whole handshake: what looks like another one belongs to the same connection.
+    /// Conntrack has seen the whole handshake: another SYN-ACK belongs to the same connection.
     pub(crate) fn handshake_is_over(&mut self) {
         self.firewall.finds_nothing_opening();
         // A FIN or a RST before that has ended nothing.
         self.tap.is_closing = false;
     }
 
-    /// Lets time pass. Packets that have waited too long go on.
+    /// Advances the clock. Returns held packets that are released.
     pub(crate) fn waits(&mut self, seconds: u16) -> Vec<Passed> {
         self.now = self.now + Duration::from_secs(seconds.into());
         self.with(Tracker::advance);
@@ -93,7 +93,7 @@ impl<'p> Reader<'p> {
         passed
     }
 
-    /// Shows a packet to the reader. What goes on now: this packet, and those that waited for it.
+    /// Gives a packet to the reader. Returns the packets that pass now: this one, and those that waited for it.
     pub(crate) fn takes(&mut self, packet: Vec<u8>, is_lost: bool) -> Vec<Passed> {
         let place = Segment::parse(&packet).ok().map(|segment| (segment.flow, segment.seq));
         let mut verdict = self.verdict(&packet, OnGap::Wait);

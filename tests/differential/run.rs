@@ -26,7 +26,7 @@ const NEAR: i64 = 4000;
 /// How a case ended, if nothing is wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Outcome {
-    /// Both read the same, and what is announced now opens.
+    /// Both read the same bytes, and a new announcement opens.
     Open,
     /// Both read the same, and nothing opens any more.
     Shut,
@@ -47,7 +47,7 @@ impl Outcome {
     }
 }
 
-/// What is wrong.
+/// The description of the difference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// The class of it.
@@ -66,7 +66,7 @@ struct Run<'a> {
     case: &'a Case,
     reader: Reader<'a>,
     socket: Option<TcpStream>,
-    /// What the socket's application has read.
+    /// The bytes that the socket's application has read.
     received: Vec<u8>,
     /// The kernel has reported the end of the stream to the application.
     is_over: bool,
@@ -77,7 +77,7 @@ struct Run<'a> {
     /// Where the peer's next segment begins, counted from there; and where the steps began.
     cursor: i64,
     base: i64,
-    /// The end of what the peer has sent near its stream.
+    /// The end of the bytes that the peer has sent near its stream.
     farthest: i64,
     /// The places of bytes that were sent as urgent.
     urgent: BTreeSet<i64>,
@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The handshake, with what the peer sends within it, and the login. Whether the connection was established.
+    /// The handshake, with the peer's segments in it, and the login. Returns whether the connection was established.
     fn begin(&mut self) -> bool {
         // Packets of earlier cases.
         while self.network.read().is_some() {}
@@ -293,7 +293,7 @@ impl<'a> Run<'a> {
         self.send_raw(seq, ack, flags, sent.window, sent.urgent.unwrap_or(0), options, &payload, &sent.defect);
     }
 
-    /// The timestamps option, and what is wrong with it.
+    /// The timestamps option, with its defect.
     fn stamps(&mut self, stamp: Stamp) -> Vec<u8> {
         let echo = self.kernel_stamp;
         self.stamp = self.stamp.wrapping_add(1);
@@ -432,7 +432,7 @@ impl<'a> Run<'a> {
         self.kernel_stamp = fields.stamp.unwrap_or(self.kernel_stamp);
     }
 
-    /// Takes what the kernel has sent.
+    /// Reads the packets that the kernel has sent.
     fn pump(&mut self) {
         while let Some(packet) = self.network.read() {
             let Some(fields) = read(&packet) else { continue };
@@ -445,7 +445,7 @@ impl<'a> Run<'a> {
             }
             let is_first = fields.flags & flag::SYN != 0 || !self.has_kernel_acked;
             if fields.flags & flag::ACK != 0 && fields.flags & flag::RST == 0 && is_first {
-                // It has taken a SYN with this sequence number, and maybe not the one that was meant to count.
+                // The kernel has accepted a SYN with this sequence number, which may not be the intended one.
                 self.has_kernel_acked = true;
                 self.first = Seq::new(fields.ack);
                 (self.cursor, self.farthest, self.kernel_acks) = (0, 0, None);
@@ -496,7 +496,7 @@ impl<'a> Run<'a> {
         ends.max().unwrap_or(0)
     }
 
-    /// What the reader read of a direction, and where.
+    /// The bytes that the reader read in a direction, with their position.
     fn reads_of(&self, direction: Direction, first: Seq) -> impl Iterator<Item = (i64, &[u8])> {
         let reads = self.reader.tap.reads.iter().filter(move |(_, of, ..)| *of == direction);
         reads.map(move |(.., place, bytes)| (i64::from(*place - first), bytes.as_slice()))
@@ -593,7 +593,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// An announcement that was believed must be a line of its own in what the socket read.
+    /// An announcement that opened a pinhole must be a line of its own in the socket's bytes.
     fn check_opened(
         &self,
         opened: Opened,
@@ -629,7 +629,7 @@ impl<'a> Run<'a> {
         fail(class, format!("the socket read {:?}", String::from_utf8_lossy(&self.received)))
     }
 
-    /// How what the reader read of the kernel's stream differs from what went to the peer.
+    /// How the bytes that the reader read of the kernel's stream differ from those sent to the peer.
     fn outgoing_difference(&self) -> Option<String> {
         let first = self.kernel_first?;
         let mut reading = BTreeMap::new();
@@ -682,9 +682,9 @@ fn line_that_announces(role: Role, stream: &[u8], port: u16) -> Option<(usize, u
 
 /// How far two streams are the same, if some urgent bytes were not read in line.
 struct Alignment {
-    /// How much of what the reader read.
+    /// The number of the reader's bytes.
     read: usize,
-    /// How much of what the socket read.
+    /// The number of the socket's bytes.
     received: usize,
     /// Which of the reader's bytes the socket did not read.
     skipped: Vec<usize>,

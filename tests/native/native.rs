@@ -20,7 +20,7 @@ use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 use pinhole::netfilter::netlink::{Conntrack, CtExpectation, Helpers};
 
-/// A gateway whose rules let in what is related, and nothing for a mark.
+/// A gateway whose rules admit `ct state related`, and nothing for a mark.
 fn gateway(policy: &str) -> (Stage, Daemon) {
     let stage = Stage::new(Shape::Gateway);
     let daemon = start(stage.firewall(), policy);
@@ -190,7 +190,7 @@ fn expectations_beyond_the_helper_limit_go_to_the_sets() {
         while announced.len() < 200 {
             announced.insert(client.passive(Mode::Epsv)?.port());
         }
-        // A new program counts anew for itself; the kernel goes on counting.
+        // A new daemon starts counting anew; the kernel does not.
         daemon.kill()?;
         daemon.restart()?;
         while announced.len() < 260 {
@@ -299,18 +299,18 @@ fn session_from_before_a_stop_continues_and_uses_the_sets() {
             // What ran before may have named it as well, and then it stays a little longer.
             wait_for_no_helper();
             daemon.restart()?;
-            // There was no table for a while, so anything may have gone by unread: what is announced first is refused.
+            // The table was gone for a while, so bytes may have passed unread: the first announcement is refused.
             client.passive(Mode::Pasv)?;
             daemon.wait_for_log("ambiguous", 1);
             assert_eq!(stage.pinholes(), 0);
-            // Its entry has no helper any more, and the kernel gives none to a connection that stands. Since Linux 7.2 it
-            // keeps the one that was removed.
+            // Its conntrack entry has no helper any more, and the kernel assigns none to an existing connection. Since
+            // Linux 7.2 the entry keeps the removed helper.
             let announced = client.passive(Mode::Pasv)?;
             assert_eq!(stage.pinholes(), 1, "{}", daemon.child.said());
             let all = expected(stage.firewall());
             println!("{} are expected: {all:?}", all.len());
             if all.is_empty() && admit.is_empty() {
-                // Nothing lets in what has the mark only, and that has been said.
+                // No rule admits by the mark alone, and the daemon has reported that.
                 assert_closed(&stage.topology.client.namespace, announced);
                 assert!(daemon.counted("kernel_errors") > 0);
                 return Ok(());

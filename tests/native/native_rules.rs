@@ -56,11 +56,11 @@ fn helper_assigned_by_own_rules_works_and_stays() {
     assert_eq!(Helpers::open(PATIENCE).and_then(|mut all| all.list()), Ok(vec![]));
 }
 
-/// What Debian's package nftables installs as `/etc/nftables.conf`, where users write their own rules.
+/// Debian's `/etc/nftables.conf` from the package nftables, to which users add their own rules.
 const CONFIGURATION: &str = include_str!("nftables.conf");
 /// An example in the same package, for a host.
 const WORKSTATION: &str = include_str!("workstation.nft");
-/// What firewalld makes of its zone `public` with the service ftp.
+/// The rules that firewalld makes of its zone `public` with the service ftp.
 const FIREWALLD: &str = include_str!("firewalld.nft");
 
 /// The text with another line in the place of one that has to be there.

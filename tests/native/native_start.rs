@@ -30,7 +30,7 @@ fn run(front: &Front, namespace: &Namespace, folder: &Path, arguments: &[&str]) 
     finished.unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// The one line of a text that begins like that.
+/// The only line of a text that begins like that.
 #[track_caller]
 fn line<'a>(text: &'a str, begin: &str) -> &'a str {
     let lines: Vec<_> = text.lines().filter(|line| line.starts_with(begin)).collect();
@@ -137,7 +137,7 @@ fn loaded_nf_conntrack_ftp_is_reported() {
             "`blacklist nf_conntrack_ftp`",
         ],
     );
-    // What is advised helps.
+    // The advice works.
     drop(own);
     let namespace = Namespace::new("alone").expect("a namespace");
     let daemon = Daemon::start(&namespace, "mechanism: native\n").unwrap_or_else(|error| panic!("{error}"));

@@ -12,7 +12,7 @@ use super::daemon::PATIENCE;
 use super::helper::{Help, Helper};
 use Speaker::{Client, Server};
 
-/// What becomes of the data connection.
+/// The result for the data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It gets through.
@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
     StaysClosed,
     /// It never comes to that: the dialogue does not get through.
     StandsStill,
-    /// What was announced may be used for that many seconds.
+    /// The pinhole was open for that many seconds.
     For(u64),
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Bench {
     firewall: Namespace,
     pub(crate) client: Namespace,
     pub(crate) server: Namespace,
-    /// What listens where. They are never asked to accept: the kernel does it for them.
+    /// The listeners. They never accept: the kernel completes the handshakes.
     _listeners: Vec<TcpListener>,
     client_open: SocketAddr,
     pub(crate) client_low: SocketAddr,
@@ -115,7 +115,7 @@ impl Bench {
         })
     }
 
-    /// Puts in the addresses of those who listen.
+    /// Fills in the addresses of the listeners.
     pub(crate) fn fill(&self, text: &str) -> String {
         let port = numbers(self.client_open);
         let (first, second) = port.split_at(7);
@@ -237,9 +237,9 @@ impl Bench {
         if self.helper != Helper::Pinhole {
             return Ok(());
         }
-        lab::wait_until("Pinhole to mend the ruleset", PATIENCE, || {
+        lab::wait_until("Pinhole to restore the ruleset", PATIENCE, || {
             let rules = self.firewall.nft_output(&["list", "ruleset"])?;
-            // What captures comes last into its table.
+            // The chain that queues is added to the table last.
             Ok(rules.contains("goto inspect") && rules.contains("pinhole: announced"))
         })
     }

@@ -6,10 +6,10 @@ use lab::mini::Speaker::{Client, Server};
 use super::bench::{Bench, Outcome};
 use super::helper::Helper;
 
-/// A dialogue, and what is asked of it.
+/// A dialogue, and the question that it answers.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
-    /// What is said, for the table.
+    /// Its description in the table.
     pub(crate) name: &'static str,
     /// Why the kernel and Pinhole differ; empty where they do not.
     pub(crate) why: &'static str,

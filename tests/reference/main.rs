@@ -49,7 +49,7 @@ fn play(helper: Helper, patience: impl Fn(&Cell) -> Duration + Sync) -> Vec<matr
     matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// What became of each cell, by its name.
+/// The result of each cell, by its name.
 fn outcomes(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>> {
     let told = |outcome: matrix::Outcome| (outcome.cell.to_string(), outcome.result.map_err(|error| error.to_string()));
     play(helper, |_| PATIENCE).into_iter().map(told).collect()
@@ -105,7 +105,7 @@ fn unusual_dialogues_end_as_documented() {
 
 // --- conntrackd ----------------------------------------------------------------------------------------------------
 
-/// Whether conntrackd cannot do what a cell asks for: it takes no 229, and no IPv6 address.
+/// Whether a cell is beyond conntrackd, which supports neither 229 nor IPv6 addresses.
 fn is_beyond_conntrackd(cell: &Cell) -> bool {
     cell.mode == Mode::Epsv || cell.scene.family == Family::V6
 }
@@ -113,7 +113,7 @@ fn is_beyond_conntrackd(cell: &Cell) -> bool {
 #[test]
 #[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
 fn real_software_works_with_conntrackd_as_documented() {
-    // Who waits for what does not come need not be patient.
+    // A client whose transfer will fail need not wait long.
     let patience = |cell: &Cell| if is_beyond_conntrackd(cell) { lab::allow(Duration::from_secs(1)) } else { PATIENCE };
     let (mut ways, mut wrong) = (BTreeMap::new(), Vec::new());
     for matrix::Outcome { cell, result, .. } in play(Helper::Conntrackd, patience) {

@@ -17,7 +17,7 @@ use pinhole::core::tracker::{Handled, SessionEvent, SessionNumber, Tracker, Worl
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-/// How many packets the handshake has. Behind it no connection is opening, as far as the kernel knows.
+/// The number of packets of the handshake. After them, conntrack does not call the connection opening.
 const HANDSHAKE: usize = 3;
 
 /// Longer than anything is remembered of a session that seems to be over.
@@ -88,7 +88,7 @@ impl Packets {
         self
     }
 
-    /// A segment that the other end ignores, so many bytes off from what it expects.
+    /// A segment that the other end ignores, off by so many bytes from the expected sequence number.
     fn ignored(mut self, who: Direction, off: i32, flags: Flags, text: impl AsRef<[u8]>) -> Self {
         self.odd(who, off, flags, text.as_ref());
         self
@@ -124,13 +124,13 @@ impl Packets {
         self
     }
 
-    /// The program is started anew here. The kernel keeps what it has.
+    /// The daemon restarts here. The kernel keeps its state.
     fn restart(mut self) -> Self {
         self.restarts.push(self.all.len());
         self
     }
 
-    /// Has a tracker take them: which endpoints it opens, and what of the client's payloads reaches the server.
+    /// Runs a tracker over them. Returns the endpoints that it opens, and the client's payloads that reach the server.
     fn run(&self, policy: &Policy) -> (Vec<String>, Vec<Vec<u8>>) {
         let mut tracker = Tracker::default();
         let mut firewall = Simulated::new([Port::FTP]);
@@ -154,7 +154,7 @@ impl Packets {
             };
             let mut world = World { now: *now, policy, firewall: &mut firewall, observer: &mut observer };
             tracker.advance(&mut world);
-            // The kernel does not bring what cannot be read any more.
+            // The kernel does not queue packets of an unreadable session.
             let is_unread = (is_unread && !is_edge) || self.unseen.contains(&index);
             let handled = if is_unread { Handled::NotOurs } else { tracker.handle(&segment, &mut world) };
             if !segment.payload.is_empty() {
@@ -185,7 +185,7 @@ impl Packets {
         assert_eq!(self.opened(), endpoints, "by these:\n{self}");
     }
 
-    /// FEAT is denied, and no segment carries it. What the two ends would make of the whole is for `attacks_live`.
+    /// FEAT is denied, and no segment carries it. How real ends read the segments is tested in `attacks_live`.
     #[track_caller]
     fn assert_feat_is_stopped(&self) {
         let policy = policy("defaults: { commands: { deny: [FEAT] } }");
@@ -278,7 +278,7 @@ fn session_without_a_beginning_opens_nothing() {
 fn syn_ack_in_the_middle_begins_no_session() {
     let body = "USER a\r\n";
     let head = "POST / HTTP/1.1\r\n\r\n";
-    // The real one is at the next byte, the invented one a thousand behind it.
+    // The real reply is at the next byte, the forged one a thousand bytes later.
     for invented in [1000, -1000, 1] {
         let mut packets = Packets::connected();
         packets.client_next += head.len();
@@ -306,7 +306,7 @@ fn bare_line_feed_in_a_reply_starts_no_reply() {
     }
 }
 
-/// What vsftpd says of a directory that a client has made: of a NUL in its name it makes a line feed.
+/// vsftpd's reply about a directory that a client has made: a NUL in the name becomes a line feed.
 const LISTED: [&str; 3] = [
     "213-Status follows:\r\ndrwx------    2 1        1            4096 Nov 26 01:34 a\r\n213 x\r\n",
     "227 (10,0,0,2,58,231)\r\n229 (|||15079|)\r\n",
@@ -456,7 +456,7 @@ fn denied_command_after_an_ignored_fin_or_reset_is_stopped() {
     }
 }
 
-/// What an attacker's client may say, piece by piece: FTP's words, other protocols' words, and what ends a line or not.
+/// Pieces of an attacker's text: words of FTP and of other protocols, and bytes that may or may not end a line.
 fn hostile_text() -> impl Strategy<Value = Vec<u8>> {
     let words: &[&[u8]] = &[
         b"USER 227 (10,0,0,2,58,231)",
@@ -541,14 +541,14 @@ fn hostile_lines() -> impl Strategy<Value = Vec<u8>> {
     vec(line, 1..8).prop_map(|lines| lines.concat())
 }
 
-/// One thing that happens in a connection.
+/// An event of a connection.
 #[derive(Clone, Debug)]
 enum Move {
-    /// The client sends the next so many bytes of its text.
+    /// The client sends so many more bytes of its text.
     Client(usize),
     /// Or its next line.
     ClientLine,
-    /// The server sends the next so many bytes of what it has to say.
+    /// The server sends so many more bytes of its replies.
     Server(usize),
     /// A segment that its receiver ignores.
     Ignored {
@@ -609,9 +609,9 @@ fn flags_of(number: u8) -> Flags {
     }
 }
 
-/// What both ends really say in the end is decided by `answers`, which is shown each line of the client's; the moves only
-/// decide in which segments, and what else the firewall sees or does not see. An ignored segment of the server's comes from
-/// the client, too: it pretends to be the server, as far as the firewall can tell.
+/// `answers` gets each line of the client and decides the real dialogue; the moves only decide the segments, and what
+/// else the firewall sees or misses. An ignored segment of the server is sent by the client, too, which forges the
+/// server's address.
 fn play(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) -> Packets {
     let mut packets = Packets::connected();
     let mut to_say = b"220 Hello.\r\n".to_vec();
@@ -643,7 +643,7 @@ fn play(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) 
             }
             Move::Ignored { from_client, off, flags, text } => {
                 let who = if *from_client { FromClient } else { FromServer };
-                // Whoever pretends to be the server says nothing in its name that would be in its place: a client cannot.
+                // Forged segments of the server carry no text in sequence: a client cannot send those.
                 let text = if *from_client { text.as_slice() } else { b"" };
                 packets = packets.ignored(who, *off, flags_of(*flags), text);
             }
@@ -705,12 +705,12 @@ fn lists_file_names(line: &[u8], names: &[u8]) -> Vec<u8> {
     }
 }
 
-/// What a server of the attacker's says and sends to a browser.
+/// An event between the attacker's server and a browser.
 #[derive(Clone, Debug)]
 enum HostileMove {
-    /// The browser sends the next so many bytes of its request.
+    /// The browser sends so many more bytes of its request.
     Client(usize),
-    /// Or up to where that stands for the next time, as far as the server's window lets it.
+    /// It sends up to the next occurrence of a text, within the server's window.
     Through(&'static str),
     /// The server says a line, which the browser's kernel takes.
     Says(&'static str),
@@ -750,7 +750,7 @@ fn hostile_moves() -> impl Strategy<Value = Vec<HostileMove>> {
         5 => line().prop_map(HostileMove::Says),
         7 => odd.clone(),
     ];
-    // What would lead to the goal if the head were not there, and something odd here and there.
+    // Lines that would open a pinhole without the request's head, and some random bytes.
     let plain = [
         HostileMove::Says("220 Hello.\r\n"),
         HostileMove::Through("\r\n\r\n"),
@@ -807,7 +807,7 @@ proptest! {
         prop_assert!(opened.is_empty(), "{opened:?} by these:\n{packets}");
     }
 
-    /// What a client announces itself may open: that is its own port. What the server repeats may not.
+    /// The client's own announcements may open its own ports. Echoes of the server may open nothing.
     #[test]
     fn server_that_echoes_arguments_opens_nothing(text in hostile_lines(), moves in moves()) {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
@@ -865,8 +865,8 @@ proptest! {
     }
 }
 
-/// The reply was cut by the window, and its second part is sent again after a restart: it begins like a reply, although
-/// the server is in sync behind it.
+/// The window cut the reply, and its second part is retransmitted after a restart: it begins like a reply, although the
+/// server is in sync only after it.
 #[test]
 fn rest_of_a_reply_retransmitted_after_a_restart_opens_nothing() {
     let cut = "227 (10,0,0,2,58,231) is no directory\r\n";

@@ -111,7 +111,7 @@ fn http_post_with_ftp_in_its_body_opens_nothing() {
     for line in ["USER anna", "PASS x", "PORT 10,0,0,1,4,1", "EPRT |1|10.0.0.1|1025|", "PASV"] {
         let _ = write!(body, "{line}\r\n");
     }
-    // The server plays along as well as it can, before and after.
+    // The server replies as helpfully as it can, before and after.
     let lines = [
         (FromServer, "220 ready\r\n"),
         (FromClient, body.as_str()),

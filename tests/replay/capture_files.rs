@@ -50,7 +50,7 @@ fn start() -> Timestamp {
     Timestamp::from_nanos(1_700_000_000_123_456_789)
 }
 
-/// So many packets that the reader has to go back to its source many times.
+/// Enough packets for many reads of the source.
 fn write(path: &PathBuf, packets: u64) -> Outcome {
     let mut writer = FileWriter::new(BufWriter::new(File::create(path)?), LinkType::Ethernet)?;
     for number in 0..packets {

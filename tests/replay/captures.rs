@@ -28,7 +28,7 @@ fn recorded() -> Vec<(PathBuf, Value)> {
     recorded
 }
 
-/// What a session came to, in words that compare.
+/// The outcome of a session, in comparable text.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct SessionSummary {
     user: String,
@@ -125,7 +125,7 @@ fn every_capture_matches_its_truth() {
     }
 }
 
-/// Which line the capture begins with cannot be told from the rest of a line, so the first reply does not count either.
+/// The capture may begin in the middle of a line, so the first reply is ignored as well.
 #[test]
 fn pickup_trust_uses_all_but_the_first_lines() {
     let path = captures().join("late-start.pcap");

@@ -20,7 +20,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     inputs
 }
 
-/// What is done to an input: a byte set, a piece taken out, a piece repeated.
+/// A mutation of an input: a byte set, a piece removed, a piece repeated.
 fn change() -> impl Strategy<Value = (Index, Index, u8, u8)> {
     (any::<Index>(), any::<Index>(), any::<u8>(), 0u8..3)
 }

@@ -17,7 +17,7 @@ use pinhole::core::tracker::{Tracker, World};
 /// How often the kernel may be asked for one packet.
 const MOST: usize = 32;
 
-/// A firewall that counts what it is asked, and corrects no sequence numbers.
+/// A firewall that counts requests, and does not support sequence adjustment.
 struct Counting {
     inner: Simulated,
     /// Whether another program has every port.
@@ -74,7 +74,7 @@ fn most_asked(original: [&str; 2], reply: [&str; 2], is_full: bool, lines: &[(Di
     let mut firewall = Counting { inner, is_full, asked: 0 };
     let policy = Policy::embedded();
     let mut tracker = Tracker::default();
-    // Each end knows the other by what NAT makes of it.
+    // Each end knows the other by its translated address.
     let mut client = Conversation::new(connection.original.source, connection.original.destination, 1, 1);
     let mut server = Conversation::new(connection.reply.destination, connection.reply.source, 1, 1);
     let mut packets = vec![];

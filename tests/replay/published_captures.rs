@@ -62,7 +62,7 @@ fn zeek_auth_tls_is_unreadable_after_its_234() {
 fn zeek_foreign_address_opens_nothing() {
     let Some(report) = report("zeek-foreign-address.pcap") else { return };
     let because = |reason| report.iter().filter(|event| text(event, "reason") == reason).count();
-    // One of them comes behind packets that the capture has lost.
+    // One of them follows packets that are missing in the capture.
     assert_eq!((because("third-party"), because("ambiguous")), (688, 1));
     assert_eq!((total(&report, "refused"), total(&report, "opened")), (689, 0));
 }

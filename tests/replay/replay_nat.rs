@@ -28,7 +28,7 @@ struct Replayed {
 }
 
 impl Replayed {
-    /// Replays a file behind that NAT, and sees to it that what the outside gets is sound.
+    /// Replays a file behind that NAT, and checks that the written packets are valid.
     fn new(folder: &Folder, capture: &Path, nat: &str, policy: &str) -> Self {
         let nat = folder.file("nat.yaml", nat);
         let policy = folder.file("policy.yaml", policy);
@@ -80,7 +80,7 @@ impl Replayed {
 }
 
 const OUTSIDE: &str = "198.51.100.100:4000";
-/// What the client says to log in.
+/// The client's login.
 const LOGIN: &str = "USER anna\r\nPASS hunter2\r\n";
 
 /// A session that has logged in, then says these lines, each of which the server takes, and ends.
@@ -230,7 +230,7 @@ fn sack_blocks_use_translated_sequence_numbers() {
     let end = begin + line.len() as u32;
     let back = talk.flow().reversed();
     let [port, lost, noop] = [line, "SYST\r\n", "NOOP\r\n"].map(|line| talk.says(FromClient, line));
-    // First what follows the line is missed, then the line is, too.
+    // First the bytes after the line are missing, then the line, too.
     made.extend([port.clone(), lost.clone(), noop]);
     made.push(sacking(&back, server, end, &[(end + 6, end + 12)]));
     made.push(sacking(&back, server, begin, &[(end, end + 6), (end + 6, end + 12)]));
@@ -361,7 +361,7 @@ fn recorded_captures_are_valid_after_translation() {
     for entry in std::fs::read_dir(captures).expect("the captures are in pcaps/") {
         let capture = entry.expect("a folder can be read").path();
         let name = capture.file_name().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        // What is cut off cannot be written with other addresses.
+        // Truncated packets cannot be written with other addresses.
         if !(name.ends_with(".pcap") || name.ends_with(".pcapng")) || name.starts_with("snaplen") {
             continue;
         }

@@ -11,8 +11,8 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use serde_json::Value;
 
-/// Recorded dialogues of every kind: several servers and clients, all ways of announcing, what is refused, what is
-/// pipelined, replies of several lines.
+/// Recorded dialogues of every kind: several servers and clients, all announcing forms, refusals, pipelining, multiline
+/// replies.
 const DIALOGUES: [&str; 8] = [
     "vsftpd-lftp-ipv4",
     "proftpd-curl-ipv4",
@@ -29,7 +29,7 @@ const DIALOGUES: [&str; 8] = [
 enum Turn {
     /// The three packets of the handshake.
     Opens { flow: Flow, client: Seq, server: Seq },
-    /// One end said this, before the other end said something else.
+    /// The bytes of one end before the other end replies.
     Says { direction: Direction, seq: Seq, ack: Seq, bytes: Vec<u8> },
 }
 
@@ -77,12 +77,12 @@ fn dialogue(name: &str) -> (Flow, Vec<Turn>) {
     (client_flow.expect("the capture has a session"), turns)
 }
 
-/// What the network does to what one end says in one turn.
+/// What the network does to the segments of one turn.
 #[derive(Clone, Debug)]
 struct NetworkFaults {
     /// How long each segment is.
     cuts: Vec<usize>,
-    /// Segments that come twice, or overlap the one before by some bytes.
+    /// Segments that come twice, or overlap the preceding one.
     repeats: Vec<(Index, usize)>,
     /// Segments that change places with a near one.
     swaps: Vec<(Index, usize)>,
@@ -149,7 +149,7 @@ fn packets(flow: &Flow, turns: &[Turn], faults: &[NetworkFaults]) -> Vec<Vec<u8>
                 for range in arrivals(bytes.len(), faults) {
                     packets.push(packet(&flow, *seq + range.start, *ack, Flags::ACK, &bytes[range]));
                 }
-                // What the other end acknowledges in the meantime says nothing new.
+                // The other end's ACKs in the meantime add nothing.
                 packets.push(packet(&flow.reversed(), *ack, *seq + bytes.len(), Flags::ACK, b""));
             }
         }

@@ -4,7 +4,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashSet};
 
-/// Of what can be chosen: the group that it belongs to, all that comes up with it, and what would be good besides.
+/// A candidate: its group, the aspects that it covers, and aspects that are only preferred.
 #[derive(Clone, Debug)]
 pub(crate) struct Candidate {
     pub(crate) group: usize,
@@ -12,9 +12,9 @@ pub(crate) struct Candidate {
     pub(crate) extras: Vec<String>,
 }
 
-/// The places of those that together have each aspect that one of all has. Few of them, in few groups: always the one
-/// that adds most is taken; of several such, one from a group from which one was taken already; and of several such,
-/// the first of those with most extras that none had yet.
+/// The positions of few candidates, from few groups, that together cover every aspect. Each step takes the candidate
+/// that adds most aspects; of several such, one from a group that is already used; of several such, the first with most
+/// new extras.
 pub(crate) fn covering_choice(all: &[Candidate]) -> BTreeSet<usize> {
     let (mut chosen, mut groups, mut seen) = (BTreeSet::new(), HashSet::new(), HashSet::new());
     loop {

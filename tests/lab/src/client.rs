@@ -27,7 +27,7 @@ pub enum ClientKind {
     Wget,
 }
 
-/// One session of a client with a server.
+/// A session of a client with a server.
 #[derive(Clone, Debug)]
 pub struct Visit<'a> {
     /// Where the client runs.
@@ -36,13 +36,13 @@ pub struct Visit<'a> {
     pub server: SocketAddr,
     /// How data connections are announced.
     pub mode: Mode,
-    /// What the client announces in active mode instead of its own address. Not every client can.
+    /// The address that the client announces in active mode instead of its own. Not every client supports that.
     pub announce: Option<IpAddr>,
     /// How long the client bears that nothing happens before it gives up. In whole seconds for some.
     pub patience: Duration,
 }
 
-/// What a client does in a session, by one data connection.
+/// A task of a client, with one data connection.
 #[derive(Clone, Copy, Debug)]
 pub enum Task<'a> {
     /// Lists the home folder.
@@ -62,15 +62,15 @@ impl ClientKind {
         !matches!(self, Self::Wget)
     }
 
-    /// Whether it can be told to announce another address than its own.
+    /// Whether it has an option to announce another address than its own.
     pub const fn announces_what_it_is_told(self) -> bool {
         matches!(self, Self::Curl | Self::Ftplib)
     }
 
-    /// The modes that it can be told to use.
+    /// The modes that it supports.
     pub const fn modes(self, family: Family) -> &'static [Mode] {
         match (family, self) {
-            // It sends PORT, whatever ftp:prefer-epsv says.
+            // It sends PORT even with ftp:prefer-epsv.
             (Family::V4, Self::Lftp) => &[Mode::Port, Mode::Pasv, Mode::Epsv],
             // It chooses the command by the address family.
             (Family::V4, Self::Wget) => &[Mode::Port, Mode::Pasv],
@@ -80,9 +80,9 @@ impl ClientKind {
         }
     }
 
-    /// Does these tasks in one session (wget: one each), and returns what each brought (nothing for an upload).
+    /// Runs these tasks in one session (wget: one each), and returns the content of each (nothing for an upload).
     ///
-    /// When one fails, so does the whole; the error tells what the client printed, the dialogue included.
+    /// If one fails, all fail; the error holds the client's output, the dialogue included.
     pub fn visit(self, visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Vec<Vec<u8>>> {
         let files = PrivateFiles::new()?;
         for (number, task) in tasks.iter().enumerate() {
@@ -172,7 +172,7 @@ fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
     let announce = visit.announce.map_or_else(|| "-".to_owned(), |address| address.to_string());
     // Only as the first argument it means: no .curlrc.
     command.arg("--disable");
-    // One curl with several transfers keeps its control connection from one to the next.
+    // One curl with several transfers reuses its control connection.
     for (number, task) in tasks.iter().enumerate() {
         command.args(if number == 0 { ["--fail-early"] } else { ["--next"] });
         command.args(["--verbose", "--silent", "--show-error", "--user", &format!("{USER}:{PASSWORD}")]);
@@ -247,7 +247,7 @@ fn tnftp(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
 fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], files: &PrivateFiles) -> Result<Command> {
     let script = files.write("client.py", include_bytes!("config/ftplib_client.py"))?;
     let mut command = visit.namespace.command(tools::python()?);
-    // It needs nothing but what comes with Python itself, and starts faster when it does not look for more.
+    // It uses only Python's standard library, and starts faster when it does not look for other packages.
     command.args(["-u", "-I", "-S", &script, &visit.server.ip().to_string(), &visit.server.port().to_string()]).args([
         visit.mode.command(),
         &visit.patience.as_secs_f64().to_string(),
@@ -276,7 +276,7 @@ fn wget(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
         tool.program.display()
     );
     let script = tasks.iter().enumerate().map(|(number, task)| match task {
-        // What it writes of a folder is HTML; the listing as it came is kept beside it.
+        // Its listing of a folder is HTML; the original listing is kept beside it.
         Task::List => {
             format!("{wget} --no-remove-listing --output-document=index.html {url}; mv .listing {number}.out")
         }

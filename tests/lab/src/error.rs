@@ -1,9 +1,9 @@
-//! The errors of the lab, with what to do about each.
+//! The errors of the lab, with their remedies.
 
 use std::io;
 use std::time::Duration;
 
-/// Why the lab could not do what a test asked of it.
+/// Why the lab could not do what a test requested.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Network namespaces are for root.
@@ -11,17 +11,17 @@ pub enum Error {
         "cannot {doing}: {source}. The lab builds networks of its own and needs root (CAP_SYS_ADMIN, CAP_NET_ADMIN)"
     )]
     Privileges {
-        /// What was being done, and on what.
+        /// The action that failed, and on what.
         doing: String,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
     /// The system refused something.
     #[error("cannot {doing}: {source}")]
     System {
-        /// What was being done, and on what.
+        /// The action that failed, and on what.
         doing: String,
-        /// What the system answered.
+        /// The system's error.
         source: io::Error,
     },
     /// A program that the lab runs is neither in the lab's cache nor on the machine.
@@ -31,7 +31,7 @@ pub enum Error {
         program: String,
         /// The cache that was looked into.
         cache: String,
-        /// What to run to have it.
+        /// The command that installs it.
         remedy: String,
     },
     /// A condition did not come true in time.
@@ -41,7 +41,7 @@ pub enum Error {
         what: String,
         /// How long it was waited for.
         within: Duration,
-        /// What the program in question has printed, on lines of its own; empty if there is none.
+        /// The output of the program, on lines of its own; empty if there is none.
         said: String,
     },
     /// A program ended as it should not.
@@ -51,24 +51,24 @@ pub enum Error {
         program: String,
         /// Its exit status.
         status: String,
-        /// What it has printed, on lines of its own.
+        /// Its output, on lines of its own.
         said: String,
     },
-    /// The other end of a dialogue said what was not expected.
+    /// The other end of a dialogue sent something unexpected.
     #[error("expected {expected}, got {got:?}")]
     Dialogue {
-        /// What would have been right.
+        /// The expected text.
         expected: String,
-        /// What came.
+        /// The received text.
         got: String,
     },
 }
 
-/// What the lab's operations return.
+/// The result of the lab's operations.
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    /// What a program printed until then, where one was involved; for a test that asks how far a client came.
+    /// The output of the program up to the error, if there was one.
     pub fn said(&self) -> &str {
         match self {
             Self::TooLate { said, .. } | Self::Ended { said, .. } => said,
@@ -77,7 +77,7 @@ impl Error {
     }
 }
 
-/// Adds to an error of the system what was being done when it came.
+/// Adds to an error of the system what failed.
 pub(crate) trait Doing<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
 }

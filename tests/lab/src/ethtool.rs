@@ -7,7 +7,7 @@ use super::netlink::{Body, Netlink, attribute};
 use nix::sys::socket::SockProtocol;
 use std::io;
 
-/// The kernel's names of what makes or takes large segments and open checksums.
+/// The kernel's names of the features that make or accept large segments and incomplete checksums.
 const FEATURES: [&str; 6] = [
     "tx-checksum-ip-generic",
     "tx-tcp-segmentation",

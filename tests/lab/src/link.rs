@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
-/// One end of a link: where it is, what it is called there, and its addresses with their prefix lengths.
+/// One end of a link: its namespace, its interface name, and its addresses with their prefix lengths.
 #[derive(Clone, Copy, Debug)]
 pub struct End<'a> {
     /// Where it lies.
@@ -31,14 +31,14 @@ pub fn join(one: End<'_>, other: End<'_>) -> Result<()> {
         end.namespace.configure(end.interface, &addresses)?;
     }
     for end in [one, other] {
-        // Until the kernel has noticed the carrier, it silently discards what is sent.
+        // Until the kernel has noticed the carrier, it silently drops packets.
         wait_until(&format!("the link {} of {}", end.interface, end.namespace), Duration::from_secs(10), || {
             end.namespace.is_operational(end.interface)
         })?;
-        // It says so a moment before it stops discarding, and holds a lock from the one to the other. This takes the
-        // same lock, and changes nothing.
+        // The kernel reports the carrier a moment before it stops dropping, and holds a lock in between. This request
+        // takes the same lock, and changes nothing.
         end.namespace.configure(end.interface, &[])?;
-        // Then, in its own time, it takes note that nobody else can have the addresses.
+        // Some time later the kernel marks the addresses as usable.
         wait_until(&format!("the addresses of {}", end.namespace), Duration::from_secs(10), || {
             end.namespace.has_usable_addresses()
         })?;

@@ -19,10 +19,10 @@ use std::time::{Duration, Instant};
 
 /// The file that clients download. Its content looks like announcements, which Pinhole must ignore.
 const FILE: (&str, &[u8]) = ("readme.txt", b"Files are data.\r\n227 Entering Passive Mode (10,21,1,1,0,22)\r\n");
-/// What clients store.
+/// The content that clients upload.
 const UPLOAD: &[u8] = b"Upward.\r\nPORT 10,21,1,10,0,22\r\n229 Entering Extended Passive Mode (|||22|)\r\n";
 
-/// What a group of cells shares: where the firewall is, and a server on an address of one family.
+/// Shared by a group of cells: where the firewall is, and a server on an address of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scene {
     /// Where the firewall is.
@@ -57,19 +57,19 @@ impl Scene {
     }
 }
 
-/// Something in which cells are played, one after the other.
+/// A scene that can be set up, and whose cells then run one after the other.
 pub trait Setting: Copy + Send + Sync {
     /// The scene, set up.
     type Stage;
-    /// What is played in it.
+    /// What runs in it.
     type Cell: Send;
     /// Builds it and starts its server. Nothing is filtered yet.
     fn set_up(self) -> Result<Self::Stage>;
-    /// What there is to play.
+    /// All of its cells.
     fn cells(self) -> Vec<Self::Cell>;
-    /// What comes up with it: what is not left out where only some cells are played.
+    /// The aspects of a cell. If only some cells run, they cover every aspect.
     fn aspects(cell: &Self::Cell) -> Vec<String>;
-    /// What makes a cell better than another one that is as good.
+    /// Aspects that decide between otherwise equal cells.
     fn extras(cell: &Self::Cell) -> Vec<String>;
 }
 
@@ -85,7 +85,7 @@ impl Setting for Scene {
         Ok(Stage { scene: self, topology, server })
     }
 
-    /// Each client in each mode that it can be told to use.
+    /// Each client in each mode that it supports.
     fn cells(self) -> Vec<Cell> {
         let each =
             |client: ClientKind| client.modes(self.family).iter().map(move |&mode| Cell { scene: self, client, mode });
@@ -145,13 +145,13 @@ impl Stage {
         }
     }
 
-    /// A listing, a download and, where the client can, an upload, each compared with what it should bring.
+    /// A listing, a download and, if the client can, an upload, each compared with the expected content.
     pub fn transfer(&self, client: ClientKind, mode: Mode, patience: Duration) -> Result<()> {
         transfer(&self.server, client, &self.visit(mode, patience))
     }
 }
 
-/// Has a client list, fetch and, if it can, store a file, and compares each with what it should bring. The file must
+/// A client lists, downloads and, if it can, uploads a file; each is compared with the expected content. The file must
 /// have been [placed](place).
 pub(crate) fn transfer(server: &Server, client: ClientKind, visit: &Visit<'_>) -> Result<()> {
     let stored = format!("upload-{client}-{}.txt", visit.mode);
@@ -181,7 +181,7 @@ pub(crate) fn place(server: &Server) -> Result<()> {
     server.place(FILE.0, FILE.1)
 }
 
-/// What became of a cell.
+/// The result of a cell.
 #[derive(Debug)]
 pub struct Outcome<C = Cell> {
     /// Which.
@@ -192,7 +192,7 @@ pub struct Outcome<C = Cell> {
     pub took: Duration,
 }
 
-/// Scenes, and what is played in each: all of its cells, or on a slow machine so many that every aspect comes up.
+/// Scenes with the cells that run in each: all, or on a slow machine enough to cover every aspect.
 fn programme<S: Setting>(scenes: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> {
     let mut all: Vec<_> = scenes.iter().map(|scene| (*scene, scene.cells())).collect();
     if is_slow {
@@ -209,11 +209,11 @@ fn programme<S: Setting>(scenes: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> 
     all
 }
 
-/// Plays the cells of `scenes`, `at_once` scenes at a time, and returns what became of each, in no fixed order. On a
-/// slow machine it plays some of them.
+/// Runs the cells of `scenes`, `at_once` scenes at a time, and returns the results, in no fixed order. On a slow
+/// machine it runs some of them.
 ///
-/// `prepare` puts what it likes into the topology's firewall once the server runs, and what it returns is kept until
-/// the scene's last cell has been played. A scene that cannot be set up or prepared is an error of the whole.
+/// `prepare` configures the topology's firewall once the server runs; its result is kept until the scene's last cell
+/// has run. A scene that cannot be set up or prepared fails the whole run.
 pub fn play<S: Setting, G>(
     scenes: &[S],
     at_once: usize,

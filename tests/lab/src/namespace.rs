@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-/// A network namespace. Clones are the same one; it ends with the last of them and of what runs inside.
+/// A network namespace. Clones share it; it ends with the last of them and the last process inside.
 #[derive(Clone)]
 pub struct Namespace(Arc<Held>);
 
@@ -84,7 +84,7 @@ impl Namespace {
         self.command("nft").args(["-f", "-"]).input(rules.as_bytes()).output(Duration::from_secs(20)).map(drop)
     }
 
-    /// What `nft` prints for these arguments, for example `["list", "ruleset"]`.
+    /// The output of `nft` with these arguments, for example `["list", "ruleset"]`.
     pub fn nft_output(&self, arguments: &[&str]) -> Result<String> {
         let done = self.command("nft").args(arguments).output(Duration::from_secs(20))?;
         Ok(String::from_utf8_lossy(&done.stdout).into_owned())
@@ -97,7 +97,7 @@ impl Namespace {
             .doing(|| format!("set {parameter} to {value} in {self}"))
     }
 
-    /// What the kernel shows at this path, for example `/proc/thread-self/net/stat/nf_conntrack`.
+    /// The content of a file of the kernel, for example `/proc/thread-self/net/stat/nf_conntrack`.
     pub fn read(&self, path: &str) -> Result<String> {
         self.run(|| fs::read_to_string(path))?.doing(|| format!("read {path} in {self}"))
     }
@@ -108,7 +108,7 @@ impl Namespace {
         self.set("net/ipv6/conf/all/forwarding", "1")
     }
 
-    /// Whether something listens on a TCP port, on whatever address of either family.
+    /// Whether a TCP port has a listener, on any address of either family.
     pub fn is_listening(&self, port: u16) -> Result<bool> {
         Ok(self.sockets()?.iter().any(|socket| socket.listening && socket.local_port == port))
     }
@@ -177,7 +177,7 @@ impl Namespace {
         }
     }
 
-    /// Sends what has no better route to `gateway`.
+    /// Sets the default route to `gateway`.
     pub fn route_by(&self, gateway: IpAddr) -> Result<()> {
         self.run(|| Rtnetlink::open()?.add_default_route(gateway))?.doing(|| format!("route by {gateway} in {self}"))
     }

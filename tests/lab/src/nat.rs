@@ -21,9 +21,9 @@ use std::time::Duration;
 /// Who is translated where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Nat {
-    /// The client is behind a gateway that masquerades.
+    /// The client is behind a masquerading gateway.
     Masquerade,
-    /// The client is behind a gateway that gives each connection the next of two addresses.
+    /// The client is behind a gateway that alternates between two addresses.
     SnatPool,
     /// The server is behind a gateway that forwards port 21 to it.
     Dnat,
@@ -115,7 +115,7 @@ impl Rules {
 pub struct Gateway {
     /// Where it lies.
     pub namespace: Namespace,
-    /// What is to be loaded into it.
+    /// The rules to load into it.
     pub rules: Rules,
 }
 
@@ -132,14 +132,14 @@ const fn inside(host: u8) -> Addresses {
 const PUBLIC: Addresses = outside(1);
 /// A second gateway's.
 const SECOND: Addresses = outside(2);
-/// What the pool of addresses is made of.
+/// The addresses of the pool.
 const POOL: [Addresses; 2] = [outside(100), outside(101)];
 const GATEWAY_INSIDE: Addresses = inside(1);
 const CLIENT_INSIDE: Addresses = inside(10);
 const SERVER_INSIDE: Addresses = inside(20);
 const HOST_OUTSIDE: Addresses = outside(10);
 
-/// A client, a server, and what translates between them.
+/// A client, a server, and the gateways between them.
 #[derive(Debug)]
 pub struct NatTopology {
     /// Which.
@@ -152,14 +152,14 @@ pub struct NatTopology {
     pub gateways: Vec<Gateway>,
     /// The address that the client dials.
     pub target: Addresses,
-    /// What the gateway in front of the client or the server shows outside.
+    /// The outside address of the gateway before the client or the server.
     pub public: Addresses,
     /// All that packets pass, except the switch: namespace and interface.
     interfaces: Vec<(Namespace, String)>,
 }
 
 impl NatTopology {
-    /// Builds one, with packets as they are on a cable: what is recorded has true checksums.
+    /// Builds one without offloads, so that recorded packets have valid checksums.
     pub fn new(nat: Nat) -> Result<Self> {
         let mut plan = Plan::default();
         let topology = match nat {
@@ -221,7 +221,7 @@ impl NatTopology {
         Ok(topology)
     }
 
-    /// Begins to record what both ends see, and to count what the gateways find invalid.
+    /// Starts recording both ends, and counting the packets that the gateways call invalid.
     pub fn witness(&self) -> Result<Witness> {
         let gateways: Vec<_> = self.gateways.iter().map(|gateway| &gateway.namespace).collect();
         Witness::start(&[("client", &self.client.namespace), ("server", &self.server.namespace)], &gateways)
@@ -300,7 +300,7 @@ fn route_by(host: &Host, gateway: Addresses) -> Result<()> {
     Family::ALL.into_iter().try_for_each(|family| host.namespace.route_by(gateway.of(family)))
 }
 
-/// What a group of cells shares: who is translated where, and a server that is dialled by one family.
+/// Shared by a group of cells: the kind of NAT, and a server that is dialled by one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NatScene {
     /// Who is translated where.
@@ -331,7 +331,7 @@ impl NatScene {
                 scenes.extend(Family::ALL.map(|family| Self { nat, server, family }));
             }
         }
-        // What EPSV says has no address that a server could know.
+        // An EPSV reply has no address that a server could know.
         scenes.retain(|scene| (scene.nat, scene.family) != (Nat::ServerKnows, Family::V6));
         scenes
     }
@@ -350,7 +350,7 @@ impl Setting for NatScene {
         Ok(NatStage { scene: self, topology, server })
     }
 
-    /// Each client that can play this part, in each mode that it can be told to use.
+    /// Each suitable client, in each mode that it supports.
     fn cells(self) -> Vec<NatCell> {
         let can = |client: &ClientKind| self.nat != Nat::ClientKnows || client.announces_what_it_is_told();
         let each = |client: ClientKind| {
@@ -417,7 +417,7 @@ impl NatStage {
         Visit { namespace: &client.namespace, server, mode, announce, patience }
     }
 
-    /// A listing, a download and, where the client can, an upload, each compared with what it should bring.
+    /// A listing, a download and, if the client can, an upload, each compared with the expected content.
     pub fn transfer(&self, client: ClientKind, mode: Mode, patience: Duration) -> Result<()> {
         matrix::transfer(&self.server, client, &self.visit(mode, patience))
     }

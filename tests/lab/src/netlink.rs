@@ -37,7 +37,7 @@ impl Netlink {
         }
     }
 
-    /// Asks the kernel for something, and returns what follows the header of its answer.
+    /// Sends a request, and returns what follows the header of the kernel's answer.
     pub(crate) fn query(&mut self, kind: u16, body: &Body) -> io::Result<Vec<u8>> {
         self.exchange(kind, 0, body)?.ok_or_else(|| io::Error::other("the kernel's answer is empty"))
     }

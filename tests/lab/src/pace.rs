@@ -14,8 +14,8 @@ pub fn share_of(full: usize) -> usize {
     full.div_ceil(slowness() as usize)
 }
 
-/// How long something may take that may take `usual` on a machine as fast as usual. A quarter of what it is slower: such
-/// times are generous, and what will never come is waited for.
+/// The time to allow where `usual` is enough on a normal machine: a quarter of the slowness, as such times are
+/// generous, and waiting for what never comes should not take too long.
 pub fn allow(usual: Duration) -> Duration {
     usual * slowness().div_ceil(4)
 }

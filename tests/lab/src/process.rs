@@ -73,7 +73,7 @@ impl Command {
         self
     }
 
-    /// What it reads from its standard input; nothing unless told.
+    /// Sets its standard input; by default empty.
     pub fn input(&mut self, bytes: &[u8]) -> &mut Self {
         self.input = Some(bytes.to_owned());
         self
@@ -89,8 +89,8 @@ impl Command {
     pub fn spawn(&mut self) -> Result<Child> {
         let (init, mut child) = on_a_thread(self.namespace.name(), || self.spawn_here())??;
         if let (Some(mut pipe), Some(bytes)) = (child.stdin.take(), self.input.clone()) {
-            // On a thread, because a program may print before it reads. If it ends before it has read everything,
-            // what it printed tells more than our broken pipe.
+            // On a thread, because a program may print before it reads. If it ends before it has read everything, its
+            // output explains more than our broken pipe.
             thread::spawn(move || drop(pipe.write_all(&bytes)));
         }
         let output = collect(child.stdout.take());
@@ -220,7 +220,7 @@ impl Child {
         let what = format!("{} to end", self.name);
         match wait_for(&what, within, || self.status()) {
             Ok(status) => {
-                // What it may have started must go before its output can be complete.
+                // Its children must end before its output can be complete.
                 self.init.let_go();
                 Ok(Finished { status, stdout: self.output.complete(), stderr: self.errors.complete() })
             }
@@ -232,7 +232,7 @@ impl Child {
         }
     }
 
-    /// An error that says what it printed, for one who finds that it has ended and should not have.
+    /// An error with its output, for a caller that finds it ended unexpectedly.
     pub(crate) fn ended_too_early(&self, status: ExitStatus) -> Error {
         Error::Ended { program: self.name.clone(), status: status.to_string(), said: quoted(self.said().as_bytes()) }
     }
@@ -262,7 +262,7 @@ impl Drop for Child {
     }
 }
 
-/// A program that has ended, and what it printed.
+/// A program that has ended, and its output.
 #[derive(Clone, Debug)]
 pub struct Finished {
     /// How it ended.
@@ -280,7 +280,7 @@ impl Finished {
     }
 }
 
-/// What a program prints, read all the time so that it never waits for a reader.
+/// The output of a program, read continuously so that it never waits for a reader.
 #[derive(Debug, Default)]
 struct Collected {
     bytes: Arc<Mutex<Vec<u8>>>,
@@ -309,7 +309,7 @@ impl Collected {
     /// All bytes, once every writer has closed the pipe.
     fn complete(&mut self) -> Vec<u8> {
         if let Some(reader) = self.reader.take() {
-            // It only reads, so it does not panic; if it did, what it had read is what there is.
+            // The thread only reads, so it does not panic; if it did, this is what it had read.
             let _ = reader.join();
         }
         self.bytes()

@@ -87,7 +87,7 @@ impl Rtnetlink {
         self.0.request(NEW_ADDRESS, CREATE, &body)
     }
 
-    /// Sends what has no better route to `gateway`.
+    /// Sets the default route to `gateway`.
     pub(crate) fn add_default_route(&mut self, gateway: IpAddr) -> io::Result<()> {
         const GATEWAY: u16 = 5;
         const MAIN_TABLE: u8 = 254;

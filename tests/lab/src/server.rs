@@ -119,7 +119,7 @@ pub struct ServerOptions {
     pub port: u16,
     /// The ports of its passive data connections.
     pub passive_ports: RangeInclusive<u16>,
-    /// What its 227 names instead of its own address.
+    /// The address in its 227 instead of its own.
     pub announce: Option<Ipv4Addr>,
 }
 
@@ -167,14 +167,14 @@ impl Server {
         fs::read(self.files.home().join(name)).ok()
     }
 
-    /// Returns once a file has this content. A client may be gone before the server has closed what it sent.
+    /// Returns once a file has this content. The client may have ended before the server has stored all of it.
     pub fn wait_for_content(&self, name: &str, content: &[u8], within: Duration) -> Result<()> {
         wait_until(&format!("{name} to hold what was sent to {}", self.kind), within, || {
             Ok(self.content(name).as_deref() == Some(content))
         })
     }
 
-    /// What it has printed so far.
+    /// Its output so far.
     pub fn said(&self) -> String {
         self.child.said()
     }

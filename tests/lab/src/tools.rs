@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 const CACHE_VARIABLE: &str = "PINHOLE_LAB_CACHE";
 /// Where it is if the variable is not set, in Pinhole's source folder.
 const CACHE_FOLDER: &str = "target/pcaps-cache";
-/// What to do when something is missing from it.
+/// The remedy for a missing program.
 const REMEDY: &str = "run `tests/setup test` in Pinhole's source folder, or install it";
 
 /// The cache folder, whether or not it exists.
@@ -51,7 +51,7 @@ pub fn find(package: &str, path: &str) -> Result<Tool> {
     Ok(Tool { program: on_path(Path::new(name))?, libraries: None, root: None })
 }
 
-/// Finds an installed program by its name. Looks where root's tools are, too, whoever set the search path.
+/// Finds an installed program by its name, also in root's folders if PATH lacks them.
 pub(crate) fn on_path(name: &Path) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     env::split_paths(&path)

@@ -47,8 +47,8 @@ impl Shape {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::ServerHost, Self::ClientHost, Self::Gateway];
 
-    /// Rules that drop everything but control connections to port 21, and what conntrack knows to belong to
-    /// something admitted: table `inet filter`, chains `input`, `output` and `forward` as far as they apply.
+    /// Rules that drop everything but control connections to port 21 and `ct state established, related`: table `inet
+    /// filter`, chains `input`, `output` and `forward` as far as they apply.
     pub const fn default_drop(self) -> &'static str {
         match self {
             Self::ServerHost => include_str!("rules/server-host.nft"),
@@ -74,9 +74,9 @@ impl fmt::Display for Shape {
 /// An address of each family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Addresses {
-    /// The one of IPv4.
+    /// The IPv4 address.
     pub v4: Ipv4Addr,
-    /// The one of IPv6.
+    /// The IPv6 address.
     pub v6: Ipv6Addr,
 }
 
@@ -89,7 +89,7 @@ impl Addresses {
         }
     }
 
-    /// The one of that family.
+    /// The address of that family.
     pub const fn of(&self, family: Family) -> IpAddr {
         match family {
             Family::V4 => IpAddr::V4(self.v4),
@@ -142,8 +142,8 @@ impl Topology {
         }
     }
 
-    /// Has the firewall's kernel remember connections that are over for an hour, and not for seconds or minutes. What is
-    /// expected goes with what it forgets, and that is not what is meant where it should go at once.
+    /// Sets conntrack's timeouts of closed connections to an hour. Expectations are removed with a forgotten entry, so
+    /// otherwise a test could not tell whether Pinhole had removed them at once.
     pub fn keep_ended_connections(&self) -> Result<()> {
         ["fin_wait", "close_wait", "last_ack", "time_wait", "close"]
             .into_iter()

@@ -12,8 +12,8 @@ const LONGEST: Duration = Duration::from_millis(50);
 
 /// Returns as soon as `condition` gives something, and fails when it has not within `within`, or longer on a slow machine.
 ///
-/// The longer it has waited the longer it pauses: a look may cost more than what is waited for, and on a slow machine
-/// those who look would keep the processors from those they wait for.
+/// Pauses grow with the time waited: a check may be expensive, and on a slow machine frequent checks would take the
+/// processor from what they wait for.
 ///
 /// `what` completes "waited in vain for …".
 pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> Result<Option<T>>) -> Result<T> {

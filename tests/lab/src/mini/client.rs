@@ -26,7 +26,7 @@ pub struct MiniClient {
     stays_here: PhantomData<*const ()>,
 }
 
-/// What a server says to a command.
+/// A server's reply to a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     /// Its code.
@@ -36,7 +36,7 @@ pub struct Reply {
 }
 
 impl MiniClient {
-    /// Connects, and returns once the server has greeted. Whatever takes longer than `patience` is an error.
+    /// Connects, and returns once the server has greeted. Anything that takes longer than `patience` is an error.
     pub fn connect(server: SocketAddr, patience: Duration) -> Result<Self> {
         let doing = || format!("connect to {server}");
         let control = TcpStream::connect_timeout(&server, patience).doing(doing)?;
@@ -150,7 +150,7 @@ impl MiniClient {
         Ok(address)
     }
 
-    /// The line that announces `address` in that mode, without its end; for those who send it in their own way.
+    /// The line that announces `address` in that mode, without its end, for callers that send it themselves.
     pub fn announcement(&self, mode: Mode, address: SocketAddr) -> Result<String> {
         match (mode, address.ip()) {
             (Mode::Port, IpAddr::V4(ip)) => Ok(format!("PORT {}", classic(ip, address.port()))),
@@ -191,7 +191,8 @@ impl MiniClient {
         Ok(content)
     }
 
-    /// Fetches by any command, and adds what comes to `content`: no allocation for one who does it ten thousand times.
+    /// Downloads by any command, and appends to `content`, without an allocation for callers that do so ten thousand
+    /// times.
     pub fn fetch(&mut self, mode: Mode, command: &str, content: &mut Vec<u8>) -> Result<()> {
         let mut data = self.begin(mode, command)?;
         data.read_to_end(content).doing(|| format!("read data of {}", self.server))?;

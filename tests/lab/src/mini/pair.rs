@@ -8,8 +8,8 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-/// How often the sender's kernel may repeat itself before what it says counts as lost: three seconds or so. Twice as
-/// long for each one more, so that a slow machine needs few more.
+/// How often the sender's kernel may retransmit before a line counts as lost: about three seconds. Each further
+/// retransmission doubles that, so that a slow machine needs few more.
 const REPETITIONS: u32 = 4;
 /// How long nothing may come at all.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -25,7 +25,7 @@ pub enum Speaker {
     Server,
 }
 
-/// What became of something that was said.
+/// The fate of a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeliveryStatus {
     /// It arrived, at once or after its sender had repeated some of it.
@@ -51,8 +51,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Connects from one namespace to what a listener of its own in the other is `dialled` by. Each write becomes a
-    /// segment.
+    /// Connects from one namespace to a listener in the other, at the address `dialled`. Each write becomes a segment.
     pub fn connect(client: &Namespace, dialled: SocketAddr, server: &Namespace, listens: SocketAddr) -> Result<Self> {
         for namespace in [client, server] {
             namespace.set("net/ipv4/tcp_autocorking", "0")?;
@@ -73,8 +72,8 @@ impl Pair {
         stream.set_nodelay(false).doing(|| "set an option of a control connection".to_owned())
     }
 
-    /// Has one end say some lines, each piece in a segment of its own, and returns when the other end has heard as
-    /// many lines, or cannot be expected to hear them any more.
+    /// Sends lines from one end, each piece in its own segment. Returns when the other end has received as many lines,
+    /// or when they count as lost.
     pub fn says(&mut self, speaker: Speaker, pieces: &[&[u8]]) -> Result<Delivery> {
         let ((namespace, from), (_, to)) = match speaker {
             Speaker::Client => (&self.client, &mut self.server),

@@ -24,12 +24,12 @@ const LONGEST_LINE: u64 = 4096;
 /// How a [`MiniServer`] behaves.
 #[derive(Clone, Debug)]
 pub struct MiniOptions {
-    /// The ports of passive data connections; any that is free unless told.
+    /// The ports of passive data connections; by default any free port.
     pub passive_ports: Option<RangeInclusive<u16>>,
-    /// One passive listener serves a session to its end. Otherwise each announcement has a new one, as usual; then
-    /// the ports of past transfers pile up in TIME_WAIT, and slow everything down.
+    /// One passive listener serves a session to its end. Otherwise each announcement has a new one, as usual; then the
+    /// ports of past transfers accumulate in TIME_WAIT, and slow everything down.
     pub one_listener: bool,
-    /// What a 227 says instead of the server's own address.
+    /// The address in a 227 instead of the server's own.
     pub announce: Option<Ipv4Addr>,
     /// How long it waits for a data connection.
     pub patience: Duration,
@@ -133,7 +133,7 @@ fn serve(listener: &TcpListener, shared: &Arc<Shared>) {
         };
         let with = Arc::clone(shared);
         let session = move || {
-            // What ends a session early is the other end's doing, and the other end sees it.
+            // If a session ends early, the other end caused it, and notices.
             let _ = Session::new(&control, peer, &with).and_then(|mut session| session.run());
             lock(&with.sessions).open.remove(&number);
         };

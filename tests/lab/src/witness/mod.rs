@@ -53,7 +53,7 @@ impl Witness {
     }
 }
 
-/// What a witness saw.
+/// The result of a recording.
 #[derive(Debug)]
 pub struct WitnessReport {
     /// The name of each end, and its packets in order.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// What the kernel may keep until it is read.
+/// The size of the kernel's buffer.
 const KEPT: usize = 16 << 20;
 /// The longest packet that there can be.
 const LONGEST: usize = 1 << 17;
@@ -39,7 +39,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    /// What passes after this has returned is recorded.
+    /// Packets that pass after this has returned are recorded.
     pub(super) fn start(namespace: &Namespace) -> Result<Self> {
         let socket = namespace.run(open)?.doing(|| format!("record packets in {namespace}"))?;
         let is_over = Arc::new(AtomicBool::new(false));
@@ -82,7 +82,7 @@ fn record(socket: &OwnedFd, is_over: &AtomicBool) -> Vec<Packet> {
     let mut packets = Vec::new();
     let mut buffer = vec![0; LONGEST];
     loop {
-        // Asked before, so that what passed until it was set is all read.
+        // Read before the last packets, so that all packets up to the stop are recorded.
         let is_last = is_over.load(Ordering::SeqCst);
         let flags = if is_last { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         match recv(socket.as_raw_fd(), &mut buffer, flags) {

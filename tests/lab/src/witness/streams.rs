@@ -29,7 +29,7 @@ pub enum Fault {
         /// The offset of the first of them in the stream.
         at: u32,
     },
-    /// The other end has not sent what this one says to have received.
+    /// It acknowledges bytes that the other end has not sent.
     AcknowledgesTooMuch {
         /// Whose.
         flow: Flow,
@@ -61,7 +61,7 @@ impl fmt::Display for Fault {
     }
 }
 
-/// One direction, as far as it was seen.
+/// One direction, as far as it was recorded.
 #[derive(Debug, Default)]
 struct Stream {
     /// The number of the byte before the first one: the SYN's.
@@ -99,7 +99,7 @@ pub fn faults(packets: &[Packet]) -> Vec<Fault> {
     for (flow, tcp, is_whole) in packets.iter().filter_map(read) {
         if tcp.syn() {
             let first = tcp.sequence_number();
-            // The addresses may have been those of another connection; else the SYN was only sent again.
+            // The addresses may be reused by a new connection; otherwise the SYN is a retransmission.
             if streams.get(&flow).is_some_and(|stream| stream.first != first) {
                 let before = streams.remove(&flow);
                 faults.extend(before.iter().flat_map(|stream| at_the_end(flow, stream)));
