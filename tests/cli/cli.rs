@@ -143,7 +143,7 @@ fn check_of_an_unreadable_policy_is_an_error() {
 }
 
 #[test]
-fn the_schema_is_json() {
+fn schema_is_json() {
     let ran = run(["schema"]).success();
     let schema: Value = serde_json::from_str(&ran.out).expect("the schema is JSON");
     assert!(schema["$schema"].is_string() && schema["properties"]["control_ports"].is_object(), "{}", ran.out);

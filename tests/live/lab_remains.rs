@@ -123,7 +123,7 @@ fn traces() -> Vec<String> {
 }
 
 #[test]
-fn nothing_remains_after_a_proper_end() {
+fn nothing_remains_after_a_normal_end() {
     nothing_remains_after("normal");
 }
 

@@ -242,7 +242,7 @@ fn reset_that_the_server_ignores_does_not_end_the_session() {
 }
 
 #[test]
-fn fin_that_nobody_acknowledges_does_not_end_the_session() {
+fn unacknowledged_fin_does_not_end_the_session() {
     let fin = Flags::FIN.and(Flags::ACK);
     cut_reply(Packets::greeted().ignored(FromClient, 0, fin, "")).assert_opens(&[]);
     cut_reply(Packets::greeted().ignored(FromServer, 0, fin, "")).assert_opens(&[]);

@@ -327,7 +327,7 @@ fn denied_encryption_does_not_arrive_in_any_form() {
 
 /// Of all that a packet may have in front of TCP's header.
 #[test]
-fn denied_command_behind_ip_options_does_not_arrive() {
+fn denied_command_after_ip_options_does_not_arrive() {
     for family in Family::ALL {
         let stage = stage();
         let target = stage.target(family, 21);
