@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::core::time::Timestamp;
 
-/// Time since the program began; it never runs backwards.
+/// Monotonic time since the program started.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock(Instant);
 
@@ -14,7 +14,7 @@ impl Clock {
     }
 
     pub(super) fn now(self) -> Timestamp {
-        // Not zero, so that a pinhole that stood already is not older than the beginning of time.
+        // Does not start at zero, so that the age of a pinhole of an earlier run can be subtracted.
         Timestamp::from_secs(30 * 24 * 3600) + self.0.elapsed()
     }
 }

@@ -23,7 +23,7 @@ const DEFAULT_PATH: &str = "/run/pinhole/control.sock";
 const MAX_REQUEST: u64 = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How many clients are served at a time. One more closes the connection of the first.
+/// How many clients are served at a time. A further client closes the oldest connection.
 const MAX_CLIENTS: usize = 32;
 
 /// The answer to any other user.
@@ -57,9 +57,9 @@ pub fn path() -> PathBuf {
     std::env::var_os("PINHOLE_SOCKET").map_or_else(|| PathBuf::from(DEFAULT_PATH), PathBuf::from)
 }
 
-/// Creates the socket, with permissions for this user only from the first moment on.
+/// Creates the socket. Only this user has permissions for it from the first moment on.
 ///
-/// No other thread may create files meanwhile: the umask is the process's.
+/// No other thread may create files meanwhile, because all threads share the umask.
 pub(super) fn listen() -> Result<UnixListener, ControlError> {
     let path = path();
     if std::os::unix::net::UnixStream::connect(&path).is_ok() {
@@ -105,8 +105,8 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
             _ = hand_over.recv() => break Shutdown::HandOver,
             _ = hangup.recv() => drop(reload(shared, source)),
             _ = watchdog.tick() => {
-                // Before systemd is notified: if the engine is stuck, its lock is not to be had.
-                shared.lock().pass_time();
+                // This takes the engine's lock. If the engine is stuck, systemd is not notified and restarts the daemon.
+                shared.lock().expire();
                 tell_systemd(&[sd_notify::NotifyState::Watchdog]);
             }
             Ok((stream, _)) = listener.accept() => clients.serve(stream, shared, source),
@@ -122,7 +122,7 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
 struct Clients(VecDeque<AbortHandle>);
 
 impl Clients {
-    /// Serves one more client in a task of its own, so that an idle client keeps no other waiting.
+    /// Serves a client in its own task, so that an idle client does not block other clients.
     fn serve(&mut self, stream: UnixStream, shared: &Shared, source: Option<&Path>) {
         let Self(clients) = self;
         match stream.peer_cred().map(|peer| peer.uid()) {
@@ -158,8 +158,8 @@ impl Clients {
     }
 }
 
-/// By the peer's user according to the kernel (`SO_PEERCRED`). The socket's mode keeps others out, too, but it can be
-/// changed, and a connection passed on.
+/// Checks the peer's user ID (`SO_PEERCRED`). The socket's mode keeps other users out, too, but it can be changed, and a
+/// connected socket can be passed to another process.
 const fn is_allowed(user: u32, own: u32) -> bool {
     user == 0 || user == own
 }
@@ -196,7 +196,7 @@ impl From<String> for ReloadError {
     }
 }
 
-/// Reads the policy again. After an error the old one stays in force.
+/// Reads the policy again. After an error the old policy stays in force.
 fn reload(shared: &Shared, source: Option<&Path>) -> Result<(), ReloadError> {
     let result = read(source)
         .and_then(|policy| shared.lock().reload(policy).map_err(|error| ReloadError::from(error.to_string())));

@@ -22,25 +22,25 @@ use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error,
 use crate::netfilter::queue::QueuedPacket;
 use crate::netfilter::table::{Queueing, own_rule};
 
-/// How many changes of connections are handled before a packet, which takes half a millisecond. The next packet, or the
-/// thread that watches connections, handles the rest.
-const MOST_BEFORE_PACKET: usize = 256;
+/// How many conntrack events are handled before a packet; that many take half a millisecond. The rest is handled before
+/// the next packet, or by the thread that watches connections.
+const MAX_EVENTS_BEFORE_PACKET: usize = 256;
 
-/// The same while no packet waits for it.
-const MOST_AT_ONCE: usize = 8192;
+/// How many conntrack events are handled at a time while no packet waits.
+const MAX_EVENTS: usize = 8192;
 
 /// The verdict on a queued packet.
 #[derive(Debug)]
 pub(super) struct Decision {
     pub(super) verdict: Verdict,
-    /// The mark that the packet gets.
+    /// The packet's new mark. None leaves the mark as it is.
     pub(super) mark: Option<u32>,
 }
 
 #[derive(Debug)]
 pub struct Engine {
     policy: Policy,
-    /// The policy's, in milliseconds, for threads that must not wait for the engine's lock.
+    /// `capture: watchdog` of the policy in milliseconds, for threads that must not wait for the engine's lock.
     hang_limit: Arc<AtomicU32>,
     tracker: Tracker,
     firewall: KernelFirewall,
@@ -58,7 +58,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Installs the table and is ready for packets.
+    /// Installs the table and adopts the pinholes of an earlier run.
     pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
         narrow_events(&connections, &policy)?;
         let firewall = KernelFirewall::install(&policy)?;
@@ -110,7 +110,7 @@ impl Engine {
         self.firewall.profile().has_helper
     }
 
-    /// The settings in use, a line each.
+    /// The settings in use, as log lines.
     pub(super) fn startup_lines(&self) -> Vec<String> {
         let ports: Vec<_> = self.policy.control_ports.as_slice().iter().map(ToString::to_string).collect();
         let queueing = self.firewall.queueing();
@@ -134,9 +134,9 @@ impl Engine {
         ]
     }
 
-    /// Decides about a packet that came out of the queue. When this returns, the pinholes that it announces are open.
+    /// Decides about a queued packet. When this returns, the pinholes that the packet announces are open.
     ///
-    /// A packet whose verdict is `Later` has to be kept before another packet is handled: otherwise the missing segment
+    /// A packet with the verdict `Later` has to be kept before the next packet is handled: otherwise the missing segment
     /// could pass in between.
     pub(super) fn packet(&mut self, packet: &QueuedPacket, segment: &Result<Segment<'_>, NotSegment>) -> Decision {
         self.log.counters.events.packets += 1;
@@ -187,9 +187,9 @@ impl Engine {
     }
 
     fn decide(&mut self, packet: &QueuedPacket, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
-        // The kernel reported a data connection before its ends could continue the dialogue: a pinhole that was used by
-        // now counts to no limit, and is not taken for the one that this packet announces.
-        self.read_conntrack_events(MOST_BEFORE_PACKET);
+        // The kernel reports a data connection before client and server can continue the dialogue. So a used pinhole
+        // does not count towards a limit any more, and is not mistaken for the pinhole that this packet announces.
+        self.read_conntrack_events(MAX_EVENTS_BEFORE_PACKET);
         let mut decision = Decision { verdict: Verdict::Accept, mark: None };
         match segment {
             Ok(segment) => decision = self.segment(packet, segment, on_gap),
@@ -218,15 +218,15 @@ impl Engine {
         let Handled::Session(verdict) = tracker.handle_on_gap(&segment, on_gap, &mut world) else {
             return Decision { verdict: Verdict::Accept, mark: None };
         };
-        // The chain that takes the mark away again sees what carries payload. Routing may follow the mark of a packet
-        // that this host sends: one that another program has marked keeps that mark, and its bits are lost.
+        // Only a packet with payload reaches the chain that clears the mark again. Routing may depend on the mark of a
+        // packet that this host sends. If another program has set that mark, it stays, and the sync bits are not set.
         let may_mark = !segment.payload.is_empty() && (!packet.is_outgoing() || packet.mark() == 0);
         let is_synced = if may_mark { tracker.is_synced(&segment.flow) } else { None };
         Decision { verdict, mark: is_synced.map(|synced| bits.of_packet(packet.mark(), synced)) }
     }
 
-    /// Expires what is due, and reports suppressed log lines. Called at least every few seconds.
-    pub(super) fn pass_time(&mut self) {
+    /// Expires pinholes and sessions, and reports suppressed log lines. Called at least every few seconds.
+    pub(super) fn expire(&mut self) {
         let (tracker, mut world) = self.tracker();
         tracker.advance(&mut world);
         self.log.report_suppressed(self.clock.now());
@@ -234,23 +234,23 @@ impl Engine {
     }
 
     /// Handles conntrack events while no packet comes, and removes used pinholes from the kernel.
-    pub(super) fn catch_up(&mut self) {
-        self.read_conntrack_events(MOST_AT_ONCE);
+    pub(super) fn handle_conntrack_events(&mut self) {
+        self.read_conntrack_events(MAX_EVENTS);
         self.firewall.sweep();
         self.log_kernel_errors();
     }
 
-    /// The error that ended the reports of conntrack events: without them, used pinholes are not noticed.
+    /// The error that ended the reports of conntrack events. Without events, the daemon does not notice used pinholes.
     pub(super) fn take_watch_error(&mut self) -> Option<Error> {
         self.watch_error.take()
     }
 
-    /// Handles the conntrack events that have arrived, up to a bound: more may come all the time.
-    fn read_conntrack_events(&mut self, most: usize) {
-        repeat(most, || self.read_conntrack_event());
+    /// Handles the conntrack events that have arrived, `max` at most, because new events may keep arriving.
+    fn read_conntrack_events(&mut self, max: usize) {
+        repeat(max, || self.read_conntrack_event());
     }
 
-    /// Handles the next conntrack event. Returns whether there may be another one.
+    /// Handles the next conntrack event. Returns false if there is none.
     fn read_conntrack_event(&mut self) -> bool {
         match self.connections.next(Duration::ZERO) {
             Ok(WatchEvent::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
@@ -272,16 +272,16 @@ impl Engine {
         true
     }
 
-    /// A new connection is a data connection if it has Pinhole's mark or was expected. (An expected one has no mark if
-    /// another program has just flushed the rule that sets it.)
+    /// A new connection is a data connection if it has Pinhole's mark or was expected. (An expected connection has no
+    /// mark if another program has just flushed the rule that sets it.)
     fn connection_began(&mut self, entry: &Entry) {
         let is_marked = entry.mark & self.policy.mark.bits() == self.policy.mark.bits();
         if !is_marked && !entry.is_expected() {
             return;
         }
         let flow = entry.connection.original;
-        // The event of a connection precedes the packet that announces the next one to the same port, so the pinhole that
-        // was used is the earlier one.
+        // The event precedes the packet that announces the next data connection to the same port. So the connection has
+        // used the earlier pinhole.
         self.firewall.used(&flow);
         let (tracker, mut world) = self.tracker();
         let session = tracker.admitted(&flow, &mut world);
@@ -304,13 +304,13 @@ impl Engine {
         }
     }
 
-    /// Restores whatever is missing of what was installed.
+    /// Restores the parts of the table, the pinholes and the accept rules that another program has removed.
     pub(super) fn restore(&mut self) {
         if self.has_stopped {
             return;
         }
         // Used pinholes must not be restored.
-        self.read_conntrack_events(MOST_AT_ONCE);
+        self.read_conntrack_events(MAX_EVENTS);
         let now = self.clock.now();
         let pinholes = self.tracker.pinholes().map(|(.., expectation)| expectation);
         match self.firewall.restore(now, pinholes) {
@@ -339,7 +339,7 @@ impl Engine {
         }
     }
 
-    /// Puts another policy in force. After an error the old one stays in force.
+    /// Replaces the policy. After an error the old policy stays in force.
     pub(super) fn reload(&mut self, policy: Policy) -> Result<(), SetupError> {
         self.firewall.reload(&policy)?;
         self.hang_limit.store(hang_limit(&policy), Ordering::Relaxed);
@@ -350,7 +350,7 @@ impl Engine {
         Ok(())
     }
 
-    /// Removes what was installed.
+    /// Removes the table, the accept rules and the helper.
     pub(super) fn stop(&mut self) -> Result<(), SetupError> {
         self.has_stopped = true;
         if let Some(what_stays) = self.firewall.remove()? {
@@ -359,8 +359,8 @@ impl Engine {
         Ok(())
     }
 
-    /// A packet could not be read from the queue, or its verdict not be sent.
-    pub(super) fn queue_trouble(&mut self, error: &io::Error) {
+    /// Counts and logs an error of reading a packet from the queue or of sending its verdict.
+    pub(super) fn queue_error(&mut self, error: &io::Error) {
         self.log.counters.daemon.queue_errors += 1;
         if let Some(times) = self.queue_errors.admit(self.clock.now()) {
             warn!(
@@ -370,7 +370,7 @@ impl Engine {
     }
 
     pub(super) fn status(&mut self) -> Status {
-        self.catch_up();
+        self.handle_conntrack_events();
         let now = self.clock.now();
         let pinholes = self.tracker.pinholes().map(|(session, mode, expectation)| PinholeStatus {
             session: (session != SessionNumber::EARLIER).then_some(session.get()),
@@ -410,13 +410,13 @@ impl Engine {
         }
     }
 
-    /// The tracker, with the world that it needs.
+    /// The tracker, and the arguments of its calls.
     fn tracker(&mut self) -> (&mut Tracker, World<'_, KernelFirewall, EventLog>) {
         let Self { policy, tracker, firewall, log, clock, .. } = self;
         (tracker, World { now: clock.now(), policy, firewall, observer: log })
     }
 
-    /// Counts the requests that the kernel refused, and logs the latest one, at most once a second.
+    /// Counts the requests that the kernel refused. Logs the latest error, at most once a second.
     fn log_kernel_errors(&mut self) {
         let refused = self.firewall.take_refused();
         let Some(latest) = refused.latest else { return };
@@ -437,9 +437,9 @@ fn narrow_events(connections: &ConnectionWatch, policy: &Policy) -> Result<(), E
     connections.narrow(policy.mark.bits(), policy.control_ports.as_slice())
 }
 
-/// Repeats this until it returns false, or so many times.
-fn repeat(most: usize, mut act: impl FnMut() -> bool) {
-    let _ = (0..most).all(|_| act());
+/// Calls `act` until it returns false, `max` times at most.
+fn repeat(max: usize, mut act: impl FnMut() -> bool) {
+    let _ = (0..max).all(|_| act());
 }
 
 #[cfg(test)]
@@ -447,12 +447,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn endless_news_of_connections_end_at_the_bound() {
-        for (news, handled) in [(0, 1), (3, 4), (usize::MAX, MOST_BEFORE_PACKET)] {
+    fn number_of_conntrack_events_handled_at_a_time_is_bounded() {
+        for (events, handled) in [(0, 1), (3, 4), (usize::MAX, MAX_EVENTS_BEFORE_PACKET)] {
             let mut calls = 0;
-            repeat(MOST_BEFORE_PACKET, || {
+            repeat(MAX_EVENTS_BEFORE_PACKET, || {
                 calls += 1;
-                calls <= news
+                calls <= events
             });
             assert_eq!(calls, handled);
         }

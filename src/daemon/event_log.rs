@@ -17,12 +17,12 @@ use crate::core::tracker::{ClientKey, Observer, SessionEvent, SessionNumber};
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
     pub(super) counters: Counters,
-    /// As many as there are sessions in the tracker.
+    /// Sessions in the tracker, which limits their number.
     sessions: HashMap<SessionNumber, Session, RandomState>,
     limit: LogLimit,
 }
 
-/// What each line says about its session.
+/// The fields of a session that log lines contain.
 #[derive(Debug)]
 struct Session {
     client: Endpoint,
@@ -74,7 +74,7 @@ impl EventLog {
         }
     }
 
-    /// Writes a line, unless its client has caused too many.
+    /// Writes a line, unless the limit for its client is reached.
     fn write(&mut self, at: Timestamp, kind: LineKind, number: SessionNumber, event: &SessionEvent<'_>) {
         let session = self.sessions.get(&number);
         let client = session.map(|session| ClientKey::of(session.client.address));
@@ -93,7 +93,7 @@ impl Observer for EventLog {
                 self.sessions.insert(number, Session { client, server, user: None });
                 debug!("{event}; session {number}");
             }
-            // Arguments stay out of the log.
+            // The arguments of commands are not logged.
             SessionEvent::Said { command, .. } => debug!("{command}; {}", Named(number, self.sessions.get(&number))),
             SessionEvent::LoggedIn { user } => {
                 if let Some(session) = self.sessions.get_mut(&number) {
@@ -122,7 +122,7 @@ impl Observer for EventLog {
     }
 }
 
-/// Admits one line a second, and counts what it stands for.
+/// Admits one line per second, and counts the occurrences since then.
 #[derive(Debug, Default)]
 pub(super) struct RateLimiter {
     last: Option<Timestamp>,
@@ -132,7 +132,7 @@ pub(super) struct RateLimiter {
 impl RateLimiter {
     const INTERVAL: Duration = Duration::from_secs(1);
 
-    /// Counts one occurrence. If a line may be written now: the number of occurrences since the last one.
+    /// Counts an occurrence. If a line may be written now, returns the number of occurrences since the last line.
     pub(super) fn admit(&mut self, now: Timestamp) -> Option<u64> {
         self.pending += 1;
         if self.last.is_some_and(|last| now.since(last) < Self::INTERVAL) {

@@ -1,7 +1,7 @@
-//! Limits the log lines that one client may cause, per kind of line.
+//! Limits the rate of log lines, for each kind of line.
 //!
-//! Each client has its own share, so that a flood from one address does not hide the lines about another one. All
-//! clients together have a share, too, because a flood may come from many addresses.
+//! Each client has its own limit, so that a flood from one address does not suppress the lines about other clients. There
+//! is a limit for all clients together, too, because a flood may come from many addresses.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::core::tracker::ClientKey;
 
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// How many clients have a share of their own. All further ones have one share together.
+/// How many clients have a limit of their own. All further clients share one limit.
 const MAX_CLIENTS: usize = 1024;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -40,7 +40,7 @@ impl LineKind {
         Self::Closed,
     ];
 
-    /// Lines a second: of one client, of all clients.
+    /// Lines per second: of one client, of all clients together.
     const fn limits(self) -> (u32, u32) {
         match self {
             Self::NotFtp | Self::Refused | Self::Denied | Self::Encrypted => (1, 50),
@@ -52,7 +52,7 @@ impl LineKind {
         matches!(self, Self::NotFtp | Self::Refused | Self::Denied)
     }
 
-    /// The first word of such a line.
+    /// The word with which the log line begins.
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::NotFtp => "not FTP",
@@ -71,7 +71,7 @@ impl LineKind {
 struct Window {
     since: Timestamp,
     written: u32,
-    /// Lines since the last one that was written.
+    /// Lines that were suppressed since the last written line.
     suppressed: u64,
 }
 
@@ -84,11 +84,11 @@ impl Window {
     }
 }
 
-/// Suppressed lines of one kind that no line has reported.
+/// Suppressed lines of one kind that were not reported yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Suppressed {
     pub(super) lines: u64,
-    /// Those without a share of their own count as one.
+    /// Clients without a limit of their own count as one client.
     pub(super) clients: u64,
 }
 
@@ -100,7 +100,7 @@ pub(super) struct LogLimit {
 }
 
 impl LogLimit {
-    /// If a line that this client has caused may be written: how many such lines were suppressed before it.
+    /// Whether a line about this client may be written. If so, returns the number of lines that were suppressed before it.
     pub(super) fn admit(&mut self, kind: LineKind, client: Option<ClientKey>, now: Timestamp) -> Option<u64> {
         let is_known = self.clients.contains_key(&(kind, client));
         let client = client.filter(|_| is_known || self.clients.len() < MAX_CLIENTS * LineKind::ALL.len());
@@ -108,8 +108,8 @@ impl LogLimit {
         let all = &mut self.all[kind as usize];
         own.begin(now);
         all.begin(now);
-        let (max_own, max_all) = kind.limits();
-        if own.written >= max_own || all.written >= max_all {
+        let (per_client, in_total) = kind.limits();
+        if own.written >= per_client || all.written >= in_total {
             own.suppressed += 1;
             return None;
         }
@@ -118,7 +118,7 @@ impl LogLimit {
         Some(std::mem::take(&mut own.suppressed))
     }
 
-    /// Forgets clients that are quiet, and returns their unreported lines. At most once a second; else does nothing.
+    /// Forgets inactive clients and returns their unreported lines. Does nothing if it was called less than a second ago.
     pub(super) fn sweep(&mut self, now: Timestamp) -> Vec<(LineKind, Suppressed)> {
         if now.since(self.swept) < WINDOW {
             return Vec::new();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn suppressed_lines_are_reported_once_where_no_line_follows() {
+    fn suppressed_lines_are_reported_once_if_no_line_follows() {
         let mut limit = LogLimit::default();
         for _ in 0..10 {
             limit.admit(LineKind::Refused, client(1), START);

@@ -79,27 +79,27 @@ impl Shared {
                 Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
             }
         }
-        // A thread that panicked leaves consistent sessions: each step of the engine is one packet.
+        // The sessions are consistent even if a thread has panicked with the lock: a panic affects one packet only.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Runs until SIGTERM or SIGINT, then removes what was installed; or until SIGUSR2, and leaves it to the next start.
+/// Runs until SIGTERM or SIGINT, and then removes the table; or until SIGUSR2, and leaves the table to the next start.
 ///
 /// `source` is the policy's file, for reloads. `write_log` starts the thread that writes the log; it is called in the
 /// sandbox, which then applies to that thread, too.
 pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> Result<(), StartError> {
-    // First of all, so that the watchdog process inherits nothing. It outlasts everything that is dropped below.
+    // First, so that the watchdog process inherits no socket. It runs until everything below is dropped.
     let watchdog = Watchdog::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     let policy = policy.on(processors());
-    // A second instance must find out before it changes anything.
+    // Before anything is changed: this fails if another instance runs.
     let listener = runtime.block_on(async { control::listen() })?;
     let link = watchdog.as_ref().ok().map(Watchdog::begin).transpose().map_err(StartError::Watchdog)?;
     let all_queues = policy.capture.queues();
     let open = |number| Queue::open(number, policy.capture.when_down);
     let mut queues = all_queues.numbers().map(open).collect::<Result<Vec<_>, _>>()?;
-    // Before the table is installed, so that no change to it goes unnoticed.
+    // Before the table is installed, so that every change to it is noticed.
     let tables = TableWatch::open()?;
     let connections = ConnectionWatch::begins_and_ends()?;
     let events = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
@@ -108,8 +108,8 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
         queues.iter_mut().try_for_each(Queue::skip_helpers).map_err(StartError::Verdicts)?;
     }
     tables.ignore(engine.port_id()?)?;
-    // From here on no program is run and no file is opened but the policy. No thread has been started yet, so this holds
-    // for all of them.
+    // From here on the daemon executes no program and opens no file but the policy. No thread has been started yet, so the
+    // sandbox applies to all threads.
     let missing = sandbox::enter(&sandbox::Files { policy: source, socket: &control::path() });
     write_log();
     for line in engine.startup_lines() {
@@ -168,7 +168,7 @@ fn watch_tables(mut watch: TableWatch, shared: &Shared) -> String {
         match watch.next(POLL_INTERVAL) {
             Ok(WatchEvent::Change(change)) => shared.lock().ruleset_changed(&change),
             Ok(WatchEvent::Overrun) => shared.lock().restore(),
-            Ok(WatchEvent::Timeout) => shared.lock().pass_time(),
+            Ok(WatchEvent::Timeout) => shared.lock().expire(),
             Err(error) => return error.to_string(),
         }
     }
@@ -181,11 +181,11 @@ fn watch_connections(events: &OwnedFd, shared: &Shared) -> String {
     loop {
         match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&patience)) {
             // A packet may have handled the events already; used pinholes still have to be removed from the kernel.
-            Ok(0) => shared.lock().catch_up(),
+            Ok(0) => shared.lock().handle_conntrack_events(),
             Ok(_) => {
-                // On a busy server events come all the time. A packet that needs them handles them first.
+                // On a busy server events arrive all the time. Before a packet is handled, its thread reads the events.
                 thread::sleep(BATCH_DELAY);
-                shared.lock().catch_up();
+                shared.lock().handle_conntrack_events();
             }
             Err(Errno::INTR) => {}
             Err(error) => return error.to_string(),

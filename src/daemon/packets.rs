@@ -1,6 +1,6 @@
-//! Reads packets from the queues, has the engine decide about each, and gives the verdict.
+//! Reads packets from the queues, asks the engine for each verdict, and sends it to the kernel.
 //!
-//! Each queue has a thread of its own, and the packets of one connection may come through all queues.
+//! Each queue has its own thread, and the packets of one connection may come through any queue.
 //!
 //! Knows nothing of FTP, nor why a packet has to wait.
 
@@ -14,10 +14,10 @@ use crate::core::policy::Queues;
 use crate::core::seqadj::{Replacement, Verdict};
 use crate::netfilter::queue::{Queue, QueuedPacket, stay_near};
 
-/// How often in a row the queue may fail: a packet lost here and there is no reason to end.
+/// After how many errors in a row a thread gives up its queue.
 const MOST_FAILURES: u32 = 100;
 
-/// Reads packets of one queue until that fails for good; returns why.
+/// Reads the packets of one queue until too many errors have occurred in a row. Returns the reason.
 pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, progress: &Progress) -> String {
     stay_near(queue.number(), queues);
     if let Err(error) = queue.set_receive_timeout(IDLE) {
@@ -25,7 +25,7 @@ pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, prog
     }
     let mut failures = 0;
     loop {
-        progress.show();
+        progress.report();
         let result = match queue.next_packet() {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             result => result.and_then(|packet| handle(shared, packet)),
@@ -34,9 +34,9 @@ pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, prog
             failures = 0;
             continue;
         };
-        shared.lock().queue_trouble(&error);
-        // That a packet is not there any more says nothing of the queue: the kernel drops all that wait, of this network
-        // namespace, when another program removes a chain that packets pass.
+        shared.lock().queue_error(&error);
+        // ENOENT does not mean that the queue has failed: when another program removes a chain with a hook, the kernel
+        // drops all queued packets of the network namespace.
         if error.kind() == io::ErrorKind::NotFound {
             continue;
         }
@@ -47,7 +47,7 @@ pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, prog
     }
 }
 
-/// Gives the verdict on a packet, or keeps it; then gives the verdicts on the kept packets that waited for it.
+/// Gives the verdict on a packet, or keeps the packet; then gives the verdicts on the kept packets that waited for it.
 fn handle(shared: &Shared, packet: QueuedPacket) -> io::Result<()> {
     let segment = Segment::parse_verified(packet.packet());
     let place = segment.map(|segment| (segment.flow, segment.seq)).ok();
@@ -62,12 +62,13 @@ fn handle(shared: &Shared, packet: QueuedPacket) -> io::Result<()> {
     };
     let has_pending = engine.has_pending();
     drop(engine);
-    // What the packet announced is open by now. The other threads go on while the kernel takes the verdict.
+    // The announced pinhole is open now. The lock is released, so that other threads continue while the kernel takes the
+    // verdict.
     give_verdict(packet, decision)?;
     if has_pending { release(shared, place.map(|(flow, _)| flow)) } else { Ok(()) }
 }
 
-/// Gives the verdicts on the kept packets that were kept for too long, and on those of this flow that do not have to wait
+/// Gives the verdicts on packets that were kept for too long, and on kept packets of this flow that do not have to wait
 /// any longer.
 fn release(shared: &Shared, flow: Option<Flow>) -> io::Result<()> {
     loop {
@@ -76,11 +77,11 @@ fn release(shared: &Shared, flow: Option<Flow>) -> io::Result<()> {
     }
 }
 
-/// Releases packets that were kept for too long, while no other packet comes: a sender on this host does not retransmit a
+/// Releases packets that were kept for too long while no other packet comes. A sender on this host does not retransmit a
 /// packet that is kept here.
 pub(super) fn release_expired(shared: &Shared) {
     while let Err(error) = release(shared, None) {
-        shared.lock().queue_trouble(&error);
+        shared.lock().queue_error(&error);
     }
 }
 

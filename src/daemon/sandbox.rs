@@ -1,7 +1,7 @@
-//! What the daemon gives up once its table is installed and its sockets are open: capabilities, files, system calls.
+//! Restricts the daemon's capabilities, files and system calls once its table is installed and its sockets are open.
 //!
-//! The sandbox holds for the calling thread and for the threads that it starts afterwards, and cannot be left. So
-//! the daemon enters it while it has one thread. An attacker who takes the daemon over can talk netlink to the
+//! The sandbox applies to the calling thread and to the threads that it starts afterwards, and cannot be left. So
+//! the daemon enters it while it has one thread. An attacker who takes the daemon over can send netlink messages to the
 //! netfilter of this network namespace, as the daemon does, and nothing else.
 
 use std::collections::BTreeMap;
@@ -22,19 +22,19 @@ use seccompiler::{
     TargetArch, apply_filter,
 };
 
-/// The one capability that the daemon keeps: nf_tables, connection tracking and the queues ask for it.
-const KEPT: CapabilitySet = CapabilitySet::NET_ADMIN;
+/// The only capability that the daemon keeps: nf_tables, conntrack and NFQUEUE require it.
+const KEPT_CAPABILITY: CapabilitySet = CapabilitySet::NET_ADMIN;
 
-/// The version of Landlock whose rights are taken away. A kernel with an earlier one takes away those that it knows. The
-/// right to connect to a socket that has a path came later, and is needed to tell systemd how the service is.
-const LANDLOCK: ABI = ABI::V6;
+/// The Landlock version whose access rights are restricted. A kernel with an earlier version restricts the rights that
+/// it supports. Later versions also restrict connections to pathname sockets, which the daemon needs to notify systemd.
+const LANDLOCK_ABI: ABI = ABI::V6;
 
-/// A part of the sandbox that cannot be had here.
+/// A part of the sandbox that could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Missing {
     #[error("it keeps capabilities that it does not need: {0}")]
     Capabilities(Errno),
-    /// Programs that are started could have more privileges; and without this there is no seccomp.
+    /// A program that the daemon executes could gain privileges. Without this flag, seccomp filters are refused, too.
     #[error("it could gain privileges by starting a program (no_new_privs): {0}")]
     NoNewPrivileges(Errno),
     #[error("files are not restricted: this kernel has no Landlock (CONFIG_SECURITY_LANDLOCK, and `lsm=` at boot)")]
@@ -45,79 +45,82 @@ pub enum Missing {
     SystemCalls(Box<str>),
 }
 
-/// The files that are needed afterwards.
+/// The files that the daemon accesses inside the sandbox.
 #[derive(Clone, Copy, Debug)]
 pub struct Files<'a> {
-    /// The policy, which a reload reads; none if it is the embedded one.
+    /// A reload reads it. None if the policy is the embedded one.
     pub policy: Option<&'a Path>,
-    /// The control socket, which is removed at the end.
+    /// The control socket, which the daemon removes when it stops.
     pub socket: &'a Path,
 }
 
-/// Gives up what the daemon does not need any more. What stays beyond that, as this kernel or whoever started the
-/// program has no way to take it, is no reason not to run, and is handed back.
+/// Drops the privileges that the daemon no longer needs. Returns the parts that failed, because this kernel or the
+/// service manager does not permit them; the daemon runs without those parts.
 pub fn enter(files: &Files<'_>) -> Vec<Missing> {
     let mut missing = Vec::new();
-    missing.extend(drop_capabilities(KEPT).err().map(Missing::Capabilities));
+    missing.extend(drop_capabilities(KEPT_CAPABILITY).err().map(Missing::Capabilities));
     missing.extend(set_no_new_privs(true).err().map(Missing::NoNewPrivileges));
     missing.extend(restrict_files(files).err());
     missing.extend(restrict_system_calls(filters).err());
     missing
 }
 
-/// The same for the watchdog process, which reads one socket, writes log lines, and kills one process that it has a file
-/// descriptor of. It keeps no capability, no file that is not open, and no signal but SIGKILL.
+/// Drops the privileges that the watchdog process does not need. It reads one socket, writes log lines, and kills one
+/// process by its pidfd. It keeps no capability, can open no file, and can send no signal but SIGKILL.
 pub(super) fn enter_watchdog() -> Vec<Missing> {
     let mut missing = Vec::new();
     missing.extend(drop_capabilities(CapabilitySet::empty()).err().map(Missing::Capabilities));
     missing.extend(set_no_new_privs(true).err().map(Missing::NoNewPrivileges));
-    // Signals are left to seccomp: Landlock would keep it from ending the daemon.
+    // seccomp restricts signals here: Landlock would prevent the watchdog from killing the daemon.
     missing.extend(restrict(Scope::AbstractUnixSocket, []).err());
     missing.extend(restrict_system_calls(watchdog_filters).err());
     missing
 }
 
-/// Keeps these capabilities, for this process and whatever it could start.
+/// Drops all capabilities but `kept`, also from the bounding set.
 fn drop_capabilities(kept: CapabilitySet) -> Result<(), Errno> {
-    let every = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
-    // Behind the last one that the kernel knows it says EINVAL.
-    let others = every.filter(|one| !kept.contains(*one) && capability_is_in_bounding_set(*one).unwrap_or(false));
-    // Whoever may not do this can give up what it has all the same.
-    let bounded = others.map(remove_capability_from_bounding_set).fold(Ok(()), Result::and);
-    // Kernels before 4.3 have no such set.
+    let all = (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number));
+    // The kernel returns EINVAL for capabilities that it does not know.
+    let dropped = all.filter(|capability| {
+        !kept.contains(*capability) && capability_is_in_bounding_set(*capability).unwrap_or(false)
+    });
+    // Without CAP_SETPCAP this fails, but a process can always drop its own capabilities.
+    let bounded = dropped.map(remove_capability_from_bounding_set).fold(Ok(()), Result::and);
+    // Kernels before 4.3 have no ambient set.
     let _ = clear_ambient_capability_set();
-    let has = capabilities(None)?;
-    let effective = has.effective & kept;
-    let permitted = has.permitted & kept;
-    // What programs inherit matters to nobody, as none is started; a service manager may refuse this call.
-    if (has.effective, has.permitted) != (effective, permitted) {
+    let current = capabilities(None)?;
+    let effective = current.effective & kept;
+    let permitted = current.permitted & kept;
+    // A service manager may refuse capset, so it is called only if needed. The inheritable set does not matter, because
+    // the daemon executes no program.
+    if (current.effective, current.permitted) != (effective, permitted) {
         set_capabilities(None, CapabilitySets { effective, permitted, inheritable: CapabilitySet::empty() })?;
     }
     bounded
 }
 
-/// Leaves these files, and no TCP: the policy may be read and the control socket be removed. What is open stays so.
+/// Permits reading the policy and removing the control socket, but no other access to files, and no TCP. Open files
+/// stay open.
 fn restrict_files(files: &Files<'_>) -> Result<(), Missing> {
     let read = make_bitflags!(AccessFs::{ReadFile | ReadDir});
     let remove: BitFlags<AccessFs> = AccessFs::RemoveFile.into();
-    // The directory and not the file: editors put another file in its place. If it is a symbolic link, also where that
-    // leads.
+    // The directory, because editors replace the file. If the file is a symbolic link, also the directory of its target.
     let policies = files.policy.into_iter().flat_map(|path| [Some(path.to_owned()), path.canonicalize().ok()]);
     let readable = policies.flatten().map(|path| (directory(&path), read));
     restrict(Scope::Signal, readable.chain([(directory(files.socket), remove)]))
 }
 
-/// Leaves these rights to what is in these directories, no TCP, and what `scope` is about within this process alone.
+/// Permits only this access to these directories, no TCP, and restricts `scope` to this process.
 fn restrict(scope: Scope, rules: impl IntoIterator<Item = (PathBuf, BitFlags<AccessFs>)>) -> Result<(), Missing> {
     let failed = |error: landlock::RulesetError| Missing::Files(error.to_string().into());
     let mut ruleset = Ruleset::default()
-        .handle_access(AccessFs::from_all(LANDLOCK))
-        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK)))
+        .handle_access(AccessFs::from_all(LANDLOCK_ABI))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(LANDLOCK_ABI)))
         .and_then(|ruleset| ruleset.scope(scope))
         .and_then(Ruleset::create)
         .map_err(failed)?;
     for (path, access) in rules {
-        // A directory that is not there any more holds nothing that is needed.
+        // The directory may have been removed meanwhile.
         let Ok(path) = PathFd::new(&path) else { continue };
         ruleset = ruleset.add_rule(PathBeneath::new(path, access)).map_err(failed)?;
     }
@@ -134,8 +137,8 @@ fn directory(path: &Path) -> PathBuf {
     }
 }
 
-/// Leaves the system calls that a daemon makes which only talks, waits and reads files. Any other one fails with EPERM,
-/// so that one that was forgotten here breaks what asks for it and not all of FTP on this host.
+/// Installs the seccomp filters. All system calls but the listed ones fail with EPERM instead of ending the process, so
+/// that a call that is missing here does not stop all FTP on this host.
 fn restrict_system_calls<const N: usize>(
     filters: impl FnOnce() -> Result<[BpfProgram; N], seccompiler::BackendError>,
 ) -> Result<(), Missing> {
@@ -144,18 +147,18 @@ fn restrict_system_calls<const N: usize>(
     filters.iter().try_for_each(|filter| apply_filter(filter)).map_err(|error| failed(&error))
 }
 
-/// The filters, in the order in which they are applied. The kernel asks all of them, and the strictest answer holds; of
-/// two error numbers, that of the last one.
+/// The daemon's filters, in the order in which they are installed. The kernel runs all of them and applies the strictest
+/// result; of two error numbers, that of the filter that was installed last.
 fn filters() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     let arch = TargetArch::try_from(ARCH)?;
     let program = |rules, otherwise, matched| SeccompFilter::new(rules, otherwise, matched, arch)?.try_into();
     let all = |calls: &[libc::c_long]| calls.iter().map(|call| (*call, Vec::new())).collect();
     let (allow, refuse) =
         (SeccompAction::Allow, |errno: Errno| SeccompAction::Errno(errno.raw_os_error().unsigned_abs()));
-    // Nothing here starts a program, so an attempt is somebody else's code. It ends with the process, which the service
-    // manager tells and starts anew; sessions, transfers and pinholes outlast that.
+    // The daemon executes no program, so execve means that it runs an attacker's code. The kernel kills it, and the
+    // service manager restarts it; sessions, transfers and pinholes survive that.
     let programs = [libc::SYS_execve, libc::SYS_execveat];
-    // Its flags cannot be seen from here. The C library makes threads with `clone` where this one is unknown.
+    // A filter cannot see the flags of clone3. After ENOSYS, the C library uses `clone` to create threads.
     let unknown = [libc::SYS_clone3];
     let mut allowed: BTreeMap<i64, Vec<SeccompRule>> = all(&[ALLOWED, &ALLOWED_HERE, &programs, &unknown].concat());
     for (call, conditions) in conditions()? {
@@ -168,7 +171,7 @@ fn filters() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     ])
 }
 
-/// Those of the watchdog process: what it does not need ends with EPERM, or with the process where it starts a program.
+/// The filters of the watchdog process: execve kills it, and other calls that it does not need fail with EPERM.
 fn watchdog_filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     let arch = TargetArch::try_from(ARCH)?;
     let number = |number: i32| u64::from(number.unsigned_abs());
@@ -194,7 +197,7 @@ fn watchdog_filters() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     ])
 }
 
-/// What the watchdog process calls, whatever the arguments are.
+/// System calls that the watchdog process may make with any arguments.
 const WATCHDOG: &[libc::c_long] = &[
     libc::SYS_brk,
     libc::SYS_clock_gettime,
@@ -216,7 +219,7 @@ const WATCHDOG_HERE: [libc::c_long; 1] = [libc::SYS_poll];
 #[cfg(not(target_arch = "x86_64"))]
 const WATCHDOG_HERE: [libc::c_long; 0] = [];
 
-/// Calls that are allowed with some arguments only. Of several lines for one call any will do.
+/// Calls that are allowed with some arguments only. A call with several conditions has to meet one of them.
 fn conditions() -> Result<Vec<(libc::c_long, Vec<SeccompCondition>)>, seccompiler::BackendError> {
     let number = |number: i32| u64::from(number.unsigned_abs());
     let is = |argument, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
@@ -225,13 +228,13 @@ fn conditions() -> Result<Vec<(libc::c_long, Vec<SeccompCondition>)>, seccompile
     };
     let (thread, exec) = (number(libc::CLONE_THREAD), number(libc::PROT_EXEC));
     let mut conditions = vec![
-        // Threads, and no processes.
+        // New threads, but no new processes.
         (libc::SYS_clone, vec![has(0, thread, thread)?]),
-        // No code but what is there already.
+        // No new executable memory.
         (libc::SYS_mmap, vec![has(2, exec, 0)?]),
         (libc::SYS_mprotect, vec![has(2, exec, 0)?]),
         (libc::SYS_prctl, vec![is(0, number(libc::PR_SET_NAME))?]),
-        // To ask for limits, and to set none.
+        // Limits can be read, but not set.
         (libc::SYS_prlimit64, vec![SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?]),
     ];
     for family in [libc::AF_UNIX, libc::AF_NETLINK] {
@@ -244,14 +247,14 @@ fn conditions() -> Result<Vec<(libc::c_long, Vec<SeccompCondition>)>, seccompile
     Ok(conditions)
 }
 
-/// Calls that are allowed whatever their arguments are.
+/// Calls that are allowed with any arguments.
 const ALLOWED: &[libc::c_long] = &[
     // Memory.
     libc::SYS_brk,
     libc::SYS_madvise,
     libc::SYS_mremap,
     libc::SYS_munmap,
-    // Files that are open, or that Landlock lets be opened.
+    // Files that are open already, or that Landlock permits to open.
     libc::SYS_close,
     libc::SYS_dup,
     libc::SYS_dup3,
@@ -306,7 +309,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_pselect6,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
-    // Threads, signals to this process, and its end and that of the watchdog process.
+    // Threads, signals to this process, its exit, and waiting for the exit of the watchdog process.
     libc::SYS_exit,
     libc::SYS_exit_group,
     libc::SYS_futex,
@@ -326,7 +329,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_tgkill,
     libc::SYS_wait4,
     libc::SYS_waitid,
-    // What the process may know of itself and of this host.
+    // Information about this process and this host.
     libc::SYS_getcpu,
     libc::SYS_getegid,
     libc::SYS_geteuid,
@@ -343,7 +346,7 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_uname,
 ];
 
-/// Calls that have another form on other architectures.
+/// Calls that exist only on this architecture.
 #[cfg(target_arch = "x86_64")]
 const ALLOWED_HERE: [libc::c_long; 12] = [
     libc::SYS_access,

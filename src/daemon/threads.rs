@@ -17,14 +17,14 @@ pub(super) fn workers() -> (Workers, FirstExit) {
 }
 
 impl Workers {
-    /// Starts a thread for a task, which returns only if it cannot continue, and then the reason.
+    /// Starts a thread. `work` returns only if it cannot continue; its result is the reason.
     pub(super) fn start(&self, task: &'static str, work: impl FnOnce() -> String + Send + 'static) {
         let Self(sender) = self;
         let sender = sender.clone();
         let named = thread::Builder::new().name(task.to_owned());
         let started = named.spawn(move || {
             let why = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| "it panicked".to_owned());
-            // The receiver is gone when the program is about to end anyway.
+            // The receiver is dropped only when the program ends.
             let _ = sender.send(format!("{task}: {why}"));
         });
         started.expect("the system has room for a thread");

@@ -1,15 +1,15 @@
 //! Bounds how long a packet waits for a daemon that hangs.
 //!
-//! The kernel lets packets bypass a queue only while no socket has it bound, and drops the packets in the queue when
-//! that socket is closed. So a daemon that hangs has to release its queues, in one of two ways:
+//! The kernel lets packets bypass a queue only while no socket is bound to it, and drops the packets in the queue when
+//! that socket is closed. So the queues of a daemon that hangs have to be released, in one of two ways:
 //!
-//! - A thread of the daemon, `supervise`, sees that a thread which reads a queue makes no progress, and unbinds the
-//!   queues. That works even while the other thread is in a system call that no signal ends.
-//! - The [watchdog process](serve) sees that the daemon as a whole makes no progress (SIGSTOP), and kills it with
+//! - A thread of the daemon, `supervise`, detects that a thread that reads a queue makes no progress, and unbinds the
+//!   queues. That works even while the other thread is in an uninterruptible system call.
+//! - The [watchdog process](serve) detects that the whole daemon makes no progress (SIGSTOP), and kills it with
 //!   SIGKILL.
 //!
-//! The watchdog process is this program again. `pinhole run` starts it before everything else, so that it inherits
-//! no socket of a queue. A socket connects it with the daemon, and it ends when the daemon's end of that socket is
+//! The watchdog process runs the same program. `pinhole run` starts it before everything else, so that it inherits
+//! no socket of a queue. A socket pair connects it with the daemon, and it ends when the daemon's end of the pair is
 //! closed.
 
 mod process;
@@ -28,29 +28,30 @@ use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, shutdown};
 use rustix::thread::{CapabilitySet, capability_is_in_ambient_set, configure_capability_in_ambient_set};
 
-/// The hidden subcommand of the process.
+/// The hidden subcommand that runs the watchdog process.
 pub const SUBCOMMAND: &str = "watchdog";
 
-/// How often the daemon shows that it runs, and how often everybody looks. Less than half of the shortest limit.
+/// How often the daemon reports to the watchdog process, and how often progress is checked. Less than half of the shortest
+/// limit.
 const TICK: Duration = Duration::from_millis(500);
 
-/// A thread that has nothing to do shows that often that it could: more often than once in half a second.
+/// How long a thread that reads a queue waits for a packet before it reports progress. Less than a tick.
 pub const IDLE: Duration = Duration::from_millis(400);
 
-/// The limit until the threads run. `nft` installs the table meanwhile.
-const START: Duration = Duration::from_secs(30);
+/// The limit during startup, while `nft` installs the table.
+const STARTUP_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long the process may take to begin and to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long the watchdog process may take to start, and to end.
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 const READY: &[u8] = b"ready";
 
-/// What the daemon tells the process.
+/// A message from the daemon to the watchdog process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Message {
-    /// It runs. So long it may be silent from now on.
+    /// The daemon runs. Its next message comes within the limit.
     Runs { limit: Duration },
-    /// The thread that reads that queue has not made progress for so long.
+    /// The thread that reads this queue has made no progress for as long as the limit.
     Hangs { queue: u16, limit: Duration },
 }
 
@@ -78,7 +79,7 @@ impl Message {
     }
 }
 
-/// The process, as the daemon knows it. Dropping it ends the process.
+/// The daemon's handle of the watchdog process. Dropping it ends the process.
 #[derive(Debug)]
 pub(super) struct Watchdog {
     socket: OwnedFd,
@@ -86,45 +87,46 @@ pub(super) struct Watchdog {
 }
 
 impl Watchdog {
-    /// Starts the process and waits until it watches. It inherits the files that are open without `O_CLOEXEC`.
+    /// Starts the process and waits until it is ready. It inherits the files that are open without `O_CLOEXEC`.
     pub(super) fn start() -> io::Result<Self> {
         let (socket, other) = net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-        // Not by its path, where another version may lie by now.
+        // Not by the program's path, where another version may have been installed.
         let mut command = Command::new("/proc/self/exe");
         command.arg0("pinhole").arg(SUBCOMMAND).env_clear().current_dir("/");
         if let Some(stream) = std::env::var_os("JOURNAL_STREAM") {
             command.env("JOURNAL_STREAM", stream);
         }
-        // What is sent to the daemon's process group, by a terminal for example, is not meant for it.
+        // A signal to the daemon's process group, for example by a terminal, must not end the watchdog process.
         command.process_group(0).stdin(Stdio::from(other)).stdout(Stdio::null());
         let child = without_ambient_capability(|| command.spawn())??;
-        // It has its end of the socket alone: this process keeps none in `command`.
+        // `command` has a copy of the child's end of the socket. Without that copy, the socket reports when the child ends.
         drop(command);
         let started = Self { socket, child };
-        let mut answer = [0; READY.len()];
+        let mut message = [0; READY.len()];
         match started.wait(PollFlags::IN)? {
-            true if net::recv(&started.socket, &mut answer, RecvFlags::empty())?.1 == READY.len() => Ok(started),
+            true if net::recv(&started.socket, &mut message, RecvFlags::empty())?.1 == READY.len() => Ok(started),
             true => Err(io::Error::other("it has ended")),
             false => Err(io::ErrorKind::TimedOut.into()),
         }
     }
 
-    /// From now on the daemon may hold packets.
+    /// Starts the supervision: from now on the daemon may hold packets.
     pub(super) fn begin(&self) -> io::Result<Link> {
         let link = Link(self.socket.try_clone()?);
-        link.tell(Message::Runs { limit: START })?;
+        link.send(Message::Runs { limit: STARTUP_LIMIT })?;
         Ok(link)
     }
 
-    /// Whether something of that came in time.
-    fn wait(&self, what: PollFlags) -> io::Result<bool> {
-        let patience = Timespec::try_from(PATIENCE).expect("it is short");
-        Ok(rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&self.socket, what)], Some(&patience)))? > 0)
+    /// Waits for one of these events on the socket. Returns false after the timeout.
+    fn wait(&self, events: PollFlags) -> io::Result<bool> {
+        let timeout = Timespec::try_from(TIMEOUT).expect("it is short");
+        Ok(rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&self.socket, events)], Some(&timeout)))? > 0)
     }
 }
 
-/// Does something while programs that are started do not get the daemon's capability: a service manager may refuse them
-/// the call by which they could give it up (`capset`). Only while there is one thread.
+/// Calls `work` with an empty ambient set, so that a program started by it does not inherit the daemon's capability. That
+/// program could not always drop the capability itself: a service manager may refuse `capset`. Only while there is one
+/// thread.
 fn without_ambient_capability<T>(work: impl FnOnce() -> T) -> io::Result<T> {
     let capability = CapabilitySet::NET_ADMIN;
     if !capability_is_in_ambient_set(capability).unwrap_or(false) {
@@ -132,14 +134,14 @@ fn without_ambient_capability<T>(work: impl FnOnce() -> T) -> io::Result<T> {
     }
     configure_capability_in_ambient_set(capability, false)?;
     let done = work();
-    // `nft`, which is started later, needs it.
+    // `nft`, which is started later, needs the capability.
     configure_capability_in_ambient_set(capability, true)?;
     Ok(done)
 }
 
 impl Drop for Watchdog {
     fn drop(&mut self) {
-        // It reads the end of the messages, and ends. One that does not in time is left to whoever is its next parent.
+        // The process ends when it reads the end of the stream. If it does not end in time, it is not waited for.
         let _ = shutdown(&self.socket, Shutdown::Write);
         if self.wait(PollFlags::empty()).unwrap_or(false) {
             let _ = self.child.wait();
@@ -147,13 +149,13 @@ impl Drop for Watchdog {
     }
 }
 
-/// How the daemon's threads talk to the process.
+/// Sends messages to the watchdog process.
 #[derive(Debug)]
 pub(super) struct Link(OwnedFd);
 
 impl Link {
-    /// Never waits: a process that does not read is stopped itself.
-    fn tell(&self, message: Message) -> io::Result<()> {
+    /// Never blocks. If the socket's buffer is full, the watchdog process does not read, so it is stopped.
+    fn send(&self, message: Message) -> io::Result<()> {
         let Self(socket) = self;
         let send = || net::send(socket, &message.to_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
         match rustix::io::retry_on_intr(send) {

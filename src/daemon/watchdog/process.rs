@@ -1,4 +1,4 @@
-//! The watchdog process: kills its parent, the daemon, when that has been silent for too long.
+//! The watchdog process: kills its parent, the daemon, if the daemon has sent no message for too long.
 
 use std::fs::File;
 use std::io;
@@ -26,47 +26,48 @@ pub enum WatchdogError {
     Socket(io::Error),
 }
 
-/// Watches the process that started this one, by the socket that is the standard input, until that one has ended.
+/// Watches the parent process, the daemon, until it has ended. Standard input is the socket to it.
 ///
-/// `flush` writes what was logged.
+/// `flush` writes the buffered log lines.
 pub fn serve(flush: impl Fn()) -> Result<(), WatchdogError> {
     let socket = io::stdin().as_fd().try_clone_to_owned().map_err(WatchdogError::Socket)?;
     if sockopt::socket_domain(&socket) != Ok(AddressFamily::UNIX) {
         return Err(WatchdogError::NotByDaemon);
     }
-    // systemd and terminals send what is meant for the daemon to all of its processes. This one ends after the daemon.
+    // systemd and terminals send the daemon's signals to all of its processes. This process has to end after the daemon.
     let _ = SigSet::all().thread_block();
     let _ = rustix::thread::set_name(c"pinhole");
     let daemon = Daemon::parent().map_err(WatchdogError::Daemon)?;
-    // What cannot be had here the daemon says of itself as well.
+    // The daemon logs the missing parts of its own sandbox, which are the same.
     let _ = sandbox::enter_watchdog();
     net::send(&socket, READY, SendFlags::NOSIGNAL).map_err(|error| WatchdogError::Socket(error.into()))?;
     watch(&socket, &daemon, flush).map_err(WatchdogError::Socket)
 }
 
-/// The daemon, as it can be ended even if its number is another process's by now.
 struct Daemon {
-    /// As people see it, in `/proc`, which may belong to another process namespace than this process.
+    /// The process ID in `/proc`, which may show another PID namespace than that of this process.
     id: String,
+    /// A pidfd, so that no other process is killed if the ID is used again.
     process: OwnedFd,
+    /// `/proc/ID/status`.
     status: Option<File>,
 }
 
 impl Daemon {
     fn parent() -> io::Result<Self> {
-        let gone = || io::Error::other("it has ended");
-        let id = getppid().ok_or_else(gone)?;
+        let ended = || io::Error::other("it has ended");
+        let id = getppid().ok_or_else(ended)?;
         let process = pidfd_open(id, PidfdFlags::empty())?;
-        // If it had ended before, its number might be another's; then this would be an orphan.
+        // If the daemon ended before pidfd_open, its ID may belong to another process. Then this process has another parent.
         if getppid() != Some(id) {
-            return Err(gone());
+            return Err(ended());
         }
-        let id = shown_id(&process).unwrap_or_else(|| id.to_string());
+        let id = id_in_proc(&process).unwrap_or_else(|| id.to_string());
         let status = File::open(format!("/proc/{id}/status")).ok();
         Ok(Self { id, process, status })
     }
 
-    /// Its state according to the kernel, for a message.
+    /// The daemon's state according to the kernel, for a log line.
     fn state(&self) -> String {
         let mut bytes = [0; 1024];
         let read = self.status.as_ref().and_then(|status| status.read_at(&mut bytes, 0).ok()).unwrap_or(0);
@@ -82,13 +83,14 @@ impl Daemon {
     }
 }
 
-/// The number in `/proc` of a process.
-fn shown_id(process: &OwnedFd) -> Option<String> {
-    let about = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
-    let id: u32 = about.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+/// The ID of the process in the PID namespace that `/proc` shows.
+fn id_in_proc(process: &OwnedFd) -> Option<String> {
+    let fdinfo = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", process.as_raw_fd())).ok()?;
+    let id: u32 = fdinfo.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
     (id > 0).then(|| id.to_string())
 }
 
+/// How long the daemon has sent no message.
 #[derive(Debug)]
 struct Silence {
     limit: Option<Duration>,
@@ -96,11 +98,11 @@ struct Silence {
 }
 
 #[derive(Debug, PartialEq, Eq)]
-enum Finding {
-    Well,
-    /// It has sent no message for that long.
+enum Health {
+    Healthy,
+    /// The daemon has sent no message for as long as this limit.
     Silent(Duration),
-    /// It has reported that a thread hangs.
+    /// The daemon has reported that a thread hangs.
     Hangs {
         queue: u16,
         limit: Duration,
@@ -112,24 +114,24 @@ impl Silence {
         Self { limit: None, lasted: Duration::ZERO }
     }
 
-    /// So much time has gone by until a message came, or none did.
+    /// Called after each wait for a message.
     ///
-    /// Of a wait that was longer than it should have been, no more than that counts: then this process did not run either,
-    /// as the host slept or had too much to do, and the daemon gets its time to show itself first.
-    fn after(&mut self, waited: Duration, message: Option<Message>) -> Finding {
+    /// One wait counts for one tick at most. If it took longer, this process did not run either, because the host was
+    /// suspended or overloaded, and the daemon gets the time to send a message first.
+    fn after(&mut self, waited: Duration, message: Option<Message>) -> Health {
         match message {
             Some(Message::Runs { limit }) => *self = Self { limit: Some(limit), lasted: Duration::ZERO },
-            Some(Message::Hangs { queue, limit }) => return Finding::Hangs { queue, limit },
+            Some(Message::Hangs { queue, limit }) => return Health::Hangs { queue, limit },
             None => self.lasted += waited.min(TICK),
         }
         match self.limit {
-            Some(limit) if self.lasted >= limit => Finding::Silent(limit),
-            _ => Finding::Well,
+            Some(limit) if self.lasted >= limit => Health::Silent(limit),
+            _ => Health::Healthy,
         }
     }
 }
 
-/// Ends when the daemon has.
+/// Returns when the daemon has ended.
 fn watch(socket: &OwnedFd, daemon: &Daemon, flush: impl Fn()) -> io::Result<()> {
     let mut silence = Silence::new();
     loop {
@@ -140,13 +142,13 @@ fn watch(socket: &OwnedFd, daemon: &Daemon, flush: impl Fn()) -> io::Result<()> 
             Next::End => return Ok(()),
         };
         let (what, limit) = match silence.after(began.elapsed(), message) {
-            Finding::Well => continue,
-            Finding::Silent(limit) => (format!("it has not reported; {}", daemon.state()), limit),
-            Finding::Hangs { queue, limit } => {
+            Health::Healthy => continue,
+            Health::Silent(limit) => (format!("it has not reported; {}", daemon.state()), limit),
+            Health::Hangs { queue, limit } => {
                 (format!("its thread that reads queue {queue} has made no progress; {}", daemon.state()), limit)
             }
         };
-        // First this: whoever reads the log may keep its writer waiting.
+        // Before the log line, because the reader of the log may block its writer.
         let ended = pidfd_send_signal(&daemon.process, Signal::KILL);
         let id = &daemon.id;
         match ended {
@@ -180,7 +182,7 @@ enum Next {
     End,
 }
 
-/// Waits a tick at most.
+/// Waits one tick at most.
 fn next(socket: &OwnedFd) -> io::Result<Next> {
     let tick = Timespec::try_from(TICK).expect("it is short");
     if retry_on_intr(|| poll(&mut [PollFd::new(socket, PollFlags::IN)], Some(&tick)))? == 0 {
@@ -188,14 +190,14 @@ fn next(socket: &OwnedFd) -> io::Result<Next> {
     }
     let mut bytes = [0; Message::LENGTH];
     match retry_on_intr(|| net::recv(socket, &mut bytes, RecvFlags::DONTWAIT)) {
-        // No message is empty.
+        // A message is never empty, so this is the end of the stream.
         Ok((_, 0)) | Err(Errno::CONNRESET) => Ok(Next::End),
         Ok((length, _)) => Ok(Message::from_bytes(&bytes[..length]).map_or(Next::Nothing, Next::Message)),
         Err(error) => Err(error.into()),
     }
 }
 
-/// Whether the daemon has ended by then.
+/// Waits until the daemon has ended. Returns false if it has not ended within the limit.
 fn ends_within(socket: &OwnedFd, limit: Duration) -> io::Result<bool> {
     let began = Instant::now();
     while began.elapsed() < limit {
@@ -213,19 +215,19 @@ mod tests {
     const LIMIT: Duration = Duration::from_secs(3);
 
     #[test]
-    fn silence_counts_from_the_last_sign_of_life() {
+    fn silence_counts_from_the_last_message() {
         let mut silence = Silence::new();
         for _ in 0..20 {
-            assert_eq!(silence.after(TICK, None), Finding::Well, "nothing was announced yet");
+            assert_eq!(silence.after(TICK, None), Health::Healthy, "nothing was announced yet");
         }
         let runs = Some(Message::Runs { limit: LIMIT });
         for _ in 0..3 {
-            assert_eq!(silence.after(TICK, runs), Finding::Well);
+            assert_eq!(silence.after(TICK, runs), Health::Healthy);
             for _ in 0..5 {
-                assert_eq!(silence.after(TICK, None), Finding::Well);
+                assert_eq!(silence.after(TICK, None), Health::Healthy);
             }
         }
-        assert_eq!(silence.after(TICK, None), Finding::Silent(LIMIT));
+        assert_eq!(silence.after(TICK, None), Health::Silent(LIMIT));
     }
 
     #[test]
@@ -233,14 +235,14 @@ mod tests {
         let mut silence = Silence::new();
         silence.after(TICK, Some(Message::Runs { limit: LIMIT }));
         for _ in 0..5 {
-            assert_eq!(silence.after(Duration::from_secs(3600), None), Finding::Well);
+            assert_eq!(silence.after(Duration::from_secs(3600), None), Health::Healthy);
         }
-        assert_eq!(silence.after(Duration::from_secs(3600), None), Finding::Silent(LIMIT));
+        assert_eq!(silence.after(Duration::from_secs(3600), None), Health::Silent(LIMIT));
     }
 
     #[test]
-    fn daemon_that_says_that_it_hangs_is_believed_at_once() {
+    fn reported_hang_counts_at_once() {
         let hangs = Message::Hangs { queue: 3, limit: LIMIT };
-        assert_eq!(Silence::new().after(TICK, Some(hangs)), Finding::Hangs { queue: 3, limit: LIMIT });
+        assert_eq!(Silence::new().after(TICK, Some(hangs)), Health::Hangs { queue: 3, limit: LIMIT });
     }
 }

@@ -10,16 +10,16 @@ use crate::core::policy::Queues;
 use crate::netfilter::netlink::Verdicts;
 use crate::netfilter::queue::stay_near;
 
-/// A flag that a thread sets between two packets.
+/// A flag that a thread that reads a queue sets between two packets.
 #[derive(Clone, Debug, Default)]
 pub(in crate::daemon) struct Progress(Arc<AtomicBool>);
 
 impl Progress {
-    pub(in crate::daemon) fn show(&self) {
-        let Self(is_shown) = self;
-        // Written to once a tick, not once a packet: the memory is shared with another processor.
-        if !is_shown.load(Ordering::Relaxed) {
-            is_shown.store(true, Ordering::Relaxed);
+    pub(in crate::daemon) fn report(&self) {
+        let Self(reported) = self;
+        // Written once per tick, not once per packet, because another processor shares the cache line.
+        if !reported.load(Ordering::Relaxed) {
+            reported.store(true, Ordering::Relaxed);
         }
     }
 
@@ -28,14 +28,15 @@ impl Progress {
     }
 }
 
+/// A thread that reads a queue.
 #[derive(Debug)]
 pub(in crate::daemon) struct Reader {
     queue: u16,
     verdicts: Arc<Verdicts>,
     progress: Progress,
-    /// For how long it has shown none, in ticks: time in which this process did not run does not count.
+    /// The ticks since the last progress. Time in which this process did not run does not count.
     ticks: u32,
-    /// Of a short-lived thread on the same processors.
+    /// The progress of a short-lived thread on the same processors.
     probe: Option<Progress>,
 }
 
@@ -44,10 +45,10 @@ impl Reader {
         Self { queue, verdicts, progress, ticks: 0, probe: None }
     }
 
-    /// Called once a tick. Whether the thread has hung for as long as the limit.
+    /// Called once per tick. Returns whether the thread has made no progress for as long as the limit.
     ///
-    /// It stays on processors that may have too much to do. So from half of the limit on a tick counts only if a thread that
-    /// `start_probe` started meanwhile has run there.
+    /// The thread is bound to processors that may be overloaded. So after half of the limit, a tick counts only if a thread
+    /// that `start_probe` started has run on these processors.
     fn hangs_after_tick(&mut self, limit: Duration, start_probe: impl FnOnce(u16) -> Progress) -> bool {
         if self.progress.take() {
             (self.ticks, self.probe) = (0, None);
@@ -65,22 +66,23 @@ impl Reader {
     }
 }
 
-/// Starts a thread on the processors on which the one is that reads that queue. It shows that it runs, and ends.
+/// Starts a thread on the processors of the thread that reads this queue. It reports progress, and ends.
 fn start_probe(queue: u16, queues: Queues) -> Progress {
     let progress = Progress::default();
-    let shown = progress.clone();
+    let of_probe = progress.clone();
     let started = thread::Builder::new().name("probe".to_owned()).spawn(move || {
         stay_near(queue, queues);
-        shown.show();
+        of_probe.report();
     });
     if started.is_err() {
-        // Without a probe, the processors count as free.
-        progress.show();
+        // Without a probe, the processors count as not overloaded.
+        progress.report();
     }
     progress
 }
 
-/// Tells the process that the daemon runs, until a thread hangs: then unbinds all queues. Returns why the daemon cannot continue.
+/// Reports to the watchdog process that the daemon runs. If a thread hangs, unbinds all queues and returns the reason why the
+/// daemon cannot continue.
 ///
 /// `limit` is in milliseconds; a reload changes it.
 pub(in crate::daemon) fn supervise(
@@ -92,20 +94,21 @@ pub(in crate::daemon) fn supervise(
     loop {
         let limit = Duration::from_millis(limit.load(Ordering::Relaxed).into());
         let hangs = |reader: &mut Reader| reader.hangs_after_tick(limit, |queue| start_probe(queue, queues));
-        // All of them are asked: each has a tick more.
-        let hanging: Vec<u16> = readers.iter_mut().filter_map(|one| hangs(one).then_some(one.queue)).collect();
+        // Every reader is called, because each of them counts its ticks.
+        let hanging: Vec<u16> = readers.iter_mut().filter_map(|reader| hangs(reader).then_some(reader.queue)).collect();
         if let [queue, ..] = hanging[..] {
-            // What waits is dropped, and sent again by its sender. From now on the rules decide, as while no daemon runs.
+            // The kernel drops the queued packets, and their senders retransmit them. From now on `when_down` applies, as
+            // while no daemon runs.
             for reader in &readers {
                 let _ = reader.verdicts.unbind();
             }
             if let Some(link) = link {
-                // It is stopped if this fails. Nothing waits for it.
-                let _ = link.tell(Message::Hangs { queue, limit });
+                // If this fails, the watchdog process is stopped. The queues are unbound already.
+                let _ = link.send(Message::Hangs { queue, limit });
             }
             return format!("no progress for {limit:?}; unbound queue {queue} and all others");
         }
-        if let Some(Err(error)) = link.map(|link| link.tell(Message::Runs { limit })) {
+        if let Some(Err(error)) = link.map(|link| link.send(Message::Runs { limit })) {
             return format!("the watchdog process: {error}");
         }
         thread::sleep(TICK);
@@ -124,14 +127,14 @@ mod tests {
         (Reader::new(7, Arc::new(Verdicts::new(socket, 7)), progress.clone()), progress)
     }
 
-    /// A probe that has run, as on a host that has processors to spare.
+    /// A probe that has run, as on a host that is not overloaded.
     fn runs(_: u16) -> Progress {
         let progress = Progress::default();
-        progress.show();
+        progress.report();
         progress
     }
 
-    /// After how many ticks it hangs, of so many.
+    /// The tick after which the thread hangs, or none if it does not hang within `ticks`.
     fn hangs_after(reader: &mut Reader, ticks: u32, probe: fn(u16) -> Progress) -> Option<u32> {
         (1..=ticks).find(|_| reader.hangs_after_tick(TICK * 4, probe))
     }
@@ -141,15 +144,15 @@ mod tests {
         let (mut reader, progress) = reader();
         for _ in 0..3 {
             assert_eq!(hangs_after(&mut reader, 3, runs), None);
-            progress.show();
+            progress.report();
             assert_eq!(hangs_after(&mut reader, 1, runs), None);
         }
-        // A tick more than the limit: it is one until the first probe has run.
+        // One tick more than the limit, until the first probe has run.
         assert_eq!(hangs_after(&mut reader, 10, runs), Some(5));
     }
 
     #[test]
-    fn thread_whose_processors_run_nothing_does_not_hang() {
+    fn thread_on_overloaded_processors_does_not_hang() {
         let (mut reader, _progress) = reader();
         assert_eq!(hangs_after(&mut reader, 100, |_| Progress::default()), None);
     }
