@@ -1,4 +1,4 @@
-//! Files of the command line, `-` for standard input.
+//! Opens and parses the input files of the command line; `-` is standard input.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -11,7 +11,7 @@ use crate::replay::nat::{self, Nat};
 
 pub(super) struct Input {
     pub(super) source: Box<dyn Read>,
-    /// Of a regular file.
+    /// None if the input is not a regular file.
     pub(super) length: Option<u64>,
 }
 
@@ -21,14 +21,14 @@ pub(super) fn open(path: &Path) -> io::Result<Input> {
         return Ok(Input { source: Box::new(io::stdin().lock()), length: None });
     }
     let file = File::open(path)?;
-    let about = file.metadata()?;
-    if about.is_dir() {
+    let metadata = file.metadata()?;
+    if metadata.is_dir() {
         return Err(io::ErrorKind::IsADirectory.into());
     }
-    Ok(Input { source: Box::new(file), length: about.is_file().then_some(about.len()) })
+    Ok(Input { source: Box::new(file), length: metadata.is_file().then_some(metadata.len()) })
 }
 
-/// Reads a policy file and prints every problem in it. Without a file: the built-in policy.
+/// Reads a policy file and prints every problem in it. Without a path, returns the built-in policy.
 pub(super) fn policy(path: Option<&Path>) -> Result<Policy, Outcome> {
     let Some(path) = path else { return Ok(Policy::embedded()) };
     let Parsed { policy, warnings } = parse(path)?;
@@ -38,7 +38,7 @@ pub(super) fn policy(path: Option<&Path>) -> Result<Policy, Outcome> {
     Ok(policy)
 }
 
-/// The same, but returns the warnings.
+/// Reads a policy file and prints its errors. Returns the warnings.
 pub(super) fn parse(path: &Path) -> Result<Parsed, Outcome> {
     read(path, "policy", policy::parse_bytes)
 }
@@ -63,7 +63,7 @@ fn read<T>(path: &Path, what: &str, parse: fn(&str, &[u8]) -> Result<T, Problems
     })
 }
 
-/// With the lines in question for a person; for the journal, one record each.
+/// Prints problems with their source lines, or as records for the journal.
 fn print_problems(problems: &Problems) {
     let mut stderr = io::stderr();
     if !super::messages::goes_to_journal() {

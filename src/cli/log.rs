@@ -1,8 +1,8 @@
-//! Writes log lines to standard error, without making a packet wait.
+//! Writes log lines to standard error without delaying packets.
 //!
 //! Every write to a terminal, a pipe or the journal is a system call and may block. So threads put lines into a
-//! buffer in memory, and a thread of its own writes them: the first line at once, those of a busy server in larger
-//! pieces. Lines that do not fit into the buffer are counted and reported as lost.
+//! buffer in memory, and a separate thread writes them: the first line at once, the lines of a busy server in batches.
+//! Lines that do not fit into the buffer are counted and reported as lost.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Some ten thousand lines.
+/// The size of the buffer in bytes: about ten thousand lines.
 const CAPACITY: usize = 1 << 20;
 /// How long lines gather after each write.
 const BATCH_DELAY: Duration = Duration::from_millis(10);
 
-/// Where the threads put log lines.
+/// The threads write log lines to it.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LogSink(Arc<LogBuffer>);
 
@@ -34,12 +34,12 @@ struct PendingLines {
     lost: u64,
 }
 
-/// Writes the lines of a [`LogSink`]; when it is dropped, those that are pending.
+/// Writes the lines of a [`LogSink`]. Dropping it writes the pending lines.
 #[derive(Debug)]
 pub(super) struct LogWriter(LogSink);
 
 impl LogSink {
-    /// For standard error. Lines gather until the [`LogWriter`] starts to write or is dropped.
+    /// Lines are buffered until the [`LogWriter`] starts to write or is dropped.
     pub(super) fn for_standard_error() -> (Self, LogWriter) {
         let sink = Self::default();
         (sink.clone(), LogWriter(sink))

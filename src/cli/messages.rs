@@ -47,8 +47,8 @@ impl fmt::Display for Record<'_> {
     }
 }
 
-/// From now on log lines gather, and go to standard error once [`LogWriter::start_writing`] was called. `RUST_LOG` sets the
-/// level.
+/// Starts logging. Lines are buffered until [`LogWriter::start_writing`] is called, and then written to standard error.
+/// `RUST_LOG` sets the level.
 pub(super) fn start_log() -> LogWriter {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     let (sink, writer) = LogSink::for_standard_error();
@@ -62,8 +62,8 @@ pub(super) fn start_log() -> LogWriter {
     writer
 }
 
-/// Whether standard error is the journal. The variable alone does not say so: children of a service inherit it, and their
-/// standard error may be something else.
+/// Whether standard error is the journal. The variable alone is not enough: the children of a service inherit it, but may
+/// have another standard error.
 pub(super) fn goes_to_journal() -> bool {
     let named = std::env::var("JOURNAL_STREAM").ok();
     named.is_some_and(|named| is_stream(&named, io::stderr().as_fd()))
@@ -71,8 +71,8 @@ pub(super) fn goes_to_journal() -> bool {
 
 fn is_stream(named: &str, fd: BorrowedFd<'_>) -> bool {
     let Some((device, inode)) = named.split_once(':') else { return false };
-    let about = fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
-    about.is_ok_and(|about| Ok(about.dev()) == device.parse() && Ok(about.ino()) == inode.parse())
+    let metadata = fd.try_clone_to_owned().and_then(|fd| File::from(fd).metadata());
+    metadata.is_ok_and(|metadata| Ok(metadata.dev()) == device.parse() && Ok(metadata.ino()) == inode.parse())
 }
 
 /// Formats events as records; the journal adds the time.

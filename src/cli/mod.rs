@@ -76,7 +76,7 @@ enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     Good,
-    /// An input could not be read, or not to its end; or the host is not ready.
+    /// An input could not be read completely, or the host is not ready.
     BadInput,
     /// The command line or the policy is wrong.
     BadUsage,
@@ -107,7 +107,7 @@ pub fn main() -> ExitCode {
     };
     match result {
         Ok(outcome) => outcome.into(),
-        // The reader of the output has closed it.
+        // The reader of the output has closed the pipe.
         Err(error) if is_broken_pipe(&error) => Outcome::Good.into(),
         Err(error) => {
             print_error(format_args!("{error:#}"));
@@ -125,7 +125,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Writes an error to standard error, as a record for the journal if that is where it goes.
+/// Writes an error to standard error, as a record if that is the journal.
 fn print_error(what: std::fmt::Arguments<'_>) {
     let _ = if messages::goes_to_journal() {
         writeln!(io::stderr(), "{}", Record(Priority::Error, &what.to_string()))

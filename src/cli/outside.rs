@@ -1,4 +1,4 @@
-//! The file into which a replay writes the packets as the other side of the NAT would have seen them.
+//! The file into which a replay writes the packets as they are on the outside of the NAT.
 
 use std::fs::{self, File};
 use std::io::BufWriter;
@@ -27,7 +27,7 @@ enum State {
 
 /// Whether two paths name the same existing file.
 pub(super) fn is_same_file(one: &Path, other: &Path) -> bool {
-    let identity = |path| fs::metadata(path).map(|about| (about.dev(), about.ino()));
+    let identity = |path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()));
     matches!((identity(one), identity(other)), (Ok(one), Ok(other)) if one == other)
 }
 
@@ -42,7 +42,7 @@ impl OutsideFile {
         matches!(self.state, State::Failed(_))
     }
 
-    /// Writes what is left, or returns the first error.
+    /// Flushes the file, or returns the first error.
     pub(super) fn finish(self) -> anyhow::Result<()> {
         let finish = |writer: FileWriter<BufWriter<File>>| writer.finish().map(drop);
         match self.state {
@@ -68,7 +68,7 @@ impl OutsideFile {
 }
 
 impl Outside for OutsideFile {
-    fn sees(&mut self, frame: &Frame<'_>) {
+    fn frame(&mut self, frame: &Frame<'_>) {
         if let Err(error) = self.write(frame) {
             self.state = State::Failed(error.context(format!("cannot write {}", self.path.display())));
         }
@@ -80,7 +80,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_itself_by_whatever_name() {
+    fn hard_link_is_the_same_file() {
         let folder = std::env::temp_dir().join(format!("pinhole-outside-{}", std::process::id()));
         fs::create_dir_all(&folder).expect("a folder can be made");
         let (one, other) = (folder.join("one"), folder.join("other"));

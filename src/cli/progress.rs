@@ -3,12 +3,12 @@
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// Shorter files are read in a moment.
+/// No progress bar for shorter files.
 const MIN_LENGTH: u64 = 32 << 20;
 const REDRAW_INTERVAL: Duration = Duration::from_millis(100);
 const WIDTH: usize = 40;
 
-/// A bar on standard error.
+/// A progress bar on standard error.
 #[derive(Debug)]
 pub(super) struct Progress {
     name: String,

@@ -54,9 +54,9 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     };
     let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
     if args.json {
-        replay(args, Replay::behind(policy, nat, Json::new(out)))
+        replay(args, Replay::with_nat(policy, nat, Json::new(out)))
     } else {
-        replay(args, Replay::behind(policy, nat, Text::new(out)))
+        replay(args, Replay::with_nat(policy, nat, Text::new(out)))
     }
 }
 
@@ -77,14 +77,14 @@ fn replay<S: Sink>(args: &Args, mut replay: Replay<S>) -> anyhow::Result<Outcome
     };
     let mut outside = OutsideFile::create(path)?;
     let mut outcome = replay_files(args, &mut replay, &mut outside, OutsideFile::has_failed);
-    replay.nothing_more_comes(&mut outside);
-    let as_captured = replay.shown_as_captured();
-    if as_captured > 0 {
+    replay.release_pending(&mut outside);
+    let untranslated = replay.untranslated();
+    if untranslated > 0 {
         super::print_error(format_args!(
             "{}: contains {} as captured, with inside addresses, because the capture does not hold them completely; \
              capture with -s 0",
             path.display(),
-            Count(as_captured, "packet"),
+            Count(untranslated, "packet"),
         ));
     }
     if let Err(error) = outside.finish() {

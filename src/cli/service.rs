@@ -1,4 +1,4 @@
-//! `pinhole run` and the commands that talk to the service: `rules`, `status`, `reload`.
+//! `pinhole run` and `rules`, and the commands that use the control socket: `status`, `reload`.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -74,11 +74,11 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
         Ok(policy) => policy,
         Err(outcome) => return Ok(outcome),
     };
-    let ask = || Tables::open(KERNEL_TIMEOUT).and_then(|mut tables| Queueing::of_kernel(&mut tables));
+    let detect = || Tables::open(KERNEL_TIMEOUT).and_then(|mut tables| Queueing::of_kernel(&mut tables));
     let (queueing, whose) = match args.queueing {
         Some(QueueingArg::Statement) => (Queueing::Statement, "a kernel".to_owned()),
         Some(QueueingArg::Target) => (Queueing::CompatTarget, "a kernel".to_owned()),
-        None => match ask() {
+        None => match detect() {
             Ok(Some(queueing)) => (queueing, "this kernel".to_owned()),
             Ok(None) => (Queueing::Statement, "a kernel (this one cannot queue packets)".to_owned()),
             Err(error) => (Queueing::Statement, format!("a kernel (this one was not asked: {error})")),

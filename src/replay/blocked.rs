@@ -1,7 +1,7 @@
-//! Which connections of a capture a firewall that admits only the control ports and Pinhole's pinholes would have
-//! blocked.
+//! Finds the connections of a capture that would have been blocked by a firewall that admits only the control ports and
+//! Pinhole's pinholes.
 //!
-//! A capture has other traffic as well. Only connections that may belong to FTP count: new connections between the
+//! A capture contains other traffic, too. Only connections that may belong to FTP count: new connections between the
 //! two hosts of an open session.
 
 use std::collections::VecDeque;
@@ -15,10 +15,10 @@ use crate::core::net::{Connection, Flow};
 use crate::core::time::Timestamp;
 use crate::core::tracker::SessionNumber;
 
-/// How long a connection is known by its first packet: for that long the packet may come again.
-const KNOWN_FOR: Duration = Duration::from_secs(120);
-/// How many connections are known at a time; a bound, not a tuning.
-const MOST_KNOWN: usize = 1 << 16;
+/// How long a connection is remembered, because its SYN may be retransmitted.
+const REMEMBERED_FOR: Duration = Duration::from_secs(120);
+/// How many connections are remembered at a time, which limits the memory.
+const MAX_REMEMBERED: usize = 1 << 16;
 
 /// A connection that would have been blocked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,14 +27,14 @@ pub struct Blocked {
     pub to: SocketAddr,
 }
 
-/// Two hosts; which of them is which does not matter.
+/// Two hosts, the lower address first.
 type Hosts = (IpAddr, IpAddr);
 
 fn hosts(one: IpAddr, other: IpAddr) -> Hosts {
     if one <= other { (one, other) } else { (other, one) }
 }
 
-/// The connections that have been judged, and the hosts whose connections are.
+/// The connections that were admitted or reported as blocked, and the hosts of the open sessions.
 #[derive(Debug, Default)]
 pub(super) struct DataConnections {
     known: HashSet<Flow, RandomState>,
@@ -45,7 +45,7 @@ pub(super) struct DataConnections {
 
 impl DataConnections {
     pub(super) fn session_begins(&mut self, session: SessionNumber, connection: &Connection) {
-        // Each by its own address: what was captured inside has those.
+        // The sources of the two flows are the addresses before NAT, which a capture on the inside shows.
         let hosts = hosts(connection.original.source.address, connection.reply.source.address);
         self.live.insert(session, hosts);
         let (latest, count) = self.between.entry(hosts).or_insert((session, 0));
@@ -63,16 +63,16 @@ impl DataConnections {
         }
     }
 
-    /// The latest session between these two hosts, if one lives.
+    /// The latest session between these two hosts, if there is an open one.
     pub(super) fn session_between(&self, flow: &Flow) -> Option<SessionNumber> {
         let hosts = hosts(flow.source.address, flow.destination.address);
         self.between.get(&hosts).map(|(session, _)| *session)
     }
 
-    /// Whether this connection has been judged: its first packet comes again when its answer is late.
+    /// Whether this connection was handled before: its SYN is retransmitted if the answer is late.
     pub(super) fn is_known(&mut self, now: Timestamp, flow: &Flow) -> bool {
         while let Some((since, old)) = self.in_order.front()
-            && now.since(*since) >= KNOWN_FOR
+            && now.since(*since) >= REMEMBERED_FOR
         {
             self.known.remove(old);
             self.in_order.pop_front();
@@ -81,7 +81,7 @@ impl DataConnections {
     }
 
     pub(super) fn remember(&mut self, now: Timestamp, flow: &Flow) {
-        if self.in_order.len() == MOST_KNOWN
+        if self.in_order.len() == MAX_REMEMBERED
             && let Some((_, oldest)) = self.in_order.pop_front()
         {
             self.known.remove(&oldest);

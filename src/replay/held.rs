@@ -1,4 +1,4 @@
-//! A captured packet that waits for a missing segment, as the daemon keeps one in the kernel's queue.
+//! A captured packet that waits for a missing segment, as the daemon keeps packets in the kernel's queue.
 
 use crate::core::time::Timestamp;
 use crate::replay::pcap::file::Frame;
@@ -18,7 +18,7 @@ impl OwnedFrame {
         Self { link, data: data.to_vec(), original_len }
     }
 
-    /// As a frame with the time of its verdict.
+    /// The frame, with the time of its verdict.
     pub(super) fn frame(&self, time: Timestamp) -> Frame<'_> {
         Frame { time, link: self.link, data: &self.data, original_len: self.original_len }
     }

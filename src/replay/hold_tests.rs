@@ -21,7 +21,7 @@ impl Report for Silent {
 struct Times(Vec<Timestamp>);
 
 impl Outside for Times {
-    fn sees(&mut self, frame: &Frame<'_>) {
+    fn frame(&mut self, frame: &Frame<'_>) {
         self.0.push(frame.time);
     }
 }
@@ -34,7 +34,7 @@ fn show(replay: &mut Replay<Silent>, time: Timestamp, packet: &[u8], outside: &m
 #[test]
 fn kept_frame_expires_after_three_seconds_of_the_capture() {
     let nat = nat::parse_bytes("nat.yaml", NAT).expect("it is sound");
-    let mut replay = Replay::behind(Policy::default(), Some(nat), Silent);
+    let mut replay = Replay::with_nat(Policy::default(), Some(nat), Silent);
     let mut outside = Times::default();
     let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("203.0.113.5:21"), 7, 9);
     let start = Timestamp::from_secs(1);

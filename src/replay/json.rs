@@ -1,4 +1,4 @@
-//! The report of a replay as JSON: one object a line, as `docs/reference/replay.md` describes.
+//! The report of a replay as JSON: one object per line, as `docs/reference/replay.md` describes.
 
 use std::io::{self, Write};
 
@@ -114,7 +114,7 @@ impl<W: Write> super::Sink for Json<W> {
     }
 }
 
-/// A decimal number as it is, with all of its digits; a floating point one could not hold nanoseconds of today.
+/// A decimal number with all of its digits: an `f64` cannot hold a current Unix time in nanoseconds.
 fn number(decimal: String) -> Box<RawValue> {
     RawValue::from_string(decimal).expect("digits and a point are a JSON number")
 }
@@ -150,7 +150,7 @@ impl<W: Write> Report for Json<W> {
                 ("refused", Fields::Refused { announced_by: mode.announced_by(), to, reason: why.name() })
             }
             SessionEvent::Used { mode, flow } => {
-                // A data connection through a port range was announced after AUTH, where it cannot be read.
+                // A data connection through a port range was announced after AUTH, in an encrypted dialogue.
                 let announced_by = mode.map_or("AUTH", Mode::announced_by);
                 let (from, to) = (flow.source.to_string(), flow.destination.to_string());
                 ("used", Fields::Used { announced_by, from, to })

@@ -1,6 +1,7 @@
-//! Replays a capture through the real tracker: what would have been opened, refused, used and blocked.
+//! Replays a capture with the tracker that the daemon uses: which pinholes would have been opened and used, which
+//! announcements refused, and which connections blocked.
 //!
-//! The clock is the capture's, the firewall is simulated. Knows nothing of files; the caller supplies frames.
+//! The time is that of the capture, the firewall is simulated. Opens no file; the caller supplies frames.
 
 mod blocked;
 mod counters;
@@ -32,26 +33,26 @@ use blocked::DataConnections;
 use held::OwnedFrame;
 use nat::{Gateway, Nat, Translated, Way};
 
-/// Whoever shows what a replay finds.
+/// Receives the events of a replay.
 pub trait Report {
     fn event(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>);
 
-    /// A connection between the two hosts of a session came without having been expected.
+    /// A connection between the two hosts of a session was not expected.
     fn blocked(&mut self, at: Timestamp, session: SessionNumber, blocked: &Blocked);
 
     fn summary(&mut self, at: Timestamp, counters: &Counters);
 }
 
-/// A report that writes to somewhere, which can fail: the reader of a pipe may go away.
+/// A report that writes its output. Writing can fail, for example if the reader of a pipe has ended.
 pub trait Sink: Report {
-    /// Whether a write has failed, so that going on is in vain.
+    /// Whether a write has failed. Then the replay can stop.
     fn has_failed(&self) -> bool;
 
-    /// Writes what is left, or tells what failed first.
+    /// Flushes the output, or returns the first error.
     fn finish(self) -> std::io::Result<()>;
 }
 
-/// The middle, a simulated firewall, and what came of the frames so far.
+/// A tracker with a simulated firewall that is given the frames of a capture.
 #[derive(Debug)]
 pub struct Replay<R> {
     policy: Policy,
@@ -60,19 +61,19 @@ pub struct Replay<R> {
     connections: DataConnections,
     pending: PendingPackets<OwnedFrame>,
     counters: Counters,
-    /// Packets that the other side could not be shown as it would have seen them.
-    shown_as_captured: u64,
+    /// Packets that could not be translated for [`Outside`].
+    untranslated: u64,
     now: Timestamp,
     report: R,
 }
 
 impl<R: Report> Replay<R> {
     pub fn new(policy: Policy, report: R) -> Self {
-        Self::behind(policy, None, report)
+        Self::with_nat(policy, None, report)
     }
 
-    /// A replay of what was captured inside of such a NAT.
-    pub fn behind(policy: Policy, nat: Option<Nat>, report: R) -> Self {
+    /// With NAT, the capture has to be one that was taken on the inside of the gateway.
+    pub fn with_nat(policy: Policy, nat: Option<Nat>, report: R) -> Self {
         let firewall = Gateway::new(&policy.control_ports, nat);
         Self {
             policy,
@@ -81,7 +82,7 @@ impl<R: Report> Replay<R> {
             connections: DataConnections::default(),
             pending: PendingPackets::default(),
             counters: Counters::default(),
-            shown_as_captured: 0,
+            untranslated: 0,
             now: Timestamp::default(),
             report,
         }
@@ -91,31 +92,31 @@ impl<R: Report> Replay<R> {
         &mut self.report
     }
 
-    /// How many packets of translated connections [`Outside`] was shown as they were captured, because they are not whole.
-    pub const fn shown_as_captured(&self) -> u64 {
-        self.shown_as_captured
+    /// How many packets of translated connections were passed to [`Outside`] untranslated, because they are truncated.
+    pub const fn untranslated(&self) -> u64 {
+        self.untranslated
     }
 
-    /// The next frame belongs to another capture. If that begins before this one ended, the two have nothing to do
-    /// with each other, and all sessions are forgotten; else it goes on where this one stopped.
+    /// The next frame belongs to another capture. If that capture begins before this one ended, the two are unrelated,
+    /// and all sessions are forgotten. Otherwise it continues this capture.
     pub fn next_capture(&mut self, begins: Timestamp, outside: &mut impl Outside) {
         if begins < self.now {
-            self.nothing_more_comes(outside);
+            self.release_pending(outside);
             self.tracker.forget_all();
             self.connections = DataConnections::default();
-            self.firewall = self.firewall.anew();
+            self.firewall = self.firewall.restarted();
             self.now = begins;
         }
     }
 
-    /// That was all: no packet has to wait any longer.
-    pub fn nothing_more_comes(&mut self, outside: &mut impl Outside) {
+    /// Handles the kept packets at the end of a capture: the missing segments will not come.
+    pub fn release_pending(&mut self, outside: &mut impl Outside) {
         while let Some(frame) = self.pending.take_oldest() {
             self.handle_again(&frame, OnGap::Continue, outside);
         }
     }
 
-    /// So many packets of a capture came from interfaces of a kind that cannot be read.
+    /// Counts packets of a capture whose link type is not supported.
     pub fn skipped(&mut self, packets: u64) {
         self.counters.events.packets += packets;
         self.counters.events.damaged += packets;
@@ -126,7 +127,7 @@ impl<R: Report> Replay<R> {
         self.frame_for(frame, &mut ());
     }
 
-    /// Takes a frame, and shows the other side what it would have seen of it.
+    /// Handles a frame, and passes it to `outside` as it would look outside the gateway.
     #[inline]
     pub fn frame_for(&mut self, frame: &Frame<'_>, outside: &mut impl Outside) {
         match link::network_layer(frame.link, frame.data) {
@@ -134,12 +135,12 @@ impl<R: Report> Replay<R> {
             Err(not_ip) => {
                 self.counters.events.packets += 1;
                 self.counters.events.damaged += u64::from(not_ip != NotIp::OtherProtocol);
-                outside.sees(frame);
+                outside.frame(frame);
             }
         }
     }
 
-    /// Takes a packet that starts with its IP header.
+    /// Handles a packet that starts with its IP header.
     pub fn packet(&mut self, at: Timestamp, packet: &[u8]) {
         let original_len = u32::try_from(packet.len()).unwrap_or(u32::MAX);
         self.captured(&Frame { time: at, link: LinkType::Ip, data: packet, original_len }, packet, &mut ());
@@ -148,7 +149,7 @@ impl<R: Report> Replay<R> {
     #[inline]
     fn captured(&mut self, frame: &Frame<'_>, packet: &[u8], outside: &mut impl Outside) {
         self.counters.events.packets += 1;
-        // Captures hold packets that are a little out of order; time never runs backwards for the middle.
+        // Timestamps in captures may be out of order; the tracker's time must not decrease.
         self.now = self.now.max(frame.time);
         match Segment::parse(packet) {
             Ok(segment) => return self.segment(frame, packet, &segment, outside),
@@ -156,7 +157,7 @@ impl<R: Report> Replay<R> {
             Err(NotSegment::NotTcp) => {}
             Err(NotSegment::NotIp | NotSegment::BadTcp | NotSegment::BadChecksum) => self.counters.events.damaged += 1,
         }
-        outside.sees(frame);
+        outside.frame(frame);
     }
 
     #[inline]
@@ -179,11 +180,11 @@ impl<R: Report> Replay<R> {
             self.take(frame, packet, segment, OnGap::Continue, outside);
         }
         if !self.pending.is_empty() {
-            self.release_behind(&segment.flow, outside);
+            self.release_after(&segment.flow, outside);
         }
     }
 
-    /// Hands a segment to the tracker as it arrived at the gateway, and shows the other side what becomes of it. Returns
+    /// Passes a segment to the tracker as it arrived at the gateway, and to `outside` as it left the gateway. Returns
     /// false if the segment has to wait.
     #[inline]
     fn take(
@@ -210,14 +211,14 @@ impl<R: Report> Replay<R> {
             Handled::Session(Verdict::Later) => return false,
             Handled::Session(verdict) => verdict,
             Handled::NotOurs => {
-                if opens(segment) {
+                if is_first_syn(segment) {
                     self.connection(&segment.flow);
                     passes = self.firewall.passes(segment);
                 }
                 Verdict::Accept
             }
         };
-        self.show(frame, packet, segment, passes, &verdict, outside);
+        self.emit(frame, packet, segment, passes, &verdict, outside);
         true
     }
 
@@ -225,19 +226,19 @@ impl<R: Report> Replay<R> {
     fn arrived<'a>(&self, segment: &Segment<'a>, (translated, way): (Translated, Way)) -> Segment<'a> {
         let mut arrived = Segment { flow: translated.arriving(way), ..*segment };
         if way == Way::In && !segment.flags.has(Flags::SYN) {
-            arrived.ack = self.acknowledged_outside(&translated, segment.ack);
+            arrived.ack = self.ack_outside(&translated, segment.ack);
         }
         arrived
     }
 
-    /// What the outside end acknowledged where the inside end hears this.
-    fn acknowledged_outside(&self, translated: &Translated, ack: Seq) -> Seq {
+    /// The acknowledgement number that the outside end sent, if the inside end received `ack`.
+    fn ack_outside(&self, translated: &Translated, ack: Seq) -> Seq {
         let known = self.tracker.place_for_receiver(&translated.inside, ack);
-        known.unwrap_or_else(|| self.firewall.unshifted(translated, ack))
+        known.unwrap_or_else(|| self.firewall.ack_before_adjustment(translated, ack))
     }
 
     #[inline]
-    fn show<O: Outside>(
+    fn emit<O: Outside>(
         &mut self,
         frame: &Frame<'_>,
         packet: &[u8],
@@ -249,32 +250,32 @@ impl<R: Report> Replay<R> {
         if !O::WANTED {
             return;
         }
-        let Some((translated, way)) = passes else { return outside.sees(frame) };
-        let seen = match (way, verdict) {
+        let Some((translated, way)) = passes else { return outside.frame(frame) };
+        let packet_outside = match (way, verdict) {
             (Way::In, _) => {
                 let is_first = segment.flags.has(Flags::SYN);
-                let acknowledged = |ack| if is_first { ack } else { self.acknowledged_outside(&translated, ack) };
+                let acknowledged = |ack| if is_first { ack } else { self.ack_outside(&translated, ack) };
                 readdressed(packet, &translated.outside.reversed(), segment.seq, acknowledged)
             }
             (Way::Out, Verdict::Replace(other)) => replaced(packet, other.seq, &other.payload).and_then(|packet| {
-                let seq = self.firewall.shifted(&translated, other.seq);
+                let seq = self.firewall.adjusted_seq(&translated, other.seq);
                 readdressed(&packet, &translated.outside, seq, |ack| ack)
             }),
             (Way::Out, Verdict::Accept | Verdict::Later | Verdict::Drop) => {
-                let seq = self.firewall.shifted(&translated, segment.seq);
+                let seq = self.firewall.adjusted_seq(&translated, segment.seq);
                 readdressed(packet, &translated.outside, seq, |ack| ack)
             }
         };
-        match seen {
-            Some(seen) => outside::show(frame, packet.len(), &seen, outside),
+        match packet_outside {
+            Some(translated) => outside::emit(frame, packet.len(), &translated, outside),
             None => {
-                self.shown_as_captured += 1;
-                outside.sees(frame);
+                self.untranslated += 1;
+                outside.frame(frame);
             }
         }
     }
 
-    /// Keeps a packet until the missing segment in front of it has come. Returns false if it cannot be kept.
+    /// Keeps a packet until the missing earlier segment has come. Returns false if too many packets are kept.
     #[cold]
     fn keep(&mut self, frame: &Frame<'_>, segment: &Segment<'_>) -> bool {
         let arrived = self.firewall.passes(segment).map_or(segment.flow, |(translated, way)| translated.arriving(way));
@@ -283,8 +284,8 @@ impl<R: Report> Replay<R> {
         self.pending.keep(PendingPacket::new(OwnedFrame::new(frame), place, client, self.now)).is_ok()
     }
 
-    /// Handles the kept packets that do not have to wait any longer when this segment comes: those that were kept for too
-    /// long, and those in front of which this segment acknowledges everything.
+    /// Handles kept packets before this segment: packets that were kept for too long, and packets whose missing earlier
+    /// segment this segment acknowledges.
     #[cold]
     fn release_before(&mut self, segment: &Segment<'_>, outside: &mut impl Outside) {
         while let Some(frame) = self.pending.take_expired(self.now).or_else(|| self.pending.take_acknowledged(segment))
@@ -295,11 +296,11 @@ impl<R: Report> Replay<R> {
 
     /// Handles the kept packets of a flow again: the missing segment may have come.
     #[cold]
-    fn release_behind(&mut self, flow: &Flow, outside: &mut impl Outside) {
+    fn release_after(&mut self, flow: &Flow, outside: &mut impl Outside) {
         let mut from = 0;
         while let Some((place, pending)) = self.pending.take_of_flow(flow, from) {
             if self.handle_again(&pending.packet, OnGap::Wait, outside) {
-                // It may be the one for which another packet waits.
+                // It may be the missing segment of another kept packet.
                 from = 0;
             } else {
                 self.pending.put_back(place, pending);
@@ -310,19 +311,19 @@ impl<R: Report> Replay<R> {
 
     fn handle_again(&mut self, frame: &OwnedFrame, on_gap: OnGap, outside: &mut impl Outside) -> bool {
         let frame = frame.frame(self.now);
-        // Both were parsed before.
+        // Both were parsed when the packet was kept.
         let Ok(packet) = link::network_layer(frame.link, frame.data) else { return true };
         let Ok(segment) = Segment::parse(packet) else { return true };
         self.take(&frame, packet, &segment, on_gap, outside)
     }
 
-    /// A connection is being opened that is no control connection.
+    /// Handles the SYN of a connection that is not a session: admits a data connection, or reports it as blocked.
     fn connection(&mut self, flow: &Flow) {
         let Self { policy, tracker, firewall, connections, counters, now, report, .. } = self;
         if policy.control_ports.contains(flow.destination.port) {
             return;
         }
-        // A pinhole first: the addresses of a connection may come again soon, and then were announced again.
+        // The pinhole is checked first: the same addresses may be announced and used again soon.
         match firewall.admit(*now, flow) {
             Some((Admitted::Pinhole(_) | Admitted::PortRangePinhole(_), arrived)) => {
                 connections.remember(*now, flow);
@@ -341,15 +342,15 @@ impl<R: Report> Replay<R> {
         }
     }
 
-    /// That was all: tells the summary, and hands back whoever showed it.
+    /// Reports the summary.
     pub fn finish(mut self) -> (Counters, R) {
-        self.nothing_more_comes(&mut ());
+        self.release_pending(&mut ());
         self.report.summary(self.now, &self.counters);
         (self.counters, self.report)
     }
 }
 
-fn opens(segment: &Segment<'_>) -> bool {
+fn is_first_syn(segment: &Segment<'_>) -> bool {
     segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::ACK)
 }
 
@@ -357,7 +358,7 @@ fn socket_address(endpoint: crate::core::net::Endpoint) -> SocketAddr {
     SocketAddr::new(endpoint.address, endpoint.port.number())
 }
 
-/// Counts what the tracker tells, and hands it on.
+/// Counts the tracker's events and forwards them to the report.
 struct Counting<'a, R> {
     counters: &'a mut Counters,
     connections: &'a mut DataConnections,

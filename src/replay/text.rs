@@ -12,7 +12,7 @@ use crate::core::tracker::{SessionEvent, SessionNumber};
 /// How many blocked connections the summary lists.
 const MAX_BLOCKED: usize = 20;
 
-/// Writes each event as a line that a person reads.
+/// Writes each event as a line of text.
 #[derive(Debug)]
 pub struct Text<W> {
     sink: W,
@@ -27,7 +27,7 @@ impl<W: Write> Text<W> {
     }
 
     fn line(&mut self, at: Timestamp, session: SessionNumber, text: fmt::Arguments<'_>) {
-        // A file that is older than the one before it starts over.
+        // Times are relative to the start of the capture. An older capture starts again at zero.
         let began = self.began.map_or(at, |began| began.min(at));
         self.began = Some(began);
         let since = at.since(began);
@@ -98,8 +98,8 @@ impl<W: Write> Report for Text<W> {
         }
         if blocked > 0 {
             self.write(format_args!("Blocked:\n"));
-            for (session, one) in std::mem::take(&mut self.blocked) {
-                self.write(format_args!("  {} -> {} (session #{session})\n", one.from, one.to));
+            for (session, Blocked { from, to }) in std::mem::take(&mut self.blocked) {
+                self.write(format_args!("  {from} -> {to} (session #{session})\n"));
             }
             let more = blocked.saturating_sub(MAX_BLOCKED as u64);
             if more > 0 {

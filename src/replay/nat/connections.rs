@@ -1,4 +1,4 @@
-//! The connections that go through the gateway, by the addresses that they have on either side.
+//! The translated connections, by their addresses on both sides of the gateway.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -10,34 +10,33 @@ use crate::core::kernel::Progress;
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use crate::core::seqadj::Adjustment;
 
-/// How many connections are known at a time; a bound, not a tuning.
-const MOST_KNOWN: usize = 1 << 16;
+/// How many connections are remembered at a time, which limits the memory.
+const MAX_REMEMBERED: usize = 1 << 16;
 
-/// How many ports are tried for a connection whose own is taken: a capture may hold as many that want the same as there
-/// are ports.
-const MOST_TRIED: usize = 1024;
+/// How many ports are tried for a connection whose source port is taken. The limit keeps the search short for a capture
+/// with many connections from one port.
+const MAX_PORTS_TRIED: usize = 1024;
 
-/// Which way a packet goes through the gateway.
+/// The direction of a packet through the gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::replay) enum Way {
-    /// The inside end has sent it.
     Out,
-    /// The outside end has.
     In,
 }
 
+/// The addresses of a translated connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::replay) struct Translated {
-    /// What the inside end sends, as it is captured.
+    /// The flow from the inside end to the outside end, as captured on the inside.
     pub(in crate::replay) inside: Flow,
-    /// The same, as the outside end gets it.
+    /// The same flow on the outside of the gateway.
     pub(in crate::replay) outside: Flow,
-    /// Which way its first packet went.
+    /// The direction of the first SYN.
     pub(in crate::replay) opened: Way,
 }
 
 impl Translated {
-    /// The addresses with which its packets of either direction arrive at the gateway.
+    /// The addresses with which the packets of both directions arrive at the gateway.
     pub(in crate::replay) const fn connection(&self) -> Connection {
         let (out, back) = (self.inside, self.outside.reversed());
         match self.opened {
@@ -46,7 +45,7 @@ impl Translated {
         }
     }
 
-    /// Those of the packets that go that way.
+    /// The addresses with which the packets of this direction arrive at the gateway.
     pub(in crate::replay) const fn arriving(&self, way: Way) -> Flow {
         match way {
             Way::Out => self.inside,
@@ -54,7 +53,7 @@ impl Translated {
         }
     }
 
-    /// The direction in which the inside end speaks.
+    /// The direction of the packets that the inside end sends.
     pub(super) const fn outwards(&self) -> Direction {
         match self.opened {
             Way::Out => Direction::FromClient,
@@ -63,30 +62,30 @@ impl Translated {
     }
 }
 
-/// A connection and what the gateway does to it.
+/// A translated connection, with the state that the kernel's conntrack would have.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NatConnection {
     pub(super) translated: Translated,
-    /// How what the inside end says is shifted.
+    /// The sequence adjustment of the packets that the inside end sends.
     pub(super) adjustment: Option<Adjustment>,
     pub(super) progress: Progress,
-    /// The number of its SYN, if that was seen: one with another begins another connection.
-    first: Option<Seq>,
+    /// The sequence number of the SYN, if it was captured. A SYN with another number begins a new connection.
+    syn: Option<Seq>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     by_inside: HashMap<Flow, NatConnection, RandomState>,
-    /// What the outside end gets, and which connection that is.
+    /// From the flow outside to the flow inside.
     by_outside: HashMap<Flow, Flow, RandomState>,
     in_order: VecDeque<Flow>,
 }
 
 impl Connections {
-    /// The connection of a captured packet, and which way that goes.
+    /// The connection of a captured packet, and the packet's direction.
     pub(super) fn captured(&self, flow: &Flow) -> Option<(&NatConnection, Way)> {
-        let out = self.by_inside.get(flow).map(|standing| (standing, Way::Out));
-        out.or_else(|| self.by_inside.get(&flow.reversed()).map(|standing| (standing, Way::In)))
+        let out = self.by_inside.get(flow).map(|connection| (connection, Way::Out));
+        out.or_else(|| self.by_inside.get(&flow.reversed()).map(|connection| (connection, Way::In)))
     }
 
     /// The connection of a packet that arrives at the gateway with these addresses.
@@ -95,7 +94,7 @@ impl Connections {
         self.by_inside.get_mut(&inside)
     }
 
-    /// Adds one, in place of any that had these addresses inside.
+    /// Adds a connection. It replaces a connection with the same addresses inside.
     pub(super) fn add(&mut self, translated: Translated) {
         let Translated { inside, outside, .. } = translated;
         match self.by_inside.get(&inside) {
@@ -104,7 +103,7 @@ impl Connections {
             }
             None => {
                 self.in_order.push_back(inside);
-                if self.in_order.len() > MOST_KNOWN
+                if self.in_order.len() > MAX_REMEMBERED
                     && let Some(oldest) = self.in_order.pop_front()
                     && let Some(forgotten) = self.by_inside.remove(&oldest)
                 {
@@ -113,29 +112,29 @@ impl Connections {
             }
         }
         self.by_inside
-            .insert(inside, NatConnection { translated, adjustment: None, progress: Progress::Unknown, first: None });
+            .insert(inside, NatConnection { translated, adjustment: None, progress: Progress::Unknown, syn: None });
         self.by_outside.insert(outside, inside);
     }
 
-    /// A SYN with that number was captured: if it is not the one that is known, the connection is a new one, of which
-    /// nothing has been said yet.
-    pub(super) fn begins(&mut self, flow: &Flow, first: Seq) {
+    /// Handles a SYN with this sequence number. Unless it is a retransmission, the connection is a new one without
+    /// adjustment.
+    pub(super) fn begins(&mut self, flow: &Flow, syn: Seq) {
         let inside = if self.by_inside.contains_key(flow) { *flow } else { flow.reversed() };
-        if let Some(standing) = self.by_inside.get_mut(&inside)
-            && standing.first != Some(first)
+        if let Some(connection) = self.by_inside.get_mut(&inside)
+            && connection.syn != Some(syn)
         {
-            *standing =
-                NatConnection { first: Some(first), adjustment: None, progress: Progress::Unknown, ..*standing };
+            *connection =
+                NatConnection { syn: Some(syn), adjustment: None, progress: Progress::Unknown, ..*connection };
         }
     }
 
-    /// What the outside end gets of a connection that leaves with another address: the same port, where that is free, or
-    /// one of some others. If all of them are taken, it shares its own.
-    pub(super) fn leaving(&self, inside: &Flow, worn: IpAddr) -> Flow {
-        let with_port = |port| Flow { source: Endpoint::new(worn, port), ..*inside };
+    /// The flow outside after SNAT to `address`: with the same source port if that is free, or with another one. If all
+    /// tried ports are taken, the source port stays the same.
+    pub(super) fn after_snat(&self, inside: &Flow, address: IpAddr) -> Flow {
+        let with_port = |port| Flow { source: Endpoint::new(address, port), ..*inside };
         let is_free = |flow: &Flow| self.by_outside.get(flow).is_none_or(|other| other == inside);
         let own = inside.source.port;
-        let others = (1024..=u16::MAX).filter_map(Port::new).take(MOST_TRIED);
+        let others = (1024..=u16::MAX).filter_map(Port::new).take(MAX_PORTS_TRIED);
         let mut choices = std::iter::once(own).chain(others).map(with_port);
         choices.find(is_free).unwrap_or_else(|| with_port(own))
     }
@@ -147,18 +146,18 @@ mod tests {
     use crate::core::script::endpoint;
 
     #[test]
-    fn for_a_port_that_many_want_a_bounded_number_of_others_is_tried() {
+    fn number_of_ports_tried_for_snat_is_bounded() {
         let mut connections = Connections::default();
-        let worn = endpoint("198.51.100.1:1").address;
+        let address = endpoint("198.51.100.1:1").address;
         let mut ports = Vec::new();
-        for host in 0..MOST_TRIED + 10 {
+        for host in 0..MAX_PORTS_TRIED + 10 {
             let source = endpoint(&format!("10.0.{}.{}:40000", host / 256, host % 256));
             let inside = Flow { source, destination: endpoint("203.0.113.5:21") };
-            let outside = connections.leaving(&inside, worn);
+            let outside = connections.after_snat(&inside, address);
             connections.add(Translated { inside, outside, opened: Way::Out });
             ports.push(outside.source.port.number());
         }
         assert_eq!(ports[..3], [40000, 1024, 1025]);
-        assert_eq!(ports[MOST_TRIED + 1..], [40000; 9], "it shares its own when those are taken");
+        assert_eq!(ports[MAX_PORTS_TRIED + 1..], [40000; 9], "the same port if all others are taken");
     }
 }

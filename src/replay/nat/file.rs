@@ -1,4 +1,4 @@
-//! The description of a NAT, from the same YAML that policies are written in, and with the same kind of errors.
+//! Reads the description of a NAT, a YAML file, with the same parser and the same kind of errors as a policy.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,10 +7,10 @@ use crate::core::net::{Endpoint, Port};
 use crate::core::policy::{self, Entry, Hosts, Problems, Quoted, Reader};
 
 const KEYS: &[&str] = &["inside", "outside", "dnat"];
-/// The most networks, or entries of `dnat`.
-const MOST_LISTED: usize = 1000;
-/// One of each family.
-const MOST_OUTSIDE: usize = 2;
+/// The maximum number of networks, and of entries of `dnat`.
+const MAX_LIST: usize = 1000;
+/// One address of each family.
+const MAX_OUTSIDE: usize = 2;
 
 const ALL: &str = "inside, and outside or dnat or both";
 const INSIDE: &str = "a list of networks such as [192.168.0.0/16, fd00::/8]";
@@ -20,12 +20,12 @@ const DNAT: &str = "\"OUTSIDE:PORT -> INSIDE:PORT\", such as \"198.51.100.1:21 -
 
 /// Reads the description of a NAT from the bytes of a file.
 ///
-/// `name` is what the file is called in the problems.
+/// `name` is the name of the file in error messages.
 ///
 /// # Errors
-/// All that is wrong with it, each with its line and column.
+/// All errors of the file, each with its line and column.
 pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Nat, Problems> {
-    // There is nothing to be warned of.
+    // A NAT has no warnings.
     policy::read_bytes(name, bytes, read).map(|(nat, _)| nat)
 }
 
@@ -36,7 +36,7 @@ fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Nat {
     if inside.is_none() {
         reader.error(root, "there is no key inside: who is behind the NAT?", ALL);
     }
-    // Nobody is compared with an inside that cannot be read.
+    // If `inside` cannot be read, the other addresses are not compared with it.
     let inside = inside.flatten();
     let outside = fields.get("outside").map(|entry| outside(reader, entry, inside.as_ref()));
     let dnat = fields.get("dnat").map(|entry| dnat(reader, entry, inside.as_ref()));
@@ -51,7 +51,7 @@ fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Nat {
 }
 
 fn inside(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Hosts> {
-    let entries = reader.list(entry, 1..=MOST_LISTED, INSIDE)?;
+    let entries = reader.list(entry, 1..=MAX_LIST, INSIDE)?;
     let count = entries.len();
     let networks: Vec<_> = entries.into_iter().filter_map(|entry| policy::network(reader, entry)).collect();
     (networks.len() == count).then(|| Hosts::new(networks))
@@ -59,7 +59,7 @@ fn inside(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Hosts> {
 
 fn outside(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Option<Vec<IpAddr>> {
     let mut addresses: Vec<IpAddr> = Vec::new();
-    for entry in reader.list(entry, 1..=MOST_OUTSIDE, OUTSIDE)? {
+    for entry in reader.list(entry, 1..=MAX_OUTSIDE, OUTSIDE)? {
         let Some(text) = reader.text(entry, OUTSIDE) else { continue };
         let Ok(address) = text.parse::<IpAddr>() else {
             reader.error(entry, format!("{} is no address", Quoted(text)), OUTSIDE);
@@ -77,7 +77,7 @@ fn outside(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) ->
 
 fn dnat(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Option<Vec<Dnat>> {
     let mut all: Vec<Dnat> = Vec::new();
-    for entry in reader.list(entry, 1..=MOST_LISTED, DNAT)? {
+    for entry in reader.list(entry, 1..=MAX_LIST, DNAT)? {
         let Some(text) = reader.text(entry, DNAT) else { continue };
         let ends = text.split_once("->").and_then(|(outside, inside)| Some((endpoint(outside)?, endpoint(inside)?)));
         let Some((outside, target)) = ends else {
@@ -132,9 +132,9 @@ mod tests {
                     - 198.51.100.2:2121 -> 192.168.0.5:21\n  - \"[2001:db8::1]:21 -> [fd00::5]:21\"\n";
         let nat = parse_bytes("nat.yaml", text.as_bytes()).expect("it is good");
         assert!(nat.is_inside(endpoint("[fd00::5]:1").address) && !nat.is_inside(endpoint("10.0.0.1:1").address));
-        assert_eq!(nat.worn_towards(endpoint("203.0.113.5:21").address), Some(endpoint("198.51.100.1:1").address));
-        assert_eq!(nat.reached_by(endpoint("192.168.0.5:21")), Some(endpoint("198.51.100.2:2121")));
-        assert_eq!(nat.reached_by(endpoint("192.168.0.5:22")), None);
+        assert_eq!(nat.snat_address(endpoint("203.0.113.5:21").address), Some(endpoint("198.51.100.1:1").address));
+        assert_eq!(nat.before_dnat(endpoint("192.168.0.5:21")), Some(endpoint("198.51.100.2:2121")));
+        assert_eq!(nat.before_dnat(endpoint("192.168.0.5:22")), None);
         assert!(nat.is_outside(endpoint("198.51.100.2:1").address));
     }
 

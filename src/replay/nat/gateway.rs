@@ -1,4 +1,4 @@
-//! A firewall in memory with NAT, as far as a replay needs it. Without NAT it is the simulated firewall.
+//! A simulated firewall with NAT. Without NAT it is the same as [`Simulated`].
 
 use std::net::IpAddr;
 
@@ -14,15 +14,15 @@ use crate::core::policy::ControlPorts;
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::core::time::Timestamp;
 
-/// Pinholes, the connections that are translated, and how they are shifted.
+/// Pinholes, translated connections, and their sequence adjustments.
 #[derive(Debug)]
 pub(in crate::replay) struct Gateway {
     control_ports: ControlPorts,
     simulated: Simulated,
     nat: Option<Nat>,
     connections: Connections,
-    /// Who will be delivered where, and to where he connects for that.
-    delivered: HashMap<(IpAddr, Endpoint), Endpoint, RandomState>,
+    /// The destination before DNAT of each expected data connection, by its source address and destination after DNAT.
+    expected_dnat: HashMap<(IpAddr, Endpoint), Endpoint, RandomState>,
 }
 
 impl Gateway {
@@ -32,16 +32,16 @@ impl Gateway {
             simulated: Simulated::new(control_ports.as_slice().iter().copied()),
             nat,
             connections: Connections::default(),
-            delivered: HashMap::default(),
+            expected_dnat: HashMap::default(),
         }
     }
 
-    /// The same, which has seen nothing yet.
-    pub(in crate::replay) fn anew(&mut self) -> Self {
+    /// A gateway with the same settings, but without connections and pinholes.
+    pub(in crate::replay) fn restarted(&mut self) -> Self {
         Self::new(&self.control_ports, self.nat.take())
     }
 
-    /// The translated connection to which a captured segment belongs, and which way it goes.
+    /// The translated connection of a captured segment, and the segment's direction.
     #[inline]
     pub(in crate::replay) fn passes(&mut self, segment: &Segment<'_>) -> Option<(Translated, Way)> {
         self.nat.as_ref()?;
@@ -57,75 +57,76 @@ impl Gateway {
         if segment.flags.has(Flags::SYN) && !segment.flags.has(Flags::ACK) {
             self.connections.begins(flow, segment.seq);
         }
-        let (standing, way) = self.connections.captured(flow)?;
-        Some((standing.translated, way))
+        let (connection, way) = self.connections.captured(flow)?;
+        Some((connection.translated, way))
     }
 
-    /// What the NAT makes of a control connection that has been captured for the first time.
+    /// The translation of a new control connection.
     fn control(&self, flow: &Flow) -> Option<Translated> {
         let nat = self.nat.as_ref()?;
         let out = match (nat.is_inside(flow.source.address), nat.is_inside(flow.destination.address)) {
             (true, false) => *flow,
             (false, true) => flow.reversed(),
-            // What goes from one host to another inside does not pass the gateway; what goes by it does not either.
+            // Between two inside hosts, or between two outside hosts: not translated.
             (true, true) | (false, false) => return None,
         };
         if nat.is_outside(out.destination.address) {
-            // From inside to inside, by an outside address: the capture has both halves of it, and neither is outside.
+            // Hairpin NAT: the capture has the packets before and after the translation, and no end is outside.
             return None;
         }
-        if let Some(dialled) = nat.reached_by(out.source)
-            && self.control_ports.contains(dialled.port)
+        if let Some(before_dnat) = nat.before_dnat(out.source)
+            && self.control_ports.contains(before_dnat.port)
         {
-            return Some(Translated { inside: out, outside: Flow { source: dialled, ..out }, opened: Way::In });
+            return Some(Translated { inside: out, outside: Flow { source: before_dnat, ..out }, opened: Way::In });
         }
         if !self.control_ports.contains(out.destination.port) {
             return None;
         }
-        let worn = nat.worn_towards(out.destination.address)?;
-        Some(Translated { inside: out, outside: self.connections.leaving(&out, worn), opened: Way::Out })
+        let address = nat.snat_address(out.destination.address)?;
+        Some(Translated { inside: out, outside: self.connections.after_snat(&out, address), opened: Way::Out })
     }
 
-    /// A new data connection was captured. If it was expected it is admitted, its pinhole is used up, and it is
-    /// translated from now on. Says, too, with which addresses it arrived.
+    /// Admits a new data connection if it was expected. Its pinhole is used, and the connection is translated from now
+    /// on. Also returns the addresses with which it arrived at the gateway.
     pub(in crate::replay) fn admit(&mut self, now: Timestamp, captured: &Flow) -> Option<(Admitted, Flow)> {
-        let dialled = self.delivered.get(&(captured.source.address, captured.destination)).copied();
-        let arriving = dialled.map_or(*captured, |destination| Flow { destination, ..*captured });
+        let before_dnat = self.expected_dnat.get(&(captured.source.address, captured.destination)).copied();
+        let arriving = before_dnat.map_or(*captured, |destination| Flow { destination, ..*captured });
         let admitted = self.simulated.admit(now, &arriving)?;
         if let Admitted::Pinhole(pinhole) = &admitted {
-            self.forget_delivery(pinhole);
-            if dialled.is_some() {
+            self.forget_expected_dnat(pinhole);
+            if before_dnat.is_some() {
                 let (inside, outside) = (captured.reversed(), arriving.reversed());
                 self.connections.add(Translated { inside, outside, opened: Way::In });
-            } else if let Some(worn) = pinhole.mapping.from {
-                let outside = self.connections.leaving(captured, worn);
+            } else if let Some(address) = pinhole.mapping.from {
+                let outside = self.connections.after_snat(captured, address);
                 self.connections.add(Translated { inside: *captured, outside, opened: Way::Out });
             }
         }
         Some((admitted, arriving))
     }
 
-    /// What becomes of the sequence number of a segment that the inside end sends.
-    pub(in crate::replay) fn shifted(&self, translated: &Translated, seq: Seq) -> Seq {
+    /// The sequence number outside of a segment that the inside end sends.
+    pub(in crate::replay) fn adjusted_seq(&self, translated: &Translated, seq: Seq) -> Seq {
         self.adjustment(translated).map_or(seq, |adjustment| adjustment.sequence(seq))
     }
 
-    /// What an acknowledgement was that the inside end gets as this one, if nobody knows better.
-    pub(in crate::replay) fn unshifted(&self, translated: &Translated, ack: Seq) -> Seq {
+    /// An acknowledgement number that is adjusted to `ack`. It may differ from the one that the outside end sent, because
+    /// several numbers are adjusted to the same one.
+    pub(in crate::replay) fn ack_before_adjustment(&self, translated: &Translated, ack: Seq) -> Seq {
         let Some(adjustment) = self.adjustment(translated) else { return ack };
         let candidates = [adjustment.after, adjustment.before].map(|by| ack.moved(by));
         candidates.into_iter().find(|sent| adjustment.acknowledgement(*sent) == ack).unwrap_or(candidates[0])
     }
 
     fn adjustment(&self, translated: &Translated) -> Option<Adjustment> {
-        self.connections.captured(&translated.inside).and_then(|(standing, _)| standing.adjustment)
+        self.connections.captured(&translated.inside).and_then(|(connection, _)| connection.adjustment)
     }
 
-    fn forget_delivery(&mut self, expectation: &Expectation) {
+    fn forget_expected_dnat(&mut self, expectation: &Expectation) {
         let key = (expectation.from, expectation.target());
-        // Another one may be delivered to the same place by now.
-        if self.delivered.get(&key) == Some(&expectation.to) {
-            self.delivered.remove(&key);
+        // A later expectation may have the same source and target.
+        if self.expected_dnat.get(&key) == Some(&expectation.to) {
+            self.expected_dnat.remove(&key);
         }
     }
 }
@@ -155,14 +156,14 @@ impl Firewall for Gateway {
     fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {
         self.simulated.open(expectation, of)?;
         if expectation.mapping.to.is_some() {
-            self.delivered.insert((expectation.from, expectation.target()), expectation.to);
+            self.expected_dnat.insert((expectation.from, expectation.target()), expectation.to);
         }
         Ok(())
     }
 
     fn close(&mut self, expectation: &Expectation) {
         self.simulated.close(expectation);
-        self.forget_delivery(expectation);
+        self.forget_expected_dnat(expectation);
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
@@ -176,12 +177,12 @@ impl Firewall for Gateway {
         adjustment: &Adjustment,
         _: &[Seq],
     ) -> Result<(), NotAdjusted> {
-        let standing = self.connections.arriving(&connection.original).ok_or(NotAdjusted::NotPrepared)?;
-        // What the outside end says is in the capture as it came out of the gateway: its length is settled.
-        if standing.translated.outwards() != direction {
+        let entry = self.connections.arriving(&connection.original).ok_or(NotAdjusted::NotPrepared)?;
+        // The capture has the packets of the outside end as they left the gateway, so their length cannot change any more.
+        if entry.translated.outwards() != direction {
             return Err(NotAdjusted::NotPrepared);
         }
-        standing.adjustment = Some(*adjustment);
+        entry.adjustment = Some(*adjustment);
         Ok(())
     }
 
@@ -199,7 +200,7 @@ impl Firewall for Gateway {
 
     fn record(&mut self, connection: &Connection, progress: Progress) {
         match self.connections.arriving(&connection.original) {
-            Some(standing) => standing.progress = progress,
+            Some(entry) => entry.progress = progress,
             None => self.simulated.record(connection, progress),
         }
     }

@@ -1,23 +1,23 @@
-//! A window over a source of bytes: large reads, no copy for each record, bounded memory.
+//! A buffer in front of a source of bytes: large reads, no copy for each record, bounded memory.
 //!
 //! Knows nothing of capture formats.
 
 use std::io::{self, ErrorKind, Read};
 
-/// How much is asked of the source at a time. Small enough to stay in a processor's second-level cache, where the copy
-/// out of the page cache and the reading that follows meet; neither smaller nor larger windows were faster.
+/// The size of a read. Small enough for the second-level cache, so that bytes that were just copied from the page cache are
+/// parsed there. Neither smaller nor larger sizes were faster.
 const WINDOW: usize = 256 * 1024;
 
 /// The bytes of `source` from the current position on, as far as they have been read.
 pub(super) struct Buffer<R> {
     source: R,
-    /// Whether the source has said that it is at its end. It is not asked again: a terminal might go on.
+    /// The source has ended. It is not read again, because a terminal could continue after its end.
     ended: bool,
-    /// Initialised throughout; only `start..end` is meaningful.
+    /// Only `start..end` is used.
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-    /// How many bytes the source has given in all.
+    /// How many bytes were read from the source.
     read: u64,
 }
 
@@ -26,24 +26,24 @@ impl<R: Read> Buffer<R> {
         Self { source, ended: false, bytes: vec![0; WINDOW], start: 0, end: 0, read: 0 }
     }
 
-    /// What can be looked at without asking the source.
+    /// The buffered bytes.
     #[inline]
     pub(super) fn available(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// The offset in the source of the first available byte.
+    /// The offset in the source of the first buffered byte.
     #[inline]
     pub(super) fn position(&self) -> u64 {
         self.read - (self.end - self.start) as u64
     }
 
-    /// How many bytes the source has given so far; where it ended, once it has.
+    /// How many bytes were read from the source; its length, once it has ended.
     pub(super) fn read(&self) -> u64 {
         self.read
     }
 
-    /// Takes the first `count` bytes of what is available.
+    /// Takes the first `count` buffered bytes.
     #[inline]
     pub(super) fn take(&mut self, count: usize) -> &[u8] {
         let taken = &self.bytes[self.start..self.end][..count];
@@ -51,12 +51,12 @@ impl<R: Read> Buffer<R> {
         taken
     }
 
-    /// Makes at least `wanted` bytes available; `false` if the source ends before.
+    /// Reads until at least `wanted` bytes are buffered. Returns false if the source ends before.
     ///
-    /// The window grows only when it is full of bytes that really came, never because of what a header claims.
+    /// The buffer grows only when it is full of bytes from the source, never because of a length in a header.
     #[cold]
     pub(super) fn fill(&mut self, wanted: usize) -> io::Result<bool> {
-        // What is left is less than one record, so that moving it costs next to nothing and every read is a large one.
+        // The buffered bytes are less than one record, so moving them is cheap, and keeps every read large.
         self.bytes.copy_within(self.start..self.end, 0);
         self.end -= self.start;
         self.start = 0;
@@ -71,12 +71,12 @@ impl<R: Read> Buffer<R> {
         Ok(self.end >= wanted)
     }
 
-    /// Passes over `count` bytes, however many they are, without keeping them; `false` if the source ends before.
+    /// Skips `count` bytes without buffering them. Returns false if the source ends before.
     pub(super) fn skip(&mut self, count: u64) -> io::Result<bool> {
         let mut left = count;
         loop {
             let now = left.min((self.end - self.start) as u64);
-            // `now` is at most the length of the window, so nothing is lost.
+            // `now` is at most the length of the buffer, so the cast loses nothing.
             self.start += now as usize;
             left -= now;
             if left == 0 {
@@ -96,7 +96,7 @@ impl<R: Read> Buffer<R> {
         let count = loop {
             match self.source.read(space) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                // A source that claims more than it was given room for is wrong, but that must not end the program.
+                // A faulty source may return more than the length of `space`. That must not cause a panic.
                 other => break other?.min(space.len()),
             }
         };
@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn grows_only_as_far_as_bytes_really_come() {
+    fn buffer_grows_only_with_bytes_from_the_source() {
         let mut buffer = Buffer::new(io::repeat(1).take(1000));
         assert!(!buffer.fill(16 << 20).expect("no I/O here"));
         assert_eq!(buffer.available().len(), 1000);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn skips_more_than_it_can_hold_without_growing() {
+    fn skip_does_not_grow_the_buffer() {
         let mut buffer = Buffer::new(io::repeat(1).take(5_000_000));
         assert!(buffer.fill(10).expect("no I/O here"));
         assert!(buffer.skip(4_999_999).expect("no I/O here"));
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn an_ended_source_is_not_asked_again() {
+    fn ended_source_is_not_read_again() {
         struct Terminal(u32);
         impl Read for Terminal {
             fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -155,16 +155,16 @@ mod tests {
     }
 
     #[test]
-    fn an_interrupted_read_is_tried_again_and_a_lying_one_not_believed() {
-        struct Odd(u32);
-        impl Read for Odd {
+    fn interrupted_read_is_repeated_and_too_large_result_is_limited() {
+        struct Faulty(u32);
+        impl Read for Faulty {
             fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
                 self.0 += 1;
                 if self.0 == 1 { Err(ErrorKind::Interrupted.into()) } else { Ok(space.len() + 1) }
             }
         }
-        let mut buffer = Buffer::new(Odd(0));
-        assert!(buffer.fill(1).expect("the interruption is passed over"));
+        let mut buffer = Buffer::new(Faulty(0));
+        assert!(buffer.fill(1).expect("the read is repeated"));
         assert_eq!(buffer.available().len(), WINDOW);
     }
 }

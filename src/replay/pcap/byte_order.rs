@@ -1,6 +1,5 @@
-//! Numbers in the byte order that a file was written in.
+//! Reads numbers in the byte order of a file.
 
-/// Which end of a number comes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ByteOrder {
     Little,
@@ -31,13 +30,13 @@ impl ByteOrder {
         }
     }
 
-    /// The number of four bytes that stands `at` in a header of fixed size.
+    /// The 32-bit number at an offset in a header.
     #[inline(always)]
     pub(super) fn u32_at<const N: usize>(self, header: &[u8; N], at: usize) -> u32 {
         self.u32([header[at], header[at + 1], header[at + 2], header[at + 3]])
     }
 
-    /// The number of two bytes that stands `at` in a header of fixed size.
+    /// The 16-bit number at an offset in a header.
     #[inline(always)]
     pub(super) fn u16_at<const N: usize>(self, header: &[u8; N], at: usize) -> u16 {
         self.u16([header[at], header[at + 1]])

@@ -1,4 +1,4 @@
-//! The classic pcap format: one header, then packets that each have a short one. Does no I/O.
+//! The classic pcap format: a file header, then packets with a record header each. Does no I/O.
 
 use super::byte_order::ByteOrder;
 use super::error::{CaptureError, FormatError, Part};
@@ -6,14 +6,14 @@ use super::file::{Located, MAX_PACKET, Step};
 use super::link::LinkType;
 use crate::core::time::Timestamp;
 
-/// Offsets in the file's header.
+/// Offsets in the file header.
 mod header {
     pub(super) const MAJOR: usize = 4;
     pub(super) const MINOR: usize = 6;
     pub(super) const LINK_TYPE: usize = 20;
 }
 
-/// Offsets in a packet's header.
+/// Offsets in a record header.
 mod record {
     pub(super) const SECONDS: usize = 0;
     pub(super) const FRACTION: usize = 4;
@@ -22,21 +22,21 @@ mod record {
     pub(super) const LEN: usize = 16;
 }
 
-/// The first four bytes when a packet's time has microseconds, in big-endian order.
+/// The magic number of a file with times in microseconds.
 pub(super) const MICROSECONDS: u32 = 0xa1b2_c3d4;
-/// The first four bytes when a packet's time has nanoseconds, in big-endian order.
+/// The magic number of a file with times in nanoseconds.
 pub(super) const NANOSECONDS: u32 = 0xa1b2_3c4d;
 
-/// The bits of the link type field that are the link type; those above tell whether frames end in a check sequence and
-/// how long it is. IP says itself where it ends, so that nobody here needs to know.
+/// The bits of the link type field that are the link type. The bits above describe the length of the frame check sequence,
+/// which does not matter here: IP has a length field.
 const LINK_TYPE_BITS: u32 = 0x03ff_ffff;
 
-/// The version that everybody has written since 1998.
+/// The only version since 1998.
 pub(super) const MAJOR: u16 = 2;
-/// Before this minor version the two lengths of a record stood the other way round.
+/// Earlier minor versions have the two lengths of a record in the other order.
 const OLDEST_MINOR: u16 = 3;
 
-/// What a file's header says about its packets.
+/// A file header.
 pub(super) struct Classic {
     order: ByteOrder,
     /// The unit of the fraction of a second.
@@ -49,7 +49,7 @@ impl Classic {
     pub(super) const MAGICS: [[u8; 4]; 4] =
         [MICROSECONDS.to_le_bytes(), NANOSECONDS.to_le_bytes(), MICROSECONDS.to_be_bytes(), NANOSECONDS.to_be_bytes()];
 
-    /// Reads a file's header, which must begin with one of [`Self::MAGICS`].
+    /// Reads a file header, which must begin with one of [`Self::MAGICS`].
     pub(super) fn new(bytes: &[u8; Self::HEADER_LEN]) -> Result<Self, CaptureError> {
         let big = ByteOrder::Big.u32_at(bytes, 0);
         let order = if [MICROSECONDS, NANOSECONDS].contains(&big) { ByteOrder::Big } else { ByteOrder::Little };
@@ -63,7 +63,7 @@ impl Classic {
         Ok(Self { order, nanos_per_tick, link })
     }
 
-    /// What stands at the head of `bytes`, which begin at a record.
+    /// Parses the record at the beginning of `bytes`.
     #[inline(always)]
     pub(super) fn step(&self, bytes: &[u8]) -> Result<Step, FormatError> {
         let Some(header) = bytes.first_chunk::<{ record::LEN }>() else {
@@ -80,7 +80,7 @@ impl Classic {
         }
         let seconds = u64::from(self.order.u32_at(header, record::SECONDS));
         let fraction = u64::from(self.order.u32_at(header, record::FRACTION));
-        // Both factors have at most 32 bits: no overflow. A fraction of more than a second is odd but clear.
+        // Both factors have at most 32 bits: no overflow. A fraction of more than a second is accepted.
         let nanos = seconds * 1_000_000_000 + fraction * self.nanos_per_tick;
         Ok(Step::Frame(Located {
             time: Timestamp::from_nanos(nanos),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_check_sequence_announced_in_the_link_type_is_no_other_link_type() {
+    fn fcs_length_does_not_change_the_link_type() {
         for order in ORDERS {
             let file = Bytes::new(order).classic_header(MICROSECONDS, 0x4400_0000 | ETHERNET).record(0, 0, b"x", 1);
             assert_eq!(read(&file.bytes).len(), 1);
@@ -127,13 +127,13 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_packets_is_good() {
+    fn file_without_packets_is_valid() {
         let file = Bytes::new(ByteOrder::Big).classic_header(MICROSECONDS, ETHERNET);
         assert_eq!(read(&file.bytes), []);
     }
 
     #[test]
-    fn a_link_type_that_carries_no_ip_is_named() {
+    fn link_type_without_ip_is_reported() {
         let file = Bytes::new(ByteOrder::Big).classic_header(MICROSECONDS, 220).record(0, 0, b"usb", 3);
         let (frames, end) = read_all(&file.bytes[..]);
         assert!(frames.is_empty());
@@ -141,7 +141,7 @@ mod tests {
     }
 
     #[test]
-    fn a_version_that_nobody_writes_is_refused() {
+    fn unsupported_version_is_refused() {
         for (major, minor) in [(1, 0), (2, 2), (3, 0), (543, 0)] {
             let file = Bytes::new(ByteOrder::Little).u32(MICROSECONDS).u16(major).u16(minor).raw(&[0; 16]);
             let (_, end) = read_all(&file.bytes[..]);
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_packet_that_claims_too_much_is_damage_and_one_at_the_limit_is_not() {
+    fn packet_above_the_limit_is_damage() {
         let limit = MAX_PACKET as u32;
         let start = || Bytes::new(ByteOrder::Little).classic_header(NANOSECONDS, ETHERNET).record(0, 0, b"good", 4);
         for claim in [limit + 1, u32::MAX] {
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_says_in_what_and_where() {
+    fn cut_off_file_reports_part_and_offset() {
         let file = Bytes::new(ByteOrder::Little)
             .classic_header(NANOSECONDS, ETHERNET)
             .record(0, 0, b"good", 4)

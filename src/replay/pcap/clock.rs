@@ -1,4 +1,4 @@
-//! The clock of one interface of a pcapng file: from its ticks to nanoseconds.
+//! The clock of a pcapng interface: converts ticks to nanoseconds.
 
 use crate::core::time::Timestamp;
 
@@ -8,34 +8,33 @@ const POWER_OF_TWO: u8 = 0x80;
 /// The exponent of ten of a nanosecond.
 const NANO: u8 = 9;
 
-/// How long a tick is.
+/// The duration of a tick.
 #[derive(Clone, Copy, Debug)]
 enum Tick {
-    /// That many nanoseconds.
+    /// Nanoseconds per tick.
     Nanos(u64),
-    /// That many of them make a nanosecond.
+    /// Ticks per nanosecond.
     PerNano(u64),
-    /// That power of two of them makes a second.
+    /// The binary logarithm of the ticks per second.
     PowerOfTwo(u8),
 }
 
-/// How long a tick is, and which moment tick zero is.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock {
     tick: Tick,
-    /// Nanoseconds to add; all of `i64` seconds fit.
+    /// `if_tsoffset` in nanoseconds.
     offset: i128,
 }
 
 impl Default for Clock {
-    /// Microseconds since the Unix epoch: what holds for an interface that says nothing.
+    /// Microseconds since the Unix epoch, for an interface without the options.
     fn default() -> Self {
         Self { tick: Tick::Nanos(1000), offset: 0 }
     }
 }
 
 impl Clock {
-    /// The clock with ticks as the option `if_tsresol` says.
+    /// Sets the resolution to that of the option `if_tsresol`.
     pub(super) fn with_resolution(self, if_tsresol: u8) -> Self {
         let exponent = if_tsresol & !POWER_OF_TWO;
         let tick = if if_tsresol & POWER_OF_TWO != 0 {
@@ -43,18 +42,18 @@ impl Clock {
         } else if exponent <= NANO {
             Tick::Nanos(10_u64.pow(u32::from(NANO - exponent)))
         } else {
-            // Finer than 2^64 ticks a nanosecond: every moment that fits the field is within the first nanosecond.
+            // With 2^64 ticks per nanosecond or more, every time that fits the field is below one nanosecond.
             Tick::PerNano(10_u64.checked_pow(u32::from(exponent - NANO)).unwrap_or(u64::MAX))
         };
         Self { tick, ..self }
     }
 
-    /// The clock whose tick zero is `if_tsoffset` seconds after the Unix epoch.
+    /// Sets the seconds between the Unix epoch and tick zero, the option `if_tsoffset`.
     pub(super) fn with_offset(self, if_tsoffset: i64) -> Self {
         Self { offset: i128::from(if_tsoffset) * i128::from(NANOS_PER_SEC), ..self }
     }
 
-    /// The moment of that tick; the nearest one that can be told if it lies before 1970 or after 2554.
+    /// The time of a tick. Times before 1970 or after 2554 become the earliest or latest timestamp.
     #[inline]
     pub(super) fn moment(&self, ticks: u64) -> Timestamp {
         let nanos = match self.tick {
@@ -62,7 +61,7 @@ impl Clock {
             Tick::PerNano(count) => u128::from(ticks / count),
             Tick::PowerOfTwo(exponent) => (u128::from(ticks) * u128::from(NANOS_PER_SEC)) >> exponent,
         };
-        // Below 2^94, and the offset within 2^93 of zero: the sum is far from the ends of its type.
+        // Below 2^94, and the offset is between -2^93 and 2^93: no overflow.
         let nanos = nanos.cast_signed() + self.offset;
         Timestamp::from_nanos(u64::try_from(nanos.max(0)).unwrap_or(u64::MAX))
     }
@@ -77,12 +76,12 @@ mod tests {
     }
 
     #[test]
-    fn ticks_are_microseconds_unless_said_otherwise() {
+    fn ticks_are_microseconds_by_default() {
         assert_eq!(nanos(Clock::default(), 1_500_000), 1_500_000_000);
     }
 
     #[test]
-    fn a_resolution_is_a_power_of_ten_or_of_two() {
+    fn resolution_is_a_power_of_ten_or_of_two() {
         let clock = |resolution| Clock::default().with_resolution(resolution);
         assert_eq!(nanos(clock(0), 3), 3_000_000_000);
         assert_eq!(nanos(clock(3), 1500), 1_500_000_000);
@@ -96,7 +95,7 @@ mod tests {
     }
 
     #[test]
-    fn an_offset_moves_the_epoch_either_way() {
+    fn offset_may_be_positive_or_negative() {
         assert_eq!(nanos(Clock::default().with_offset(10), 5), 10_000_005_000);
         assert_eq!(nanos(Clock::default().with_offset(-10), 11_000_000), 1_000_000_000);
         // In any order.
@@ -104,11 +103,11 @@ mod tests {
     }
 
     #[test]
-    fn a_moment_that_cannot_be_told_becomes_the_nearest_that_can() {
+    fn time_out_of_range_becomes_the_nearest_timestamp() {
         assert_eq!(nanos(Clock::default().with_offset(i64::MIN), u64::MAX), 0);
         assert_eq!(nanos(Clock::default().with_offset(i64::MAX).with_resolution(0), u64::MAX), u64::MAX);
         assert_eq!(nanos(Clock::default().with_offset(-1), 0), 0);
-        // Too late by itself, but not with its offset.
+        // Out of range without the offset, but not with it.
         let far = Clock::default().with_resolution(0).with_offset(-i64::MAX);
         assert_eq!(nanos(far, i64::MAX.cast_unsigned() + 2), 2_000_000_000);
     }

@@ -1,46 +1,44 @@
-//! The errors of a capture file, with what to do about each.
+//! The errors of reading a capture file.
 
 use std::fmt;
 use std::io;
 
 use crate::replay::pcap::file::MAX_PACKET;
 
-/// Why a capture file could not be read, or not to its end.
+/// Why a capture file could not be read completely.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     #[error("the file is empty")]
     Empty,
     #[error("not a capture file but {0}")]
     NotACapture(Foreign),
-    /// It is a capture file of a version that nobody has written for decades, or that is yet to come.
+    /// The version is older than 1998, or newer than this program.
     #[error("version {major}.{minor} of the capture format is not supported")]
     UnsupportedVersion { major: u16, minor: u16 },
-    /// Its packets are not of a kind that carries IP in a way known here. In a pcapng file this is said at its end,
-    /// and only if there was no other packet.
+    /// In a pcapng file, this is reported at its end, and only if no packet has a supported link type.
     #[error("link type {0} is not supported")]
     UnsupportedLinkType(u32),
-    /// It ends too early. All packets before were delivered.
+    /// The file ends too early. All packets before were returned.
     #[error("cut off at byte {end}, in the middle of {part} that begins at byte {begin}")]
     CutOff {
         part: Part,
-        /// Where that begins; the file is good up to there.
+        /// The offset of the incomplete part.
         begin: u64,
         end: u64,
     },
-    /// What stands there makes no sense, so that nobody can know where the next packet begins. All packets before
-    /// were delivered.
+    /// A record or block is invalid, so the position of the next packet is unknown. All packets before were returned.
     #[error("damaged at byte {offset}: {what}")]
     Damaged {
-        /// Where the record or block begins; the file is good up to there.
+        /// The offset of the record or block.
         offset: u64,
         what: FormatError,
     },
-    /// The source failed. All packets before were delivered.
+    /// All packets before were returned.
     #[error("cannot read on after byte {offset}: {source}")]
     Io { offset: u64, source: io::Error },
 }
 
-/// Something that is not a capture file, as far as its first bytes tell.
+/// The type of a file that is not a capture file, according to its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Foreign {
     Gzip,
@@ -55,15 +53,15 @@ pub enum Foreign {
     NetworkMonitor,
     /// A capture in the variant of pcap that some Linux distributions of the 1990s wrote.
     ModifiedPcap,
-    /// JSON, or something that begins like it.
+    /// Text that begins with a brace or bracket.
     Json,
     Markup,
     Text,
-    /// Nothing that is known here; its first four bytes, zeros for those that are not there.
+    /// The first four bytes of a file of another type, padded with zeros.
     Unknown([u8; 4]),
 }
 
-/// How far into a file to look for whether it is text.
+/// How many bytes are checked for text.
 const TEXT_SAMPLE: usize = 512;
 
 impl Foreign {
@@ -80,7 +78,7 @@ impl Foreign {
         (b"\x34\xcd\xb2\xa1", Self::ModifiedPcap),
     ];
 
-    /// What a file that begins with `bytes` looks like.
+    /// Detects the type of a file that begins with `bytes`.
     pub(super) fn recognise(bytes: &[u8]) -> Self {
         if let Some((_, known)) = Self::BEGINNINGS.iter().find(|(beginning, _)| bytes.starts_with(beginning)) {
             return *known;
@@ -88,7 +86,7 @@ impl Foreign {
         let sample = &bytes[..bytes.len().min(TEXT_SAMPLE)];
         let text = match std::str::from_utf8(sample) {
             Ok(text) => Some(text),
-            // A character that the sample's end cuts in two is no reason to doubt the rest.
+            // The last character may be incomplete because the sample ends.
             Err(error) if error.error_len().is_none() => std::str::from_utf8(&sample[..error.valid_up_to()]).ok(),
             Err(_) => None,
         };
@@ -150,10 +148,10 @@ impl fmt::Display for Part {
     }
 }
 
-/// What makes no sense in a record or block.
+/// Why a record or block is invalid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FormatError {
-    /// A packet (or the block around it, or an interface's description) is longer than any real one.
+    /// A packet, its block, or an interface description is longer than any real one.
     #[error("a record of {0} bytes; none is longer than {MAX_PACKET}")]
     RecordTooLong(u32),
     /// The length of a pcapng block is below that of its own header, or no multiple of four.

@@ -1,9 +1,9 @@
-//! Reading a capture file as a stream: pcap and pcapng, from any source, in constant memory.
+//! Reads a capture file as a stream: pcap and pcapng, from any source, in constant memory.
 //!
-//! The formats themselves are in `classic` and `pcapng`, which do no I/O: they look at the bytes at hand and say what
-//! stands there or how many more they need. They are read by hand because the libraries there are lose what a replay
-//! needs: the true time where an interface's clock is not in microseconds, the place where a damaged file stops making
-//! sense, bounded memory, or half the speed. Nothing here knows what is in a packet; [`super::link`] goes on from here.
+//! The formats themselves are in `classic` and `pcapng`, which do no I/O: they parse the buffered bytes, and return a
+//! record or the number of bytes that they need. They replace a library because the available ones lack something that a
+//! replay needs: exact times if an interface's clock is not in microseconds, the offset at which a file is damaged,
+//! bounded memory, or speed. Nothing here knows what is in a packet; [`super::link`] parses the link layer.
 
 use std::io::{self, Read};
 
@@ -14,25 +14,24 @@ use super::link::LinkType;
 use super::pcapng::Pcapng;
 use crate::core::time::Timestamp;
 
-/// The longest packet that a file may hold; what claims to be longer is damage. No real one comes near.
+/// The longest packet in a file. A longer one is an error; real packets are far shorter.
 pub const MAX_PACKET: usize = 16 * 1024 * 1024;
 
 /// A packet as it was captured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Frame<'a> {
-    /// When it was captured. A pcapng Simple Packet has no time of its own and gets that of the packet before it.
+    /// The time of the capture. A pcapng Simple Packet has none and gets the time of the previous packet.
     pub time: Timestamp,
-    /// What its first header is.
     pub link: LinkType,
-    /// What was captured of it.
+    /// The captured bytes.
     pub data: &'a [u8],
-    /// How long it was on the wire, as the file says; more than `data` where a snap length cut it.
+    /// The length on the wire; more than that of `data` if the packet is longer than the snap length.
     pub original_len: u32,
 }
 
-/// Hands out the packets of a capture file, one after the other.
+/// Returns the packets of a capture file, one after the other.
 ///
-/// Needs a quarter of a megabyte; more, up to little over [`MAX_PACKET`], only when a packet really is that long.
+/// Uses 256 KiB of memory; more, up to little over [`MAX_PACKET`], only if a packet really is that long.
 pub struct FileReader<R> {
     buffer: Buffer<R>,
     format: Format,
@@ -44,30 +43,29 @@ enum Format {
     Pcapng(Pcapng),
 }
 
-/// What stands at the head of the bytes at hand.
+/// What the buffered bytes begin with.
 pub(super) enum Step {
-    /// Not enough of them: look again when there are that many. `part` says what they are part of.
+    /// An incomplete `part`, which needs `count` bytes.
     Need {
         count: usize,
         part: Part,
     },
     Frame(Located),
-    /// A pcapng block without a packet, `length` long, which must end in the same four bytes `trailer` that said so.
+    /// A pcapng block without a packet. It is `length` bytes long and must end in `trailer`, the encoded length.
     Skip {
         length: u32,
         trailer: [u8; 4],
     },
 }
 
-/// A packet, with its place among the bytes at hand.
+/// A packet, and its position in the buffered bytes.
 pub(super) struct Located {
     pub(super) time: Timestamp,
     pub(super) link: LinkType,
     pub(super) original_len: u32,
-    /// Where in the record its data begins.
+    /// The offset of the data in the record.
     pub(super) data_start: usize,
     pub(super) data_len: usize,
-    /// The length of the whole record.
     pub(super) record_len: usize,
 }
 
@@ -92,7 +90,7 @@ impl<R: Read> FileReader<R> {
         };
         let mut reader = Self { buffer, format, finished: false };
         if let Format::Pcapng(_) = reader.format {
-            // So that a file without a whole first section header is refused here, as with the other format.
+            // So that a file without a complete first section header is refused here, as in the other format.
             reader.read_section_header()?;
         }
         Ok(reader)
@@ -100,7 +98,7 @@ impl<R: Read> FileReader<R> {
 
     /// The next packet; `None` at the end of the file. After an error the reader is at its end.
     ///
-    /// When the file turns out to be cut off or damaged, all packets before that place have been handed out.
+    /// If the file is cut off or damaged, all packets before that offset have been returned.
     #[inline(always)]
     pub fn next_frame(&mut self) -> Result<Option<Frame<'_>>, CaptureError> {
         if self.finished {
@@ -123,14 +121,14 @@ impl<R: Read> FileReader<R> {
         }
     }
 
-    /// How many bytes of the file lie behind the reader, the frame handed out last included.
+    /// How many bytes of the file have been read, the latest frame included.
     pub fn consumed(&self) -> u64 {
         self.buffer.position()
     }
 
-    /// How many packets were passed over because they belong to an interface whose link type is not supported.
+    /// How many packets were skipped because the link type of their interface is not supported.
     ///
-    /// Only a pcapng file can mix link types; in the others that is an error at once.
+    /// Only a pcapng file can have several link types; in a classic file an unsupported one is an error at once.
     pub fn skipped(&self) -> u64 {
         match &self.format {
             Format::Classic(_) => 0,
@@ -138,8 +136,8 @@ impl<R: Read> FileReader<R> {
         }
     }
 
-    // From `next_frame` down to the formats all is inlined by force: a `Step` handed up through memory costs about as
-    // much again as all the rest.
+    // Everything from `next_frame` down to the formats is force-inlined: returning a `Step` through memory would double
+    // the time per packet.
     #[inline(always)]
     fn locate(&mut self) -> Result<Option<Located>, CaptureError> {
         loop {
@@ -165,7 +163,7 @@ impl<R: Read> FileReader<R> {
         .map_err(|what| CaptureError::Damaged { offset: self.buffer.position(), what })
     }
 
-    /// The source has ended within `part`, or just before it.
+    /// The source has ended in the middle of `part`, or at its beginning.
     fn end(&self, part: Part) -> Result<(), CaptureError> {
         if part != Part::RecordHeader || !self.buffer.available().is_empty() {
             return Err(cut_off(&self.buffer, self.buffer.position(), part));
@@ -228,7 +226,7 @@ enum Magic {
     Pcapng,
 }
 
-/// Tells the format by the first bytes of a file; fewer than four if it has no more.
+/// Detects the format by the first four bytes of a file; fewer if the file is shorter.
 fn magic(bytes: &[u8]) -> Result<Magic, CaptureError> {
     if bytes.is_empty() {
         return Err(CaptureError::Empty);

@@ -1,35 +1,35 @@
-//! The headers in front of the IP header, and where the IP header begins.
+//! Parses the link-layer headers, and finds the beginning of the IP header.
 //!
-//! Knows nothing of IP, beyond the version number in its first byte where there is no header in front of it. Does
-//! not check whether the packet is complete, nor where it ends before an Ethernet frame's padding.
+//! Of IP, it knows only the version number in the first byte, for link types without a header. Does not check whether the
+//! packet is complete, and does not remove the padding of an Ethernet frame.
 
-/// How the first header of a captured packet is laid out, of those that can carry IP.
+/// The link types that can carry IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LinkType {
     Ethernet,
-    /// What Linux gives for "any" interface, or one without a header of its own ("cooked").
+    /// SLL, "Linux cooked": the interface "any" of Linux, and interfaces without a link-layer header.
     LinuxCooked,
-    /// The second version of that.
+    /// SLL2, the second version of it.
     LinuxCooked2,
-    /// No header: IP, of either version.
+    /// No header: IPv4 or IPv6.
     Ip,
     /// No header: IPv4.
     Ipv4,
     /// No header: IPv6.
     Ipv6,
-    /// The loopback of BSD, macOS and Npcap: an address family in the byte order of whoever captured it.
+    /// The loopback of BSD, macOS and Npcap: an address family in the byte order of the capturing host.
     Null,
-    /// The loopback of OpenBSD: the same in network order.
+    /// The loopback of OpenBSD: an address family in network byte order.
     Loop,
 }
 
 impl LinkType {
-    /// The link type of that number in a capture file, if it is supported.
+    /// The link type with this number in a capture file, if it is supported.
     pub const fn from_number(number: u32) -> Option<Self> {
         Some(match number {
             0 => Self::Null,
             1 => Self::Ethernet,
-            // Raw IP has a number of its own for files, but some wrote that of their system's interface: 14 is OpenBSD's.
+            // In files, raw IP is 101. Some programs wrote their system's DLT_RAW instead: 12, or 14 on OpenBSD.
             12 | 14 | 101 => Self::Ip,
             108 => Self::Loop,
             113 => Self::LinuxCooked,
@@ -40,7 +40,7 @@ impl LinkType {
         })
     }
 
-    /// Its number in a capture file.
+    /// The number in a capture file.
     pub const fn number(self) -> u16 {
         match self {
             Self::Null => 0,
@@ -58,13 +58,11 @@ impl LinkType {
 /// Why there is no IP header in a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NotIp {
-    /// It carries something else, such as ARP. Nothing is wrong with that.
+    /// An intact packet of another protocol, such as ARP.
     #[error("not an IP packet")]
     OtherProtocol,
-    /// It ends before the IP header would begin.
     #[error("cut off before the IP header")]
     Truncated,
-    /// It has more VLAN tags than any real one.
     #[error("too many VLAN tags")]
     TooManyTags,
 }
@@ -75,36 +73,36 @@ mod ethernet {
     pub(super) const LEN: usize = 14;
 }
 
-/// Offsets in a "cooked" header.
+/// Offsets in an SLL header.
 mod cooked {
     pub(super) const HARDWARE: usize = 2;
     pub(super) const TYPE: usize = 14;
     pub(super) const LEN: usize = 16;
 }
 
-/// Offsets in a "cooked" header of the second version.
+/// Offsets in an SLL2 header.
 mod cooked2 {
     pub(super) const TYPE: usize = 0;
     pub(super) const HARDWARE: usize = 8;
     pub(super) const LEN: usize = 20;
 }
 
-/// What follows an EtherType that is a VLAN tag's.
+/// Offsets in a VLAN tag, after its EtherType.
 mod tag {
-    /// After the tag's own two bytes.
+    /// The EtherType of the payload, after the tag control information.
     pub(super) const TYPE: usize = 2;
     pub(super) const LEN: usize = 4;
-    /// Two are common, three exist.
-    pub(super) const MOST: usize = 8;
+    /// The maximum number of nested tags. Two are common, three exist.
+    pub(super) const MAX: usize = 8;
 }
 
-/// What follows the EtherType of a PPPoE session.
+/// Offsets in a PPPoE session header and the PPP header behind it.
 mod pppoe {
     pub(super) const VERSION_AND_TYPE: usize = 0;
     pub(super) const CODE: usize = 1;
-    /// Of all that follows.
+    /// The length of the PPP header and its payload.
     pub(super) const LENGTH: usize = 4;
-    /// Of the PPP inside.
+    /// The PPP protocol.
     pub(super) const PROTOCOL: usize = 6;
     pub(super) const LEN: usize = 8;
 
@@ -118,14 +116,14 @@ mod ether_type {
     pub(super) const IPV4: u16 = 0x0800;
     pub(super) const IPV6: u16 = 0x86dd;
     pub(super) const VLAN: u16 = 0x8100;
-    /// 802.1ad, the outer tag of two.
+    /// The outer tag of two, 802.1ad.
     pub(super) const QINQ: u16 = 0x88a8;
-    /// What equipment from before 802.1ad uses for it.
+    /// The outer tag of two in equipment that is older than 802.1ad.
     pub(super) const OLD_QINQ: u16 = 0x9100;
     pub(super) const PPPOE_SESSION: u16 = 0x8864;
 }
 
-/// Linux' kinds of interfaces for which the protocol field of a "cooked" header is no EtherType.
+/// The `ARPHRD_` types for which the protocol field of an SLL header is not an EtherType.
 mod hardware {
     pub(super) const FRAME_RELAY: u16 = 770;
     pub(super) const IEEE80211: u16 = 801;
@@ -134,7 +132,7 @@ mod hardware {
     pub(super) const NETLINK: u16 = 824;
 }
 
-/// The number of an address family: IPv6 has one for each family of BSDs.
+/// The numbers of address families. `AF_INET6` differs between operating systems.
 mod family {
     pub(super) const LEN: usize = 4;
     pub(super) const INET: u32 = 2;
@@ -144,7 +142,7 @@ mod family {
     pub(super) const INET6_DARWIN: u32 = 30;
 }
 
-/// The bytes of `data` from the IP header on; there is at least one.
+/// The IP packet in `data`, at least one byte long.
 #[inline]
 pub fn network_layer(link: LinkType, data: &[u8]) -> Result<&[u8], NotIp> {
     let ip = match link {
@@ -163,7 +161,7 @@ pub fn network_layer(link: LinkType, data: &[u8]) -> Result<&[u8], NotIp> {
         LinkType::Ip | LinkType::Ipv4 | LinkType::Ipv6 => data,
         LinkType::Null => {
             let (&family, rest) = split::<{ family::LEN }>(data)?;
-            // No family has a number so large that its bytes the other way round are another's.
+            // The numbers are so small that none of them is another one in the other byte order.
             if !is_ip(u32::from_le_bytes(family)) && !is_ip(u32::from_be_bytes(family)) {
                 return Err(NotIp::OtherProtocol);
             }
@@ -179,7 +177,7 @@ pub fn network_layer(link: LinkType, data: &[u8]) -> Result<&[u8], NotIp> {
     };
     let version = ip.first().ok_or(NotIp::Truncated)? >> 4;
     match link {
-        // Nothing else says that it is IP at all.
+        // The link type has no header with a protocol, so the version is checked.
         LinkType::Ip if version != 4 && version != 6 => Err(NotIp::OtherProtocol),
         LinkType::Ipv4 if version != 4 => Err(NotIp::OtherProtocol),
         LinkType::Ipv6 if version != 6 => Err(NotIp::OtherProtocol),
@@ -187,14 +185,14 @@ pub fn network_layer(link: LinkType, data: &[u8]) -> Result<&[u8], NotIp> {
     }
 }
 
-/// The frame with another packet in place of the one of `length` bytes with which it ends.
+/// Replaces the packet of `length` bytes with which a frame ends.
 pub fn with_packet(frame: &[u8], length: usize, packet: &[u8]) -> Vec<u8> {
     let begin = frame.len().saturating_sub(length);
     let mut bytes = [&frame[..begin], packet].concat();
-    // Of all that can stand in front of a packet, only PPPoE says how long that is.
-    const BEFORE: usize = 2;
+    // Of the headers in front of an IP packet, only that of PPPoE has a length field.
+    const ETHER_TYPE_LEN: usize = 2;
     if let Some(at) = begin.checked_sub(pppoe::LEN)
-        && let Some(before) = at.checked_sub(BEFORE)
+        && let Some(before) = at.checked_sub(ETHER_TYPE_LEN)
         && bytes[before..at] == ether_type::PPPOE_SESSION.to_be_bytes()
         && pppoe_payload(&bytes[at..]).is_ok()
         && let Ok(length) = u16::try_from(packet.len() + pppoe::LEN - pppoe::PROTOCOL)
@@ -204,7 +202,7 @@ pub fn with_packet(frame: &[u8], length: usize, packet: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// What lies behind an EtherType and any tags that follow it.
+/// The payload after an EtherType and any VLAN tags.
 #[inline]
 fn payload(ether_type: u16, rest: &[u8]) -> Result<&[u8], NotIp> {
     match ether_type {
@@ -214,7 +212,7 @@ fn payload(ether_type: u16, rest: &[u8]) -> Result<&[u8], NotIp> {
 }
 
 fn tagged_payload(mut ether_type: u16, mut rest: &[u8]) -> Result<&[u8], NotIp> {
-    for _ in 0..=tag::MOST {
+    for _ in 0..=tag::MAX {
         match ether_type {
             ether_type::IPV4 | ether_type::IPV6 => return Ok(rest),
             ether_type::VLAN | ether_type::QINQ | ether_type::OLD_QINQ => {
@@ -295,7 +293,7 @@ mod tests {
         }
         assert_eq!(LinkType::from_number(12), Some(LinkType::Ip));
         assert_eq!(LinkType::from_number(14), Some(LinkType::Ip));
-        // USB, and a number whose lower half would be Ethernet's.
+        // USB, and a number whose lower 16 bits are those of Ethernet.
         assert_eq!(LinkType::from_number(220), None);
         assert_eq!(LinkType::from_number(0x1_0001), None);
     }
@@ -322,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn vlan_tags_of_every_kind_are_passed_over() {
+    fn vlan_tags_of_every_kind_are_skipped() {
         for tags in [
             &[0x8100, 5, 0x0800][..],
             &[0x88a8, 5, 0x8100, 6, 0x0800],
@@ -334,15 +332,15 @@ mod tests {
     }
 
     #[test]
-    fn tags_without_end_are_given_up_on() {
+    fn number_of_vlan_tags_is_limited() {
         let tags = |count: usize| [[0x8100, 1].repeat(count), vec![0x0800]].concat();
-        assert_eq!(network_layer(LinkType::Ethernet, &ethernet(&tags(tag::MOST), V4)), Ok(V4));
-        let too_many = ethernet(&tags(tag::MOST + 1), V4);
+        assert_eq!(network_layer(LinkType::Ethernet, &ethernet(&tags(tag::MAX), V4)), Ok(V4));
+        let too_many = ethernet(&tags(tag::MAX + 1), V4);
         assert_eq!(network_layer(LinkType::Ethernet, &too_many), Err(NotIp::TooManyTags));
     }
 
     #[test]
-    fn a_pppoe_session_carries_ip_and_its_negotiation_does_not() {
+    fn pppoe_session_carries_ip_and_its_negotiation_does_not() {
         let frame = |code: u16, protocol| ethernet(&[0x8864, 0x1100 | code, 0x1234, 6, protocol], V4);
         assert_eq!(network_layer(LinkType::Ethernet, &frame(0, 0x0021)), Ok(V4));
         assert_eq!(network_layer(LinkType::Ethernet, &frame(0, 0xc021)), Err(NotIp::OtherProtocol));
@@ -352,7 +350,7 @@ mod tests {
     }
 
     #[test]
-    fn arp_and_802_3_are_normal_but_no_ip() {
+    fn arp_and_802_3_are_other_protocols() {
         for ether_type in [0x0806, 0x0026, 0x88cc, 0x8863] {
             let frame = ethernet(&[ether_type], &[0x45; 46]);
             assert_eq!(network_layer(LinkType::Ethernet, &frame), Err(NotIp::OtherProtocol), "{ether_type:x}");
@@ -360,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn linux_cooked_tells_by_the_kind_of_interface_what_its_protocol_means() {
+    fn protocol_field_of_sll_depends_on_the_arphrd_type() {
         let first = |hardware: u16, protocol: u16| {
             [&[0, 0], &hardware.to_be_bytes()[..], &[0, 6], &[7; 8], &protocol.to_be_bytes(), V4].concat()
         };
@@ -384,7 +382,7 @@ mod tests {
     }
 
     #[test]
-    fn raw_ip_is_known_by_its_version() {
+    fn version_of_raw_ip_is_checked() {
         assert_eq!(network_layer(LinkType::Ip, V4), Ok(V4));
         assert_eq!(network_layer(LinkType::Ip, V6), Ok(V6));
         assert_eq!(network_layer(LinkType::Ip, &[0x50]), Err(NotIp::OtherProtocol));
@@ -395,7 +393,7 @@ mod tests {
     }
 
     #[test]
-    fn loopback_is_read_in_either_byte_order_and_with_the_families_of_every_bsd() {
+    fn loopback_of_every_bsd_is_read_in_both_byte_orders() {
         for (family, ip) in [(2_u32, V4), (24, V6), (28, V6), (30, V6)] {
             let (little, big) = ([&family.to_le_bytes(), ip].concat(), [&family.to_be_bytes(), ip].concat());
             assert_eq!(network_layer(LinkType::Null, &little), Ok(ip));
@@ -407,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn a_frame_cut_anywhere_before_its_ip_header_is_truncated_not_foreign() {
+    fn frame_cut_before_its_ip_header_is_truncated() {
         let frames = [
             (LinkType::Ethernet, ethernet(&[0x8100, 5, 0x88a8, 6, 0x8864, 0x1100, 1, 6, 0x0021], &V4[..1])),
             (LinkType::LinuxCooked, [&[0; 14][..], &[0x08, 0], &V4[..1]].concat()),
@@ -425,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn another_packet_stands_where_the_first_one_did() {
+    fn replaced_packet_corrects_the_length_of_pppoe() {
         let frame = ethernet(&[0x8100, 5, 0x8864, 0x1100, 1, 6, 0x0021], V4);
         let length = frame.len() - 4;
         assert_eq!(network_layer(LinkType::Ethernet, &frame), Ok(V4));
@@ -433,14 +431,14 @@ mod tests {
         assert_eq!(other.len(), frame.len());
         let longer = with_packet(&frame, V4.len(), &[0x45; 300]);
         assert_eq!(network_layer(LinkType::Ethernet, &longer), Ok(&[0x45; 300][..]));
-        // In front of the protocol and the packet stands how long those two are.
+        // The length field counts the PPP protocol and the packet.
         assert_eq!(longer[length - 4..length - 2], 302_u16.to_be_bytes());
         assert_eq!(with_packet(V4, V4.len(), V6), V6);
     }
 
     proptest! {
         #[test]
-        fn what_is_found_is_the_end_of_the_frame(link in 0..ALL.len(), data in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn ip_packet_is_the_end_of_the_frame(link in 0..ALL.len(), data in prop::collection::vec(any::<u8>(), 0..80)) {
             if let Ok(ip) = network_layer(ALL[link], &data) {
                 prop_assert!(!ip.is_empty() && data.ends_with(ip));
             }

@@ -1,7 +1,7 @@
-//! Where packets come from and where verdicts go. Knows nothing of FTP.
+//! Reads and writes capture files. Knows nothing of FTP.
 //!
-//! Capture files are read as a stream in constant memory: [`mod@file`] hands out one [`file::Frame`] after the other, and
-//! [`link`] finds the IP header in it. [`write`](mod@write) makes capture files.
+//! Capture files are read as a stream in constant memory: [`mod@file`] returns one [`file::Frame`] after the other, and
+//! [`link`] finds the IP header in it. [`write`](mod@write) writes capture files.
 
 mod buffer;
 mod byte_order;

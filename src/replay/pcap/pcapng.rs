@@ -1,5 +1,4 @@
-//! The pcapng format: sections of blocks, some of which describe interfaces and some of which hold packets. Does no
-//! I/O.
+//! The pcapng format: sections of blocks, among them interface descriptions and packets. Does no I/O.
 
 use super::byte_order::ByteOrder;
 use super::clock::Clock;
@@ -8,18 +7,18 @@ use super::file::{Located, MAX_PACKET, Step};
 use super::link::LinkType;
 use crate::core::time::Timestamp;
 
-/// The types of blocks that are looked into; all others are passed over.
+/// The types of blocks that are parsed. All others are skipped.
 pub(super) mod block {
-    /// Reads the same in either byte order, because the order is only known from inside the block.
+    /// The same in both byte orders, because the byte order is a field of the block.
     pub(in crate::replay::pcap) const SECTION: u32 = 0x0a0d_0d0a;
     pub(in crate::replay::pcap) const INTERFACE: u32 = 1;
-    /// Long obsolete, but old captures have it.
+    /// Obsolete, but present in old captures.
     pub(in crate::replay::pcap) const PACKET: u32 = 2;
     pub(in crate::replay::pcap) const SIMPLE_PACKET: u32 = 3;
     pub(in crate::replay::pcap) const ENHANCED_PACKET: u32 = 6;
 }
 
-/// The number by which a section header tells its byte order.
+/// The byte-order magic of a section header.
 pub(super) const BYTE_ORDER: u32 = 0x1a2b_3c4d;
 
 /// Offsets in a block of any type.
@@ -35,11 +34,11 @@ mod section {
     pub(super) const BYTE_ORDER: usize = 8;
     pub(super) const MAJOR: usize = 12;
     pub(super) const MINOR: usize = 14;
-    /// Up to where the options begin.
+    /// The length without options and trailer.
     pub(super) const LEN: usize = 24;
 }
 
-/// Offsets in the description of an interface.
+/// Offsets in an interface description block.
 mod interface {
     pub(super) const LINK_TYPE: usize = 8;
     pub(super) const SNAP_LEN: usize = 12;
@@ -48,7 +47,7 @@ mod interface {
 
 /// Offsets in a packet block, enhanced or obsolete.
 mod packet {
-    /// Four bytes in the enhanced form; two in the obsolete one, and a count of drops in the other two.
+    /// Four bytes in an Enhanced Packet block. Two bytes in an obsolete packet block, followed by a count of drops.
     pub(super) const INTERFACE: usize = 8;
     pub(super) const TICKS_HIGH: usize = 12;
     pub(super) const TICKS_LOW: usize = 16;
@@ -63,37 +62,35 @@ mod simple {
     pub(super) const DATA: usize = 12;
 }
 
-/// The codes of the options that matter.
+/// The option codes that are used.
 pub(super) mod option {
     pub(in crate::replay::pcap) const END: u16 = 0;
     pub(in crate::replay::pcap) const TIME_RESOLUTION: u16 = 9;
     pub(in crate::replay::pcap) const TIME_OFFSET: u16 = 14;
 }
 
-/// The version that there has been since 2004.
+/// The only version since 2004.
 const MAJOR: u16 = 1;
 
-/// The longest block that must be held whole: a packet with a megabyte of options around it.
+/// The longest block that is buffered: a packet with a megabyte of options.
 const MAX_BLOCK: u32 = MAX_PACKET as u32 + (1 << 20);
 
-/// How many interfaces a section may describe, so that a hostile file cannot fill the memory.
+/// How many interfaces a section may describe. Bounds the memory.
 const MAX_INTERFACES: usize = 1 << 16;
 
-/// An interface, as a section describes it.
 struct Interface {
-    /// Or the number of the one that is not supported.
+    /// The error is the number of an unsupported link type.
     link: Result<LinkType, u16>,
-    /// At most so much of a packet was kept; `u32::MAX` for all.
+    /// `u32::MAX` if packets were captured completely.
     snap_len: u32,
     clock: Clock,
 }
 
-/// What the blocks so far said about those to come.
+/// The state of the current section.
 pub(super) struct Pcapng {
     order: ByteOrder,
-    /// Of the current section.
     interfaces: Vec<Interface>,
-    /// The time of the packet before, for those that have none.
+    /// The time of the previous packet, for Simple Packets, which have none.
     time: Timestamp,
     skipped: u64,
     /// The link type of the first packet that was skipped.
@@ -106,7 +103,7 @@ impl Pcapng {
 
     pub(super) fn new() -> Self {
         Self {
-            // Until the first section header says which.
+            // The first section header sets it.
             order: ByteOrder::Little,
             interfaces: Vec::new(),
             time: Timestamp::default(),
@@ -116,12 +113,12 @@ impl Pcapng {
         }
     }
 
-    /// How many packets of unsupported interfaces there were.
+    /// The number of packets of interfaces whose link type is not supported.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// At the end of the file: an error if not one of its packets was of use, so that nobody takes it for an empty one.
+    /// Called at the end of the file. An error if the file has packets, but none with a supported link type.
     pub(super) fn end(&self) -> Result<(), CaptureError> {
         match self.unsupported {
             Some(number) if !self.delivered => Err(CaptureError::UnsupportedLinkType(u32::from(number))),
@@ -129,20 +126,20 @@ impl Pcapng {
         }
     }
 
-    /// What stands at the head of `bytes`, which begin at a block.
+    /// Parses the block at the beginning of `bytes`.
     #[inline(always)]
     pub(super) fn step(&mut self, bytes: &[u8]) -> Result<Step, FormatError> {
-        // Nearly every block is an enhanced packet that is there as a whole, with its trailer.
+        // The fast path: nearly every block is an Enhanced Packet.
         if let Some(header) = bytes.first_chunk::<{ packet::DATA }>()
             && self.order.u32_at(header, field::TYPE) == block::ENHANCED_PACKET
         {
             return self.packet(bytes, header, self.order.u32_at(header, packet::INTERFACE));
         }
-        self.step_slowly(bytes)
+        self.any_block(bytes)
     }
 
     #[inline(never)]
-    fn step_slowly(&mut self, bytes: &[u8]) -> Result<Step, FormatError> {
+    fn any_block(&mut self, bytes: &[u8]) -> Result<Step, FormatError> {
         let Some(header) = bytes.first_chunk::<{ field::BODY }>() else {
             return Ok(Step::Need { count: field::BODY, part: Part::RecordHeader });
         };
@@ -168,18 +165,18 @@ impl Pcapng {
         }
     }
 
-    /// The length of the block, which has at least `least` bytes before its trailer.
+    /// The length of a block with at least `min` bytes before its trailer.
     #[inline(always)]
-    fn length<const N: usize>(&self, header: &[u8; N], least: usize) -> Result<u32, FormatError> {
+    fn length<const N: usize>(&self, header: &[u8; N], min: usize) -> Result<u32, FormatError> {
         let length = self.order.u32_at(header, field::LENGTH);
-        let sound = length as usize >= least + field::TRAILER_LEN && length.is_multiple_of(4);
-        if sound { Ok(length) } else { Err(FormatError::BlockLength(length)) }
+        let is_valid = length as usize >= min + field::TRAILER_LEN && length.is_multiple_of(4);
+        if is_valid { Ok(length) } else { Err(FormatError::BlockLength(length)) }
     }
 
-    /// The same, of a block that must be held whole.
+    /// The length of a block that has to fit into the buffer.
     #[inline(always)]
-    fn bounded_length<const N: usize>(&self, header: &[u8; N], least: usize) -> Result<u32, FormatError> {
-        let length = self.length(header, least)?;
+    fn bounded_length<const N: usize>(&self, header: &[u8; N], min: usize) -> Result<u32, FormatError> {
+        let length = self.length(header, min)?;
         if length <= MAX_BLOCK { Ok(length) } else { Err(FormatError::RecordTooLong(length)) }
     }
 
@@ -225,7 +222,7 @@ impl Pcapng {
         self.skip(header)
     }
 
-    /// The clock that an interface's options describe.
+    /// The clock according to the options of an interface.
     fn clock(&self, mut options: &[u8]) -> Result<Clock, FormatError> {
         let mut clock = Clock::default();
         while let Some((&[a, b, c, d], rest)) = options.split_first_chunk() {
@@ -234,15 +231,15 @@ impl Pcapng {
                 break;
             }
             let length = usize::from(self.order.u16([c, d]));
-            let impossible = FormatError::OptionLength(code);
-            let value = rest.get(..length).ok_or(impossible)?;
+            let bad_length = FormatError::OptionLength(code);
+            let value = rest.get(..length).ok_or(bad_length)?;
             match code {
                 option::TIME_RESOLUTION => {
-                    let &[resolution] = value else { return Err(impossible) };
+                    let &[resolution] = value else { return Err(bad_length) };
                     clock = clock.with_resolution(resolution);
                 }
                 option::TIME_OFFSET => {
-                    clock = clock.with_offset(self.order.i64(value.try_into().map_err(|_| impossible)?));
+                    clock = clock.with_offset(self.order.i64(value.try_into().map_err(|_| bad_length)?));
                 }
                 _ => {}
             }
@@ -255,8 +252,8 @@ impl Pcapng {
     fn packet(&mut self, bytes: &[u8], header: &[u8; packet::DATA], interface: u32) -> Result<Step, FormatError> {
         let captured = self.order.u32_at(header, packet::CAPTURED);
         let length = self.bounded_length(header, packet::DATA)?;
-        let room = length as usize - packet::DATA - field::TRAILER_LEN;
-        if captured as usize > room.min(MAX_PACKET) {
+        let max_len = length as usize - packet::DATA - field::TRAILER_LEN;
+        if captured as usize > max_len.min(MAX_PACKET) {
             return Err(too_long(captured, length));
         }
         let interface = described(&self.interfaces, interface)?;
@@ -286,12 +283,13 @@ impl Pcapng {
         let Some(header) = bytes.first_chunk::<{ simple::DATA }>() else {
             return Ok(Step::Need { count: length as usize, part: Part::Packet });
         };
-        // It is always the section's first, and only its snap length tells how much of the packet there is.
+        // A Simple Packet belongs to the first interface of its section. Its captured length is not in the block; it
+        // follows from the snap length.
         let interface = described(&self.interfaces, 0)?;
         let original_len = self.order.u32_at(header, simple::ORIGINAL);
         let captured = original_len.min(interface.snap_len);
-        let room = length as usize - simple::DATA - field::TRAILER_LEN;
-        if captured as usize > room.min(MAX_PACKET) {
+        let max_len = length as usize - simple::DATA - field::TRAILER_LEN;
+        if captured as usize > max_len.min(MAX_PACKET) {
             return Err(too_long(captured, length));
         }
         if let Some(need) = whole(bytes, length)? {
@@ -320,13 +318,13 @@ impl Pcapng {
     }
 }
 
-/// The interface of that number in its section.
+/// The interface with this number in its section.
 #[inline(always)]
 fn described(interfaces: &[Interface], number: u32) -> Result<&Interface, FormatError> {
     interfaces.get(number as usize).ok_or(FormatError::UnknownInterface(number))
 }
 
-/// What is missing for the packet's block to be there as a whole, if anything; if not, its two lengths must agree.
+/// Checks that the two lengths of a packet's block agree. Returns a [`Step::Need`] if the block is incomplete.
 #[inline(always)]
 fn whole(bytes: &[u8], length: u32) -> Result<Option<Step>, FormatError> {
     let length = length as usize;

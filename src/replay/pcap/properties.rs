@@ -1,4 +1,4 @@
-//! What holds for any capture file, and for anything that is none.
+//! Property tests with arbitrary capture files, intact and damaged.
 
 use std::io::{self, Read};
 
@@ -14,13 +14,13 @@ use super::write::FileWriter;
 use crate::core::time::Timestamp;
 
 const LINKS: [LinkType; 4] = [LinkType::Ethernet, LinkType::Ip, LinkType::Null, LinkType::LinuxCooked2];
-/// Of pcapng's time resolutions: microseconds, nanoseconds, a coarse and a binary one.
+/// Time resolutions of pcapng: microseconds, nanoseconds, a coarse and a binary one.
 const RESOLUTIONS: [u8; 4] = [6, 9, 2, 0x80 | 20];
 
-/// How a file may begin so that the rest of it is looked at.
+/// The beginnings of files that the reader parses further.
 const BEGINNINGS: [&[u8]; 3] =
     [b"", b"\xd4\xc3\xb2\xa1\x02\0\x04\0", b"\x0a\x0d\x0d\x0a\x1c\0\0\0\x4d\x3c\x2b\x1a\x01\0"];
-/// Where a length is about to be too small, too large or to overflow.
+/// Lengths around the limits and around overflows.
 const NUMBERS: [u32; 12] = {
     let limit = MAX_PACKET as u32;
     [0, 1, 3, 4, 12, 28, 32, limit, limit + 1, 0x8000_0000, 0xffff_fffc, u32::MAX]
@@ -34,7 +34,7 @@ fn packets() -> impl Strategy<Value = Vec<Packet>> {
     prop::collection::vec((any::<u32>(), 0..1_000_000_u32, data, any::<u16>(), any::<Index>(), any::<u8>()), 0..20)
 }
 
-/// A classic file in any byte order and resolution, and where its records end.
+/// A classic file in any byte order and resolution, and the offsets at which its records end.
 fn classic() -> impl Strategy<Value = (Vec<u8>, Vec<usize>)> {
     let magic = prop::sample::select(&[MICROSECONDS, NANOSECONDS]);
     (prop::sample::select(&ORDERS), magic, prop::sample::select(&LINKS), packets()).prop_map(
@@ -86,7 +86,7 @@ fn any_file() -> impl Strategy<Value = (Vec<u8>, Vec<usize>)> {
     prop_oneof![classic(), pcapng()]
 }
 
-/// Reads whatever it is, and checks what must hold even so.
+/// Reads any bytes, and checks what must hold for them, too.
 fn read_within_bounds(file: &[u8]) -> Result<(), TestCaseError> {
     let Ok(mut reader) = FileReader::new(file) else { return Ok(()) };
     let mut before = reader.consumed();
@@ -96,7 +96,7 @@ fn read_within_bounds(file: &[u8]) -> Result<(), TestCaseError> {
         prop_assert!(before < now && now <= file.len() as u64, "each frame moves the reader on");
         before = now;
     }
-    // These files are small, so that whatever they claim nothing beyond the first window is needed.
+    // These files are small, so the buffer must not grow, whatever lengths they contain.
     prop_assert!(reader.memory() <= 256 * 1024);
     prop_assert!(matches!(reader.next_frame(), Ok(None)));
     Ok(())

@@ -1,5 +1,5 @@
-//! Capture files for the tests, of every kind that others write. The tests put them together byte by byte, so that
-//! what reads them is not also what wrote them.
+//! Capture files for the tests, in every variant that other programs write. They are built byte by byte, so that the tests
+//! of the reader do not depend on the writer.
 
 use std::io::{self, Read};
 
@@ -9,7 +9,7 @@ use super::file::FileReader;
 use super::link::LinkType;
 use super::pcapng::{BYTE_ORDER, block};
 
-/// A frame that outlives its reader: nanoseconds, link type, data, original length.
+/// An owned frame: nanoseconds, link type, data, original length.
 pub(super) type Owned = (u64, LinkType, Vec<u8>, u32);
 
 pub(super) const ORDERS: [ByteOrder; 2] = [ByteOrder::Little, ByteOrder::Big];
@@ -109,7 +109,7 @@ impl Bytes {
         self.block(block::SIMPLE_PACKET, &body.bytes)
     }
 
-    /// Goes on in another byte order.
+    /// Continues in another byte order.
     pub(super) fn in_order(mut self, order: ByteOrder) -> Self {
         self.order = order;
         self
@@ -120,7 +120,7 @@ fn len(data: &[u8]) -> u32 {
     u32::try_from(data.len()).expect("tests are smaller")
 }
 
-/// Reads all that can be read, and how that ended.
+/// Reads all frames, and returns them with the final result.
 pub(super) fn read_all(source: impl Read) -> (Vec<Owned>, Result<(), CaptureError>) {
     let mut frames = Vec::new();
     let mut reader = match FileReader::new(source) {
@@ -141,14 +141,14 @@ pub(super) fn read_all(source: impl Read) -> (Vec<Owned>, Result<(), CaptureErro
     }
 }
 
-/// Reads a file that must be good.
+/// Reads a valid file.
 pub(super) fn read(file: &[u8]) -> Vec<Owned> {
     let (frames, end) = read_all(file);
     end.expect("a good file");
     frames
 }
 
-/// Gives its bytes in pieces of the lengths that `pieces` says, over and over.
+/// Returns its bytes in pieces of these lengths, which are repeated.
 pub(super) struct Dribble<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) pieces: &'a [usize],

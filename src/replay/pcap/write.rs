@@ -1,4 +1,4 @@
-//! Writing capture files: classic pcap with nanoseconds, which everything reads.
+//! Writes capture files: classic pcap with nanoseconds, which all programs can read.
 
 use std::io::{self, ErrorKind, Write};
 
@@ -6,7 +6,7 @@ use super::classic::{MAJOR, NANOSECONDS};
 use super::link::LinkType;
 use crate::core::time::Timestamp;
 
-/// The longest packet that is written: what other programs are willing to read.
+/// The longest packet that is written: other programs refuse longer ones.
 pub const MAX_WRITTEN: usize = 256 * 1024;
 
 const MINOR: u16 = 4;
@@ -14,19 +14,19 @@ const NANOS_PER_SEC: u64 = 1_000_000_000;
 
 /// Writes packets to a capture file.
 ///
-/// Each packet takes two small writes: give it a [`std::io::BufWriter`].
+/// Each packet causes two small writes, so `sink` should be a [`std::io::BufWriter`].
 pub struct FileWriter<W> {
     sink: W,
 }
 
 impl<W: Write> FileWriter<W> {
-    /// Begins a file whose packets all have that first header.
+    /// Writes the file header.
     pub fn new(mut sink: W, link: LinkType) -> io::Result<Self> {
         let mut header = Vec::with_capacity(24);
         header.extend(NANOSECONDS.to_le_bytes());
         header.extend(MAJOR.to_le_bytes());
         header.extend(MINOR.to_le_bytes());
-        // Two fields that nobody uses.
+        // The time zone and the accuracy, which are always zero.
         header.extend([0; 8]);
         header.extend((MAX_WRITTEN as u32).to_le_bytes());
         header.extend(u32::from(link.number()).to_le_bytes());
@@ -34,15 +34,15 @@ impl<W: Write> FileWriter<W> {
         Ok(Self { sink })
     }
 
-    /// Appends a packet that was captured whole.
+    /// Appends a packet that was captured completely.
     pub fn write(&mut self, time: Timestamp, data: &[u8]) -> io::Result<()> {
         self.write_cut(time, data, u32::try_from(data.len()).unwrap_or(u32::MAX))
     }
 
     /// Appends a packet of which only `data` was captured, out of `original_len` bytes.
     ///
-    /// A packet longer than [`MAX_WRITTEN`], or later than a file can tell (in 2106), is refused as invalid input and
-    /// leaves the file as it was.
+    /// A packet that is longer than [`MAX_WRITTEN`], or later than 2106, the maximum of the format, is an error and is not
+    /// written.
     pub fn write_cut(&mut self, time: Timestamp, data: &[u8], original_len: u32) -> io::Result<()> {
         let refused = |why| io::Error::new(ErrorKind::InvalidInput, why);
         if data.len() > MAX_WRITTEN {

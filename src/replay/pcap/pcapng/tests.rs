@@ -1,4 +1,4 @@
-//! What the blocks of a pcapng file may say, and what they may not.
+//! Valid and invalid blocks of pcapng files.
 
 use super::*;
 use crate::replay::pcap::sample::{Bytes, ORDERS, read, read_all};
@@ -7,7 +7,7 @@ const ETHERNET: u16 = 1;
 const RAW: u16 = 101;
 const USB: u16 = 220;
 
-/// A section with one Ethernet interface that says nothing of its clock.
+/// A section with one Ethernet interface without options.
 fn plain(order: ByteOrder) -> Bytes {
     Bytes::new(order).section().interface(ETHERNET, 0, |options| options)
 }
@@ -29,7 +29,7 @@ fn every_kind_of_packet_block_is_read_in_either_byte_order() {
             .enhanced(0, 5, b"", 0);
         let expected = [
             (1_000_001_000, LinkType::Ethernet, b"first".to_vec(), 1500),
-            // It has no time of its own.
+            // A Simple Packet has no time.
             (1_000_001_000, LinkType::Ethernet, b"simple".to_vec(), 6),
             (((1 << 32) + 2) * 1000, LinkType::Ethernet, b"old".to_vec(), 3),
             (5000, LinkType::Ethernet, vec![], 0),
@@ -50,7 +50,7 @@ fn each_interface_has_its_own_clock_and_link_type() {
                     .option(option::TIME_RESOLUTION, &[0x80 | 1])
                     .option(option::TIME_OFFSET, &offset)
                     .option(option::END, b"")
-                    // Behind the end, and so without a meaning.
+                    // After the end of the options, so it is ignored.
                     .option(option::TIME_RESOLUTION, &[0])
             })
             .enhanced(1, 7, b"half seconds", 12)
@@ -143,7 +143,7 @@ fn a_length_that_cannot_be_is_damage() {
         ] {
             let file = start().u32(kind).u32(length).u32(BYTE_ORDER).raw(&[0; 40]);
             assert_eq!(damage(&file), (1, offset, what), "type {kind}");
-            // Too short for a packet's header, but long enough to be seen as wrong.
+            // Too short for the header of a packet block, but long enough to be recognised as invalid.
             let brief = start().u32(kind).u32(length);
             if kind != block::SECTION {
                 assert_eq!(damage(&brief), (1, offset, what), "type {kind}");
