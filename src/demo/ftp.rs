@@ -10,27 +10,26 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use crate::core::ftp::Mode;
 use crate::core::ftp::notation::{Announced, Notation};
 
-/// The file that the server has.
+/// The file that the server offers.
 pub(super) const FILE: &str = "hello.txt";
-/// What is in it; longer than a segment, so that it is a transfer worth the name.
+/// The content of the file; longer than a segment.
 pub(super) const CONTENT: &[u8] = &[b'.'; 50_000];
-/// How long a dialogue may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The limit for a step of the dialogue.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves each client on a thread of its own, in the namespace of the calling thread, until this process ends.
+/// Serves each client on its own thread, in the network namespace of the calling thread, until this process ends.
 pub(super) fn serve(address: SocketAddr) -> io::Result<()> {
     let listener = TcpListener::bind(address)?;
     thread::spawn(move || {
         for control in listener.incoming().flatten() {
-            // What goes wrong in a session, its client reports.
+            // The client reports errors of the session.
             thread::spawn(move || drop(session(control)));
         }
     });
     Ok(())
 }
 
-/// Where the server sends the file.
-enum Target {
+enum DataConnection {
     Passive(TcpListener),
     Active(SocketAddr),
 }
@@ -38,7 +37,7 @@ enum Target {
 fn session(mut control: TcpStream) -> io::Result<()> {
     let address = control.local_addr()?.ip();
     let lines = BufReader::new(control.try_clone()?).lines();
-    let mut target = None;
+    let mut data_connection = None;
     control.write_all(b"220 Ready\r\n")?;
     for line in lines {
         let line = line?;
@@ -49,18 +48,18 @@ fn session(mut control: TcpStream) -> io::Result<()> {
             "PASV" => {
                 let listener = listen(address)?;
                 let reply = format!("227 Entering Passive Mode ({})", print(listener.local_addr()?)?);
-                target = Some(Target::Passive(listener));
+                data_connection = Some(DataConnection::Passive(listener));
                 reply
             }
             "PORT" => {
-                target = Some(Target::Active(read(argument)?));
+                data_connection = Some(DataConnection::Active(read(argument)?));
                 "200 PORT understood".to_owned()
             }
             "RETR" => {
                 control.write_all(b"150 Here it comes\r\n")?;
-                let connected = match target.take() {
-                    Some(Target::Passive(listener)) => listener.accept().map(|(data, _)| data),
-                    Some(Target::Active(to)) => TcpStream::connect_timeout(&to, PATIENCE),
+                let connected = match data_connection.take() {
+                    Some(DataConnection::Passive(listener)) => listener.accept().map(|(data, _)| data),
+                    Some(DataConnection::Active(to)) => TcpStream::connect_timeout(&to, TIMEOUT),
                     None => Err(io::ErrorKind::NotConnected.into()),
                 };
                 match connected.and_then(|mut data| data.write_all(CONTENT)) {
@@ -83,8 +82,8 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) fn log_in(server: SocketAddr) -> io::Result<Self> {
-        let control = TcpStream::connect_timeout(&server, PATIENCE)?;
-        control.set_read_timeout(Some(PATIENCE))?;
+        let control = TcpStream::connect_timeout(&server, TIMEOUT)?;
+        control.set_read_timeout(Some(TIMEOUT))?;
         let mut client = Self { control: BufReader::new(control) };
         client.expect("220")?;
         client.command("USER demo", "331")?;
@@ -92,24 +91,24 @@ impl Client {
         Ok(client)
     }
 
-    /// Has the server announce a port.
+    /// Sends PASV, and returns the announced address.
     pub(super) fn passive(&mut self) -> io::Result<SocketAddr> {
         let reply = self.command("PASV", "227")?;
         read(reply.split(['(', ')']).nth(1).unwrap_or_default())
     }
 
-    /// Fetches the file; none if there is no data connection within `patience`.
-    pub(super) fn fetch(&mut self, mode: Mode, patience: Duration) -> io::Result<Option<Vec<u8>>> {
+    /// Fetches the file. Returns none if there is no data connection within `timeout`.
+    pub(super) fn fetch(&mut self, mode: Mode, timeout: Duration) -> io::Result<Option<Vec<u8>>> {
         let connected = if mode.is_active() {
             let listener = listen(self.control.get_ref().local_addr()?.ip())?;
             self.command(&format!("PORT {}", print(listener.local_addr()?)?), "200")?;
             self.command(&format!("RETR {FILE}"), "150")?;
-            // On Linux, the receive timeout of a listener is one for accept.
-            set_socket_timeout(&listener, Timeout::Recv, Some(patience))?;
+            // On Linux, the receive timeout of a listening socket applies to accept.
+            set_socket_timeout(&listener, Timeout::Recv, Some(timeout))?;
             listener.accept().map(|(data, _)| data)
         } else {
             let address = self.passive()?;
-            let data = TcpStream::connect_timeout(&address, patience);
+            let data = TcpStream::connect_timeout(&address, timeout);
             if data.is_ok() {
                 self.command(&format!("RETR {FILE}"), "150")?;
             }
@@ -122,7 +121,7 @@ impl Client {
             connected => connected?,
         };
         let mut content = Vec::new();
-        data.set_read_timeout(Some(PATIENCE))?;
+        data.set_read_timeout(Some(TIMEOUT))?;
         data.read_to_end(&mut content)?;
         self.expect("226")?;
         Ok(Some(content))
@@ -144,7 +143,7 @@ fn listen(address: IpAddr) -> io::Result<TcpListener> {
     TcpListener::bind((address, 0))
 }
 
-/// The address as PORT and 227 write it.
+/// The address in the notation of PORT and 227.
 fn print(address: SocketAddr) -> io::Result<String> {
     let announced = Announced { address: Some(address.ip()), port: address.port() };
     Notation::Six.print(&announced).ok_or_else(|| nonsense(&address.to_string()))

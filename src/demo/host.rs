@@ -1,8 +1,8 @@
-//! A host of the demo: a network namespace, and a process namespace for the programs in it.
+//! A host of the demo: a network namespace, and a PID namespace for the programs in it.
 //!
-//! Its first process is a `cat` that reads a pipe from this process. When this process ends, `kill -9` included, the
-//! pipe is closed and `cat` ends. The kernel then kills all other processes of the namespace, and removes the interfaces
-//! and the rules. So nothing has to be cleaned up.
+//! The init process of the PID namespace is a `cat` that reads a pipe from this process. When this process ends, even by
+//! SIGKILL, the pipe is closed and `cat` ends. The kernel then kills all other processes of the PID namespace, and removes
+//! the interfaces and the rules. So nothing has to be cleaned up.
 
 use std::env;
 use std::fmt;
@@ -40,7 +40,7 @@ impl Host {
         new().map_err(|error| DemoError::Failed(format!("cannot make a network namespace with `unshare`: {error}")))
     }
 
-    /// Runs `work` on a thread in this host's network. Its sockets and threads stay there.
+    /// Runs `work` on a thread in this host's network namespace. Its sockets and threads stay there.
     pub(super) fn run<T: Send>(&self, work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
         let inside = || {
             move_into_link_name_space(self.network.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -67,17 +67,16 @@ impl Host {
         self.output("ip", &["-batch", "-"], commands).map(drop)
     }
 
-    /// Loads rules.
     pub(super) fn load(&self, ruleset: &str) -> Result<(), DemoError> {
         self.output("nft", &["-f", "-"], ruleset).map(drop)
     }
 
-    /// What `nft list` prints.
+    /// Runs `nft list`.
     pub(super) fn list(&self, arguments: &[&str]) -> Result<String, DemoError> {
         self.output("nft", &[&["list"], arguments].concat(), "")
     }
 
-    /// The file by which `ip` knows this host's network.
+    /// The path of this host's network namespace, for `ip`.
     pub(super) fn network(&self) -> String {
         format!("/proc/{}/ns/net", self.keeper.id())
     }
@@ -101,12 +100,12 @@ impl Host {
 impl Drop for Host {
     fn drop(&mut self) {
         drop(self.keeper.stdin.take());
-        // An error can only mean that it has been waited for.
+        // An error can only mean that the process has been waited for.
         let _ = self.keeper.wait();
     }
 }
 
-/// Where a program is. Administrators' programs are not in everybody's search path.
+/// The path of a program. The search path of a user may lack the directories of system programs.
 pub(super) fn find(program: &str) -> Option<PathBuf> {
     let search_path = env::var_os("PATH").unwrap_or_default();
     let directories = env::split_paths(&search_path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));

@@ -1,8 +1,7 @@
-//! `pinhole demo`: FTP through a firewall that drops by default, without Pinhole and with it, with a commentary.
+//! `pinhole demo`: FTP through a firewall that drops by default, first without Pinhole and then with it.
 //!
-//! Everything happens in network namespaces of its own, and the service is this program, started in one of them.
-//! This module prints the commentary; `stage` does the work. Nothing of it outlives this process, however the
-//! process ends.
+//! The hosts are network namespaces, and the daemon is this program, started in one of them. This module prints what
+//! happens; `stage` does the work. All namespaces and processes end with this process, however it ends.
 
 mod ftp;
 mod host;
@@ -16,39 +15,30 @@ use crate::core::ftp::Mode;
 use ftp::{CONTENT, FILE};
 use stage::{CLIENT, Connection, SERVER, Stage, Transfer};
 
-/// How long a client waits for data that does not come.
+/// After this time without a data connection, a transfer counts as blocked.
 const BLOCKED_AFTER: Duration = Duration::from_secs(1);
-/// How long anything may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The limit for operations that should take a moment.
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// A passive and an active transfer.
 const MODES: [Mode; 2] = [Mode::Pasv, Mode::Port];
 
-/// Why the demo did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum DemoError {
-    /// Namespaces are for root.
     #[error("the demo builds networks of its own, and needs root: run `sudo pinhole demo`")]
     NotRoot,
-    /// The networks are built by ip, the rules are loaded by nft.
     #[error("the demo needs the program {program}: install the package {package}")]
-    Missing {
-        /// The program.
-        program: &'static str,
-        /// Debian's package of it.
-        package: &'static str,
-    },
-    /// The program that is to run as the service cannot be found.
+    Missing { program: &'static str, package: &'static str },
     #[error("cannot find the file of this program: {0}")]
     NoProgram(#[source] io::Error),
-    /// A part of it failed, or it shows something else than it promises.
+    /// A step failed, or had another result than the demo shows.
     #[error("{0}")]
     Failed(String),
-    /// The commentary could not be written.
+    /// The output could not be written.
     #[error(transparent)]
     Write(#[from] io::Error),
 }
 
-/// Plays the demo and tells it to `out`.
+/// Runs the demo and describes it in `out`.
 pub fn run(out: &mut impl Write) -> Result<(), DemoError> {
     if !rustix::process::geteuid().is_root() {
         return Err(DemoError::NotRoot);
@@ -79,7 +69,7 @@ fn without(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
     for mode in MODES {
         match stage.transfer(mode, BLOCKED_AFTER)? {
             Transfer::Blocked => writeln!(out, "  {}  blocked: no data within {BLOCKED_AFTER:?}", describe(mode))?,
-            Transfer::Whole { .. } => {
+            Transfer::Complete { .. } => {
                 return Err(DemoError::Failed(format!(
                     "{FILE} came through the firewall without Pinhole: something else on this host lets FTP through, \
                      for instance the kernel's own helper (is net.netfilter.nf_conntrack_helper 1?)"
@@ -93,15 +83,15 @@ fn without(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
 
 fn start(out: &mut impl Write, stage: &mut Stage, program: &Path) -> Result<(), DemoError> {
     writeln!(out, "\nNow `pinhole run` starts on the firewall, with the policy `{}`:", stage::POLICY.trim_end())?;
-    tell(out, &stage.start_service(program, PATIENCE)?)?;
+    print_log(out, &stage.start_service(program, TIMEOUT)?)?;
     Ok(())
 }
 
 fn with(out: &mut impl Write, stage: &mut Stage) -> Result<(), DemoError> {
     writeln!(out, "\nWith Pinhole, the same transfers, and what its log says meanwhile:")?;
     for mode in MODES {
-        match stage.transfer(mode, PATIENCE)? {
-            Transfer::Whole { took } => {
+        match stage.transfer(mode, TIMEOUT)? {
+            Transfer::Complete { took } => {
                 let bytes = CONTENT.len();
                 let took = took.as_millis();
                 writeln!(out, "  {}  works: {FILE} arrived, all {bytes} bytes of it, in {took} ms", describe(mode))?;
@@ -113,7 +103,7 @@ fn with(out: &mut impl Write, stage: &mut Stage) -> Result<(), DemoError> {
                 )));
             }
         }
-        tell(out, &stage.log_until("used ", PATIENCE)?)?;
+        print_log(out, &stage.log_until("used ", TIMEOUT)?)?;
         out.flush()?;
     }
     Ok(())
@@ -141,15 +131,14 @@ fn one_pinhole(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
 }
 
 fn end(out: &mut impl Write, mut stage: Stage) -> Result<(), DemoError> {
-    stage.stop_service(PATIENCE)?;
+    stage.stop_service(TIMEOUT)?;
     writeln!(out, "\nPinhole ends, and takes its table with it; so do the hosts. Nothing of this remains.")?;
     drop(stage);
     writeln!(out, "Is this host ready for it? `pinhole check` says so. Then: `pinhole run`.")?;
     Ok(())
 }
 
-/// Lines of the service's log.
-fn tell(out: &mut impl Write, lines: &[String]) -> io::Result<()> {
+fn print_log(out: &mut impl Write, lines: &[String]) -> io::Result<()> {
     lines.iter().try_for_each(|line| writeln!(out, "    | {line}"))
 }
 

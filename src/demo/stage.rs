@@ -1,4 +1,4 @@
-//! The hosts of the demo, the service on the firewall, and the transfers that the demo tries.
+//! The hosts of the demo, the daemon on the firewall, and the transfers.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
@@ -16,45 +16,41 @@ use super::ftp::{self, CONTENT, Client, FILE};
 use super::host::Host;
 use crate::core::ftp::Mode;
 
-/// The policy of the service.
+/// The policy of the daemon.
 pub(super) const POLICY: &str = "{mechanism: sets, admit: [inet filter forward]}\n";
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 21, 1, 10);
 pub(super) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 21, 2, 10);
-/// Where the server listens.
 const CONTROL: SocketAddr = SocketAddr::new(IpAddr::V4(SERVER), 21);
-/// The rules of the firewall, in which nothing lets data connections in.
+/// The rules of the firewall. No rule accepts data connections.
 const RULES: &str = include_str!("../../deploy/nftables/gateway.nft");
-/// Starts the service with a `/run` of its own, in memory: neither its policy nor its socket is on this machine's disk.
+/// Starts the daemon with its own tmpfs on `/run`, so that its policy and its socket are not on this machine's disk.
 const START: &str = "mount -t tmpfs run /run && cat >/run/policy.yaml && exec \"$0\" run --policy /run/policy.yaml";
 
 /// The hosts and their programs. Dropping it ends all of them.
 #[derive(Debug)]
 pub(super) struct Stage {
-    // First what runs, then where.
+    // Fields are dropped in this order: the daemon has to end before its host.
     service: Option<Service>,
     client: Host,
     firewall: Host,
     _server: Host,
 }
 
-/// How a transfer went.
+/// The result of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Transfer {
-    /// The file arrived.
-    Whole {
-        /// How long the session took.
-        took: Duration,
-    },
-    /// The client was logged in, and there was no data connection.
+    /// The file arrived; the session took this long.
+    Complete { took: Duration },
+    /// The client was logged in, but there was no data connection.
     Blocked,
 }
 
-/// What became of a connection.
+/// The result of a connection attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Connection {
-    /// It reached the other end, whatever that one made of it.
+    /// The other end accepted or refused the connection.
     Through,
-    /// No answer came.
+    /// There was no answer.
     Blocked,
 }
 
@@ -67,12 +63,12 @@ impl fmt::Display for Connection {
     }
 }
 
-/// What was seen of one pinhole.
+/// One pinhole, and which connections pass it.
 #[derive(Debug)]
 pub(super) struct OnePinhole {
     /// The address that the server announced.
     pub(super) announced: SocketAddr,
-    /// The pinhole as nft shows it.
+    /// The set element as nft prints it.
     pub(super) element: String,
     pub(super) unannounced: Connection,
     pub(super) first: Connection,
@@ -84,7 +80,7 @@ impl Stage {
     pub(super) fn build() -> Result<Self, DemoError> {
         let (client, firewall, server) = (Host::new()?, Host::new()?, Host::new()?);
         firewall.set("net/ipv4/ip_forward", "1").map_err(failed("cannot forward packets"))?;
-        // Older kernels can be told to let FTP through by themselves. Newer ones have no such switch.
+        // Kernels before 6.0 can assign their FTP helper automatically. Later kernels have no such sysctl.
         let _ = firewall.set("net/netfilter/nf_conntrack_helper", "0");
         for (host, address, interface, gateway) in
             [(&client, CLIENT, "clients", "10.21.1.1"), (&server, SERVER, "servers", "10.21.2.1")]
@@ -101,34 +97,34 @@ impl Stage {
         Ok(Self { service: None, client, firewall, _server: server })
     }
 
-    /// Fetches the file in a session of its own.
-    pub(super) fn transfer(&self, mode: Mode, patience: Duration) -> Result<Transfer, DemoError> {
+    /// Fetches the file in a new session.
+    pub(super) fn transfer(&self, mode: Mode, timeout: Duration) -> Result<Transfer, DemoError> {
         let begun = Instant::now();
-        let fetched = self.client.run(|| Client::log_in(CONTROL)?.fetch(mode, patience));
+        let fetched = self.client.run(|| Client::log_in(CONTROL)?.fetch(mode, timeout));
         match fetched.map_err(failed("an FTP session failed"))? {
-            Some(content) if content == CONTENT => Ok(Transfer::Whole { took: begun.elapsed() }),
+            Some(content) if content == CONTENT => Ok(Transfer::Complete { took: begun.elapsed() }),
             Some(content) => Err(DemoError::Failed(format!("only {} bytes of {FILE} arrived", content.len()))),
             None => Ok(Transfer::Blocked),
         }
     }
 
-    /// Starts this program as the service of the firewall. Returns what it logs until its rules are installed.
+    /// Starts the daemon on the firewall. Returns the log lines until its rules are installed.
     pub(super) fn start_service(&mut self, program: &Path, within: Duration) -> Result<Vec<String>, DemoError> {
         let service = Service::start(&self.firewall, program).map_err(failed("cannot start `pinhole run`"))?;
         self.service.insert(service).log_until("announced data connections carry", within)
     }
 
-    /// What the service logs from now on, until a line contains `word`: the kernel tells it of some events a moment later.
+    /// The next log lines of the daemon, until a line contains `word`. Some events reach the daemon a moment later.
     pub(super) fn log_until(&mut self, word: &str, within: Duration) -> Result<Vec<String>, DemoError> {
         self.service.as_mut().map_or_else(|| Ok(Vec::new()), |service| service.log_until(word, within))
     }
 
-    /// What the service has logged and nobody has asked for.
+    /// The remaining log lines of the daemon.
     pub(super) fn rest_of_log(&mut self) -> String {
         self.service.iter().flat_map(|service| service.log.try_iter()).collect::<Vec<_>>().join("\n")
     }
 
-    /// Ends the service as systemd would.
+    /// Ends the daemon with SIGTERM, as systemd does.
     pub(super) fn stop_service(&mut self, within: Duration) -> Result<(), DemoError> {
         let Some(mut service) = self.service.take() else { return Ok(()) };
         service.stop(within)?;
@@ -139,8 +135,8 @@ impl Stage {
         Ok(())
     }
 
-    /// Has the server announce a port, and tries what gets through.
-    pub(super) fn try_one_pinhole(&self, patience: Duration) -> Result<OnePinhole, DemoError> {
+    /// Lets the server announce a port, and tries to connect to it and to another port.
+    pub(super) fn try_one_pinhole(&self, timeout: Duration) -> Result<OnePinhole, DemoError> {
         let announced = self.client.run(|| {
             let mut client = Client::log_in(CONTROL)?;
             Ok((client.passive()?, client))
@@ -153,7 +149,7 @@ impl Stage {
             ))
         })?;
         let connect = |port: u16| {
-            let connected = self.client.run(|| try_connection(SocketAddr::new(announced.ip(), port), patience));
+            let connected = self.client.run(|| try_connection(SocketAddr::new(announced.ip(), port), timeout));
             connected.map_err(failed("cannot try a connection"))
         };
         let unannounced = connect(announced.port() ^ 1)?;
@@ -163,7 +159,7 @@ impl Stage {
     }
 }
 
-/// The service, and the lines of its log.
+/// The daemon and its log lines.
 #[derive(Debug)]
 struct Service {
     process: Child,
@@ -201,12 +197,12 @@ impl Service {
         Ok(lines)
     }
 
-    /// Sends SIGTERM, and waits.
+    /// Sends SIGTERM, and waits until the daemon has ended.
     fn stop(&mut self, within: Duration) -> Result<(), DemoError> {
         let ended = kill_process(Pid::from_child(&self.process), Signal::TERM);
         ended.map_err(|error| failed("cannot end `pinhole run`")(error.into()))?;
         let begun = Instant::now();
-        // Its log ends when it does.
+        // The log ends when the daemon ends.
         loop {
             match self.log.recv_timeout(within.saturating_sub(begun.elapsed())) {
                 Ok(_) => {}
@@ -222,22 +218,22 @@ impl Service {
 
 impl Drop for Service {
     fn drop(&mut self) {
-        // Errors can only mean that it has ended and has been waited for.
+        // An error can only mean that the process has been waited for.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Says what an error kept from happening.
+/// Adds what failed to an error.
 fn failed(what: &str) -> impl FnOnce(io::Error) -> DemoError {
     move |error| DemoError::Failed(format!("{what}: {error}"))
 }
 
-/// Whether a connection comes about, from the namespace of the calling thread.
-fn try_connection(to: SocketAddr, patience: Duration) -> io::Result<Connection> {
-    match TcpStream::connect_timeout(&to, patience) {
+/// Tries to connect, from the network namespace of the calling thread.
+fn try_connection(to: SocketAddr, timeout: Duration) -> io::Result<Connection> {
+    match TcpStream::connect_timeout(&to, timeout) {
         Ok(_) => Ok(Connection::Through),
-        // The host behind the firewall has answered.
+        // A RST from the host behind the firewall.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Connection::Through),
         Err(error) if error.kind() == io::ErrorKind::TimedOut => Ok(Connection::Blocked),
         Err(error) => Err(error),
@@ -251,7 +247,7 @@ fn message(line: &str) -> &str {
     line.get(begin.unwrap_or(0)..).unwrap_or(line)
 }
 
-/// The element of a set, as nft lists it, for connections to there. One that was used just now may stand beside it.
+/// The element for connections to `to` in nft's listing of a set. Used elements may still be listed, too.
 fn element(listing: &str, to: SocketAddr) -> Option<String> {
     let (_, rest) = listing.split_once("elements = {")?;
     let (elements, _) = rest.split_once('}')?;
@@ -265,13 +261,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_line_is_told_without_time_and_level() {
+    fn time_and_level_of_a_log_line_are_removed() {
         assert_eq!(message("2026-01-01T00:00:00.1Z  INFO opened a -> b"), "opened a -> b");
         assert_eq!(message("no level"), "no level");
     }
 
     #[test]
-    fn finds_the_element_for_a_port_in_a_listing() {
+    fn element_is_found_in_a_listing_by_its_port() {
         let listing = "table inet pinhole {\n\tset pinholes4 {\n\t\ttype ipv4_addr\n\t\telements = { 10.0.0.1 . 10.0.0.2 . 5 \
                        timeout 1m expires 59s,\n\t\t\t     10.0.0.1 . 10.0.0.2 . 6 timeout 1m expires 59s }\n\t}\n}";
         let to = |port| SocketAddr::from(([10, 0, 0, 2], port));

@@ -1,5 +1,5 @@
-//! Evaluates what a host's filter does with the first packet of a connection that Pinhole admits: `new` or
-//! `related`, TCP, with Pinhole's mark, between unknown hosts and ports.
+//! Evaluates the host's filter for the first packet of a connection that Pinhole admits: `ct state` is `new` or
+//! `related`, the protocol is TCP, the mark is Pinhole's, hosts and ports are unknown.
 //!
 //! Each condition of a rule holds, does not hold, or is unknown, and so is the verdict. Conditions on anything but
 //! state, mark and protocol are unknown.
@@ -14,26 +14,25 @@ use nftables::types::{NfChainPolicy, NfFamily};
 use super::ruleset::{Base, Chain, ChainName, Ruleset, Statement, family_name};
 use crate::core::policy;
 
-/// The kernel follows no more jumps than that.
-const DEEPEST: usize = 16;
+/// The kernel's limit for nested jumps (`NFT_JUMP_STACK_SIZE`).
+const MAX_JUMPS: usize = 16;
 
-/// What a base chain does with such a packet.
+/// What a base chain does with a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fate {
-    /// Where it is dropped for certain, unless a rule above takes it, of which that cannot be said.
+pub(super) struct Outcome {
+    /// Where it is dropped, unless an earlier rule accepts it under conditions that are unknown.
     pub(super) dropped: Option<Dropped>,
-    /// A rule that looks at our mark accepts it, for certain or under conditions.
+    /// A rule that matches Pinhole's mark accepts it, perhaps under further conditions.
     pub(super) by_mark: bool,
-    /// Some rules cannot be read: iptables wrote them.
+    /// Some rules cannot be evaluated, because iptables wrote them.
     pub(super) is_opaque: bool,
 }
 
-/// The state in which connection tracking sees such a connection.
+/// The conntrack state (`ct state`) of a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
-    /// It is one like others: the mark alone tells.
     New,
-    /// The kernel expected it.
+    /// With the mechanism `native`: conntrack expected the connection.
     Related,
 }
 
@@ -53,27 +52,31 @@ pub(super) enum Dropped {
     ByRule(u64),
 }
 
-/// The fate of such a packet in a base chain, in whichever family it is worse.
-pub(super) fn fate(ruleset: &Ruleset, chain: &Chain, base: &Base, policy: &policy::Policy, state: State) -> Fate {
+/// Evaluates a base chain for a data connection. If the chain filters IPv4 and IPv6, returns the worse outcome.
+pub(super) fn evaluate(
+    ruleset: &Ruleset,
+    chain: &Chain,
+    base: &Base,
+    policy: &policy::Policy,
+    state: State,
+) -> Outcome {
     let of = |is_v6| {
         let mut walk = Walk { ruleset, policy, state, is_v6, by_mark: false, is_opaque: false };
         let verdict = walk.chain(chain, 0);
         let dropped = match verdict {
             Verdict::Accepted => None,
             Verdict::Dropped(handle) => Some(Dropped::ByRule(handle)),
-            Verdict::Through => (base.policy == Some(NfChainPolicy::Drop)).then_some(Dropped::ByPolicy),
+            Verdict::Continue => (base.policy == Some(NfChainPolicy::Drop)).then_some(Dropped::ByPolicy),
         };
-        Fate { dropped, by_mark: walk.by_mark, is_opaque: walk.is_opaque }
+        Outcome { dropped, by_mark: walk.by_mark, is_opaque: walk.is_opaque }
     };
     match chain.name.family {
         NfFamily::IP => of(false),
         NfFamily::IP6 => of(true),
         _ => {
             let (v4, v6) = (of(false), of(true));
-            let is_worse = |one: Fate, other: Fate| {
-                (one.dropped.is_some(), !one.by_mark) > (other.dropped.is_some(), !other.by_mark)
-            };
-            if is_worse(v6, v4) { v6 } else { v4 }
+            let badness = |outcome: Outcome| (outcome.dropped.is_some(), !outcome.by_mark);
+            if badness(v6) > badness(v4) { v6 } else { v4 }
         }
     }
 }
@@ -82,11 +85,10 @@ pub(super) fn fate(ruleset: &Ruleset, chain: &Chain, base: &Base, policy: &polic
 enum Verdict {
     Accepted,
     Dropped(u64),
-    /// It comes out at the end.
-    Through,
+    /// The end of the chain was reached.
+    Continue,
 }
 
-/// What a statement does where the rule comes to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Action<'a> {
     Accept,
@@ -120,7 +122,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     fn chain(&mut self, chain: &'a Chain, depth: usize) -> Verdict {
-        // As it will be when the service runs: its own rule stands at the top.
+        // While the daemon runs, its accept rule is at the top of this chain.
         if self.policy.admit.iter().any(|admitted| is_named(admitted, &chain.name)) {
             self.by_mark = true;
             return Verdict::Accepted;
@@ -157,25 +159,25 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        Verdict::Through
+        Verdict::Continue
     }
 
-    /// What follows from an action, if that is carried out; nothing if the next rule follows.
+    /// The verdict of an action. None if evaluation continues with the next rule.
     fn act(&mut self, action: Action<'a>, chain: &Chain, handle: u64, depth: usize) -> Option<Verdict> {
-        let mut call = |name| match self.ruleset.beside(&chain.name, name) {
-            Some(called) if depth < DEEPEST => self.chain(called, depth + 1),
-            _ => Verdict::Through,
+        let mut call = |name| match self.ruleset.in_same_table(&chain.name, name) {
+            Some(called) if depth < MAX_JUMPS => self.chain(called, depth + 1),
+            _ => Verdict::Continue,
         };
         match action {
             Action::Accept => Some(Verdict::Accepted),
             Action::Drop => Some(Verdict::Dropped(handle)),
-            Action::Return => Some(Verdict::Through),
-            Action::Jump(name) => Some(call(name)).filter(|verdict| *verdict != Verdict::Through),
+            Action::Return => Some(Verdict::Continue),
+            Action::Jump(name) => Some(call(name)).filter(|verdict| *verdict != Verdict::Continue),
             Action::Goto(name) => Some(call(name)),
         }
     }
 
-    /// Whether a condition holds of the packet.
+    /// Whether the packet meets a condition.
     fn holds(&self, Match { left, right, op }: &Match<'_>) -> Holds {
         if let Some(mark) = mark(left, self.policy.mark.bits()) {
             return compare(*op, right, |value| match value {
@@ -210,13 +212,13 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Whether a policy's chain is this one.
+/// Whether the policy names this chain.
 pub(super) fn is_named(named: &policy::Chain, name: &ChainName) -> bool {
     named.family().to_string() == family_name(name.family)
         && (named.table(), named.chain()) == (&*name.table, &*name.chain)
 }
 
-/// `is_ours` says of each value on the right whether it is the packet's; none if that cannot be said.
+/// `is_ours` returns whether a value is that of the packet; none if that is unknown.
 fn compare(operator: Operator, right: &Expression<'_>, is_ours: impl Fn(&Expression<'_>) -> Option<bool>) -> Holds {
     let is_among = values(right).and_then(|values| {
         values.into_iter().map(is_ours).try_fold(false, |is_among, is_ours| Some(is_among | is_ours?))
@@ -228,7 +230,7 @@ fn compare(operator: Operator, right: &Expression<'_>, is_ours: impl Fn(&Express
     }
 }
 
-/// The values on the right of a comparison: one, a list, or those of an anonymous set.
+/// The values on the right of a comparison: a single value, a list, or the elements of an anonymous set.
 fn values<'a>(right: &'a Expression<'a>) -> Option<Vec<&'a Expression<'a>>> {
     match right {
         Expression::String(name) if name.starts_with('@') => None,
@@ -245,7 +247,8 @@ fn values<'a>(right: &'a Expression<'a>) -> Option<Vec<&'a Expression<'a>>> {
     }
 }
 
-/// The mark, or bits of it, if that is what is asked for. Nobody else is taken to set bits in it.
+/// The value of `left` for the packet, if it is the connection's mark or bits of the mark. Other programs are assumed to set
+/// no bits of it.
 fn mark(left: &Expression<'_>, bits: u32) -> Option<u32> {
     match left {
         Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "mark" => Some(bits),
@@ -268,18 +271,18 @@ fn action<'a>(statement: &'a Statement) -> Option<Action<'a>> {
         Some(Content::Return(_)) => Some(Action::Return),
         Some(Content::Jump(target)) => Some(Action::Jump(&target.target)),
         Some(Content::Goto(target)) => Some(Action::Goto(&target.target)),
-        // The schema lacks some of the codes with which nft rejects.
+        // The schema lacks some ICMP codes of `reject`.
         None if statement.name == "reject" => Some(Action::Drop),
         _ => None,
     }
 }
 
-/// What a map of verdicts may lead to, and whether it does for certain.
+/// The possible actions of a verdict map, and whether they are certain.
 fn mapped<'a>(map: &'a VerdictMap<'a>, state: State) -> (Vec<Action<'a>>, bool) {
     let by_state = matches!(&map.key, Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "state");
     let Expression::Named(NamedExpression::Set(items)) = &map.data else { return (Vec::new(), by_state) };
     let actions = items.iter().filter_map(|item| {
-        // The crate reads a pair of key and verdict as a list.
+        // The crate parses a pair of key and verdict as a list.
         let SetItem::Element(Expression::List(pair)) = item else { return None };
         let [key, Expression::Verdict(verdict)] = &**pair else { return None };
         if by_state && !matches!(key, Expression::String(word) if word == state.word()) {
@@ -297,7 +300,7 @@ fn mapped<'a>(map: &'a VerdictMap<'a>, state: State) -> (Vec<Action<'a>>, bool) 
     (actions.collect(), by_state)
 }
 
-/// Statements that let every packet go on to the next one.
+/// Whether evaluation continues with the next statement for every packet.
 fn is_harmless(kind: &str) -> bool {
     ["counter", "log", "mangle", "comment", "set", "map", "notrack", "continue", "meter", "dup", "last"].contains(&kind)
         || ["ct helper", "ct timeout", "ct expectation", "secmark", "flow"].contains(&kind)

@@ -1,12 +1,12 @@
 use super::*;
 use crate::core::policy::Policy;
 
-/// The fate in the chain `forward` of a table `inet filter`, whose rules are these, and in whose chain `own` are those.
-fn fate_of(chain_policy: &str, rules: &[&str], own: &[&str], policy: &Policy) -> Fate {
-    fate_in(State::New, chain_policy, rules, own, policy)
+/// The outcome of the chain `forward` of a table `inet filter` with these rules, and with these rules in the chain `own`.
+fn evaluated(chain_policy: &str, rules: &[&str], own: &[&str], policy: &Policy) -> Outcome {
+    evaluated_in(State::New, chain_policy, rules, own, policy)
 }
 
-fn fate_in(state: State, chain_policy: &str, rules: &[&str], own: &[&str], policy: &Policy) -> Fate {
+fn evaluated_in(state: State, chain_policy: &str, rules: &[&str], own: &[&str], policy: &Policy) -> Outcome {
     let mut items = vec![
         format!(
             r#"{{"chain": {{"family": "inet", "table": "filter", "name": "forward", "handle": 1, "type": "filter",
@@ -24,11 +24,11 @@ fn fate_in(state: State, chain_policy: &str, rules: &[&str], own: &[&str], polic
     }
     let ruleset = Ruleset::parse(&format!(r#"{{"nftables": [{}]}}"#, items.join(", "))).expect("a ruleset");
     let (chain, base) = ruleset.filters().next().expect("a chain");
-    fate(&ruleset, chain, base, policy, state)
+    evaluate(&ruleset, chain, base, policy, state)
 }
 
 fn dropped(rules: &[&str], own: &[&str]) -> Option<Dropped> {
-    fate_of("drop", rules, own, &Policy::embedded()).dropped
+    evaluated("drop", rules, own, &Policy::embedded()).dropped
 }
 
 const ACCEPT: &str = r#"{"accept": null}"#;
@@ -45,58 +45,58 @@ fn rule(parts: &[&str]) -> String {
 }
 
 #[test]
-fn a_policy_of_drop_drops_what_no_rule_takes() {
+fn policy_drop_drops_what_no_rule_accepts() {
     assert_eq!(dropped(&[&rule(&[ESTABLISHED, ACCEPT]), &rule(&[PORT, ACCEPT])], &[]), Some(Dropped::ByPolicy));
-    assert_eq!(fate_of("accept", &[], &[], &Policy::embedded()).dropped, None);
+    assert_eq!(evaluated("accept", &[], &[], &Policy::embedded()).dropped, None);
 }
 
 #[test]
-fn a_last_rule_drops_as_well() {
+fn last_rule_that_rejects_drops() {
     let reject = r#"{"reject": {"type": "icmpx", "expr": "admin-prohibited"}}"#;
-    let fate = fate_of("accept", &[&rule(&[PORT, ACCEPT]), reject], &[], &Policy::embedded());
-    assert_eq!(fate.dropped, Some(Dropped::ByRule(11)));
+    let outcome = evaluated("accept", &[&rule(&[PORT, ACCEPT]), reject], &[], &Policy::embedded());
+    assert_eq!(outcome.dropped, Some(Dropped::ByRule(11)));
 }
 
 #[test]
-fn the_rule_that_is_advised_takes_it() {
-    let fate = fate_of("drop", &[&rule(&[MARK, ACCEPT])], &[], &Policy::embedded());
-    assert_eq!((fate.dropped, fate.by_mark), (None, true));
+fn advised_rule_accepts() {
+    let outcome = evaluated("drop", &[&rule(&[MARK, ACCEPT])], &[], &Policy::embedded());
+    assert_eq!((outcome.dropped, outcome.by_mark), (None, true));
 }
 
 #[test]
-fn a_rule_for_another_mark_does_not() {
+fn rule_for_another_mark_does_not_accept() {
     let other = MARK.replace("268435456", "1");
     assert_eq!(dropped(&[&rule(&[&other, ACCEPT])], &[]), Some(Dropped::ByPolicy));
-    // Some bit of it is ours, but not all that is asked for.
+    // The rule requires the bit of the mark and another bit.
     let more = MARK.replace("268435456", "268435457");
     assert_eq!(dropped(&[&rule(&[&more, ACCEPT])], &[]), Some(Dropped::ByPolicy));
 }
 
 #[test]
-fn the_order_of_rules_counts() {
+fn first_matching_rule_decides() {
     let drop_new = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}}, {"drop": null}"#;
     assert_eq!(dropped(&[drop_new, &rule(&[MARK, ACCEPT])], &[]), Some(Dropped::ByRule(10)));
 }
 
 #[test]
-fn jumps_come_back_and_gotos_do_not() {
+fn jump_returns_and_goto_does_not() {
     let jump = r#"{"jump": {"target": "own"}}"#;
     let goto = r#"{"goto": {"target": "own"}}"#;
     assert_eq!(dropped(&[jump, ACCEPT], &[&rule(&[PORT, ACCEPT])]), None);
     assert_eq!(dropped(&[goto, ACCEPT], &[&rule(&[PORT, ACCEPT])]), Some(Dropped::ByPolicy));
     assert_eq!(dropped(&[goto], &[&rule(&[MARK, ACCEPT])]), None);
-    // A chain that calls itself, which the kernel would not take, ends here too.
+    // A chain that jumps to itself, which the kernel would refuse, ends here, too.
     assert_eq!(dropped(&[jump], &[jump]), Some(Dropped::ByPolicy));
 }
 
 #[test]
-fn a_rule_for_our_mark_under_conditions_is_known_as_such() {
-    let fate = fate_of("drop", &[&rule(&[INTERFACE, MARK, ACCEPT])], &[], &Policy::embedded());
-    assert_eq!((fate.dropped, fate.by_mark), (Some(Dropped::ByPolicy), true));
+fn rule_for_the_mark_with_conditions_counts_as_by_mark() {
+    let outcome = evaluated("drop", &[&rule(&[INTERFACE, MARK, ACCEPT])], &[], &Policy::embedded());
+    assert_eq!((outcome.dropped, outcome.by_mark), (Some(Dropped::ByPolicy), true));
 }
 
 #[test]
-fn a_map_by_state_is_followed() {
+fn verdict_map_by_state_is_evaluated() {
     let map = |verdict: &str| {
         format!(
             r#"{{"vmap": {{"key": {{"ct": {{"key": "state"}}}}, "data": {{"set": [["established", {{"accept": null}}],
@@ -108,31 +108,31 @@ fn a_map_by_state_is_followed() {
 }
 
 #[test]
-fn what_is_for_one_family_only_does_not_help_the_other() {
+fn rule_for_one_family_does_not_accept_the_other() {
     let v4 = r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}}"#;
     assert_eq!(dropped(&[&rule(&[v4, MARK, ACCEPT])], &[]), Some(Dropped::ByPolicy));
 }
 
 #[test]
-fn a_chain_that_the_policy_names_takes_it() {
+fn chain_that_the_policy_names_accepts() {
     let mut policy = Policy::embedded();
     policy.admit = vec!["inet filter own".parse().expect("a chain")];
-    let fate = fate_of("drop", &[r#"{"jump": {"target": "own"}}"#], &[], &policy);
-    assert_eq!((fate.dropped, fate.by_mark), (None, true));
+    let outcome = evaluated("drop", &[r#"{"jump": {"target": "own"}}"#], &[], &policy);
+    assert_eq!((outcome.dropped, outcome.by_mark), (None, true));
 }
 
 #[test]
-fn rules_of_iptables_are_told_apart() {
-    let fate = fate_of("drop", &[&rule(&[r#"{"xt": null}"#, ACCEPT])], &[], &Policy::embedded());
-    assert_eq!((fate.dropped, fate.is_opaque), (Some(Dropped::ByPolicy), true));
+fn rules_of_iptables_are_opaque() {
+    let outcome = evaluated("drop", &[&rule(&[r#"{"xt": null}"#, ACCEPT])], &[], &Policy::embedded());
+    assert_eq!((outcome.dropped, outcome.is_opaque), (Some(Dropped::ByPolicy), true));
 }
 
 #[test]
-fn what_the_kernel_expects_gets_in_with_what_is_related() {
+fn expected_connection_is_accepted_as_related() {
     let rules = [&*rule(&[ESTABLISHED, ACCEPT]), &*rule(&[PORT, ACCEPT])];
-    let fate = |state| fate_in(state, "drop", &rules, &[], &Policy::embedded());
-    assert_eq!((fate(State::Related).dropped, fate(State::New).dropped), (None, Some(Dropped::ByPolicy)));
+    let outcome = |state| evaluated_in(state, "drop", &rules, &[], &Policy::embedded());
+    assert_eq!((outcome(State::Related).dropped, outcome(State::New).dropped), (None, Some(Dropped::ByPolicy)));
     let established_only = ESTABLISHED.replace(r#"["established", "related"]"#, r#""established""#);
     let rules = [&*rule(&[&established_only, ACCEPT])];
-    assert_eq!(fate_in(State::Related, "drop", &rules, &[], &Policy::embedded()).dropped, Some(Dropped::ByPolicy));
+    assert_eq!(evaluated_in(State::Related, "drop", &rules, &[], &Policy::embedded()).dropped, Some(Dropped::ByPolicy));
 }

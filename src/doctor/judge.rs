@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use nftables::types::NfHook;
 
-use super::filter::{self, Dropped, Fate, State};
+use super::filter::{self, Dropped, Outcome, State};
 use super::probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Rating};
@@ -13,10 +13,10 @@ use crate::netfilter::backend::{Choice, NotPossible};
 use crate::netfilter::readers::Reader;
 use crate::netfilter::table::{Queueing, is_own_chain, own_rule};
 
-/// Earlier ones lack the payload expressions in the ruleset.
-const OLDEST_NFT: [u32; 3] = [1, 0, 1];
+/// Earlier versions lack the payload expressions of the ruleset.
+const MIN_NFT: [u32; 3] = [1, 0, 1];
 
-/// Rates the state of a host. What everything else depends on comes first.
+/// Rates the state of a host. The first findings are those on which the others depend.
 pub fn judge(policy: &Policy, host: &HostState) -> Vec<Finding> {
     let mut findings = vec![privileges(host.privileges), nft(&host.nft), daemon(&host.daemon)];
     if let Some(kernel) = &host.kernel {
@@ -73,7 +73,7 @@ fn nft(nft: &Nft) -> Finding {
         Nft::There { path, version } => {
             let found = format!("{version}, {}", path.display());
             match version_number(version) {
-                Some(number) if number < OLDEST_NFT => Finding::new(Rating::Problem, about, found)
+                Some(number) if number < MIN_NFT => Finding::new(Rating::Problem, about, found)
                     .advising("too old: Pinhole's ruleset needs 1.0.1 or later"),
                 _ => Finding::new(Rating::Ok, about, found),
             }
@@ -216,18 +216,19 @@ fn admitted(named: &crate::core::policy::Chain, ruleset: &Ruleset) -> Finding {
 
 /// Whether the host's filter would drop announced data connections.
 fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> Vec<Finding> {
-    let fates: Vec<(&Chain, &Base, Fate)> = ruleset
+    let outcomes: Vec<(&Chain, &Base, Outcome)> = ruleset
         .filters()
-        .map(|(chain, base)| (chain, base, filter::fate(ruleset, chain, base, policy, state)))
+        .map(|(chain, base)| (chain, base, filter::evaluate(ruleset, chain, base, policy, state)))
         .collect();
-    if fates.is_empty() {
+    if outcomes.is_empty() {
         return vec![Finding::new(Rating::Ok, "filter", "no chain filters input, output or forwarded packets")];
     }
-    let is_cared_for =
-        |passing: bool| fates.iter().any(|(_, base, fate)| (base.hook == NfHook::Forward) == passing && fate.by_mark);
-    let judge = |&(chain, base, fate): &(&Chain, &Base, Fate)| {
+    let accepts_by_mark = |forwarded: bool| {
+        outcomes.iter().any(|(_, base, outcome)| (base.hook == NfHook::Forward) == forwarded && outcome.by_mark)
+    };
+    let judge = |&(chain, base, outcome): &(&Chain, &Base, Outcome)| {
         let about = format!("chain {}", chain.name);
-        let dropped = match (fate.dropped, fate.by_mark) {
+        let dropped = match (outcome.dropped, outcome.by_mark) {
             (None, true) => return Finding::new(Rating::Ok, about, "accepts data connections by their mark"),
             (None, false) => return Finding::new(Rating::Ok, about, "does not drop data connections"),
             (Some(_), true) => {
@@ -243,7 +244,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
             Dropped::ByPolicy => "its policy is drop".to_owned(),
             Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
         };
-        let opaque = if fate.is_opaque { " (rules made with iptables could not be read)" } else { "" };
+        let opaque = if outcome.is_opaque { " (rules made with iptables could not be read)" } else { "" };
         let place = if dropped == Dropped::ByPolicy { "to it" } else { "above that" };
         let related = if state == State::Related { "`ct state related accept`, or " } else { "" };
         let advice = format!(
@@ -251,13 +252,13 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
             own_rule(policy.mark),
             chain.name
         );
-        let passing = base.hook == NfHook::Forward;
-        if passing && !forwards {
+        let forwarded = base.hook == NfHook::Forward;
+        if forwarded && !forwards {
             return Finding::new(Rating::Ok, about, format_args!("{by}; this host does not forward packets"));
         }
-        if is_cared_for(!passing) && !is_cared_for(passing) {
-            // A ruleset that accepts data connections on one side may not need them on the other.
-            let whose = if passing {
+        if accepts_by_mark(!forwarded) && !accepts_by_mark(forwarded) {
+            // A ruleset that accepts forwarded data connections may not need those of the host itself, and vice versa.
+            let whose = if forwarded {
                 "this host also forwards FTP"
             } else {
                 "this host is itself an FTP client or server, too"
@@ -266,7 +267,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
         }
         Finding::new(Rating::Warning, about, format_args!("would drop data connections: {by}{opaque}")).advising(advice)
     };
-    fates.iter().map(judge).collect()
+    outcomes.iter().map(judge).collect()
 }
 
 fn helper(helper: Helper, objects: &[String], state: State) -> Vec<Finding> {

@@ -18,7 +18,7 @@ use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
 use crate::netfilter::table::{QueueChain, Queueing, ruleset};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
 
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct HostState {
     pub privileges: Privileges,
     pub nft: Nft,
     pub daemon: DaemonState,
-    /// What the kernel can do and has loaded; none if this process may not look.
+    /// None without CAP_NET_ADMIN.
     pub kernel: Option<KernelFeatures>,
 }
 
@@ -43,41 +43,41 @@ pub enum Nft {
     Broken { path: PathBuf, why: String },
 }
 
-/// Whether the service runs, as its control socket tells.
+/// Whether a daemon accepts connections to its control socket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DaemonState {
     NotRunning,
-    /// With its control socket.
+    /// The path of the control socket.
     Running(PathBuf),
 }
 
-/// The kernel's own way of letting FTP through.
+/// The kernel's FTP helper, `nf_conntrack_ftp`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Helper {
-    /// Whether the module `nf_conntrack_ftp` is loaded. Built in, it does not show.
+    /// Whether the module is loaded. Unknown if it is built in.
     pub is_loaded: bool,
-    /// Whether connections get it without being told to. Only kernels up to 5.19 can be set so.
+    /// Whether it is assigned to connections without a rule. Only kernels up to 5.19 have this sysctl.
     pub is_automatic: bool,
 }
 
-/// What a kernel can do, and has loaded. A text says why something is not there.
+/// What the kernel supports and has loaded. An error is the reason why a feature is missing.
 #[derive(Clone, Debug)]
 pub struct KernelFeatures {
     pub nf_tables: Result<(), String>,
-    /// What in a rule hands packets to a program; none if nothing does.
+    /// The statement that queues packets; none if the kernel has none.
     pub queueing: Result<Option<Queueing>, String>,
-    /// Whether the ruleset for the policy would be taken, as `nft --check` says.
+    /// Whether `nft --check` accepts the ruleset for the policy.
     pub takes_ruleset: Result<(), String>,
-    /// The mechanism that the daemon would take, or why the one that the policy names cannot work.
+    /// The mechanism that the daemon would use, or why the mechanism of the policy does not work.
     pub mechanism: Result<Choice, NotPossible>,
     pub reads_queues: Result<(), String>,
-    /// Whether connection tracking answers questions.
+    /// Whether conntrack answers over netlink.
     pub conntrack: Result<(), String>,
     pub readers: Vec<Reader>,
     /// The chains of the table `inet pinhole`; none if there is no such table.
     pub own_table: Option<Vec<String>>,
     pub ruleset: Result<Ruleset, String>,
-    /// Tables of iptables that are loaded beside nf_tables, where rules would not be seen here.
+    /// Loaded tables of iptables-legacy, which nft does not list.
     pub legacy: Vec<String>,
     pub forwards: bool,
     pub helper: Helper,
@@ -122,7 +122,7 @@ impl DaemonState {
 
 impl KernelFeatures {
     fn probe(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
-        let opened = Tables::open(PATIENCE).map_err(|error| error.to_string());
+        let opened = Tables::open(TIMEOUT).map_err(|error| error.to_string());
         let (nf_tables, queueing, own_table) = match opened {
             Ok(mut tables) => {
                 (Ok(()), Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()), own_table(&mut tables))
@@ -161,7 +161,7 @@ impl KernelFeatures {
 }
 
 fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
-    // What cannot be read has been told of where nf_tables was opened.
+    // Errors of nf_tables are reported in `nf_tables`.
     if !tables.has_table(OWN_TABLE).unwrap_or(false) {
         return None;
     }
@@ -169,8 +169,8 @@ fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
     Some(chains.into_iter().map(|chain| chain.name.into_string()).collect())
 }
 
-/// Has nft and the kernel try the ruleset in a transaction that is not carried out, under another name, so that a
-/// table that is there already does not matter.
+/// Checks the ruleset with `nft --check`, a transaction that is not committed. The table has another name, so that an
+/// installed table does not matter.
 fn check(nft: &nft::Nft, policy: &Policy, queueing: Queueing) -> Result<(), String> {
     const TRIAL: &str = "inet pinhole-check";
     let mut text = format!("add table {TRIAL}\n");
@@ -179,7 +179,7 @@ fn check(nft: &nft::Nft, policy: &Policy, queueing: Queueing) -> Result<(), Stri
             text.push_str(&format!("add chain {TRIAL} {}\n", chain.name()));
         }
     }
-    // The daemon makes these two otherwise: nft writes none of size 0, and for a trial one of another size will do.
+    // The daemon creates these two objects over netlink with size 0, which nft cannot. Size 1 is good enough for the check.
     for (name, network) in [("adjustable4", "ip"), ("adjustable6", "ip6")] {
         text.push_str(&format!(
             "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
@@ -189,8 +189,8 @@ fn check(nft: &nft::Nft, policy: &Policy, queueing: Queueing) -> Result<(), Stri
     nft.check(&text).map_err(|error| error.reason())
 }
 
-/// Whether queues can be read: their list is there as soon as the kernel has them. Where it is not, the module may
-/// come when it is asked for, so one is opened that no rule leads to, and closed again.
+/// Whether queues can be read. `/proc` lists them if the module is loaded. Otherwise opens and closes a queue that no rule
+/// uses, so that the kernel loads the module.
 fn reads_queues(readers: Option<&[Reader]>) -> Result<(), String> {
     match readers {
         Some(_) => Ok(()),
@@ -198,12 +198,12 @@ fn reads_queues(readers: Option<&[Reader]>) -> Result<(), String> {
     }
 }
 
-/// Asks for a connection that there is not.
+/// Queries conntrack for a connection that does not exist.
 fn conntrack() -> Result<(), String> {
     let nobody = Endpoint::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), Port::FTP);
-    let asked = Conntrack::open(PATIENCE)
+    let found = Conntrack::open(TIMEOUT)
         .and_then(|mut conntrack| conntrack.find(&Flow { source: nobody, destination: nobody }));
-    asked.map(drop).map_err(|error| error.to_string())
+    found.map(drop).map_err(|error| error.to_string())
 }
 
 fn legacy() -> Vec<String> {

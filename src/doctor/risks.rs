@@ -1,5 +1,4 @@
-//! Finds settings of a policy that are seldom intended, and files that other users could change. Each finding is one
-//! line: what, why, and what to do.
+//! Warns of settings of a policy that are seldom intended, and of policy files that other users can change.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,27 +7,28 @@ use std::path::{Path, PathBuf};
 use super::{Finding, Rating};
 use crate::core::policy::{Pickup, Policy, Terms, ThirdParty, Tls, WhenDown};
 
-/// A range of more ports than this is no server's passive range.
-const WIDEST_RANGE: u32 = 4096;
+/// A larger port range is probably not the passive range of a server.
+const MAX_RANGE: u32 = 4096;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyFile {
     pub path: PathBuf,
     pub owner: u32,
-    /// Its permissions, and what kind of file it is.
+    /// `st_mode`: permissions and file type.
     pub mode: u32,
 }
 
 impl PolicyFile {
-    /// Looks at the file, and at the folder in which it lies; what is not there, or is no file, is left out.
+    /// Reads owner and mode of the file and of its directory. Omits what does not exist, and special files.
     pub fn probe(path: &Path) -> Vec<Self> {
         let Ok(path) = fs::canonicalize(path) else { return Vec::new() };
-        let folder = path.parent().map(Path::to_path_buf);
-        let look = |path: PathBuf| {
-            let about = fs::metadata(&path).ok()?;
-            (about.is_file() || about.is_dir()).then(|| Self { path, owner: about.uid(), mode: about.mode() })
+        let directory = path.parent().map(Path::to_path_buf);
+        let probe = |path: PathBuf| {
+            let metadata = fs::metadata(&path).ok()?;
+            let is_relevant = metadata.is_file() || metadata.is_dir();
+            is_relevant.then(|| Self { path, owner: metadata.uid(), mode: metadata.mode() })
         };
-        [Some(path), folder].into_iter().flatten().filter_map(look).collect()
+        [Some(path), directory].into_iter().flatten().filter_map(probe).collect()
     }
 
     fn judge(&self) -> Option<Finding> {
@@ -37,9 +37,9 @@ impl PolicyFile {
         let Self { path, owner, mode } = self;
         let path = path.display();
         let is_writable = mode & WRITABLE_BY_OTHERS != 0;
-        // In a folder such as /tmp nobody can replace another user's file.
-        let is_kept = mode & 0o170_000 == 0o040_000 && mode & STICKY != 0;
-        let (found, advice) = if is_writable && !is_kept {
+        // In a sticky directory such as /tmp, users cannot replace files of other users.
+        let is_sticky_directory = mode & 0o170_000 == 0o040_000 && mode & STICKY != 0;
+        let (found, advice) = if is_writable && !is_sticky_directory {
             let found = format!("{path} is writable for others than its owner (mode {:04o})", mode & 0o7777);
             (found, format!("`chmod go-w {path}`"))
         } else if *owner != 0 {
@@ -52,7 +52,7 @@ impl PolicyFile {
     }
 }
 
-/// Judges what a policy allows, and who may change the files that it comes from.
+/// Warns of what a policy allows, and of users who can change its files.
 pub fn risks(policy: &Policy, files: &[PolicyFile]) -> Vec<Finding> {
     let mut findings: Vec<Finding> = files.iter().filter_map(PolicyFile::judge).collect();
     let rules = policy.rules.iter().map(|rule| {
@@ -64,7 +64,7 @@ pub fn risks(policy: &Policy, files: &[PolicyFile]) -> Vec<Finding> {
         if terms.denies_all() {
             continue;
         }
-        // What a rule has from the defaults has been told of there.
+        // Settings that a rule inherits are reported for the defaults only.
         let unlike = |same: fn(&Terms, &Terms) -> bool| like_defaults.is_none_or(|defaults| !same(terms, defaults));
         if unlike(|a, b| a.tls == b.tls && a.known_services == b.known_services) {
             findings.extend(tls_range(&place, terms));
@@ -98,7 +98,7 @@ fn tls_range(place: &str, terms: &Terms) -> Option<Finding> {
     let ports = u32::from(range.last().number() - range.first().number()) + 1;
     let why = if range.first().number() <= 1024 {
         format!("it begins at {} and includes all unprivileged ports up to {}", range.first(), range.last())
-    } else if ports > WIDEST_RANGE {
+    } else if ports > MAX_RANGE {
         format!("it includes {ports} ports")
     } else if terms.known_services.overlaps(range) {
         "it includes ports of `known_services`".to_owned()
@@ -173,7 +173,7 @@ mod tests {
         one("defaults: { tls: range 40000-60000 }", &["it includes 20001 ports"]);
         one("rules: [{ name: x, tls: range 3300-3310 }]", &["rule \"x\"", "`known_services`"]);
         assert_eq!(found("defaults: { tls: range 50000-50100 }"), [""; 0]);
-        // A rule that has it from the defaults is not told of once more.
+        // A rule that inherits the setting is not reported again.
         one(
             "defaults: { tls: range 1024-65535 }\nrules: [{ name: x, clients: [10.0.0.1], timeout: 5s }]",
             &["defaults"],

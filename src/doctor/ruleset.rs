@@ -1,8 +1,8 @@
-//! The ruleset of the host, as `nft -j list ruleset` prints it: chains, rules and statements, not what they do.
+//! Parses the ruleset of the host, as `nft -j list ruleset` prints it: chains, rules and statements.
 //!
-//! The schema is that of the crate `nftables`. Its type for the whole document cannot be used: one object or expression
-//! that it lacks fails the whole document, and it lacks maps of verdicts, `meta hour` and numbers above 32 bits, for
-//! example. So each object and each statement is read by itself; a statement that the schema lacks is known by its name.
+//! The schema is that of the crate `nftables`. Its type for the whole document cannot be used, because parsing fails if the
+//! schema lacks a single object or expression, for example verdict maps, `meta hour` or numbers above 32 bits. So each
+//! object and each statement is parsed separately; of a statement that the schema lacks, only the name is known.
 
 use std::fmt;
 
@@ -27,12 +27,11 @@ pub struct Ruleset {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Chain {
     pub(super) name: ChainName,
-    /// The hook of a base chain; none of a chain to which rules jump.
+    /// None if the chain is not a base chain.
     pub(super) base: Option<Base>,
     pub(super) rules: Vec<Rule>,
 }
 
-/// A chain's name in full.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct ChainName {
     pub(super) family: NfFamily,
@@ -46,7 +45,7 @@ impl fmt::Display for ChainName {
     }
 }
 
-/// The family as nft writes it.
+/// The name of the family in nft.
 pub(super) const fn family_name(family: NfFamily) -> &'static str {
     match family {
         NfFamily::IP => "ip",
@@ -58,7 +57,6 @@ pub(super) const fn family_name(family: NfFamily) -> &'static str {
     }
 }
 
-/// Type, hook and policy of a base chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Base {
     pub(super) kind: NfChainType,
@@ -84,7 +82,7 @@ struct Listing {
     nftables: Vec<Map<String, Value>>,
 }
 
-/// `schema::Rule` with statements that are still to be read.
+/// `schema::Rule` with unparsed statements.
 #[derive(Deserialize)]
 struct RuleObject {
     family: NfFamily,
@@ -100,8 +98,8 @@ impl Ruleset {
         let listing: Listing = serde_json::from_str(json)?;
         let mut ruleset = Self::default();
         for (kind, object) in listing.nftables.into_iter().flatten() {
-            // The schema has the family, type, hook and policy of every chain that filters IP. An object that it lacks
-            // concerns no such chain.
+            // The schema has the family, type, hook and policy of every chain that filters IP. So objects that it lacks are
+            // not about such chains.
             match &*kind {
                 "chain" => ruleset.chains.extend(from_value(object).ok().map(Chain::new)),
                 "rule" => from_value(object).into_iter().for_each(|rule| ruleset.add_rule(rule)),
@@ -120,14 +118,14 @@ impl Ruleset {
         }
     }
 
-    /// The chain of that name in the same table as another.
-    pub(super) fn beside(&self, other: &ChainName, chain: &str) -> Option<&Chain> {
+    /// The chain with this name in the table of `other`.
+    pub(super) fn in_same_table(&self, other: &ChainName, chain: &str) -> Option<&Chain> {
         self.chains
             .iter()
             .find(|c| (c.name.family, &*c.name.table, &*c.name.chain) == (other.family, &*other.table, chain))
     }
 
-    /// The base chains that filter IP at the hooks input, forward and output, without those of Pinhole's own table.
+    /// The base chains that filter IP at the hooks input, forward and output, except those of Pinhole's table.
     pub(super) fn filters(&self) -> impl Iterator<Item = (&Chain, &Base)> {
         self.chains.iter().filter_map(|chain| {
             let ChainName { family, table, .. } = &chain.name;

@@ -24,7 +24,7 @@ const LISTING: &str = r#"{"nftables": [
 {"rule": {"family": "ip", "table": "filter", "chain": "INPUT", "handle": 6, "expr": [{"counter": {"packets": 0, "bytes": 0}}, {"xt": null}]}}
 ]}"#;
 
-/// The names of the statements of all rules, with `?` behind those that the schema lacks.
+/// The names of the statements of all rules, followed by `?` if the schema lacks the statement.
 fn statements(ruleset: &Ruleset) -> Vec<String> {
     let name =
         |statement: &Statement| format!("{}{}", statement.name, if statement.content.is_none() { "?" } else { "" });
@@ -33,7 +33,7 @@ fn statements(ruleset: &Ruleset) -> Vec<String> {
 }
 
 #[test]
-fn what_the_schema_lacks_makes_one_statement_unknown() {
+fn unknown_expression_makes_one_statement_unknown() {
     let ruleset = Ruleset::parse(LISTING).expect("a ruleset");
     let expected = ["match? accept", "match? reject", "flow secmark? reject?", "xt counter accept", "counter xt"];
     assert_eq!(statements(&ruleset), expected);
@@ -45,7 +45,7 @@ fn what_the_schema_lacks_makes_one_statement_unknown() {
 }
 
 #[test]
-fn the_type_of_the_crate_fails_at_one_object_it_lacks() {
+fn type_of_the_crate_fails_at_an_unknown_object() {
     assert!(serde_json::from_str::<Nftables<'_>>(LISTING).is_err());
     for kind in ["chain", "map", "rule"] {
         let listing: Listing = serde_json::from_str(LISTING).expect("JSON");
@@ -56,7 +56,7 @@ fn the_type_of_the_crate_fails_at_one_object_it_lacks() {
 }
 
 #[test]
-fn text_that_is_no_listing_is_an_error() {
+fn text_without_a_listing_is_an_error() {
     assert!(Ruleset::parse("{}").is_err());
     assert!(Ruleset::parse("").is_err());
 }

@@ -5,10 +5,10 @@
 
 mod blocked;
 mod counters;
-mod held;
 mod json;
 pub mod nat;
 mod outside;
+mod owned_frame;
 pub mod pcap;
 mod text;
 
@@ -30,8 +30,8 @@ use crate::core::tracker::{ClientKey, Handled, Observer, OnGap, SessionEvent, Se
 use crate::replay::pcap::file::Frame;
 use crate::replay::pcap::link::{self, LinkType, NotIp};
 use blocked::DataConnections;
-use held::OwnedFrame;
 use nat::{Gateway, Nat, Translated, Way};
+use owned_frame::OwnedFrame;
 
 /// Receives the events of a replay.
 pub trait Report {
