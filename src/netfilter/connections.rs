@@ -27,7 +27,7 @@ impl ControlConnections {
         Ok(Self { conntrack, ports, bits, may_be_synced: false, errors })
     }
 
-    /// Follows another policy.
+    /// Applies another policy.
     pub(super) fn follow(&mut self, policy: &Policy) {
         (self.ports, self.bits) = (policy.control_ports.clone(), policy.mark.control_bits());
     }
@@ -96,12 +96,11 @@ impl ControlConnections {
         self.mark(connection, self.bits.of(progress), self.bits.progress());
     }
 
-    /// Sets `be_liberal` for these control connections, so that conntrack calls none of their packets invalid because
-    /// of its sequence numbers.
+    /// Sets `be_liberal` for these control connections, so that conntrack does not mark their packets as invalid because
+    /// of sequence numbers outside the window.
     ///
-    /// For connections that continued while the ruleset was gone: without rules that need conntrack, the kernel sees
-    /// no packets, and may judge the next one so wrongly that it takes all later ones for invalid. Then neither end
-    /// gets the other's packets any more, as long as the connection lasts.
+    /// For connections that continued while the ruleset was gone: without rules that need conntrack, conntrack sees no
+    /// packets, and its window becomes outdated. Then it may mark all later packets as invalid, until the connection ends.
     pub(super) fn set_tcp_be_liberal<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         for connection in connections {
             let set = self.conntrack.set_tcp_be_liberal(&connection.original);
@@ -109,7 +108,8 @@ impl ControlConnections {
         }
     }
 
-    /// Control connections may have continued unseen while rules of the table were gone: clears their in-sync bits.
+    /// Clears the in-sync bits of these control connections, whose packets may have bypassed the queue while rules of the
+    /// table were gone.
     pub(super) fn forget_synced<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         self.may_be_synced = false;
         let mask = self.bits.synced(Direction::FromClient) | self.bits.synced(Direction::FromServer);
@@ -118,7 +118,7 @@ impl ControlConnections {
 
     /// Sets the bits of `mask` in a control connection's mark to `bits`.
     fn mark(&mut self, connection: &Connection, bits: u32, mask: u32) {
-        // A connection that is not in conntrack any more has no packets either.
+        // If conntrack has no entry any more, the connection has ended, and the mark does not matter.
         let marked = self.conntrack.mark(&connection.original, bits, mask);
         self.errors.ok(marked);
     }

@@ -1,15 +1,12 @@
-//! Counts the requests that the kernel refused, where the caller goes on without an answer.
+//! Counts the requests that the kernel refused, if the caller continues without a result.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::netlink::Error;
 
-/// The requests that the kernel refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RefusedRequests {
-    /// Their number.
     pub count: u64,
-    /// The latest error.
     pub latest: Option<Error>,
 }
 
@@ -24,12 +21,12 @@ impl ErrorCounter {
         refused.latest = Some(error.clone());
     }
 
-    /// The value of a result; counts an error.
+    /// Returns the value of a result, or counts the error.
     pub(super) fn ok<T>(&self, result: Result<T, Error>) -> Option<T> {
         result.inspect_err(|error| self.add(error)).ok()
     }
 
-    /// What was counted since the last call.
+    /// The requests that were refused since the last call.
     pub(super) fn take(&self) -> RefusedRequests {
         std::mem::take(&mut *self.lock())
     }

@@ -13,5 +13,5 @@ pub mod table;
 
 use std::time::Duration;
 
-/// The deadline for an answer of the kernel. It answers at once, unless something is very wrong.
+/// The timeout for a reply of the kernel, which normally comes at once.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);

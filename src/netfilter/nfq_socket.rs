@@ -2,8 +2,8 @@
 //!
 //! The kernel takes verdicts only from the socket that bound the queue (`verdict_instance_lookup` in
 //! `net/netfilter/nfnetlink_queue.c`), and threads send verdicts while another one waits for a packet. In nfq 0.2.5 both need
-//! `&mut Queue`, and the crate does not lend its socket: `Queue` has no `AsFd`. So this module looks for the socket
-//! among the open files of the process and duplicates it. With `AsFd` in the crate, `open` becomes two lines.
+//! `&mut Queue`, and `Queue` does not implement `AsFd`. So this module finds the socket among the open files of the process
+//! and duplicates it. With `AsFd` in the crate, `open` becomes two lines.
 //!
 //! Not used: `pidfd_getfd`, which the default seccomp profile of Docker forbids; opening `/proc/self/fd/N`, which fails for
 //! sockets; `BorrowedFd::borrow_raw`, which is unsafe.
@@ -24,7 +24,7 @@ use rustix::net::{
 
 /// Opens a queue, and duplicates its socket: the one that was not open before.
 pub(super) fn open() -> io::Result<(nfq::Queue, OwnedFd)> {
-    /// Of two queues that threads open at once, each would find both sockets.
+    /// If two threads opened queues at the same time, each of them would find both sockets.
     static OPENING: Mutex<()> = Mutex::new(());
     let _alone = OPENING.lock().unwrap_or_else(PoisonError::into_inner);
     let before = nfq_sockets()?;
@@ -37,8 +37,8 @@ pub(super) fn open() -> io::Result<(nfq::Queue, OwnedFd)> {
     Ok((queue, socket))
 }
 
-/// Duplicates of the sockets of the crate nfq, each with its link in `/proc/self/fd`, which names the inode. They are
-/// known by their protocol, and because no other netlink socket of this process lacks `O_CLOEXEC`.
+/// Duplicates of the sockets of the crate nfq, each with its link in `/proc/self/fd`, which contains the inode. They are
+/// recognised by their protocol, and by the missing `O_CLOEXEC`: all other netlink sockets of this process have it.
 fn nfq_sockets() -> io::Result<Vec<(PathBuf, OwnedFd)>> {
     let mut sockets = Vec::new();
     for entry in fs::read_dir("/proc/self/fd")?.flatten() {
@@ -65,8 +65,8 @@ fn is_close_on_exec(file: RawFd) -> bool {
     flags.is_none_or(|flags| flags & OFlags::CLOEXEC.bits() != 0)
 }
 
-/// Duplicates a file that is known by its number only: sends it to this process itself (`SCM_RIGHTS`). nix takes numbers
-/// there, rustix takes `BorrowedFd`.
+/// Duplicates a file descriptor by its number: sends it to this process itself (`SCM_RIGHTS`). nix accepts numbers there;
+/// rustix requires `BorrowedFd`.
 fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
     let (from, to) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
     let byte = [IoSlice::new(&[0])];

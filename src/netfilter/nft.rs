@@ -10,21 +10,19 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::fs::{Access, access};
 
-/// Directories of system programs, which not every search path has.
+/// Directories of system programs, which a user's search path may lack.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// How nft names its standard input in error messages.
 const STDIN_NAME: &str = "/dev/stdin:";
 
-/// Why nft did not do what it was run for. Of a ruleset, nothing was loaded.
+/// Why nft failed. No part of the ruleset was loaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NftError {
-    /// The program is not installed.
     #[error("the program nft was not found; install the package nftables")]
     NotFound,
-    /// nft exited with an error, which has this text.
+    /// The error text of nft.
     #[error("nft refused the ruleset: {0}; `pinhole check` tries each part of it, `pinhole rules` prints it")]
     Refused(Box<str>),
-    /// nft could not be started.
     #[error("cannot run nft: {0}")]
     NotRun(Box<str>),
 }
@@ -59,7 +57,6 @@ impl Nft {
             .ok_or(NftError::NotFound)
     }
 
-    /// Its path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -84,7 +81,6 @@ impl Nft {
         self.run(&["-j", "list", "ruleset"], "")
     }
 
-    /// What nft prints.
     fn run(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {
         let output = self.output(arguments, input).map_err(|error| NftError::NotRun(error.to_string().into()))?;
         if output.status.success() {

@@ -1,4 +1,4 @@
-//! Packets from an NFQUEUE, and the verdicts on them.
+//! Reads packets from an NFQUEUE, and sends verdicts on them.
 
 use std::io;
 use std::num::NonZeroU16;
@@ -19,8 +19,8 @@ use crate::netfilter::netlink::Verdicts;
 
 /// How many packets may wait in the kernel for a verdict.
 const QUEUE_MAXLEN: u32 = 4096;
-/// Socket buffer for as many packets of control connections. The default holds about a hundred; the kernel treats
-/// packets for which there is no room like those of a full queue.
+/// The socket buffer for that many packets of control connections. The default is enough for about a hundred. The kernel
+/// treats packets that do not fit into the buffer like packets for a full queue.
 const RECEIVE_BUFFER: usize = QUEUE_MAXLEN as usize * 4096;
 
 /// The hook of packets that this host sends (linux/netfilter.h).
@@ -39,43 +39,22 @@ pub struct Queue {
 /// Why a queue cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum QueueError {
-    /// This process lacks the privilege.
     #[error("cannot read queue {number} of the kernel: not permitted; it needs root, or the capability CAP_NET_ADMIN")]
-    NotPermitted {
-        /// The queue.
-        number: u16,
-    },
-    /// Another program reads it.
+    NotPermitted { number: u16 },
     #[error(
         "cannot read queue {number} of the kernel: it is read by {reader}; end that program, or write another number \
          into the policy, as in `capture: {{ queue: {} }}`",
         number.wrapping_add(1)
     )]
-    Taken {
-        /// The queue.
-        number: u16,
-        /// That program.
-        reader: Box<str>,
-    },
-    /// The kernel has no queues, or lacks one of the settings.
+    Taken { number: u16, reader: Box<str> },
+    /// The kernel lacks NFQUEUE, or one of the settings.
     #[error(
         "cannot read queue {number} of the kernel: {cause}; the module nfnetlink_queue is needed \
          (CONFIG_NETFILTER_NETLINK_QUEUE)"
     )]
-    NoQueues {
-        /// The queue.
-        number: u16,
-        /// The kernel's error.
-        cause: io::Error,
-    },
-    /// Any other error.
+    NoQueues { number: u16, cause: io::Error },
     #[error("cannot read queue {number} of the kernel: {cause}")]
-    Refused {
-        /// The queue.
-        number: u16,
-        /// The kernel's error.
-        cause: io::Error,
-    },
+    Refused { number: u16, cause: io::Error },
 }
 
 impl QueueError {
@@ -98,7 +77,7 @@ impl QueueError {
     }
 }
 
-/// A packet in the queue, which waits for its verdict. Any thread may give the verdict.
+/// A queued packet without a verdict yet. Any thread may give the verdict.
 pub struct QueuedPacket {
     message: Message,
     verdicts: Arc<Verdicts>,
@@ -115,27 +94,26 @@ impl QueuedPacket {
         self.message.get_nfmark()
     }
 
-    /// The index of the interface on which it arrived; 0 if this host sends it.
+    /// The index of the interface on which the packet arrived; 0 if this host sends it.
     pub fn interface(&self) -> u32 {
         if self.is_outgoing() { 0 } else { self.message.get_indev() }
     }
 
-    /// Whether this host sends it. It has a route then.
+    /// Whether this host sends the packet (hook output).
     pub fn is_outgoing(&self) -> bool {
         self.message.get_hook() == NF_INET_LOCAL_OUT
     }
 
-    /// Accepts it, with another packet mark if `mark` has one.
+    /// Accepts the packet, with another packet mark if `mark` is some.
     pub fn accept(self, mark: Option<u32>) -> io::Result<()> {
         Ok(self.verdicts.accept(self.message.get_packet_id(), None, mark)?)
     }
 
-    /// Drops it.
     pub fn drop_packet(self) -> io::Result<()> {
         Ok(self.verdicts.drop_packet(self.message.get_packet_id())?)
     }
 
-    /// Accepts another packet in its place, from the IP header on, with correct lengths and checksums.
+    /// Replaces the packet, from the IP header on, and accepts it. Lengths and checksums have to be correct.
     pub fn accept_as(self, packet: &[u8], mark: Option<u32>) -> io::Result<()> {
         Ok(self.verdicts.accept(self.message.get_packet_id(), Some(packet), mark)?)
     }
@@ -144,8 +122,8 @@ impl QueuedPacket {
 impl Queue {
     /// Binds a queue. Rules that queue packets to it may exist already.
     ///
-    /// `when_down` is what happens to packets while no program reads the queue, and to packets for which a full queue has
-    /// no room: fail-open or fail-closed.
+    /// `when_down` decides about packets while no program reads the queue, and about packets for a full queue: fail-open or
+    /// fail-closed.
     pub fn open(number: u16, when_down: WhenDown) -> Result<Self, QueueError> {
         let open = || {
             let (mut queue, socket) = nfq_socket::open()?;
@@ -159,7 +137,6 @@ impl Queue {
         open().map_err(|cause| QueueError::new(number, cause))
     }
 
-    /// Its number.
     pub fn number(&self) -> u16 {
         self.number
     }
@@ -170,19 +147,19 @@ impl Queue {
         Ok(QueuedPacket { message, verdicts: Arc::clone(&self.verdicts) })
     }
 
-    /// Sends verdicts on its packets, from any thread.
+    /// For threads that send verdicts on packets of this queue.
     pub fn verdicts(&self) -> Arc<Verdicts> {
         Arc::clone(&self.verdicts)
     }
 
-    /// From now on [`Self::next_packet`] waits no longer than this, and then fails with [`io::ErrorKind::WouldBlock`].
+    /// [`Self::next_packet`] will wait no longer than this, and then fail with [`io::ErrorKind::WouldBlock`].
     pub fn set_receive_timeout(&self, timeout: Duration) -> io::Result<()> {
         Ok(self.verdicts.set_receive_timeout(timeout)?)
     }
 
-    /// From now on packets skip the kernel's work for userspace helpers: see [`Verdicts`]. For connections that have such
-    /// a helper. A full queue becomes fail-closed, whatever it was opened with: the kernel would do that work for the
-    /// packets that it accepts itself.
+    /// Makes packets skip the kernel's work for userspace helpers, for connections that have such a helper: see
+    /// [`Verdicts`]. A full queue becomes fail-closed, whatever `when_down` is: the kernel would do that work for packets
+    /// that it accepts itself.
     pub fn skip_helpers(&mut self) -> io::Result<()> {
         // Binding shows whether a program reads a queue; the list of readers may be hidden.
         let is_free = |number: &u16| nfq::Queue::open().and_then(|mut queue| queue.bind(*number)).is_ok();
@@ -195,8 +172,8 @@ impl Queue {
     }
 }
 
-/// How many processors this program may use. Asked once, because a queue for each processor is bound once, and because
-/// the sandbox hides the files that say so.
+/// How many processors this program may use. Read only once, because the queues are bound only once, and because the
+/// sandbox forbids to read it later.
 pub fn processors() -> NonZeroU16 {
     static PROCESSORS: OnceLock<NonZeroU16> = OnceLock::new();
     *PROCESSORS.get_or_init(|| {
@@ -205,8 +182,8 @@ pub fn processors() -> NonZeroU16 {
     })
 }
 
-/// Keeps this thread on the processors whose packets come into queue `number` of `queues`: the kernel chooses the queue by
-/// the number of the processor (NFQNL_QUEUE_CPU_FANOUT). Where that is not permitted, the thread only runs slower.
+/// Binds this thread to the processors whose packets go to queue `number` of `queues`: the kernel chooses the queue by the
+/// number of the processor (fanout). If that is not permitted, the thread only runs slower.
 pub fn stay_near(number: u16, queues: Queues) {
     let offset = usize::from(number.saturating_sub(queues.first()));
     let Ok(allowed) = sched_getaffinity(None) else { return };

@@ -15,7 +15,6 @@ const NETLINK_NETFILTER: &str = "12";
 /// A program that reads a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reader {
-    /// The number of the queue.
     pub queue: u16,
     /// The port ID of its netlink socket.
     pub port_id: u32,
@@ -23,10 +22,8 @@ pub struct Reader {
     pub process: Option<Process>,
 }
 
-/// The process of a reader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Process {
-    /// The process ID.
     pub id: u32,
     /// `/proc/PID/comm`.
     pub name: String,
@@ -41,7 +38,7 @@ impl fmt::Display for Reader {
     }
 }
 
-/// The readers of all queues; none if the kernel has no list of them, or hides it.
+/// The readers of all queues; none if the list in `/proc` does not exist or cannot be read.
 pub fn readers() -> Option<Vec<Reader>> {
     let list = fs::read_to_string(QUEUES).ok()?;
     let sockets = fs::read_to_string(SOCKETS).unwrap_or_default();
@@ -69,7 +66,7 @@ fn inode(sockets: &str, port_id: u32) -> Option<u64> {
     line.split_whitespace().next_back()?.parse().ok()
 }
 
-/// The process that has that socket open; if several have inherited it, the one with the lowest ID.
+/// The process that has this socket open; of several processes, the one with the lowest ID.
 fn holder(proc: &Path, inode: u64) -> Option<Process> {
     let socket = format!("socket:[{inode}]");
     let holds = |id: &u32| {

@@ -23,13 +23,12 @@ const RELEASE_TIME: Duration = Duration::from_secs(1);
 /// Why the table was not installed, reloaded or removed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SetupError {
-    /// The kernel refused something.
     #[error(transparent)]
     Kernel(#[from] Error),
-    /// The table is not what the policy wants.
+    /// The table could not be installed or reloaded.
     #[error(transparent)]
     Table(#[from] TableError),
-    /// The policy demands a mechanism that does not work here.
+    /// The mechanism of the policy does not work on this host.
     #[error(transparent)]
     Mechanism(#[from] NotPossible),
     /// A reload cannot change the mechanism.
@@ -43,7 +42,7 @@ pub struct KernelFirewall {
     table: PinholeTable,
     connections: ControlConnections,
     backend: Box<dyn Backend>,
-    /// Why this mechanism.
+    /// Why this mechanism was chosen.
     because: String,
     errors: ErrorCounter,
 }
@@ -72,12 +71,11 @@ impl KernelFirewall {
         Ok(Self { table, connections, backend, because, errors })
     }
 
-    /// The mechanism in use.
     pub fn profile(&self) -> &'static Profile {
         self.backend.profile()
     }
 
-    /// The reason for that mechanism.
+    /// Why this mechanism was chosen.
     pub fn because(&self) -> &str {
         &self.because
     }
@@ -129,7 +127,7 @@ impl KernelFirewall {
         self.errors.take()
     }
 
-    /// Exchanges the table for another policy. After an error, the old policy stays in force.
+    /// Changes the table to another policy. After an error, the old policy stays in force.
     pub fn reload(&mut self, policy: &Policy) -> Result<(), SetupError> {
         let mechanism = self.profile().mechanism;
         if policy.mechanism != Mechanism::Auto && policy.mechanism != mechanism {
@@ -162,13 +160,14 @@ impl KernelFirewall {
         Ok(self.table.restore(now, in_sets)?)
     }
 
-    /// Control connections may have continued unseen while the table was gone: conntrack calls none of their packets
-    /// invalid because of its sequence numbers.
+    /// Makes conntrack accept any sequence numbers of these control connections, which may have continued while the table
+    /// was gone and conntrack did not see their packets.
     pub fn set_tcp_be_liberal<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         self.connections.set_tcp_be_liberal(connections);
     }
 
-    /// Control connections may have continued unseen while rules of the table were gone: clears their in-sync bits.
+    /// Clears the in-sync bits of these control connections, whose packets may have bypassed the queue while rules of the
+    /// table were gone.
     pub fn forget_synced<'a>(&mut self, connections: impl Iterator<Item = &'a Connection>) {
         self.connections.forget_synced(connections);
     }
@@ -178,7 +177,7 @@ impl KernelFirewall {
         self.table.lacks_pinholes()
     }
 
-    /// Removes everything that was installed. Returns what had to stay, if anything.
+    /// Removes the table, the accept rules and the helper. If the helper has to stay, returns a message that says so.
     pub fn remove(&mut self) -> Result<Option<&'static str>, SetupError> {
         let closed = self.backend.close_all(&self.table);
         let removed = self.table.remove();
@@ -213,7 +212,7 @@ impl Firewall for KernelFirewall {
         adjustment: &Adjustment,
         held: &[Seq],
     ) -> Result<(), NotAdjusted> {
-        // These elements come first, so that no retransmission can bypass the queue once the offset is set.
+        // The elements are added first, so that no retransmission can bypass the queue once the offset is set.
         self.table.queue_retransmissions(connection.flow(direction), held);
         self.connections.adjust(connection, direction, adjustment)
     }

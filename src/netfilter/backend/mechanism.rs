@@ -1,4 +1,4 @@
-//! The trait `Backend`: what differs between the mechanisms.
+//! The trait `Backend`, which a mechanism implements.
 
 use std::fmt::Debug;
 use std::net::IpAddr;
@@ -11,12 +11,11 @@ use crate::core::policy::{Mechanism, Policy};
 use crate::netfilter::netlink::Error;
 use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
 
-/// What the rest of the program has to know about a mechanism.
+/// The properties of a mechanism that other modules use.
 #[derive(Debug)]
 pub struct Profile {
-    /// Its name in a policy.
     pub mechanism: Mechanism,
-    /// Its part of the table.
+    /// The rules that it adds to the table.
     pub rules: MechanismRules,
     /// Whether conntrack expects data connections, which makes them `ct state related`; otherwise they are `new`.
     pub is_related: bool,
@@ -29,22 +28,20 @@ pub struct Profile {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`mechanism: {mechanism}` is not possible: {why}; `mechanism: auto` goes on with sets then")]
 pub struct NotPossible {
-    /// The mechanism.
     pub mechanism: Mechanism,
-    /// The reason.
     pub why: Box<str>,
 }
 
-/// A mechanism at work. What it does not implement itself is done with the sets of the table.
+/// A mechanism that keeps pinholes in the kernel. The default methods keep them in the sets of the table.
 pub(super) trait Backend: Debug + Send {
     fn profile(&self) -> &'static Profile;
 
-    /// Makes sure that what the table's rules refer to exists, before the table is reloaded or restored.
+    /// Makes sure that the objects exist to which the table's rules refer, before the table is reloaded or restored.
     fn prepare(&mut self, _: &Policy) -> Result<(), NotPossible> {
         Ok(())
     }
 
-    /// Reads what an earlier run left, after the table was installed.
+    /// Reads the state that an earlier run left, after the table was installed.
     fn adopt(&mut self, _: &mut PinholeTable) -> Result<(), Error> {
         Ok(())
     }
@@ -74,18 +71,18 @@ pub(super) trait Backend: Debug + Send {
         table.used(flow);
     }
 
-    /// Whether a pinhole is in the sets, so that it is lost with them.
+    /// Whether a pinhole is in the sets, so that it is lost with the table.
     fn is_in_sets(&self, _: &Expectation) -> bool {
         true
     }
 
-    /// Closes all pinholes that the end of the table does not close.
+    /// Closes all pinholes that are not in the table.
     fn close_all(&mut self, _: &PinholeTable) -> Result<(), Error> {
         Ok(())
     }
 
-    /// Removes what exists beside the table, after the table is gone. The kernel may take that long to let go of it.
-    /// Returns what had to stay, if anything.
+    /// Removes the mechanism's objects outside the table, after the table was removed. Waits for the kernel to release them,
+    /// no longer than `within`. If an object has to stay, returns a message that says so.
     fn remove(&mut self, _within: Duration) -> Result<Option<&'static str>, Error> {
         Ok(None)
     }

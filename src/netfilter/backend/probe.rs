@@ -1,4 +1,4 @@
-//! Finds out which mechanism works on this host.
+//! Chooses a mechanism that works on this host.
 
 use super::mechanism::{Backend, NotPossible, Profile};
 use super::native::{self, Native};
@@ -6,20 +6,18 @@ use super::sets::{self, Sets};
 use crate::core::policy::{Mechanism, Policy};
 use crate::netfilter::errors::ErrorCounter;
 
-/// The mechanisms that `auto` tries, in this order. The last one needs nothing beside the table.
+/// The mechanisms that `auto` tries, in this order. The last one needs nothing but the table.
 const BY_PREFERENCE: [Mechanism; 2] = [Mechanism::Native, Mechanism::Sets];
 
 /// A mechanism that works on this host.
 #[derive(Clone, Debug)]
 pub struct Choice {
-    /// What it is.
     pub profile: &'static Profile,
-    /// Why this one.
     pub because: String,
 }
 
-/// The mechanism that [`KernelFirewall::install`](super::KernelFirewall::install) would choose. Trying it changes
-/// nothing that is there.
+/// The mechanism that [`KernelFirewall::install`](super::KernelFirewall::install) would choose. The test changes no
+/// existing objects.
 pub fn probe(policy: &Policy) -> Result<Choice, NotPossible> {
     let possible = |mechanism| match mechanism {
         Mechanism::Native => native::is_possible(policy).map(|()| &native::PROFILE).map_err(|why| why.to_string()),
@@ -28,7 +26,7 @@ pub fn probe(policy: &Policy) -> Result<Choice, NotPossible> {
     choose(policy.mechanism, possible).map(|(profile, because)| Choice { profile, because })
 }
 
-/// Sets up the mechanism that the policy names, or else the first one that works. Returns why it is this one, too.
+/// Sets up the mechanism that the policy names, or the first one that works. Also returns the reason for the choice.
 pub(super) fn set_up(policy: &Policy, errors: &ErrorCounter) -> Result<(Box<dyn Backend>, String), NotPossible> {
     choose(policy.mechanism, |mechanism| match mechanism {
         Mechanism::Native => match Native::set_up(policy, errors.clone()) {

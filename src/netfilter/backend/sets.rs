@@ -5,7 +5,6 @@ use crate::core::policy::Mechanism;
 use crate::netfilter::netlink::{Family, Object, ObjectKind};
 use crate::netfilter::table::MechanismRules;
 
-/// What others have to know about it.
 pub const PROFILE: Profile = Profile {
     mechanism: Mechanism::Sets,
     rules: MechanismRules {

@@ -6,20 +6,19 @@ use crate::core::kernel::Mark;
 use crate::core::policy::{Chain, ChainFamily};
 use crate::netfilter::netlink::{CtKey, Error, Expression, Family, Rule, Table, Tables};
 
-/// What the comment of our rule begins with.
+/// The beginning of the accept rule's comment.
 const COMMENT: &str = "pinhole: announced data connections";
 
-/// Whether our rule is where it should be.
+/// The position of the accept rule in its chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Place {
     OnTop,
-    /// There is no such chain.
     NoChain,
-    /// It is missing, or has others above it, or is for another mark.
+    /// The rule is missing, is not the first one, or is for another mark.
     Elsewhere,
 }
 
-/// Where our rule is.
+/// Finds the accept rule.
 pub(super) fn look(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
     let rules = rules(tables, chain)?;
     let ours = rules.iter().filter(|rule| is_ours(rule)).count();
@@ -31,11 +30,11 @@ pub(super) fn look(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Pla
     }
 }
 
-/// Puts our rule at the top, unless it is there already. Returns where it was before.
+/// Puts the accept rule at the top, unless it is there already. Returns its previous position.
 pub(super) fn put(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
     let place = look(tables, chain, mark)?;
     if place == Place::Elsewhere {
-        // First the new rule, so that there is no moment without one.
+        // The new rule is added before the old ones are removed, so that there always is a rule.
         let old = rules(tables, chain)?;
         tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(mark))?;
         take_away(tables, chain, &old)?;
@@ -43,13 +42,12 @@ pub(super) fn put(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Plac
     Ok(place)
 }
 
-/// Removes our rule.
 pub(super) fn remove(tables: &mut Tables, chain: &Chain) -> Result<(), Error> {
     let old = rules(tables, chain)?;
     take_away(tables, chain, &old)
 }
 
-/// Removes our rules from all chains but these: an earlier program may have followed another policy.
+/// Removes the accept rules from all chains but these: the policy of an earlier run may have named other chains.
 pub(super) fn remove_elsewhere(tables: &mut Tables, named: &[Chain]) -> Result<(), Error> {
     for family in [Family::Inet, Family::Ip, Family::Ip6] {
         for (name, rule) in tables.rules_everywhere(family)? {
@@ -63,7 +61,6 @@ pub(super) fn remove_elsewhere(tables: &mut Tables, named: &[Chain]) -> Result<(
     Ok(())
 }
 
-/// The table of a chain.
 pub(super) fn table(chain: &Chain) -> Table<'_> {
     let family = match chain.family() {
         ChainFamily::Inet => Family::Inet,
@@ -91,11 +88,11 @@ fn comment(mark: Mark) -> String {
     format!("{COMMENT}, mark {mark}")
 }
 
-/// The accept rule, for administrators who write it themselves. It accepts the first packet of a data connection; later
-/// packets are for the rules below it.
+/// The accept rule, for administrators who write it themselves. It accepts the first packet of a data connection; the host's
+/// own rules have to accept established connections.
 ///
-/// A data connection that conntrack expects is `related`; otherwise it is `new`. Without `ct state` the rule would
-/// accept what is forged for a control connection that is marked as read.
+/// A data connection that conntrack expects is `related`; otherwise it is `new`. Without `ct state` the rule would accept
+/// forged packets of a control connection that is marked as read.
 pub fn own_rule(mark: Mark) -> String {
     format!("ct state new,related ct mark & {mark} == {mark} accept")
 }

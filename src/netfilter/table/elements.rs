@@ -21,15 +21,14 @@ pub(super) const SOURCES: Names = ["sources4", "sources6"];
 pub(super) const REWRITTEN: Names = ["rewritten4", "rewritten6"];
 pub(super) const PORT_RANGES: Names = ["port_ranges4", "port_ranges6"];
 
-/// All of them.
 pub(super) const SETS: [Names; 5] = [TARGETS, SOURCES, PINHOLES, PORT_RANGES, REWRITTEN];
 
-/// How much longer a mapping lives than its pinhole: a connection that was admitted in time looks up the maps a
-/// little later.
+/// How much longer the timeout of a mapping is than that of its pinhole: an admitted connection looks up the maps a little
+/// later.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// How long a retransmission of a rewritten line must not bypass the queue: the time in which another run has to
-/// start. Senders wait longer before each retransmission, so a wait that is short to them is short here.
+/// How long a retransmission of a rewritten line must not bypass the queue while no daemon runs. The next run has to start
+/// within this time.
 const RESTART_TIME: Duration = Duration::from_secs(30);
 
 /// The name of a set or map, and an element of it.
@@ -48,8 +47,8 @@ pub(super) fn key(from: IpAddr, to: Endpoint) -> Key {
     Key::connection(from, to.address, to.port.number())
 }
 
-/// The elements for an expectation with this lifetime, the pinhole's first. `None` if its addresses are not all of
-/// one family.
+/// The elements for an expectation with this lifetime; the first one is the pinhole. `None` if the addresses are of
+/// different families.
 pub(super) fn elements(expectation: &Expectation, lifetime: Duration) -> Option<Vec<Stored>> {
     let Expectation { from, to, mapping, .. } = *expectation;
     let key = key(from, to);
@@ -66,7 +65,7 @@ pub(super) fn elements(expectation: &Expectation, lifetime: Duration) -> Option<
     Some(all)
 }
 
-/// The element of the pinhole for such a connection, to be deleted.
+/// The element of the pinhole for a connection, to be deleted.
 pub(super) fn pinhole_element(from: IpAddr, to: Endpoint) -> Option<Stored> {
     of_family(PINHOLES, from, to.address).map(|set| (set, Element::new(key(from, to), Duration::ZERO)))
 }
@@ -77,7 +76,7 @@ pub(super) fn map_elements(from: IpAddr, to: Endpoint) -> impl Iterator<Item = S
     [TARGETS, SOURCES].into_iter().filter_map(move |names| Some((of_family(names, from, to.address)?, element)))
 }
 
-/// The element for a segment that begins at this place and must not bypass the queue.
+/// The element for a segment with this sequence number, which must not bypass the queue.
 pub(super) fn rewritten_element(flow: &Flow, place: Seq) -> Element {
     Element::new(Key::segment(flow, place), RESTART_TIME)
 }
@@ -99,7 +98,7 @@ pub(super) fn pinhole(element: &Element, mappings: &HashMap<Key, Mapping, Random
     Some(Pinhole { from, to: Endpoint::new(to, Port::new(port)?), mapping, lifetime, remaining })
 }
 
-/// Adds what an element of a map says to a mapping.
+/// Adds the value of a map's element to a mapping.
 pub(super) fn read_into(mapping: &mut Mapping, element: &Element) {
     match element.value.and_then(|value| value.as_address()) {
         Some((to, Some(port))) => mapping.to = Port::new(port).map(|port| Endpoint::new(to, port)),

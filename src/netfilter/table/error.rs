@@ -1,4 +1,4 @@
-//! Why the table is not what the policy wants.
+//! The errors of installing or reloading the table.
 
 use crate::core::policy::Chain;
 use crate::netfilter::netlink::Error;
@@ -7,19 +7,17 @@ use crate::netfilter::nft::NftError;
 /// Why the table was not installed or reloaded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TableError {
-    /// The kernel refused something.
     #[error(transparent)]
     Kernel(#[from] Error),
-    /// The program nft refused something.
     #[error(transparent)]
     Nft(#[from] NftError),
-    /// No rule of this kernel can hand a packet to a program.
+    /// The kernel has neither the statement `queue` nor the target NFQUEUE.
     #[error(
         "this kernel cannot queue packets from nftables: it has neither nft_queue (CONFIG_NFT_QUEUE) nor the target \
          NFQUEUE for nft_compat (CONFIG_NETFILTER_XT_TARGET_NFQUEUE and CONFIG_NFT_COMPAT); load one of these modules"
     )]
     NoQueue,
-    /// Another program has a table `inet pinhole`.
+    /// The table `inet pinhole` belongs to another program.
     #[error(
         "the table inet pinhole belongs to another program: it has a chain `{chain}`; rename it, or remove it with \
          `nft delete table inet pinhole`"
@@ -28,16 +26,16 @@ pub enum TableError {
         /// A chain that Pinhole's table does not have.
         chain: Box<str>,
     },
-    /// The policy wants a rule in a chain that does not exist.
+    /// A chain that `admit` names does not exist.
     #[error("there is no chain `{0}`, which the policy names in `admit`; see `nft list chains`")]
     NoSuchChain(Chain),
-    /// A reload cannot change the queues, which are bound once.
+    /// A reload cannot change the queues, which are bound only at the start.
     #[error(
         "`capture: queue` and `queues` cannot change while the program runs: restart it (`systemctl restart pinhole`); \
          control connections, transfers and pinholes outlast that"
     )]
     OtherQueues,
-    /// A reload cannot change rules that only the program nft could write.
+    /// A reload cannot change rules that only the program nft can write.
     #[error(
         "this policy needs other rules in the table inet pinhole, which are only written at the start: restart it \
          (`systemctl restart pinhole`); control connections and transfers go on"

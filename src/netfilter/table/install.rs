@@ -55,7 +55,7 @@ impl PinholeTable {
         Ok(table)
     }
 
-    /// Removes everything that was installed. It is no error if some of it is gone already.
+    /// Removes the accept rules and the table. It is no error if they are gone already.
     pub(in crate::netfilter) fn remove(&mut self) -> Result<(), TableError> {
         let mut result = Ok(());
         for chain in &self.policy.admit {

@@ -1,7 +1,7 @@
-//! The table `inet pinhole`: its rules, and the pinholes in its sets. Nothing else changes this table.
+//! The table `inet pinhole`: its rules, and the pinholes in its sets. No other module changes this table.
 //!
 //! The kernel is the database: the elements outlive the daemon, and the next run reads them back. Knows nothing of
-//! how packets come out of the queue, nor of the dialogue in them, nor which mechanism its rules are for.
+//! queued packets and of the dialogue, nor which mechanism its rules are for.
 
 mod accept_rules;
 mod elements;
@@ -39,12 +39,11 @@ pub(super) struct PinholeTable {
     mechanism_rules: MechanismRules,
     /// Whether the table of an earlier run was kept, so that its rules have been in force all the time.
     was_kept: bool,
-    /// The handles of the table's rules as installed: while they are the same, no other program has changed the
-    /// rules.
+    /// The handles of the installed rules. If they are unchanged, no other program has changed the rules.
     installed: Vec<u64>,
-    /// The table as installed, to be restored.
+    /// The table as installed, from which it is restored.
     image: TableImage,
-    /// The table was restored in a hurry, without its elements.
+    /// The table was restored before a packet's verdict, without its elements.
     lacks_elements: bool,
     /// The number of sessions that have each port range open.
     port_ranges: HashMap<PortRangeKey, (PortRangePinhole, u32), RandomState>,

@@ -24,9 +24,9 @@ const REMOVED_TOGETHER: usize = 128;
 /// A pinhole in the kernel, opened by this run or by an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinhole {
-    /// Who may connect.
+    /// The source address.
     pub from: IpAddr,
-    /// Where to.
+    /// The destination.
     pub to: Endpoint,
     /// The NAT of its connection.
     pub mapping: Mapping,
@@ -134,7 +134,7 @@ impl PinholeTable {
     /// Starts the lifetime of an open port range again.
     pub(in crate::netfilter) fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
         if let Some(stored) = port_range_element(port_range, PortRangePinhole::LIFETIME) {
-            // An error has been counted, and there is time for another attempt.
+            // The error has been counted. The next renewal comes before the element times out.
             let _ = self.replace_elements(&[], &[stored]);
         }
     }
@@ -160,10 +160,10 @@ impl PinholeTable {
         Ok(port_ranges)
     }
 
-    /// Adds elements to the set `rewritten4` or `rewritten6`, so that no segment of this flow that begins at one of
-    /// these places bypasses the queue.
+    /// Adds elements to the set `rewritten4` or `rewritten6`, so that no segment of this flow with one of these sequence
+    /// numbers bypasses the queue.
     ///
-    /// An error is only counted: the elements matter only if this run ends within the next moment.
+    /// An error is only counted, because the elements matter only if this run is killed within the next moment.
     pub(in crate::netfilter) fn queue_retransmissions(&mut self, flow: &Flow, places: &[Seq]) {
         let Some(set) = of_family(REWRITTEN, flow.source.address, flow.destination.address) else { return };
         let added: Vec<Element> = places.iter().map(|place| elements::rewritten_element(flow, *place)).collect();

@@ -1,4 +1,4 @@
-//! Exchanges parts of the table at a reload.
+//! Replaces parts of the table at a reload.
 
 use super::accept_rules::{self, Place};
 use super::pinholes::BySet;
@@ -9,7 +9,7 @@ use crate::core::kernel::Mark;
 use crate::core::policy::Policy;
 
 impl PinholeTable {
-    /// Exchanges the table for another policy. After an error, the old policy stays in force.
+    /// Changes the table to another policy. After an error, the old policy stays in force.
     pub(in crate::netfilter) fn reload(&mut self, policy: &Policy) -> Result<(), TableError> {
         if policy.capture.queues() != self.policy.capture.queues() {
             return Err(TableError::OtherQueues);
@@ -36,8 +36,8 @@ impl PinholeTable {
         Ok(())
     }
 
-    /// Exchanges the parts of the table that depend on the policy, in one transaction: over netlink, because the
-    /// sandbox allows no program.
+    /// Replaces the parts of the table that depend on the policy, in one transaction; over netlink, because the sandbox
+    /// does not permit to run nft.
     fn exchange(&mut self, old: &Policy) -> Result<(), TableError> {
         let Self { policy, queueing, mechanism_rules, .. } = self;
         let fixed_part = |policy| ruleset::fixed_part(policy, *queueing, *mechanism_rules);
@@ -69,7 +69,7 @@ impl PinholeTable {
 /// Converts a number with which rules compare or combine a mark, from the bits of one policy to those of another.
 /// `None` if that is ambiguous.
 fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
-    // The parts of Pinhole's marks. A number has all bits of a part or none.
+    // The parts of Pinhole's marks. A number contains all bits of a part or none.
     let parts = |mark: Mark| {
         let [known, beyond, server_synced, client_synced, read] = mark.control_bits().each();
         [mark.bits(), known, beyond, server_synced, client_synced, read]
@@ -83,7 +83,7 @@ fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
         _ => return None,
     };
     if others == 0 {
-        // No bit is left to show whether the mask keeps other bits.
+        // No other bit is left, so it is unknown whether the mask keeps them.
         return None;
     }
     for (old, new) in parts(old).into_iter().zip(parts(new)) {

@@ -1,4 +1,4 @@
-//! Restores what other programs remove or change.
+//! Restores the table and the accept rules after other programs have removed or changed them.
 
 use super::accept_rules::{self, Place};
 use super::pinholes::BySet;
@@ -15,7 +15,7 @@ use crate::netfilter::netlink::{Element, Error, Key, Table, TableChange};
 pub struct Restored {
     /// The table, or some of its rules.
     pub table: bool,
-    /// The whole table was gone, and perhaps every other rule that needs conntrack.
+    /// The whole table was gone, and perhaps every other rule that needs conntrack (`nft flush ruleset`).
     pub was_gone: bool,
     /// The number of pinholes and port ranges.
     pub elements: usize,
@@ -42,7 +42,7 @@ impl PinholeTable {
         in_table(TABLE) || self.policy.admit.iter().any(is_of)
     }
 
-    /// Whether everything that was installed is there and unchanged.
+    /// Whether the table and the accept rules are complete and unchanged.
     pub(in crate::netfilter) fn is_intact(&mut self) -> Result<bool, Error> {
         if !self.is_untouched()? {
             return Ok(false);
@@ -55,7 +55,7 @@ impl PinholeTable {
         Ok(true)
     }
 
-    /// Restores what is missing: the table with its pinholes, and the accept rules.
+    /// Restores the missing parts: the table with its pinholes, and the accept rules.
     pub(in crate::netfilter) fn restore<'a>(
         &mut self,
         now: Timestamp,
@@ -127,8 +127,7 @@ impl PinholeTable {
         Ok(())
     }
 
-    /// Restores the table as installed, with these elements, in one transaction, so that there is no moment with half
-    /// of it.
+    /// Restores the table as installed, with these elements, in one transaction, so that it is never incomplete.
     pub(super) fn reinstall(&mut self, elements: &BySet) -> Result<(), TableError> {
         let lists: Vec<(&str, &[Element])> = elements.iter().map(|(set, list)| (*set, list.as_slice())).collect();
         let left_over = self.tables.restore(TABLE, &self.image, &lists)?;

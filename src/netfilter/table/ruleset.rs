@@ -10,13 +10,12 @@ use crate::core::net::{Direction, Port};
 use crate::core::policy::{Capture, Limits, Policy, WhenDown};
 use crate::netfilter::netlink::{Expression, Family, Object, Table};
 
-/// Pinhole's table.
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
 
 /// The priority of the chains that queue: after connection tracking, which is at -200.
 pub(super) const PRIORITY: i32 = -150;
 
-/// The chains of the table, without those that queue. The first two are called by the kernel.
+/// The chains of the table, except those that queue. The first two are base chains.
 pub(super) const CHAINS: [&str; 24] = [
     "prerouting",
     "output",
@@ -44,7 +43,7 @@ pub(super) const CHAINS: [&str; 24] = [
     "update_ct_mark",
 ];
 
-/// What a mechanism adds to the table.
+/// The rules that a mechanism adds to the table.
 #[derive(Clone, Copy, Debug)]
 pub struct MechanismRules {
     /// Rules, as nft reads them.
@@ -58,15 +57,15 @@ const TABLE_TEXT: &str = include_str!("../../../rules/table.nft");
 const NAT: &str = include_str!("../../../rules/nat.nft");
 const INSPECT: &str = include_str!("../../../rules/inspect.nft");
 
-/// Why writing into a string cannot fail.
+/// For `expect`: writing into a string cannot fail.
 const TAKES_ALL: &str = "a string takes whatever is written";
-/// The placeholders of the control ports in the files, and what replaces them: sets, which a reload can fill anew
-/// without exchanging a rule.
+/// The placeholders of the control ports in the files, and their replacements: sets, which a reload can fill without
+/// replacing a rule.
 const PORTS_IN_FILES: [&str; 2] = ["$control_ports", "$guarded_ports"];
 const PORTS_IN_TABLE: [&str; 2] = ["@control_ports", "@guarded_ports"];
 /// The set of the control ports.
 pub(super) const CONTROL_PORTS: &str = "control_ports";
-/// The set of the control ports if the policy denies commands or encryption to anybody; else it is empty.
+/// The set of the control ports if the policy denies commands or encryption to any client; empty otherwise.
 pub(super) const GUARDED_PORTS: &str = "guarded_ports";
 /// The rule that removes MPTCP's option from a SYN.
 const REMOVE_MPTCP: &str = "\t\treset tcp option mptcp\n";
@@ -82,9 +81,9 @@ pub(super) fn set_size(policy: &Policy) -> u32 {
 /// How this kernel queues a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Queueing {
-    /// With nf_tables' own statement.
+    /// The nf_tables statement `queue`.
     Statement,
-    /// With the target of iptables, through nf_tables.
+    /// The iptables target NFQUEUE, through nft_compat.
     CompatTarget,
 }
 
@@ -122,7 +121,6 @@ impl QueueChain {
     /// Both chains. With the compat target they must exist before nft reads the ruleset.
     pub const ALL: [Self; 2] = [Self::Packet, Self::FailClosed];
 
-    /// The name of the chain.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Packet => "queue_packet",
@@ -159,11 +157,11 @@ pub fn text(policy: &Policy, queueing: Queueing, mechanism_rules: MechanismRules
         ("packet_read", bits.of_read_packet()),
         ("packet_synced", bits.of_packet(0, true)),
     ] {
-        // nft computes no complement.
+        // nft has no operator for the complement.
         writeln!(text, "define {name} = {number:#010x}\ndefine all_but_{name} = {:#010x}", !number).expect(TAKES_ALL);
     }
     text.push('\n');
-    // nft knows no names for sizes, so this one number is exchanged.
+    // nft does not accept variables for sizes, so the number is replaced.
     let sized = |text: &str| text.replace(SIZE, &format!("size {}", set_size(policy)));
     let (ports, queue) = (control_ports(policy), queue(&policy.capture, queueing));
     let rest = [BEGIN, &ports, &queue, &sized(NAT), INSPECT, &sized(TABLE_TEXT), mechanism_rules.text];
@@ -175,7 +173,7 @@ pub fn text(policy: &Policy, queueing: Queueing, mechanism_rules: MechanismRules
     text
 }
 
-/// The same for kernels before 5.18 and versions of nft that cannot remove an option of TCP: a SYN with MPTCP is dropped.
+/// The ruleset for kernels before 5.18 and versions of nft that cannot remove a TCP option: a SYN with MPTCP is dropped.
 pub(super) fn without_removing_options(text: &str) -> String {
     text.replace(REMOVE_MPTCP, "")
 }
@@ -232,9 +230,8 @@ fn queue_chain(name: &str, capture: &Capture, queueing: Queueing) -> String {
     let (first, count) = (queues.first(), queues.count().get());
     let (several, to) = match count {
         1 => (false, first.to_string()),
-        // Each processor has a queue and a thread of its own, because waking a thread on another processor takes
-        // longer than everything else. The threads share the sessions, so it does not matter which one reads a
-        // packet.
+        // Each processor has its own queue and thread, because waking a thread on another processor takes longer than
+        // everything else. The threads share the sessions, so any of them can read a packet.
         _ => (true, format!("{first}-{}", first + (count - 1))),
     };
     let flags = match (capture.when_down, several) {

@@ -1,7 +1,7 @@
 //! Counts the expectations of each control connection.
 //!
-//! At a helper's maximum the kernel silently evicts the oldest expectation. This count keeps every connection below
-//! the maximum: also if the policy allows more, and if an earlier run left some.
+//! At a helper's maximum the kernel silently evicts the oldest expectation. This count keeps every connection within the
+//! maximum, even if the policy allows more, or if an earlier run left expectations.
 
 use std::hash::RandomState;
 use std::net::IpAddr;
@@ -21,12 +21,12 @@ pub(super) struct ExpectationCounts {
 }
 
 impl ExpectationCounts {
-    /// Whether the control connection has room for one more expectation.
-    pub(super) fn has_room(&self, key: &Key, master: &Flow) -> bool {
+    /// Whether one more expectation of this control connection is within the maximum.
+    pub(super) fn may_add(&self, key: &Key, master: &Flow) -> bool {
         self.masters.get(key) == Some(master) || self.counts.get(master).is_none_or(|count| *count < MAX_EXPECTATIONS)
     }
 
-    /// Counts an expectation of that control connection.
+    /// Counts an expectation of this control connection.
     pub(super) fn add(&mut self, key: Key, master: Flow) {
         self.remove(&key);
         self.masters.insert(key, master);
@@ -63,26 +63,26 @@ mod tests {
     }
 
     #[test]
-    fn room_up_to_the_maximum_and_again_after_each_removal() {
+    fn expectations_may_be_added_up_to_the_maximum() {
         let mut counts = ExpectationCounts::default();
         for number in 0..MAX_EXPECTATIONS {
-            assert!(counts.has_room(&key(number), &master(4000)));
+            assert!(counts.may_add(&key(number), &master(4000)));
             counts.add(key(number), master(4000));
         }
         let more = key(MAX_EXPECTATIONS);
-        assert!(!counts.has_room(&more, &master(4000)));
-        assert!(counts.has_room(&more, &master(4001)), "each counts for itself");
-        assert!(counts.has_room(&key(0), &master(4000)), "in its own place");
+        assert!(!counts.may_add(&more, &master(4000)));
+        assert!(counts.may_add(&more, &master(4001)), "each counts for itself");
+        assert!(counts.may_add(&key(0), &master(4000)), "in its own place");
         counts.add(key(0), master(4000));
-        assert!(!counts.has_room(&more, &master(4000)));
+        assert!(!counts.may_add(&more, &master(4000)));
         counts.remove(&key(7));
         counts.remove(&key(7));
-        assert!(counts.has_room(&more, &master(4000)));
+        assert!(counts.may_add(&more, &master(4000)));
         counts.add(more, master(4000));
-        assert!(!counts.has_room(&key(7), &master(4000)));
-        // An expectation that another session announces as well belongs to that session.
+        assert!(!counts.may_add(&key(7), &master(4000)));
+        // An expectation that another session announces, too, counts for that session.
         counts.add(key(8), master(4001));
-        assert!(counts.has_room(&key(7), &master(4000)));
+        assert!(counts.may_add(&key(7), &master(4000)));
     }
 
     #[test]

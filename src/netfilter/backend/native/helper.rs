@@ -1,9 +1,8 @@
-//! The conntrack helper `ftp` in the kernel: tests whether the kernel can have it, registers it, and removes it at
-//! the end.
+//! The conntrack helper `ftp` in the kernel: tests whether it can be registered, registers it, and removes it at the end.
 //!
-//! The helper inspects no packet. It exists because the kernel takes expectations only for a connection with a
-//! helper, and so that `ct helper "ftp"` in other rulesets keeps its meaning. The kernel has one list of helpers for
-//! all network namespaces, so all instances of Pinhole on a host share the helper.
+//! The helper inspects no packet. It exists because the kernel accepts expectations only for a connection with a helper,
+//! and so that rules with `ct helper "ftp"` match as before. The kernel has one list of helpers for all network
+//! namespaces, so all instances of Pinhole on a host share the helper.
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};
@@ -32,7 +31,6 @@ const ATTEMPTS: usize = 8;
 /// Why the kernel cannot hold the pinholes.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HelperError {
-    /// The kernel lacks nfnetlink_cthelper.
     #[error(
         "this kernel takes no helpers from programs: it lacks nfnetlink_cthelper (CONFIG_NF_CT_NETLINK_HELPER), or the \
          module cannot be loaded (try `modprobe nfnetlink_cthelper`)"
@@ -53,10 +51,10 @@ pub enum HelperError {
         /// The name of that helper's expectation policy.
         class: Box<str>,
     },
-    /// Not permitted: root in a container is not enough.
+    /// Root in a container is not enough.
     #[error("this process may not add a helper: that takes CAP_NET_ADMIN on the host itself, not in a container")]
     NotPermitted,
-    /// A test of it failed.
+    /// The test of the helper failed.
     #[error("it was tried and did not work: {0}")]
     Tried(#[from] Error),
 }
@@ -72,15 +70,15 @@ impl HelperError {
     }
 }
 
-/// The kernel's folder of the module: a lock on it shows every Pinhole on this host that others are running.
+/// The directory of the module in sysfs. A lock on it shows all instances of Pinhole on this host that others run.
 const MODULE: &str = "/sys/module/nfnetlink_cthelper";
 
 /// The helper, registered.
 #[derive(Debug)]
 pub(super) struct Registration {
     helpers: Helpers,
-    /// A shared lock, held by each Pinhole while it may use the helper. If the kernel shows no module, there is no
-    /// lock, and a helper that another Pinhole is about to use may be gone for a moment.
+    /// A shared lock, held by each instance of Pinhole while it may use the helper. If the module is built in, there is no
+    /// lock, and a helper that another instance is about to use may be missing for a moment.
     shared: Option<File>,
 }
 
@@ -96,14 +94,14 @@ impl Registration {
         Ok(registration)
     }
 
-    /// Whether a Pinhole has registered it.
+    /// Whether an instance of Pinhole has registered the helper.
     pub(super) fn exists() -> Result<bool, HelperError> {
         let all = Helpers::open(REPLY_TIMEOUT).and_then(|mut helpers| helpers.list()).map_err(HelperError::of)?;
         let is_ours = |helper: &Helper| (&*helper.name, &*helper.class) == (NAME, CLASS);
         Ok(NETWORKS.iter().all(|network| all.iter().any(|helper| is_ours(helper) && helper.l3proto == *network)))
     }
 
-    /// Makes sure that the helper is registered, with the policy's settings. Returns whether it had to be added.
+    /// Registers the helper with the policy's settings, unless it is registered. Returns whether it was added.
     pub(super) fn ensure_registered(&mut self, policy: &Policy) -> Result<bool, HelperError> {
         let mut is_new = false;
         for network in NETWORKS {
@@ -128,7 +126,7 @@ impl Registration {
             // The highest possible maximum: at the maximum the kernel silently evicts the oldest expectation. Pinhole
             // itself enforces the policy's limit.
             max_expected: MAX_EXPECTATIONS,
-            // Each expectation gets a timeout of its own; this one holds until then.
+            // Each expectation gets its own timeout; this is the initial one.
             timeout: policy.defaults.timeout,
             is_enabled: false,
         };

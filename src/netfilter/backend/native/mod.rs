@@ -31,7 +31,6 @@ use crate::netfilter::netlink::{
 };
 use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
 
-/// What others have to know about it.
 pub const PROFILE: Profile = Profile {
     mechanism: Mechanism::Native,
     rules: MechanismRules {
@@ -50,13 +49,13 @@ pub(super) struct Native {
     registration: Registration,
     /// The number of expectations of each control connection.
     counts: ExpectationCounts,
-    /// The pinholes that are in the sets (too).
+    /// Pinholes that are in the sets, perhaps in addition to an expectation.
     in_sets: HashSet<(IpAddr, Endpoint), RandomState>,
     errors: ErrorCounter,
 }
 
-/// Whether this kernel could hold the pinholes. The test registers the helper for a moment; an existing one is left
-/// as it is.
+/// Tests whether this kernel supports the mechanism. Registers the helper for a moment; does not change an existing
+/// helper.
 pub fn is_possible(policy: &Policy) -> Result<(), HelperError> {
     if Registration::exists()? {
         return Ok(helper::dry_run(&mut Conntrack::open(REPLY_TIMEOUT)?, &mut Expectations::open(REPLY_TIMEOUT)?)?);
@@ -66,7 +65,7 @@ pub fn is_possible(policy: &Policy) -> Result<(), HelperError> {
 }
 
 impl Native {
-    /// Registers the helper, and tests whether this kernel can hold pinholes, by having it hold one.
+    /// Registers the helper, and tests it with one expectation.
     pub(super) fn set_up(policy: &Policy, errors: ErrorCounter) -> Result<Self, HelperError> {
         let mut native = Self {
             expectations: Expectations::open(REPLY_TIMEOUT)?,
@@ -77,7 +76,7 @@ impl Native {
             errors,
         };
         if let Err(error) = helper::dry_run(&mut native.conntrack, &mut native.expectations) {
-            // The reason why it does not work matters more than a failed cleanup.
+            // The error of the test is more important than that of the cleanup.
             let _ = native.registration.remove();
             return Err(error.into());
         }
@@ -104,12 +103,12 @@ impl Native {
         Ok(Mapping { to: (to != expected.to).then_some(to), from: (from != expected.from).then_some(from) })
     }
 
-    /// Adds an expectation. Returns whether the kernel took it; if it is full, or the reason is in this one session,
-    /// the pinhole goes into the sets.
+    /// Adds an expectation. Returns false if the pinhole has to be put into the sets instead: a maximum is reached, or this
+    /// control connection cannot have expectations.
     fn expect(&mut self, policy: &Policy, expectation: &Expectation, of: &Connection) -> Result<bool, NotOpened> {
         let Expectation { from, to, lifetime, .. } = *expectation;
         let key = (from, to);
-        if !self.counts.has_room(&key, &of.original) {
+        if !self.counts.may_add(&key, &of.original) {
             let object = format_args!("expectation {from} -> {to} beside {MAX_EXPECTATIONS} of its session");
             self.not_expected(policy, &Error::new(Operation::Add, object, Cause::Refused(Errno::NFILE)));
             return Ok(false);
@@ -144,8 +143,8 @@ impl Native {
         }
     }
 
-    /// The pinhole is in the sets instead. If the policy names no chains in `admit`, only a rule for the mark admits
-    /// it, so this is logged.
+    /// Counts an error if the pinhole is in the sets instead and the policy names no chains in `admit`: then only a rule for the mark
+    /// admits the data connection.
     fn not_expected(&self, policy: &Policy, error: &Error) {
         if policy.admit.is_empty() {
             self.errors.add(error);
@@ -153,7 +152,7 @@ impl Native {
     }
 }
 
-/// The addresses of a connection that follows its master: its source address, and where it is delivered.
+/// The addresses of an expected connection after NAT: its source address, and the address to which it is delivered.
 ///
 /// The kernel takes both from the master (`nf_nat_follow_master`). So a client's data connection reaches the server
 /// as the control connection does, and a server's reaches the client as the replies do.
@@ -163,8 +162,8 @@ const fn followed(master: &Connection, is_original: bool) -> (IpAddr, IpAddr) {
     (other.destination.address, other.source.address)
 }
 
-/// The NAT of an expectation that does what the mapping says; `None` if it would do something else, as for a third
-/// party, which the master does not know.
+/// The NAT of an expectation, if the kernel's NAT is that of the mapping. `None` if it differs, for example for the host of
+/// a third party, whose address is not one of the master's.
 fn follows(expectation: &Expectation, of: &Connection) -> Option<ExpectationNat> {
     let target = expectation.target();
     let wanted = (expectation.mapping.from.unwrap_or(expectation.from), target.address);
@@ -195,7 +194,7 @@ impl Backend for Native {
     fn open(&mut self, table: &mut PinholeTable, pinhole: &Expectation, of: &Connection) -> Result<(), NotOpened> {
         let key = (pinhole.from, pinhole.to);
         let is_expected = self.expect(table.policy(), pinhole, of)?;
-        // The maps can do NAT that an expectation cannot.
+        // The maps can do NAT that the kernel does not do for an expectation.
         let is_mapped = pinhole.mapping.is_none() || follows(pinhole, of).is_some();
         if is_expected && is_mapped {
             if self.in_sets.remove(&key) {
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_passive_connection_follows_in_the_direction_of_its_master() {
+    fn passive_connection_has_the_nat_of_the_original_direction() {
         let mapping =
             Mapping { to: Some(endpoint("10.9.0.5:40000")), from: Some("198.51.100.1".parse().expect("an address")) };
         let passive = expectation("10.0.0.1", "203.0.113.1:50000", mapping);
@@ -309,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn an_active_connection_follows_in_the_other_one() {
+    fn active_connection_has_the_nat_of_the_reply_direction() {
         let mapping =
             Mapping { to: Some(endpoint("10.0.0.1:40001")), from: Some("203.0.113.1".parse().expect("an address")) };
         let active = expectation("10.9.0.5", "198.51.100.1:50000", mapping);
@@ -318,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn where_one_end_only_is_translated_the_other_keeps_its_address() {
+    fn untranslated_end_keeps_its_address() {
         let masqueraded = Connection {
             original: flow("10.0.0.1:4000", "203.0.113.1:21"),
             reply: flow("203.0.113.1:21", "198.51.100.1:61000"),
@@ -333,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_third_party_is_not_where_the_master_leads() {
+    fn third_party_has_no_expectation() {
         let from = Some("203.0.113.1".parse().expect("an address"));
         let elsewhere = expectation("10.9.0.5", "192.0.2.9:50000", Mapping { to: None, from });
         assert_eq!(follows(&elsewhere, &both()), None);
