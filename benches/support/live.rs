@@ -13,7 +13,7 @@ use lab::{Child, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, wait
 use pinhole::core::ftp::Mode;
 use pinhole::core::policy::{self, WhenDown};
 use pinhole::netfilter::backend::KernelFirewall;
-use pinhole::netfilter::queue::{Queue, processors, stay_near};
+use pinhole::netfilter::queue::{Queue, bind_to_processors, processors};
 
 use crate::figures::{percentile, timed};
 use crate::firewall;
@@ -244,7 +244,7 @@ fn accept_all(firewall: &Namespace, side: Side) -> Result<(KernelFirewall, Vec<i
         let mut queue = Queue::open(number, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
         let (tell, told) = std::sync::mpsc::channel();
         thread::spawn(move || {
-            stay_near(number, queues);
+            bind_to_processors(number, queues);
             tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");
             loop {
                 let waiting = queue.next_packet().expect("the queue is ours");

@@ -95,14 +95,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_is_one_line_however_many_the_text_has() {
+    fn record_of_several_lines_is_one_line() {
         assert_eq!(Record(Priority::Info, "opened").to_string(), "<6>opened");
         let text = "nft refused the ruleset:\n  line 3\n\n  ^^^^\n";
         assert_eq!(Record(Priority::Error, text).to_string(), "<3>nft refused the ruleset: | line 3 | ^^^^");
     }
 
     #[test]
-    fn the_journal_is_known_by_device_and_inode() {
+    fn journal_is_recognised_by_device_and_inode() {
         let file = File::open("/proc/self/exe").expect("this program");
         let about = file.metadata().expect("it is open");
         let right = format!("{}:{}", about.dev(), about.ino());

@@ -63,7 +63,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
     Ok(Outcome::Good)
 }
 
-/// Root may lack the capability; then the kernel's error says so.
+/// Root may lack the capability; then `run` fails with the kernel's error.
 fn may_change_firewall() -> bool {
     let has_capability = || capabilities(None).is_ok_and(|has| has.effective.contains(CapabilitySet::NET_ADMIN));
     rustix::process::geteuid().is_root() || has_capability()

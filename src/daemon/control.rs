@@ -95,7 +95,7 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut hand_over = signal(SignalKind::user_defined2())?;
-    tell_systemd(&[sd_notify::NotifyState::Ready]);
+    notify_systemd(&[sd_notify::NotifyState::Ready]);
     let mut watchdog = tokio::time::interval(watchdog_interval());
     let mut clients = Clients::default();
     let shutdown = loop {
@@ -107,12 +107,12 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
             _ = watchdog.tick() => {
                 // This takes the engine's lock. If the engine is stuck, systemd is not notified and restarts the daemon.
                 shared.lock().expire();
-                tell_systemd(&[sd_notify::NotifyState::Watchdog]);
+                notify_systemd(&[sd_notify::NotifyState::Watchdog]);
             }
             Ok((stream, _)) = listener.accept() => clients.serve(stream, shared, source),
         }
     };
-    tell_systemd(&[sd_notify::NotifyState::Stopping]);
+    notify_systemd(&[sd_notify::NotifyState::Stopping]);
     let _ = std::fs::remove_file(path());
     Ok(shutdown)
 }
@@ -226,7 +226,7 @@ fn watchdog_interval() -> Duration {
     sd_notify::watchdog_enabled().map_or(Duration::from_secs(10), |limit| limit / 2)
 }
 
-fn tell_systemd(state: &[sd_notify::NotifyState<'_>]) {
+fn notify_systemd(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         warn!("cannot notify systemd: {error}");
     }

@@ -12,14 +12,14 @@ use super::watchdog::{IDLE, Progress};
 use crate::core::net::{Flow, Segment, replaced};
 use crate::core::policy::Queues;
 use crate::core::seqadj::{Replacement, Verdict};
-use crate::netfilter::queue::{Queue, QueuedPacket, stay_near};
+use crate::netfilter::queue::{Queue, QueuedPacket, bind_to_processors};
 
 /// After how many errors in a row a thread gives up its queue.
 const MOST_FAILURES: u32 = 100;
 
 /// Reads the packets of one queue until too many errors have occurred in a row. Returns the reason.
 pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, progress: &Progress) -> String {
-    stay_near(queue.number(), queues);
+    bind_to_processors(queue.number(), queues);
     if let Err(error) = queue.set_receive_timeout(IDLE) {
         return error.to_string();
     }

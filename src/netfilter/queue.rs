@@ -184,7 +184,7 @@ pub fn processors() -> NonZeroU16 {
 
 /// Binds this thread to the processors whose packets go to queue `number` of `queues`: the kernel chooses the queue by the
 /// number of the processor (fanout). If that is not permitted, the thread only runs slower.
-pub fn stay_near(number: u16, queues: Queues) {
+pub fn bind_to_processors(number: u16, queues: Queues) {
     let offset = usize::from(number.saturating_sub(queues.first()));
     let Ok(allowed) = sched_getaffinity(None) else { return };
     let mut near = CpuSet::new();

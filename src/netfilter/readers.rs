@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_named_only_if_it_has_the_socket_open() {
+    fn process_is_named_only_if_it_has_the_socket_open() {
         let (one, other) = std::os::unix::net::UnixStream::pair().expect("two sockets");
         let link = fs::read_link(format!("/proc/self/fd/{}", one.as_raw_fd())).expect("it is open");
         let inode = link.to_str().and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']')).expect("a socket");

@@ -38,7 +38,7 @@ pub fn serve(flush: impl Fn()) -> Result<(), WatchdogError> {
     let _ = SigSet::all().thread_block();
     let _ = rustix::thread::set_name(c"pinhole");
     let daemon = Daemon::parent().map_err(WatchdogError::Daemon)?;
-    // The daemon logs the missing parts of its own sandbox, which are the same.
+    // Errors are ignored: the daemon logs the missing parts of its own sandbox, which are the same.
     let _ = sandbox::enter_watchdog();
     net::send(&socket, READY, SendFlags::NOSIGNAL).map_err(|error| WatchdogError::Socket(error.into()))?;
     watch(&socket, &daemon, flush).map_err(WatchdogError::Socket)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::{Link, Message, TICK};
 use crate::core::policy::Queues;
 use crate::netfilter::netlink::Verdicts;
-use crate::netfilter::queue::stay_near;
+use crate::netfilter::queue::bind_to_processors;
 
 /// A flag that a thread that reads a queue sets between two packets.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +71,7 @@ fn start_probe(queue: u16, queues: Queues) -> Progress {
     let progress = Progress::default();
     let of_probe = progress.clone();
     let started = thread::Builder::new().name("probe".to_owned()).spawn(move || {
-        stay_near(queue, queues);
+        bind_to_processors(queue, queues);
         of_probe.report();
     });
     if started.is_err() {

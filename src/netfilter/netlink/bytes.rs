@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::uapi::*;
 
-/// `struct nlmsghdr` and `struct nfgenmsg`, without what the writer and the kernel fill in.
+/// `struct nlmsghdr` and `struct nfgenmsg`, without the fields that the writer and the kernel fill in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Head {
     /// `nlmsg_type`: see [`message_type`].
@@ -114,7 +114,7 @@ impl Writer {
         self.u64(kind, whole.max(1));
     }
 
-    /// A timeout in whole seconds, rounded up. Never zero, which would be over at once.
+    /// A timeout in whole seconds, rounded up. Never zero, which would expire at once.
     pub(super) fn seconds(&mut self, kind: u16, time: Duration) {
         let whole = u32::try_from(time.as_nanos().div_ceil(1_000_000_000)).unwrap_or(u32::MAX);
         self.u32(kind, whole.max(1));

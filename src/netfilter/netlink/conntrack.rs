@@ -18,7 +18,6 @@ pub struct Entry {
     pub connection: Connection,
     /// `IPS_*` bits (linux/netfilter/nf_conntrack_common.h).
     pub status: u32,
-    /// The conntrack mark.
     pub mark: u32,
     /// Whether its TCP state is ESTABLISHED: neither end has sent a FIN. An event for an entry that ends has no state.
     pub is_established: bool,
@@ -218,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_message_is_read_back() {
         for (from, to, back) in
             [("10.0.0.1:4000", "10.0.0.2:21", "192.0.2.1:61000"), ("[fd00::1]:1", "[fd00::2]:21", "[fd00::3]:9")]
         {
@@ -250,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tuple_of_another_protocol_is_no_entry() {
+    fn tuple_of_another_protocol_is_ignored() {
         let mut writer = Writer::default();
         writer.message(Head::default(), |w| w.nested(CTA_TUPLE_ORIG, |tuple| tuple.nested(CTA_TUPLE_IP, |_| {})));
         assert_eq!(Messages::of(writer.as_bytes()).next().and_then(Entry::read), None);

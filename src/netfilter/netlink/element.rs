@@ -154,7 +154,6 @@ pub struct Element {
     pub key: Key,
     /// The last key of a range: each field lies between those of the first and the last.
     pub key_end: Option<Key>,
-    /// The data of a map.
     pub value: Option<Value>,
     /// After how long the kernel removes it; none: never.
     pub timeout: Option<Duration>,
@@ -240,14 +239,14 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_padded_to_four_bytes() {
+    fn port_is_padded_to_four_bytes() {
         let key = Key::connection(address("10.0.0.1"), address("10.0.0.2"), 50_000);
         assert_eq!(key.0.as_bytes(), [10, 0, 0, 1, 10, 0, 0, 2, 0xc3, 0x50, 0, 0]);
         assert_eq!(Key::connection(address("fd00::1"), address("fd00::2"), 1).0.as_bytes().len(), 36);
     }
 
     #[test]
-    fn an_element_is_a_key_and_a_timeout() {
+    fn element_has_a_key_and_a_timeout() {
         let key = Key::connection(address("10.0.0.1"), address("10.0.0.2"), 50_000);
         let bytes = written(&Element::new(key, Duration::from_secs(60)));
         let expected: &[&[u8]] = &[
@@ -262,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_message_is_read_back() {
         for (from, to) in [("10.0.0.1", "10.0.0.2"), ("fd00::1", "fd00::2")] {
             let key = |port| Key::connection(address(from), address(to), port);
             let element = Element::range(key(50_000), key(50_100), Duration::from_secs(1));
@@ -274,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_map_has_an_address_with_or_without_a_port() {
+    fn map_has_an_address_with_or_without_a_port() {
         for one in ["10.0.0.5", "fd00::5"].map(address) {
             assert_eq!(Value::address(one).as_address(), Some((one, None)));
             assert_eq!(Value::endpoint(one, 50_000).as_address(), Some((one, Some(50_000))));

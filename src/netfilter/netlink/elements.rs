@@ -19,7 +19,7 @@ use super::uapi::*;
 pub(super) const MAX_ELEMENTS: usize = 256;
 /// How long the kernel may take to resize a set.
 const RESIZE_TIMEOUT: Duration = Duration::from_secs(1);
-/// The time between two attempts while it does. Each attempt that fails delays the resize.
+/// The time between two attempts during a resize. Each failed attempt delays the resize.
 const RETRY_INTERVAL: Duration = Duration::from_millis(30);
 
 impl Tables {
@@ -92,7 +92,7 @@ impl Tables {
         self.element(table, set, key).map(|found| found.is_some())
     }
 
-    /// An element of a set; none if it is not there.
+    /// An element of a set; none if it does not exist.
     pub fn element(&mut self, table: Table<'_>, set: &str, key: &Key) -> Result<Option<Element>, Error> {
         existing(self.get(table, set, key)).map_err(|cause| element_error(Operation::Read, table, set, key, cause))
     }
@@ -108,7 +108,7 @@ impl Tables {
             .map_err(|cause| Error::new(Operation::Read, InSet { table, set }, cause))
     }
 
-    /// Those of the elements that are not there, for a kernel without `NFT_MSG_DESTROYSETELEM`.
+    /// Filters out elements that do not exist, for a kernel without `NFT_MSG_DESTROYSETELEM`.
     fn missing<'a>(
         &mut self,
         table: Table<'_>,

@@ -7,17 +7,12 @@ use rustix::io::Errno;
 /// What a request was to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Operation {
-    /// Open a socket.
     Connect,
-    /// Subscribe to notifications.
     Watch,
-    /// Add something.
     Add,
-    /// Remove something.
     Remove,
     /// List or look up something.
     Read,
-    /// Change something.
     Change,
     /// Check whether the kernel has a feature.
     Try,
@@ -40,10 +35,8 @@ impl Operation {
 /// Why a request failed, or why it is unknown whether it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Cause {
-    /// The kernel refused.
     #[error("{}", describe(*.0))]
     Refused(Errno),
-    /// A system call failed.
     #[error("the system call failed: {0}")]
     SystemCall(Errno),
     /// The kernel did not answer in time. It may have carried out the request.
@@ -52,7 +45,6 @@ pub enum Cause {
     /// The socket's receive buffer was full (`ENOBUFS`). The kernel may have carried out the request.
     #[error("the kernel's answer was lost, because the socket's buffer was full")]
     Overrun,
-    /// The answer cannot be parsed.
     #[error("the kernel's answer cannot be read")]
     Malformed,
     /// Another program changed the list during each attempt to dump it (`NLM_F_DUMP_INTR`).
@@ -64,11 +56,10 @@ pub enum Cause {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("cannot {} {object}: {cause}{}", operation.words(), self.and_advice())]
 pub struct Error {
-    /// What it was to do.
+    /// What the request was to do.
     pub operation: Operation,
-    /// What it concerned.
+    /// The object of the request.
     pub object: Box<str>,
-    /// Why it failed.
     pub cause: Cause,
 }
 

@@ -25,7 +25,7 @@ const FOLLOW_MASTER: &str = "nat-follow-master";
 pub struct CtExpectation {
     /// The control connection: its original direction.
     pub master: Flow,
-    /// Who may connect, from any port.
+    /// The source address. Any source port is expected.
     pub from: IpAddr,
     /// The destination of the first packet.
     pub to: Endpoint,
@@ -114,7 +114,7 @@ const fn tuple(from: IpAddr, to: Endpoint) -> Tuple {
     Tuple { source: (from, 0), destination: (to.address, to.port.number()) }
 }
 
-/// The mask for the source address and not for its port. The kernel compares the whole destination, whatever the mask says.
+/// The mask of the source: all bits of the address, none of the port. The kernel ignores the mask of the destination.
 fn mask(from: IpAddr) -> Tuple {
     let all: IpAddr = match from {
         IpAddr::V4(_) => [0xff; 4].into(),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expectation_for_a_network_is_ignored() {
+    fn expectation_for_a_network_is_ignored() {
         let mut writer = Writer::default();
         let one = expected("10.0.0.1:4000", "10.0.0.2:21", "10.0.0.2", "192.0.2.1:50000");
         writer.message(Head::default(), |w| {

@@ -15,11 +15,10 @@ pub enum Expression {
         /// `NFT_QUEUE_FLAG_BYPASS`: while no program reads the queue, the packet continues. Without, it is dropped.
         bypass: bool,
     },
-    /// The same with the target `NFQUEUE` of iptables (nft_compat), for kernels without `queue`.
+    /// The iptables target `NFQUEUE` (nft_compat), for kernels without `queue`.
     CompatQueue {
         /// The number of the queue, or the lowest of several.
         number: u16,
-        /// How many queues there are.
         count: u16,
         /// As of [`Queue`](Self::Queue).
         bypass: bool,
@@ -32,9 +31,7 @@ pub enum Expression {
     CmpEq(u32),
     /// `cmp neq`: the rule ends if the register has this value.
     CmpNeq(u32),
-    /// `counter`.
     Counter,
-    /// The verdict `accept`.
     Accept,
 }
 
@@ -43,7 +40,6 @@ pub enum Expression {
 pub enum CtKey {
     /// The state, as bits.
     State,
-    /// The conntrack mark.
     Mark,
 }
 
@@ -147,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn the_compat_target_has_a_name_a_revision_and_eight_bytes() {
+    fn compat_target_has_name_revision_and_eight_bytes() {
         let bytes = written(Expression::CompatQueue { number: 0x0102, count: 3, bypass: true });
         let message = Messages::of(&bytes).next().expect("a message");
         let expression = message.attributes().find(NFTA_LIST_ELEM).expect("an expression").nested();

@@ -19,13 +19,12 @@ pub const MAX_EXPECTATIONS: u32 = 255;
 /// A userspace helper for TCP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Helper {
-    /// Its name, by which rules assign it.
+    /// The name by which rules assign the helper.
     pub name: Box<str>,
-    /// IPv4 or IPv6.
     pub l3proto: Family,
     /// The name of its one class of expectations.
     pub class: Box<str>,
-    /// How many expectations a connection may have. One more replaces the oldest.
+    /// How many expectations a connection may have. A further one replaces the oldest.
     pub max_expected: u32,
     /// After how long an expectation expires; the kernel counts whole seconds.
     pub timeout: Duration,
@@ -163,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn written_message_is_read_back() {
         for helper in [helper(), Helper { is_enabled: true, l3proto: Family::Ip, ..helper() }] {
             let writer = written(&helper);
             assert_eq!(Messages::of(writer.as_bytes()).next().and_then(read), Some(helper));
@@ -171,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_helper_is_named_with_both_protocols() {
+    fn helper_has_both_protocols() {
         let mut writer = Writer::default();
         writer.message(Head::default(), |w| write_name(w, "ftp", Family::Ip));
         let expected: &[&[u8]] =

@@ -62,7 +62,7 @@ struct Request {
 }
 
 impl Request {
-    /// The request that creates what a dumped message shows.
+    /// The request that creates the dumped object.
     fn repeating(dumped: Message<'_>, message: u16, flags: u16, repeated: &[u16]) -> Self {
         let attributes = repeated.iter().filter_map(|&wanted| {
             let found = dumped.attributes().find(wanted & NLA_TYPE_MASK)?;
@@ -240,7 +240,7 @@ impl Tables {
         Ok(image)
     }
 
-    /// Restores a table from its image, whatever is left of it, in one transaction. Replaces the rules of its chains and
+    /// Restores a table from its image in one transaction, also if parts of it still exist. Replaces the rules of its chains and
     /// the elements of the sets of which the image has elements; other sets keep theirs. Adds `elements` as well, as
     /// many of each set as fit into one message, and returns the rest.
     pub fn restore<'e>(

@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_register_that_another_expression_fills_holds_no_mark() {
+    fn overwritten_register_holds_no_mark() {
         let rule = list(|w| {
             load(w, NFT_CT_MARK);
             expression(w, "socket", |w| {
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mark_in_another_expression_is_not_understood() {
+    fn mark_in_an_unknown_expression_is_refused() {
         for name in ["lookup", "range", "byteorder", "something new"] {
             let rule = list(|w| {
                 load(w, NFT_CT_MARK);

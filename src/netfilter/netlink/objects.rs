@@ -10,9 +10,7 @@ use super::uapi::*;
 /// An object of a table, for TCP connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Object<'a> {
-    /// Its name.
     pub name: &'a str,
-    /// Its type and data.
     pub kind: ObjectKind<'a>,
 }
 

@@ -77,7 +77,7 @@ const fn type_as_loaded(kind: u16) -> u32 {
     u16::from_be_bytes(kind.to_ne_bytes()) as u32
 }
 
-/// Drops what the socket with this port ID has caused.
+/// Drops notifications of changes that the socket with this port ID has made.
 pub(super) fn without_port_id(port_id: u32) -> Vec<SockFilter> {
     vec![step(LD_W_ABS, PORT_ID_OFFSET), unless_equal_skip(as_loaded(port_id), 1), DROP, ACCEPT]
 }

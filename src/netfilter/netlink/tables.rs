@@ -11,14 +11,10 @@ use super::expression::Expression;
 use super::socket::{Batch, Socket};
 use super::uapi::*;
 
-/// The family of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
-    /// IPv4 and IPv6.
     Inet,
-    /// IPv4.
     Ip,
-    /// IPv6.
     Ip6,
 }
 
@@ -51,12 +47,9 @@ impl fmt::Display for Family {
     }
 }
 
-/// The family and name of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Table<'a> {
-    /// The family.
     pub family: Family,
-    /// The name within the family.
     pub name: &'a str,
 }
 
@@ -69,9 +62,8 @@ impl fmt::Display for Table<'_> {
 /// A chain in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Chain {
-    /// Its name.
     pub name: Box<str>,
-    /// The hook of a base chain; none of a chain to which rules jump.
+    /// None if the chain is not a base chain.
     pub hook: Option<Hook>,
 }
 
@@ -87,11 +79,9 @@ pub struct Hook {
 /// A rule in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Its chain.
     pub chain: Box<str>,
-    /// Its handle, which is unique in its table for ever.
+    /// Unique in its table; a handle is never used again.
     pub handle: u64,
-    /// Its comment.
     pub comment: Option<Box<str>>,
 }
 

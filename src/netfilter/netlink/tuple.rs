@@ -59,7 +59,6 @@ impl Tuple {
     }
 }
 
-/// The family of an address.
 pub(super) const fn family(address: IpAddr) -> u8 {
     if address.is_ipv4() { NFPROTO_IPV4 } else { NFPROTO_IPV6 }
 }
@@ -72,7 +71,7 @@ mod tests {
     const HEAD: Head = Head { kind: 0x0100, flags: 0, sequence: 0, family: 2, res_id: 0 };
 
     #[test]
-    fn a_tuple_is_addresses_protocol_and_ports() {
+    fn tuple_has_addresses_protocol_and_ports() {
         let mut writer = Writer::default();
         let address = |last| IpAddr::from([10, 0, 0, last]);
         let tuple = Tuple { source: (address(1), 4000), destination: (address(2), 21) };
@@ -88,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tuple_without_a_port_is_no_flow() {
+    fn tuple_without_a_port_is_no_flow() {
         let mut writer = Writer::default();
         let address: IpAddr = "fd00::1".parse().expect("an address");
         let tuple = Tuple { source: (address, 0), destination: (address, 50000) };

@@ -2,8 +2,8 @@
 //! while another thread waits for packets, and lacks one verdict: to requeue a packet with bypass (`NF_QUEUE`).
 //!
 //! When a packet is accepted and its connection has a userspace helper, the kernel adjusts its sequence numbers
-//! (`nf_confirm_cthelper`), and adjusts them again where the packet leaves. A packet that is requeued, with bypass, to a
-//! queue that nobody reads continues as well, and is adjusted once.
+//! (`nf_confirm_cthelper`), and adjusts them again when the packet leaves. A packet that is requeued, with bypass, to a
+//! queue that no program reads continues, too, and is adjusted only once.
 //!
 //! If a full queue is fail-open, the kernel itself accepts the packets that do not fit (`nfqnl_reinject` in
 //! `__nfqnl_enqueue_packet`), and would adjust these twice as well. So such a queue has to be fail-closed.

@@ -263,7 +263,7 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_rule_is_named_with_its_chain() {
+    fn removed_rule_is_reported_with_its_chain() {
         let removed = change(NFT_MSG_DELRULE, NFPROTO_INET, &[(NFTA_RULE_TABLE, "filter"), (NFTA_RULE_CHAIN, "input")])
             .expect("a change");
         assert_eq!((removed.kind, removed.family), (ChangeKind::RuleRemoved, Family::Inet));
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_chain_is_named() {
+    fn changed_chain_is_reported() {
         let added =
             change(NFT_MSG_NEWCHAIN, NFPROTO_IPV4, &[(NFTA_CHAIN_TABLE, "filter"), (NFTA_CHAIN_NAME, "forward")])
                 .expect("a change");

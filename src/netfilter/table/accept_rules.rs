@@ -19,7 +19,7 @@ pub(super) enum Place {
 }
 
 /// Finds the accept rule.
-pub(super) fn look(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
+pub(super) fn find(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
     let rules = rules(tables, chain)?;
     let ours = rules.iter().filter(|rule| is_ours(rule)).count();
     match rules.first() {
@@ -31,20 +31,20 @@ pub(super) fn look(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Pla
 }
 
 /// Puts the accept rule at the top, unless it is there already. Returns its previous position.
-pub(super) fn put(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
-    let place = look(tables, chain, mark)?;
+pub(super) fn ensure(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
+    let place = find(tables, chain, mark)?;
     if place == Place::Elsewhere {
         // The new rule is added before the old ones are removed, so that there always is a rule.
         let old = rules(tables, chain)?;
         tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(mark))?;
-        take_away(tables, chain, &old)?;
+        remove_rules(tables, chain, &old)?;
     }
     Ok(place)
 }
 
 pub(super) fn remove(tables: &mut Tables, chain: &Chain) -> Result<(), Error> {
     let old = rules(tables, chain)?;
-    take_away(tables, chain, &old)
+    remove_rules(tables, chain, &old)
 }
 
 /// Removes the accept rules from all chains but these: the policy of an earlier run may have named other chains.
@@ -70,7 +70,7 @@ pub(super) fn table(chain: &Chain) -> Table<'_> {
     Table { family, name: chain.table() }
 }
 
-fn take_away(tables: &mut Tables, chain: &Chain, rules: &[Rule]) -> Result<(), Error> {
+fn remove_rules(tables: &mut Tables, chain: &Chain, rules: &[Rule]) -> Result<(), Error> {
     rules.iter().filter(|rule| is_ours(rule)).try_for_each(|rule| tables.remove_rule(table(chain), rule).map(drop))
 }
 

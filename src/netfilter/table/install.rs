@@ -41,7 +41,7 @@ impl PinholeTable {
         };
         // Before anything is changed, because a chain that does not exist is a mistake in the policy.
         for chain in &policy.admit {
-            if accept_rules::look(&mut table.tables, chain, policy.mark)? == Place::NoChain {
+            if accept_rules::find(&mut table.tables, chain, policy.mark)? == Place::NoChain {
                 return Err(TableError::NoSuchChain(chain.clone()));
             }
         }

@@ -15,7 +15,7 @@ impl PinholeTable {
             return Err(TableError::OtherQueues);
         }
         for chain in &policy.admit {
-            if accept_rules::look(&mut self.tables, chain, policy.mark)? == Place::NoChain {
+            if accept_rules::find(&mut self.tables, chain, policy.mark)? == Place::NoChain {
                 return Err(TableError::NoSuchChain(chain.clone()));
             }
         }

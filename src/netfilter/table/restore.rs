@@ -48,7 +48,7 @@ impl PinholeTable {
             return Ok(false);
         }
         for chain in &self.policy.admit {
-            if accept_rules::look(&mut self.tables, chain, self.policy.mark)? != Place::OnTop {
+            if accept_rules::find(&mut self.tables, chain, self.policy.mark)? != Place::OnTop {
                 return Ok(false);
             }
         }
@@ -118,7 +118,7 @@ impl PinholeTable {
 
     pub(super) fn restore_accept_rules(&mut self, restored: &mut Restored) -> Result<(), TableError> {
         for chain in &self.policy.admit {
-            match accept_rules::put(&mut self.tables, chain, self.policy.mark)? {
+            match accept_rules::ensure(&mut self.tables, chain, self.policy.mark)? {
                 Place::OnTop => {}
                 Place::Elsewhere => restored.admitted.push(chain.clone()),
                 Place::NoChain => restored.without_chain.push(chain.clone()),

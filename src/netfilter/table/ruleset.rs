@@ -267,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn the_statement_bypasses_unless_the_policy_closes() {
+    fn queue_statement_bypasses_unless_when_down_is_closed() {
         let mut policy = policy();
         assert!(
             text(&policy, Queueing::Statement, SETS)
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewritten_line_never_goes_past_the_queue() {
+    fn rewritten_line_never_bypasses_the_queue() {
         for when_down in [WhenDown::Open, WhenDown::Closed] {
             let mut policy = policy();
             policy.capture.when_down = when_down;
@@ -308,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn the_sets_have_room_for_as_many_pinholes_as_the_policy_allows() {
+    fn sets_fit_the_pinholes_that_the_policy_allows() {
         let sizes = |limit| {
             let mut policy = policy();
             policy.limits.pinholes = std::num::NonZeroU32::new(limit).expect("a limit");
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_compat_target_is_not_written_as_text() {
+    fn compat_target_is_not_in_the_text() {
         let text = text(&policy(), Queueing::CompatTarget, SETS);
         assert!(!text.contains("chain queue_packet {") && text.contains("goto queue_packet"));
         assert!(!text.contains("flush chain inet pinhole queue_packet"));

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_description_names_both_families_and_what_is_led_inside() {
+    fn description_has_both_families_and_dnat() {
         let text = "inside: [192.168.0.0/16, \"fd00::/8\"]\noutside: [198.51.100.1, \"2001:db8::1\"]\ndnat:\n  \
                     - 198.51.100.2:2121 -> 192.168.0.5:21\n  - \"[2001:db8::1]:21 -> [fd00::5]:21\"\n";
         let nat = parse_bytes("nat.yaml", text.as_bytes()).expect("it is good");
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn every_mistake_is_told_where_it_stands() {
+    fn every_error_has_line_and_column() {
         let text = "inside: [10.0.0.0/8]\noutside: [10.0.0.1, 198.51.100.1, x]\ndnta: []\ndnat:\n  - 1.2.3.4:21\n  \
                     - 198.51.100.1:21 -> 192.168.0.1:21\n";
         assert!(problems(text)[0].starts_with("nat.yaml:2:1: error: outside: the list has 3 elements"));
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_capture_cannot_tell_is_refused() {
+    fn ambiguous_translation_is_refused() {
         let twice = problems("inside: [10.0.0.0/8]\noutside: [198.51.100.1, 198.51.100.2]");
         assert!(twice[0].contains("is the second of its family"), "{twice:?}");
         let text = "inside: [10.0.0.0/8]\ndnat:\n  - 198.51.100.1:21 -> 10.0.0.5:21\n  - 198.51.100.1:2121 -> 10.0.0.5:21\n  \

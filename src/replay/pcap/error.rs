@@ -154,7 +154,7 @@ pub enum FormatError {
     /// A packet, its block, or an interface description is longer than any real one.
     #[error("a record of {0} bytes; none is longer than {MAX_PACKET}")]
     RecordTooLong(u32),
-    /// The length of a pcapng block is below that of its own header, or no multiple of four.
+    /// The length of a pcapng block is less than that of its header, or not a multiple of four.
     #[error("a block of {0} bytes cannot be")]
     BlockLength(u32),
     /// The two lengths of a pcapng block, at its beginning and at its end, differ.
@@ -170,16 +170,16 @@ pub enum FormatError {
     /// A packet names an interface that its section does not describe.
     #[error("a packet of interface {0}, which nothing describes")]
     UnknownInterface(u32),
-    /// A section describes more interfaces than a machine can have.
+    /// A section describes more interfaces than the limit.
     #[error("too many interfaces")]
     TooManyInterfaces,
     /// An option of an interface's description has a length that it cannot have.
     #[error("option {0} of an interface has an impossible length")]
     OptionLength(u16),
-    /// A section is of a version that does not exist.
+    /// The version of a section is not supported.
     #[error("a section of version {major}.{minor} of pcapng, which is not supported")]
     SectionVersion { major: u16, minor: u16 },
-    /// A section header without the number that tells its byte order.
+    /// A section header without a valid byte-order magic.
     #[error("a section header without a byte order")]
     NoByteOrder,
 }
@@ -189,7 +189,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn says_what_a_foreign_file_looks_like() {
+    fn type_of_another_file_is_detected() {
         for (bytes, expected) in [
             (&b"\x1f\x8b\x08\0"[..], Foreign::Gzip),
             (b"\x28\xb5\x2f\xfd\x24", Foreign::Zstd),
@@ -209,13 +209,13 @@ mod tests {
     }
 
     #[test]
-    fn a_character_cut_by_the_end_of_the_sample_is_still_text() {
+    fn character_cut_by_the_end_of_the_sample_is_text() {
         let text = "ä".repeat(TEXT_SAMPLE);
         assert_eq!(Foreign::recognise(&[b"x", text.as_bytes()].concat()), Foreign::Text);
     }
 
     #[test]
-    fn messages_say_where_and_what() {
+    fn messages_have_offset_and_reason() {
         let cut = CaptureError::CutOff { part: Part::Packet, begin: 40, end: 99 };
         assert_eq!(cut.to_string(), "cut off at byte 99, in the middle of a packet that begins at byte 40");
         let damaged = CaptureError::Damaged { offset: 24, what: FormatError::RecordTooLong(u32::MAX) };

@@ -72,7 +72,7 @@ pub(super) struct Located {
 impl<R: Read> FileReader<R> {
     /// Reads the header of a capture file.
     ///
-    /// `source` needs no buffering of its own.
+    /// `source` need not be buffered.
     pub fn new(source: R) -> Result<Self, CaptureError> {
         let mut buffer = Buffer::new(source);
         fill(&mut buffer, MAGIC_LEN)?;

@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn what_etherparse_builds_is_found() {
+    fn frame_of_etherparse_is_parsed() {
         let builder = etherparse::PacketBuilder::ethernet2([1; 6], [2; 6])
             .double_vlan(
                 etherparse::VlanId::try_new(5).expect("twelve bits"),

@@ -104,7 +104,7 @@ fn read_within_bounds(file: &[u8]) -> Result<(), TestCaseError> {
 
 proptest! {
     #[test]
-    fn what_is_written_is_what_is_read(link in prop::sample::select(&LINKS), packets in packets()) {
+    fn written_file_is_read_back(link in prop::sample::select(&LINKS), packets in packets()) {
         let mut writer = FileWriter::new(Vec::new(), link)?;
         let mut expected: Vec<Owned> = Vec::new();
         for (seconds, fraction, data, cut, _, _) in packets {
@@ -117,7 +117,7 @@ proptest! {
     }
 
     #[test]
-    fn the_size_of_the_pieces_that_a_source_gives_changes_nothing(
+    fn size_of_reads_does_not_matter(
         (file, _) in any_file(), pieces in prop::collection::vec(1..100_usize, 1..5)
     ) {
         let (frames, end) = read_all(Dribble { bytes: &file, pieces: &pieces, next: 0 });
@@ -127,7 +127,7 @@ proptest! {
     }
 
     #[test]
-    fn a_file_cut_anywhere_gives_what_is_before_the_cut_and_says_so((file, ends) in any_file(), at in any::<Index>()) {
+    fn file_cut_anywhere_returns_packets_before_the_cut((file, ends) in any_file(), at in any::<Index>()) {
         let whole = read(&file);
         let length = at.index(file.len());
         let (frames, end) = read_all(&file[..length]);
@@ -181,7 +181,7 @@ proptest! {
 }
 
 #[test]
-fn an_empty_file_and_a_foreign_one_are_named() {
+fn empty_file_and_other_file_types_are_reported() {
     assert!(matches!(read_all(io::empty()).1, Err(CaptureError::Empty)));
     let (_, end) = read_all(&b"\x1f\x8b\x08\0\0"[..]);
     assert!(matches!(end, Err(CaptureError::NotACapture(Foreign::Gzip))), "{end:?}");
@@ -190,7 +190,7 @@ fn an_empty_file_and_a_foreign_one_are_named() {
 }
 
 #[test]
-fn a_source_that_fails_does_so_after_all_that_it_gave() {
+fn read_error_is_returned_after_all_packets() {
     struct Failing;
     impl Read for Failing {
         fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
@@ -205,7 +205,7 @@ fn a_source_that_fails_does_so_after_all_that_it_gave() {
 }
 
 #[test]
-fn a_block_of_four_gigabytes_is_passed_over_in_constant_memory() {
+fn block_of_four_gigabytes_is_skipped_in_constant_memory() {
     let order = ORDERS[0];
     let length = 0xffff_fff0_u32;
     let before = Bytes::new(order).section().u32(0xbad).u32(length).bytes;

@@ -72,7 +72,7 @@ mod tests {
     use crate::replay::pcap::file::FileReader;
 
     #[test]
-    fn what_does_not_fit_a_file_is_refused_and_the_file_stays_good() {
+    fn packet_beyond_the_format_is_refused() {
         let mut writer = FileWriter::new(Vec::new(), LinkType::Ip).expect("a vector takes it");
         let too_late = Timestamp::from_secs(1 << 32);
         for refused in [writer.write(too_late, b"late"), writer.write(Timestamp::default(), &vec![0; MAX_WRITTEN + 1])]

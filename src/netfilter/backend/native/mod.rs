@@ -143,8 +143,8 @@ impl Native {
         }
     }
 
-    /// Counts an error if the pinhole is in the sets instead and the policy names no chains in `admit`: then only a rule for the mark
-    /// admits the data connection.
+    /// Called if the pinhole is in the sets instead. Counts the error if the policy names no chains in `admit`: then only a
+    /// rule for the mark admits the data connection.
     fn not_expected(&self, policy: &Policy, error: &Error) {
         if policy.admit.is_empty() {
             self.errors.add(error);

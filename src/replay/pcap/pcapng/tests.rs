@@ -64,7 +64,7 @@ fn each_interface_has_its_own_clock_and_link_type() {
 }
 
 #[test]
-fn a_new_section_forgets_the_interfaces_and_may_change_the_byte_order() {
+fn new_section_has_its_own_interfaces_and_byte_order() {
     for [first, second] in [ORDERS, [ORDERS[1], ORDERS[0]]] {
         let file = plain(first).enhanced(0, 1, b"a", 1).in_order(second).section();
         let with_interface = Bytes { bytes: file.bytes.clone(), order: second }
@@ -79,7 +79,7 @@ fn a_new_section_forgets_the_interfaces_and_may_change_the_byte_order() {
 }
 
 #[test]
-fn a_simple_packet_is_as_long_as_the_snap_length_lets_it() {
+fn snap_length_limits_a_simple_packet() {
     for order in ORDERS {
         let file = Bytes::new(order).section().interface(RAW, 5, |options| options).simple(b"12345", 1500);
         assert_eq!(read(&file.bytes), [(0, LinkType::Ip, b"12345".to_vec(), 1500)]);
@@ -116,7 +116,7 @@ fn packets_of_an_interface_without_ip_are_counted_and_passed_over() {
 }
 
 #[test]
-fn a_file_with_nothing_but_such_packets_is_an_error() {
+fn file_without_supported_packets_is_an_error() {
     let start = || Bytes::new(ByteOrder::Little).section().interface(USB, 0, |options| options);
     assert_eq!(read(&start().bytes), []);
     let (_, end) = read_all(&start().enhanced(0, 1, b"usb", 3).bytes[..]);
@@ -124,7 +124,7 @@ fn a_file_with_nothing_but_such_packets_is_an_error() {
 }
 
 #[test]
-fn a_length_that_cannot_be_is_damage() {
+fn invalid_length_is_damage() {
     for order in ORDERS {
         let start = || plain(order).enhanced(0, 1, b"good", 4);
         let offset = start().bytes.len() as u64;
@@ -153,7 +153,7 @@ fn a_length_that_cannot_be_is_damage() {
 }
 
 #[test]
-fn a_packet_longer_than_its_block_is_damage() {
+fn packet_longer_than_its_block_is_damage() {
     let body = |captured| Bytes::new(ByteOrder::Little).u32(0).u32(0).u32(0).u32(captured).u32(4).raw(b"data").bytes;
     let start = || plain(ByteOrder::Little);
     let offset = start().bytes.len() as u64;
@@ -171,7 +171,7 @@ fn a_packet_longer_than_its_block_is_damage() {
 }
 
 #[test]
-fn a_block_must_end_in_its_own_length() {
+fn block_must_end_in_its_own_length() {
     for order in ORDERS {
         let start = plain(order).enhanced(0, 1, b"good", 4);
         let offset = start.bytes.len();
@@ -199,7 +199,7 @@ impl Bytes {
 }
 
 #[test]
-fn an_option_with_an_impossible_length_is_damage() {
+fn option_with_invalid_length_is_damage() {
     for (code, value) in
         [(option::TIME_RESOLUTION, &b""[..]), (option::TIME_RESOLUTION, b"12"), (option::TIME_OFFSET, b"1234567")]
     {
@@ -211,7 +211,7 @@ fn an_option_with_an_impossible_length_is_damage() {
 }
 
 #[test]
-fn the_memory_for_interfaces_is_bounded() {
+fn memory_for_interfaces_is_bounded() {
     let mut file = Bytes::new(ByteOrder::Little).section();
     for _ in 0..MAX_INTERFACES {
         file = file.interface(ETHERNET, 0, |options| options);
@@ -224,7 +224,7 @@ fn the_memory_for_interfaces_is_bounded() {
 }
 
 #[test]
-fn a_section_must_say_its_byte_order_and_version() {
+fn section_needs_byte_order_and_supported_version() {
     let section = |order: u32, major| Bytes::new(ByteOrder::Big).u32(order).u16(major).u16(0).i64(-1).bytes;
     let file = Bytes::new(ByteOrder::Big).block(block::SECTION, &section(0x0102_0304, 1));
     assert_eq!(damage(&file), (0, 0, FormatError::NoByteOrder));
@@ -233,7 +233,7 @@ fn a_section_must_say_its_byte_order_and_version() {
 }
 
 #[test]
-fn a_cut_says_in_what_and_where() {
+fn cut_off_file_reports_part_and_offset() {
     let file = plain(ByteOrder::Little).block(5, &[0; 8]).enhanced(0, 1, b"data", 4).bytes;
     for (length, expected) in [
         (3, Some((Part::FileHeader, 0))),
