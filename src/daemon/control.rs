@@ -18,7 +18,7 @@ use super::status::Request;
 use crate::core::policy;
 use crate::netfilter::queue::processors;
 
-/// Unless the variable `PINHOLE_SOCKET` names another path.
+/// The path of the control socket, unless the variable `PINHOLE_SOCKET` is set.
 const DEFAULT_PATH: &str = "/run/pinhole/control.sock";
 const MAX_REQUEST: u64 = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -26,7 +26,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How many clients are served at a time. A further client closes the oldest connection.
 const MAX_CLIENTS: usize = 32;
 
-/// The answer to any other user.
+/// The answer to all other users.
 const NOT_ALLOWED: &str = "only root and the daemon's own user may use the control socket";
 
 #[derive(Debug, thiserror::Error)]

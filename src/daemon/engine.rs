@@ -81,7 +81,7 @@ impl Engine {
         Ok(engine)
     }
 
-    /// Adopts what an earlier run left in the kernel.
+    /// Adopts the pinholes and port ranges that an earlier run left in the kernel.
     fn adopt(&mut self) -> Result<(), SetupError> {
         let existing = self.firewall.existing_state(self.clock.now())?;
         let (tracker, mut world) = self.tracker();
@@ -143,7 +143,7 @@ impl Engine {
         self.decide(packet, segment, OnGap::Wait)
     }
 
-    /// Keeps a packet until the missing segment in front of it has come. If it cannot be kept, returns it with a
+    /// Keeps a packet until the missing earlier segment has come. If too many packets are kept, returns the packet with a
     /// verdict.
     pub(super) fn keep(&mut self, packet: QueuedPacket, place: (Flow, Seq)) -> Option<(QueuedPacket, Decision)> {
         let (flow, _) = place;
@@ -161,8 +161,8 @@ impl Engine {
         !self.pending.is_empty()
     }
 
-    /// The next kept packet that does not have to wait any longer: one that was kept for too long, or one of this flow
-    /// for which the missing segment has come.
+    /// The next kept packet that does not have to wait any longer, because it was kept for too long, or because it is of
+    /// this flow and its missing segment has come.
     pub(super) fn next_released(&mut self, flow: Option<Flow>) -> Option<(QueuedPacket, Decision)> {
         if let Some(packet) = self.pending.take_expired(self.clock.now()) {
             return Some(self.decide_again(packet, OnGap::Continue));

@@ -35,13 +35,13 @@ use crate::netfilter::backend::SetupError;
 use crate::netfilter::netlink::{ConnectionWatch, Error, TableWatch, WatchEvent};
 use crate::netfilter::queue::{Queue, QueueError, processors};
 
-/// How often a watching thread checks for work without an event.
+/// How often a watching thread looks for work if there was no event.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long conntrack events gather before they are handled together.
+/// How long conntrack events are collected before they are handled together.
 const BATCH_DELAY: Duration = Duration::from_millis(10);
 
-/// Why the daemon does not start, or has ended.
+/// Why the daemon could not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error(transparent)]

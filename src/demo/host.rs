@@ -62,7 +62,7 @@ impl Host {
         self.run(|| fs::write(format!("/proc/sys/{parameter}"), value))
     }
 
-    /// Configures interfaces with the commands of `ip`, one a line.
+    /// Configures interfaces with commands of `ip`, one per line.
     pub(super) fn ip(&self, commands: &str) -> Result<(), DemoError> {
         self.output("ip", &["-batch", "-"], commands).map(drop)
     }

@@ -64,7 +64,7 @@ enum Fields<'a> {
         from: String,
         to: String,
     },
-    /// A pinhole or a connection.
+    /// The addresses of a pinhole or a connection.
     Addresses {
         from: String,
         to: String,

@@ -222,8 +222,8 @@ impl ConnectionWatch {
         Watch::open(NFNL_SUBSYS_CTNETLINK, groups).map(Self).map_err(Self::error)
     }
 
-    /// From now on receives only connections that begin with all these bits in their mark or that a helper expected, and
-    /// the ends of those whose original destination port is one of these.
+    /// Restricts the events to new connections that have all these bits in their mark or that a helper expected, and to
+    /// ended connections with one of these original destination ports.
     pub fn narrow(&self, mark_bits: u32, ports: &[Port]) -> Result<(), Error> {
         self.0.socket.attach_filter(&socket_filter::connections(mark_bits, ports)).map_err(Self::error)
     }

@@ -3,7 +3,7 @@
 use crate::core::time::Timestamp;
 
 const NANOS_PER_SEC: u64 = 1_000_000_000;
-/// Set in `if_tsresol` when the resolution is a negative power of two, clear when it is one of ten.
+/// The bit of `if_tsresol` that is set if the resolution is a negative power of two; otherwise it is one of ten.
 const POWER_OF_TWO: u8 = 0x80;
 /// The exponent of ten of a nanosecond.
 const NANO: u8 = 9;

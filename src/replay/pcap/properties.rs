@@ -26,7 +26,7 @@ const NUMBERS: [u32; 12] = {
     [0, 1, 3, 4, 12, 28, 32, limit, limit + 1, 0x8000_0000, 0xffff_fffc, u32::MAX]
 };
 
-/// A packet to write: time, data, what was cut off, which interface, in which form.
+/// A packet to write: seconds, fraction, data, missing bytes, interface, type of block.
 type Packet = (u32, u32, Vec<u8>, u16, Index, u8);
 
 fn packets() -> impl Strategy<Value = Vec<Packet>> {
