@@ -1,8 +1,7 @@
 //! Notifications of the kernel (multicast groups of linux/netfilter/nfnetlink.h): changes of the ruleset (nf_tables), new
 //! and ended connections (ctnetlink).
 //!
-//! When a watcher does not read in time, its receive buffer overruns, and the watcher learns that it has missed
-//! notifications.
+//! If a watcher does not read in time, its receive buffer overruns, and the watcher receives `WatchEvent::Overrun`.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -17,7 +16,7 @@ use super::tables::Family;
 use super::uapi::*;
 use crate::core::net::Port;
 
-/// The receive buffer of a watcher: some ten thousand notifications.
+/// The receive buffer of a watcher, for about ten thousand notifications.
 const RECEIVE_BUFFER: usize = 4 << 20;
 /// How many datagrams without a change that the watcher needs are skipped in one call.
 const MAX_SKIPPED: usize = 1 << 16;
@@ -28,9 +27,8 @@ const CT_DELETE: u16 = message_type(NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_DELETE)
 /// What a watcher received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WatchEvent<T> {
-    /// A change.
     Change(T),
-    /// Notifications were lost: the state has to be read anew.
+    /// Notifications were lost, so the state has to be read again.
     Overrun,
     /// There was no change within the timeout.
     Timeout,
@@ -39,11 +37,8 @@ pub enum WatchEvent<T> {
 /// A change of a ruleset, by any program. Changes of elements of sets are left out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct TableChange {
-    /// What has changed.
     pub kind: ChangeKind,
-    /// The family of the table.
     pub family: Family,
-    /// The table.
     pub table: Box<str>,
     /// The chain, if a chain or a rule has changed.
     pub chain: Option<Box<str>>,
@@ -54,17 +49,12 @@ pub struct TableChange {
 /// What has changed in a ruleset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ChangeKind {
-    /// A table was added.
     TableAdded,
-    /// A table was removed.
     TableRemoved,
     /// A chain was added or changed.
     ChainAdded,
-    /// A chain was removed.
     ChainRemoved,
-    /// A rule was added.
     RuleAdded,
-    /// A rule was removed.
     RuleRemoved,
     /// A set was added.
     SetAdded,
