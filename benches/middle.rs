@@ -16,7 +16,7 @@ use pinhole::core::net::{Port, Segment};
 use pinhole::core::policy::{self, Policy};
 use pinhole::core::script::Conversation;
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Handled, Tracker, World};
+use pinhole::core::tracker::{Environment, Tracker, TrackerVerdict};
 
 const PACKETS: usize = 6_000_000;
 const ROUNDS: usize = 5;
@@ -70,15 +70,15 @@ impl Stage {
     fn take(&mut self, segment: &Segment<'_>) {
         let Self { policy, tracker, firewall, now } = self;
         *now = *now + Duration::from_nanos(200);
-        let mut world = World { now: *now, policy, firewall, observer: &mut () };
+        let mut env = Environment { now: *now, policy, firewall, observer: &mut () };
         if tracker.next_deadline().is_some_and(|due| due <= *now) {
-            tracker.advance(&mut world);
+            tracker.advance(&mut env);
         }
         let is_data = segment.flow.destination.port != Port::FTP;
-        if tracker.handle(segment, &mut world) == Handled::NotOurs && is_data {
+        if tracker.handle(segment, &mut env) == TrackerVerdict::Untracked && is_data {
             // The kernel would do this by itself: the data connection comes and uses its pinhole up.
-            let admitted = world.firewall.admit(world.now, &segment.flow);
-            assert!(admitted.is_some() && tracker.admitted(&segment.flow, &mut world).is_some());
+            let admitted = env.firewall.admit(env.now, &segment.flow);
+            assert!(admitted.is_some() && tracker.admitted(&segment.flow, &mut env).is_some());
         }
     }
 }

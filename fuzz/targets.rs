@@ -14,7 +14,7 @@ use pinhole::core::net::{Direction, Segment, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::script::{Conversation, endpoint};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{SessionEvent, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{Environment, SessionEvent, SessionNumber, Tracker};
 
 #[path = "targets/captures.rs"]
 mod captures;
@@ -54,17 +54,17 @@ impl Middle {
         self.now = self.now + Duration::from_millis(100);
         let Ok(segment) = Segment::parse(packet) else { return };
         let flow = segment.flow;
-        let mut judge = |_: Timestamp, _: SessionNumber, news: &SessionEvent<'_>| {
-            if let SessionEvent::Expected { expectation, .. } = news {
+        let mut judge = |_: Timestamp, _: SessionNumber, event: &SessionEvent<'_>| {
+            if let SessionEvent::Opened { expectation, .. } = event {
                 let hosts = [flow.source.address, flow.destination.address];
                 assert!(hosts.contains(&expectation.from) && hosts.contains(&expectation.to.address));
                 assert!(expectation.to.port.number() >= 1024);
             }
         };
         let Self { tracker, firewall, policy, now } = self;
-        let mut world = World { now: *now, policy, firewall, observer: &mut judge };
-        tracker.advance(&mut world);
-        let _ = tracker.handle(&segment, &mut world);
+        let mut env = Environment { now: *now, policy, firewall, observer: &mut judge };
+        tracker.advance(&mut env);
+        let _ = tracker.handle(&segment, &mut env);
         assert_eq!(self.tracker.expectations(), self.firewall.pinholes());
         assert!(self.tracker.pinholes().all(|(.., expectation)| expectation.expires() > self.now));
     }

@@ -242,16 +242,16 @@ fn accept_all(firewall: &Namespace, side: Side) -> Result<(KernelFirewall, Vec<i
     let queues = policy.capture.queues();
     let read = |number| {
         let mut queue = Queue::open(number, WhenDown::Open).unwrap_or_else(|error| panic!("{error}"));
-        let (tell, told) = std::sync::mpsc::channel();
+        let (sender, receiver) = std::sync::mpsc::channel();
         thread::spawn(move || {
             bind_to_processors(number, queues);
-            tell.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");
+            sender.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("somebody wants to know");
             loop {
                 let waiting = queue.next_packet().expect("the queue is ours");
                 waiting.accept(None).expect("the packet waits");
             }
         });
-        told.recv().expect("the thread says it first")
+        receiver.recv().expect("the thread says it first")
     };
     firewall.run(|| {
         let readers = queues.numbers().map(read).collect();

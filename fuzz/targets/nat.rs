@@ -9,7 +9,7 @@ use pinhole::core::policy::{self, Policy};
 use pinhole::core::script::{endpoint, packet};
 use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Handled, Tracker, World};
+use pinhole::core::tracker::{Environment, Tracker, TrackerVerdict};
 
 use super::input::Input;
 
@@ -114,17 +114,17 @@ impl Gateway {
         let bytes = packet(self.connection.flow(who), seq, ack, flags, payload);
         let segment = Segment::parse(&bytes).expect("a segment");
         let Self { tracker, firewall, policy, now, .. } = self;
-        let mut world = World { now: *now, policy, firewall, observer: &mut () };
-        let verdict = match tracker.handle(&segment, &mut world) {
-            Handled::Session(verdict) => verdict,
-            Handled::NotOurs => Verdict::Accept,
+        let mut env = Environment { now: *now, policy, firewall, observer: &mut () };
+        let verdict = match tracker.handle(&segment, &mut env) {
+            TrackerVerdict::Session(verdict) => verdict,
+            TrackerVerdict::Untracked => Verdict::Accept,
         };
         let adjustments = self.firewall.adjustments(&self.connection);
         let (seq, payload) = match verdict {
             Verdict::Accept => (seq, payload.to_vec()),
             Verdict::Replace(Replacement { seq, payload }) => (seq, payload),
             // It is sent again.
-            Verdict::Later | Verdict::Drop => return,
+            Verdict::Wait | Verdict::Drop => return,
         };
         if !flags.has(Flags::SYN) {
             let place = adjustments.of(who).map_or(seq, |adjustment| adjustment.sequence(seq));

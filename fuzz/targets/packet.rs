@@ -1,6 +1,6 @@
 //! Packets that are rewritten.
 
-use pinhole::core::net::{Segment, Seq, readdressed, replaced};
+use pinhole::core::net::{Segment, Seq, replace_addresses, replace_payload};
 
 use super::input::Input;
 
@@ -51,9 +51,9 @@ pub fn replacement(data: &[u8]) {
     // As it came, it is mostly no segment.
     let mut input = Input::new(data);
     let seq = Seq::new(u32::from(input.byte()) << 24 | u32::from(input.byte()));
-    let _ = replaced(data, seq, b"x");
+    let _ = replace_payload(data, seq, b"x");
     if let Ok(segment) = Segment::parse(data) {
-        let _ = readdressed(data, &segment.flow.reversed(), seq, |ack| ack + 1);
+        let _ = replace_addresses(data, &segment.flow.reversed(), seq, |ack| ack + 1);
     }
 
     let is_ipv4 = input.byte() & 1 == 0;
@@ -66,13 +66,13 @@ pub fn replacement(data: &[u8]) {
     let segment = Segment::parse(&before).expect("a whole segment");
     assert_eq!(segment.payload, payload);
 
-    let after = replaced(&before, seq, other).expect("a whole segment");
+    let after = replace_payload(&before, seq, other).expect("a whole segment");
     assert!(is_sound(&after));
     let read = Segment::parse(&after).expect("a whole segment");
     assert_eq!((read.flow, read.seq, read.ack, read.payload), (segment.flow, seq, segment.ack, other));
-    let back = replaced(&after, segment.seq, payload).expect("a whole segment");
+    let back = replace_payload(&after, segment.seq, payload).expect("a whole segment");
     // A packet with correct checksums does not depend on the code that writes it.
-    let right = replaced(&before, segment.seq, payload).expect("a whole segment");
+    let right = replace_payload(&before, segment.seq, payload).expect("a whole segment");
     assert_eq!(back, right);
     // Options and everything before them.
     let headers = before.len() - payload.len();
@@ -83,10 +83,10 @@ pub fn replacement(data: &[u8]) {
 
     let reversed = segment.flow.reversed();
     let by = i32::from(input.byte());
-    let away = readdressed(&before, &reversed, seq, |ack| ack.moved(by)).expect("a whole segment");
+    let away = replace_addresses(&before, &reversed, seq, |ack| ack.moved(by)).expect("a whole segment");
     assert!(is_sound(&away));
     let read = Segment::parse(&away).expect("a whole segment");
     assert_eq!((read.flow, read.seq, read.ack, read.payload), (reversed, seq, segment.ack.moved(by), payload));
-    let back = readdressed(&away, &segment.flow, segment.seq, |ack| ack.moved(-by)).expect("a whole segment");
+    let back = replace_addresses(&away, &segment.flow, segment.seq, |ack| ack.moved(-by)).expect("a whole segment");
     assert_eq!(back, right);
 }

@@ -8,7 +8,7 @@ use pinhole::core::net::{Connection, Direction, Segment, Seq};
 use pinhole::core::policy::{self, Policy};
 use pinhole::core::script::{Conversation, endpoint};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Observer, SessionEvent, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{Environment, Observer, SessionEvent, SessionNumber, Tracker};
 
 use super::input::Input;
 
@@ -44,7 +44,7 @@ pub fn pickup(data: &[u8]) {
     let known = known[usize::from(input.byte() & 3)];
     let policy = policy::parse("policy.yaml", "control_ports: [21]").expect("a good policy").policy;
     let mut firewall = Simulated::new(policy.control_ports.as_slice().iter().copied());
-    firewall.finds_nothing_opening();
+    firewall.treat_all_as_established();
     let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), u32::MAX - 40, 9);
     firewall.record(&Connection::direct(talk.flow()), known);
     let mut tracker = Tracker::default();
@@ -65,9 +65,9 @@ pub fn pickup(data: &[u8]) {
             _ => talk.says(who, input.text(&TEXTS)),
         };
         let segment = Segment::parse(&packet).expect("a segment");
-        let mut world = World { now, policy: &policy, firewall: &mut firewall, observer: &mut heard };
-        tracker.advance(&mut world);
-        let _ = tracker.handle(&segment, &mut world);
+        let mut env = Environment { now, policy: &policy, firewall: &mut firewall, observer: &mut heard };
+        tracker.advance(&mut env);
+        let _ = tracker.handle(&segment, &mut env);
         assert_eq!(tracker.expectations(), firewall.pinholes());
     }
 }
@@ -84,7 +84,7 @@ impl Observer for DeliveryStatus {
     fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &SessionEvent<'_>) {
         match news {
             SessionEvent::Began { .. } => self.read = Default::default(),
-            SessionEvent::Expected { mode, .. } => {
+            SessionEvent::Opened { mode, .. } => {
                 assert!(matches!(self.known, Progress::Ftp | Progress::LoggedIn), "opened where {:?}", self.known);
                 let [(_, client), (_, server)] = &self.read;
                 let text = String::from_utf8_lossy(if mode.is_active() { client } else { server });
@@ -118,7 +118,7 @@ pub fn time(data: &[u8]) {
         control_ports: [21]
         limits: { sessions: 4, pinholes: 3, idle: 10s }
         defaults: { timeout: 5s, login: optional }";
-    let mut world = Clocked {
+    let mut env = Clocked {
         tracker: Tracker::default(),
         policy: policy::parse("policy.yaml", policy).expect("a good policy").policy,
         firewall: Simulated::new([pinhole::core::net::Port::FTP]),
@@ -138,32 +138,32 @@ pub fn time(data: &[u8]) {
             0 | 1 => {
                 talks[client] = new(client);
                 for packet in talks[client].handshake() {
-                    world.takes(&packet);
+                    env.takes(&packet);
                 }
-                world.takes(&talks[client].says(Direction::FromServer, "220 hello\r\n"));
+                env.takes(&talks[client].says(Direction::FromServer, "220 hello\r\n"));
             }
             2..=4 => {
                 let port = input.byte();
                 let line = format!("PORT 10,0,0,{address},100,{port}\r\n");
-                world.takes(&talks[client].says(Direction::FromClient, line));
+                env.takes(&talks[client].says(Direction::FromClient, line));
             }
-            5 => world.takes(&talks[client].says(Direction::FromServer, "200 ok\r\n")),
-            6 => world.takes(&talks[client].closes(Direction::FromClient)),
-            7 => world.takes(&talks[client].resets(Direction::FromServer)),
-            8 => world.passes(Duration::from_millis(u64::from(input.byte()) * 100)),
+            5 => env.takes(&talks[client].says(Direction::FromServer, "200 ok\r\n")),
+            6 => env.takes(&talks[client].closes(Direction::FromClient)),
+            7 => env.takes(&talks[client].resets(Direction::FromServer)),
+            8 => env.passes(Duration::from_millis(u64::from(input.byte()) * 100)),
             _ => {
                 // To the next deadline, or a moment before it.
-                if let Some(due) = world.tracker.next_deadline() {
+                if let Some(due) = env.tracker.next_deadline() {
                     let early = Duration::from_nanos(u64::from(input.byte() & 1));
-                    world.passes(due.before(early).since(world.now));
+                    env.passes(due.before(early).since(env.now));
                 }
             }
         }
     }
     // An idle session and one that has ended are both forgotten.
-    world.passes(Duration::from_secs(10 * 24 * 3600));
-    assert_eq!((world.tracker.sessions(), world.tracker.expectations()), (0, 0));
-    assert_eq!(world.tracker.next_deadline(), None);
+    env.passes(Duration::from_secs(10 * 24 * 3600));
+    assert_eq!((env.tracker.sessions(), env.tracker.expectations()), (0, 0));
+    assert_eq!(env.tracker.next_deadline(), None);
 }
 
 struct Clocked {
@@ -176,9 +176,9 @@ struct Clocked {
 }
 
 impl Clocked {
-    fn with(&mut self, act: impl FnOnce(&mut Tracker, &mut World<'_, Simulated, Open<'_>>)) {
+    fn with(&mut self, act: impl FnOnce(&mut Tracker, &mut Environment<'_, Simulated, Open<'_>>)) {
         let Self { tracker, policy, firewall, now, open } = self;
-        act(tracker, &mut World { now: *now, policy, firewall, observer: &mut Open(open) });
+        act(tracker, &mut Environment { now: *now, policy, firewall, observer: &mut Open(open) });
         let sessions = tracker.sessions();
         assert!(sessions <= policy.limits.sessions.get() as usize, "{sessions} sessions");
         assert!(tracker.expectations() <= policy.limits.pinholes.get() as usize);
@@ -189,8 +189,8 @@ impl Clocked {
     fn passes(&mut self, time: Duration) {
         self.now = self.now + time;
         let now = self.now;
-        self.with(|tracker, world| {
-            tracker.advance(world);
+        self.with(|tracker, env| {
+            tracker.advance(env);
         });
         assert!(self.tracker.next_deadline().is_none_or(|due| due > now), "what is due has happened");
         assert!(self.tracker.pinholes().all(|(.., expectation)| expectation.expires() > now));
@@ -199,7 +199,7 @@ impl Clocked {
     fn takes(&mut self, packet: &[u8]) {
         let segment = Segment::parse(packet).expect("a segment");
         self.passes(Duration::ZERO);
-        self.with(|tracker, world| drop(tracker.handle(&segment, world)));
+        self.with(|tracker, env| drop(tracker.handle(&segment, env)));
     }
 }
 
@@ -207,10 +207,10 @@ impl Clocked {
 struct Open<'a>(&'a mut BTreeSet<String>);
 
 impl Observer for Open<'_> {
-    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &SessionEvent<'_>) {
+    fn observe(&mut self, _: Timestamp, _: SessionNumber, event: &SessionEvent<'_>) {
         let Self(open) = self;
-        match news {
-            SessionEvent::Expected { expectation, .. } => {
+        match event {
+            SessionEvent::Opened { expectation, .. } => {
                 open.insert(format!("{} {}", expectation.from, expectation.to));
             }
             SessionEvent::Expired(expectation) | SessionEvent::Closed { expectation, .. } => {

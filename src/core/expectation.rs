@@ -1,4 +1,4 @@
-//! One expected data connection, and the reasons for which an announcement is refused.
+//! One expected data connection, and the reasons why an announcement is refused.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -7,28 +7,28 @@ use std::time::Duration;
 use crate::core::net::{Endpoint, Flow, PortRange};
 use crate::core::time::Timestamp;
 
-/// A data connection that the kernel is told to admit: once, from exactly there to exactly here, for so long.
+/// A data connection that the kernel admits once: from one address, to one address and port, for a limited time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Expectation {
-    /// Who will connect, from whichever port.
+    /// The address that connects, from any port.
     pub from: IpAddr,
-    /// Where to.
+    /// The address and port to which it connects.
     pub to: Endpoint,
     /// When it was announced.
     pub since: Timestamp,
-    /// How long it is admitted.
+    /// How long it is admitted, from then on.
     pub lifetime: Duration,
-    /// What NAT makes of its addresses. Those above are the ones with which it arrives.
+    /// The NAT of the connection. `from` and `to` are its addresses before NAT.
     pub mapping: Mapping,
 }
 
 impl Expectation {
-    /// The moment from which it is not admitted any more.
+    /// When it expires.
     pub fn expires(&self) -> Timestamp {
         self.since + self.lifetime
     }
 
-    /// Where it is delivered in the end.
+    /// The address and port to which it goes after NAT.
     pub fn target(&self) -> Endpoint {
         self.mapping.to.unwrap_or(self.to)
     }
@@ -45,27 +45,26 @@ impl fmt::Display for Expectation {
     }
 }
 
-/// What is done to the addresses of one data connection, so that both ends find whom they expect.
+/// The NAT of one data connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Mapping {
-    /// Where it is delivered, instead of where it goes.
+    /// DNAT: the address and port to which it is delivered.
     pub to: Option<Endpoint>,
-    /// The address that it leaves with, instead of the one with which it came. It keeps its source port where that is
-    /// free, and gets another one where it is not.
+    /// SNAT: the source address with which it leaves. It keeps its source port if that is free.
     pub from: Option<IpAddr>,
 }
 
 impl Mapping {
-    /// Nothing is done to them.
+    /// No NAT.
     pub const NONE: Self = Self { to: None, from: None };
 
-    /// Whether nothing is done to them.
+    /// Whether there is no NAT.
     pub const fn is_none(&self) -> bool {
         self.to.is_none() && self.from.is_none()
     }
 }
 
-/// What follows the addresses: ` (to 10.0.0.5:4000, from 192.0.2.1)`, and nothing where nothing is done.
+/// Printed after the addresses: ` (to 10.0.0.5:4000, from 192.0.2.1)`; nothing without NAT.
 impl fmt::Display for Mapping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.to, self.from) {
@@ -77,23 +76,23 @@ impl fmt::Display for Mapping {
     }
 }
 
-/// Where an encrypted session's data connections may go, as they cannot be read: any number of them, while the
-/// session lasts. Only a policy opens one.
+/// The ports to which the data connections of an encrypted session may go: any number of them, while the session lasts.
+/// Its announcements cannot be read, so the policy gives the ports (`tls: range`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRangePinhole {
-    /// Who may connect.
+    /// The client's address.
     pub from: IpAddr,
-    /// Where to.
+    /// The server's address.
     pub to: IpAddr,
-    /// On which ports.
+    /// The server's ports.
     pub ports: PortRange,
 }
 
 impl PortRangePinhole {
-    /// How long one lasts in the firewall unless it is renewed.
+    /// How long it stays open in the firewall unless it is renewed.
     pub const LIFETIME: Duration = Duration::from_secs(3600);
 
-    /// Whether a connection with these addresses goes through it.
+    /// Whether it admits a connection with these addresses.
     pub fn matches(&self, flow: &Flow) -> bool {
         flow.source.address == self.from
             && flow.destination.address == self.to
@@ -107,7 +106,7 @@ impl fmt::Display for PortRangePinhole {
     }
 }
 
-/// Why an announced data connection will not be admitted.
+/// Why an announcement is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Refusal {
     /// The address cannot be read.
@@ -122,35 +121,35 @@ pub enum Refusal {
     LowPort,
     /// It names a port that the policy does not name.
     PortNotAllowed,
-    /// It names a port of a well-known service that the policy does not name by itself.
+    /// It names a port of a well-known service, and `data_ports` has no entry for that port alone.
     KnownService,
-    /// The policy does not allow this way of announcing.
+    /// The policy does not allow this mode.
     ModeDenied,
-    /// The server announced something that the client did not ask for.
+    /// The client did not send the command that this reply would answer.
     NotAskedFor,
-    /// Nobody is logged in.
+    /// No user is logged in.
     NotLoggedIn,
-    /// The client said `EPSV ALL` before.
+    /// The client sent EPSV ALL before.
     AfterEpsvAll,
-    /// The session, or all of them together, have as many expectations as allowed.
+    /// A limit on pinholes is reached, or too many commands have no reply.
     TooMany,
-    /// The two ends do not talk FTP.
+    /// The session is not FTP.
     NotFtp,
-    /// A rule of the policy denies it by name.
+    /// A rule of the policy denies it.
     ByRule,
     /// The firewall could not open it.
     NotOpened,
-    /// The ports under which it could be announced outside are taken, as far as they were tried.
+    /// No free port was found at the outside address.
     NoPort,
-    /// NAT would have to write another address, and the line cannot be changed.
+    /// NAT needs another address in the line, and the line cannot be rewritten.
     CannotRewrite,
-    /// The session was picked up in the middle, and no earlier run left word that it is FTP.
+    /// The session was picked up in the middle, and its mark does not say that it is FTP.
     PickedUp,
-    /// The line may be read in more than one way.
+    /// The line can be read in more than one way.
     Ambiguous,
     /// The session has ended.
     SessionOver,
-    /// Both ends speak from the same side, where one of them cannot be.
+    /// The packets of both ends come from one interface, and by the routes one of the ends is not behind it.
     Forged,
 }
 
@@ -207,7 +206,7 @@ impl Refusal {
         }
     }
 
-    /// What happened and what to do about it, for a person.
+    /// What happened and what to do about it, for the log.
     pub const fn explanation(self) -> &'static str {
         match self {
             Self::BadSyntax => "its address cannot be read",
@@ -264,7 +263,7 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Why a pinhole that nobody used does not stand any more.
+/// Why an unused pinhole was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Closed {
     /// The server refused the command that announced it.
@@ -282,7 +281,7 @@ impl Closed {
         }
     }
 
-    /// What happened, for a person.
+    /// What happened, for the log.
     pub const fn explanation(self) -> &'static str {
         match self {
             Self::RefusedByServer => "the server refused the command",

@@ -106,19 +106,19 @@ impl<T> PendingPackets<T> {
             return None;
         }
         let flow = segment.flow.reversed();
-        let place = self.packets.iter().position(|kept| kept.flow == flow && !segment.ack.is_before(kept.seq))?;
-        Some(self.packets.remove(place).packet)
+        let index = self.packets.iter().position(|kept| kept.flow == flow && !segment.ack.is_before(kept.seq))?;
+        Some(self.packets.remove(index).packet)
     }
 
-    /// Removes the first packet of a flow from `place` on, to handle it again. Returns its place with it.
-    pub fn take_of_flow(&mut self, flow: &Flow, place: usize) -> Option<(usize, PendingPacket<T>)> {
-        let found = place + self.packets.iter().skip(place).position(|kept| kept.flow == *flow)?;
+    /// Removes the first packet of a flow from `index` on, to handle it again. Returns its index, too.
+    pub fn take_of_flow(&mut self, flow: &Flow, index: usize) -> Option<(usize, PendingPacket<T>)> {
+        let found = index + self.packets.iter().skip(index).position(|kept| kept.flow == *flow)?;
         Some((found, self.packets.remove(found)))
     }
 
     /// Puts a packet back that still has to wait.
-    pub fn put_back(&mut self, place: usize, pending: PendingPacket<T>) {
-        self.packets.insert(place, pending);
+    pub fn put_back(&mut self, index: usize, pending: PendingPacket<T>) {
+        self.packets.insert(index, pending);
     }
 }
 
@@ -208,9 +208,9 @@ mod tests {
         for number in 1..=3 {
             pending.keep(packet(number, client(1))).expect("there is room");
         }
-        let (place, second) = pending.take_of_flow(&flow(4000), 1).expect("it is kept");
-        assert_eq!((place, second.packet), (1, 2));
-        pending.put_back(place, second);
+        let (index, second) = pending.take_of_flow(&flow(4000), 1).expect("it is kept");
+        assert_eq!((index, second.packet), (1, 2));
+        pending.put_back(index, second);
         assert!(pending.take_of_flow(&flow(4001), 0).is_none() && pending.take_of_flow(&flow(4000), 3).is_none());
         assert_eq!(std::iter::from_fn(|| pending.take_oldest()).collect::<Vec<_>>(), [1, 2, 3]);
     }

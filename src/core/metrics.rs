@@ -153,7 +153,7 @@ impl EventCounters {
         let counter = match event {
             SessionEvent::Began { .. } => &mut self.sessions,
             SessionEvent::Denied { .. } => &mut self.denied,
-            SessionEvent::Expected { .. } => &mut self.opened,
+            SessionEvent::Opened { .. } => &mut self.opened,
             SessionEvent::Refused { why, .. } | SessionEvent::RangeRefused { why, .. } => {
                 self.refused.entry(why.name()).or_default()
             }
@@ -165,7 +165,7 @@ impl EventCounters {
             SessionEvent::NotFtp => &mut self.not_ftp,
             SessionEvent::Ended(how) if how.is_eviction() => self.evicted.entry(how.name()).or_default(),
             SessionEvent::Anomaly(_) => &mut self.anomalies,
-            SessionEvent::Said { .. } | SessionEvent::LoggedIn { .. } | SessionEvent::Ended(_) => return,
+            SessionEvent::Command { .. } | SessionEvent::LoggedIn { .. } | SessionEvent::Ended(_) => return,
         };
         *counter += 1;
     }

@@ -16,10 +16,10 @@ pub struct Conversation {
     server_next: Seq,
 }
 
-/// The endpoint of such an address as `10.0.0.1:4000` or `[fd00::1]:21`.
+/// Parses an endpoint such as `10.0.0.1:4000` or `[fd00::1]:21`.
 ///
 /// # Panics
-/// If the text is no address with a port: it is for texts that stand in the code.
+/// If the text is no address with a port: it is for constants in code.
 pub fn endpoint(text: &str) -> Endpoint {
     let address: std::net::SocketAddr = text.parse().expect("an address and a port");
     Endpoint::new(address.ip(), Port::new(address.port()).expect("a port that is not zero"))
@@ -35,12 +35,12 @@ impl Conversation {
         }
     }
 
-    /// The addresses of what the client sends.
+    /// The addresses of the client's packets.
     pub const fn flow(&self) -> Flow {
         self.flow
     }
 
-    /// SYN, SYN and ACK, ACK.
+    /// SYN, SYN-ACK, ACK.
     pub fn handshake(&mut self) -> [Vec<u8>; 3] {
         let syn = self.packet(Direction::FromClient, Flags::SYN, b"");
         self.client_next += 1;
@@ -74,7 +74,7 @@ impl Conversation {
         self.packet(who, Flags::RST, b"")
     }
 
-    /// Passes over bytes that nobody sees.
+    /// Skips bytes, as if the packets with them had been lost.
     pub fn loses(&mut self, who: Direction, bytes: usize) {
         *self.next_of(who) += bytes;
     }

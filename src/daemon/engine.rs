@@ -16,7 +16,7 @@ use crate::core::hold::{NotKept, PendingPacket, PendingPackets};
 use crate::core::net::{Flow, NotSegment, Origin, Segment, Seq};
 use crate::core::policy::{Policy, WhenDown};
 use crate::core::seqadj::Verdict;
-use crate::core::tracker::{ClientKey, Handled, OnGap, RestoreSummary, SessionNumber, Tracker, World};
+use crate::core::tracker::{ClientKey, Environment, OnGap, RestoreSummary, SessionNumber, Tracker, TrackerVerdict};
 use crate::netfilter::backend::{KernelFirewall, SetupError};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, TableChange, WatchEvent};
 use crate::netfilter::queue::QueuedPacket;
@@ -84,8 +84,8 @@ impl Engine {
     /// Adopts the pinholes and port ranges that an earlier run left in the kernel.
     fn adopt(&mut self) -> Result<(), SetupError> {
         let existing = self.firewall.existing_state(self.clock.now())?;
-        let (tracker, mut world) = self.tracker();
-        let adoption = tracker.adopt(existing, &mut world);
+        let (tracker, mut env) = self.tracker();
+        let adoption = tracker.adopt(existing, &mut env);
         if !adoption.is_nothing() {
             self.log.counters.daemon.adopted += adoption.pinholes as u64;
             let RestoreSummary { pinholes, port_ranges, closed } = adoption;
@@ -171,7 +171,7 @@ impl Engine {
         let mut from = 0;
         while let Some((place, mut pending)) = self.pending.take_of_flow(&flow, from) {
             let (packet, decision) = self.decide_again(pending.packet, OnGap::Wait);
-            if decision.verdict != Verdict::Later {
+            if decision.verdict != Verdict::Wait {
                 return Some((packet, decision));
             }
             pending.packet = packet;
@@ -211,11 +211,11 @@ impl Engine {
         let bits = self.policy.mark.control_bits();
         let origin = Origin { interface: packet.interface(), is_doubtful: bits.is_doubtful(packet.mark()) };
         let segment = Segment { origin: Some(origin), ..*segment };
-        let (tracker, mut world) = self.tracker();
-        if tracker.next_deadline().is_some_and(|due| due <= world.now) {
-            tracker.advance(&mut world);
+        let (tracker, mut env) = self.tracker();
+        if tracker.next_deadline().is_some_and(|due| due <= env.now) {
+            tracker.advance(&mut env);
         }
-        let Handled::Session(verdict) = tracker.handle_on_gap(&segment, on_gap, &mut world) else {
+        let TrackerVerdict::Session(verdict) = tracker.handle_on_gap(&segment, on_gap, &mut env) else {
             return Decision { verdict: Verdict::Accept, mark: None };
         };
         // Only a packet with payload reaches the chain that clears the mark again. Routing may depend on the mark of a
@@ -227,8 +227,8 @@ impl Engine {
 
     /// Expires pinholes and sessions, and reports suppressed log lines. Called at least every few seconds.
     pub(super) fn expire(&mut self) {
-        let (tracker, mut world) = self.tracker();
-        tracker.advance(&mut world);
+        let (tracker, mut env) = self.tracker();
+        tracker.advance(&mut env);
         self.log.report_suppressed(self.clock.now());
         self.log_kernel_errors();
     }
@@ -283,8 +283,8 @@ impl Engine {
         // The event precedes the packet that announces the next data connection to the same port. So the connection has
         // used the earlier pinhole.
         self.firewall.used(&flow);
-        let (tracker, mut world) = self.tracker();
-        let session = tracker.admitted(&flow, &mut world);
+        let (tracker, mut env) = self.tracker();
+        let session = tracker.admitted(&flow, &mut env);
         // An unmarked connection that no pinhole here expected belongs to another helper.
         if session.is_none() && is_marked {
             self.log.counters.events.used += 1;
@@ -294,8 +294,8 @@ impl Engine {
 
     fn connection_ended(&mut self, entry: &Entry) {
         let flow = entry.connection.original;
-        let (tracker, mut world) = self.tracker();
-        tracker.forgotten(&flow, &mut world);
+        let (tracker, mut env) = self.tracker();
+        tracker.forgotten(&flow, &mut env);
     }
 
     pub(super) fn ruleset_changed(&mut self, change: &TableChange) {
@@ -344,8 +344,8 @@ impl Engine {
         self.firewall.reload(&policy)?;
         self.hang_limit.store(hang_limit(&policy), Ordering::Relaxed);
         self.policy = policy;
-        let (tracker, mut world) = self.tracker();
-        tracker.follow(&mut world);
+        let (tracker, mut env) = self.tracker();
+        tracker.follow(&mut env);
         narrow_events(&self.connections, &self.policy)?;
         Ok(())
     }
@@ -360,7 +360,7 @@ impl Engine {
     }
 
     /// Counts and logs an error of reading a packet from the queue or of sending its verdict.
-    pub(super) fn queue_error(&mut self, error: &io::Error) {
+    pub(super) fn report_queue_error(&mut self, error: &io::Error) {
         self.log.counters.daemon.queue_errors += 1;
         if let Some(times) = self.queue_errors.admit(self.clock.now()) {
             warn!(
@@ -411,9 +411,9 @@ impl Engine {
     }
 
     /// The tracker, and the arguments of its calls.
-    fn tracker(&mut self) -> (&mut Tracker, World<'_, KernelFirewall, EventLog>) {
+    fn tracker(&mut self) -> (&mut Tracker, Environment<'_, KernelFirewall, EventLog>) {
         let Self { policy, tracker, firewall, log, clock, .. } = self;
-        (tracker, World { now: clock.now(), policy, firewall, observer: log })
+        (tracker, Environment { now: clock.now(), policy, firewall, observer: log })
     }
 
     /// Counts the requests that the kernel refused. Logs the latest error, at most once a second.

@@ -94,7 +94,7 @@ impl Observer for EventLog {
                 debug!("{event}; session {number}");
             }
             // The arguments of commands are not logged.
-            SessionEvent::Said { command, .. } => debug!("{command}; {}", Named(number, self.sessions.get(&number))),
+            SessionEvent::Command { command, .. } => debug!("{command}; {}", Named(number, self.sessions.get(&number))),
             SessionEvent::LoggedIn { user } => {
                 if let Some(session) = self.sessions.get_mut(&number) {
                     session.user = user.map(Box::from);
@@ -107,7 +107,7 @@ impl Observer for EventLog {
             }
             SessionEvent::Anomaly(_) => debug!("{event}; {}", Named(number, self.sessions.get(&number))),
             SessionEvent::Denied { .. } => self.write(at, LineKind::Denied, number, event),
-            SessionEvent::Expected { .. } | SessionEvent::RangeOpened(_) => {
+            SessionEvent::Opened { .. } | SessionEvent::RangeOpened(_) => {
                 self.write(at, LineKind::Opened, number, event);
             }
             SessionEvent::Refused { .. } | SessionEvent::RangeRefused { .. } => {

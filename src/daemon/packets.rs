@@ -9,7 +9,7 @@ use std::io;
 use super::Shared;
 use super::engine::Decision;
 use super::watchdog::{IDLE, Progress};
-use crate::core::net::{Flow, Segment, replaced};
+use crate::core::net::{Flow, Segment, replace_payload};
 use crate::core::policy::Queues;
 use crate::core::seqadj::{Replacement, Verdict};
 use crate::netfilter::queue::{Queue, QueuedPacket, bind_to_processors};
@@ -34,7 +34,7 @@ pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, prog
             failures = 0;
             continue;
         };
-        shared.lock().queue_error(&error);
+        shared.lock().report_queue_error(&error);
         // ENOENT does not mean that the queue has failed: when another program removes a chain with a hook, the kernel
         // drops all queued packets of the network namespace.
         if error.kind() == io::ErrorKind::NotFound {
@@ -54,7 +54,7 @@ fn handle(shared: &Shared, packet: QueuedPacket) -> io::Result<()> {
     let mut engine = shared.lock();
     let decision = engine.packet(&packet, &segment);
     let (packet, decision) = match place {
-        Some(place) if decision.verdict == Verdict::Later => {
+        Some(place) if decision.verdict == Verdict::Wait => {
             let Some(refused) = engine.keep(packet, place) else { return Ok(()) };
             refused
         }
@@ -81,15 +81,15 @@ fn release(shared: &Shared, flow: Option<Flow>) -> io::Result<()> {
 /// packet that is kept here.
 pub(super) fn release_expired(shared: &Shared) {
     while let Err(error) = release(shared, None) {
-        shared.lock().queue_error(&error);
+        shared.lock().report_queue_error(&error);
     }
 }
 
 fn give_verdict(packet: QueuedPacket, Decision { verdict, mark }: Decision) -> io::Result<()> {
     match verdict {
-        Verdict::Accept | Verdict::Later => packet.accept(mark),
+        Verdict::Accept | Verdict::Wait => packet.accept(mark),
         Verdict::Drop => packet.drop_packet(),
-        Verdict::Replace(Replacement { seq, payload }) => match replaced(packet.packet(), seq, &payload) {
+        Verdict::Replace(Replacement { seq, payload }) => match replace_payload(packet.packet(), seq, &payload) {
             Some(other) => packet.accept_as(&other, mark),
             None => packet.drop_packet(),
         },

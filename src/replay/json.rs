@@ -128,7 +128,7 @@ impl<W: Write> Report for Json<W> {
             }
             SessionEvent::LoggedIn { user } => ("logged-in", Fields::LoggedIn { user }),
             SessionEvent::Denied { command } => ("denied", Fields::Denied { command }),
-            SessionEvent::Expected { mode, expectation, rewritten_from } => {
+            SessionEvent::Opened { mode, expectation, rewritten_from } => {
                 let lifetime = expectation.lifetime;
                 let expires_in = match lifetime.subsec_nanos() {
                     0 => lifetime.as_secs().to_string(),
@@ -170,7 +170,7 @@ impl<W: Write> Report for Json<W> {
             SessionEvent::RangeRefused { port_range, why } => ("range-refused", range(&port_range, Some(why.name()))),
             SessionEvent::NotFtp => ("not-ftp", Fields::None {}),
             SessionEvent::Ended(how) => ("session-ended", Fields::Reason { reason: how.name() }),
-            SessionEvent::Said { .. } | SessionEvent::Anomaly(_) => return,
+            SessionEvent::Command { .. } | SessionEvent::Anomaly(_) => return,
         };
         self.line(name, at, Some(session), fields);
     }

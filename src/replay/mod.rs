@@ -22,11 +22,13 @@ pub use text::Text;
 
 use crate::core::hold::{PendingPacket, PendingPackets};
 use crate::core::kernel::Admitted;
-use crate::core::net::{Flags, Flow, NotSegment, Segment, Seq, readdressed, replaced};
+use crate::core::net::{Flags, Flow, NotSegment, Segment, Seq, replace_addresses, replace_payload};
 use crate::core::policy::Policy;
 use crate::core::seqadj::Verdict;
 use crate::core::time::Timestamp;
-use crate::core::tracker::{ClientKey, Handled, Observer, OnGap, SessionEvent, SessionNumber, Tracker, World};
+use crate::core::tracker::{
+    ClientKey, Environment, Observer, OnGap, SessionEvent, SessionNumber, Tracker, TrackerVerdict,
+};
 use crate::replay::pcap::file::Frame;
 use crate::replay::pcap::link::{self, LinkType, NotIp};
 use blocked::DataConnections;
@@ -168,7 +170,7 @@ impl<R: Report> Replay<R> {
         if self.tracker.next_deadline().is_some_and(|due| due <= self.now) {
             let Self { policy, tracker, firewall, connections, counters, now, report, .. } = self;
             let mut observer = Counting { counters, connections, report };
-            tracker.advance(&mut World { now: *now, policy, firewall, observer: &mut observer });
+            tracker.advance(&mut Environment { now: *now, policy, firewall, observer: &mut observer });
         }
         if !self.pending.is_empty() {
             self.release_before(segment, outside);
@@ -206,11 +208,11 @@ impl<R: Report> Replay<R> {
         };
         let Self { policy, tracker, firewall, connections, counters, now, report, .. } = self;
         let mut observer = Counting { counters, connections, report };
-        let mut world = World { now: *now, policy, firewall, observer: &mut observer };
-        let verdict = match tracker.handle_on_gap(arrived, on_gap, &mut world) {
-            Handled::Session(Verdict::Later) => return false,
-            Handled::Session(verdict) => verdict,
-            Handled::NotOurs => {
+        let mut env = Environment { now: *now, policy, firewall, observer: &mut observer };
+        let verdict = match tracker.handle_on_gap(arrived, on_gap, &mut env) {
+            TrackerVerdict::Session(Verdict::Wait) => return false,
+            TrackerVerdict::Session(verdict) => verdict,
+            TrackerVerdict::Untracked => {
                 if is_first_syn(segment) {
                     self.connection(&segment.flow);
                     passes = self.firewall.passes(segment);
@@ -233,7 +235,7 @@ impl<R: Report> Replay<R> {
 
     /// The acknowledgement number that the outside end sent, if the inside end received `ack`.
     fn ack_outside(&self, translated: &Translated, ack: Seq) -> Seq {
-        let known = self.tracker.place_for_receiver(&translated.inside, ack);
+        let known = self.tracker.receiver_seq(&translated.inside, ack);
         known.unwrap_or_else(|| self.firewall.ack_before_adjustment(translated, ack))
     }
 
@@ -255,15 +257,17 @@ impl<R: Report> Replay<R> {
             (Way::In, _) => {
                 let is_first = segment.flags.has(Flags::SYN);
                 let acknowledged = |ack| if is_first { ack } else { self.ack_outside(&translated, ack) };
-                readdressed(packet, &translated.outside.reversed(), segment.seq, acknowledged)
+                replace_addresses(packet, &translated.outside.reversed(), segment.seq, acknowledged)
             }
-            (Way::Out, Verdict::Replace(other)) => replaced(packet, other.seq, &other.payload).and_then(|packet| {
-                let seq = self.firewall.adjusted_seq(&translated, other.seq);
-                readdressed(&packet, &translated.outside, seq, |ack| ack)
-            }),
-            (Way::Out, Verdict::Accept | Verdict::Later | Verdict::Drop) => {
+            (Way::Out, Verdict::Replace(other)) => {
+                replace_payload(packet, other.seq, &other.payload).and_then(|packet| {
+                    let seq = self.firewall.adjusted_seq(&translated, other.seq);
+                    replace_addresses(&packet, &translated.outside, seq, |ack| ack)
+                })
+            }
+            (Way::Out, Verdict::Accept | Verdict::Wait | Verdict::Drop) => {
                 let seq = self.firewall.adjusted_seq(&translated, segment.seq);
-                readdressed(packet, &translated.outside, seq, |ack| ack)
+                replace_addresses(packet, &translated.outside, seq, |ack| ack)
             }
         };
         match packet_outside {
@@ -328,8 +332,8 @@ impl<R: Report> Replay<R> {
             Some((Admitted::Pinhole(_) | Admitted::PortRangePinhole(_), arrived)) => {
                 connections.remember(*now, flow);
                 let mut observer = Counting { counters, connections, report };
-                let mut world = World { now: *now, policy, firewall, observer: &mut observer };
-                tracker.admitted(&arrived, &mut world);
+                let mut env = Environment { now: *now, policy, firewall, observer: &mut observer };
+                tracker.admitted(&arrived, &mut env);
             }
             None if connections.is_known(*now, flow) => {}
             None => {

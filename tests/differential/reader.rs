@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use pinhole::core::hold::{PendingPacket, PendingPackets};
 use pinhole::core::kernel::Simulated;
-use pinhole::core::net::{Direction, Flow, NotSegment, Segment, Seq, replaced};
+use pinhole::core::net::{Direction, Flow, NotSegment, Segment, Seq, replace_payload};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{ClientKey, Handled, Observer, OnGap, SessionEvent, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{
+    ClientKey, Environment, Observer, OnGap, SessionEvent, SessionNumber, Tracker, TrackerVerdict,
+};
 
 /// The bytes that the reader read, and the pinholes that it opened.
 #[derive(Debug, Default)]
@@ -28,9 +30,9 @@ pub(crate) struct Opened {
 }
 
 impl Observer for Tap {
-    fn observe(&mut self, _: Timestamp, _: SessionNumber, news: &SessionEvent<'_>) {
-        match news {
-            SessionEvent::Expected { expectation, .. } => {
+    fn observe(&mut self, _: Timestamp, _: SessionNumber, event: &SessionEvent<'_>) {
+        match event {
+            SessionEvent::Opened { expectation, .. } => {
                 let port = expectation.to.port.number();
                 self.opened.push(Opened { port, while_closing: self.is_closing });
             }
@@ -79,7 +81,7 @@ impl<'p> Reader<'p> {
 
     /// Conntrack has seen the whole handshake: another SYN-ACK belongs to the same connection.
     pub(crate) fn handshake_is_over(&mut self) {
-        self.firewall.finds_nothing_opening();
+        self.firewall.treat_all_as_established();
         // A FIN or a RST before that has ended nothing.
         self.tap.is_closing = false;
     }
@@ -98,7 +100,7 @@ impl<'p> Reader<'p> {
         let place = Segment::parse(&packet).ok().map(|segment| (segment.flow, segment.seq));
         let mut verdict = self.verdict(&packet, OnGap::Wait);
         let mut arrived = (packet, is_lost);
-        if verdict == Verdict::Later
+        if verdict == Verdict::Wait
             && let Some(place) = place
         {
             let client = self.tracker.client_of(&place.0).unwrap_or_else(|| ClientKey::of(place.0.source.address));
@@ -129,7 +131,7 @@ impl<'p> Reader<'p> {
         let mut from = 0;
         while let Some((place, pending)) = self.pending.take_of_flow(&flow, from) {
             let verdict = self.verdict(&pending.packet.0, OnGap::Wait);
-            if verdict != Verdict::Later {
+            if verdict != Verdict::Wait {
                 return Some((pending.packet, verdict));
             }
             self.pending.put_back(place, pending);
@@ -144,28 +146,28 @@ impl<'p> Reader<'p> {
             Err(NotSegment::BadChecksum) => return Verdict::Drop,
             Err(_) => return Verdict::Accept,
         };
-        self.with(|tracker, world| {
-            if tracker.next_deadline().is_some_and(|due| due <= world.now) {
-                tracker.advance(world);
+        self.with(|tracker, env| {
+            if tracker.next_deadline().is_some_and(|due| due <= env.now) {
+                tracker.advance(env);
             }
-            match tracker.handle_on_gap(&segment, on_gap, world) {
-                Handled::Session(verdict) => verdict,
-                Handled::NotOurs => Verdict::Accept,
+            match tracker.handle_on_gap(&segment, on_gap, env) {
+                TrackerVerdict::Session(verdict) => verdict,
+                TrackerVerdict::Untracked => Verdict::Accept,
             }
         })
     }
 
-    fn with<T>(&mut self, act: impl FnOnce(&mut Tracker, &mut World<'_, Simulated, Tap>) -> T) -> T {
+    fn with<T>(&mut self, act: impl FnOnce(&mut Tracker, &mut Environment<'_, Simulated, Tap>) -> T) -> T {
         let Self { tracker, firewall, policy, now, tap, .. } = self;
-        act(tracker, &mut World { now: *now, policy, firewall, observer: tap })
+        act(tracker, &mut Environment { now: *now, policy, firewall, observer: tap })
     }
 }
 
 /// Carries out a verdict.
 fn finish((packet, is_lost): Arrived, verdict: Verdict) -> Option<Passed> {
     let packet = match verdict {
-        Verdict::Replace(Replacement { seq, payload }) => replaced(&packet, seq, &payload)?,
-        Verdict::Accept | Verdict::Later => packet,
+        Verdict::Replace(Replacement { seq, payload }) => replace_payload(&packet, seq, &payload)?,
+        Verdict::Accept | Verdict::Wait => packet,
         Verdict::Drop => return None,
     };
     Some(Passed { packet, is_lost })

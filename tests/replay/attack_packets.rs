@@ -13,7 +13,7 @@ use pinhole::core::policy::Policy;
 use pinhole::core::script::{endpoint, packet};
 use pinhole::core::seqadj::Verdict;
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Handled, SessionEvent, SessionNumber, Tracker, World};
+use pinhole::core::tracker::{Environment, SessionEvent, SessionNumber, Tracker, TrackerVerdict};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -143,30 +143,30 @@ impl Packets {
             let segment = Segment::parse(packet).expect("a segment");
             let is_edge = [Flags::SYN, Flags::FIN, Flags::RST].iter().any(|flag| segment.flags.has(*flag));
             if index == HANDSHAKE {
-                firewall.finds_nothing_opening();
+                firewall.treat_all_as_established();
             }
             let control = firewall.control_connection(&segment.flow).expect("it is in memory");
             let is_unread = control.is_some_and(|control| control.progress == Progress::Unreadable);
-            let mut observer = |_: Timestamp, _: SessionNumber, news: &SessionEvent<'_>| {
-                if let SessionEvent::Expected { expectation, .. } = news {
+            let mut observer = |_: Timestamp, _: SessionNumber, event: &SessionEvent<'_>| {
+                if let SessionEvent::Opened { expectation, .. } = event {
                     opened.push(expectation.to.to_string());
                 }
             };
-            let mut world = World { now: *now, policy, firewall: &mut firewall, observer: &mut observer };
-            tracker.advance(&mut world);
+            let mut env = Environment { now: *now, policy, firewall: &mut firewall, observer: &mut observer };
+            tracker.advance(&mut env);
             // The kernel does not queue packets of an unreadable session.
             let is_unread = (is_unread && !is_edge) || self.unseen.contains(&index);
-            let handled = if is_unread { Handled::NotOurs } else { tracker.handle(&segment, &mut world) };
+            let handled = if is_unread { TrackerVerdict::Untracked } else { tracker.handle(&segment, &mut env) };
             if !segment.payload.is_empty() {
                 let is_synced = !is_unread && tracker.is_synced(&segment.flow).unwrap_or_default();
                 *(if segment.flow == self.flow { &mut synced.client } else { &mut synced.server }) = is_synced;
-                firewall.find_synced(synced);
+                firewall.set_synced(synced);
             }
             let payload = match handled {
-                Handled::NotOurs | Handled::Session(Verdict::Accept) => segment.payload.to_vec(),
-                Handled::Session(Verdict::Replace(other)) => other.payload,
+                TrackerVerdict::Untracked | TrackerVerdict::Session(Verdict::Accept) => segment.payload.to_vec(),
+                TrackerVerdict::Session(Verdict::Replace(other)) => other.payload,
                 // It waits, or goes no further.
-                Handled::Session(_) => Vec::new(),
+                TrackerVerdict::Session(_) => Vec::new(),
             };
             if segment.flow == self.flow && !payload.is_empty() {
                 passed.push(payload);

@@ -12,7 +12,7 @@ use pinhole::core::policy::Policy;
 use pinhole::core::script::{Conversation, endpoint};
 use pinhole::core::seqadj::{Adjustment, NotAdjusted};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Tracker, World};
+use pinhole::core::tracker::{Environment, Tracker};
 
 /// How often the kernel may be asked for one packet.
 const MOST: usize = 32;
@@ -90,7 +90,7 @@ fn most_asked(original: [&str; 2], reply: [&str; 2], is_full: bool, lines: &[(Di
         let segment = Segment::parse(packet).expect("a segment");
         let before = firewall.asked;
         let now = Timestamp::from_secs(1);
-        tracker.handle(&segment, &mut World { now, policy: &policy, firewall: &mut firewall, observer: &mut () });
+        tracker.handle(&segment, &mut Environment { now, policy: &policy, firewall: &mut firewall, observer: &mut () });
         firewall.asked - before
     });
     asked.max().expect("there are packets")

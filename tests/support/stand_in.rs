@@ -4,11 +4,11 @@
 use std::sync::mpsc::{Receiver, Sender, channel};
 
 use lab::Namespace;
-use pinhole::core::net::{Segment, replaced};
+use pinhole::core::net::{Segment, replace_payload};
 use pinhole::core::policy;
 use pinhole::core::seqadj::{Replacement, Verdict};
 use pinhole::core::time::Timestamp;
-use pinhole::core::tracker::{Handled, Tracker, World};
+use pinhole::core::tracker::{Environment, Tracker, TrackerVerdict};
 use pinhole::netfilter::backend::KernelFirewall;
 
 use crate::daemon::{PATIENCE, with_mechanism};
@@ -28,11 +28,11 @@ pub(crate) struct DaemonSubstitute(Receiver<&'static str>);
 impl DaemonSubstitute {
     /// Starts reading the queue in a namespace. It ends at the first packet whose payload begins with that word.
     pub(crate) fn start(namespace: &Namespace, policy: &str, word: &'static str, moment: Moment) -> Self {
-        let (tell, told) = channel();
+        let (sender, receiver) = channel();
         let policy = with_mechanism(policy);
-        let work = move || play(&policy, word, moment, &tell);
+        let work = move || play(&policy, word, moment, &sender);
         namespace.start(work).unwrap_or_else(|error| panic!("{error}"));
-        let stand_in = Self(told);
+        let stand_in = Self(receiver);
         stand_in.wait_for("ready");
         stand_in
     }
@@ -42,32 +42,32 @@ impl DaemonSubstitute {
         self.wait_for("gone");
     }
 
-    fn wait_for(&self, news: &str) {
-        assert_eq!(self.0.recv_timeout(PATIENCE), Ok(news), "the stand-in");
+    fn wait_for(&self, message: &str) {
+        assert_eq!(self.0.recv_timeout(PATIENCE), Ok(message), "the stand-in");
     }
 }
 
-fn play(policy: &str, word: &str, moment: Moment, tell: &Sender<&'static str>) {
+fn play(policy: &str, word: &str, moment: Moment, sender: &Sender<&'static str>) {
     let policy = policy::parse("policy.yaml", policy).expect("it is good").policy;
     let queue_number = policy.capture.queue;
     let mut queue = nfq::Queue::open().expect("root may");
     queue.bind(queue_number).expect("nobody reads it");
     let mut firewall = KernelFirewall::install(&policy).expect("it can be installed");
     let mut tracker = Tracker::default();
-    tell.send("ready").expect("somebody waits");
+    sender.send("ready").expect("somebody waits");
     loop {
         let mut message = queue.recv().expect("the queue is read");
         let packet = message.get_payload();
         let segment = Segment::parse(packet).expect("packets are sound here");
         let is_it = segment.payload.starts_with(word.as_bytes());
-        let mut world =
-            World { now: Timestamp::from_secs(1), policy: &policy, firewall: &mut firewall, observer: &mut () };
-        let handled = tracker.handle(&segment, &mut world);
+        let mut env =
+            Environment { now: Timestamp::from_secs(1), policy: &policy, firewall: &mut firewall, observer: &mut () };
+        let handled = tracker.handle(&segment, &mut env);
         if is_it && moment == Moment::BeforeTheVerdict {
             break;
         }
-        if let Handled::Session(Verdict::Replace(Replacement { seq, payload })) = handled
-            && let Some(other) = replaced(packet, seq, &payload)
+        if let TrackerVerdict::Session(Verdict::Replace(Replacement { seq, payload })) = handled
+            && let Some(other) = replace_payload(packet, seq, &payload)
         {
             message.set_payload(other);
         }
@@ -79,5 +79,5 @@ fn play(policy: &str, word: &str, moment: Moment, tell: &Sender<&'static str>) {
     // As for a killed process, the kernel drops the packets in the queue, and keeps everything else. Closing the socket
     // is not enough: processes that other tests start meanwhile may have inherited it.
     queue.unbind(queue_number).expect("it is bound");
-    tell.send("gone").expect("somebody waits");
+    sender.send("gone").expect("somebody waits");
 }

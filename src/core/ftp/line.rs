@@ -1,9 +1,8 @@
 //! Cuts bytes in order into lines of bounded length. Does not interpret a line.
 //!
-//! Servers and clients disagree about what ends a line (CRLF, or a bare LF as well), and about the Telnet sequences
-//! in it. Where the sender may be the attacker, a line is cut where the most lenient reader would cut it. Where the
-//! sender's line may open a pinhole, it is cut where the strictest reader would. Each line says whether all readers
-//! agree about it.
+//! Servers and clients disagree about what ends a line (only CRLF, or a bare LF as well), and about Telnet sequences in
+//! it. A client's bytes are cut as the most lenient server cuts them: at every LF. A server's bytes are cut as the
+//! strictest client cuts them: at CRLF only. [`Line::plain`] says whether all implementations read the same line.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -33,15 +32,14 @@ pub struct Line<'a> {
     pub start: Seq,
     /// Where the next line begins.
     pub end: Seq,
-    /// Whether its beginning is known: not in front of the first CRLF after a gap.
+    /// Whether the text starts with the line's first byte: false before the first CRLF after a gap.
     pub begins: bool,
-    /// Whether `text` is all of the line.
+    /// Whether `text` is the complete line.
     pub whole: bool,
-    /// Whether all readers agree what this line is: it begins behind CRLF and ends with it, with neither CR, LF, NUL
-    /// nor Telnet in between.
+    /// Whether all implementations read the same line: it follows a CRLF, ends in CRLF, and has no CR, LF, NUL or
+    /// Telnet in between.
     pub plain: bool,
-    /// Whether the end of the line in front of it may have been urgent data, so that some receivers may read both as one
-    /// line.
+    /// Whether the end of the previous line may have been urgent data, so that some receivers read both as one line.
     pub may_continue: bool,
 }
 
@@ -59,11 +57,11 @@ struct Unfinished {
 #[derive(Debug)]
 pub struct UnreadBytes<'a> {
     bytes: Cow<'a, [u8]>,
-    /// Where the unread ones begin.
+    /// The offset of the first unread byte.
     from: usize,
-    /// The sequence number of the first unread one.
+    /// The sequence number of the first unread byte.
     at: Seq,
-    /// The byte before this place may be missing in what the receiver reads.
+    /// The byte before this sequence number may be urgent data, which the receiver may not read as text.
     urgent_end: Option<Seq>,
     limit: usize,
     line: LatestLine,
@@ -71,7 +69,7 @@ pub struct UnreadBytes<'a> {
     joined: Option<Box<Unfinished>>,
 }
 
-/// A line as in [`Line`], whose text is a range of the bytes.
+/// Like [`Line`], with the text as a range of the bytes.
 #[derive(Debug)]
 struct LatestLine {
     text: Range<usize>,
@@ -84,15 +82,15 @@ struct LatestLine {
 }
 
 impl<'a> UnreadBytes<'a> {
-    /// Bytes of which the first has the sequence number `at`. The last byte before `urgent_end` may be missing in what
-    /// the receiver reads. Of a line longer than `limit` only the beginning is kept.
+    /// Bytes of which the first has the sequence number `at`. The last byte before `urgent_end` may be urgent
+    /// data, which the receiver may not read as text. Of a line longer than `limit` only the beginning is kept.
     pub fn new(at: Seq, bytes: impl Into<Cow<'a, [u8]>>, urgent_end: Option<Seq>, limit: usize) -> Self {
         let (begins, whole, plain, may_continue) = (false, false, false, false);
         let line = LatestLine { text: 0..0, start: at, end: at, begins, whole, plain, may_continue };
         Self { bytes: bytes.into(), from: 0, at, urgent_end, limit, line, joined: None }
     }
 
-    /// All of the bytes, the read ones included.
+    /// All bytes, including those that were read.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
@@ -109,11 +107,11 @@ impl<'a> UnreadBytes<'a> {
 #[derive(Debug)]
 pub struct LineReader {
     ending: Ending,
-    /// Whether the next line begins where all readers agree that one does.
+    /// Whether all implementations agree that the next byte begins a line.
     is_synced: bool,
-    /// Whether nothing counts up to the next CRLF: it may be the rest of a line.
+    /// Whether the bytes before the next CRLF may be the rest of a line, and do not count.
     is_lost: bool,
-    /// Whether the next line begins behind CRLF of which a byte may have been urgent data.
+    /// Whether the next line follows a CRLF of which a byte may have been urgent data.
     is_behind_urgent: bool,
     /// Allocated only while a line is incomplete.
     unfinished: Option<Box<Unfinished>>,
@@ -125,13 +123,13 @@ impl LineReader {
         Self { ending, is_synced: true, is_lost: false, is_behind_urgent: false, unfinished: None }
     }
 
-    /// A reader at any place: it counts from behind the first CRLF.
+    /// A reader that may begin within a line: lines count after the first CRLF.
     pub const fn in_the_middle(ending: Ending) -> Self {
         Self { ending, is_synced: false, is_lost: true, is_behind_urgent: false, unfinished: None }
     }
 
-    /// Reads up to the end of the next line, which is [`UnreadBytes::line`] then. Returns false if no line ends in these
-    /// bytes any more: then all of them have been read.
+    /// Reads up to the end of the next line, which [`UnreadBytes::line`] returns then. Returns false if no further line
+    /// ends in these bytes: then all of them have been read.
     ///
     /// The text before the first CRLF after a gap is a line that is not whole.
     pub fn advance(&mut self, unread: &mut UnreadBytes<'_>) -> bool {
@@ -154,7 +152,7 @@ impl LineReader {
                 joined.keep(without_lf, *limit);
                 let Unfinished { text, start, too_long, ends_in_cr } = &**joined;
                 self.ended(*ends_in_cr);
-                // Where a line was cut at the limit, a CR in the last place is not the one that ends it.
+                // In a line that was cut at the limit, a CR at the end does not belong to the CRLF.
                 let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
                 let whole = !*too_long && text.len() <= *limit;
                 (*start, 0..text.len().min(*limit), whole, *ends_in_cr && is_plain(text))
@@ -170,7 +168,7 @@ impl LineReader {
         let may_lack_end = urgent_end.is_some_and(|urgent| urgent.is_after(start));
         let plain = was_synced && is_plain && !may_lack_end;
         *line = LatestLine { start, end, text, begins: !was_lost, whole: whole && !was_lost, plain, may_continue };
-        // Without its CR or LF a line does not end for all readers.
+        // A receiver that takes the CR or the LF for urgent data does not see the end of the line.
         if urgent_end.is_some_and(|urgent| urgent.is_after(end.moved(-2))) {
             self.is_behind_urgent = self.is_synced;
             self.is_synced = false;
@@ -180,12 +178,12 @@ impl LineReader {
         true
     }
 
-    /// What follows is not text any more.
+    /// The bytes that follow are encrypted.
     pub fn stop(&mut self) {
         *self = Self::new(self.ending);
     }
 
-    /// How many of these bytes belong to the line that they end.
+    /// The length of the first line with its line ending, if it ends in these bytes.
     fn length_of_line(&self, bytes: &[u8]) -> Option<usize> {
         let mut from = 0;
         loop {
@@ -201,28 +199,28 @@ impl LineReader {
         }
     }
 
-    /// Bytes are missing here: what was begun will never be whole, and what follows may be the rest of a line.
+    /// Bytes are missing here: the unfinished line stays incomplete, and the next bytes may be the rest of a line.
     pub fn gap(&mut self) {
         *self = Self::in_the_middle(self.ending);
     }
 
-    /// Whether a line has begun and not ended.
+    /// Whether a line is unfinished.
     pub fn is_in_line(&self) -> bool {
         self.unfinished.is_some()
     }
 
-    /// Whether the next byte begins a line, as far as all readers agree.
+    /// Whether all implementations agree that the next byte begins a line.
     pub fn is_at_start(&self) -> bool {
         self.unfinished.is_none() && self.is_synced && !self.is_lost
     }
 
-    /// Whether only urgent data at the end of the line before makes the next byte doubtful as the first one of a line.
+    /// Whether the next byte begins a line, unless the receiver took the previous line ending for urgent data.
     pub fn is_behind_urgent(&self) -> bool {
         self.unfinished.is_none() && self.is_behind_urgent
     }
 
-    /// The receiver has found the end of the line before, urgent or not.
-    pub fn believe_urgent_end(&mut self) {
+    /// The receiver has found the end of the previous line, urgent or not.
+    pub fn confirm_urgent_end(&mut self) {
         self.is_synced |= std::mem::take(&mut self.is_behind_urgent);
     }
 
@@ -231,10 +229,10 @@ impl LineReader {
         self.unfinished.as_ref().map_or(0, |unfinished| size_of::<Unfinished>() + unfinished.text.capacity())
     }
 
-    /// The line that has begun and not ended, as far as it has come.
+    /// The unfinished line, as far as it was received.
     pub fn unfinished(&self) -> Option<Line<'_>> {
         let Unfinished { text, start, too_long, .. } = self.unfinished.as_deref()?;
-        // A CR in the last place may be the one that ends it.
+        // A CR at the end may be the first byte of the CRLF.
         let text = text.strip_suffix(b"\r").unwrap_or(text);
         let plain = self.is_synced && is_plain(text);
         let end = *start + text.len();
@@ -257,7 +255,7 @@ impl LineReader {
 }
 
 impl Unfinished {
-    /// Keeps as much as `limit` allows, and one byte more: a CR may end the line there.
+    /// Keeps up to `limit` bytes and one more, which may be the CR of the CRLF.
     fn keep(&mut self, bytes: &[u8], limit: usize) {
         let Some(&last) = bytes.last() else { return };
         let room = (limit + 1).saturating_sub(self.text.len()).min(bytes.len());
@@ -267,7 +265,7 @@ impl Unfinished {
     }
 }
 
-/// Whether all readers take the text for the same.
+/// Whether all implementations read this text in the same way.
 fn is_plain(text: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, text).is_none() && memchr(IAC, text).is_none()
 }
@@ -280,7 +278,7 @@ mod tests {
 
     const LIMIT: usize = 64;
 
-    /// A line as its text, whether it was whole, and whether it was plain.
+    /// The text of a line, whether it was whole, and whether it was plain.
     type Read = (String, bool, bool);
 
     /// The lines of `chunks`.

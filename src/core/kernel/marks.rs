@@ -31,8 +31,8 @@ pub struct Synced {
     pub server: bool,
 }
 
-/// The bits that Pinhole sets in the mark of a connection that it admits: at least one bit, and at least five are
-/// left. Five of the others are for control connections.
+/// The bits that Pinhole sets in the mark of a data connection that it admits: at least one. At least five other bits
+/// are left; five of these are for control connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark(NonZeroU32);
 
@@ -60,8 +60,8 @@ impl Mark {
             used |= bits[index];
             index += 1;
         }
-        let [known, beyond, server_synced, client_synced, read] = bits;
-        ControlBits { known, beyond, server_synced, client_synced, read }
+        let [progress_low, progress_high, server_synced, client_synced, read] = bits;
+        ControlBits { progress_low, progress_high, server_synced, client_synced, read }
     }
 }
 
@@ -79,8 +79,8 @@ const CONTROL_BITS: u32 = 5;
 /// mark accordingly. It is no bit of the conntrack mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlBits {
-    known: u32,
-    beyond: u32,
+    progress_low: u32,
+    progress_high: u32,
     server_synced: u32,
     client_synced: u32,
     read: u32,
@@ -94,27 +94,27 @@ impl ControlBits {
 
     /// Each of them, in a fixed order.
     pub const fn each(self) -> [u32; CONTROL_BITS as usize] {
-        [self.known, self.beyond, self.server_synced, self.client_synced, self.read]
+        [self.progress_low, self.progress_high, self.server_synced, self.client_synced, self.read]
     }
 
     /// The two bits of the progress.
     pub const fn progress(self) -> u32 {
-        self.known | self.beyond
+        self.progress_low | self.progress_high
     }
 
     /// The bits of this progress.
     pub const fn of(self, progress: Progress) -> u32 {
         match progress {
             Progress::Unknown => 0,
-            Progress::Ftp => self.known,
-            Progress::LoggedIn => self.known | self.beyond,
-            Progress::Unreadable => self.beyond,
+            Progress::Ftp => self.progress_low,
+            Progress::LoggedIn => self.progress_low | self.progress_high,
+            Progress::Unreadable => self.progress_high,
         }
     }
 
     /// The progress in a conntrack mark.
     pub const fn read_progress(self, mark: u32) -> Progress {
-        match (mark & self.known != 0, mark & self.beyond != 0) {
+        match (mark & self.progress_low != 0, mark & self.progress_high != 0) {
             (false, false) => Progress::Unknown,
             (true, false) => Progress::Ftp,
             (true, true) => Progress::LoggedIn,
@@ -142,7 +142,7 @@ impl ControlBits {
 
     /// The bit of the packet mark for "the sender is in sync after this packet".
     pub const fn of_packet_synced(self) -> u32 {
-        self.known
+        self.progress_low
     }
 
     /// Whether the mark of a queued packet means that its source, by the routes, is not behind its input interface.
@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_bits_stand_nearest_to_the_mark() {
+    fn control_bits_are_nearest_to_the_mark() {
         let bits = |mark| Mark::new(mark).map(|mark| mark.control_bits().each());
         assert_eq!(bits(0x1000_0000), Some([0x2000_0000, 0x4000_0000, 0x8000_0000, 0x0800_0000, 0x0400_0000]));
         assert_eq!(bits(0x30), Some([0x40, 0x80, 0x100, 0x200, 0x400]));

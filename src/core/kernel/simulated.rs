@@ -13,16 +13,16 @@ use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::core::time::Timestamp;
 
-/// Through what a data connection came.
+/// What admitted a data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admitted {
-    /// Through a pinhole, which is closed by it.
+    /// A pinhole, which is closed by that.
     Pinhole(Expectation),
-    /// Through the port_range of an encrypted session.
+    /// The port range of an encrypted session.
     PortRangePinhole(PortRangePinhole),
 }
 
-/// Pinholes in memory. Connections are not translated, unless somebody says which are.
+/// A firewall in memory. A connection has no NAT unless [`translate`](Self::translate) was called for it.
 #[derive(Debug)]
 pub struct Simulated {
     control_ports: BTreeSet<Port>,
@@ -31,8 +31,8 @@ pub struct Simulated {
     translated: HashMap<Flow, Connection, RandomState>,
     adjustments: HashMap<Flow, Adjustments, RandomState>,
     cannot_adjust: bool,
-    /// Whether connections are in the middle, whatever is asked of them.
-    nothing_opens: bool,
+    /// Whether no connection is in its handshake.
+    never_opening: bool,
     recorded: Recorded,
     synced: Synced,
     ids: u32,
@@ -41,14 +41,14 @@ pub struct Simulated {
     renewals: usize,
 }
 
-/// How many connections are remembered. The kernel remembers all that it has.
+/// The progress of how many connections is kept. The kernel keeps that of all its connections.
 const MOST_RECORDED: usize = 1 << 16;
 
-/// How far connections have come.
+/// The recorded progress of connections.
 #[derive(Debug, Default)]
 struct Recorded {
     progress: HashMap<Flow, Progress, RandomState>,
-    /// In the order in which they came, to forget the oldest.
+    /// The connections in the order in which they were first recorded, to forget the oldest.
     in_order: VecDeque<Flow>,
 }
 
@@ -80,7 +80,7 @@ impl Simulated {
             translated: HashMap::default(),
             adjustments: HashMap::default(),
             cannot_adjust: false,
-            nothing_opens: false,
+            never_opening: false,
             recorded: Recorded::default(),
             synced: Synced::default(),
             ids: 0,
@@ -90,7 +90,7 @@ impl Simulated {
         }
     }
 
-    /// A new connection arrives. If it was expected it is admitted, and its pinhole is used up.
+    /// A new connection arrives. If it is expected, it is admitted, and its pinhole is closed.
     pub fn admit(&mut self, now: Timestamp, flow: &Flow) -> Option<Admitted> {
         let key = (flow.source.address, flow.destination);
         match self.pinholes.remove(&key) {
@@ -104,55 +104,55 @@ impl Simulated {
         }
     }
 
-    /// NAT makes this of a connection: packets with either of its addresses belong to it.
+    /// Sets the NAT of a connection: packets of both of its flows belong to it.
     pub fn translate(&mut self, connection: &Connection) {
         for flow in [connection.original, connection.reply] {
             self.translated.insert(flow, *connection);
         }
     }
 
-    /// From now on sequence numbers cannot be corrected.
+    /// From now on [`Firewall::adjust`] fails.
     pub const fn refuse_to_adjust(&mut self) {
         self.cannot_adjust = true;
     }
 
-    /// Whoever asks for a connection gets another one: it is only asked for when one begins.
+    /// A new ID for each lookup: a connection is looked up only when its session begins.
     pub(crate) const fn next_id(&mut self) -> u32 {
         self.ids = self.ids.wrapping_add(1);
         self.ids
     }
 
     /// From now on these ends of every connection are in sync.
-    pub const fn find_synced(&mut self, synced: Synced) {
+    pub const fn set_synced(&mut self, synced: Synced) {
         self.synced = synced;
     }
 
-    /// So many of the next lookups of a control connection fail.
+    /// This many of the next lookups of a control connection fail.
     pub const fn fail_next_lookups(&mut self, count: u32) {
         self.failing_lookups = count;
     }
 
-    /// From now on every connection is one in the middle.
-    pub const fn finds_nothing_opening(&mut self) {
-        self.nothing_opens = true;
+    /// From now on no connection is in its handshake.
+    pub const fn treat_all_as_established(&mut self) {
+        self.never_opening = true;
     }
 
-    /// How the sequence numbers of a connection are corrected.
+    /// The seqadj offsets of a connection.
     pub fn adjustments(&self, connection: &Connection) -> Adjustments {
         self.adjustments.get(&connection.original).copied().unwrap_or_default()
     }
 
-    /// How often an open port_range was renewed.
+    /// How often an open port range was renewed.
     pub const fn renewals(&self) -> usize {
         self.renewals
     }
 
-    /// How often it was asked what NAT makes of a connection.
+    /// How often [`Firewall::mapping_of`] was called.
     pub const fn mapping_lookups(&self) -> u64 {
         self.lookups
     }
 
-    /// How many pinholes stand, expired ones that nobody closed included.
+    /// How many pinholes there are, including expired ones that were not closed.
     pub fn pinholes(&self) -> usize {
         self.pinholes.len()
     }
@@ -179,7 +179,7 @@ impl Firewall for Simulated {
         Ok(Some(Control {
             connection,
             id: Some(self.next_id()),
-            is_opening: !self.nothing_opens,
+            is_opening: !self.never_opening,
             progress: self.recorded.get(&connection.original),
             synced: self.synced,
             adjustments: self.adjustments(&connection),

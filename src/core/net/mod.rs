@@ -8,6 +8,6 @@ mod seq;
 
 pub use flow::{Connection, Direction, Endpoint, Flow};
 pub use ports::*;
-pub use replace::{readdressed, replaced};
+pub use replace::{replace_addresses, replace_payload};
 pub use segment::{Flags, NotSegment, Origin, Segment};
 pub use seq::Seq;

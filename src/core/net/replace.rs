@@ -1,4 +1,4 @@
-//! Replaces the payload of a packet, with correct lengths and checksums.
+//! Reoffsets the payload or the addresses of a packet, and corrects its lengths and checksums.
 
 use std::net::IpAddr;
 
@@ -9,31 +9,31 @@ use pnet::packet::tcp::{self, MutableTcpPacket, TcpFlags};
 
 use super::{Flow, Seq};
 
-/// The packet with another payload, which stands elsewhere in the stream. Options of IP and TCP stay as they are;
-/// nothing of the payload is urgent.
+/// The packet with another sequence number and payload. IP and TCP options are kept; URG and the urgent pointer are
+/// cleared.
 ///
-/// None if it is no whole TCP segment, or would be longer than a packet can be.
-pub fn replaced(packet: &[u8], seq: Seq, payload: &[u8]) -> Option<Vec<u8>> {
-    let places = Places::of(packet)?;
-    let mut bytes = Vec::with_capacity(places.payload + payload.len());
-    bytes.extend_from_slice(packet.get(..places.payload)?);
+/// None if the packet is not a complete TCP segment, or would become too long for IP.
+pub fn replace_payload(packet: &[u8], seq: Seq, payload: &[u8]) -> Option<Vec<u8>> {
+    let offsets = Offsets::of(packet)?;
+    let mut bytes = Vec::with_capacity(offsets.payload + payload.len());
+    bytes.extend_from_slice(packet.get(..offsets.payload)?);
     bytes.extend_from_slice(payload);
-    let mut tcp = MutableTcpPacket::new(&mut bytes[places.tcp..])?;
+    let mut tcp = MutableTcpPacket::new(&mut bytes[offsets.tcp..])?;
     tcp.set_sequence(seq.number());
     tcp.set_flags(tcp.get_flags() & !TcpFlags::URG);
     tcp.set_urgent_ptr(0);
-    finish(&mut bytes, places)?;
+    finish(&mut bytes, offsets)?;
     Some(bytes)
 }
 
-/// The packet as it looks with these addresses and this sequence number. `acknowledged` says what becomes of its
-/// acknowledgement, and of the edges of its selective ones (SACK).
+/// The packet with other addresses and another sequence number. `acknowledged` maps its acknowledgement and the edges
+/// of its SACK blocks.
 ///
-/// None if it is no whole TCP segment, or the addresses are of the other family.
-pub fn readdressed(packet: &[u8], flow: &Flow, seq: Seq, acknowledged: impl Fn(Seq) -> Seq) -> Option<Vec<u8>> {
-    let places = Places::of(packet)?;
-    let mut bytes = packet.get(..places.end)?.to_vec();
-    match (flow.source.address, flow.destination.address, places.is_ipv4) {
+/// None if the packet is not a complete TCP segment, or the addresses are of the other family.
+pub fn replace_addresses(packet: &[u8], flow: &Flow, seq: Seq, acknowledged: impl Fn(Seq) -> Seq) -> Option<Vec<u8>> {
+    let offsets = Offsets::of(packet)?;
+    let mut bytes = packet.get(..offsets.end)?.to_vec();
+    match (flow.source.address, flow.destination.address, offsets.is_ipv4) {
         (IpAddr::V4(source), IpAddr::V4(destination), true) => {
             let mut ip = MutableIpv4Packet::new(&mut bytes)?;
             ip.set_source(source);
@@ -46,39 +46,39 @@ pub fn readdressed(packet: &[u8], flow: &Flow, seq: Seq, acknowledged: impl Fn(S
         }
         _ => return None,
     }
-    let mut tcp = MutableTcpPacket::new(&mut bytes[places.tcp..])?;
+    let mut tcp = MutableTcpPacket::new(&mut bytes[offsets.tcp..])?;
     tcp.set_source(flow.source.port.number());
     tcp.set_destination(flow.destination.port.number());
     tcp.set_sequence(seq.number());
     if tcp.get_flags() & TcpFlags::ACK != 0 {
         tcp.set_acknowledgement(acknowledged(Seq::new(tcp.get_acknowledgement())).number());
     }
-    for place in sack_edges(bytes.get(places.tcp + HEADER..places.payload)?) {
-        let edge = bytes.get_mut(places.tcp + HEADER + place..)?.first_chunk_mut::<4>()?;
+    for offset in sack_edges(bytes.get(offsets.tcp + HEADER..offsets.payload)?) {
+        let edge = bytes.get_mut(offsets.tcp + HEADER + offset..)?.first_chunk_mut::<4>()?;
         *edge = acknowledged(Seq::new(u32::from_be_bytes(*edge))).number().to_be_bytes();
     }
-    finish(&mut bytes, places)?;
+    finish(&mut bytes, offsets)?;
     Some(bytes)
 }
 
 /// The length of a TCP header without options.
 const HEADER: usize = 20;
 
-/// Numbers of options.
+/// TCP option kinds.
 mod option {
     pub(super) const END: u8 = 0;
-    pub(super) const NOTHING: u8 = 1;
+    pub(super) const NOP: u8 = 1;
     pub(super) const SACK: u8 = 5;
 }
 
-/// Where, among the options of a segment, the edges of selective acknowledgements stand.
+/// The offsets of the edges of the SACK blocks in a segment's options.
 fn sack_edges(options: &[u8]) -> Vec<usize> {
     let mut edges = Vec::new();
     let mut at = 0;
     loop {
         match options.get(at..) {
             None | Some([] | [option::END, ..]) => return edges,
-            Some([option::NOTHING, ..]) => at += 1,
+            Some([option::NOP, ..]) => at += 1,
             Some([kind, length, ..]) if *length >= 2 => {
                 let end = at + usize::from(*length);
                 if *kind == option::SACK && end <= options.len() {
@@ -91,17 +91,17 @@ fn sack_edges(options: &[u8]) -> Vec<usize> {
     }
 }
 
-/// Where things stand in a packet.
+/// The offsets of the parts of a packet.
 #[derive(Clone, Copy, Debug)]
-struct Places {
+struct Offsets {
     is_ipv4: bool,
     tcp: usize,
     payload: usize,
-    /// Behind this there is only padding.
+    /// Only padding follows.
     end: usize,
 }
 
-impl Places {
+impl Offsets {
     fn of(packet: &[u8]) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(packet).ok()?;
         let content = ip.payload();
@@ -118,9 +118,9 @@ impl Places {
     }
 }
 
-/// Sets the lengths and checksums of a packet that ends where its bytes end.
-fn finish(bytes: &mut [u8], places: Places) -> Option<()> {
-    let Places { is_ipv4, tcp, .. } = places;
+/// Sets the lengths and checksums of a packet without padding.
+fn finish(bytes: &mut [u8], offsets: Offsets) -> Option<()> {
+    let Offsets { is_ipv4, tcp, .. } = offsets;
     let (headers, segment) = bytes.split_at_mut(tcp);
     let length = headers.len() + segment.len();
     let mut segment = MutableTcpPacket::new(segment)?;
@@ -155,30 +155,30 @@ mod tests {
     }
 
     /// Whether the checksums of a packet are right.
-    fn is_sound(packet: &[u8]) -> bool {
+    fn has_right_checksums(packet: &[u8]) -> bool {
         let sliced = SlicedPacket::from_ip(packet).expect("a packet");
         let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("TCP") };
-        let stands = tcp.checksum();
+        let checksum = tcp.checksum();
         match &sliced.net {
             Some(etherparse::NetSlice::Ipv4(ip)) => {
                 let header = Ipv4HeaderSlice::from_slice(packet).expect("a header").to_header();
                 header.calc_header_checksum() == header.header_checksum
-                    && tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()) == Ok(stands)
+                    && tcp.calc_checksum_ipv4(ip.header().source(), ip.header().destination()) == Ok(checksum)
             }
             Some(etherparse::NetSlice::Ipv6(ip)) => {
-                tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()) == Ok(stands)
+                tcp.calc_checksum_ipv6(ip.header().source(), ip.header().destination()) == Ok(checksum)
             }
             _ => false,
         }
     }
 
     #[test]
-    fn a_longer_a_shorter_and_no_payload_all_make_sound_packets() {
+    fn payload_of_any_length_gets_right_checksums() {
         for family in [4, 6] {
             let before = packet(&flow(family), Seq::new(7), Seq::new(9), Flags::ACK, b"PORT 10,0,0,1,15,160\r\n");
             for payload in [b"PORT 192,168,100,200,15,160\r\n".as_slice(), b"x", b"", &[7; 1300]] {
-                let after = replaced(&before, Seq::new(u32::MAX), payload).expect("a segment");
-                assert!(is_sound(&after), "IPv{family}, {} bytes", payload.len());
+                let after = replace_payload(&before, Seq::new(u32::MAX), payload).expect("a segment");
+                assert!(has_right_checksums(&after), "IPv{family}, {} bytes", payload.len());
                 let segment = Segment::parse(&after).expect("a segment");
                 assert_eq!((segment.seq, segment.ack, segment.payload), (Seq::new(u32::MAX), Seq::new(9), payload));
                 assert_eq!(segment.flow, flow(family));
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn options_stay_and_padding_goes() {
+    fn options_are_kept_and_padding_is_removed() {
         let mut before = Vec::new();
         PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
             .tcp(4000, 21, 7, 1024)
@@ -196,27 +196,27 @@ mod tests {
             .write(&mut before, b"NOOP\r\n")
             .expect("a vector takes everything");
         before.extend([0; 9]);
-        let after = replaced(&before, Seq::new(7), b"NO\r\n").expect("a segment");
-        assert!(is_sound(&after));
+        let after = replace_payload(&before, Seq::new(7), b"NO\r\n").expect("a segment");
+        assert!(has_right_checksums(&after));
         assert_eq!(after.len(), 20 + 32 + 4);
         assert_eq!(after[40..52], [1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]);
     }
 
     #[test]
-    fn other_addresses_make_a_sound_packet() {
+    fn other_addresses_get_right_checksums() {
         for family in [4, 6] {
             let before = packet(&flow(family), Seq::new(7), Seq::new(9), Flags::ACK, b"NOOP\r\n");
             let other = flow(family).reversed();
-            let after = readdressed(&before, &other, Seq::new(8), |ack| ack + 1).expect("a segment");
-            assert!(is_sound(&after));
+            let after = replace_addresses(&before, &other, Seq::new(8), |ack| ack + 1).expect("a segment");
+            assert!(has_right_checksums(&after));
             let segment = Segment::parse(&after).expect("a segment");
             assert_eq!((segment.flow, segment.seq, segment.ack), (other, Seq::new(8), Seq::new(10)));
-            assert_eq!(readdressed(&before, &flow(10 - family), Seq::new(8), |ack| ack), None);
+            assert_eq!(replace_addresses(&before, &flow(10 - family), Seq::new(8), |ack| ack), None);
         }
     }
 
     #[test]
-    fn selective_acknowledgements_are_counted_like_others() {
+    fn sack_edges_are_mapped_like_acknowledgements() {
         let mut before = Vec::new();
         let sack = [[1, 1, 5, 18].as_slice(), &[0, 0, 1, 0, 0, 0, 2, 0, 255, 255, 255, 250, 0, 0, 0, 4]].concat();
         PacketBuilder::ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
@@ -226,14 +226,15 @@ mod tests {
             .expect("options fit")
             .write(&mut before, b"")
             .expect("a vector takes everything");
-        let after = readdressed(&before, &flow(4).reversed(), Seq::new(7), |ack| ack.moved(6)).expect("a segment");
-        assert!(is_sound(&after));
+        let after =
+            replace_addresses(&before, &flow(4).reversed(), Seq::new(7), |ack| ack.moved(6)).expect("a segment");
+        assert!(has_right_checksums(&after));
         assert_eq!(after[40..], [1, 1, 5, 18, 0, 0, 1, 6, 0, 0, 2, 6, 0, 0, 0, 0, 0, 0, 0, 10]);
         assert_eq!(Segment::parse(&after).expect("a segment").ack, Seq::new(106));
     }
 
     #[test]
-    fn damaged_options_are_left_alone() {
+    fn damaged_options_are_not_changed() {
         for options in [&[5, 10, 0, 0][..], &[5, 0, 1, 1], &[0, 5, 10, 1], &[5], &[2, 4, 5, 180, 5, 7, 1, 1, 1, 1, 1]] {
             let edges = sack_edges(options);
             assert!(edges.iter().all(|edge| edge + 4 <= options.len()), "{options:?}: {edges:?}");
@@ -242,10 +243,10 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_segment_is_left_alone() {
+    fn incomplete_segment_is_not_replaced() {
         let whole = packet(&flow(4), Seq::new(7), Seq::new(9), Flags::ACK, b"NOOP\r\n");
-        assert_eq!(replaced(&whole[..whole.len() - 1], Seq::new(7), b"x"), None);
-        assert_eq!(replaced(b"", Seq::new(7), b"x"), None);
-        assert_eq!(replaced(&whole, Seq::new(7), &[0; 65_536]), None);
+        assert_eq!(replace_payload(&whole[..whole.len() - 1], Seq::new(7), b"x"), None);
+        assert_eq!(replace_payload(b"", Seq::new(7), b"x"), None);
+        assert_eq!(replace_payload(&whole, Seq::new(7), &[0; 65_536]), None);
     }
 }

@@ -1,8 +1,8 @@
 //! The keys of a policy: one entry for each, with its name, type, default, kind and explanation.
 //!
-//! The entries make the structs that hold the settings, read and print them, and describe them in the JSON Schema and in
-//! `docs/reference/policy.md`. `deploy/policy.yaml` has every key, too; `tests/cli/policy.rs` compares its values with the
-//! defaults.
+//! The entries make the structs that hold the settings, read and print them, and describe them in the JSON Schema and
+//! in `docs/reference/policy.md`. `deploy/policy.yaml` has every key, too; `tests/cli/policy.rs` compares its values
+//! with the defaults.
 
 use std::num::{NonZeroU16, NonZeroU32};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use super::kinds::{
 };
 use super::problem::Severity;
 use super::reader::{Entry, Fields, Reader};
-use super::rule::{Retired, Rules};
+use super::rules::{Retired, Rules};
 use super::services;
 use super::settings::{CHAIN, Chain, ControlPorts, Mechanism, Pickup, WhenDown};
 use super::terms::{Action, Login, PortRanges, PortSet, ThirdParty, Tls, Verbs};
@@ -48,7 +48,7 @@ pub(super) trait Keys: Clone + Default + Check {
 
 /// Rules about several keys of a mapping.
 pub(super) trait Check {
-    /// Notes what is wrong in `fields`, from which `self` was read.
+    /// Reports problems in `fields`, from which `self` was read.
     fn check(&mut self, _reader: &mut Reader<'_>, _fields: &Fields<'_>) {}
 }
 
@@ -113,27 +113,27 @@ keys! {
         /// The TCP ports of FTP control connections, as clients dial them.
         control_ports: ControlPorts = ControlPorts::default(),
             List { of: PORT, what: "ports such as [21]", least: 1, most: 64, repeated: Some(Severity::Error) };
-        /// How pinholes are kept in the kernel. `native`: conntrack expectations, which `ct state related accept` admits.
-        /// `sets`: elements of nftables sets. `auto`: `native` where a test at the start shows that it works, else
-        /// `sets`. A reload cannot change the mechanism.
+        /// How pinholes are kept in the kernel. `native`: conntrack expectations, which `ct state related accept`
+        /// admits. `sets`: elements of nftables sets. `auto`: `native` where a test at the start shows that it works,
+        /// else `sets`. A reload cannot change the mechanism.
         mechanism: Mechanism = Mechanism::Auto, Choice;
         /// How packets reach Pinhole.
         capture: Capture = Capture::default(), BLOCK;
-        /// Which sessions that began before Pinhole read them may open data connections. `marked`: those that an earlier
-        /// run of Pinhole read from their start, which their conntrack mark records. `never`: none; after a restart
-        /// clients have to connect again. `trust`: all. With `trust`, an attacker who can have a packet dropped, or can
-        /// make a server repeat a text, can open ports that the server did not announce. Announcements of other sessions
-        /// are refused: `picked-up`.
+        /// Which sessions that began before Pinhole read them may open data connections. `marked`: those that an
+        /// earlier run of Pinhole read from their start, which their conntrack mark records. `never`: none; after a
+        /// restart clients have to connect again. `trust`: all. With `trust`, an attacker who can have a packet
+        /// dropped, or can make a server repeat a text, can open ports that the server did not announce. Announcements
+        /// of other sessions are refused: `picked-up`.
         pickup: Pickup = Pickup::Marked, Choice;
-        /// Chains of your own ruleset, each as `FAMILY TABLE CHAIN`, at whose top Pinhole keeps one rule that accepts the
-        /// mark. Needed with `sets`, unless you write that rule yourself. The family is `ip`, `ip6` or `inet`. An accept
-        /// in one chain does not override a drop in another, so every chain that drops needs the rule.
+        /// Chains of your own ruleset, each as `FAMILY TABLE CHAIN`, at whose top Pinhole keeps one rule that accepts
+        /// the mark. Needed with `sets`, unless you write that rule yourself. The family is `ip`, `ip6` or `inet`. An
+        /// accept in one chain does not override a drop in another, so every chain that drops needs the rule.
         admit: Vec<Chain> = Vec::new(),
             List { of: CHAIN, what: "chains such as [inet filter input]", least: 0, most: 64, repeated: Some(Severity::Error) };
-        /// The bits that Pinhole sets in the conntrack mark of a data connection that it admits. At most 27 bits: five more are used
-        /// for control connections and their packets: the next higher bits, and then the highest free bits. With
-        /// 0x10000000 they are 0x20000000, 0x40000000, 0x80000000, 0x08000000 and 0x04000000. No other program may use
-        /// any of these bits.
+        /// The bits that Pinhole sets in the conntrack mark of a data connection that it admits. At most 27 bits: five
+        /// more are used for control connections and their packets: the next higher bits, and then the highest free
+        /// bits. With 0x10000000 they are 0x20000000, 0x40000000, 0x80000000, 0x08000000 and 0x04000000. No other
+        /// program may use any of these bits.
         mark: Mark = Mark::default(), Number(1, u32::MAX);
         /// How much is kept in memory.
         limits: Limits = Limits::default(), BLOCK;
@@ -183,15 +183,16 @@ keys! {
         /// Only the beginning of a longer line is read. The line passes, but an announcement in it opens nothing:
         /// `bad-syntax`.
         line_bytes: NonZeroU32 = const { nonzero(1024) }, Number(128, 65_536);
-        /// Bytes kept of each direction while an earlier segment is missing. A client's segment beyond that, or beyond 64
-        /// pieces, is dropped, and the client retransmits it. In a server's direction, Pinhole gives up the missing part.
+        /// Bytes kept of each direction while an earlier segment is missing. A client's segment beyond that, or beyond
+        /// 64 pieces, is dropped, and the client retransmits it. In a server's direction, Pinhole gives up the missing
+        /// part.
         reorder_bytes: NonZeroU32 = const { nonzero(16_384) }, Number(1024, 1_048_576);
-        /// Bytes out of order and unfinished lines, of all sessions. One client may have a sixteenth, all sessions before
-        /// a login a quarter. Beyond that a session is treated as if `reorder_bytes` were reached, and only 128 bytes of an
-        /// unfinished line are kept; no announcement is longer.
+        /// Bytes out of order and unfinished lines, of all sessions. One client may have a sixteenth, all sessions
+        /// before a login a quarter. Beyond that a session is treated as if `reorder_bytes` were reached, and only 128
+        /// bytes of an unfinished line are kept; no announcement is longer.
         buffered_bytes: NonZeroU32 = const { nonzero(16 << 20) }, Number(65_536, 1 << 30);
-        /// Pinhole forgets a session from which no packet was queued for this long. With an open `tls: range` it is five
-        /// days.
+        /// Pinhole forgets a session from which no packet was queued for this long. With an open `tls: range` it is
+        /// five days.
         idle: Duration = HOUR, Time(Duration::from_secs(1), Duration::from_secs(168 * 3600));
     }
 }
@@ -205,13 +206,13 @@ keys! {
         modes: Modes = [Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv].into_iter().collect(),
             List { of: Choice, what: "of `PORT`, `EPRT`, `LPRT`, `PASV`, `EPSV` and `LPSV`", least: 1, most: 64,
                 repeated: Some(Severity::Warning) };
-        /// The ports that may be announced, by the server (227, 228, 229) and by the client (PORT, EPRT, LPRT) alike. The
-        /// source port of the data connection does not matter. Others are refused: `port-not-allowed`, or `low-port` below
-        /// 1024.
+        /// The ports that may be announced, by the server (227, 228, 229) and by the client (PORT, EPRT, LPRT) alike.
+        /// The source port of the data connection does not matter. Others are refused: `port-not-allowed`, or
+        /// `low-port` below 1024.
         data_ports: PortRanges = unprivileged().into(),
             OneOrList(List { of: Ports, what: "of them", least: 1, most: 64, repeated: Some(Severity::Warning) });
-        /// Ports that may not be announced although they are within a range of `data_ports`: `known-service`. An entry of
-        /// `data_ports` that is exactly one port allows that port again. `[]` forbids none.
+        /// Ports that may not be announced although they are within a range of `data_ports`: `known-service`. An entry
+        /// of `data_ports` that is exactly one port allows that port again. `[]` forbids none.
         known_services: PortSet = services::default_set(),
             WordOr("default", services::default_set, List {
                 of: Ports, what: "ports and ranges such as [3306, 5900-5909]", least: 0, most: 256,
@@ -219,18 +220,18 @@ keys! {
             });
         /// How long an announced data connection may take to arrive. Then its pinhole expires.
         timeout: Duration = Duration::from_secs(60), Time(Duration::from_millis(10), HOUR);
-        /// How many pinholes one session may have open. One more is refused: `too-many`. With `native`, those beyond 255
-        /// need `admit`.
+        /// How many pinholes one session may have open. One more is refused: `too-many`. With `native`, those beyond
+        /// 255 need `admit`.
         pinholes_per_session: NonZeroU16 = const { NonZeroU16::new(8).expect("not zero") }, Number(1, 1024);
-        /// Whether an end may announce an address other than its own (transfers between servers, FXP). With `deny`, such an
-        /// announcement is refused: `third-party`.
+        /// Whether an end may announce an address other than its own (transfers between servers, FXP). With `deny`,
+        /// such an announcement is refused: `third-party`.
         third_party: ThirdParty = ThirdParty::Deny, Choice;
-        /// `required`: announcements count after a login that Pinhole read; before that: `not-logged-in`. `optional`: they
-        /// count at any time.
+        /// `required`: announcements count after a login that Pinhole read; before that: `not-logged-in`. `optional`:
+        /// they count at any time.
         login: Login = Login::Required, Choice;
-        /// What happens to a session with `AUTH TLS`, after which its announcements cannot be read. `pass`: it goes on, and
-        /// nothing opens for it. `deny`: AUTH does not reach the server. `range 50000-50100`: it goes on, and the client may
-        /// connect to those ports of the server.
+        /// What happens to a session with `AUTH TLS`, after which its announcements cannot be read. `pass`: it goes on,
+        /// and nothing opens for it. `deny`: AUTH does not reach the server. `range 50000-50100`: it goes on, and the
+        /// client may connect to those ports of the server.
         tls: Tls = Tls::Pass, Parsed("`pass`, `deny`, or a range such as `range 50000-50100`",
             r"^(pass|deny|range\s+[0-9]+\s*-\s*[0-9]+\s*)$");
         /// Commands that do not reach the server.
@@ -296,7 +297,7 @@ pub(super) fn object(rows: Vec<Row>) -> Json {
     json!({ "type": "object", "additionalProperties": false, "properties": properties })
 }
 
-/// The JSON Schema (draft 2020-12) of a policy file, for editors that complete and check while one types.
+/// The JSON Schema (draft 2020-12) of a policy file, for editors that complete and check it.
 pub fn schema() -> String {
     let mut schema = object(Policy::rows());
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema".into();

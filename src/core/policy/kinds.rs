@@ -24,11 +24,11 @@ pub(super) trait Kind<T> {
     fn schema(&self) -> Json;
     /// The value as YAML: on one line, or in lines that each begin with a line feed.
     fn show(&self, value: &T) -> String;
-    /// The value of `entry`; what is wrong with it is left in `reader`.
+    /// Reads `entry`. Problems are added to `reader`.
     fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T>;
 }
 
-/// A whole number from the first to the second.
+/// A whole number from a minimum to a maximum.
 pub(super) struct Number(pub(super) u32, pub(super) u32);
 
 impl<T: FromStr<Err: Display> + Display> Kind<T> for Number {
@@ -64,7 +64,7 @@ impl<T: FromStr<Err: Display> + Display> Kind<T> for Number {
 /// The number of a port.
 pub(super) const PORT: Number = Number(1, 65_535);
 
-/// A length of time from the first to the second.
+/// A length of time from a minimum to a maximum.
 pub(super) struct Time(pub(super) Duration, pub(super) Duration);
 
 const UNITS: [(&str, u64); 4] = [("h", 3_600_000), ("m", 60_000), ("s", 1000), ("ms", 1)];
@@ -80,7 +80,7 @@ impl Kind<Duration> for Time {
 
     fn show(&self, value: &Duration) -> String {
         let millis = u64::try_from(value.as_millis()).unwrap_or(u64::MAX);
-        // A minute is better known as 60 seconds where others count in seconds.
+        // One minute is printed as `60s`.
         let suits = |&&(unit, length): &&(&str, u64)| millis % length == 0 && !(unit == "m" && millis == length);
         UNITS.iter().find(suits).map_or_else(String::new, |(unit, length)| format!("{}{unit}", millis / length))
     }
@@ -196,7 +196,7 @@ impl Kind<PortRange> for Ports {
     }
 }
 
-/// A text that is kept as it is: its description, its schema's pattern, and what may be wrong with it.
+/// A text: its description, its pattern in the schema, and a check that returns an error.
 pub(super) struct Text(pub(super) &'static str, pub(super) &'static str, pub(super) fn(&str) -> Option<&'static str>);
 
 /// The name of a rule.
@@ -241,13 +241,13 @@ impl Kind<Box<str>> for Text {
     }
 }
 
-/// What is made of a list of values, and the values again, to print them.
+/// A type that is read from a list of values, and printed as one.
 pub(super) trait Listed: Sized {
     type Item: Display + PartialEq;
-    /// The whole, unless so few values make none.
+    /// The value with these items; `None` if there are too few of them.
     fn from_items(items: Vec<Self::Item>) -> Option<Self>;
     fn items(&self) -> Vec<Self::Item>;
-    /// Whether `item` adds nothing to `other`, which `is_earlier` in the list or not.
+    /// Whether `item` adds nothing to `other`. `is_earlier`: `other` is before `item` in the list.
     fn repeats(item: &Self::Item, other: &Self::Item, is_earlier: bool) -> bool {
         is_earlier && item == other
     }
@@ -259,7 +259,7 @@ pub(super) struct List<K> {
     pub(super) what: &'static str,
     pub(super) least: usize,
     pub(super) most: usize,
-    /// How bad it is if one of them repeats another, if it is.
+    /// The severity of a repeated value; `None` if values may repeat.
     pub(super) repeated: Option<Severity>,
 }
 
@@ -326,7 +326,7 @@ impl<L: Listed, K: Kind<L::Item>> Kind<L> for OneOrList<K> {
     }
 }
 
-/// A word that stands for one value, or another kind for the others.
+/// A word for one particular value, or another kind for all others.
 pub(super) struct WordOr<T, K>(pub(super) &'static str, pub(super) fn() -> T, pub(super) K);
 
 impl<T: PartialEq, K: Kind<T>> Kind<T> for WordOr<T, K> {
@@ -354,7 +354,7 @@ impl<T: PartialEq, K: Kind<T>> Kind<T> for WordOr<T, K> {
     }
 }
 
-/// A number of queues, where another kind says what leaves it open.
+/// A number of queues. [`WordOr`] has the word for `None`.
 pub(super) struct Count;
 
 impl Kind<Option<NonZeroU16>> for Count {

@@ -1,7 +1,7 @@
-//! What the administrator allows: the YAML, and the answer to "which terms hold between these two hosts?".
+//! The policy: read from YAML, printed as YAML, and asked which terms apply between two hosts.
 //!
-//! Text comes in, and a [`Policy`] or an explanation of everything that is wrong with it comes out. Nothing here opens
-//! a file, reads a clock or knows what a packet is.
+//! [`parse`] returns a [`Policy`], or all problems of the text. Nothing here opens a file, reads a clock or knows
+//! packets.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ mod kinds;
 mod overlap;
 mod problem;
 mod reader;
-mod rule;
+mod rules;
 mod services;
 mod settings;
 mod source;
@@ -24,7 +24,7 @@ mod word;
 pub use hosts::Hosts;
 pub use keys::{Capture, Commands, Limits, Policy, Rule, Terms, schema};
 pub use problem::{Problem, Problems, Severity};
-pub use rule::{Retired, RuleId};
+pub use rules::{Retired, RuleId};
 pub use settings::{Chain, ChainFamily, ControlPorts, Mechanism, Pickup, Queues, WhenDown};
 pub use terms::{Action, Login, PortRanges, PortSet, ThirdParty, Tls, Verbs};
 
@@ -32,21 +32,21 @@ use keys::Keys;
 pub(crate) use keys::network;
 use kinds::{BLOCK, Kind};
 pub(crate) use reader::{Entry, Reader};
-use rule::Rules;
+use rules::Rules;
 pub(crate) use source::Quoted;
 use source::{Source, Span};
 
-/// The longest text that is read as a policy. Whoever reads a file need not read more than one byte beyond.
+/// The longest text that is read as a policy. A caller that reads a file need not read more than one byte beyond it.
 pub const MAX_BYTES: usize = 1 << 20;
 
 /// The most rules that a policy may have.
 pub const MAX_RULES: usize = 1000;
 
-/// The text of the policy that holds where there is no file, with every key and its default explained.
+/// The text of the policy that applies without a file, with every key and its default explained.
 pub const EMBEDDED: &str = include_str!("../../../deploy/policy.yaml");
 
-/// The policy as YAML, which gives the same policy when it is read: every setting, whether it was given or not; a rule
-/// shows what differs from the defaults.
+/// The policy as YAML with every setting. If that is read, the policy is the same. A rule has only the terms that
+/// differ from the defaults.
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (key, text) in self.shown(None) {
@@ -59,7 +59,7 @@ impl fmt::Display for Policy {
 }
 
 impl Capture {
-    /// The queues that the kernel hands packets to. The policy's numbers always make some.
+    /// The queues to which the kernel sends packets.
     pub fn queues(&self) -> Queues {
         let some = self.queues.and_then(|count| Queues::new(self.queue, count));
         some.unwrap_or(Queues::automatic(self.queue))
@@ -67,34 +67,34 @@ impl Capture {
 }
 
 impl Policy {
-    /// The policy that holds where there is no file.
+    /// The policy that applies without a file.
     pub fn embedded() -> Self {
         match parse("policy.yaml", EMBEDDED) {
             Ok(parsed) => parsed.policy,
-            // It is a part of the program, and a test reads it.
+            // The text is part of the program, and a test reads it.
             Err(problems) => panic!("the embedded policy is wrong:\n{problems}"),
         }
     }
 
-    /// The same policy where it is followed: on a machine with so many processors.
+    /// The policy on a machine with this many processors: they determine the number of queues for `queues: auto`.
     #[must_use]
     pub fn on(mut self, processors: NonZeroU16) -> Self {
         self.capture.queues = Some(self.capture.queues().on(processors).count());
         self
     }
 
-    /// Which terms hold between `client` and `server`: those of the first rule that names both, or the defaults.
+    /// Which terms apply between `client` and `server`: those of the first rule that matches both, or the defaults.
     pub fn match_rule(&self, client: IpAddr, server: IpAddr) -> RuleId {
         let matches = |rule: &Rule| rule.clients.contains(client) && rule.servers.contains(server);
         self.rules.iter().position(matches).map_or(RuleId::DEFAULTS, RuleId::of)
     }
 
-    /// Whether anything that a client says is held back, between any hosts.
+    /// Whether any terms deny commands or TLS.
     pub fn holds_back(&self) -> bool {
         self.defaults.holds_back() || self.rules.iter().any(|rule| rule.terms.holds_back())
     }
 
-    /// The terms that `rule` stands for. An id from another policy gives one of this policy's terms.
+    /// The terms of `rule`. The ID of a rule of another policy gives some terms of this policy.
     pub fn terms(&self, rule: RuleId) -> &Terms {
         self.rule(rule).map_or(&self.defaults, |rule| &rule.terms)
     }
@@ -109,7 +109,7 @@ impl Policy {
     }
 }
 
-/// A policy that holds, and what is perhaps not meant in it.
+/// A valid policy, and the warnings about it.
 #[derive(Clone, Debug)]
 pub struct Parsed {
     /// The policy.
@@ -120,10 +120,10 @@ pub struct Parsed {
 
 /// Reads a policy from the text of a file.
 ///
-/// `name` is what the file is called in the problems.
+/// `name` is the name of the file in the problems.
 ///
 /// # Errors
-/// All that is wrong with the text, at least one error among it.
+/// All problems of the text, at least one of them an error.
 pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
     let (policy, warnings) = read_text(name, text, read)?;
     Ok(Parsed { policy, warnings })
@@ -132,7 +132,7 @@ pub fn parse(name: &str, text: &str) -> Result<Parsed, Problems> {
 /// Reads a policy from the bytes of a file, which should be UTF-8.
 ///
 /// # Errors
-/// As [`parse`]; bytes that are no text are one more thing that can be wrong.
+/// Like [`parse`], and if the bytes are not UTF-8.
 pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Parsed, Problems> {
     let (policy, warnings) = read_bytes(name, bytes, read)?;
     Ok(Parsed { policy, warnings })
@@ -142,13 +142,13 @@ fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Policy {
     BLOCK.read(reader, root).unwrap_or_default()
 }
 
-/// Reads a YAML file of any of our kinds, with what `read` makes of it, and the warnings.
+/// Reads a YAML file with `read`: a policy, or another file that is checked in the same way. Returns the warnings, too.
 pub(crate) fn read_bytes<T>(
     name: &str,
     bytes: &[u8],
     read: impl FnOnce(&mut Reader<'_>, Entry<'_>) -> T,
 ) -> Result<(T, Problems), Problems> {
-    // What lies beyond the limit does not matter, but that there is more does.
+    // One byte beyond the limit shows that the text is too long.
     let bytes = &bytes[..bytes.len().min(MAX_BYTES + 1)];
     match std::str::from_utf8(bytes) {
         Ok(text) => read_text(name, text, read),
@@ -156,7 +156,7 @@ pub(crate) fn read_bytes<T>(
             read_text(name, &String::from_utf8_lossy(bytes), read)
         }
         Err(error) => {
-            // Up to the byte in question the lossy text is the same, byte for byte.
+            // Before the invalid byte, the lossy text has the same bytes.
             let text = String::from_utf8_lossy(bytes);
             let source = Source::new(name, &text);
             let at = error.valid_up_to();
@@ -173,7 +173,7 @@ fn read_text<T>(
     text: &str,
     read: impl FnOnce(&mut Reader<'_>, Entry<'_>) -> T,
 ) -> Result<(T, Problems), Problems> {
-    // Some editors begin a file with a byte order mark. It says nothing in UTF-8.
+    // Some editors begin a file with a byte order mark, which has no meaning in UTF-8.
     let source = Source::new(name, text.strip_prefix('\u{FEFF}').unwrap_or(text));
     if text.len() > MAX_BYTES {
         let message = format!("the text is too long: {} bytes", text.len());

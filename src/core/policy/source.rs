@@ -1,18 +1,18 @@
 //! The text of a policy, and how positions in it are shown.
 //!
-//! A terminal that shows a piece of the text is safe, whatever the text is: control characters and characters that
-//! change the direction of writing are escaped.
+//! The text is safe to print on a terminal: control characters and characters that change the writing direction are
+//! escaped.
 
 use std::fmt;
 
-/// A piece of the text, in bytes.
+/// A range of the text, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Span {
     pub(super) start: usize,
     pub(super) end: usize,
 }
 
-/// The text of a policy and the name it goes by.
+/// The text of a policy, and its file name.
 #[derive(Debug)]
 pub(crate) struct Source<'a> {
     pub(super) name: &'a str,
@@ -21,22 +21,22 @@ pub(crate) struct Source<'a> {
     lines: Vec<usize>,
 }
 
-/// A place as an editor numbers it: the first character of the first line is 1:1.
-struct Place<'a> {
+/// A position as an editor numbers it: the first character of the first line is 1:1.
+struct Position<'a> {
     line: usize,
     column: usize,
     before: &'a str,
     after: &'a str,
 }
 
-/// How much of a line is shown before and after the place in question.
+/// How much of a line is shown before and after the position.
 const BEFORE: usize = 60;
 const AFTER: usize = 80;
 
 impl<'a> Source<'a> {
     pub(super) fn new(name: &'a str, text: &'a str) -> Self {
         let bytes = text.as_bytes();
-        // CR LF is one end of line, noticed at its LF.
+        // CRLF is one line end, counted at its LF.
         let ends = |&(at, &byte): &(usize, &u8)| byte == b'\n' || byte == b'\r' && bytes.get(at + 1) != Some(&b'\n');
         let starts = bytes.iter().enumerate().filter(ends).map(|(at, _)| at + 1);
         Self { name, text, lines: std::iter::once(0).chain(starts).collect() }
@@ -54,20 +54,20 @@ impl<'a> Source<'a> {
 
     /// Line and column of the byte `at`.
     pub(super) fn line_and_column(&self, at: usize) -> (usize, usize) {
-        let place = self.place(at);
-        (place.line, place.column)
+        let position = self.position(at);
+        (position.line, position.column)
     }
 
     /// The line of `span` with the span underlined, and its number in the margin.
     pub(super) fn excerpt(&self, span: Span) -> String {
-        let place = self.place(span.start);
+        let position = self.position(span.start);
         let shown = |text: &str| text.chars().map(|c| Shown(c).to_string()).collect::<String>();
-        let mut head: Vec<char> = place.before.chars().rev().take(BEFORE + 1).collect();
+        let mut head: Vec<char> = position.before.chars().rev().take(BEFORE + 1).collect();
         head.reverse();
         let cut_before = head.len() > BEFORE;
         let head: String = head.into_iter().skip(usize::from(cut_before)).collect();
-        let tail: String = place.after.chars().take(AFTER).collect();
-        let cut_after = tail.len() < place.after.len();
+        let tail: String = position.after.chars().take(AFTER).collect();
+        let cut_after = tail.len() < position.after.len();
         let marked = span.end.saturating_sub(span.start).min(tail.len());
         let marked = tail.get(..marked).unwrap_or(&tail);
         let pad = usize::from(cut_before) + head.chars().map(|c| Shown(c).width()).sum::<usize>();
@@ -80,27 +80,27 @@ impl<'a> Source<'a> {
             if cut_after { "…" } else { "" },
             "",
             "",
-            line = place.line,
+            line = position.line,
         )
     }
 
-    fn place(&self, at: usize) -> Place<'a> {
+    fn position(&self, at: usize) -> Position<'a> {
         let at = at.min(self.text.len());
         let at = (0..=at).rev().find(|&at| self.text.is_char_boundary(at)).unwrap_or(0);
         let (before, after) = self.text.split_at(at);
         let line = self.line(at);
         let before = &before[self.lines[line - 1]..];
         let after = after.split(['\n', '\r']).next().unwrap_or_default();
-        Place { line, column: before.chars().count() + 1, before, after }
+        Position { line, column: before.chars().count() + 1, before, after }
     }
 }
 
-/// A character as it is shown: itself if that is harmless, else spelled out.
+/// A character as it is printed: escaped unless it is visible.
 #[derive(Clone, Copy)]
 struct Shown(char);
 
 impl Shown {
-    /// How many cells of a terminal it takes.
+    /// Its width in terminal cells.
     fn width(self) -> usize {
         match self.0 {
             '\t' => 1,
@@ -130,8 +130,8 @@ impl fmt::Display for Shown {
     }
 }
 
-/// Whether a character shows itself, and nothing else happens: no control character, nothing without a width of its
-/// own that could hide text, nothing that turns the direction of writing.
+/// Whether a character is visible and has no other effect: no control character, no zero-width character that could
+/// hide text, none that changes the writing direction.
 pub(super) fn is_visible(c: char) -> bool {
     !(c.is_control()
         || matches!(c,
@@ -140,7 +140,7 @@ pub(super) fn is_visible(c: char) -> bool {
             | '\u{E0000}'..='\u{E0FFF}'))
 }
 
-/// Some text of the policy within a message: harmless, and not too long.
+/// Text of the policy within a message, escaped and shortened.
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -149,7 +149,7 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// At most `longest` characters of a text, as they may be shown.
+/// At most `longest` characters of a text, escaped.
 pub(super) fn harmless(text: &str, longest: usize) -> String {
     let mut characters = text.chars();
     let mut shown: String = characters.by_ref().take(longest).map(|c| Shown(c).to_string()).collect();
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn the_caret_stands_under_the_place() {
+    fn caret_is_under_the_span() {
         let shown = source("x: 1\n\tk: 5-4 # \u{1b}[31m").excerpt(Span { start: 9, end: 12 });
         assert_eq!(shown, "    2 |  k: 5-4 # \\u{1b}[31m\n      |     ^^^");
     }
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_shown_is_a_control_character() {
+    fn printed_text_has_no_control_characters() {
         let all: String = ('\0'..='\u{2FFF}').collect();
         assert!(Quoted(&all[..300]).to_string().chars().all(is_visible));
         assert_eq!(Quoted("\u{202E}\0").to_string(), "\\u{202e}\\u{0}");

@@ -1,8 +1,8 @@
 //! Parses the text into a tree of values, each with its position in the text.
 //!
-//! Knows YAML and nothing of policies. The library reports a position only with an error, so the text is parsed
-//! twice: the first time for the values, the second time along the same tree to borrow the text of each scalar. What
-//! it lends is a slice of the input, and where that slice begins is the position.
+//! Knows YAML and nothing of policies. serde_yaml reports a position only with an error. So the text is parsed twice:
+//! first for the values, then along the same tree to borrow each scalar's text. That text is a slice of the input, and
+//! the offset of the slice is the position.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -14,16 +14,16 @@ use serde::de::{DeserializeSeed, Deserializer, EnumAccess, Error, IgnoredAny, Ma
 use super::problem::{Problem, Problems, Severity};
 use super::source::{Quoted, Source, Span, harmless};
 
-/// A value and where it stands.
+/// A value and its position.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) value: Value,
-    /// The scalar's own text, quotes included. Unknown for what is no scalar, and for scalars that are not written as
-    /// they read (escapes, several lines).
+    /// The range of a scalar's text, with its quotes. Unknown for lists and mappings, and for scalars with escapes or
+    /// on several lines.
     pub(super) span: Option<Span>,
 }
 
-/// What YAML can say.
+/// The kinds of YAML values.
 #[derive(Debug)]
 pub(super) enum Value {
     Null,
@@ -44,9 +44,9 @@ const MOST_VALUES: usize = 200_000;
 /// The most levels of lists and mappings; the library's own limit.
 const DEEPEST: usize = 128;
 
-/// The most `[` and `{` in a text. The scanner's time grows with the square of how deeply they are nested, before it
-/// tells anyone. Counting the open ones finds that out at once, unless some are closed in comments or quotes only;
-/// then the number of them all is what bounds the time.
+/// The most `[` and `{` in a text. The scanner's time grows with the square of the nesting depth, and the scanner
+/// reports the depth only afterwards. Counting the open brackets finds it at once, unless brackets in comments or
+/// quotes seem to close them; then this limit bounds the time.
 const MOST_BRACKETS: usize = 8192;
 
 /// The tree of the only document in the text.
@@ -60,14 +60,14 @@ pub(super) fn load(source: &Source<'_>) -> Result<Node, Problems> {
     let mut root = match documents.next().map(|document| Build { count: &count }.deserialize(document)) {
         None => Node { value: Value::Null, span: None },
         Some(Ok(root)) => root,
-        // Past an error nothing more may be asked of the library: it would go on in the middle of a document.
+        // After an error the library must not be used further: it would continue in the middle of a document.
         Some(Err(error)) => return Err(explain(source, &error, count.get()).into()),
     };
     let seen = Cell::new(0);
     if !matches!(root.value, Value::Null)
         && let Some(document) = serde_yaml::Deserializer::from_str(text).next()
     {
-        // The same events again. Should it fail after all, places are less exact and nothing else is lost.
+        // The second pass sees the same events. If it fails nevertheless, positions are less exact, and that is all.
         let _ = Locate { node: &mut root, text, seen: &seen }.deserialize(document);
     }
     if documents.next().is_some() {
@@ -82,7 +82,7 @@ fn problem_at(source: &Source<'_>, at: usize, length: usize, message: impl Into<
     Problem::new(Severity::Error, source, Span { start: at, end: at + length }, "", message, expected)
 }
 
-/// Only characters that YAML allows, no line ends that editors and YAML count differently, not too many brackets.
+/// Finds characters that YAML does not allow, line ends that editors and YAML count differently, and too many brackets.
 fn check_text(source: &Source<'_>) -> Option<Problem> {
     let (mut open, mut all) = (0_usize, 0);
     for (at, c) in source.text.char_indices() {
@@ -113,7 +113,7 @@ fn check_text(source: &Source<'_>) -> Option<Problem> {
     None
 }
 
-/// No anchor's name twice where an alias uses it: the library would then take one for another.
+/// Finds an anchor that is defined twice and used by an alias: the library would confuse the two.
 fn check_anchors(source: &Source<'_>) -> Option<Problem> {
     let aliased: HashSet<&str> = references(source.text, '*').map(|(_, name)| name).collect();
     let mut names = HashSet::new();
@@ -123,9 +123,9 @@ fn check_anchors(source: &Source<'_>) -> Option<Problem> {
     Some(problem_at(source, at, name.len() + 1, message, "another name for each anchor"))
 }
 
-/// Where a token may begin with this character, and the name behind it.
+/// The offsets at which a token may begin with this character, and the name that follows it.
 ///
-/// A comment behind something else, or a text in quotes, counts: whether it is one, only the scanner knows.
+/// Comments at the end of a line, and texts in quotes, are included: only the scanner recognizes them.
 fn references(text: &str, sign: char) -> impl Iterator<Item = (usize, &str)> {
     let lines = text.split_inclusive(['\n', '\r']).filter(|line| !line.trim_start().starts_with('#'));
     lines.flat_map(move |line| line.match_indices(sign).map(move |(at, _)| (line, at))).filter_map(move |(line, at)| {
@@ -137,12 +137,12 @@ fn references(text: &str, sign: char) -> impl Iterator<Item = (usize, &str)> {
     })
 }
 
-/// What the library says, and what that often means.
+/// The library's error as a problem, with a hint at the usual cause.
 fn explain(source: &Source<'_>, error: &serde_yaml::Error, count: usize) -> Problem {
     let text = source.text;
     let at = error.location().map_or(0, |location| location.index()).min(text.len());
     let mut message = error.to_string();
-    // The library notices by itself that aliases repeat each other, but not that they repeat something long.
+    // The library detects aliases that repeat each other, but not aliases that repeat a long list.
     if count > MOST_VALUES || message.contains("repetition limit") {
         let message = "there are too many values, counting again what aliases repeat";
         return problem_at(source, at, 1, message, &format!("at most {MOST_VALUES}"));
@@ -169,10 +169,10 @@ fn explain(source: &Source<'_>, error: &serde_yaml::Error, count: usize) -> Prob
 
 const TOO_DEEP: &str = "no more than 128 levels of lists and mappings";
 
-/// What to do about addresses that YAML takes for something else.
+/// How to write an IPv6 address that YAML would read as another kind of value.
 pub(super) const IPV6_HINT: &str = "quotes around an IPv6 address that begins or ends with a colon, such as \"::1\"";
 
-/// Makes the tree; the places are not known yet.
+/// Builds the tree, without positions.
 #[derive(Clone, Copy)]
 struct Build<'c> {
     count: &'c Cell<usize>,
@@ -190,7 +190,7 @@ impl<'de> DeserializeSeed<'de> for Build<'_> {
     }
 }
 
-/// Methods of a visitor, each of which makes a value of something.
+/// Visitor methods, each of which makes a node of one kind of value.
 macro_rules! visits {
     ($($visit:ident($($of:ident: $type:ty)?) => $value:expr;)*) => {
         $(fn $visit<E>(self $(, $of: $type)?) -> Result<Node, E> {
@@ -241,7 +241,7 @@ impl<'de> Visitor<'de> for Build<'_> {
     }
 }
 
-/// Walks the text along the tree and notes where each scalar stands.
+/// Parses the text again along the tree, and records the position of each scalar.
 struct Locate<'n, 't> {
     node: &'n mut Node,
     text: &'t str,
@@ -321,7 +321,7 @@ mod tests {
         format!("{}:{}: {} ({})", first.line, first.column, first.message, first.expected)
     }
 
-    /// The texts of all scalars where they were found in `text`, in order.
+    /// The texts of all scalars at their positions in `text`, in order.
     fn found<'t>(text: &'t str, node: &Node, into: &mut Vec<&'t str>) {
         match &node.value {
             Value::List(nodes) => nodes.iter().for_each(|node| found(text, node, into)),
@@ -349,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_scalar_that_is_not_written_as_it_reads_has_no_place() {
+    fn scalar_with_escapes_or_several_lines_has_no_position() {
         let text = "a: \"b\\x41\"\nc: one\n  two\nd: |\n  text\ne: 'it''s'\n";
         assert_eq!(all_found(text), ["a", "?", "c", "?", "d", "?", "e", "?"]);
     }
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn syntax_errors_have_a_place_and_a_hint() {
+    fn syntax_errors_have_a_position_and_a_hint() {
         let tab = "(spaces: YAML does not take tabs for indentation)";
         assert!(problem("capture:\n\tqueue: 1\n").starts_with("2:1: not valid YAML: found character"));
         assert!(problem("capture:\n\tqueue: 1\n").ends_with(tab));
@@ -398,12 +398,12 @@ mod tests {
             "3:4: the anchor &x is defined twice (another name for each anchor)"
         );
         assert_eq!(all_found("# &x\na: &x R&D\nb: R&D & &y D\n"), ["a", "R&D", "b", "R&D & &y D"]);
-        // Names that nothing refers to are as good as text, which they may be.
+        // Anchors that no alias uses may be text.
         assert_eq!(all_found("a: \"&x and &x\"\n"), ["a", "\"&x and &x\""]);
     }
 
     #[test]
-    fn what_repeats_itself_without_end_is_refused() {
+    fn endless_repetition_is_refused() {
         let mut laughs = String::from("a: &a [lol]\n");
         for (of, name) in ('a'..'i').zip('b'..) {
             laughs += &format!("{name}: &{name} [{}]\n", vec![format!("*{of}"); 9].join(", "));
@@ -423,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused() {
+    fn control_characters_are_refused() {
         assert!(problem("a: \0").starts_with("1:4: the character \\u{0}"));
         assert!(problem("a: b\n\u{1b}[31m").starts_with("2:1: the character \\u{1b}"));
         assert!(problem("a: b\u{2028}").starts_with("1:5: the character \\u{2028}"));

@@ -1,14 +1,14 @@
-//! Replaces bytes of a control connection, by more or fewer bytes.
+//! Rewrites bytes of a control connection, possibly with another length.
 //!
-//! After that, sender and receiver count bytes differently, and the kernel corrects the sequence numbers of every
-//! packet. This module computes the offsets that the kernel needs, and what each segment becomes. Knows nothing of
-//! FTP, nor how the offsets get to the kernel.
+//! Then a byte has one sequence number for its sender and another one for its receiver, and the kernel's seqadj
+//! extension adjusts the numbers of every packet. This module computes the offsets for seqadj, and the bytes of each
+//! segment. It does not know FTP, or how the offsets get to the kernel.
 
 mod adjustment;
 mod rewriter;
 
 pub use adjustment::{Adjustment, Adjustments, NotAdjusted};
-pub use rewriter::{DirectionRewriter, MOST_WITHHELD, Replaced, RewriteError};
+pub use rewriter::{DirectionRewriter, Edit, MOST_WITHHELD, RewriteError};
 
 use crate::core::net::{Direction, Seq};
 
@@ -23,15 +23,15 @@ pub enum Verdict {
     /// Drop it: its receiver would ignore it, or read other bytes than Pinhole.
     Drop,
     /// Keep it until the missing segment in front of it has come, and then pass it again.
-    Later,
+    Wait,
 }
 
-/// The replacement of a segment's sequence number and payload.
+/// Another sequence number and payload for a segment.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Replacement {
     /// The sequence number, before the kernel adds its offset.
     pub seq: Seq,
-    /// Its payload.
+    /// The payload.
     pub payload: Vec<u8>,
 }
 
@@ -41,7 +41,7 @@ impl std::fmt::Debug for Replacement {
     }
 }
 
-/// Both directions of a connection in which bytes may be replaced.
+/// The rewriters of both directions of a connection.
 #[derive(Debug, Default)]
 pub struct Rewriters {
     client: DirectionRewriter,
@@ -49,13 +49,14 @@ pub struct Rewriters {
 }
 
 impl Rewriters {
-    /// Both directions, with the offsets that the kernel has already.
-    pub fn found(adjustments: &Adjustments) -> Self {
-        let rewriter = |direction| adjustments.of(direction).map(DirectionRewriter::found).unwrap_or_default();
+    /// Rewriters for a connection that has these seqadj offsets already.
+    pub fn with_adjustments(adjustments: &Adjustments) -> Self {
+        let rewriter =
+            |direction| adjustments.of(direction).map(DirectionRewriter::with_adjustment).unwrap_or_default();
         Self { client: rewriter(Direction::FromClient), server: rewriter(Direction::FromServer) }
     }
 
-    /// One of them, to look at.
+    /// The rewriter of that direction.
     pub const fn get(&self, direction: Direction) -> &DirectionRewriter {
         match direction {
             Direction::FromClient => &self.client,
@@ -63,8 +64,8 @@ impl Rewriters {
         }
     }
 
-    /// One of them.
-    pub fn of(&mut self, direction: Direction) -> &mut DirectionRewriter {
+    /// The rewriter of that direction.
+    pub fn get_mut(&mut self, direction: Direction) -> &mut DirectionRewriter {
         match direction {
             Direction::FromClient => &mut self.client,
             Direction::FromServer => &mut self.server,

@@ -1,8 +1,7 @@
-//! One direction of a connection in which some bytes are replaced.
+//! Rewrites one direction of a connection.
 //!
-//! The sender counts its own bytes, the receiver those that reach it. The replacements alone map the sender's
-//! sequence numbers to the receiver's. So every retransmission, however the sender cuts it into segments, becomes
-//! the bytes that the receiver has at that place. Knows nothing of lines.
+//! The edits map the sender's sequence numbers to the receiver's. So every retransmission, however the sender cuts it
+//! into segments, becomes the bytes that the receiver got the first time. This module does not know lines.
 
 use std::collections::VecDeque;
 
@@ -10,38 +9,42 @@ use super::{Replacement, Verdict};
 use crate::core::net::{Flags, Segment, Seq};
 use crate::core::seqadj::{Adjustment, NotAdjusted};
 
-/// How many acknowledged replacements are remembered, in case the sender retransmits those bytes.
-const REMEMBERED: usize = 16;
+/// How many acknowledged edits are kept, in case the sender retransmits those bytes.
+const KEPT_EDITS: usize = 16;
 
-/// The most replacements that are remembered. There are no more: each is an announcement, which the other end
+/// The most edits that are kept. A connection does not need more: each edit is an announcement, which the other end
 /// answers, and the answer acknowledges it.
-const MOST_REMEMBERED: usize = 64;
+const MAX_EDITS: usize = 64;
 
-/// The most bytes that are withheld: the longest address that FTP can write is shorter.
+/// The most bytes that are withheld. The longest address in an announcement is shorter.
 pub const MOST_WITHHELD: usize = 160;
 
-/// The longest payload that a segment may grow to. With its headers it fits every path of IPv6, and nearly all of IPv4.
+/// The longest payload to which a segment may grow. With its headers it fits the MTU of every IPv6 path, and of nearly
+/// all IPv4 paths.
 const LONGEST: usize = 1200;
 
 /// Why bytes cannot be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RewriteError {
-    /// Some of these bytes, or of the bytes after them, were passed already.
-    Gone,
-    /// The segment would be too long for the path.
+    /// Some of these bytes, or of the bytes after them, have passed already.
+    AlreadyPassed,
+    /// The segment would be too long for the path, or there are too many edits.
     NoRoom,
-    /// The kernel does not correct this direction.
+    /// The kernel does not adjust the sequence numbers of this direction.
     NotAdjusted,
 }
 
 /// Bytes that the receiver gets in place of the sender's.
-#[derive(Debug)]
-struct Edit {
-    start: Seq,
-    length: usize,
-    text: Vec<u8>,
-    /// The byte in front of it.
-    before: u8,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Edit {
+    /// The sequence number of the first byte of the sender.
+    pub start: Seq,
+    /// How many bytes of the sender are replaced; at least one.
+    pub length: usize,
+    /// What the receiver gets instead.
+    pub text: Vec<u8>,
+    /// The byte before the first one.
+    pub before: u8,
 }
 
 impl Edit {
@@ -54,186 +57,184 @@ impl Edit {
     }
 }
 
-/// The sum of all replacements that are not remembered any more.
+/// The sum of all edits that are not kept any more.
 #[derive(Clone, Copy, Debug)]
 struct Forgotten {
-    /// Where the last of them ended.
+    /// The end of the last of them.
     end: Seq,
-    /// By how many bytes they have moved the bytes after them.
+    /// By how many bytes they moved the bytes after them.
     growth: i32,
-    /// The last byte of them that the receiver got.
+    /// The last byte that the receiver got for them.
     last: u8,
 }
 
-/// One direction.
+/// The rewriter of one direction.
 #[derive(Debug)]
 pub struct DirectionRewriter {
-    /// The kernel's state when the session began.
-    found: Adjustment,
-    /// The kernel's state now.
+    /// The kernel's seqadj state when the session began.
+    initial: Adjustment,
+    /// The kernel's seqadj state now.
     adjustment: Adjustment,
-    /// The sum of the replacements that are not remembered any more.
     forgotten: Option<Forgotten>,
-    /// In stream order. The last one may have no text: the withheld bytes.
+    /// In stream order. If bytes are withheld, the last edit replaces them with nothing.
     edits: VecDeque<Edit>,
     /// The withheld bytes, if there are any.
     withheld: Option<Vec<u8>>,
-    /// The receiver's acknowledgement, in the receiver's numbers.
+    /// The receiver's latest acknowledgement, in the receiver's sequence numbers.
     acked: Option<Seq>,
-    /// Up to where the sender's bytes have gone on.
-    gone: Option<Seq>,
-    /// No byte from here on may be passed.
-    barred: Option<Seq>,
+    /// The end of the sender's bytes that have passed.
+    passed_to: Option<Seq>,
+    /// No byte from this sequence number on may pass.
+    blocked_from: Option<Seq>,
 }
 
 impl Default for DirectionRewriter {
     fn default() -> Self {
-        Self::found(Adjustment { position: Seq::default(), before: 0, after: 0 })
+        Self::with_adjustment(Adjustment { position: Seq::default(), before: 0, after: 0 })
     }
 }
 
 impl DirectionRewriter {
-    /// A direction with the offsets that the kernel has already.
-    pub fn found(adjustment: Adjustment) -> Self {
+    /// A rewriter for a direction that has these seqadj offsets already.
+    pub fn with_adjustment(adjustment: Adjustment) -> Self {
         Self {
-            found: adjustment,
+            initial: adjustment,
             adjustment,
             forgotten: None,
             edits: VecDeque::new(),
             withheld: None,
             acked: None,
-            gone: None,
-            barred: None,
+            passed_to: None,
+            blocked_from: None,
         }
     }
 
-    /// The kernel's state now.
+    /// The kernel's seqadj state now.
     pub fn adjustment(&self) -> &Adjustment {
         &self.adjustment
     }
 
-    /// Handles the receiver's acknowledgement; returns it in the sender's numbers.
+    /// Handles the receiver's acknowledgement. Returns it in the sender's sequence numbers.
     pub fn acknowledged(&mut self, ack: Seq) -> Seq {
         self.acked = Some(self.acked.map_or(ack, |acked| acked.later(ack)));
         self.adjustment.acknowledgement(ack)
     }
 
-    /// The places at which a retransmission of this segment may begin: at its own beginning, or at the first byte for
-    /// which the sender has no acknowledgement. Mostly the two are one. The sender has an acknowledgement for
-    /// withheld bytes, but may discard it.
+    /// The sequence numbers with which a retransmission of this segment may begin: the segment's own, and that of the
+    /// first byte for which the sender has no acknowledgement. These are mostly the same. The sender has an
+    /// acknowledgement for withheld bytes, but may discard it.
     pub fn repeated_from(&self, segment: &Segment<'_>) -> Vec<Seq> {
         let acked = self.acked.map(|ack| self.adjustment.acknowledgement(ack));
         let withheld = self.withheld().map(|(start, _)| start);
-        let behind = [acked, withheld].into_iter().flatten().filter(|place| place.is_before(segment.seq));
+        let behind = [acked, withheld].into_iter().flatten().filter(|seq| seq.is_before(segment.seq));
         [segment.seq].into_iter().chain(behind).collect()
     }
 
-    /// Whether an earlier run replaced bytes of the line from `start` to `end`, as the kernel's offsets show: then that line
-    /// is a retransmission.
+    /// Whether the kernel's offsets show that an earlier run rewrote the line from `start` to `end`. Then that line is
+    /// a retransmission.
     pub fn was_replaced_before(&self, start: Seq, end: Seq) -> bool {
-        let position = self.found.position;
-        self.found.before != self.found.after && !start.is_after(position) && end.is_after(position)
+        let position = self.initial.position;
+        self.initial.before != self.initial.after && !start.is_after(position) && end.is_after(position)
     }
 
-    /// Whether the byte at this place was replaced, as far as that is remembered.
-    pub fn has_replaced(&self, place: Seq) -> bool {
-        self.forgotten.is_some_and(|forgotten| place.is_before(forgotten.end))
-            || self.edits.iter().any(|edit| !place.is_before(edit.start) && place.is_before(edit.end()))
+    /// Whether an edit covers the byte with this sequence number. All bytes before the end of a forgotten edit count as
+    /// covered.
+    pub fn has_replaced(&self, seq: Seq) -> bool {
+        self.forgotten.is_some_and(|forgotten| seq.is_before(forgotten.end))
+            || self.edits.iter().any(|edit| !seq.is_before(edit.start) && seq.is_before(edit.end()))
     }
 
-    /// By how much the replacements of an earlier run changed the length.
-    pub fn growth_before(&self) -> i32 {
-        self.found.after - self.found.before
+    /// By how many bytes an earlier run changed the length.
+    pub fn initial_growth(&self) -> i32 {
+        self.initial.after - self.initial.before
     }
 
-    /// Resumes a replacement of an earlier run, of which `replaced` is a retransmission.
+    /// Resumes an edit of an earlier run: the edited line is retransmitted.
     ///
-    /// A text of another length is padded or cut to the length of that time. The receiver has the line already, or
-    /// will not understand it, but the connection continues.
-    pub fn resume(&mut self, mut replaced: Replaced) {
-        let length = replaced.length.saturating_add_signed(self.growth_before() as isize);
-        replaced.text.resize(length, b' ');
-        let Replaced { start, length, text, before } = replaced;
-        self.found.after = self.found.before;
-        self.edits.push_back(Edit { start, length, text, before });
+    /// The text is padded or cut to the length that the earlier run gave it. The receiver has the line already, or does
+    /// not understand it; the connection continues either way.
+    pub fn resume(&mut self, mut edit: Edit) {
+        let length = edit.length.saturating_add_signed(self.initial_growth() as isize);
+        edit.text.resize(length, b' ');
+        self.initial.after = self.initial.before;
+        self.edits.push_back(edit);
     }
 
-    /// A segment in which an earlier run replaced bytes is retransmitted, and the text of the replacement is unknown:
-    /// pads or cuts the segment to the length of that time.
+    /// A segment that an earlier run rewrote is retransmitted, and the new text is unknown: pads or cuts the segment to
+    /// the length that the earlier run gave it.
     fn resume_unknown(&mut self, segment: &Segment<'_>) {
-        let growth = self.growth_before();
-        let Some(known) = usize::try_from(self.found.position - segment.seq).ok() else { return };
+        let growth = self.initial_growth();
+        let Some(known) = usize::try_from(self.initial.position - segment.seq).ok() else { return };
         let Some(&last) = segment.payload.get(known) else { return };
         if growth == 0 || !self.edits.is_empty() {
             return;
         }
-        // The kernel's position is the last byte of the text, or the place where that byte would be in a longer text.
-        let replaced = if growth > 0 {
+        // The kernel's position is the last byte of the old text, or where that byte would be if the text had grown.
+        let edit = if growth > 0 {
             let before = known.checked_sub(1).and_then(|before| segment.payload.get(before)).copied();
-            Replaced { start: self.found.position, length: 1, text: vec![last], before: before.unwrap_or(b' ') }
+            Edit { start: self.initial.position, length: 1, text: vec![last], before: before.unwrap_or(b' ') }
         } else {
             let length = growth.unsigned_abs() as usize;
-            Replaced { start: self.found.position + 1, length, text: Vec::new(), before: last }
+            Edit { start: self.initial.position + 1, length, text: Vec::new(), before: last }
         };
-        self.resume(replaced);
+        self.resume(edit);
     }
 
-    /// Up to where the sender's bytes have gone on, changed or not: what is sent again becomes what it was.
-    pub fn gone(&self) -> Option<Seq> {
-        self.gone
+    /// The end of the sender's bytes that have passed, changed or not. Their retransmission becomes what they became.
+    pub fn passed_to(&self) -> Option<Seq> {
+        self.passed_to
     }
 
-    /// The new bytes of this segment, and all bytes after them, must never be passed on.
-    pub fn bar(&mut self, segment: &Segment<'_>) {
-        let new = self.gone.map_or(segment.seq, |gone| gone.later(segment.seq));
-        self.barred.get_or_insert(new);
+    /// The new bytes of this segment, and all bytes after them, must never pass.
+    pub fn block(&mut self, segment: &Segment<'_>) {
+        let new = self.passed_to.map_or(segment.seq, |passed_to| passed_to.later(segment.seq));
+        self.blocked_from.get_or_insert(new);
     }
 
-    /// Whether this segment contains bytes that must not be passed.
-    pub fn is_barred(&self, segment: &Segment<'_>) -> bool {
+    /// Whether this segment contains bytes that must not pass.
+    pub fn is_blocked(&self, segment: &Segment<'_>) -> bool {
         let end = segment.seq + segment.payload.len();
-        !segment.payload.is_empty() && self.barred.is_some_and(|barred| end.is_after(barred))
+        !segment.payload.is_empty() && self.blocked_from.is_some_and(|blocked_from| end.is_after(blocked_from))
     }
 
-    /// The place of the withheld bytes, and the bytes.
+    /// The sequence number of the withheld bytes, and the bytes.
     pub fn withheld(&self) -> Option<(Seq, &[u8])> {
         let bytes = self.withheld.as_deref()?;
         Some((self.edits.back()?.start, bytes))
     }
 
-    /// A segment that begins at this place is passed. If there is a gap between the withheld bytes and the segment,
-    /// the withheld bytes are given up: their offset is final, and the receiver never gets them.
-    pub fn goes_on_from(&mut self, place: Seq) {
-        if self.withheld().is_some_and(|(start, bytes)| place.is_after(start + bytes.len())) {
+    /// A segment with this sequence number passes. If there is a gap between the withheld bytes and the segment, the
+    /// withheld bytes are given up: their offset is final, and the receiver never gets them.
+    pub fn continue_from(&mut self, seq: Seq) {
+        if self.withheld().is_some_and(|(start, bytes)| seq.is_after(start + bytes.len())) {
             self.withheld = None;
         }
     }
 
-    /// Replaces the `length` bytes from `start` on, which are in the current segment, or were withheld before it.
-    /// `before` is the byte in front of them. Withheld bytes in front of them are passed unchanged.
+    /// Replaces bytes of the current segment, or bytes that were withheld before it. Withheld bytes before them pass
+    /// unchanged.
     ///
     /// `adjust` sets the kernel's offsets, if they change.
     pub fn replace(
         &mut self,
         segment: &Segment<'_>,
-        replaced: Replaced,
+        edit: Edit,
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), RewriteError> {
-        let Replaced { start, length, text, before } = replaced;
+        let (start, end) = (edit.start, edit.end());
         if self.withheld().is_some_and(|(withheld, bytes)| !start.is_before(withheld + bytes.len())) {
             self.release(segment, adjust)?;
         }
-        let is_apart = |(withheld, bytes): (Seq, &[u8])| {
-            start.is_after(withheld) || (start + length).is_before(withheld + bytes.len())
-        };
+        let is_apart =
+            |(withheld, bytes): (Seq, &[u8])| start.is_after(withheld) || end.is_before(withheld + bytes.len());
         if self.withheld().is_some_and(is_apart) {
-            return Err(RewriteError::Gone);
+            return Err(RewriteError::AlreadyPassed);
         }
         let withheld = self.withheld.take();
-        let edit = if withheld.is_some() { self.edits.pop_back() } else { None };
-        let result = self.add(segment, Edit { start, length, text, before }, adjust);
+        let withheld_edit = if withheld.is_some() { self.edits.pop_back() } else { None };
+        let result = self.add(segment, edit, adjust);
         if result.is_err() {
-            self.edits.extend(edit);
+            self.edits.extend(withheld_edit);
             self.withheld = withheld;
         }
         result
@@ -250,7 +251,7 @@ impl DirectionRewriter {
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), RewriteError> {
         if self.withheld().is_some_and(|(withheld, _)| withheld != start) {
-            return Err(RewriteError::Gone);
+            return Err(RewriteError::AlreadyPassed);
         }
         let mut bytes = self.withheld.clone().unwrap_or_default();
         let new = usize::try_from(start + bytes.len() - segment.seq).unwrap_or(usize::MAX);
@@ -259,12 +260,12 @@ impl DirectionRewriter {
         if bytes.len() > MOST_WITHHELD {
             return Err(RewriteError::NoRoom);
         }
-        self.replace(segment, Replaced { start, length: bytes.len(), text: Vec::new(), before }, adjust)?;
+        self.replace(segment, Edit { start, length: bytes.len(), text: Vec::new(), before }, adjust)?;
         self.withheld = Some(bytes);
         Ok(())
     }
 
-    /// Releases the withheld bytes, together with the first byte that has come since then.
+    /// Lets the withheld bytes pass, together with the first byte that has come since then.
     pub fn release(
         &mut self,
         segment: &Segment<'_>,
@@ -274,7 +275,7 @@ impl DirectionRewriter {
         let first = usize::try_from(edit.end() - segment.seq).unwrap_or(usize::MAX);
         let Some(first) = segment.payload.get(first) else { return Ok(()) };
         let text = [withheld.as_slice(), &[*first]].concat();
-        self.replace(segment, Replaced { start: edit.start, length: text.len(), text, before: edit.before }, adjust)
+        self.replace(segment, Edit { start: edit.start, length: text.len(), text, before: edit.before }, adjust)
     }
 
     fn add(
@@ -284,18 +285,18 @@ impl DirectionRewriter {
         adjust: &mut dyn FnMut(&Adjustment) -> Result<(), NotAdjusted>,
     ) -> Result<(), RewriteError> {
         let end = segment.seq + segment.payload.len();
-        // Withheld bytes were not passed; all other bytes of earlier segments were.
-        let is_here = !edit.start.is_before(self.gone.unwrap_or(segment.seq));
+        // Withheld bytes have not passed; all other bytes of earlier segments have.
+        let is_here = !edit.start.is_before(self.passed_to.unwrap_or(segment.seq));
         let is_last = self.edits.back().is_none_or(|last| !edit.start.is_before(last.end()));
         let growth = edit.growth();
-        let overtaken = self.gone.is_some_and(|gone| gone.is_after(end)) && growth != 0;
+        let overtaken = self.passed_to.is_some_and(|passed_to| passed_to.is_after(end)) && growth != 0;
         // The line passed while no daemon ran, and is retransmitted because its acknowledgement is late: the receiver
         // would take the bytes by which it grew for new ones.
-        let is_received = self.acked.is_some_and(|acked| acked.is_after(self.place_for_receiver(edit.start)));
+        let is_received = self.acked.is_some_and(|acked| acked.is_after(self.receiver_seq(edit.start)));
         if !is_here || !is_last || overtaken || is_received {
-            return Err(RewriteError::Gone);
+            return Err(RewriteError::AlreadyPassed);
         }
-        if self.edits.len() >= MOST_REMEMBERED {
+        if self.edits.len() >= MAX_EDITS {
             return Err(RewriteError::NoRoom);
         }
         self.edits.push_back(edit);
@@ -311,7 +312,7 @@ impl DirectionRewriter {
             }
             self.adjustment = wanted;
         }
-        while self.edits.len() > REMEMBERED
+        while self.edits.len() > KEPT_EDITS
             && self.edits.front().is_some_and(|oldest| self.is_acknowledged(oldest))
             && let Some(oldest) = self.edits.pop_front()
         {
@@ -333,9 +334,9 @@ impl DirectionRewriter {
             _ => self.rewritten(segment),
         };
         let end = segment.seq + segment.payload.len();
-        // Withheld bytes were not passed.
-        let gone = self.withheld().map_or(end, |(start, _)| start);
-        self.gone = Some(self.gone.map_or(gone, |before| before.later(gone)));
+        // Withheld bytes have not passed.
+        let passed_to = self.withheld().map_or(end, |(start, _)| start);
+        self.passed_to = Some(self.passed_to.map_or(passed_to, |before| before.later(passed_to)));
         if payload.is_empty() && !segment.flags.has(Flags::FIN) {
             // The receiver does not answer a segment without payload. It answers one that repeats a byte, at once.
             payload.push(self.byte_before(segment.seq));
@@ -357,21 +358,21 @@ impl DirectionRewriter {
         Verdict::Replace(Replacement { seq, payload })
     }
 
-    /// The receiver's sequence number for the byte at the sender's `place`.
+    /// The receiver's sequence number for a sequence number of the sender.
     ///
-    /// All replaced bytes but the last are at one place: the whole text belongs to the last of them.
-    pub fn place_for_receiver(&self, place: Seq) -> Seq {
+    /// All replaced bytes but the last have the same one: the whole new text belongs to the last of them.
+    pub fn receiver_seq(&self, seq: Seq) -> Seq {
         let mut shift = self.forgotten.map_or(0, |forgotten| forgotten.growth);
         for edit in &self.edits {
-            if !edit.end().is_after(place) {
+            if !edit.end().is_after(seq) {
                 shift += edit.growth();
-            } else if place.is_after(edit.start) {
-                return self.found.sequence(edit.start).moved(shift);
+            } else if seq.is_after(edit.start) {
+                return self.initial.sequence(edit.start).moved(shift);
             } else {
                 break;
             }
         }
-        self.found.sequence(place).moved(shift)
+        self.initial.sequence(seq).moved(shift)
     }
 
     /// The bytes that the receiver gets for a segment, and their sequence number.
@@ -397,56 +398,43 @@ impl DirectionRewriter {
             done = usize::try_from(edit.end() - start).unwrap_or(0);
         }
         bytes.extend_from_slice(payload.get(done..).unwrap_or_default());
-        (self.place_for_receiver(start), bytes)
+        (self.receiver_seq(start), bytes)
     }
 
-    /// The same for a segment that begins in front of all remembered replacements: the receiver has it already.
+    /// The same for a segment that begins before all edits that are kept: the receiver has it already.
     fn rewritten_behind(&self, forgotten: &Forgotten, segment: &Segment<'_>) -> (Seq, Vec<u8>) {
         let known = usize::try_from(forgotten.end - segment.seq).unwrap_or(0);
         let Some(payload) = segment.payload.get(known..).filter(|rest| !rest.is_empty()) else {
-            return (self.place_for_receiver(forgotten.end).moved(-1), vec![forgotten.last]);
+            return (self.receiver_seq(forgotten.end).moved(-1), vec![forgotten.last]);
         };
         self.rewritten(&Segment { seq: forgotten.end, payload, ..*segment })
     }
 
-    /// The last byte that the receiver has in front of this place, which is within replaced bytes.
+    /// The last byte that the receiver has before this sequence number, which is within an edit.
     fn byte_before(&self, place: Seq) -> u8 {
         let edit = self.edits.iter().find(|edit| edit.end().is_after(place));
         edit.map_or(b' ', |edit| edit.before)
     }
 
     fn is_acknowledged(&self, edit: &Edit) -> bool {
-        self.acked.is_some_and(|acked| !self.place_for_receiver(edit.end()).is_after(acked))
+        self.acked.is_some_and(|acked| !self.receiver_seq(edit.end()).is_after(acked))
     }
 
-    /// The seqadj state with which the kernel corrects all later packets.
+    /// The seqadj state with which the kernel adjusts all later packets.
     ///
-    /// It must never acknowledge bytes that the receiver does not have: for acknowledgements of places before the
-    /// last replacement, the greatest of all offsets is subtracted that may apply where the receiver is.
+    /// It must never acknowledge bytes that the receiver does not have. So from an acknowledgement before the last
+    /// edit, the kernel subtracts the greatest offset that may apply there.
     fn wanted_adjustment(&self) -> Adjustment {
         let Some(last) = self.edits.back() else { return self.adjustment };
         let end = last.end();
-        let after = self.place_for_receiver(end) - end;
+        let after = self.receiver_seq(end) - end;
         let unacked = self.edits.iter().skip_while(|edit| self.is_acknowledged(edit));
-        let shifts = unacked.chain([last]).map(|edit| self.place_for_receiver(edit.start) - edit.start);
+        let shifts = unacked.chain([last]).map(|edit| self.receiver_seq(edit.start) - edit.start);
         let before = shifts.max().unwrap_or(after);
-        let end_for_receiver = self.place_for_receiver(end).moved(-before);
+        let end_for_receiver = self.receiver_seq(end).moved(-before);
         let first_behind = if end_for_receiver.is_before(end) { end_for_receiver } else { end };
         Adjustment { position: first_behind.moved(-1), before, after }
     }
-}
-
-/// Bytes to replace.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replaced {
-    /// The place of the first one.
-    pub start: Seq,
-    /// Their number; at least one.
-    pub length: usize,
-    /// The bytes that the receiver gets instead.
-    pub text: Vec<u8>,
-    /// The byte in front of them.
-    pub before: u8,
 }
 
 #[cfg(test)]

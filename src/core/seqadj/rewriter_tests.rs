@@ -86,7 +86,7 @@ impl Path {
             && start + length <= to
         {
             let before = self.sent[start - 1];
-            let replaced = Replaced { start: Seq::new(FIRST) + *start, length: *length, text: text.clone(), before };
+            let replaced = Edit { start: Seq::new(FIRST) + *start, length: *length, text: text.clone(), before };
             self.rewriter.replace(segment, replaced, &mut adjust).expect("nothing stands in the way");
             self.made += 1;
         }
@@ -109,7 +109,7 @@ impl Path {
         let (seq, payload) = match self.rewriter.verdict(&segment) {
             Verdict::Accept => (segment.seq, bytes.clone()),
             Verdict::Replace(Replacement { seq, payload }) => (seq, payload),
-            Verdict::Later | Verdict::Drop => unreachable!("a rewriter lets nothing wait, and drops nothing"),
+            Verdict::Wait | Verdict::Drop => unreachable!("a rewriter lets nothing wait, and drops nothing"),
         };
         assert!(!payload.is_empty(), "a segment without payload would not be answered");
         if is_lost {
@@ -239,7 +239,7 @@ fn unknown_earlier_replacement_keeps_the_length_in_the_kernel() {
         let position = begin + (5 + text.min(17) - 1) as usize;
         let adjustment = Adjustment { position, before: 0, after: growth };
         for cut in [0, 5, 12] {
-            let mut rewriter = DirectionRewriter::found(adjustment);
+            let mut rewriter = DirectionRewriter::with_adjustment(adjustment);
             let again = segment(cut, &sent[cut..]);
             let Verdict::Replace(Replacement { seq, payload }) = rewriter.verdict(&again) else { panic!("it goes on") };
             assert_eq!(
@@ -251,7 +251,10 @@ fn unknown_earlier_replacement_keeps_the_length_in_the_kernel() {
             assert_eq!(rewriter.verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
         }
         // What comes behind it is none of that.
-        assert_eq!(DirectionRewriter::found(adjustment).verdict(&segment(sent.len(), b"QUIT\r\n")), Verdict::Accept);
+        assert_eq!(
+            DirectionRewriter::with_adjustment(adjustment).verdict(&segment(sent.len(), b"QUIT\r\n")),
+            Verdict::Accept
+        );
     }
 }
 
@@ -263,8 +266,8 @@ fn bytes_that_the_receiver_has_are_not_replaced() {
     // It answers what went on while nobody was here to read it.
     rewriter.acknowledged(Seq::new(FIRST) + sent.len());
     let text = b"203,0,113,1,15,161".to_vec();
-    let replaced = Replaced { start: Seq::new(FIRST) + 5, length: 17, text, before: b' ' };
+    let replaced = Edit { start: Seq::new(FIRST) + 5, length: 17, text, before: b' ' };
     let mut adjust = |_: &Adjustment| panic!("nothing is to be moved");
-    assert_eq!(rewriter.replace(&again, replaced, &mut adjust), Err(RewriteError::Gone));
+    assert_eq!(rewriter.replace(&again, replaced, &mut adjust), Err(RewriteError::AlreadyPassed));
     assert_eq!(rewriter.verdict(&again), Verdict::Accept);
 }

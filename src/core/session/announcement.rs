@@ -33,7 +33,7 @@ pub struct Written<'a> {
 
 impl Written<'_> {
     /// The sequence number of the address's first byte.
-    pub fn place(&self) -> Seq {
+    pub fn start(&self) -> Seq {
         self.line.start + self.span.start
     }
 }
@@ -41,15 +41,15 @@ impl Written<'_> {
 /// The state of the dialogue at an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AnnouncementState {
-    /// Both ends have spoken FTP so far.
+    /// Both ends have sent only FTP so far.
     pub is_ftp: bool,
-    /// The dialogue was read from its start, by this run or by an earlier one (says the connection's mark).
+    /// The dialogue was read from its start, by this run or, as the connection's mark says, by an earlier one.
     pub is_known: bool,
-    /// All programs read this line in the same way.
+    /// All implementations read this line in the same way.
     pub is_plain: bool,
     /// The client asked for it with PASV, EPSV or LPSV; always true for an active mode.
     pub asked_for: bool,
-    /// Somebody is logged in.
+    /// A user is logged in.
     pub logged_in: bool,
     /// The client has sent EPSV ALL.
     pub extended_only: bool,

@@ -1,4 +1,4 @@
-//! The dialogue of both ends, as far as it decides whether an announcement counts.
+//! The dialogue of both ends: which reply answers which command, and whether a user is logged in.
 //!
 //! Lines in, events out. Knows nothing of packets, policy or time.
 
@@ -19,7 +19,7 @@ use crate::core::net::Direction;
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
 
-/// The longest line that a client of FTP sends before somebody is logged in.
+/// The longest line that an FTP client sends before a login.
 const LONGEST_BEFORE_LOGIN: usize = 512;
 
 /// The event that a line causes.
@@ -28,7 +28,7 @@ pub enum Event<'a> {
     /// No event.
     Nothing,
     /// The client sent a command; the argument is given only if it cannot be secret.
-    Said(&'static str, Option<&'a [u8]>),
+    Command(&'static str, Option<&'a [u8]>),
     /// One end announced an address on which it listens.
     Announced(Announcement<'a>),
     /// The server refused the announcing command of this number.
@@ -43,7 +43,7 @@ pub enum Event<'a> {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Protocol {
-    /// No user has logged in yet. Until then both ends have to keep to FTP.
+    /// No user has logged in yet. Until then both ends may send only FTP.
     Undecided,
     Ftp,
     Other,
@@ -64,8 +64,8 @@ pub struct Dialogue {
     /// Its start was read, by this run or by an earlier one.
     is_known: bool,
     extended_only: bool,
-    /// The client has asked for a list of files in a reply (STAT with a path). A file's name may hold what looks like the
-    /// end of that reply and an announcement: servers write such names as they are.
+    /// The client has asked for a list of files in a reply (STAT with a path). A file's name may hold what looks like
+    /// the end of that reply and an announcement: servers write such names as they are.
     lists_files: bool,
     encryption_requested: bool,
     /// The server has asked for security data (RFC 2228).
@@ -98,7 +98,7 @@ impl Dialogue {
         }
     }
 
-    /// A picked-up dialogue, of which this much is known.
+    /// A picked-up dialogue with this progress.
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
         Self {
             protocol: match progress {
@@ -162,7 +162,7 @@ impl Dialogue {
         self.user.as_deref()
     }
 
-    /// The client sends any bytes. A client of FTP waits for the greeting first.
+    /// The client has sent bytes. An FTP client waits for the greeting first.
     pub fn client_bytes(&mut self) -> Event<'static> {
         if self.is_greeted { Event::Nothing } else { self.is_not_ftp() }
     }
@@ -172,16 +172,16 @@ impl Dialogue {
         if self.protocol == Protocol::Encrypted {
             return Event::Nothing;
         }
-        let said = Command::parse(line);
+        let parsed = Command::parse(line);
         if line.may_continue {
             self.pending.next_may_be_continuation();
         }
         let is_out_of_place = self.protocol == Protocol::Undecided
             && self.is_known
-            && !is_like_ftp(line, &said)
-            && !(self.awaits_security_data && is_security_data(line, &said));
+            && !is_like_ftp(line, &parsed)
+            && !(self.awaits_security_data && is_security_data(line, &parsed));
         // In a picked-up session, too: a header line, or a line that is not text.
-        let is_no_command = match said {
+        let is_no_command = match parsed {
             CommandLine::Unknown([.., b':']) => true,
             CommandLine::Unknown(_) => !self.is_known && line.text.iter().any(u8::is_ascii_control),
             CommandLine::Command(_) | CommandLine::Empty => false,
@@ -190,7 +190,7 @@ impl Dialogue {
             self.expect_reply(PendingCommand::Other);
             return self.is_not_ftp();
         }
-        match said {
+        match parsed {
             CommandLine::Command(command) => {
                 self.has_commanded = true;
                 self.client_commands(line, &command)
@@ -235,13 +235,13 @@ impl Dialogue {
             // The reply to it will not be recognised. In doubt no user is logged in.
             self.is_logged_in = false;
         }
-        Event::Said(command.name, command.is_public.then_some(command.argument))
+        Event::Command(command.name, command.is_public.then_some(command.argument))
     }
 
     /// Handles a line that may be only the end of a line, so nothing in it counts. If it looks like an announcement,
     /// it is reported: an earlier run may have read the beginning, or else a refusal is logged.
-    pub fn may_announce<'a>(&self, line: &Line<'a>, speaker: Direction) -> Event<'a> {
-        let (mode, text) = match speaker {
+    pub fn may_announce<'a>(&self, line: &Line<'a>, sender: Direction) -> Event<'a> {
+        let (mode, text) = match sender {
             Direction::FromClient => match Command::parse(line) {
                 CommandLine::Command(Command { verb: Verb::Announce(mode), argument, .. }) => (mode, argument),
                 _ => return Event::Nothing,
@@ -252,7 +252,7 @@ impl Dialogue {
             },
         };
         let notation = Notation::of(mode);
-        let found = match speaker {
+        let found = match sender {
             Direction::FromClient => notation.read(text),
             Direction::FromServer => notation.find(text),
         };
@@ -429,7 +429,7 @@ impl Dialogue {
         Event::NotFtp
     }
 
-    /// `line` comes with the length of the text in front of the part in which the announcement was found.
+    /// `before` is the length of the line's text before the part in which the address was found.
     fn announcement<'a>(
         &self,
         mode: Mode,
@@ -455,20 +455,20 @@ impl Dialogue {
     }
 }
 
-/// Whether a client of FTP may send this line before a login. A program may be made to send nearly any line later (in
+/// Whether an FTP client may send this line before a login. A program may be made to send nearly any line later (in
 /// the body of an HTTP request, say), but not as its first lines.
-fn is_like_ftp(line: &Line<'_>, said: &CommandLine<'_>) -> bool {
+fn is_like_ftp(line: &Line<'_>, parsed: &CommandLine<'_>) -> bool {
     let is_short = line.whole && line.text.len() <= LONGEST_BEFORE_LOGIN;
     let is_http = memmem::find(line.text, b" HTTP/").is_some();
-    is_short && !is_http && !matches!(said, CommandLine::Unknown(_))
+    is_short && !is_http && !matches!(parsed, CommandLine::Unknown(_))
 }
 
 /// Whether this is ADAT and a token in base64, which may be as long as a ticket is.
-fn is_security_data(line: &Line<'_>, said: &CommandLine<'_>) -> bool {
+fn is_security_data(line: &Line<'_>, parsed: &CommandLine<'_>) -> bool {
     let is_token = |argument: &[u8]| {
         argument.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'='))
     };
-    line.begins && matches!(said, CommandLine::Command(Command { name: "ADAT", argument, .. }) if is_token(argument))
+    line.begins && matches!(parsed, CommandLine::Command(Command { name: "ADAT", argument, .. }) if is_token(argument))
 }
 
 /// Whether this reply can only answer ABOR: with 226 a server may also end the transfer, unless the text names ABOR.
@@ -477,7 +477,7 @@ fn answers_abort(reply: &Reply<'_>) -> bool {
         || (reply.meaning == Meaning::Transferred && memmem::find(reply.text, b"ABOR").is_some())
 }
 
-/// Makes a name safe to print: without characters that a terminal or a log would not take for text.
+/// Makes a name safe to print: control characters are escaped.
 fn name(argument: &[u8]) -> Option<Box<str>> {
     let argument = argument.trim_ascii();
     let mut name = String::new();

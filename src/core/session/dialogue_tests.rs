@@ -11,21 +11,21 @@ fn line(text: &[u8]) -> Line<'_> {
 /// Plays a dialogue; each line begins with `>` for the client and `<` for the server. What was announced, and how it
 /// stands, and the other events that matter.
 fn play(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
-    let mut told = Vec::new();
+    let mut events = Vec::new();
     for said in lines.lines().map(str::trim).filter(|said| !said.is_empty()) {
         let event = match said.split_at(1) {
             (">", text) => dialogue.client_line(&line(text.trim_start().as_bytes())),
             ("<", text) => dialogue.server_line(&line(text.trim_start().as_bytes())),
             _ => panic!("who says {said:?}?"),
         };
-        told.extend(describe(&event));
+        events.extend(describe(&event));
     }
-    told
+    events
 }
 
 fn describe(event: &Event<'_>) -> Option<String> {
     match event {
-        Event::Nothing | Event::Said(..) => None,
+        Event::Nothing | Event::Command(..) => None,
         Event::Announced(Announcement { mode, state, .. }) => {
             let AnnouncementState { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *state;
             let doubts = [
@@ -46,12 +46,12 @@ fn describe(event: &Event<'_>) -> Option<String> {
     }
 }
 
-fn told(lines: &str) -> Vec<String> {
+fn events(lines: &str) -> Vec<String> {
     play(&mut Dialogue::from_the_start(), lines)
 }
 
-/// The same after somebody has logged in.
-fn told_inside(lines: &str) -> Vec<String> {
+/// The same after a login.
+fn events_after_login(lines: &str) -> Vec<String> {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, "< 220 hello\n> USER anna\n< 331 and?\n> PASS x\n< 230 in");
     play(&mut dialogue, lines)
@@ -61,10 +61,10 @@ const PASSIVE: &str = "< 227 Entering Passive Mode (10,0,0,1,4,5)";
 
 #[test]
 fn passive_reply_counts_once_per_command() {
-    assert_eq!(told_inside(&format!("> PASV\n{PASSIVE}\n{PASSIVE}")), ["227", "227 not asked for"]);
-    assert_eq!(told_inside(&format!("> EPSV\n{PASSIVE}")), ["227 not asked for"]);
-    assert_eq!(told_inside("> EPSV\n< 229 Extended (|||5000|)"), ["229"]);
-    assert_eq!(told_inside("> LPSV\n< 228 Long (4,4,10,0,0,1,2,4,5)"), ["228"]);
+    assert_eq!(events_after_login(&format!("> PASV\n{PASSIVE}\n{PASSIVE}")), ["227", "227 not asked for"]);
+    assert_eq!(events_after_login(&format!("> EPSV\n{PASSIVE}")), ["227 not asked for"]);
+    assert_eq!(events_after_login("> EPSV\n< 229 Extended (|||5000|)"), ["229"]);
+    assert_eq!(events_after_login("> LPSV\n< 228 Long (4,4,10,0,0,1,2,4,5)"), ["228"]);
 }
 
 #[test]
@@ -72,79 +72,85 @@ fn pipelined_commands_are_answered_in_order() {
     let lines = format!(
         "> TYPE I\n> PASV\n> RETR a\n> PORT 10,0,0,2,4,5\n< 200 ok\n{PASSIVE}\n< 150 wait\n< 226 done\n< 500 no"
     );
-    assert_eq!(told_inside(&lines), ["PORT", "227", "refused"]);
+    assert_eq!(events_after_login(&lines), ["PORT", "227", "refused"]);
 }
 
 #[test]
 fn preliminary_reply_answers_no_command() {
-    assert_eq!(told_inside("> RETR a\n> PORT 10,0,0,2,4,5\n< 150 wait\n< 226 done\n< 500 no"), ["PORT", "refused"]);
+    assert_eq!(
+        events_after_login("> RETR a\n> PORT 10,0,0,2,4,5\n< 150 wait\n< 226 done\n< 500 no"),
+        ["PORT", "refused"]
+    );
 }
 
 #[test]
 fn announcement_inside_a_multiline_reply_is_text() {
     let lines = format!("> STAT\n> PASV\n< 211-Status\n{PASSIVE}\n< 211 done\n{PASSIVE}");
-    assert_eq!(told_inside(&lines), ["227"]);
+    assert_eq!(events_after_login(&lines), ["227"]);
     let greeting = format!("< 220-Hello\n{PASSIVE}\n< 220 go on\n> USER a\n< 230 in\n> PASV\n{PASSIVE}");
-    assert_eq!(told(&greeting), ["in", "227"]);
+    assert_eq!(events(&greeting), ["in", "227"]);
 }
 
 #[test]
 fn announcement_before_a_login_is_marked() {
-    assert_eq!(told("< 220 hello\n> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
-    assert_eq!(told("< 220 hello\n> USER a\n< 331 and?\n> PASS b\n< 530 no\n> PORT 1"), ["PORT not logged in"]);
-    assert_eq!(told("< 220 hello\n> USER a\n< 331 b\n> PASS c\n< 332 d\n> ACCT e\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+    assert_eq!(events("< 220 hello\n> PORT 10,0,0,2,4,5"), ["PORT not logged in"]);
+    assert_eq!(events("< 220 hello\n> USER a\n< 331 and?\n> PASS b\n< 530 no\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(
+        events("< 220 hello\n> USER a\n< 331 b\n> PASS c\n< 332 d\n> ACCT e\n< 230 in\n> PORT 1"),
+        ["in", "PORT"]
+    );
 }
 
 #[test]
 fn new_user_logs_out_unless_refused() {
-    assert_eq!(told_inside("> USER b\n< 331 and?\n> PORT 1"), ["PORT not logged in"]);
-    assert_eq!(told_inside("> USER b\n< 530 Can't change to another user.\n> PORT 1"), ["PORT"]);
+    assert_eq!(events_after_login("> USER b\n< 331 and?\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(events_after_login("> USER b\n< 530 Can't change to another user.\n> PORT 1"), ["PORT"]);
 }
 
 #[test]
 fn reply_530_means_that_no_user_is_logged_in() {
-    assert_eq!(told_inside("> LIST\n< 530 Please login\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(events_after_login("> LIST\n< 530 Please login\n> PORT 1"), ["PORT not logged in"]);
 }
 
 #[test]
 fn rein_starts_over() {
-    assert_eq!(told_inside("> EPSV ALL\n< 200 ok\n> REIN\n< 220 again\n> PORT 1"), ["PORT not logged in"]);
-    assert_eq!(told_inside("> REIN\n< 230 Ready for new user.\n> PORT 1"), ["PORT not logged in"]);
-    assert_eq!(told_inside("> REIN\n< 502 no\n> PORT 1"), ["PORT"]);
-    assert_eq!(told_inside("> REIN\n< 120 wait\n< 220 again\n> USER b\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+    assert_eq!(events_after_login("> EPSV ALL\n< 200 ok\n> REIN\n< 220 again\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(events_after_login("> REIN\n< 230 Ready for new user.\n> PORT 1"), ["PORT not logged in"]);
+    assert_eq!(events_after_login("> REIN\n< 502 no\n> PORT 1"), ["PORT"]);
+    assert_eq!(events_after_login("> REIN\n< 120 wait\n< 220 again\n> USER b\n< 230 in\n> PORT 1"), ["in", "PORT"]);
 }
 
 #[test]
 fn reply_230_to_rein_is_no_login() {
     let lines = "> REIN\n> USER b\n< 230 Ready for new user.\n< 331 and?\n> PORT 1";
-    assert_eq!(told_inside(lines), ["PORT not logged in"]);
+    assert_eq!(events_after_login(lines), ["PORT not logged in"]);
 }
 
 #[test]
 fn too_many_pipelined_commands_end_the_login() {
     for command in ["REIN", "USER b"] {
         let lines = format!("{}> {command}\n{}< 220 again\n> PORT 1", "> NOOP\n".repeat(16), "< 200 ok\n".repeat(16));
-        assert_eq!(told_inside(&lines), ["PORT not logged in"], "{command}");
+        assert_eq!(events_after_login(&lines), ["PORT not logged in"], "{command}");
     }
     let auth = format!("{}> AUTH TLS\n{}< 234 go\n> PORT 1", "> NOOP\n".repeat(16), "< 200 ok\n".repeat(16));
-    assert_eq!(told_inside(&auth), ["encrypted"]);
+    assert_eq!(events_after_login(&auth), ["encrypted"]);
 }
 
 #[test]
 fn other_announcements_after_epsv_all_are_marked() {
     let lines = format!("> EPSV ALL\n< 200 ok\n> PORT 1\n< 500 no\n> PASV\n{PASSIVE}");
-    assert_eq!(told_inside(&lines), ["PORT extended only", "refused", "227 extended only"]);
-    assert_eq!(told_inside("> EPSV ALL\n> PORT 1"), ["PORT extended only"], "even before it is answered");
-    assert_eq!(told_inside("> EPSV ALL\n< 504 no\n> PORT 1"), ["PORT"]);
+    assert_eq!(events_after_login(&lines), ["PORT extended only", "refused", "227 extended only"]);
+    assert_eq!(events_after_login("> EPSV ALL\n> PORT 1"), ["PORT extended only"], "even before it is answered");
+    assert_eq!(events_after_login("> EPSV ALL\n< 504 no\n> PORT 1"), ["PORT"]);
 }
 
 #[test]
 fn nothing_is_text_after_auth_and_234() {
     for mechanism in ["TLS", "SSL", "TLS-P"] {
-        assert_eq!(told(&format!("< 220 hello\n> AUTH {mechanism}\n< 234 go\n> PORT 1\n{PASSIVE}")), ["encrypted"]);
+        assert_eq!(events(&format!("< 220 hello\n> AUTH {mechanism}\n< 234 go\n> PORT 1\n{PASSIVE}")), ["encrypted"]);
     }
-    assert_eq!(told_inside("> AUTH TLS\n< 502 no\n> PORT 1"), ["PORT"]);
-    assert_eq!(told_inside("< 234 go\n> PORT 1"), ["PORT"], "nobody asked for it");
+    assert_eq!(events_after_login("> AUTH TLS\n< 502 no\n> PORT 1"), ["PORT"]);
+    assert_eq!(events_after_login("< 234 go\n> PORT 1"), ["PORT"], "nobody asked for it");
 }
 
 #[test]
@@ -159,20 +165,23 @@ fn http_before_a_login_is_never_ftp() {
         "USER a\n> x=y&z",
     ] {
         let lines = format!("< 220 hello\n> {first}\n< 500 what?\n> USER a\n< 230 in\n> PORT 10,0,0,2,4,5");
-        assert_eq!(told(&lines), ["not FTP", "PORT not FTP not logged in"], "{first}");
+        assert_eq!(events(&lines), ["not FTP", "PORT not FTP not logged in"], "{first}");
     }
 }
 
 #[test]
 fn header_line_after_a_login_ends_it_as_well() {
-    assert_eq!(told_inside("> XYZZY\n> Host: a\n> PORT 10,0,0,2,4,5"), ["not FTP", "PORT not FTP not logged in"]);
+    assert_eq!(
+        events_after_login("> XYZZY\n> Host: a\n> PORT 10,0,0,2,4,5"),
+        ["not FTP", "PORT not FTP not logged in"]
+    );
 }
 
 #[test]
 fn overlong_line_before_a_login_is_not_ftp() {
     let lines = |length| format!("< 220 hello\n> USER {}\n< 230 in\n> PORT 1", "x".repeat(length));
-    assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 5)), ["in", "PORT"]);
-    assert_eq!(told(&lines(LONGEST_BEFORE_LOGIN - 4)), ["not FTP", "PORT not FTP not logged in"]);
+    assert_eq!(events(&lines(LONGEST_BEFORE_LOGIN - 5)), ["in", "PORT"]);
+    assert_eq!(events(&lines(LONGEST_BEFORE_LOGIN - 4)), ["not FTP", "PORT not FTP not logged in"]);
 }
 
 /// A token of GSSAPI may be many KiB long; of a line longer than the limit only the beginning comes here.
@@ -180,9 +189,9 @@ fn negotiates(answer: &str, long: &str) -> Vec<String> {
     let mut dialogue = Dialogue::from_the_start();
     play(&mut dialogue, &format!("< 220 hello\n> AUTH GSSAPI\n< {answer}"));
     let cut = Line { whole: false, ..line(long.as_bytes()) };
-    let mut told: Vec<String> = describe(&dialogue.client_line(&cut)).into_iter().collect();
-    told.extend(play(&mut dialogue, "< 535 no\n> USER a\n< 230 in\n> PORT 1"));
-    told
+    let mut events: Vec<String> = describe(&dialogue.client_line(&cut)).into_iter().collect();
+    events.extend(play(&mut dialogue, "< 535 no\n> USER a\n< 230 in\n> PORT 1"));
+    events
 }
 
 #[test]
@@ -207,7 +216,7 @@ fn other_long_lines_before_a_login_are_not_ftp() {
         assert_eq!(negotiates(answer, &line), not_ftp, "{answer} {line}");
     }
     let unasked = format!("< 220 hello\n> ADAT {token}\n< 503 AUTH first\n> USER a\n< 230 in\n> PORT 1");
-    assert_eq!(told(&unasked), not_ftp);
+    assert_eq!(events(&unasked), not_ftp);
 }
 
 #[test]
@@ -221,16 +230,19 @@ fn client_that_speaks_before_the_greeting_is_not_ftp() {
 
 #[test]
 fn server_without_a_220_greeting_is_not_ftp() {
-    assert_eq!(told("< SSH-2.0-x\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
-    assert_eq!(told("< 230 in\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
-    assert_eq!(told("< 421 too many users\n< 220 hello\n> USER a\n< 230 in\n> PORT 1"), ["PORT not FTP not logged in"]);
-    assert_eq!(told("< 120 in a minute\n< 220 now\n> USER a\n< 230 in\n> PORT 1"), ["in", "PORT"]);
+    assert_eq!(events("< SSH-2.0-x\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
+    assert_eq!(events("< 230 in\n> USER a\n> PORT 1"), ["not FTP", "PORT not FTP not logged in"]);
+    assert_eq!(
+        events("< 421 too many users\n< 220 hello\n> USER a\n< 230 in\n> PORT 1"),
+        ["PORT not FTP not logged in"]
+    );
+    assert_eq!(events("< 120 in a minute\n< 220 now\n> USER a\n< 230 in\n> PORT 1"), ["in", "PORT"]);
 }
 
 #[test]
 fn empty_lines_do_not_shift_replies() {
-    assert_eq!(told_inside("> \n> PORT 1\n< 200 ok\n> RETR a\n< 550 no such file"), ["PORT"]);
-    assert_eq!(told_inside("> \n> PORT 1\n< 500 what?\n< 200 ok"), ["PORT"]);
+    assert_eq!(events_after_login("> \n> PORT 1\n< 200 ok\n> RETR a\n< 550 no such file"), ["PORT"]);
+    assert_eq!(events_after_login("> \n> PORT 1\n< 500 what?\n< 200 ok"), ["PORT"]);
 }
 
 #[test]
@@ -342,7 +354,7 @@ fn no_password_leaves_the_dialogue() {
     let mut dialogue = Dialogue::from_the_start();
     for said in ["PASS hunter2", "pass hunter2", "ACCT hunter2", "SITE PSWD hunter2", "hunter2", "ADAT hunter2"] {
         let event = dialogue.client_line(&line(said.as_bytes()));
-        assert!(!matches!(event, Event::Said(_, Some(_))), "{said}: {event:?}");
+        assert!(!matches!(event, Event::Command(_, Some(_))), "{said}: {event:?}");
     }
     assert!(!format!("{dialogue:?}").contains("hunter2"));
 }

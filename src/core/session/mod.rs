@@ -25,10 +25,10 @@ use crate::core::session::reassembly::{Acceptance, Start, Stream, Trust};
 struct HalfStream {
     stream: Stream,
     lines: LineReader,
-    /// Something that this end sent was read as an announcement and refused, or would be read as an announcement if the
-    /// text in front of it were missing. A retransmission to the next run could begin there.
+    /// This end sent an announcement that was refused, or a text that would be an announcement if the text before it
+    /// were missing. A retransmission that the next run gets could begin there.
     ///
-    /// What passed unread does not count: otherwise one kill would cost an announcement after each further one.
+    /// Bytes that passed unread do not count: otherwise one kill would cost an announcement after each further one.
     may_mislead_next_run: bool,
 }
 
@@ -57,10 +57,10 @@ impl Session {
         Self::new(Dialogue::from_the_start(), synced, Start::Known)
     }
 
-    /// A picked-up session, of which this much is known.
+    /// A picked-up session with this progress.
     ///
-    /// An end that an earlier run left in sync is believed to be so, although the receiver may have acknowledged only a part
-    /// of its last line, and get the rest of that line again: see [`Self::is_synced`].
+    /// An end that an earlier run left in sync counts as in sync, although the receiver may have acknowledged only a
+    /// part of its last line, and get the rest of that line again: see [`Self::is_synced`].
     pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
         Self::new(Dialogue::from_the_middle(progress, synced), synced, Start::Unknown)
     }
@@ -77,9 +77,10 @@ impl Session {
 
     /// Whether all that this end sent has been read, and its next byte begins a line; the server's, a reply.
     ///
-    /// The next run believes this of the first bytes that it gets, and these may be a retransmission: the receiver decides
-    /// by its acknowledgements where that begins, and an acknowledgement that is seen here need not arrive. So an end is in
-    /// sync only if no part of what it has ever sent could be read as an announcement that was refused, or is none.
+    /// The next run relies on this for the first bytes that it gets, and these may be a retransmission: the receiver's
+    /// acknowledgements determine where it begins, and an acknowledgement that was read here need not arrive. So an end
+    /// is in sync only if no part of what it has sent could be read as an announcement that was refused or that is
+    /// none.
     pub fn is_synced(&self, end: Direction) -> bool {
         let HalfStream { stream, lines, may_mislead_next_run } = self.half(end);
         let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
@@ -96,13 +97,13 @@ impl Session {
         &self.dialogue
     }
 
-    /// The memory of its buffers, with their overhead.
+    /// The size of its buffers, with their overhead.
     pub fn buffered_bytes(&self) -> usize {
         let of = |half: &HalfStream| half.stream.buffered_bytes() + half.lines.buffered_bytes();
         of(&self.client) + of(&self.server)
     }
 
-    /// Whether bytes in front of this segment are missing that may still come.
+    /// Whether earlier bytes are missing that may still come.
     pub fn is_ahead(&self, segment: &Segment<'_>, direction: Direction) -> bool {
         !segment.payload.is_empty() && self.half(direction).stream.misses_before(segment.seq)
     }
@@ -113,7 +114,7 @@ impl Session {
         segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next))
     }
 
-    /// The missing bytes in front of this segment will not come.
+    /// The missing bytes before this segment will not come.
     pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
         let HalfStream { stream, lines, .. } = self.half_mut(direction);
         stream.give_up_before(segment.seq);
@@ -129,8 +130,7 @@ impl Session {
         self.half(direction).lines.unfinished().filter(|_| !self.dialogue.is_encrypted())
     }
 
-    /// Where an address begins, or will begin, in the unfinished line of that end; and the byte in front of that
-    /// place.
+    /// Where an address begins, or will begin, in the unfinished line of that end; and the byte before it.
     pub fn unfinished_address(&self, direction: Direction) -> Option<(Seq, u8)> {
         let Line { text, start, .. } = self.unfinished(direction).filter(|line| line.whole && line.plain)?;
         let offset = match direction {
@@ -154,25 +154,31 @@ impl Session {
         }
     }
 
-    /// Whether a SYN of the server's with this sequence number is not the one that began this connection.
+    /// Whether a SYN of the server with this sequence number began another connection than this one.
     pub fn is_another_start(&self, seq: Seq) -> bool {
         self.server.stream.start() != Some(seq + 1)
     }
 
-    /// The part of a segment that may be passed on, so that the receiver reads the same bytes as this session.
+    /// Decides which part of a segment may pass, so that the receiver reads the same bytes as this session.
     ///
     /// `holds_back`: the policy denies commands or encryption, and they must not reach the server whatever the client
     /// or another sender does.
-    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, holds_back: bool, limits: &Limits) -> Acceptance {
+    pub fn check_segment(
+        &self,
+        segment: &Segment<'_>,
+        direction: Direction,
+        holds_back: bool,
+        limits: &Limits,
+    ) -> Acceptance {
         let trust = if holds_back && direction == Direction::FromClient {
             Trust::OnlyReadFrom(self.start)
         } else {
             Trust::Acknowledgements
         };
-        self.half(direction).stream.judge(segment, direction, trust, limits.reorder_bytes.get() as usize)
+        self.half(direction).stream.check_segment(segment, direction, trust, limits.reorder_bytes.get() as usize)
     }
 
-    /// Handles a segment as it is passed on. [`SegmentReader::advance`] reads it, to its end.
+    /// Handles a segment as it passes. [`SegmentReader::advance`] reads it to its end.
     pub fn segment<'a>(
         &'a mut self,
         segment: &Segment<'a>,
@@ -197,8 +203,8 @@ impl Session {
     /// first letter. That turns no announcing command into another one, and the server refuses it.
     fn settle_urgent_end(&mut self) {
         if self.dialogue.has_answered_all() {
-            self.client.lines.believe_urgent_end();
-            self.client.stream.believe_urgent_end();
+            self.client.lines.confirm_urgent_end();
+            self.client.stream.confirm_urgent_end();
         }
     }
 }

@@ -4,8 +4,8 @@
 
 use crate::core::ftp::Mode;
 
-/// How many unanswered commands are kept with their kind. Clients that pipeline send a handful.
-const MOST: usize = 16;
+/// How many unanswered commands are kept with their kind. Clients that pipeline send a few.
+const MAX_COMMANDS: usize = 16;
 
 /// The kind of an unanswered command, as far as its reply matters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub struct CommandNumber(u32);
 /// A queue of [`PendingCommand`].
 #[derive(Debug)]
 pub(super) struct PendingCommands {
-    kinds: [PendingCommand; MOST],
+    kinds: [PendingCommand; MAX_COMMANDS],
     first: u8,
     count: u8,
     /// Further commands after those in `kinds`, of unknown kind.
@@ -47,7 +47,7 @@ pub(super) struct PendingCommands {
 impl Default for PendingCommands {
     fn default() -> Self {
         Self {
-            kinds: [PendingCommand::Other; MOST],
+            kinds: [PendingCommand::Other; MAX_COMMANDS],
             first: 0,
             count: 0,
             beyond: 0,
@@ -60,12 +60,12 @@ impl Default for PendingCommands {
 impl PendingCommands {
     /// Adds a command. Returns its number, unless too many commands are unanswered to recognise its reply.
     pub(super) fn push(&mut self, kind: PendingCommand) -> Option<CommandNumber> {
-        if usize::from(self.count) == MOST || self.beyond > 0 {
+        if usize::from(self.count) == MAX_COMMANDS || self.beyond > 0 {
             self.beyond = self.beyond.saturating_add(1);
             return None;
         }
         let number = self.next_number();
-        self.kinds[(usize::from(self.first) + usize::from(self.count)) % MOST] = kind;
+        self.kinds[(usize::from(self.first) + usize::from(self.count)) % MAX_COMMANDS] = kind;
         self.count += 1;
         Some(number)
     }
@@ -89,7 +89,7 @@ impl PendingCommands {
     /// Removes the command that a final reply answers: the first one, except that an empty line may be skipped.
     ///
     /// After a loss, a success may answer an earlier command. So only its own reply, or an error, answers a PASV,
-    /// EPSV or LPSV; otherwise that still waits.
+    /// EPSV or LPSV; otherwise that command stays unanswered.
     pub(super) fn pop(&mut self, code: u16, synced: bool) -> Option<(PendingCommand, CommandNumber)> {
         while let Some(front) = self.front() {
             if !synced && matches!(front, PendingCommand::Passive(_)) && code < 400 {
@@ -140,12 +140,12 @@ impl PendingCommands {
     }
 
     fn kind_at(&self, index: usize) -> PendingCommand {
-        self.kinds[(usize::from(self.first) + index) % MOST]
+        self.kinds[(usize::from(self.first) + index) % MAX_COMMANDS]
     }
 
     fn advance(&mut self) -> CommandNumber {
         let number = self.number;
-        self.first = (self.first + 1) % MOST as u8;
+        self.first = (self.first + 1) % MAX_COMMANDS as u8;
         self.count -= 1;
         self.number = CommandNumber(number.0.wrapping_add(1));
         number
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_come_in_the_order_of_the_commands() {
+    fn replies_come_in_the_order_of_the_commands() {
         let mut queue = PendingCommands::default();
         let numbers: Vec<_> = [PendingCommand::User, PendingCommand::Pass, PendingCommand::Other]
             .into_iter()
@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_telling_reply_brings_back_synced() {
+    fn unambiguous_reply_restores_the_order() {
         let mut queue = PendingCommands::default();
         queue.push(PendingCommand::Other);
         queue.push(PendingCommand::Passive(Mode::Pasv));
@@ -194,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn out_of_step_a_question_waits_for_its_own_answer_or_a_failure() {
+    fn without_sync_pasv_is_answered_by_its_reply_or_an_error() {
         let mut queue = PendingCommands::default();
         queue.push(PendingCommand::Passive(Mode::Pasv));
         assert_eq!(queue.pop(226, false), None);
@@ -205,11 +205,11 @@ mod tests {
     #[test]
     fn commands_beyond_the_bound_are_counted_and_have_no_number() {
         let mut queue = PendingCommands::default();
-        for _ in 0..MOST {
+        for _ in 0..MAX_COMMANDS {
             assert!(queue.push(PendingCommand::Other).is_some());
         }
         assert_eq!(queue.push(PendingCommand::Active(Mode::Port)), None);
-        for _ in 0..MOST {
+        for _ in 0..MAX_COMMANDS {
             assert!(queue.pop(200, true).is_some());
         }
         assert_eq!(queue.push(PendingCommand::Active(Mode::Port)), None, "it comes behind one that is unknown");

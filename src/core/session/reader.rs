@@ -15,18 +15,18 @@ pub enum SessionOutput<'a> {
     Bytes(Direction, Seq, &'a [u8]),
     /// A line, the event that it causes, and the dialogue after it.
     Line(Event<'a>, Line<'a>, &'a Dialogue),
-    /// The client sends bytes that no client of FTP would send.
+    /// The client sent bytes before the greeting: it is no FTP client.
     NotFtp,
     /// An anomaly of the segments.
     Anomaly(StreamAnomaly),
 }
 
-/// Which bytes the receiver may not read as they are.
+/// Bytes that the receiver may not read, or may not have accepted.
 #[derive(Clone, Copy, Debug, Default)]
 struct Doubt {
-    /// The byte in front of this place may be missing.
+    /// The byte before this sequence number may be urgent data.
     urgent_end: Option<Seq>,
-    /// All bytes in front of this place may be missing.
+    /// All bytes before this sequence number may not have been accepted.
     doubted_to: Option<Seq>,
 }
 
@@ -41,10 +41,10 @@ pub struct SegmentReader<'a> {
     dialogue: &'a mut Dialogue,
     direction: Direction,
     line_limit: usize,
-    /// What the acknowledgement causes in the other direction.
+    /// The events that the acknowledgement causes in the other direction.
     acknowledged: StreamEvents<'static>,
     acknowledged_doubt: Doubt,
-    /// What the payload causes.
+    /// The events that the payload causes.
     received: StreamEvents<'a>,
     received_doubt: Doubt,
     /// The bytes that are being read, of this direction.
@@ -56,7 +56,7 @@ pub struct SegmentReader<'a> {
     ending: Option<Ending>,
 }
 
-/// What a reader has come to: an output without what it borrows.
+/// The next output, without what it borrows.
 enum Step {
     Bytes(Seq),
     Line,
@@ -96,7 +96,7 @@ impl<'a> SegmentReader<'a> {
         let (sender, receiver) = (&mut self.sender.stream, &mut self.receiver.stream);
         let acknowledges = segment.flags.has(Flags::ACK);
         if segment.flags.has(Flags::RST) {
-            self.ending = sender.believes_reset_at(segment.seq).then_some(Ending::Reset);
+            self.ending = sender.accepts_reset_at(segment.seq).then_some(Ending::Reset);
             return;
         }
         // The receiver ignores a segment that acknowledges more than it has sent; or those bytes passed unread.

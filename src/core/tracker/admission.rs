@@ -1,4 +1,4 @@
-//! Decides about one announcement: an expectation, or the reason of the refusal.
+//! Decides about one announcement: an expectation, or the reason why it is refused.
 //!
 //! It combines the announcement and the state of its dialogue, the addresses of both ends, and the policy's terms.
 //! The tracker checks the limits on the number of expectations.
@@ -60,7 +60,7 @@ pub(super) fn decide(
     if terms.is_known_service(port) {
         return Err(Refusal::KnownService);
     }
-    // Checked last, because the other reasons tell more: the reply may be one whose command was lost.
+    // Checked last, because the other reasons are more specific: the command of this reply may have been lost.
     if !state.asked_for {
         return Err(Refusal::NotAskedFor);
     }
@@ -72,11 +72,11 @@ pub(super) fn decide(
     Ok(Expectation { from: ends.caller, to, since: now, lifetime: terms.timeout, mapping })
 }
 
-/// The address that has to be announced instead, so that the other end reaches the expectation; `None` if the
-/// announced address leads there already.
-pub(super) fn instead(named: &Announced, expectation: &Expectation) -> Option<Announced> {
+/// The address that has to be announced instead, so that the other end connects to the expectation; `None` if the
+/// announced address is right.
+pub(super) fn address_to_announce(named: &Announced, expectation: &Expectation) -> Option<Announced> {
     let Endpoint { address, port } = expectation.to;
-    // The unspecified address is as good as the one that the other end knows.
+    // For the unspecified address the other end takes the address that it knows.
     let is_right = named.address.is_none_or(|named| named == address || named.is_unspecified());
     if is_right && named.port == port.number() {
         return None;
@@ -84,7 +84,7 @@ pub(super) fn instead(named: &Announced, expectation: &Expectation) -> Option<An
     Some(Announced { address: named.address.map(|_| address), port: port.number() })
 }
 
-/// The two ends of a data connection, each with the two addresses that it has where there is NAT.
+/// The two ends of a data connection, each with its two addresses: with NAT they differ.
 struct Ends {
     /// The end that listens.
     listener: IpAddr,
@@ -107,14 +107,14 @@ impl Ends {
     }
 }
 
-/// The announced address and port, for messages; also of a refused announcement.
-pub(super) fn named(announcement: &Announcement, connection: &Connection) -> Option<SocketAddr> {
+/// The announced address and port, for messages.
+pub(super) fn announced_address(announcement: &Announcement, connection: &Connection) -> Option<SocketAddr> {
     let named = announcement.named?;
     Some(SocketAddr::new(address(announcement.mode, &named, connection), named.port))
 }
 
-/// The announced address. A server that announces none, or the unspecified address, means the address that the client
-/// called.
+/// The announced address. If a server announces none, or the unspecified address, it is the address to which the client
+/// connected.
 fn address(mode: Mode, named: &Announced, connection: &Connection) -> IpAddr {
     match named.address {
         Some(address) if mode.is_active() || !address.is_unspecified() => address,

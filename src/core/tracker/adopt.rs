@@ -11,15 +11,15 @@ use std::time::Duration;
 use hashbrown::{HashMap, HashSet};
 
 use super::expectations::PinholeEntry;
-use super::{SessionEvent, SessionNumber, Tracker, World};
+use super::{Environment, SessionEvent, SessionNumber, Tracker};
 use crate::core::expectation::{Closed, Expectation, PortRangePinhole};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Connection, Flow};
 use crate::core::policy::ThirdParty;
 use crate::core::tracker::Observer;
 
-/// The owner of expectations that belong to no session of this run. No session has this slot.
-const NOBODY: u32 = u32::MAX;
+/// The slot for expectations that belong to no session of this run.
+const NO_SESSION: u32 = u32::MAX;
 
 /// What is in the firewall when a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct RestoreSummary {
 }
 
 impl RestoreSummary {
-    /// Whether nothing was left.
+    /// Whether nothing was adopted or closed.
     pub fn is_nothing(&self) -> bool {
         *self == Self::default()
     }
@@ -58,12 +58,12 @@ type Hosts = (IpAddr, IpAddr);
 pub(super) struct OrphanedPinholes {
     /// The control connections that may own any of them, by both of their flows.
     connections: HashMap<Flow, Connection, RandomState>,
-    by_hosts: HashMap<Hosts, Shared, RandomState>,
+    by_hosts: HashMap<Hosts, HostPinholes, RandomState>,
 }
 
 /// The adopted pinholes and port ranges between two hosts.
 #[derive(Debug, Default)]
-struct Shared {
+struct HostPinholes {
     /// How many control connections between these hosts are still open.
     connections: usize,
     pinholes: Vec<Expectation>,
@@ -87,8 +87,8 @@ impl OrphanedPinholes {
         orphaned
     }
 
-    /// A control connection has ended. Returns what has no owner any more.
-    fn over(&mut self, flow: &Flow) -> Vec<Shared> {
+    /// A control connection has ended. Returns the pinholes and port ranges that have no owner any more.
+    fn connection_ended(&mut self, flow: &Flow) -> Vec<HostPinholes> {
         let Some(connection) = self.connections.remove(flow) else { return Vec::new() };
         for flow in [connection.original, connection.reply] {
             self.connections.remove(&flow);
@@ -123,70 +123,70 @@ impl Tracker {
     pub fn adopt<F: Firewall, O: Observer>(
         &mut self,
         existing: ExistingState,
-        world: &mut World<'_, F, O>,
+        env: &mut Environment<'_, F, O>,
     ) -> RestoreSummary {
         let ExistingState { mut pinholes, port_ranges, connections } = existing;
         let of_pinholes = pinholes.iter().map(|pinhole| hosts(pinhole.from, pinhole.to.address));
         let wanted =
             of_pinholes.chain(port_ranges.iter().map(|port_range| hosts(port_range.from, port_range.to))).collect();
         self.orphaned = OrphanedPinholes::of(connections, &wanted);
-        let all_terms = world.policy.rules.iter().map(|rule| &rule.terms).chain([&world.policy.defaults]);
+        let all_terms = env.policy.rules.iter().map(|rule| &rule.terms).chain([&env.policy.defaults]);
         // For a pinhole to a third party there is no control connection between its two hosts; it expires by itself.
-        let may_be_third_partys = all_terms.into_iter().any(|terms| terms.third_party == ThirdParty::Allow);
-        let mut adoption = RestoreSummary::default();
+        let may_be_third_party = all_terms.into_iter().any(|terms| terms.third_party == ThirdParty::Allow);
+        let mut summary = RestoreSummary::default();
 
         // Sorted by expiry, because expectations of one lifetime must be inserted in that order.
         pinholes.sort_by_key(Expectation::expires);
         for pinhole in pinholes {
             let shared = self.orphaned.by_hosts.get_mut(&hosts(pinhole.from, pinhole.to.address));
-            if shared.is_none() && !may_be_third_partys {
-                adoption.closed += 1;
-                world.firewall.close(&pinhole);
+            if shared.is_none() && !may_be_third_party {
+                summary.closed += 1;
+                env.firewall.close(&pinhole);
                 let event = SessionEvent::Closed { expectation: pinhole, why: Closed::SessionEnded };
-                world.report(SessionNumber::EARLIER, &event);
+                env.report(SessionNumber::EARLIER, &event);
                 continue;
             }
-            adoption.pinholes += 1;
+            summary.pinholes += 1;
             let expectation = in_whole_seconds(&pinhole);
             if let Some(shared) = shared {
                 shared.pinholes.push(expectation);
             }
             let session = SessionNumber::EARLIER;
-            let (owner, client) = (NOBODY, None);
+            let (owner, client) = (NO_SESSION, None);
             self.expectations.insert(PinholeEntry { expectation, mode: None, owner, session, client, command: None });
         }
         for port_range in port_ranges {
             // Opens it again, so that the firewall counts one more user of it.
-            let is_open = world.firewall.open_port_range(&port_range).is_ok();
+            let is_open = env.firewall.open_port_range(&port_range).is_ok();
             match self.orphaned.by_hosts.get_mut(&hosts(port_range.from, port_range.to)) {
                 Some(shared) if is_open => {
-                    adoption.port_ranges += 1;
+                    summary.port_ranges += 1;
                     shared.port_ranges.push(port_range);
-                    self.ranges.note_adopted(port_range, world.now);
+                    self.ranges.note_adopted(port_range, env.now);
                 }
                 _ => {
-                    adoption.closed += 1;
-                    world.firewall.close_port_range(&port_range);
+                    summary.closed += 1;
+                    env.firewall.close_port_range(&port_range);
                 }
             }
         }
-        adoption
+        summary
     }
 
     /// A control connection has ended: closes the adopted pinholes and port ranges that have no other possible owner.
-    pub(super) fn close_orphaned<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
-        for Shared { pinholes, port_ranges, .. } in self.orphaned.over(flow) {
+    pub(super) fn close_orphaned<F: Firewall, O: Observer>(&mut self, flow: &Flow, env: &mut Environment<'_, F, O>) {
+        for HostPinholes { pinholes, port_ranges, .. } in self.orphaned.connection_ended(flow) {
             for expectation in pinholes {
                 // It may have been used; or a session of this run has announced it again and owns it.
-                if self.expectations.owner_of(&expectation) == Some(NOBODY) {
+                if self.expectations.owner_of(&expectation) == Some(NO_SESSION) {
                     self.expectations.remove(expectation.from, expectation.to);
-                    world.firewall.close(&expectation);
+                    env.firewall.close(&expectation);
                     let event = SessionEvent::Closed { expectation, why: Closed::SessionEnded };
-                    world.report(SessionNumber::EARLIER, &event);
+                    env.report(SessionNumber::EARLIER, &event);
                 }
             }
             for port_range in port_ranges {
-                world.firewall.close_port_range(&port_range);
+                env.firewall.close_port_range(&port_range);
             }
         }
     }

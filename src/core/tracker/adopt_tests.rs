@@ -17,7 +17,7 @@ struct Stage {
     firewall: Simulated,
     policy: Policy,
     now: Timestamp,
-    told: Vec<String>,
+    events: Vec<String>,
 }
 
 impl Stage {
@@ -32,34 +32,34 @@ impl Stage {
             let of = Connection::direct(Flow { source: from, destination: pinhole.to });
             firewall.open(pinhole, &of).expect("it opens");
         }
-        let mut stage = Self { tracker: Tracker::default(), firewall, policy, now: NOW, told: Vec::new() };
-        let adoption = stage.world(|tracker, world| tracker.adopt(remains.clone(), world));
+        let mut stage = Self { tracker: Tracker::default(), firewall, policy, now: NOW, events: Vec::new() };
+        let adoption = stage.with_env(|tracker, env| tracker.adopt(remains.clone(), env));
         (stage, adoption)
     }
 
-    fn world<R>(
+    fn with_env<R>(
         &mut self,
         act: impl FnOnce(
             &mut Tracker,
-            &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)>,
+            &mut Environment<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)>,
         ) -> R,
     ) -> R {
-        let told = &mut self.told;
-        let mut write_down = |_: Timestamp, session: SessionNumber, news: &SessionEvent<'_>| match news {
-            SessionEvent::Used { flow, .. } => told.push(format!("{session} used {flow}")),
-            SessionEvent::Expired(expectation) => told.push(format!("{session} expired {expectation}")),
-            SessionEvent::Closed { expectation, .. } => told.push(format!("{session} closed {expectation}")),
+        let events = &mut self.events;
+        let mut record = |_: Timestamp, session: SessionNumber, event: &SessionEvent<'_>| match event {
+            SessionEvent::Used { flow, .. } => events.push(format!("{session} used {flow}")),
+            SessionEvent::Expired(expectation) => events.push(format!("{session} expired {expectation}")),
+            SessionEvent::Closed { expectation, .. } => events.push(format!("{session} closed {expectation}")),
             _ => {}
         };
-        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>) = &mut write_down;
-        let mut world =
-            World { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
-        act(&mut self.tracker, &mut world)
+        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>) = &mut record;
+        let mut env =
+            Environment { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
+        act(&mut self.tracker, &mut env)
     }
 
     fn sees(&mut self, packet: &[u8]) {
         let segment = Segment::parse(packet).expect("a segment");
-        self.world(|tracker, world| tracker.handle(&segment, world));
+        self.with_env(|tracker, env| tracker.handle(&segment, env));
     }
 
     fn stands(&self) -> Vec<String> {
@@ -102,10 +102,10 @@ fn adopted_pinhole_expires_after_the_kernel_timeout() {
     assert_eq!(adoption, RestoreSummary { pinholes: 2, port_ranges: 0, closed: 0 });
     assert_eq!(stage.tracker.next_deadline(), Some(NOW + Duration::from_secs(40)));
     stage.now = NOW + Duration::from_secs(40);
-    stage.world(|tracker, world| {
-        tracker.advance(world);
+    stage.with_env(|tracker, env| {
+        tracker.advance(env);
     });
-    assert_eq!(stage.told, ["0 expired 10.0.0.1 -> 10.0.0.2:50000"]);
+    assert_eq!(stage.events, ["0 expired 10.0.0.1 -> 10.0.0.2:50000"]);
     assert_eq!(stage.stands(), ["10.0.0.1 -> 10.0.0.2:50001"]);
 }
 
@@ -121,11 +121,11 @@ fn remaining_lifetimes_after_a_restore_are_rounded() {
 fn adopted_pinhole_is_used_by_its_connection() {
     let (mut stage, _) = Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER)]));
     let flow = Flow { source: endpoint("10.0.0.1:5000"), destination: endpoint("10.0.0.2:50000") };
-    stage.world(|tracker, world| assert_eq!(tracker.admitted(&flow, world), Some(SessionNumber::EARLIER)));
-    assert_eq!(stage.told, ["0 used 10.0.0.1:5000 -> 10.0.0.2:50000"]);
+    stage.with_env(|tracker, env| assert_eq!(tracker.admitted(&flow, env), Some(SessionNumber::EARLIER)));
+    assert_eq!(stage.events, ["0 used 10.0.0.1:5000 -> 10.0.0.2:50000"]);
     assert!(stage.stands().is_empty());
     stage.sees(&talk().closes(Direction::FromClient));
-    assert_eq!(stage.told.len(), 1, "nothing is closed that was used: {:?}", stage.told);
+    assert_eq!(stage.events.len(), 1, "nothing is closed that was used: {:?}", stage.events);
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn adopted_pinhole_is_closed_with_its_session() {
     let active = pinhole("10.0.0.2", "10.0.0.1:40000", 1, 60);
     type End = fn(&mut Stage);
     let ends: [End; 2] = [
-        |stage| stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world)),
+        |stage| stage.with_env(|tracker, env| tracker.forgotten(&talk().flow(), env)),
         |stage| {
             let mut talk = talk();
             stage.sees(&talk.says(Direction::FromClient, "QUIT\r\n"));
@@ -145,7 +145,7 @@ fn adopted_pinhole_is_closed_with_its_session() {
     for end in ends {
         let (mut stage, _) = Stage::begin("", &remains(vec![passive(), active], vec![connection(CLIENT, SERVER)]));
         end(&mut stage);
-        assert_eq!(stage.told, ["0 closed 10.0.0.1 -> 10.0.0.2:50000", "0 closed 10.0.0.2 -> 10.0.0.1:40000"]);
+        assert_eq!(stage.events, ["0 closed 10.0.0.1 -> 10.0.0.2:50000", "0 closed 10.0.0.2 -> 10.0.0.1:40000"]);
         assert_eq!((stage.stands().len(), stage.firewall.pinholes()), (0, 0));
     }
 }
@@ -156,10 +156,10 @@ fn shared_adopted_pinhole_is_closed_with_the_last_session() {
     let strangers = connection("10.0.0.3:4000", SERVER);
     let (mut stage, _) =
         Stage::begin("", &remains(vec![passive()], vec![connection(CLIENT, SERVER), other, strangers]));
-    stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world));
+    stage.with_env(|tracker, env| tracker.forgotten(&talk().flow(), env));
     assert_eq!(stage.stands().len(), 1);
-    stage.world(|tracker, world| tracker.forgotten(&other.original, world));
-    assert_eq!(stage.told, ["0 closed 10.0.0.1 -> 10.0.0.2:50000"]);
+    stage.with_env(|tracker, env| tracker.forgotten(&other.original, env));
+    assert_eq!(stage.events, ["0 closed 10.0.0.1 -> 10.0.0.2:50000"]);
 }
 
 #[test]
@@ -167,10 +167,10 @@ fn orphaned_pinhole_is_closed_unless_third_parties_allowed() {
     let left = remains(vec![passive()], vec![connection("10.0.0.3:4000", SERVER)]);
     let (stage, adoption) = Stage::begin("", &left);
     assert_eq!(adoption, RestoreSummary { pinholes: 0, port_ranges: 0, closed: 1 });
-    assert_eq!((stage.told.len(), stage.firewall.pinholes()), (1, 0));
+    assert_eq!((stage.events.len(), stage.firewall.pinholes()), (1, 0));
     let (stage, adoption) = Stage::begin("defaults: { third_party: allow }", &left);
     assert_eq!(adoption, RestoreSummary { pinholes: 1, port_ranges: 0, closed: 0 });
-    assert_eq!((stage.told.len(), stage.firewall.pinholes()), (0, 1));
+    assert_eq!((stage.events.len(), stage.firewall.pinholes()), (0, 1));
 }
 
 #[test]
@@ -188,10 +188,10 @@ fn pinhole_announced_again_belongs_to_its_session() {
         stage.sees(&talk.says(who, line));
     }
     assert_eq!(stage.tracker.pinholes().next().expect("it stands").0.get(), 1);
-    stage.world(|tracker, world| tracker.forgotten(&other.original, world));
+    stage.with_env(|tracker, env| tracker.forgotten(&other.original, env));
     assert_eq!(stage.stands().len(), 1);
     stage.sees(&talk.resets(Direction::FromClient));
-    assert_eq!(stage.told, ["1 closed 10.0.0.1 -> 10.0.0.2:50000"]);
+    assert_eq!(stage.events, ["1 closed 10.0.0.1 -> 10.0.0.2:50000"]);
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn session_behind_nat_owns_pinholes_between_either_addresses() {
     };
     let (mut stage, adoption) = Stage::begin("", &remains(vec![passive()], vec![behind]));
     assert_eq!(adoption.pinholes, 1);
-    stage.world(|tracker, world| tracker.forgotten(&behind.reply, world));
+    stage.with_env(|tracker, env| tracker.forgotten(&behind.reply, env));
     assert_eq!(stage.firewall.pinholes(), 0);
 }
 
@@ -219,8 +219,8 @@ fn port_range_stays_open_until_its_session_ends() {
     let (mut stage, adoption) = Stage::begin("", &left(vec![connection(CLIENT, SERVER)]));
     assert_eq!(adoption, RestoreSummary { pinholes: 0, port_ranges: 1, closed: 0 });
     assert!(stage.firewall.admit(NOW, &data).is_some());
-    stage.world(|tracker, world| assert_eq!(tracker.admitted(&data, world), Some(SessionNumber::EARLIER)));
-    stage.world(|tracker, world| tracker.forgotten(&talk().flow(), world));
+    stage.with_env(|tracker, env| assert_eq!(tracker.admitted(&data, env), Some(SessionNumber::EARLIER)));
+    stage.with_env(|tracker, env| tracker.forgotten(&talk().flow(), env));
     assert!(stage.firewall.admit(NOW, &data).is_none());
 
     let (mut stage, adoption) = Stage::begin("", &left(Vec::new()));

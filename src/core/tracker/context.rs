@@ -1,10 +1,10 @@
 //! Acts on the events of a session: opens and closes pinholes, refuses announcements, reports events.
 
 use super::expectations::{Expectations, PinholeEntry};
-use super::memory::MemoryBudget;
+use super::memory_budget::MemoryBudget;
 use super::port_search::PortSearch;
 use super::ranges::Ranges;
-use super::{Observer, SessionEvent, SessionNumber, World};
+use super::{Environment, Observer, SessionEvent, SessionNumber};
 use crate::core::expectation::{Closed, Expectation, Refusal};
 use crate::core::ftp::Line;
 use crate::core::kernel::Firewall;
@@ -15,53 +15,53 @@ use crate::core::session::reassembly::StreamAnomaly;
 use crate::core::session::{Announcement, Dialogue, Event, SessionOutput};
 use crate::core::tracker::admission;
 
-/// A session while its events are handled, with everything that this needs.
+/// A session while its events are handled, with the state that this needs.
 pub(super) struct SessionContext<'a, 'w, F, O> {
     pub(super) slot: u32,
     pub(super) number: SessionNumber,
     pub(super) connection: &'a Connection,
     pub(super) terms: &'a Terms,
     /// The session has ended: announcements are refused.
-    pub(super) is_over: bool,
-    /// One end seems to have sent packets in the other's name.
+    pub(super) has_ended: bool,
+    /// One end seems to have sent packets with the other's address.
     pub(super) is_forged: bool,
-    /// The session was read from its start, or the connection's mark says that an earlier run did.
+    /// The session was read from its start, by this run or, as the connection's mark says, by an earlier one.
     pub(super) is_known: bool,
     /// The segment holds an announcement that was refused.
     pub(super) has_refused: bool,
     /// The segment contains bytes that must not reach the receiver, and could not be replaced.
     pub(super) must_drop: bool,
-    /// What is left for the segment's announcements of the search for outside ports.
+    /// The search for outside ports, with the lookups that are left for the segment's announcements.
     pub(super) search: PortSearch,
     pub(super) expectations: &'a mut Expectations,
     pub(super) ranges: &'a mut Ranges,
     /// Present if there is less memory for the session than the policy allows.
     pub(super) narrowed_memory: Option<&'a mut MemoryBudget>,
-    /// The segment with the events.
+    /// The segment that is handled.
     pub(super) segment: &'a Segment<'a>,
     pub(super) direction: Direction,
     pub(super) rewriters: Option<&'a mut Rewriters>,
-    pub(super) world: &'a mut World<'w, F, O>,
+    pub(super) env: &'a mut Environment<'w, F, O>,
 }
 
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     pub(super) fn report(&mut self, event: &SessionEvent<'_>) {
-        self.world.report(self.number, event);
+        self.env.report(self.number, event);
     }
 
     /// Acts on what was read in the segment.
     pub(super) fn act(&mut self, output: SessionOutput<'_>) {
         match output {
             SessionOutput::Bytes(direction, place, bytes) => {
-                self.world.observer.read(self.number, direction, place, bytes);
+                self.env.observer.read(self.number, direction, place, bytes);
             }
             SessionOutput::Line(event, line, dialogue) => self.line(event, &line, dialogue),
             SessionOutput::NotFtp => self.report(&SessionEvent::NotFtp),
             SessionOutput::Anomaly(anomaly) => {
                 if let Some(memory) = &mut self.narrowed_memory
-                    && anomaly == StreamAnomaly::TooMuchWaiting
+                    && anomaly == StreamAnomaly::TooManyOutOfOrder
                 {
-                    memory.note_refusal();
+                    memory.count_refusal();
                 }
                 self.report(&SessionEvent::Anomaly(anomaly));
             }
@@ -72,12 +72,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let is_announcement = matches!(event, Event::Announced(_));
         match event {
             Event::Nothing => {}
-            Event::Said(command, argument) => self.report(&SessionEvent::Said { command, argument }),
+            Event::Command(command, argument) => self.report(&SessionEvent::Command { command, argument }),
             Event::Announced(announcement) => self.announced(&announcement),
             Event::AnnouncementRefused(command) => {
                 if let Some(PinholeEntry { expectation, .. }) = self.expectations.remove_of_command(self.slot, command)
                 {
-                    self.world.firewall.close(&expectation);
+                    self.env.firewall.close(&expectation);
                     self.report(&SessionEvent::Closed { expectation, why: Closed::RefusedByServer });
                 }
             }
@@ -97,12 +97,13 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let mode = announcement.mode;
         match self.expect(announcement) {
             Ok(expectation) => {
-                let named = announcement.named.filter(|named| admission::instead(named, &expectation).is_some());
-                let rewritten_from = named.and_then(|_| admission::named(announcement, self.connection));
-                self.report(&SessionEvent::Expected { mode, expectation, rewritten_from });
+                let named =
+                    announcement.named.filter(|named| admission::address_to_announce(named, &expectation).is_some());
+                let rewritten_from = named.and_then(|_| admission::announced_address(announcement, self.connection));
+                self.report(&SessionEvent::Opened { mode, expectation, rewritten_from });
             }
             Err(why) => {
-                let to = admission::named(announcement, self.connection);
+                let to = admission::announced_address(announcement, self.connection);
                 self.has_refused = true;
                 self.report(&SessionEvent::Refused { mode, to, why });
             }
@@ -110,13 +111,13 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     }
 
     fn expect(&mut self, announcement: &Announcement<'_>) -> Result<Expectation, Refusal> {
-        if self.is_over {
+        if self.has_ended {
             return Err(Refusal::SessionOver);
         }
         if self.is_forged {
             return Err(Refusal::Forged);
         }
-        let decide = |announcement: &_| admission::decide(announcement, self.connection, self.terms, self.world.now);
+        let decide = |announcement: &_| admission::decide(announcement, self.connection, self.terms, self.env.now);
         let expectation = match decide(announcement) {
             // An earlier run rewrote this line, so it had read the whole line and the command before it.
             Err(Refusal::NotAskedFor | Refusal::Ambiguous) if self.was_replaced_before(announcement) => {

@@ -14,7 +14,7 @@ use crate::core::time::Timestamp;
 pub struct SessionNumber(pub(super) u64);
 
 impl SessionNumber {
-    /// Stands for every session of an earlier run that left a pinhole.
+    /// The number of all sessions of an earlier run that left a pinhole.
     pub const EARLIER: Self = Self(0);
 
     /// The number.
@@ -39,14 +39,14 @@ pub enum SessionEvent<'a> {
         /// Whether its beginning was not seen.
         picked_up: bool,
     },
-    /// The client gave a command.
-    Said {
+    /// The client sent a command.
+    Command {
         /// Its name.
         command: &'static str,
         /// Its argument, unless it may be secret.
         argument: Option<&'a [u8]>,
     },
-    /// The client gave a command that the policy denies.
+    /// The client sent a command that the policy denies.
     Denied {
         /// Its name.
         command: &'a str,
@@ -56,8 +56,8 @@ pub enum SessionEvent<'a> {
         /// The user's name, if USER was read.
         user: Option<&'a str>,
     },
-    /// An announced data connection is admitted from now on.
-    Expected {
+    /// A pinhole was opened for an announced data connection.
+    Opened {
         /// How it was announced.
         mode: Mode,
         /// The admitted connection.
@@ -65,16 +65,16 @@ pub enum SessionEvent<'a> {
         /// The announced address, if NAT rewrote it to the expectation's address.
         rewritten_from: Option<SocketAddr>,
     },
-    /// An announced data connection will not be admitted.
+    /// An announcement was refused.
     Refused {
         /// How it was announced.
         mode: Mode,
-        /// What was announced, where that can be read.
+        /// The announced address, if it can be read.
         to: Option<SocketAddr>,
         /// Why not.
         why: Refusal,
     },
-    /// The expected data connection was admitted.
+    /// The expected data connection came: its pinhole was used.
     Used {
         /// How it was announced; `None` if that is not known, or if it came through the port range of an encrypted
         /// session.
@@ -82,9 +82,9 @@ pub enum SessionEvent<'a> {
         /// Its addresses.
         flow: Flow,
     },
-    /// The expected data connection did not come in time.
+    /// The expected data connection did not come in time: its pinhole expired.
     Expired(Expectation),
-    /// The expectation was closed before the data connection came.
+    /// The pinhole was closed before the data connection came.
     Closed {
         /// The closed expectation.
         expectation: Expectation,
@@ -93,15 +93,14 @@ pub enum SessionEvent<'a> {
     },
     /// The session cannot be read from here on.
     Encrypted {
-        /// The port range that the policy has for its data connections.
+        /// The port range of the policy for its data connections.
         port_range: Option<PortRangePinhole>,
     },
-    /// The encrypted dialogue is as long as a login takes: the port range is open from now on, while the session
-    /// lasts.
+    /// The encrypted dialogue is long enough for a login: the port range was opened for the rest of the session.
     RangeOpened(PortRangePinhole),
-    /// The range that the policy has for an encrypted session was not opened.
+    /// The port range of the policy for an encrypted session was refused.
     RangeRefused {
-        /// Which one.
+        /// The port range.
         port_range: PortRangePinhole,
         /// Why not.
         why: Refusal,
@@ -127,9 +126,10 @@ pub enum Ended {
     Idle,
     /// The table was full, and this session was the one of the lowest rank that had been silent longest.
     Evicted,
-    /// Sessions before a login had used up their share of the table, and this one had been silent longest among them.
+    /// The share of the table for sessions before a login was full, and this session had been silent longest among
+    /// them.
     EvictedBeforeLogin,
-    /// Its client had used up its share of the table, and this session of the client had been silent longest.
+    /// The client's share of the table was full, and this session of the client had been silent longest.
     EvictedOverShare,
 }
 
@@ -159,7 +159,7 @@ pub trait Observer {
     fn observe(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>);
 
     /// Bytes of a session were read, in stream order, the first of them with this sequence number.
-    fn read(&mut self, _session: SessionNumber, _direction: Direction, _place: Seq, _bytes: &[u8]) {}
+    fn read(&mut self, _session: SessionNumber, _direction: Direction, _seq: Seq, _bytes: &[u8]) {}
 }
 
 /// Ignores all events.

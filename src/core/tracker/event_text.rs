@@ -5,7 +5,7 @@ use std::fmt::{self, Write as _};
 use super::SessionEvent;
 use crate::core::session::reassembly::StreamAnomaly;
 
-/// How many bytes of an argument are shown.
+/// How many bytes of an argument are printed.
 const MAX_ARGUMENT: usize = 80;
 
 /// Begins with what happened: `opened`, `used`, `refused` and so on. A command's argument is part of it.
@@ -16,13 +16,13 @@ impl fmt::Display for SessionEvent<'_> {
                 let how = if picked_up { "picked up in the middle" } else { "began" };
                 write!(f, "session {how}: {} -> {}", connection.client(), connection.server())
             }
-            Self::Said { command, argument: None } => write!(f, "{command} ..."),
-            Self::Said { command, argument: Some(b"") } => f.write_str(command),
-            Self::Said { command, argument: Some(argument) } => write!(f, "{command} {}", Escaped(argument)),
+            Self::Command { command, argument: None } => write!(f, "{command} ..."),
+            Self::Command { command, argument: Some(b"") } => f.write_str(command),
+            Self::Command { command, argument: Some(argument) } => write!(f, "{command} {}", Escaped(argument)),
             Self::Denied { command } => write!(f, "denied {command}: the policy does not allow this command"),
             Self::LoggedIn { user: Some(user) } => write!(f, "logged in as {user}"),
             Self::LoggedIn { user: None } => f.write_str("logged in"),
-            Self::Expected { mode, expectation, rewritten_from } => {
+            Self::Opened { mode, expectation, rewritten_from } => {
                 let (lifetime, by) = (expectation.lifetime, mode.announced_by());
                 write!(f, "opened {expectation} for {lifetime:?}, announced by {by}")?;
                 rewritten_from.map_or(Ok(()), |from| write!(f, ", rewritten from {from}"))
@@ -53,14 +53,14 @@ impl fmt::Display for SessionEvent<'_> {
 
 const fn explanation(anomaly: StreamAnomaly) -> &'static str {
     match anomaly {
-        StreamAnomaly::DifferingCopy => "a retransmission with other bytes; the first copy counts",
-        StreamAnomaly::FarAway => "a segment far from the current position; ignored",
-        StreamAnomaly::TooMuchWaiting => "too many bytes out of order",
+        StreamAnomaly::ChangedRetransmission => "a retransmission with other bytes; the first copy counts",
+        StreamAnomaly::TooFar => "a segment far from the current position; ignored",
+        StreamAnomaly::TooManyOutOfOrder => "too many bytes out of order",
         StreamAnomaly::Lost => "the receiver acknowledged bytes that were not seen",
         StreamAnomaly::Unacceptable => "a segment that its receiver does not accept; ignored",
         StreamAnomaly::StaleTimestamp => "a segment with an old timestamp (PAWS); ignored",
-        StreamAnomaly::BesideFin => "a segment that contradicts its sender's FIN; ignored",
-        StreamAnomaly::WrongSide => "a segment that came from its receiver's side; ignored",
+        StreamAnomaly::ContradictsFin => "a segment that contradicts its sender's FIN; ignored",
+        StreamAnomaly::WrongInterface => "a segment that came from its receiver's side; ignored",
         StreamAnomaly::Unverifiable => "a retransmission of bytes that are no longer kept to compare; ignored",
     }
 }

@@ -45,7 +45,7 @@ struct Entry {
 
 /// A list and its length.
 #[derive(Clone, Copy, Debug, Default)]
-struct Counted {
+struct CountedList {
     list: List,
     length: usize,
 }
@@ -55,13 +55,13 @@ struct Counted {
 pub(super) struct Expectations {
     entries: Slab<Entry>,
     by_address: HashTable<u32>,
-    /// Only sessions that have any are here.
-    by_owner: HashMap<u32, Counted, RandomState>,
-    /// How many are open for each client; only those that have any are here.
+    /// Contains only sessions that have any.
+    by_owner: HashMap<u32, CountedList, RandomState>,
+    /// How many are open for each client; contains only clients that have any.
     by_client: HashMap<ClientKey, usize, RandomState>,
     /// Expectations of one lifetime expire in the order in which they were inserted. There are few lifetimes: one per
     /// rule.
-    by_lifetime: Vec<(Duration, Counted)>,
+    by_lifetime: Vec<(Duration, CountedList)>,
     next_expiry: Option<Timestamp>,
     /// Of the expectations with DNAT: the delivery address by the announced address, and how many expectations have
     /// it.
@@ -109,7 +109,7 @@ impl Expectations {
         by_address.insert_unique(hash, slot, |&slot| rehash(entries, hasher, slot));
         by_owner.entry(pinhole.owner).or_default().append(entries, slot, |entry| &mut entry.of_owner);
         let place = by_lifetime.iter().position(|(of, _)| *of == lifetime).unwrap_or_else(|| {
-            by_lifetime.push((lifetime, Counted::default()));
+            by_lifetime.push((lifetime, CountedList::default()));
             by_lifetime.len() - 1
         });
         by_lifetime[place].1.append(entries, slot, |entry| &mut entry.by_age);
@@ -213,11 +213,11 @@ impl Expectations {
     }
 
     fn slot(&self, from: IpAddr, to: Endpoint) -> Option<u32> {
-        let is_it = |&slot: &u32| {
+        let is_key = |&slot: &u32| {
             let known = self.entries.get(slot).map(|entry| &entry.pinhole.expectation);
             known.is_some_and(|expectation| expectation.from == from && expectation.to == to)
         };
-        self.by_address.find(self.hash(from, to), is_it).copied()
+        self.by_address.find(self.hash(from, to), is_key).copied()
     }
 
     fn hash(&self, from: IpAddr, to: Endpoint) -> u64 {
@@ -232,7 +232,7 @@ fn rehash(entries: &Slab<Entry>, hasher: &RandomState, slot: u32) -> u64 {
     })
 }
 
-impl Counted {
+impl CountedList {
     fn append(&mut self, entries: &mut Slab<Entry>, slot: u32, which: Which<Entry>) {
         self.list.append(entries, slot, which);
         self.length += 1;
@@ -287,7 +287,7 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever is done, the tables agree with a plain list.
+        /// After any operations, the tables agree with a plain list.
         #[test]
         fn the_lists_agree_with_a_plain_one(acts in proptest::collection::vec(act(), 0..200)) {
             let mut all = Expectations::default();

@@ -2,21 +2,21 @@
 
 use super::*;
 
-fn handles(stage: &mut Stage, packet: &[u8]) -> Handled {
+fn handles(stage: &mut Stage, packet: &[u8]) -> TrackerVerdict {
     let segment = Segment::parse(packet).expect("a segment");
-    stage.world(|tracker, world| tracker.handle(&segment, world))
+    stage.with_env(|tracker, env| tracker.handle(&segment, env))
 }
 
-fn handles_at_last(stage: &mut Stage, packet: &[u8]) -> Handled {
+fn handles_at_last(stage: &mut Stage, packet: &[u8]) -> TrackerVerdict {
     let segment = Segment::parse(packet).expect("a segment");
-    stage.world(|tracker, world| tracker.handle_on_gap(&segment, OnGap::Continue, world))
+    stage.with_env(|tracker, env| tracker.handle_on_gap(&segment, OnGap::Continue, env))
 }
 
 /// What the daemon does: the packet waits, its sender sends it again, and then the first copy is shown once more.
 fn waits_and_is_sent_again(stage: &mut Stage, packet: &[u8]) {
-    assert_eq!(handles(stage, packet), Handled::Session(Verdict::Later));
-    assert_eq!(handles_at_last(stage, packet), Handled::Session(Verdict::Accept));
-    assert_eq!(handles(stage, packet), Handled::Session(Verdict::Accept));
+    assert_eq!(handles(stage, packet), TrackerVerdict::Session(Verdict::Wait));
+    assert_eq!(handles_at_last(stage, packet), TrackerVerdict::Session(Verdict::Accept));
+    assert_eq!(handles(stage, packet), TrackerVerdict::Session(Verdict::Accept));
 }
 
 #[test]
@@ -28,15 +28,15 @@ fn session_is_read_from_its_start_after_a_failed_lookup() {
         stage.sees(&syn);
         stage.firewall.fail_next_lookups(1);
         waits_and_is_sent_again(&mut stage, &syn_ack);
-        stage.firewall.finds_nothing_opening();
+        stage.firewall.treat_all_as_established();
         stage.sees(&ack);
         stage.sees(&talk.says(FromServer, "220 ready\r\n"));
         stage.sees(&talk.says(FromClient, "USER anna\r\n"));
         stage.sees(&talk.says(FromServer, "230 in\r\n"));
         stage.sees(&talk.says(FromClient, "PASV\r\n"));
         stage.sees(&talk.says(FromServer, PASSIVE));
-        let told = ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna", PASSIVE_OPENS];
-        assert_eq!(stage.take_told(), told, "{policy}");
+        let events = ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna", PASSIVE_OPENS];
+        assert_eq!(stage.take_events(), events, "{policy}");
     }
 }
 
@@ -46,9 +46,9 @@ fn connection_without_a_lookup_passes_unread() {
     let mut talk = conversation();
     let [_, syn_ack, _] = talk.handshake();
     stage.firewall.fail_next_lookups(2);
-    assert_eq!(handles(&mut stage, &syn_ack), Handled::Session(Verdict::Later));
-    assert_eq!(handles_at_last(&mut stage, &syn_ack), Handled::NotOurs);
-    stage.firewall.finds_nothing_opening();
+    assert_eq!(handles(&mut stage, &syn_ack), TrackerVerdict::Session(Verdict::Wait));
+    assert_eq!(handles_at_last(&mut stage, &syn_ack), TrackerVerdict::Untracked);
+    stage.firewall.treat_all_as_established();
     for (who, line) in [
         (FromServer, "220 ready\r\n"),
         (FromClient, "USER anna\r\n"),
@@ -58,8 +58,8 @@ fn connection_without_a_lookup_passes_unread() {
     ] {
         stage.sees(&talk.says(who, line));
     }
-    let told = ["1 picked up 10.0.0.1:4000 -> 10.0.0.2:21", "1 227 10.0.0.2:1025 refused: picked-up"];
-    assert_eq!(stage.take_told(), told);
+    let events = ["1 picked up 10.0.0.1:4000 -> 10.0.0.2:21", "1 227 10.0.0.2:1025 refused: picked-up"];
+    assert_eq!(stage.take_events(), events);
 }
 
 #[test]
@@ -69,8 +69,8 @@ fn denied_command_does_not_pass_while_lookups_fail() {
     stage.tracker.forget_all();
     let packet = talk.says(FromClient, "FEAT\r\n");
     stage.firewall.fail_next_lookups(2);
-    assert_eq!(handles(&mut stage, &packet), Handled::Session(Verdict::Later));
-    assert_eq!(handles_at_last(&mut stage, &packet), Handled::Session(Verdict::Drop));
+    assert_eq!(handles(&mut stage, &packet), TrackerVerdict::Session(Verdict::Wait));
+    assert_eq!(handles_at_last(&mut stage, &packet), TrackerVerdict::Session(Verdict::Drop));
     assert_eq!(stage.lets_pass(&packet), b"XXXXX\n");
 }
 
@@ -81,9 +81,9 @@ fn failed_lookup_does_not_reuse_the_old_session() {
     let mut other = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 70_000, 70_000);
     let [_, syn_ack, _] = other.handshake();
     stage.firewall.fail_next_lookups(1);
-    assert_eq!(handles(&mut stage, &syn_ack), Handled::Session(Verdict::Drop));
-    assert_eq!(stage.take_told(), Vec::<String>::new());
-    assert_eq!(handles(&mut stage, &syn_ack), Handled::Session(Verdict::Accept));
-    let told = ["1 ended: replaced", "2 began 10.0.0.1:4000 -> 10.0.0.2:21"];
-    assert_eq!(stage.take_told(), told);
+    assert_eq!(handles(&mut stage, &syn_ack), TrackerVerdict::Session(Verdict::Drop));
+    assert_eq!(stage.take_events(), Vec::<String>::new());
+    assert_eq!(handles(&mut stage, &syn_ack), TrackerVerdict::Session(Verdict::Accept));
+    let events = ["1 ended: replaced", "2 began 10.0.0.1:4000 -> 10.0.0.2:21"];
+    assert_eq!(stage.take_events(), events);
 }

@@ -1,26 +1,26 @@
-//! The table of sessions, and what their announcements lead to.
+//! All sessions and their pinholes.
 //!
 //! Segments and the time come in; pinholes are opened and closed through a [`Firewall`], and events go to an
 //! [`Observer`]. Everything is bounded by the policy's limits, and the cost of a packet does not depend on the
-//! number of sessions. Knows nothing of where packets come from, nor of how the kernel holds a pinhole.
+//! number of sessions. It does not know where packets come from, or how the kernel keeps a pinhole.
 
 mod admission;
 mod adopt;
-mod begin;
 mod client;
 mod context;
-mod encrypted;
+mod encrypted_dialogue;
 mod event;
 mod event_text;
 mod expectations;
+mod line_rewrite;
 mod list;
-mod memory;
+mod memory_budget;
+mod new_session;
 mod origins;
 mod port_search;
 mod quotas;
 mod ranges;
 mod rank;
-mod rewriting;
 mod segment;
 mod slab;
 mod table;
@@ -41,9 +41,9 @@ use crate::core::session::reassembly::StreamAnomaly;
 use crate::core::session::{Dialogue, Session};
 use crate::core::time::Timestamp;
 use adopt::OrphanedPinholes;
-use begin::unknown_connection;
 use expectations::{Expectations, PinholeEntry};
-use memory::MemoryBudget;
+use memory_budget::MemoryBudget;
+use new_session::unknown_connection;
 use ranges::Ranges;
 use rank::Rank;
 use table::Table;
@@ -55,12 +55,12 @@ const LINGER: Duration = Duration::from_secs(150);
 /// How long a session with an open port range may be silent: as long as conntrack keeps a silent connection.
 const LONGEST_SILENCE: Duration = Duration::from_secs(5 * 24 * 3600);
 
-/// What the caller passes to a [`Tracker`] with every packet.
+/// What the caller passes to a [`Tracker`] with every call.
 #[derive(Debug)]
-pub struct World<'a, F, O> {
-    /// The time.
+pub struct Environment<'a, F, O> {
+    /// The current time.
     pub now: Timestamp,
-    /// What the administrator allows.
+    /// The policy in force.
     pub policy: &'a Policy,
     /// The firewall that admits data connections.
     pub firewall: &'a mut F,
@@ -68,25 +68,25 @@ pub struct World<'a, F, O> {
     pub observer: &'a mut O,
 }
 
-impl<F: Firewall, O: Observer> World<'_, F, O> {
+impl<F: Firewall, O: Observer> Environment<'_, F, O> {
     fn report(&mut self, session: SessionNumber, event: &SessionEvent<'_>) {
         self.observer.observe(self.now, session, event);
     }
 }
 
-/// The result of handling a segment.
+/// The verdict on a segment, if it belongs to a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Handled {
+pub enum TrackerVerdict {
     /// The segment belongs to a session, and this is the verdict on it.
     Session(Verdict),
     /// The segment belongs to no control connection, or to one that has ended.
-    NotOurs,
+    Untracked,
 }
 
-/// What happens to a segment in front of which another one is missing.
+/// What happens to a segment if an earlier segment is missing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnGap {
-    /// It waits for the missing segment: its verdict is `Later`.
+    /// It waits for the missing segment: its verdict is `Wait`.
     Wait,
     /// It cannot wait: the missing bytes count as lost, or it is dropped if the policy denies something.
     Continue,
@@ -107,7 +107,7 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// How many sessions are in the table, those that have just ended included.
+    /// How many sessions are in the table, including those that have just ended.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
     }
@@ -117,7 +117,7 @@ impl Tracker {
         self.expectations.len()
     }
 
-    /// All open expectations, the sessions that announced them, and by which mode, where that is known.
+    /// All open expectations, each with the session that announced it and the mode, where that is known.
     pub fn pinholes(&self) -> impl Iterator<Item = (SessionNumber, Option<Mode>, &Expectation)> {
         self.expectations.iter().map(|one| (one.session, one.mode, &one.expectation))
     }
@@ -133,7 +133,7 @@ impl Tracker {
         *self = Self { sessions_begun: self.sessions_begun, ..Self::default() };
     }
 
-    /// The moment at which [`advance`](Self::advance) will have something to do, at the earliest.
+    /// The earliest time at which [`advance`](Self::advance) has something to do.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         [self.expectations.next_expiry(), self.sessions.next_due(), self.ranges.next_renewal()]
             .into_iter()
@@ -143,33 +143,37 @@ impl Tracker {
 
     /// Handles a segment as it was captured. When this returns, every pinhole that the segment announces is open.
     ///
-    /// The caller keeps a segment whose verdict is `Later`, and passes it again after another segment of the same
+    /// The caller keeps a segment whose verdict is `Wait`, and passes it again after another segment of the same
     /// flow.
-    pub fn handle<F: Firewall, O: Observer>(&mut self, segment: &Segment<'_>, world: &mut World<'_, F, O>) -> Handled {
-        self.handle_on_gap(segment, OnGap::Wait, world)
+    pub fn handle<F: Firewall, O: Observer>(
+        &mut self,
+        segment: &Segment<'_>,
+        env: &mut Environment<'_, F, O>,
+    ) -> TrackerVerdict {
+        self.handle_on_gap(segment, OnGap::Wait, env)
     }
 
-    /// The same, where the caller says whether the segment may wait.
+    /// Like [`handle`](Self::handle); `on_gap` says whether the segment may wait.
     pub fn handle_on_gap<F: Firewall, O: Observer>(
         &mut self,
         segment: &Segment<'_>,
         on_gap: OnGap,
-        world: &mut World<'_, F, O>,
-    ) -> Handled {
-        if let Some(verdict) = self.end_replaced(segment, world) {
-            return Handled::Session(verdict);
+        env: &mut Environment<'_, F, O>,
+    ) -> TrackerVerdict {
+        if let Some(verdict) = self.end_replaced(segment, env) {
+            return TrackerVerdict::Session(verdict);
         }
         let (slot, direction) = match self.sessions.find(&segment.flow) {
             Some(found) => found,
-            None => match self.begin(segment, world) {
+            None => match self.begin(segment, env) {
                 Ok(Some(begun)) => begun,
-                Err(LookupFailed) => return unknown_connection(on_gap, world.policy),
+                Err(LookupFailed) => return unknown_connection(on_gap, env.policy),
                 Ok(None) => {
                     // Adopted pinholes are closed too early rather than too late.
                     if segment.flags.has(Flags::FIN) || segment.flags.has(Flags::RST) {
-                        self.close_orphaned(&segment.flow, world);
+                        self.close_orphaned(&segment.flow, env);
                     }
-                    return Handled::NotOurs;
+                    return TrackerVerdict::Untracked;
                 }
             },
         };
@@ -177,10 +181,10 @@ impl Tracker {
             && tracked.origins.is_forged(direction, segment.origin)
         {
             // Routing may drop this packet. Or the routes have changed: then the connection continues unread.
-            world.report(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongSide));
-            return Handled::NotOurs;
+            env.report(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongInterface));
+            return TrackerVerdict::Untracked;
         }
-        Handled::Session(self.segment(slot, segment, direction, on_gap, world))
+        TrackerVerdict::Session(self.segment(slot, segment, direction, on_gap, env))
     }
 
     /// Ends the session of a segment that begins another connection with the same addresses. Returns the verdict on a
@@ -191,7 +195,7 @@ impl Tracker {
     fn end_replaced<F: Firewall, O: Observer>(
         &mut self,
         segment: &Segment<'_>,
-        world: &mut World<'_, F, O>,
+        env: &mut Environment<'_, F, O>,
     ) -> Option<Verdict> {
         if !segment.flags.has(Flags::SYN) || segment.flags.has(Flags::RST) {
             return None;
@@ -201,7 +205,7 @@ impl Tracker {
         if tracked.ended.is_none() && !tracked.session.is_another_start(segment.seq) {
             return None;
         }
-        let Ok(control) = world.firewall.control_connection(&segment.flow) else {
+        let Ok(control) = env.firewall.control_connection(&segment.flow) else {
             // The server retransmits it. It must not pass if it may begin a connection that Pinhole would take for this
             // one.
             return Some(Verdict::Drop);
@@ -210,17 +214,17 @@ impl Tracker {
         if !control.as_ref().is_some_and(is_new) {
             return Some(Verdict::Accept);
         }
-        self.end(slot, Ended::Replaced, world);
+        self.end(slot, Ended::Replaced, env);
         self.remove(slot);
         None
     }
 
-    /// The receiver's sequence number for the sender's sequence number `place`, in packets with these addresses;
-    /// `None` if they belong to no known session.
-    pub fn place_for_receiver(&self, flow: &Flow, place: Seq) -> Option<Seq> {
+    /// The receiver's sequence number for the sender's `seq`, in packets with these addresses; `None` if they belong to
+    /// no known session.
+    pub fn receiver_seq(&self, flow: &Flow, seq: Seq) -> Option<Seq> {
         let (slot, direction) = self.sessions.find(flow)?;
         let tracked = self.sessions.get(slot)?;
-        Some(tracked.rewriters.as_ref().map_or(place, |rewriters| rewriters.get(direction).place_for_receiver(place)))
+        Some(tracked.rewriters.as_ref().map_or(seq, |rewriters| rewriters.get(direction).receiver_seq(seq)))
     }
 
     /// Whether the sender of packets with these addresses is in sync: all that it sent has been read, and its next
@@ -237,16 +241,16 @@ impl Tracker {
     }
 
     /// Handles all deadlines up to now.
-    pub fn advance<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
-        let now = world.now;
+    pub fn advance<F: Firewall, O: Observer>(&mut self, env: &mut Environment<'_, F, O>) {
+        let now = env.now;
         while let Some(PinholeEntry { expectation, session, .. }) = self.expectations.pop_expired(now) {
-            world.firewall.close(&expectation);
-            world.observer.observe(expectation.expires(), session, &SessionEvent::Expired(expectation));
+            env.firewall.close(&expectation);
+            env.observer.observe(expectation.expires(), session, &SessionEvent::Expired(expectation));
         }
-        self.renew_ranges(world);
-        self.sessions.set_idle(world.policy.limits.idle);
+        self.renew_ranges(env);
+        self.sessions.set_idle(env.policy.limits.idle);
         while let Some(slot) = self.sessions.find_due(now) {
-            self.forget(slot, Ended::Idle, world);
+            self.forget(slot, Ended::Idle, env);
         }
     }
 
@@ -254,7 +258,7 @@ impl Tracker {
     pub fn admitted<F: Firewall, O: Observer>(
         &mut self,
         flow: &Flow,
-        world: &mut World<'_, F, O>,
+        env: &mut Environment<'_, F, O>,
     ) -> Option<SessionNumber> {
         let (session, mode) = match self.expectations.remove(flow.source.address, flow.destination) {
             Some(entry) => (entry.session, entry.mode),
@@ -264,16 +268,16 @@ impl Tracker {
                 (self.sessions.get(slot)?.number, None)
             }
         };
-        world.report(session, &SessionEvent::Used { mode, flow: *flow });
+        env.report(session, &SessionEvent::Used { mode, flow: *flow });
         Some(session)
     }
 
-    /// A reload: looks up the rule of each session again. Open pinholes stay open.
+    /// Applies a new policy: looks up the rule of each session again. Open pinholes stay open.
     ///
     /// A session that is not FTP is read from now on if its rule denies something, because the server may take it for
     /// FTP. An encrypted session stays unread.
-    pub fn follow<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
-        let policy = world.policy;
+    pub fn follow<F: Firewall, O: Observer>(&mut self, env: &mut Environment<'_, F, O>) {
+        let policy = env.policy;
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
@@ -286,54 +290,54 @@ impl Tracker {
                 // Bytes may have passed unread in the meantime.
                 tracked.session = Session::from_the_middle(Progress::Unknown, Synced::default());
                 tracked.recorded = Progress::Unknown;
-                world.firewall.record(&tracked.connection, Progress::Unknown);
+                env.firewall.record(&tracked.connection, Progress::Unknown);
             }
         }
     }
 
     /// Conntrack has removed the connection with these addresses: its session, if there is one, has ended.
-    pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, world: &mut World<'_, F, O>) {
+    pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, env: &mut Environment<'_, F, O>) {
         if let Some((slot, _)) = self.sessions.find(flow) {
-            self.end(slot, Ended::Finished, world);
+            self.end(slot, Ended::Finished, env);
             self.remove(slot);
         }
-        self.close_orphaned(flow, world);
+        self.close_orphaned(flow, env);
     }
 
-    /// Ends a session, and remembers its addresses for a while.
-    fn end_for_now<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
-        self.end(slot, how, world);
-        self.sessions.set_rank(slot, Rank::Ended, world.now);
+    /// Ends a session, and keeps its addresses for [`LINGER`].
+    fn end_and_linger<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, F, O>) {
+        self.end(slot, how, env);
+        self.sessions.set_rank(slot, Rank::Ended, env.now);
     }
 
     /// Closes all pinholes and port ranges of a session.
-    fn end<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
+    fn end<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, F, O>) {
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
         if tracked.ended.replace(how).is_some() {
             return;
         }
         let (number, flow) = (tracked.number, tracked.connection.original);
         while let Some(PinholeEntry { expectation, .. }) = self.expectations.pop_of(slot) {
-            world.firewall.close(&expectation);
-            world.report(number, &SessionEvent::Closed { expectation, why: Closed::SessionEnded });
+            env.firewall.close(&expectation);
+            env.report(number, &SessionEvent::Closed { expectation, why: Closed::SessionEnded });
         }
         if let Some(port_range) = self.ranges.remove(slot) {
-            world.firewall.close_port_range(&port_range);
+            env.firewall.close_port_range(&port_range);
         }
-        self.close_orphaned(&flow, world);
-        world.report(number, &SessionEvent::Ended(how));
+        self.close_orphaned(&flow, env);
+        env.report(number, &SessionEvent::Ended(how));
     }
 
     /// Ends and forgets a session whose connection may still be in conntrack. A session that ended before is not
     /// trusted when it is picked up again.
-    fn forget(&mut self, slot: u32, how: Ended, world: &mut World<'_, impl Firewall, impl Observer>) {
+    fn forget(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, impl Firewall, impl Observer>) {
         if let Some(tracked) = self.sessions.get(slot)
             && tracked.ended.is_some()
             && !matches!(tracked.recorded, Progress::Unknown | Progress::Unreadable)
         {
-            world.firewall.record(&tracked.connection, Progress::Unknown);
+            env.firewall.record(&tracked.connection, Progress::Unknown);
         }
-        self.end(slot, how, world);
+        self.end(slot, how, env);
         self.remove(slot);
     }
 

@@ -17,7 +17,7 @@ struct Gateway {
     connection: Connection,
     client_next: Seq,
     server_next: Seq,
-    told: Vec<String>,
+    events: Vec<String>,
     /// Whether a packet has waited long enough.
     at_last: bool,
 }
@@ -40,8 +40,8 @@ impl Gateway {
         let policy = policy::parse("policy.yaml", policy).expect("a good policy").policy;
         let (client_next, server_next) = (Seq::new(u32::MAX - 30), Seq::new(7000));
         let tracker = Tracker::default();
-        let (told, at_last) = (Vec::new(), false);
-        let mut gateway = Self { tracker, firewall, policy, connection, client_next, server_next, told, at_last };
+        let (events, at_last) = (Vec::new(), false);
+        let mut gateway = Self { tracker, firewall, policy, connection, client_next, server_next, events, at_last };
         gateway.passes(FromClient, gateway.client_next, Flags::SYN, b"");
         gateway.client_next += 1;
         gateway.passes(FromServer, gateway.server_next, Flags::SYN.and(Flags::ACK), b"");
@@ -65,24 +65,24 @@ impl Gateway {
         let ack = adjustments.of(who.opposite()).map_or(other, |adjustment| adjustment.sequence(other));
         let bytes = packet(self.connection.flow(who), seq, ack, flags, text);
         let segment = Segment::parse(&bytes).expect("a segment");
-        let told = &mut self.told;
-        let mut observer = |_: Timestamp, _: SessionNumber, news: &SessionEvent<'_>| match news {
-            SessionEvent::Expected { expectation, .. } => told.push(format!("opened {expectation}")),
-            SessionEvent::Refused { why, .. } => told.push(why.to_string()),
-            SessionEvent::Denied { command } => told.push(format!("denied {command}")),
+        let events = &mut self.events;
+        let mut observer = |_: Timestamp, _: SessionNumber, event: &SessionEvent<'_>| match event {
+            SessionEvent::Opened { expectation, .. } => events.push(format!("opened {expectation}")),
+            SessionEvent::Refused { why, .. } => events.push(why.to_string()),
+            SessionEvent::Denied { command } => events.push(format!("denied {command}")),
             _ => {}
         };
         let now = Timestamp::from_secs(1000);
-        let mut world = World { now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
+        let mut env = Environment { now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
         let on_gap = if self.at_last { OnGap::Continue } else { OnGap::Wait };
-        let verdict = match self.tracker.handle_on_gap(&segment, on_gap, &mut world) {
-            Handled::Session(verdict) => verdict,
-            Handled::NotOurs => Verdict::Accept,
+        let verdict = match self.tracker.handle_on_gap(&segment, on_gap, &mut env) {
+            TrackerVerdict::Session(verdict) => verdict,
+            TrackerVerdict::Untracked => Verdict::Accept,
         };
         let (seq, payload) = match verdict {
             Verdict::Accept => (seq, text.to_vec()),
             Verdict::Replace(Replacement { seq, payload }) => (seq, payload),
-            Verdict::Later => return Left::Waits,
+            Verdict::Wait => return Left::Waits,
             Verdict::Drop => return Left::Dropped,
         };
         let adjustment = self.firewall.adjustments(&self.connection).of(who);
@@ -100,7 +100,7 @@ impl Gateway {
     }
 
     fn took(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.told)
+        std::mem::take(&mut self.events)
     }
 
     fn admits(&mut self, from: &str, to: &str) -> bool {
@@ -134,11 +134,11 @@ fn server_behind_nat_announces_its_outside_address() {
     let original = ["192.0.2.9:4000", "203.0.113.5:21"];
     let mut gateway = Gateway::new(original, ["10.0.0.5:2121", "192.0.2.9:4000"], "control_ports: [21]");
     gateway.says(FromClient, "PASV\r\n");
-    let told = gateway.says(FromServer, "227 Entering Passive Mode (10,0,0,5,15,161).\r\n");
-    assert_eq!(told, "227 Entering Passive Mode (203,0,113,5,15,161).\r\n");
+    let events = gateway.says(FromServer, "227 Entering Passive Mode (10,0,0,5,15,161).\r\n");
+    assert_eq!(events, "227 Entering Passive Mode (203,0,113,5,15,161).\r\n");
     gateway.says(FromClient, "EPSV\r\n");
-    let told = gateway.says(FromServer, "229 Extended (|||4002|)\r\n");
-    assert_eq!(told, "229 Extended (|||4002|)\r\n");
+    let events = gateway.says(FromServer, "229 Extended (|||4002|)\r\n");
+    assert_eq!(events, "229 Extended (|||4002|)\r\n");
     gateway.says(FromClient, "PORT 192,0,2,9,15,163\r\n");
     let opened = [
         "opened 192.0.2.9 -> 203.0.113.5:4001 (to 10.0.0.5:4001)",
@@ -408,7 +408,7 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
 fn restart(gateway: &mut Gateway) {
     let flow = |direction| gateway.connection.flow(direction);
     let of = |direction| gateway.tracker.is_synced(flow(direction)).unwrap_or_default();
-    gateway.firewall.find_synced(Synced { client: of(FromClient), server: of(FromServer) });
+    gateway.firewall.set_synced(Synced { client: of(FromClient), server: of(FromServer) });
     gateway.tracker = Tracker::default();
 }
 
@@ -523,8 +523,9 @@ fn denied_command_is_stopped_in_any_segmentation() {
     let segment = Segment::parse(&bytes).expect("a segment");
     let mut observer = |_: Timestamp, _: SessionNumber, _: &SessionEvent<'_>| {};
     let now = Timestamp::from_secs(1000);
-    let mut world = World { now, policy: &gateway.policy, firewall: &mut gateway.firewall, observer: &mut observer };
-    let Handled::Session(Verdict::Replace(said)) = gateway.tracker.handle(&segment, &mut world) else {
+    let mut env =
+        Environment { now, policy: &gateway.policy, firewall: &mut gateway.firewall, observer: &mut observer };
+    let TrackerVerdict::Session(Verdict::Replace(said)) = gateway.tracker.handle(&segment, &mut env) else {
         panic!("Telnet hides nothing")
     };
     hidden.fill(b'X');

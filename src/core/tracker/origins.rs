@@ -1,7 +1,7 @@
-//! The interfaces behind which the two ends of a session are.
+//! The interfaces from which the packets of the two ends come, to detect spoofed packets.
 //!
-//! The daemon reads packets before routing drops those with a spoofed source, so an end could send in the other's
-//! name.
+//! The daemon reads packets before routing drops those with a spoofed source, so one end could send packets with the
+//! other's address.
 
 use crate::core::net::{Direction, Origin};
 
@@ -32,8 +32,8 @@ impl Origins {
         }
     }
 
-    /// Whether both ends' packets come from one interface although the routes have one of the ends elsewhere: then
-    /// one end has sent in the other's name from the beginning.
+    /// Whether both ends' packets come from one interface, although by the routes one of the ends is behind another:
+    /// then one end has sent packets with the other's address from the beginning.
     pub(super) fn are_doubtful(&self) -> bool {
         let (Some(client), Some(server)) = (self.client, self.server) else { return false };
         client.interface == server.interface && (client.is_doubtful || server.is_doubtful)
@@ -49,18 +49,18 @@ mod tests {
     }
 
     #[test]
-    fn neither_end_speaks_for_the_other() {
+    fn packet_from_the_other_ends_interface_is_forged() {
         let mut origins = Origins::default();
         assert!(!origins.is_forged(Direction::FromServer, origin(2, true)));
         assert!(!origins.is_forged(Direction::FromClient, origin(1, false)));
         assert!(origins.is_forged(Direction::FromServer, origin(1, false)));
         assert!(origins.is_forged(Direction::FromClient, origin(2, false)));
-        assert!(!origins.is_forged(Direction::FromServer, origin(3, true)), "there may be several ways");
+        assert!(!origins.is_forged(Direction::FromServer, origin(3, true)), "there may be several routes");
         assert!(!origins.is_forged(Direction::FromServer, None) && !origins.are_doubtful());
     }
 
     #[test]
-    fn both_ends_on_one_side_are_doubtful_where_the_routes_say_otherwise() {
+    fn both_ends_on_one_interface_are_doubtful_by_the_routes() {
         for doubtful in [false, true] {
             let mut origins = Origins::default();
             assert!(!origins.is_forged(Direction::FromServer, origin(1, doubtful)));

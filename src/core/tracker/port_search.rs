@@ -1,25 +1,25 @@
 //! Which outside ports are tried for the announcements of one segment, and how many.
 //!
-//! To ask the kernel takes up to three system calls, while every other packet waits. So the number of ports per segment,
-//! which may hold dozens of announcements, is bounded, and the tracker's own table, which costs next to nothing, is
-//! looked up first.
+//! A lookup in the kernel takes up to three system calls, and all other packets wait for it. So the number of ports per
+//! segment, which may hold dozens of announcements, is bounded, and the tracker's own table, a fast lookup, comes
+//! first.
 
 use crate::core::net::Port;
 use crate::core::policy::Terms;
 
-/// How many ports the kernel is asked about for one segment.
-const MOST_QUESTIONS: u32 = 32;
+/// How many ports are looked up in the kernel for one segment.
+const MAX_KERNEL_LOOKUPS: u32 = 32;
 
 /// How many ports are looked up among the tracker's own pinholes for one segment.
-const MOST_LOOKUPS: u32 = 2048;
+const MAX_LOOKUPS: u32 = 2048;
 
-/// How many ports are looked at in all, most of them only to find that the line would get another length.
-const MOST_PORTS: u32 = 2 * 65_536;
+/// How many ports are tried in all, most of them only to find that the line would change its length.
+const MAX_PORTS: u32 = 2 * 65_536;
 
 /// The search for an outside port: its next port, and the rest of its bounds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PortSearch {
-    questions: u32,
+    kernel_lookups: u32,
     lookups: u32,
     ports: u32,
     state: u64,
@@ -28,18 +28,18 @@ pub(super) struct PortSearch {
 impl PortSearch {
     /// A search that has all of its bounds left.
     pub(super) const fn new() -> Self {
-        Self { questions: MOST_QUESTIONS, lookups: MOST_LOOKUPS, ports: MOST_PORTS, state: 0 }
+        Self { kernel_lookups: MAX_KERNEL_LOOKUPS, lookups: MAX_LOOKUPS, ports: MAX_PORTS, state: 0 }
     }
 
-    /// The search for another announcement. Its jumps depend on `seed`, so that two announcements of the same port try
-    /// different ports.
+    /// The search for another announcement. Its random ports depend on `seed`, so that two announcements of the same
+    /// port try different ones.
     pub(super) const fn seeded(self, seed: u64) -> Self {
         Self { state: seed, ..self }
     }
 
-    /// Whether the kernel may be asked about one more port.
-    pub(super) const fn may_ask(&mut self) -> bool {
-        take(&mut self.questions)
+    /// Whether one more port may be looked up in the kernel.
+    pub(super) const fn may_ask_kernel(&mut self) -> bool {
+        take(&mut self.kernel_lookups)
     }
 
     /// Whether one more port may be looked up among the tracker's own pinholes.
@@ -47,14 +47,13 @@ impl PortSearch {
         take(&mut self.lookups)
     }
 
-    /// Whether one more port may be looked at.
-    pub(super) const fn may_go_on(&mut self) -> bool {
+    /// Whether one more port may be tried.
+    pub(super) const fn may_try(&mut self) -> bool {
         take(&mut self.ports)
     }
 
-    /// A random port of these terms. The kernel has taken the last port, and the program that uses it may use its
-    /// neighbours too.
-    pub(super) fn jump(&mut self, terms: &Terms) -> Port {
+    /// A random port of these terms. The last port was taken, and the program that uses it may use the next ports, too.
+    pub(super) fn random_port(&mut self, terms: &Terms) -> Port {
         // SplitMix64.
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.state;
@@ -89,17 +88,17 @@ mod tests {
     use crate::core::policy;
 
     #[test]
-    fn jumps_reach_every_port_of_the_policy_and_no_other() {
+    fn random_ports_are_those_of_the_policy() {
         let policy = policy::parse("p", "defaults: { data_ports: [20, 5000-5009, 65535] }").expect("good").policy;
         let mut search = PortSearch::new().seeded(7);
-        let reached: HashSet<u16> = (0..500).map(|_| search.jump(&policy.defaults).number()).collect();
+        let reached: HashSet<u16> = (0..500).map(|_| search.random_port(&policy.defaults).number()).collect();
         let all: HashSet<u16> = [20, 65_535].into_iter().chain(5000..5010).collect();
         assert_eq!(reached, all);
     }
 
     #[test]
-    fn the_kernel_is_asked_32_times() {
+    fn kernel_lookups_are_bounded() {
         let mut search = PortSearch::new().seeded(7);
-        assert_eq!((0..100).filter(|_| search.may_ask()).count(), 32);
+        assert_eq!((0..100).filter(|_| search.may_ask_kernel()).count(), 32);
     }
 }

@@ -34,9 +34,9 @@ fn opens(stage: &mut Stage, talk: &mut Conversation, port: u16) {
     assert_eq!(stage.firewall.pinholes(), before + 1);
 }
 
-/// What was told that contains this text.
-fn told_of(stage: &mut Stage, text: &str) -> Vec<String> {
-    stage.take_told().into_iter().filter(|line| line.contains(text)).collect()
+/// The events that contain this text.
+fn events_with(stage: &mut Stage, text: &str) -> Vec<String> {
+    stage.take_events().into_iter().filter(|line| line.contains(text)).collect()
 }
 
 #[test]
@@ -45,14 +45,14 @@ fn half_open_flood_closes_no_pinhole_of_a_user() {
     let mut talk = client(CLIENT);
     logs_in(&mut stage, &mut talk);
     opens(&mut stage, &mut talk, 5001);
-    stage.take_told();
+    stage.take_events();
     stage.waits(Duration::from_secs(30));
     for number in 0..2000 {
         half_opens(&mut stage, &mut one_of_many(number));
     }
     // They have a quarter of the table.
     assert_eq!((stage.tracker.sessions(), stage.firewall.pinholes()), (101, 1));
-    assert_eq!(told_of(&mut stage, "ended: evicted-before-login").len(), 1900);
+    assert_eq!(events_with(&mut stage, "ended: evicted-before-login").len(), 1900);
     assert!(stage.connects("10.0.0.1:5000", "10.0.0.2:5001"));
 }
 
@@ -63,14 +63,14 @@ fn half_open_session_is_evicted_for_an_active_one() {
     stage.sees_all(spoken.handshake());
     stage.sees(&spoken.says(FromServer, "220 ready\r\n"));
     stage.sees(&spoken.says(FromClient, "USER anna\r\n"));
-    stage.take_told();
+    stage.take_events();
     for number in 0..2000 {
         half_opens(&mut stage, &mut one_of_many(number));
     }
-    let told = told_of(&mut stage, "ended: evicted-before-login");
-    assert!(told.len() > 1800 && !told.iter().any(|line| line.starts_with("1 ")));
+    let events = events_with(&mut stage, "ended: evicted-before-login");
+    assert!(events.len() > 1800 && !events.iter().any(|line| line.starts_with("1 ")));
     stage.sees(&spoken.says(FromServer, "230 in\r\n"));
-    assert_eq!(stage.take_told(), ["1 login anna"]);
+    assert_eq!(stage.take_events(), ["1 login anna"]);
 }
 
 #[test]
@@ -85,13 +85,13 @@ fn full_table_evicts_ended_then_half_open_then_before_login() {
     half_opens(&mut stage, &mut talks[3]);
     logs_in(&mut stage, &mut talks[4]);
     stage.sees(&talks[4].resets(FromClient));
-    stage.take_told();
+    stage.take_events();
     for talk in &mut talks[5..9] {
         logs_in(&mut stage, talk);
     }
-    // The fifth had ended and was told of; then the half-open one, the one before a login, and the oldest of the others.
+    // The fifth had ended before; then the half-open one, the one before a login, and the oldest of the others.
     let order = ["4 ended: evicted", "3 ended: evicted", "1 ended: evicted"];
-    assert_eq!(told_of(&mut stage, "ended"), order);
+    assert_eq!(events_with(&mut stage, "ended"), order);
     assert_eq!(stage.tracker.sessions(), 5);
 }
 
@@ -102,9 +102,9 @@ fn unreadable_session_is_evicted_first() {
     half_opens(&mut stage, &mut talks[0]);
     stage.sees_all(talks[1].handshake());
     stage.sees(&talks[1].says(FromServer, "HTTP/1.1 400 Bad Request\r\n"));
-    stage.take_told();
+    stage.take_events();
     half_opens(&mut stage, &mut talks[2]);
-    assert_eq!(told_of(&mut stage, "ended"), ["2 ended: evicted"]);
+    assert_eq!(events_with(&mut stage, "ended"), ["2 ended: evicted"]);
 }
 
 #[test]
@@ -120,15 +120,15 @@ fn client_over_its_share_loses_its_own_sessions() {
     }
     // Its oldest has spoken again since.
     stage.sees(&talks[0].says(FromClient, "NOOP\r\n"));
-    stage.take_told();
+    stage.take_events();
     logs_in(&mut stage, &mut talks[3]);
-    assert_eq!(told_of(&mut stage, "ended"), ["3 ended: evicted-over-share"]);
+    assert_eq!(events_with(&mut stage, "ended"), ["3 ended: evicted-over-share"]);
     assert_eq!(stage.tracker.sessions(), 4);
     // What has not logged in goes first, however young it is.
     half_opens(&mut stage, &mut talks[4]);
-    assert_eq!(told_of(&mut stage, "ended"), ["4 ended: evicted-over-share"]);
+    assert_eq!(events_with(&mut stage, "ended"), ["4 ended: evicted-over-share"]);
     half_opens(&mut stage, &mut client("10.0.0.1:4999"));
-    assert_eq!(told_of(&mut stage, "ended"), ["6 ended: evicted-over-share"]);
+    assert_eq!(events_with(&mut stage, "ended"), ["6 ended: evicted-over-share"]);
 }
 
 #[test]
@@ -151,10 +151,10 @@ fn client_over_its_share_of_pinholes_is_refused_alone() {
     }
     opens(&mut stage, &mut talks[0], 5001);
     opens(&mut stage, &mut talks[1], 5002);
-    stage.take_told();
+    stage.take_events();
     stage.sees(&talks[2].says(FromClient, "EPSV\r\n"));
     stage.sees(&talks[2].says(FromServer, "229 Extended (|||5003|)\r\n"));
-    assert_eq!(stage.take_told(), ["3 229 10.0.0.2:5003 refused: too-many"]);
+    assert_eq!(stage.take_events(), ["3 229 10.0.0.2:5003 refused: too-many"]);
     opens(&mut stage, &mut other, 5004);
     // What was used counts no more.
     assert!(stage.connects("10.0.0.1:6000", "10.0.0.2:5001"));
@@ -221,12 +221,12 @@ fn buffers_before_login_leave_room_for_users() {
 fn reads_what_comes_in_the_wrong_order(stage: &mut Stage) {
     let mut talk = client(CLIENT);
     logs_in(stage, &mut talk);
-    stage.take_told();
+    stage.take_events();
     let (begins, ends) = (talk.says(FromClient, "EP"), talk.says(FromClient, "SV\r\n"));
     stage.sees_all([ends, begins]);
     stage.sees(&talk.says(FromServer, "229 Extended (|||5001|)\r\n"));
-    let told = stage.take_told();
-    assert!(told.iter().any(|line| line.ends_with("229 10.0.0.1 -> 10.0.0.2:5001")), "{told:?}");
+    let events = stage.take_events();
+    assert!(events.iter().any(|line| line.ends_with("229 10.0.0.1 -> 10.0.0.2:5001")), "{events:?}");
 }
 
 #[test]
@@ -272,13 +272,13 @@ fn range_stays_open_as_long_as_its_silent_session_lives() {
     let mut talk = client(CLIENT);
     secures(&mut stage, &mut talk);
     goes_on_encrypted(&mut stage, &mut talk);
-    assert_eq!(told_of(&mut stage, "range"), ["1 range 10.0.0.1 -> 10.0.0.2 ports 50000-50100"]);
+    assert_eq!(events_with(&mut stage, "range"), ["1 range 10.0.0.1 -> 10.0.0.2 ports 50000-50100"]);
     // The kernel forgets the element after an hour, unless it is renewed; `idle` is an hour, too.
     for _ in 0..100 {
         assert!(stage.tracker.next_deadline().is_some_and(|due| due <= stage.now + Duration::from_secs(1800)));
         stage.waits(Duration::from_secs(1800));
     }
-    assert_eq!((stage.firewall.renewals(), stage.take_told().len()), (100, 0));
+    assert_eq!((stage.firewall.renewals(), stage.take_events().len()), (100, 0));
     stage.sees(&talk.resets(FromClient));
     stage.waits(Duration::from_secs(1800));
     assert_eq!((stage.firewall.renewals(), stage.tracker.next_deadline()), (100, None));
@@ -293,9 +293,9 @@ fn range_needs_a_234_that_was_asked_for() {
     // Behind so many commands nobody knows what is answered.
     stage.sees(&talk.says(FromClient, "NOOP\r\n".repeat(20)));
     stage.sees(&talk.says(FromServer, "234 go\r\n"));
-    stage.take_told();
+    stage.take_events();
     goes_on_encrypted(&mut stage, &mut talk);
-    assert_eq!((stage.take_told(), stage.connects("10.0.0.1:5000", "10.0.0.2:50001")), (vec![], false));
+    assert_eq!((stage.take_events(), stage.connects("10.0.0.1:5000", "10.0.0.2:50001")), (vec![], false));
 }
 
 #[test]
@@ -306,15 +306,15 @@ fn range_counts_as_a_pinhole_of_its_client() {
         secures(&mut stage, talk);
         goes_on_encrypted(&mut stage, talk);
     }
-    let told = told_of(&mut stage, "range 10");
-    assert_eq!(told.len(), 3);
-    assert!(told[2].ends_with("refused: too-many"), "{told:?}");
+    let events = events_with(&mut stage, "range 10");
+    assert_eq!(events.len(), 3);
+    assert!(events[2].ends_with("refused: too-many"), "{events:?}");
     // With one that ends there is room again.
     stage.sees(&talks[0].resets(FromClient));
     let mut another = client("10.0.0.1:4009");
     secures(&mut stage, &mut another);
     goes_on_encrypted(&mut stage, &mut another);
-    assert_eq!(told_of(&mut stage, "range 10"), ["4 range 10.0.0.1 -> 10.0.0.2 ports 50000-50100"]);
+    assert_eq!(events_with(&mut stage, "range 10"), ["4 range 10.0.0.1 -> 10.0.0.2 ports 50000-50100"]);
 }
 
 proptest::proptest! {

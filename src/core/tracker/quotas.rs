@@ -1,27 +1,27 @@
-//! Which session gives way when another one begins, and to which quotas each session counts.
+//! Which session is evicted when another one begins, and to which quotas each session counts.
 
 use super::client::ClientKey;
 use super::rank::{RangeState, Rank};
-use super::{Ended, Observer, Tracker, World};
+use super::{Ended, Environment, Observer, Tracker};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Direction, Flags, Segment};
 use crate::core::policy::Limits;
 use crate::core::session::Session;
 use crate::core::time::Timestamp;
 
-/// The share of the table for all sessions before a login: this part of it.
-const PART_BEFORE_LOGIN: usize = 4;
+/// All sessions before a login together may fill 1/4 of the table.
+const BEFORE_LOGIN_DIVISOR: usize = 4;
 
-/// The least share, for a small table.
-const LEAST_BEFORE_LOGIN: usize = 64;
+/// Their minimum share, for a small table.
+const MIN_BEFORE_LOGIN: usize = 64;
 
 /// The ranks before a login, the lowest first.
 const BEFORE_LOGIN: [Rank; 2] = [Rank::HalfOpen, Rank::NotLoggedIn];
 
 /// How many sessions before a login there may be.
-fn most_before_login(limits: &Limits) -> usize {
+fn max_before_login(limits: &Limits) -> usize {
     let all = limits.sessions.get() as usize;
-    (all / PART_BEFORE_LOGIN).max(LEAST_BEFORE_LOGIN).min(all)
+    (all / BEFORE_LOGIN_DIVISOR).max(MIN_BEFORE_LOGIN).min(all)
 }
 
 /// The rank of a session that begins with this segment.
@@ -34,32 +34,31 @@ pub(super) fn first_rank(session: &Session, segment: &Segment<'_>, direction: Di
 impl Tracker {
     /// Makes room for one more session of that client, which begins with that rank.
     ///
-    /// A client over its share loses one of its own sessions. Otherwise the session of the lowest rank gives way, so
-    /// that no number of SYNs closes the pinholes of a user who is logged in while there is a session of a lower
-    /// rank.
+    /// A client over its share loses one of its own sessions. Otherwise the session of the lowest rank is evicted. So
+    /// no number of SYNs closes the pinholes of a user who is logged in while there is a session of a lower rank.
     pub(super) fn make_room<F: Firewall, O: Observer>(
         &mut self,
         client: ClientKey,
         rank: Rank,
-        world: &mut World<'_, F, O>,
+        env: &mut Environment<'_, F, O>,
     ) {
-        let limits = world.policy.limits;
+        let limits = env.policy.limits;
         self.sessions.set_idle(limits.idle);
         while self.sessions.count_of_client(client) >= limits.sessions_per_client.get() as usize
-            && let Some(slot) = self.sessions.least_of_client(client)
+            && let Some(slot) = self.sessions.next_to_evict_of_client(client)
         {
-            self.evict(slot, Ended::EvictedOverShare, world);
+            self.evict(slot, Ended::EvictedOverShare, env);
         }
         while rank.is_before_login()
-            && self.sessions_before_login() >= most_before_login(&limits)
-            && let Some(slot) = self.sessions.least(&BEFORE_LOGIN)
+            && self.sessions_before_login() >= max_before_login(&limits)
+            && let Some(slot) = self.sessions.next_to_evict(&BEFORE_LOGIN)
         {
-            self.evict(slot, Ended::EvictedBeforeLogin, world);
+            self.evict(slot, Ended::EvictedBeforeLogin, env);
         }
         while self.sessions.len() >= limits.sessions.get() as usize
-            && let Some(slot) = self.sessions.least(&Rank::ALL)
+            && let Some(slot) = self.sessions.next_to_evict(&Rank::ALL)
         {
-            self.evict(slot, Ended::Evicted, world);
+            self.evict(slot, Ended::Evicted, env);
         }
     }
 
@@ -67,8 +66,8 @@ impl Tracker {
         BEFORE_LOGIN.into_iter().map(|rank| self.sessions.count_of_rank(rank)).sum()
     }
 
-    fn evict<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, world: &mut World<'_, F, O>) {
-        self.forget(slot, how, world);
+    fn evict<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, F, O>) {
+        self.forget(slot, how, env);
     }
 
     /// Updates the rank of a session, and the memory of its buffers, after a segment of this direction with this many
@@ -80,7 +79,7 @@ impl Tracker {
             self.ranges.is_planned(slot).then_some(RangeState::Planned)
         };
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
-        let before = tracked.place.rank;
+        let before = tracked.position.rank;
         let rank = Rank::of(&tracked.session, tracked.ended, range, before, segment);
         let client = ClientKey::of(tracked.connection.client().address);
         let bytes = tracked.session.buffered_bytes();
@@ -97,12 +96,12 @@ impl Tracker {
         self.memory.count(client, &mut tracked.buffered, 0, false);
     }
 
-    /// The bytes that the buffers of all sessions hold: what is out of order, and lines without their end.
+    /// The bytes in the buffers of all sessions: bytes out of order, and unfinished lines.
     pub fn buffered_bytes(&self) -> usize {
         self.memory.used()
     }
 
-    /// How often a session gave up bytes because the buffers of all sessions, or those of its client, were full.
+    /// How often a session dropped bytes because the buffers of all sessions, or those of its client, were full.
     pub fn buffer_refusals(&self) -> u64 {
         self.memory.refusals()
     }

@@ -9,21 +9,21 @@ use hashbrown::HashMap;
 
 use super::client::ClientKey;
 use super::context::SessionContext;
-use super::encrypted::EncryptedDialogue;
-use super::{Observer, SessionEvent, Tracker, World};
+use super::encrypted_dialogue::EncryptedDialogue;
+use super::{Environment, Observer, SessionEvent, Tracker};
 use crate::core::expectation::{PortRangePinhole, Refusal};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Connection, Flow};
 use crate::core::policy::Tls;
 use crate::core::time::Timestamp;
 
-/// How often an open range is renewed: twice in its lifetime, so that one failure does no harm.
+/// How often an open range is renewed: twice in its lifetime, so that it survives one failure.
 const RENEWAL: Duration = Duration::from_secs(PortRangePinhole::LIFETIME.as_secs() / 2);
 
 /// The range of one session.
 #[derive(Debug)]
 enum Range {
-    /// It opens when the dialogue has come far enough for a login.
+    /// It opens when the dialogue is long enough for a login.
     Planned(PortRangePinhole, EncryptedDialogue),
     Open(PortRangePinhole),
 }
@@ -43,7 +43,7 @@ pub(super) struct Ranges {
     /// The sessions that have a range open between two hosts.
     by_hosts: HashMap<(IpAddr, IpAddr), Vec<u32>, RandomState>,
     by_client: HashMap<ClientKey, usize, RandomState>,
-    /// The open ones in the order in which they have to be renewed.
+    /// The open ranges in the order in which they have to be renewed.
     renewals: VecDeque<(Timestamp, Owner, PortRangePinhole)>,
     open: usize,
 }
@@ -62,7 +62,7 @@ impl Ranges {
         matches!(self.by_session.get(&session), Some(Range::Open(_)))
     }
 
-    /// Whether the range of that session waits for the dialogue to go on.
+    /// Whether the range of that session waits for more of the dialogue.
     pub(super) fn is_planned(&self, session: u32) -> bool {
         matches!(self.by_session.get(&session), Some(Range::Planned(..)))
     }
@@ -121,11 +121,11 @@ impl Ranges {
 }
 
 impl Tracker {
-    /// Renews the ranges that are due. So a range stays open as long as its session, however silent, and not much
-    /// longer than a daemon that was killed and never started again.
-    pub(super) fn renew_ranges<F: Firewall, O: Observer>(&mut self, world: &mut World<'_, F, O>) {
+    /// Renews the ranges that are due. So a range stays open as long as its session, however silent; and if the daemon
+    /// is killed and not started again, it expires.
+    pub(super) fn renew_ranges<F: Firewall, O: Observer>(&mut self, env: &mut Environment<'_, F, O>) {
         while let Some((at, owner, port_range)) = self.ranges.renewals.pop_front() {
-            if at > world.now {
+            if at > env.now {
                 self.ranges.renewals.push_front((at, owner, port_range));
                 return;
             }
@@ -137,8 +137,8 @@ impl Tracker {
                 Owner::Earlier => self.orphaned.holds(&port_range),
             };
             if is_open {
-                world.firewall.renew_port_range(&port_range);
-                self.ranges.renewals.push_back((world.now + RENEWAL, owner, port_range));
+                env.firewall.renew_port_range(&port_range);
+                self.ranges.renewals.push_back((env.now + RENEWAL, owner, port_range));
             }
         }
     }
@@ -148,7 +148,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// The session is encrypted from here on.
     pub(super) fn encrypted(&mut self, is_requested: bool) {
         let port_range = match self.terms.tls {
-            Tls::Range(ports) if is_requested && !self.is_over && !self.is_forged => {
+            Tls::Range(ports) if is_requested && !self.has_ended && !self.is_forged => {
                 let Connection { original, .. } = *self.connection;
                 Some(PortRangePinhole { from: original.source.address, to: original.destination.address, ports })
             }
@@ -160,7 +160,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         self.report(&SessionEvent::Encrypted { port_range });
     }
 
-    /// Handles a segment after the 234: opens the range if the dialogue has come far enough.
+    /// Handles a segment after the 234: opens the range if the dialogue is long enough for a login.
     pub(super) fn encrypted_segment(&mut self) {
         let Some(Range::Planned(port_range, dialogue)) = self.ranges.by_session.get_mut(&self.slot) else { return };
         let port_range = *port_range;
@@ -169,7 +169,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
         match self.open_range(&port_range) {
             Ok(()) => {
-                self.ranges.note_open(self.slot, port_range, self.world.now);
+                self.ranges.note_open(self.slot, port_range, self.env.now);
                 self.report(&SessionEvent::RangeOpened(port_range));
             }
             Err(why) => {
@@ -181,13 +181,13 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
 
     /// A range counts as one pinhole, of its client and of all.
     fn open_range(&mut self, port_range: &PortRangePinhole) -> Result<(), Refusal> {
-        let limits = &self.world.policy.limits;
+        let limits = &self.env.policy.limits;
         let client = ClientKey::of(port_range.from);
         let of_client = self.expectations.count_of_client(client) + self.ranges.count_of_client(client);
         let in_all = self.expectations.len() + self.ranges.len();
         if of_client >= limits.pinholes_per_client.get() as usize || in_all >= limits.pinholes.get() as usize {
             return Err(Refusal::TooMany);
         }
-        self.world.firewall.open_port_range(port_range).map_err(|_| Refusal::NotOpened)
+        self.env.firewall.open_port_range(port_range).map_err(|_| Refusal::NotOpened)
     }
 }

@@ -1,20 +1,20 @@
-//! The rank of a session: sessions of the lowest rank give way first.
+//! The rank of a session: sessions of the lowest rank are evicted first.
 
 use super::Ended;
 use crate::core::net::Direction;
 use crate::core::session::Session;
 
-/// The rank of a session, the lowest first: how much is lost with it. When the table is full, a session of the lowest
-/// rank gives way, and among those the one that was silent longest.
+/// The rank of a session, the lowest first: how much is lost with it. When the table is full, the longest silent
+/// session of the lowest rank is evicted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Rank {
-    /// It has ended; only its addresses are remembered for a while.
+    /// It has ended; only its addresses are kept for a while.
     Ended,
     /// It cannot be read any more, and nothing is open for it. Its mark says so, too.
     Unread,
     /// The server has answered the client's SYN, and the client has sent no data.
     HalfOpen,
-    /// Nobody has logged in.
+    /// No user has logged in.
     NotLoggedIn,
     /// It is encrypted, and a port range is open for it.
     Ranged,
@@ -25,7 +25,7 @@ pub(super) enum Rank {
 /// The state of an encrypted session's port range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RangeState {
-    /// It opens when the dialogue has come far enough for a login.
+    /// It opens when the dialogue is long enough for a login.
     Planned,
     Open,
 }
@@ -37,7 +37,8 @@ impl Rank {
     pub(super) const ALL: [Self; Self::COUNT] =
         [Self::Ended, Self::Unread, Self::HalfOpen, Self::NotLoggedIn, Self::Ranged, Self::LoggedIn];
 
-    /// The rank of a session after a segment of that direction with so many bytes; before it, the rank was `before`.
+    /// The rank of a session after a segment of that direction with this many bytes. `before` is its rank before that
+    /// segment.
     pub(super) fn of(
         session: &Session,
         ended: Option<Ended>,
@@ -63,7 +64,7 @@ impl Rank {
         }
     }
 
-    /// Whether it counts to the small share of the table.
+    /// Whether it counts to the share of the table for sessions before a login.
     pub(super) const fn is_before_login(self) -> bool {
         matches!(self, Self::HalfOpen | Self::NotLoggedIn)
     }

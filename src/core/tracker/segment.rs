@@ -1,10 +1,10 @@
-//! A segment of a known session, on its way to the verdict.
+//! Handles a segment of a known session, up to the verdict.
 
 use super::context::SessionContext;
 use super::port_search::PortSearch;
 use super::ranges::Ranges;
 use super::table::Tracked;
-use super::{ClientKey, Ended, Observer, OnGap, SessionEvent, Tracker, World};
+use super::{ClientKey, Ended, Environment, Observer, OnGap, SessionEvent, Tracker};
 use crate::core::kernel::{Firewall, Progress};
 use crate::core::net::{Direction, Flags, Segment};
 use crate::core::policy::Terms;
@@ -13,35 +13,35 @@ use crate::core::session::Ending;
 use crate::core::session::reassembly::{Acceptance, StreamAnomaly};
 
 impl Tracker {
-    /// Decides what of a segment may pass, reads that, and acts on each line of it.
+    /// Decides which bytes of a segment may pass, reads them, and acts on each line.
     pub(super) fn segment<F: Firewall, O: Observer>(
         &mut self,
         slot: u32,
         segment: &Segment<'_>,
         direction: Direction,
         on_gap: OnGap,
-        world: &mut World<'_, F, O>,
+        env: &mut Environment<'_, F, O>,
     ) -> Verdict {
-        self.sessions.touch(slot, world.now);
+        self.sessions.touch(slot, env.now);
         let Self { sessions, expectations, ranges, memory, .. } = self;
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
-        let policy = world.policy;
+        let policy = env.policy;
         let terms = policy.terms(tracked.rule);
         let client = ClientKey::of(tracked.connection.client().address);
         let narrowed = memory.narrowed(&policy.limits, client, tracked.buffered, segment.payload.len());
         let limits = narrowed.as_ref().unwrap_or(&policy.limits);
 
-        let corrected = match tracked.session.judge(segment, direction, terms.holds_back(), limits) {
+        let corrected = match tracked.session.check_segment(segment, direction, terms.holds_back(), limits) {
             Acceptance::AsSent => None,
             Acceptance::Corrected(payload) => {
-                world.report(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::DifferingCopy));
+                env.report(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::ChangedRetransmission));
                 Some(payload)
             }
             Acceptance::Refused(anomaly) => {
-                if narrowed.is_some() && anomaly == StreamAnomaly::TooMuchWaiting {
-                    memory.note_refusal();
+                if narrowed.is_some() && anomaly == StreamAnomaly::TooManyOutOfOrder {
+                    memory.count_refusal();
                 }
-                world.report(tracked.number, &SessionEvent::Anomaly(anomaly));
+                env.report(tracked.number, &SessionEvent::Anomaly(anomaly));
                 return Verdict::Drop;
             }
         };
@@ -56,7 +56,7 @@ impl Tracker {
             number: tracked.number,
             connection: &tracked.connection,
             terms,
-            is_over: tracked.ended.is_some(),
+            has_ended: tracked.ended.is_some(),
             is_forged: tracked.origins.are_doubtful(),
             is_known: tracked.session.dialogue().is_known(),
             has_refused: false,
@@ -68,7 +68,7 @@ impl Tracker {
             segment: &segment,
             direction,
             rewriters: tracked.rewriters.as_deref_mut(),
-            world,
+            env,
         };
         context.encrypted_segment();
         let mut reader = tracked.session.segment(&segment, direction, limits);
@@ -81,12 +81,12 @@ impl Tracker {
             tracked.session.refuse(direction);
         }
 
-        tracked.record_progress(slot, terms, ranges, world);
-        self.classify(slot, (direction, segment.payload.len()), world.now);
+        tracked.record_progress(slot, terms, ranges, env);
+        self.classify(slot, (direction, segment.payload.len()), env.now);
         match ending {
             None => {}
-            Some(Ending::Finished) => self.end_for_now(slot, Ended::Finished, world),
-            Some(Ending::Reset) => self.end_for_now(slot, Ended::Reset, world),
+            Some(Ending::Finished) => self.end_and_linger(slot, Ended::Finished, env),
+            Some(Ending::Reset) => self.end_and_linger(slot, Ended::Reset, env),
         }
 
         if verdict != Verdict::Accept {
@@ -104,8 +104,8 @@ impl Tracker {
 }
 
 impl Tracked {
-    /// The verdict on a segment that must not be read before the missing one in front of it: bytes of a line that may
-    /// have to be replaced would pass, or a command that the policy denies.
+    /// The verdict on a segment that must not be read before a missing earlier one: bytes that have to be rewritten, or
+    /// a command that the policy denies, could pass.
     fn verdict_on_gap(
         &mut self,
         segment: &Segment<'_>,
@@ -118,7 +118,7 @@ impl Tracked {
             return None;
         }
         if on_gap == OnGap::Wait {
-            return Some(Verdict::Later);
+            return Some(Verdict::Wait);
         }
         if direction == Direction::FromServer || !terms.holds_back() {
             return None;
@@ -132,15 +132,15 @@ impl Tracked {
         None
     }
 
-    /// Tells the rewriters of a segment that will be read. Its acknowledgement is in the receiver's sequence numbers,
-    /// and after this in the sender's.
+    /// Updates the rewriters for a segment that will be read, and translates its acknowledgement from the receiver's to
+    /// the sender's sequence numbers.
     fn track_rewritten(&mut self, segment: &mut Segment<'_>, direction: Direction) {
         let Some(rewriters) = self.rewriters.as_deref_mut() else { return };
         if !segment.payload.is_empty() {
-            rewriters.of(direction).goes_on_from(segment.seq);
+            rewriters.get_mut(direction).continue_from(segment.seq);
         }
         if segment.flags.has(Flags::ACK) {
-            segment.ack = rewriters.of(direction.opposite()).acknowledged(segment.ack);
+            segment.ack = rewriters.get_mut(direction.opposite()).acknowledged(segment.ack);
         }
     }
 
@@ -150,12 +150,12 @@ impl Tracked {
         slot: u32,
         terms: &Terms,
         ranges: &Ranges,
-        world: &mut World<'_, F, O>,
+        env: &mut Environment<'_, F, O>,
     ) {
         let dialogue = self.session.dialogue();
-        // Packets of an unreadable session are not queued any more. But the length of an encrypted dialogue may matter;
-        // and where the policy denies something, a dialogue that is not FTP is read, because its server may take it for
-        // FTP.
+        // Packets of an unreadable session are not queued any more. But a planned port range needs the encrypted
+        // dialogue; and where the policy denies something, a dialogue that is not FTP is read, because its server may
+        // take it for FTP.
         let may_pass_unread = if dialogue.is_encrypted() { !ranges.is_planned(slot) } else { !terms.holds_back() };
         let progress = match dialogue.progress() {
             Progress::Unreadable if !may_pass_unread => Progress::Unknown,
@@ -163,7 +163,7 @@ impl Tracked {
         };
         if progress != self.recorded {
             self.recorded = progress;
-            world.firewall.record(&self.connection, progress);
+            env.firewall.record(&self.connection, progress);
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The sessions by the addresses of their packets, in either direction.
+//! The sessions by the flows of their packets, by client and by rank.
 
 use std::hash::BuildHasher;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use hashbrown::HashTable;
 
 use super::client::ClientKey;
 use super::list::{Links, List};
-use super::memory::Buffered;
+use super::memory_budget::Buffered;
 use super::origins::Origins;
 use super::rank::Rank;
 use super::slab::Slab;
@@ -20,9 +20,9 @@ use crate::core::seqadj::Rewriters;
 use crate::core::session::Session;
 use crate::core::time::Timestamp;
 
-/// The precision of the order of silence: an active session moves in the lists once in this time, not with each
+/// The precision of the order by latest packet: an active session moves in the lists once in this time, not with each
 /// packet.
-const COARSE: Duration = Duration::from_secs(1);
+const ORDER_PRECISION: Duration = Duration::from_secs(1);
 
 /// A session as the tracker keeps it.
 #[derive(Debug)]
@@ -32,10 +32,10 @@ pub(super) struct Tracked {
     pub(super) id: Option<u32>,
     pub(super) number: SessionNumber,
     pub(super) rule: RuleId,
-    /// How it ended, if it did. It stays for a while, so that its last packets do not look like a new session.
+    /// How it ended, if it did. It stays in the table for a while, so that its last packets begin no new session.
     pub(super) ended: Option<Ended>,
     pub(super) last_packet: Timestamp,
-    pub(super) place: Placed,
+    pub(super) position: ListPosition,
     pub(super) buffered: Buffered,
     pub(super) session: Session,
     /// The interfaces from which the packets of its client and of its server come, once they are known.
@@ -48,9 +48,9 @@ pub(super) struct Tracked {
 
 /// The position of a session in the lists.
 #[derive(Debug)]
-pub(super) struct Placed {
+pub(super) struct ListPosition {
     pub(super) rank: Rank,
-    /// When it moved to the end of its lists: less than [`COARSE`] before its latest packet.
+    /// When it moved to the end of its lists: less than [`ORDER_PRECISION`] before its latest packet.
     moved: Timestamp,
     /// The slot of its client.
     client: u32,
@@ -58,7 +58,7 @@ pub(super) struct Placed {
     by_client: Links,
 }
 
-impl Placed {
+impl ListPosition {
     pub(super) fn new(rank: Rank, now: Timestamp) -> Self {
         Self { rank, moved: now, client: 0, by_rank: Links::default(), by_client: Links::default() }
     }
@@ -69,24 +69,24 @@ impl Placed {
 struct Client {
     key: ClientKey,
     sessions: u32,
-    /// Its sessions before a login, and those after a login, each in the order of their silence.
+    /// Its sessions before a login, and those after a login, each with the longest silent one first.
     lists: [List; 2],
 }
 
-/// The sessions of one rank in the order of their silence.
+/// The sessions of one rank, the longest silent one first.
 #[derive(Debug, Default)]
 struct Ranked {
     list: List,
     length: usize,
-    /// When the first one is due, at the earliest.
+    /// The earliest time at which the first one may have been silent for too long.
     due: Option<Timestamp>,
 }
 
-/// A slot and a direction in one number, to keep the index small.
+/// An entry of the hash table of flows: a slot and a direction in one number, to keep the table small.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place(u32);
+struct FlowEntry(u32);
 
-impl Place {
+impl FlowEntry {
     const fn new(slot: u32, direction: Direction) -> Self {
         Self(slot << 1 | matches!(direction, Direction::FromServer) as u32)
     }
@@ -104,7 +104,7 @@ impl Place {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     sessions: Slab<Tracked>,
-    by_flow: HashTable<Place>,
+    by_flow: HashTable<FlowEntry>,
     ranks: [Ranked; Rank::COUNT],
     clients: Slab<Client>,
     by_client: HashTable<u32>,
@@ -119,8 +119,8 @@ impl Table {
 
     pub(super) fn find(&self, flow: &Flow) -> Option<(u32, Direction)> {
         let hash = self.hasher.hash_one(flow);
-        let place = self.by_flow.find(hash, |&place| flow_at(&self.sessions, place) == Some(flow))?;
-        Some((place.slot(), place.direction()))
+        let entry = self.by_flow.find(hash, |&entry| flow_at(&self.sessions, entry) == Some(flow))?;
+        Some((entry.slot(), entry.direction()))
     }
 
     pub(super) fn get(&self, slot: u32) -> Option<&Tracked> {
@@ -133,12 +133,12 @@ impl Table {
 
     pub(super) fn insert(&mut self, mut tracked: Tracked) -> u32 {
         let Connection { original, reply } = tracked.connection;
-        tracked.place.client = self.client(ClientKey::of(original.source.address));
+        tracked.position.client = self.client(ClientKey::of(original.source.address));
         let slot = self.sessions.insert(tracked);
         for (flow, direction) in [(original, Direction::FromClient), (reply, Direction::FromServer)] {
             let Self { sessions, by_flow, hasher, .. } = self;
-            let hash_of = |place: &Place| flow_at(sessions, *place).map_or(0, |flow| hasher.hash_one(flow));
-            by_flow.insert_unique(hasher.hash_one(flow), Place::new(slot, direction), hash_of);
+            let hash_of = |entry: &FlowEntry| flow_at(sessions, *entry).map_or(0, |flow| hasher.hash_one(flow));
+            by_flow.insert_unique(hasher.hash_one(flow), FlowEntry::new(slot, direction), hash_of);
         }
         self.append(slot);
         slot
@@ -148,21 +148,21 @@ impl Table {
         let Connection { original, reply } = self.sessions.get(slot)?.connection;
         self.unlink(slot);
         for (flow, direction) in [(original, Direction::FromClient), (reply, Direction::FromServer)] {
-            let place = Place::new(slot, direction);
-            if let Ok(entry) = self.by_flow.find_entry(self.hasher.hash_one(flow), |&other| other == place) {
-                entry.remove();
+            let entry = FlowEntry::new(slot, direction);
+            if let Ok(found) = self.by_flow.find_entry(self.hasher.hash_one(flow), |&other| other == entry) {
+                found.remove();
             }
         }
         let tracked = self.sessions.remove(slot)?;
-        self.forget_if_last(tracked.place.client);
+        self.forget_if_last(tracked.position.client);
         Some(tracked)
     }
 
     /// The slot of a client that is about to have one more session.
     fn client(&mut self, key: ClientKey) -> u32 {
         let hash = self.hasher.hash_one(key);
-        let is_it = |&slot: &u32| self.clients.get(slot).is_some_and(|client| client.key == key);
-        if let Some(&slot) = self.by_client.find(hash, is_it) {
+        let is_key = |&slot: &u32| self.clients.get(slot).is_some_and(|client| client.key == key);
+        if let Some(&slot) = self.by_client.find(hash, is_key) {
             if let Some(client) = self.clients.get_mut(slot) {
                 client.sessions += 1;
             }
@@ -194,8 +194,8 @@ impl Table {
     }
 
     fn find_client(&self, key: ClientKey) -> Option<&Client> {
-        let is_it = |&slot: &u32| self.clients.get(slot).is_some_and(|client| client.key == key);
-        let slot = self.by_client.find(self.hasher.hash_one(key), is_it)?;
+        let is_key = |&slot: &u32| self.clients.get(slot).is_some_and(|client| client.key == key);
+        let slot = self.by_client.find(self.hasher.hash_one(key), is_key)?;
         self.clients.get(*slot)
     }
 
@@ -204,47 +204,47 @@ impl Table {
         self.ranks[rank as usize].length
     }
 
-    /// The session of the lowest rank among `ranks`, and of those the one that was silent longest.
-    pub(super) fn least(&self, ranks: &[Rank]) -> Option<u32> {
+    /// The session of the lowest rank among `ranks` that has been silent longest.
+    pub(super) fn next_to_evict(&self, ranks: &[Rank]) -> Option<u32> {
         ranks.iter().find_map(|&rank| self.ranks[rank as usize].list.first())
     }
 
-    /// The session of that client that was silent longest, one before a login if there is any.
-    pub(super) fn least_of_client(&self, key: ClientKey) -> Option<u32> {
+    /// The session of that client that has been silent longest; one before a login if there is any.
+    pub(super) fn next_to_evict_of_client(&self, key: ClientKey) -> Option<u32> {
         self.find_client(key)?.lists.iter().find_map(List::first)
     }
 
-    /// Notes a packet of that session.
+    /// Records that a packet of that session came.
     pub(super) fn touch(&mut self, slot: u32, now: Timestamp) {
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
         tracked.last_packet = now;
-        if now.since(tracked.place.moved) < COARSE {
+        if now.since(tracked.position.moved) < ORDER_PRECISION {
             return;
         }
-        tracked.place.moved = now;
-        let Placed { rank, client, .. } = tracked.place;
+        tracked.position.moved = now;
+        let ListPosition { rank, client, .. } = tracked.position;
         let Self { sessions, ranks, clients, .. } = self;
         let ranked = &mut ranks[rank as usize];
         let was_first = ranked.list.first() == Some(slot);
-        ranked.list.move_to_end(sessions, slot, |tracked| &mut tracked.place.by_rank);
+        ranked.list.move_to_end(sessions, slot, |tracked| &mut tracked.position.by_rank);
         if let Some(client) = clients.get_mut(client) {
             let list = &mut client.lists[usize::from(rank.is_established())];
-            list.move_to_end(sessions, slot, |tracked| &mut tracked.place.by_client);
+            list.move_to_end(sessions, slot, |tracked| &mut tracked.position.by_client);
         }
         if was_first {
-            self.look_at_first(rank);
+            self.update_due(rank);
         }
     }
 
     /// Changes the rank of that session.
     pub(super) fn set_rank(&mut self, slot: u32, rank: Rank, now: Timestamp) {
-        if self.sessions.get(slot).is_none_or(|tracked| tracked.place.rank == rank) {
+        if self.sessions.get(slot).is_none_or(|tracked| tracked.position.rank == rank) {
             return;
         }
         self.unlink(slot);
         if let Some(tracked) = self.sessions.get_mut(slot) {
-            tracked.place.rank = rank;
-            tracked.place.moved = now;
+            tracked.position.rank = rank;
+            tracked.position.moved = now;
             tracked.last_packet = now;
         }
         self.append(slot);
@@ -252,33 +252,37 @@ impl Table {
 
     fn append(&mut self, slot: u32) {
         let Self { sessions, ranks, clients, .. } = self;
-        let Some(&Placed { rank, client, .. }) = sessions.get(slot).map(|tracked| &tracked.place) else { return };
+        let Some(&ListPosition { rank, client, .. }) = sessions.get(slot).map(|tracked| &tracked.position) else {
+            return;
+        };
         let ranked = &mut ranks[rank as usize];
-        ranked.list.append(sessions, slot, |tracked| &mut tracked.place.by_rank);
+        ranked.list.append(sessions, slot, |tracked| &mut tracked.position.by_rank);
         ranked.length += 1;
         let is_first = ranked.list.first() == Some(slot);
         if let Some(client) = clients.get_mut(client) {
             let list = &mut client.lists[usize::from(rank.is_established())];
-            list.append(sessions, slot, |tracked| &mut tracked.place.by_client);
+            list.append(sessions, slot, |tracked| &mut tracked.position.by_client);
         }
         if is_first {
-            self.look_at_first(rank);
+            self.update_due(rank);
         }
     }
 
     fn unlink(&mut self, slot: u32) {
         let Self { sessions, ranks, clients, .. } = self;
-        let Some(&Placed { rank, client, .. }) = sessions.get(slot).map(|tracked| &tracked.place) else { return };
+        let Some(&ListPosition { rank, client, .. }) = sessions.get(slot).map(|tracked| &tracked.position) else {
+            return;
+        };
         let ranked = &mut ranks[rank as usize];
         let was_first = ranked.list.first() == Some(slot);
-        ranked.list.unlink(sessions, slot, |tracked| &mut tracked.place.by_rank);
+        ranked.list.unlink(sessions, slot, |tracked| &mut tracked.position.by_rank);
         ranked.length -= 1;
         if let Some(client) = clients.get_mut(client) {
             let list = &mut client.lists[usize::from(rank.is_established())];
-            list.unlink(sessions, slot, |tracked| &mut tracked.place.by_client);
+            list.unlink(sessions, slot, |tracked| &mut tracked.position.by_client);
         }
         if was_first {
-            self.look_at_first(rank);
+            self.update_due(rank);
         }
     }
 
@@ -292,10 +296,10 @@ impl Table {
         }
     }
 
-    /// Notes when the first session of that rank is due, now that it is the first.
-    fn look_at_first(&mut self, rank: Rank) {
+    /// Updates when the first session of that rank is due.
+    fn update_due(&mut self, rank: Rank) {
         let first = self.ranks[rank as usize].list.first().and_then(|slot| self.sessions.get(slot));
-        let due = first.map(|first| first.place.moved + self.longest_silence(rank));
+        let due = first.map(|first| first.position.moved + self.longest_silence(rank));
         self.ranks[rank as usize].due = due;
     }
 
@@ -303,7 +307,7 @@ impl Table {
     pub(super) fn set_idle(&mut self, idle: Duration) {
         if self.idle != idle {
             self.idle = idle;
-            Rank::ALL.into_iter().for_each(|rank| self.look_at_first(rank));
+            Rank::ALL.into_iter().for_each(|rank| self.update_due(rank));
         }
     }
 
@@ -324,7 +328,7 @@ impl Table {
         None
     }
 
-    /// When the first session is due, at the earliest.
+    /// The earliest time at which a session may be due.
     pub(super) fn next_due(&self) -> Option<Timestamp> {
         self.ranks.iter().filter_map(|ranked| ranked.due).min()
     }
@@ -339,19 +343,19 @@ impl Table {
                 slots.push(slot);
                 next = self.sessions.get(slot).and_then(|tracked| which(tracked).behind.get());
             }
-            assert!(slots.is_sorted_by_key(|&slot| self.sessions.get(slot).expect("it is there").place.moved));
+            assert!(slots.is_sorted_by_key(|&slot| self.sessions.get(slot).expect("it is there").position.moved));
             slots
         };
         let mut count = 0;
         for rank in Rank::ALL {
-            let slots = of_list(&self.ranks[rank as usize].list, |tracked| &tracked.place.by_rank);
-            assert!(slots.iter().all(|&slot| self.sessions.get(slot).expect("it is there").place.rank == rank));
+            let slots = of_list(&self.ranks[rank as usize].list, |tracked| &tracked.position.by_rank);
+            assert!(slots.iter().all(|&slot| self.sessions.get(slot).expect("it is there").position.rank == rank));
             assert_eq!(slots.len(), self.ranks[rank as usize].length);
             count += slots.len();
         }
         assert_eq!(count, self.sessions.len());
         for client in self.clients.iter() {
-            let slots = client.lists.iter().map(|list| of_list(list, |tracked| &tracked.place.by_client).len());
+            let slots = client.lists.iter().map(|list| of_list(list, |tracked| &tracked.position.by_client).len());
             assert_eq!(slots.sum::<usize>(), client.sessions as usize);
             count -= client.sessions as usize;
         }
@@ -367,6 +371,6 @@ impl Table {
     }
 }
 
-fn flow_at(sessions: &Slab<Tracked>, place: Place) -> Option<&Flow> {
-    Some(sessions.get(place.slot())?.connection.flow(place.direction()))
+fn flow_at(sessions: &Slab<Tracked>, entry: FlowEntry) -> Option<&Flow> {
+    Some(sessions.get(entry.slot())?.connection.flow(entry.direction()))
 }

@@ -8,13 +8,13 @@ use crate::core::script::{Conversation, endpoint};
 use crate::core::seqadj::Replacement;
 use Direction::{FromClient, FromServer};
 
-/// A tracker, its firewall, and everything that it told, a line each.
+/// A tracker, its firewall, and the events that it reported, one line each.
 struct Stage {
     tracker: Tracker,
     firewall: Simulated,
     policy: Policy,
     now: Timestamp,
-    told: Vec<String>,
+    events: Vec<String>,
 }
 
 impl Stage {
@@ -33,42 +33,42 @@ impl Stage {
             firewall: Simulated::new([Port::FTP]),
             policy,
             now: Timestamp::from_secs(1000),
-            told: Vec::new(),
+            events: Vec::new(),
         }
     }
 
-    fn world<R>(
+    fn with_env<R>(
         &mut self,
         act: impl FnOnce(
             &mut Tracker,
-            &mut World<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)>,
+            &mut Environment<'_, Simulated, &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>)>,
         ) -> R,
     ) -> R {
-        let told = &mut self.told;
-        let mut write_down = |_: Timestamp, session: SessionNumber, news: &SessionEvent<'_>| {
-            told.extend(describe(news).map(|news| format!("{session} {news}")));
+        let events = &mut self.events;
+        let mut record = |_: Timestamp, session: SessionNumber, event: &SessionEvent<'_>| {
+            events.extend(describe(event).map(|event| format!("{session} {event}")));
         };
-        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>) = &mut write_down;
-        let mut world =
-            World { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
-        act(&mut self.tracker, &mut world)
+        let mut observer: &mut dyn FnMut(Timestamp, SessionNumber, &SessionEvent<'_>) = &mut record;
+        let mut env =
+            Environment { now: self.now, policy: &self.policy, firewall: &mut self.firewall, observer: &mut observer };
+        act(&mut self.tracker, &mut env)
     }
 
     fn sees(&mut self, packet: &[u8]) {
         let segment = Segment::parse(packet).expect("a segment");
-        self.world(|tracker, world| {
-            tracker.advance(world);
-            tracker.handle(&segment, world)
+        self.with_env(|tracker, env| {
+            tracker.advance(env);
+            tracker.handle(&segment, env)
         });
     }
 
     /// What of a packet's payload goes on.
     fn lets_pass(&mut self, packet: &[u8]) -> Vec<u8> {
         let segment = Segment::parse(packet).expect("a segment");
-        match self.world(|tracker, world| tracker.handle(&segment, world)) {
-            Handled::NotOurs | Handled::Session(Verdict::Accept) => segment.payload.to_vec(),
-            Handled::Session(Verdict::Replace(Replacement { payload, .. })) => payload,
-            Handled::Session(Verdict::Drop | Verdict::Later) => Vec::new(),
+        match self.with_env(|tracker, env| tracker.handle(&segment, env)) {
+            TrackerVerdict::Untracked | TrackerVerdict::Session(Verdict::Accept) => segment.payload.to_vec(),
+            TrackerVerdict::Session(Verdict::Replace(Replacement { payload, .. })) => payload,
+            TrackerVerdict::Session(Verdict::Drop | Verdict::Wait) => Vec::new(),
         }
     }
 
@@ -80,8 +80,8 @@ impl Stage {
 
     fn waits(&mut self, time: Duration) {
         self.now = self.now + time;
-        self.world(|tracker, world| {
-            tracker.advance(world);
+        self.with_env(|tracker, env| {
+            tracker.advance(env);
         });
     }
 
@@ -89,30 +89,30 @@ impl Stage {
         let flow = Flow { source: endpoint(from), destination: endpoint(to) };
         let now = self.now;
         let admitted = self.firewall.admit(now, &flow).is_some();
-        self.world(|tracker, world| assert_eq!(tracker.admitted(&flow, world).is_some(), admitted));
+        self.with_env(|tracker, env| assert_eq!(tracker.admitted(&flow, env).is_some(), admitted));
         admitted
     }
 
     /// The policy was changed.
     fn follows_policy(&mut self) {
-        self.world(|tracker, world| {
-            tracker.follow(world);
+        self.with_env(|tracker, env| {
+            tracker.follow(env);
         });
     }
 
-    fn take_told(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.told)
+    fn take_events(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.events)
     }
 }
 
-fn describe(news: &SessionEvent<'_>) -> Option<String> {
-    Some(match news {
+fn describe(event: &SessionEvent<'_>) -> Option<String> {
+    Some(match event {
         SessionEvent::Began { connection, picked_up: false } => format!("began {}", connection.original),
         SessionEvent::Began { connection, picked_up: true } => format!("picked up {}", connection.original),
-        SessionEvent::Said { .. } => return None,
+        SessionEvent::Command { .. } => return None,
         SessionEvent::Denied { command } => format!("denied {command}"),
         SessionEvent::LoggedIn { user } => format!("login {}", user.unwrap_or("?")),
-        SessionEvent::Expected { mode, expectation, rewritten_from } => {
+        SessionEvent::Opened { mode, expectation, rewritten_from } => {
             let from = rewritten_from.map_or(String::new(), |from| format!(" instead of {from}"));
             format!("{} {expectation}{from}", mode.announced_by())
         }
@@ -140,7 +140,7 @@ fn conversation() -> Conversation {
     Conversation::new(endpoint(CLIENT), endpoint(SERVER), 1000, u32::MAX - 20)
 }
 
-/// A session in which somebody has logged in, and which has told nothing yet.
+/// A session in which a user is logged in, without the events so far.
 fn logged_in(stage: &mut Stage) -> Conversation {
     let mut talk = conversation();
     stage.sees_all(talk.handshake());
@@ -149,7 +149,7 @@ fn logged_in(stage: &mut Stage) -> Conversation {
     stage.sees(&talk.says(FromServer, "331 and?\r\n"));
     stage.sees(&talk.says(FromClient, "PASS secret\r\n"));
     stage.sees(&talk.says(FromServer, "230 in\r\n"));
-    assert_eq!(stage.take_told(), ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna"]);
+    assert_eq!(stage.take_events(), ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna"]);
     talk
 }
 
@@ -164,7 +164,7 @@ fn passive_transfer_opens_one_pinhole() {
     assert!(!stage.connects("10.0.0.1:5000", "10.0.0.2:1026"), "another port");
     assert!(stage.connects("10.0.0.1:5000", "10.0.0.2:1025"));
     assert!(!stage.connects("10.0.0.1:5001", "10.0.0.2:1025"), "a second time");
-    assert_eq!(stage.take_told(), ["1 227 10.0.0.1 -> 10.0.0.2:1025", "1 used 10.0.0.1:5000 -> 10.0.0.2:1025"]);
+    assert_eq!(stage.take_events(), ["1 227 10.0.0.1 -> 10.0.0.2:1025", "1 used 10.0.0.1:5000 -> 10.0.0.2:1025"]);
 }
 
 #[test]
@@ -173,7 +173,7 @@ fn active_transfer_admits_the_server() {
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
     assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
-    assert_eq!(stage.take_told(), ["1 PORT 10.0.0.2 -> 10.0.0.1:1025", "1 used 10.0.0.2:20 -> 10.0.0.1:1025"]);
+    assert_eq!(stage.take_events(), ["1 PORT 10.0.0.2 -> 10.0.0.1:1025", "1 used 10.0.0.2:20 -> 10.0.0.1:1025"]);
 }
 
 #[test]
@@ -185,8 +185,8 @@ fn refused_port_closes_its_pinhole() {
     assert_eq!(stage.tracker.expectations(), 1);
     stage.sees(&talk.says(FromServer, "500 Illegal PORT command\r\n"));
     assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
-    let told = ["1 PORT 10.0.0.2 -> 10.0.0.1:1025", "1 closed 10.0.0.2 -> 10.0.0.1:1025: refused-by-server"];
-    assert_eq!(stage.take_told(), told);
+    let events = ["1 PORT 10.0.0.2 -> 10.0.0.1:1025", "1 closed 10.0.0.2 -> 10.0.0.1:1025: refused-by-server"];
+    assert_eq!(stage.take_events(), events);
 }
 
 const PASSIVE: &str = "227 Entering Passive Mode (10,0,0,2,4,1).\r\n";
@@ -200,7 +200,7 @@ fn announcement_after_a_gap_needs_a_whole_line_of_each_end() {
     talk.loses(FromClient, 8);
     talk.loses(FromServer, 70);
     let without_anomalies = |stage: &mut Stage| -> Vec<String> {
-        stage.take_told().into_iter().filter(|told| !told.contains("anomaly")).collect()
+        stage.take_events().into_iter().filter(|event| !event.contains("anomaly")).collect()
     };
     stage.sees(&talk.says(FromClient, "PASV\r\n"));
     stage.sees(&talk.says(FromServer, PASSIVE));
@@ -220,7 +220,7 @@ fn command_possibly_answered_in_a_gap_is_not_pending() {
     talk.loses(FromServer, PASSIVE.len());
     stage.sees(&talk.says(FromClient, "RETR x\r\n"));
     stage.sees(&talk.says(FromServer, format!("150 here\r\n{PASSIVE}")));
-    assert_eq!(stage.take_told(), [PASSIVE_UNASKED, "1 anomaly: Lost"]);
+    assert_eq!(stage.take_events(), [PASSIVE_UNASKED, "1 anomaly: Lost"]);
 }
 
 /// A session that has begun, and in which the user's name was asked for.
@@ -230,7 +230,7 @@ fn asked_for_a_name(stage: &mut Stage) -> Conversation {
     stage.sees(&talk.says(FromServer, "220 ready\r\n"));
     stage.sees(&talk.says(FromClient, "USER anna\r\n"));
     stage.sees(&talk.says(FromServer, "331 and?\r\n"));
-    stage.take_told();
+    stage.take_events();
     talk
 }
 
@@ -241,7 +241,7 @@ fn login_that_passed_unread_does_not_count() {
     stage.sees(&talk.says(FromClient, "PASS secret\r\n"));
     let _unread = talk.says(FromServer, "230 in\r\n");
     stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
-    assert_eq!(stage.take_told(), ["1 PORT 10.0.0.1:1025 refused: not-logged-in"]);
+    assert_eq!(stage.take_events(), ["1 PORT 10.0.0.1:1025 refused: not-logged-in"]);
 }
 
 #[test]
@@ -250,9 +250,9 @@ fn command_that_passed_unread_is_not_pending() {
     let mut talk = logged_in(&mut stage);
     talk.loses(FromClient, "PASV\r\n".len());
     stage.sees(&talk.says(FromServer, PASSIVE));
-    assert_eq!(stage.take_told(), ["1 227 10.0.0.2:1025 refused: ambiguous"]);
+    assert_eq!(stage.take_events(), ["1 227 10.0.0.2:1025 refused: ambiguous"]);
     stage.sees(&talk.says(FromServer, PASSIVE));
-    assert_eq!(stage.take_told(), ["1 227 10.0.0.2:1025 refused: ambiguous"], "it acknowledges the same");
+    assert_eq!(stage.take_events(), ["1 227 10.0.0.2:1025 refused: ambiguous"], "it acknowledges the same");
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn inexact_reset_does_not_end_the_session() {
         stage.sees(&forger.resets(FromClient));
         stage.sees(&talk.says(FromClient, "PASV\r\n"));
         stage.sees(&talk.says(FromServer, PASSIVE));
-        assert_eq!(stage.take_told(), [PASSIVE_OPENS], "{ahead}");
+        assert_eq!(stage.take_events(), [PASSIVE_OPENS], "{ahead}");
     }
 }
 
@@ -283,12 +283,12 @@ fn ended_session_is_still_read_and_opens_nothing() {
             stage.waits(LINGER / 2);
         }
         assert_eq!(stage.firewall.pinholes(), 0);
-        let told = stage.take_told();
+        let events = stage.take_events();
         // Behind a FIN nothing goes on at all.
         let (denied, refused) = if resets { (3, 6) } else { (0, 3) };
-        assert_eq!(told.iter().filter(|line| line.ends_with("denied FEAT")).count(), denied, "{told:?}");
-        assert_eq!(told.iter().filter(|line| line.ends_with("session-over")).count(), refused, "{told:?}");
-        assert!(told.iter().all(|line| !line.contains("picked up")), "{told:?}");
+        assert_eq!(events.iter().filter(|line| line.ends_with("denied FEAT")).count(), denied, "{events:?}");
+        assert_eq!(events.iter().filter(|line| line.ends_with("session-over")).count(), refused, "{events:?}");
+        assert!(events.iter().all(|line| !line.contains("picked up")), "{events:?}");
     }
 }
 
@@ -296,12 +296,12 @@ fn ended_session_is_still_read_and_opens_nothing() {
 fn syn_of_the_server_in_the_middle_begins_no_session() {
     let mut stage = Stage::new();
     let mut talk = logged_in(&mut stage);
-    stage.firewall.finds_nothing_opening();
+    stage.firewall.treat_all_as_established();
     let mut again = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 77_000, 88_000);
     stage.sees_all(again.handshake());
     stage.sees(&again.says(FromServer, "220 ready\r\n"));
     stage.sees(&talk.says(FromClient, "PASV\r\n"));
-    assert!(stage.take_told().iter().all(|told| !told.contains("began") && !told.contains("ended")));
+    assert!(stage.take_events().iter().all(|event| !event.contains("began") && !event.contains("ended")));
 }
 
 #[test]
@@ -315,7 +315,7 @@ fn forgotten_ended_session_is_not_trusted_again() {
     stage.sees(&talk.says(FromServer, "200 ok\r\n"));
     stage.sees(&talk.says(FromClient, "PASV\r\n"));
     stage.sees(&talk.says(FromServer, PASSIVE));
-    assert_eq!(stage.take_told().last().map(String::as_str), Some("2 227 10.0.0.2:1025 refused: picked-up"));
+    assert_eq!(stage.take_events().last().map(String::as_str), Some("2 227 10.0.0.2:1025 refused: picked-up"));
 }
 
 #[test]
@@ -327,7 +327,7 @@ fn pinhole_lives_as_long_as_the_policy_says() {
     assert_eq!(stage.tracker.expectations(), 1);
     stage.waits(Duration::from_millis(1));
     assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
-    assert_eq!(stage.take_told()[1..], ["1 expired 10.0.0.2 -> 10.0.0.1:1025"]);
+    assert_eq!(stage.take_events()[1..], ["1 expired 10.0.0.2 -> 10.0.0.1:1025"]);
     assert_eq!(stage.firewall.pinholes(), 0);
 }
 
@@ -346,8 +346,8 @@ fn pinhole_ends_with_its_session() {
                 stage.sees(&talk.ack(who.opposite()));
             }
             let how = if resets { "reset" } else { "finished" };
-            let told = ["1 closed 10.0.0.2 -> 10.0.0.1:1025: session-ended".to_owned(), format!("1 ended: {how}")];
-            assert_eq!(stage.take_told()[1..], told);
+            let events = ["1 closed 10.0.0.2 -> 10.0.0.1:1025: session-ended".to_owned(), format!("1 ended: {how}")];
+            assert_eq!(stage.take_events()[1..], events);
             assert_eq!((stage.firewall.pinholes(), stage.tracker.expectations()), (0, 0));
         }
     }
@@ -363,10 +363,10 @@ fn crossing_fins_end_a_session() {
     crossing.loses(FromClient, "PORT 10,0,0,1,4,1\r\n".len());
     stage.sees(&talk.closes(FromClient));
     stage.sees(&crossing.closes(FromServer));
-    assert_eq!(stage.take_told()[1..], ["1 closed 10.0.0.2 -> 10.0.0.1:1025: session-ended", "1 ended: finished"]);
+    assert_eq!(stage.take_events()[1..], ["1 closed 10.0.0.2 -> 10.0.0.1:1025: session-ended", "1 ended: finished"]);
     stage.sees(&talk.ack(FromServer));
     stage.sees(&talk.ack(FromClient));
-    assert_eq!(stage.take_told(), [""; 0]);
+    assert_eq!(stage.take_events(), [""; 0]);
 }
 
 #[test]
@@ -376,7 +376,7 @@ fn session_ends_when_both_ends_close_at_once() {
     let mut other = talk.clone();
     stage.sees(&talk.closes(FromClient));
     stage.sees(&other.closes(FromServer));
-    assert_eq!(stage.take_told(), ["1 ended: finished"]);
+    assert_eq!(stage.take_events(), ["1 ended: finished"]);
 }
 
 #[test]
@@ -387,7 +387,7 @@ fn last_packets_of_a_session_begin_no_other() {
     stage.sees(&talk.says(FromServer, "221 bye\r\n"));
     stage.sees(&talk.closes(FromServer));
     stage.sees(&talk.ack(FromClient));
-    assert_eq!(stage.take_told(), ["1 ended: finished"]);
+    assert_eq!(stage.take_events(), ["1 ended: finished"]);
     stage.waits(LINGER);
     assert_eq!(stage.tracker.sessions(), 0);
     stage.sees(&talk.ack(FromClient));
@@ -404,9 +404,9 @@ fn new_connection_may_reuse_addresses() {
     stage.sees_all(again.handshake());
     stage.sees(&again.says(FromServer, "220 ready\r\n"));
     stage.sees(&again.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
-    let told =
+    let events =
         ["1 ended: finished", "2 began 10.0.0.1:4000 -> 10.0.0.2:21", "2 PORT 10.0.0.1:1025 refused: not-logged-in"];
-    assert_eq!(stage.take_told(), told);
+    assert_eq!(stage.take_events(), events);
 }
 
 #[test]
@@ -416,10 +416,10 @@ fn new_connection_replaces_one_without_a_seen_end() {
     let mut again = Conversation::new(endpoint(CLIENT), endpoint(SERVER), 77_000, 88_000);
     let [syn, syn_ack, ack] = again.handshake();
     stage.sees(&syn);
-    assert_eq!(stage.take_told(), Vec::<String>::new(), "a SYN alone proves nothing");
+    assert_eq!(stage.take_events(), Vec::<String>::new(), "a SYN alone proves nothing");
     stage.sees_all([syn_ack, ack]);
     stage.sees(&again.says(FromServer, "220 ready\r\n"));
-    assert_eq!(stage.take_told(), ["1 ended: replaced", "2 began 10.0.0.1:4000 -> 10.0.0.2:21"]);
+    assert_eq!(stage.take_events(), ["1 ended: replaced", "2 began 10.0.0.1:4000 -> 10.0.0.2:21"]);
 }
 
 #[test]
@@ -432,7 +432,7 @@ fn handshake_seen_twice_is_one_session() {
     stage.sees_all(&handshake);
     stage.sees(&talk.says(FromClient, "USER anna\r\n"));
     stage.sees(&talk.says(FromServer, "230 in\r\n"));
-    assert_eq!(stage.take_told(), ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna"]);
+    assert_eq!(stage.take_events(), ["1 began 10.0.0.1:4000 -> 10.0.0.2:21", "1 login anna"]);
 }
 
 #[test]
@@ -452,7 +452,7 @@ fn picked_up_session_follows_policy_and_recorded_progress() {
         stage.sees(&talk.says(FromClient, "PASV\r\n"));
         stage.sees(&talk.says(FromServer, "227 Entering Passive Mode (10,0,0,2,4,1)\r\n"));
         let expected = if opens { "2 227 10.0.0.1 -> 10.0.0.2:1025" } else { "2 227 10.0.0.2:1025 refused: picked-up" };
-        assert_eq!(stage.take_told(), ["2 picked up 10.0.0.1:4000 -> 10.0.0.2:21", expected], "{pickup} {marked}");
+        assert_eq!(stage.take_events(), ["2 picked up 10.0.0.1:4000 -> 10.0.0.2:21", expected], "{pickup} {marked}");
     }
 }
 
@@ -466,7 +466,7 @@ fn rest_of_a_line_after_a_pick_up_announces_nothing() {
     stage.sees(&talk.says(FromClient, "PASV\r\n"));
     stage.sees(&talk.says(FromServer, "227 (10,0,0,2,4,1) OK. Password required\r\n"));
     let refused = "2 227 10.0.0.2:1025 refused: ambiguous";
-    assert_eq!(stage.take_told(), ["2 picked up 10.0.0.1:4000 -> 10.0.0.2:21", refused]);
+    assert_eq!(stage.take_events(), ["2 picked up 10.0.0.1:4000 -> 10.0.0.2:21", refused]);
 }
 
 #[test]
@@ -477,9 +477,9 @@ fn repeated_announcement_does_not_count_twice_for_the_limit() {
         stage.sees(&talk.says(FromClient, format!("PORT 10,0,0,1,4,{port}\r\n")));
         stage.sees(&talk.says(FromServer, "200 ok\r\n"));
     }
-    let told = stage.take_told();
-    assert_eq!(told.last().map(String::as_str), Some("1 PORT 10.0.0.1:1027 refused: too-many"));
-    assert_eq!(told.iter().filter(|line| line.contains("refused")).count(), 1);
+    let events = stage.take_events();
+    assert_eq!(events.last().map(String::as_str), Some("1 PORT 10.0.0.1:1027 refused: too-many"));
+    assert_eq!(events.iter().filter(|line| line.contains("refused")).count(), 1);
     assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
     stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,3\r\n"));
     assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1027"), "one that was used makes room");
@@ -496,7 +496,7 @@ fn total_pinhole_limit_holds() {
         stage.sees(&talk.says(FromClient, format!("PORT 10,0,1,{client},4,1\r\n")));
     }
     assert_eq!(stage.tracker.expectations(), 3);
-    assert_eq!(stage.take_told().iter().filter(|line| line.ends_with("too-many")).count(), 2);
+    assert_eq!(stage.take_events().iter().filter(|line| line.ends_with("too-many")).count(), 2);
 }
 
 #[test]
@@ -531,14 +531,14 @@ fn full_table_evicts_the_longest_silent_session() {
     stage.sees(&talks[0].says(FromClient, "NOOP\r\n"));
     stage.waits(Duration::from_secs(1));
     stage.sees(&talks[2].says(FromClient, "NOOP\r\n"));
-    stage.take_told();
+    stage.take_events();
     stage.sees_all(talks[3].handshake());
-    let told = [
+    let events = [
         "2 closed 10.0.0.2 -> 10.0.1.2:1025: session-ended",
         "2 ended: evicted-before-login",
         "4 began 10.0.1.4:4000 -> 10.0.0.2:21",
     ];
-    assert_eq!(stage.take_told(), told);
+    assert_eq!(stage.take_events(), events);
     assert_eq!((stage.tracker.sessions(), stage.firewall.pinholes()), (3, 0));
 }
 
@@ -550,9 +550,9 @@ fn silent_session_is_forgotten_and_active_one_kept() {
         stage.waits(Duration::from_secs(599));
         stage.sees(&talk.says(FromClient, "NOOP\r\n"));
     }
-    assert_eq!(stage.take_told(), Vec::<String>::new());
+    assert_eq!(stage.take_events(), Vec::<String>::new());
     stage.waits(Duration::from_secs(600));
-    assert_eq!(stage.take_told(), ["1 ended: idle"]);
+    assert_eq!(stage.take_events(), ["1 ended: idle"]);
     assert_eq!(stage.tracker.sessions(), 0);
 }
 
@@ -565,7 +565,7 @@ fn nothing_is_read_after_auth_tls() {
     stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
     stage.sees(&talk.closes(FromClient));
     stage.sees(&talk.ack(FromServer));
-    assert_eq!(stage.take_told(), ["1 encrypted", "1 ended: finished"]);
+    assert_eq!(stage.take_events(), ["1 encrypted", "1 ended: finished"]);
 }
 
 #[test]
@@ -595,9 +595,9 @@ fn held_line_is_ambiguous_however_it_is_delivered() {
     let packet = talk.says(FromClient, "NOOP\r\nPORT 10,0,0,1,15,161\r\n");
     let segment = Segment::parse(&packet).expect("a segment");
     let segment = Segment { ack: segment.ack + 100, ..segment };
-    stage.world(|tracker, world| tracker.handle(&segment, world));
+    stage.with_env(|tracker, env| tracker.handle(&segment, env));
     stage.sees(&talk.says(FromServer, "200 good\r\n"));
-    assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:4001"), "{:?}", stage.take_told());
+    assert!(!stage.connects("10.0.0.2:20", "10.0.0.1:4001"), "{:?}", stage.take_events());
 }
 
 #[test]
@@ -605,7 +605,7 @@ fn denied_command_is_reported() {
     let mut stage = Stage::with_policy("defaults: { tls: deny, commands: { deny: [DELE] } }");
     let mut talk = logged_in(&mut stage);
     stage.sees(&talk.says(FromClient, "dele a\r\nAUTH TLS\r\nSTAT\r\n"));
-    assert_eq!(stage.take_told(), ["1 denied DELE", "1 denied AUTH"]);
+    assert_eq!(stage.take_events(), ["1 denied DELE", "1 denied AUTH"]);
 }
 
 #[test]
@@ -704,9 +704,9 @@ fn denied_command_after_a_gap_does_not_pass() {
     let second = talk.says(FromClient, "AT\r\n");
     let at_last = |stage: &mut Stage, packet: &[u8]| {
         let segment = Segment::parse(packet).expect("a segment");
-        stage.world(|tracker, world| tracker.handle_on_gap(&segment, OnGap::Continue, world))
+        stage.with_env(|tracker, env| tracker.handle_on_gap(&segment, OnGap::Continue, env))
     };
-    assert_eq!(at_last(&mut stage, &second), Handled::Session(Verdict::Drop));
+    assert_eq!(at_last(&mut stage, &second), TrackerVerdict::Session(Verdict::Drop));
     assert_eq!(stage.lets_pass(&first), b"FE");
     assert_eq!(stage.lets_pass(&second), b"AX\r\n");
 }
@@ -791,7 +791,7 @@ fn denied_command_before_the_pickup_point_does_not_pass() {
         let mut stage = Stage::with_policy("defaults: { commands: { deny: [FEAT] } }");
         let mut talk = logged_in(&mut stage);
         stage.firewall.record(&Connection::direct(talk.flow()), progress);
-        stage.firewall.find_synced(Synced { client: true, server: true });
+        stage.firewall.set_synced(Synced { client: true, server: true });
         stage.tracker.forget_all();
         let denied = talk.says(FromClient, "FEAT\r\n");
         let behind = talk.says(FromClient, "NOOP\r\n");
@@ -820,7 +820,7 @@ fn reloaded_deny_applies_to_existing_sessions() {
     stage.policy = policy::parse("policy.yaml", "defaults: { commands: { deny: [DELE] } }").expect("good").policy;
     stage.follows_policy();
     assert_eq!(stage.lets_pass(&talk.says(FromClient, "DELE x\r\n")), b"DELX x\r\n");
-    assert_eq!(stage.take_told(), ["1 denied DELE"]);
+    assert_eq!(stage.take_events(), ["1 denied DELE"]);
 }
 
 #[test]
@@ -887,7 +887,7 @@ fn packets_of_other_connections_are_ignored() {
     let mut talk = Conversation::new(endpoint(CLIENT), endpoint("10.0.0.2:80"), 1, 1);
     stage.sees_all(talk.handshake());
     stage.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
-    assert_eq!(stage.take_told(), Vec::<String>::new());
+    assert_eq!(stage.take_events(), Vec::<String>::new());
     assert_eq!(stage.tracker.sessions(), 0);
 }
 

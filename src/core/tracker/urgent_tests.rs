@@ -45,7 +45,7 @@ fn port_after_an_answered_urgent_abor_opens() {
             let mut talk = aborted(&mut stage);
             answers.iter().for_each(|answer| stage.sees(&talk.says(FromServer, answer)));
             pieces.iter().for_each(|piece| stage.sees(&talk.says(FromClient, piece)));
-            assert_eq!(stage.take_told(), [OPENS], "{answers:?} {pieces:?}");
+            assert_eq!(stage.take_events(), [OPENS], "{answers:?} {pieces:?}");
             assert!(stage.connects("10.0.0.2:20", "10.0.0.1:1025"));
         }
     }
@@ -61,7 +61,7 @@ fn port_after_an_unanswered_urgent_abor_is_ambiguous() {
             stage.sees(&talk.says(FromServer, answers));
         }
         stage.sees(&talk.says(FromClient, PORT));
-        assert_eq!(stage.take_told(), [AMBIGUOUS], "{answers:?}");
+        assert_eq!(stage.take_events(), [AMBIGUOUS], "{answers:?}");
     }
 }
 
@@ -71,7 +71,7 @@ fn port_in_the_segment_of_an_urgent_abor_is_ambiguous() {
     let mut talk = logged_in(&mut stage);
     stage.sees(&urgent(talk.says(FromClient, format!("ABOR\r\n{PORT}")), 6));
     stage.sees(&talk.says(FromServer, "226 ABOR command successful\r\n"));
-    assert_eq!(stage.take_told(), [AMBIGUOUS]);
+    assert_eq!(stage.take_events(), [AMBIGUOUS]);
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn port_begun_before_the_reply_to_urgent_abor_is_ambiguous() {
     stage.sees(&talk.says(FromClient, "PO"));
     stage.sees(&talk.says(FromServer, "426 Aborted\r\n226 ABOR command successful\r\n"));
     stage.sees(&talk.says(FromClient, "RT 10,0,0,1,4,1\r\n"));
-    assert_eq!(stage.take_told(), [AMBIGUOUS]);
+    assert_eq!(stage.take_events(), [AMBIGUOUS]);
 }
 
 #[test]
@@ -90,7 +90,7 @@ fn port_after_another_line_after_urgent_abor_opens() {
     let mut talk = aborted(&mut stage);
     stage.sees(&talk.says(FromClient, "TYPE I\r\n"));
     stage.sees(&talk.says(FromClient, PORT));
-    assert_eq!(stage.take_told(), [OPENS]);
+    assert_eq!(stage.take_events(), [OPENS]);
 }
 
 #[test]
@@ -102,7 +102,7 @@ fn one_refusal_of_two_lines_answers_both() {
     stage.sees(&talk.says(FromServer, "500 'ABOR TYPE I' not understood\r\n"));
     stage.sees(&talk.says(FromClient, PORT));
     stage.sees(&talk.says(FromServer, "500 Illegal PORT command\r\n"));
-    assert_eq!(stage.take_told(), [OPENS, CLOSES]);
+    assert_eq!(stage.take_events(), [OPENS, CLOSES]);
 }
 
 #[test]
@@ -112,10 +112,10 @@ fn refusal_of_an_answered_urgent_line_answers_only_that() {
     aborts(&mut stage, &mut talk);
     stage.sees(&talk.says(FromServer, "502 ABOR not implemented\r\n"));
     stage.sees(&talk.says(FromClient, PORT));
-    assert_eq!(stage.take_told(), [OPENS]);
+    assert_eq!(stage.take_events(), [OPENS]);
     stage.sees(&talk.says(FromClient, "NOOP\r\n"));
     stage.sees(&talk.says(FromServer, "200 PORT command successful\r\n500 NOOP?\r\n"));
-    assert_eq!(stage.take_told(), Vec::<String>::new());
+    assert_eq!(stage.take_events(), Vec::<String>::new());
 }
 
 #[test]
@@ -127,7 +127,7 @@ fn reply_that_names_abor_brings_back_synced() {
     stage.sees(&talk.says(FromServer, "200 fine\r\n"));
     stage.sees(&talk.says(FromClient, PORT));
     stage.sees(&talk.says(FromServer, "500 Illegal PORT command\r\n"));
-    assert_eq!(stage.take_told(), [OPENS, CLOSES]);
+    assert_eq!(stage.take_events(), [OPENS, CLOSES]);
 }
 
 /// BSD's ftp and tnftp, lftp, and others send Telnet's IP and Synch in front, and one or all of those bytes as urgent.
@@ -146,7 +146,7 @@ fn port_after_urgent_telnet_commands_and_abor_opens() {
             stage.sees(&talk.says(FromClient, rest));
         }
         stage.sees(&talk.says(FromClient, PORT));
-        assert_eq!(stage.take_told(), [OPENS], "{bytes:?}");
+        assert_eq!(stage.take_events(), [OPENS], "{bytes:?}");
     }
 }
 
@@ -158,7 +158,7 @@ fn port_with_an_urgent_byte_in_it_is_ambiguous() {
         let mut talk = logged_in(&mut stage);
         stage.sees(&urgent(talk.says(FromClient, PORT), pointer));
         stage.sees(&talk.says(FromServer, "200 PORT command successful\r\n"));
-        assert_eq!(stage.take_told(), [AMBIGUOUS], "{pointer}");
+        assert_eq!(stage.take_events(), [AMBIGUOUS], "{pointer}");
     }
 }
 
@@ -170,7 +170,7 @@ fn urgent_pointer_far_after_an_answered_abor_is_ambiguous() {
         stage.sees(&urgent(talk.says(FromClient, "ABOR\r\n"), pointer));
         stage.sees(&talk.says(FromServer, "226 ABOR command successful\r\n"));
         stage.sees(&talk.says(FromClient, PORT));
-        assert_eq!(stage.take_told(), [AMBIGUOUS], "{pointer}");
+        assert_eq!(stage.take_events(), [AMBIGUOUS], "{pointer}");
     }
 }
 
@@ -183,7 +183,7 @@ fn passive_reply_after_an_urgent_reply_is_ambiguous() {
     stage.sees(&urgent(talk.says(FromServer, "200 fine\r\n"), 10));
     stage.sees(&talk.says(FromClient, "PASV\r\n"));
     stage.sees(&talk.says(FromServer, PASSIVE));
-    assert_eq!(stage.take_told(), ["1 227 10.0.0.2:1025 refused: ambiguous"]);
+    assert_eq!(stage.take_events(), ["1 227 10.0.0.2:1025 refused: ambiguous"]);
 }
 
 /// The pointer may mean a byte that comes later, which the server then leaves out: `FE.AT` is FEAT to it.
@@ -194,8 +194,8 @@ fn urgent_pointer_of_unknown_session_is_stopped_under_deny() {
     stage.tracker.forget_all();
     let packet = urgent(talk.says(FromClient, ""), 3);
     let segment = Segment::parse(&packet).expect("a segment");
-    match stage.world(|tracker, world| tracker.handle(&segment, world)) {
-        Handled::Session(Verdict::Replace(Replacement { payload, .. })) => assert!(payload.is_empty()),
+    match stage.with_env(|tracker, env| tracker.handle(&segment, env)) {
+        TrackerVerdict::Session(Verdict::Replace(Replacement { payload, .. })) => assert!(payload.is_empty()),
         other => panic!("{other:?}"),
     }
     assert_eq!(stage.lets_pass(&talk.says(FromClient, "NOOP\r\n")), b"NOOP\r\n");

@@ -157,8 +157,8 @@ impl Link {
     /// Never blocks. If the socket's buffer is full, the watchdog process does not read, so it is stopped.
     fn send(&self, message: Message) -> io::Result<()> {
         let Self(socket) = self;
-        let send = || net::send(socket, &message.to_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
-        match rustix::io::retry_on_intr(send) {
+        let attempt = || net::send(socket, &message.to_bytes(), SendFlags::DONTWAIT | SendFlags::NOSIGNAL);
+        match rustix::io::retry_on_intr(attempt) {
             Ok(_) => Ok(()),
             Err(Errno::PIPE | Errno::CONNRESET) => Err(io::Error::other("it has ended")),
             Err(Errno::AGAIN) => Err(io::Error::other("it is stopped")),

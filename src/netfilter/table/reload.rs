@@ -71,8 +71,8 @@ impl PinholeTable {
 fn exchanged_bits(number: u32, old: Mark, new: Mark) -> Option<u32> {
     // The parts of Pinhole's marks. A number contains all bits of a part or none.
     let parts = |mark: Mark| {
-        let [known, beyond, server_synced, client_synced, read] = mark.control_bits().each();
-        [mark.bits(), known, beyond, server_synced, client_synced, read]
+        let [progress_low, progress_high, server_synced, client_synced, read] = mark.control_bits().each();
+        [mark.bits(), progress_low, progress_high, server_synced, client_synced, read]
     };
     let union = |parts: [u32; 6]| parts.into_iter().fold(0, |all, part| all | part);
     let others = !union(parts(old));

@@ -1,4 +1,4 @@
-//! Reassembles one direction of a TCP connection. Knows nothing of lines.
+//! Reassembles one direction of a TCP connection. It does not know lines.
 //!
 //! The first copy of a byte that was read counts. A segment that repeats the byte with another value is corrected or
 //! dropped, so that the receiver cannot read anything else. A segment that the receiver would ignore does not count
@@ -31,10 +31,10 @@ const TIMESTAMP_TOLERANCE: i32 = 1;
 /// How many unacknowledged bytes are kept, whatever the limit: enough for nearly every line.
 const USUAL_UNACKED: usize = 1024;
 
-/// Overwrites retransmitted bytes whose first copy is not kept any more. It turns no command of FTP into another one.
+/// Overwrites retransmitted bytes whose first copy is no longer kept. It turns no FTP command into another one.
 pub const OVERWRITTEN: u8 = b'X';
 
-/// Which retransmitted bytes may pass although their first copy is not kept any more.
+/// Which retransmitted bytes may pass although their first copy is no longer kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trust {
     /// Those that the receiver has acknowledged: it does not read them again.
@@ -43,8 +43,8 @@ pub enum Trust {
     OnlyReadFrom(Start),
 }
 
-/// Whether the first byte that was read is the first one of the stream. A picked-up session may begin with a segment that
-/// its client sent out of order: the client sends the bytes in front of it later.
+/// Whether the first byte that was read is the first one of the stream. A picked-up session may begin with a segment
+/// that its client sent out of order: the client sends the bytes in front of it later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Start {
     /// It is the first one.
@@ -53,7 +53,7 @@ pub enum Start {
     Unknown,
 }
 
-/// What a segment causes in a [`Stream`].
+/// An event of a [`Stream`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StreamEvent<'a> {
     /// The next bytes of the stream, and the sequence number of the first of them.
@@ -64,7 +64,7 @@ pub enum StreamEvent<'a> {
     Anomaly(StreamAnomaly),
 }
 
-/// What a segment causes in a [`Stream`], in the order of the stream. Nearly always that is one event at most.
+/// The events that a segment causes in a [`Stream`], in stream order. There is rarely more than one.
 #[derive(Debug, Default)]
 pub struct StreamEvents<'a> {
     first: Option<StreamEvent<'a>>,
@@ -93,11 +93,11 @@ impl<'a> Iterator for StreamEvents<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum StreamAnomaly {
     /// A byte was retransmitted with another value.
-    DifferingCopy,
+    ChangedRetransmission,
     /// The segment is too far from the current position of the stream.
-    FarAway,
+    TooFar,
     /// More bytes are out of order than the limit allows.
-    TooMuchWaiting,
+    TooManyOutOfOrder,
     /// Bytes were never read, but the receiver acknowledged them.
     Lost,
     /// A segment that a receiver ignores: without ACK, or with a SYN in the middle of the connection.
@@ -105,21 +105,21 @@ pub enum StreamAnomaly {
     /// The segment's timestamp is older than the latest one (PAWS, RFC 7323).
     StaleTimestamp,
     /// The segment's FIN is before bytes that were read, or the segment continues after an earlier FIN.
-    BesideFin,
+    ContradictsFin,
     /// The segment came from the interface of its receiver.
-    WrongSide,
+    WrongInterface,
     /// The segment repeats bytes that the receiver may not have, and their first copy is not kept any more.
     Unverifiable,
 }
 
-/// What of a segment may pass, so that the receiver reads the bytes that were read here.
+/// What may pass of a segment, so that the receiver reads the bytes that were read here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Acceptance {
-    /// Its payload as it is.
+    /// The payload as it was sent.
     AsSent,
     /// This payload instead.
     Corrected(Vec<u8>),
-    /// Nothing of it.
+    /// Nothing.
     Refused(StreamAnomaly),
 }
 
@@ -140,15 +140,15 @@ pub struct Stream {
     start: Seq,
     /// The sequence number of the next byte to deliver; once it has begun.
     next: Seq,
-    /// Bytes before this place were never read.
+    /// Bytes before this sequence number were never read.
     read_from: Seq,
     /// The receiver's latest acknowledgement, if there was one.
     acked: Seq,
-    /// The place of the sender's FIN, if there was one.
+    /// The sequence number of the sender's FIN, if there was one.
     fin: Seq,
     /// The timestamp of the latest segment in order; once there was one.
     timestamp: u32,
-    /// Bytes before this place are doubtful, if any are.
+    /// Bytes before this sequence number are doubtful, if any are.
     doubted_to: Seq,
     /// The farthest end of urgent data, if there was any.
     urgent_end: Seq,
@@ -179,15 +179,14 @@ impl Stream {
         self.unacked.len().saturating_sub(USUAL_UNACKED) + reorder
     }
 
-    /// Whether bytes before this place are missing that the receiver has not acknowledged, so that they may still
-    /// come.
-    pub fn misses_before(&self, place: Seq) -> bool {
-        self.begun && place.is_after(self.next) && !self.is_acknowledged(place)
+    /// Whether bytes before this sequence number are missing and not acknowledged, so that they may still come.
+    pub fn misses_before(&self, seq: Seq) -> bool {
+        self.begun && seq.is_after(self.next) && !self.is_acknowledged(seq)
     }
 
-    /// Whether the receiver has acknowledged everything up to this place.
-    pub fn is_acknowledged(&self, place: Seq) -> bool {
-        self.has_acked && !self.acked.is_before(place)
+    /// Whether the receiver has acknowledged everything before this sequence number.
+    pub fn is_acknowledged(&self, seq: Seq) -> bool {
+        self.has_acked && !self.acked.is_before(seq)
     }
 
     /// Whether everything up to the sender's FIN has been delivered.
@@ -203,7 +202,7 @@ impl Stream {
     /// Whether the receiver accepts a RST with this sequence number at once (RFC 5961): it has to be the next byte
     /// that the receiver expects, which is the first unacknowledged one if the receiver does not have all bytes that
     /// were read.
-    pub fn believes_reset_at(&self, seq: Seq) -> bool {
+    pub fn accepts_reset_at(&self, seq: Seq) -> bool {
         self.begun && !seq.is_after(self.next) && !seq.is_before(self.first_unacked())
     }
 
@@ -213,9 +212,9 @@ impl Stream {
         if first.is_after(self.next) { self.next } else { first }
     }
 
-    /// Marks the bytes before this place as doubtful: the receiver may not accept them.
-    pub fn doubt_before(&mut self, place: Seq) {
-        self.doubted_to = if self.has_doubt { self.doubted_to.later(place) } else { place };
+    /// Marks the bytes before this sequence number as doubtful: the receiver may not accept them.
+    pub fn doubt_before(&mut self, seq: Seq) {
+        self.doubted_to = if self.has_doubt { self.doubted_to.later(seq) } else { seq };
         self.has_doubt = true;
     }
 
@@ -224,7 +223,7 @@ impl Stream {
         self.has_doubt.then_some(self.doubted_to)
     }
 
-    /// Begins the stream at this place, unless it has begun: the other end's ACK of a SYN has the place.
+    /// Begins the stream at this sequence number, unless it has begun.
     pub fn begin_at(&mut self, seq: Seq) {
         if !self.begun {
             self.begun = true;
@@ -234,11 +233,11 @@ impl Stream {
         }
     }
 
-    /// What of a segment may pass, so that the receiver reads the same bytes as this stream reads with
+    /// Decides what may pass of a segment, so that the receiver reads the same bytes as this stream reads with
     /// [`segment`](Self::segment).
     ///
     /// `limit` bounds the bytes that may be kept.
-    pub fn judge(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
+    pub fn check_segment(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
         let Segment { flags, payload, .. } = segment;
         let has_content = !payload.is_empty() || segment.missing > 0 || flags.has(Flags::FIN) || flags.has(Flags::URG);
         if !has_content {
@@ -262,48 +261,54 @@ impl Stream {
         let read_to = self.reorder.as_ref().map_or(self.next, |reorder| self.next.later(reorder.end()));
         let ends_before = flags.has(Flags::FIN) && end.is_before(read_to);
         if ends_before {
-            return Acceptance::Refused(StreamAnomaly::BesideFin);
+            return Acceptance::Refused(StreamAnomaly::ContradictsFin);
         }
         if self.has_fin && end.is_after(self.fin) {
             // The bytes before the FIN may still be missing.
             let before = usize::try_from(self.fin - segment.seq).ok().filter(|before| *before > 0);
             return match before.and_then(|before| payload.get(..before)) {
                 Some(payload) if !flags.has(Flags::FIN) => {
-                    match self.judge(&Segment { payload, missing: 0, ..*segment }, direction, trust, limit) {
+                    match self.check_segment(&Segment { payload, missing: 0, ..*segment }, direction, trust, limit) {
                         Acceptance::AsSent => Acceptance::Corrected(payload.to_vec()),
-                        judged => judged,
+                        checked => checked,
                     }
                 }
-                _ => Acceptance::Refused(StreamAnomaly::BesideFin),
+                _ => Acceptance::Refused(StreamAnomaly::ContradictsFin),
             };
         }
-        // Also not an urgent pointer to a byte that was read as a normal one.
-        let is_urgent = flags.has(Flags::URG) && self.makes_urgent_what_was_read(segment);
+        // An urgent pointer must not point to a byte that was read as normal data.
+        let is_urgent = flags.has(Flags::URG) && self.makes_read_byte_urgent(segment);
         if segment.seq == self.next && self.reorder.is_none() && !is_urgent {
             return Acceptance::AsSent;
         }
-        self.judge_unusual(segment, direction, trust, limit)
+        self.check_unusual_segment(segment, direction, trust, limit)
     }
 
     #[cold]
-    fn judge_unusual(&self, segment: &Segment<'_>, direction: Direction, trust: Trust, limit: usize) -> Acceptance {
+    fn check_unusual_segment(
+        &self,
+        segment: &Segment<'_>,
+        direction: Direction,
+        trust: Trust,
+        limit: usize,
+    ) -> Acceptance {
         let (seq, payload) = (segment.seq, segment.payload);
         let ahead = seq - self.next;
         if ahead.unsigned_abs() > FARTHEST_GAP {
-            return Acceptance::Refused(StreamAnomaly::FarAway);
+            return Acceptance::Refused(StreamAnomaly::TooFar);
         }
         let is_acknowledged = self.is_acknowledged(seq);
         if ahead > 0 && !is_acknowledged {
             if ahead.unsigned_abs() > FARTHEST_AHEAD {
-                return Acceptance::Refused(StreamAnomaly::FarAway);
+                return Acceptance::Refused(StreamAnomaly::TooFar);
             }
             let buffer = self.reorder.as_ref();
             // A client's commands must not pass unread. In a server's direction, whose replies may be long and whose
             // acknowledgements may pass unseen, the missing bytes are given up instead.
             if direction == Direction::FromClient
-                && buffer.is_some_and(|buffer| buffer.would_be_over(payload.len(), limit))
+                && buffer.is_some_and(|buffer| buffer.would_exceed(payload.len(), limit))
             {
-                return Acceptance::Refused(StreamAnomaly::TooMuchWaiting);
+                return Acceptance::Refused(StreamAnomaly::TooManyOutOfOrder);
             }
         }
         let mut corrected = payload.to_vec();
@@ -324,7 +329,7 @@ impl Stream {
         if let Some(reorder) = &self.reorder {
             reorder.correct(seq, &mut corrected);
         }
-        let is_urgent = segment.flags.has(Flags::URG) && self.makes_urgent_what_was_read(segment);
+        let is_urgent = segment.flags.has(Flags::URG) && self.makes_read_byte_urgent(segment);
         if corrected == payload && !is_urgent { Acceptance::AsSent } else { Acceptance::Corrected(corrected) }
     }
 
@@ -348,7 +353,7 @@ impl Stream {
         self.begin_at(seq);
         let next = self.next;
         let end = seq + (segment.payload.len() + segment.missing);
-        // Only a segment with new bytes, or an empty one at the right place, updates the timestamp.
+        // Only a segment with new bytes, or an empty one with the next sequence number, updates the timestamp.
         let is_next = !seq.is_after(next) && (end.is_after(next) || (end == next && seq == next));
         if let Some(timestamp) = segment.timestamp
             && is_next
@@ -388,11 +393,11 @@ impl Stream {
         events
     }
 
-    /// Gives up the missing bytes before this place, and the buffered ones before it.
-    pub fn give_up_before(&mut self, place: Seq) {
-        if place.is_after(self.next) {
-            self.next = place;
-            self.read_from = place;
+    /// Gives up the missing and the buffered bytes before this sequence number.
+    pub fn give_up_before(&mut self, seq: Seq) {
+        if seq.is_after(self.next) {
+            self.next = seq;
+            self.read_from = seq;
             self.has_gap = true;
             self.unacked.clear();
             self.reorder = None;
@@ -432,7 +437,7 @@ impl Stream {
     ) -> Option<StreamAnomaly> {
         let ahead = seq - self.next;
         if ahead.unsigned_abs() > FARTHEST_GAP {
-            return Some(StreamAnomaly::FarAway);
+            return Some(StreamAnomaly::TooFar);
         }
         if ahead > 0 {
             if self.is_acknowledged(seq) {
@@ -444,19 +449,19 @@ impl Stream {
                 return Some(StreamAnomaly::Lost);
             }
             if ahead.unsigned_abs() > FARTHEST_AHEAD {
-                return Some(StreamAnomaly::FarAway);
+                return Some(StreamAnomaly::TooFar);
             }
             let reorder = self.reorder.get_or_insert_default();
             reorder.insert(seq, payload);
-            if reorder.is_over(limit) {
+            if reorder.exceeds(limit) {
                 let first = reorder.first();
                 self.skip_to(first, limit, events);
-                return Some(StreamAnomaly::TooMuchWaiting);
+                return Some(StreamAnomaly::TooManyOutOfOrder);
             }
             return None;
         }
         if ahead.unsigned_abs() > FARTHEST_AHEAD {
-            return Some(StreamAnomaly::FarAway);
+            return Some(StreamAnomaly::TooFar);
         }
         let known = payload.len().min(usize::try_from(-ahead).unwrap_or(0));
         let rest = &payload[known..];
@@ -472,10 +477,10 @@ impl Stream {
         None
     }
 
-    /// Gives up the missing bytes before `place`, which is not before the current position.
-    fn skip_to(&mut self, place: Seq, limit: usize, events: &mut StreamEvents<'_>) {
-        self.next = place;
-        self.read_from = place;
+    /// Gives up the missing bytes before `seq`, which is not before the current position.
+    fn skip_to(&mut self, seq: Seq, limit: usize, events: &mut StreamEvents<'_>) {
+        self.next = seq;
+        self.read_from = seq;
         self.has_gap = true;
         self.unacked.clear();
         events.push(StreamEvent::Gap);

@@ -5,8 +5,8 @@ use std::collections::VecDeque;
 use super::unacked::overlay;
 use crate::core::net::Seq;
 
-/// How many separate pieces may be buffered: each costs more than its bytes.
-const MOST_PIECES: usize = 64;
+/// How many separate pieces may be buffered: each takes more memory than its bytes.
+const MAX_PIECES: usize = 64;
 
 /// Pieces in stream order, none overlapping or adjacent to another: bytes that were sent one at a time after a lost
 /// segment make one piece.
@@ -27,13 +27,13 @@ impl ReorderBuffer {
         self.bytes + self.pieces.capacity().max(1) * PIECE
     }
 
-    pub(super) fn is_over(&self, limit: usize) -> bool {
-        self.bytes > limit || self.pieces.len() > MOST_PIECES
+    pub(super) fn exceeds(&self, limit: usize) -> bool {
+        self.bytes > limit || self.pieces.len() > MAX_PIECES
     }
 
     /// Whether this many more bytes may exceed the limit.
-    pub(super) fn would_be_over(&self, bytes: usize, limit: usize) -> bool {
-        self.bytes + bytes > limit || self.pieces.len() >= MOST_PIECES
+    pub(super) fn would_exceed(&self, bytes: usize, limit: usize) -> bool {
+        self.bytes + bytes > limit || self.pieces.len() >= MAX_PIECES
     }
 
     /// Writes the buffered bytes over a copy of them that begins at `seq`.
@@ -43,12 +43,12 @@ impl ReorderBuffer {
         }
     }
 
-    /// The place of the first piece. An empty buffer, which is never kept, has none: then zero.
+    /// The sequence number of the first piece; zero for an empty buffer, which is never kept.
     pub(super) fn first(&self) -> Seq {
         self.pieces.front().map_or(Seq::default(), |(at, _)| *at)
     }
 
-    /// Where the last piece ends.
+    /// The end of the last piece.
     pub(super) fn end(&self) -> Seq {
         self.pieces.back().map_or(Seq::default(), |(at, piece)| *at + piece.len())
     }
@@ -66,7 +66,7 @@ impl ReorderBuffer {
         Some(piece)
     }
 
-    /// Adds the new ones of `bytes`.
+    /// Adds those of `bytes` that are not buffered yet.
     pub(super) fn insert(&mut self, at: Seq, bytes: &[u8]) {
         let mut at = at;
         let mut rest = bytes;

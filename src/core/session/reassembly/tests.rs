@@ -41,7 +41,7 @@ impl Listener {
 
     /// Takes what may go on of a segment.
     fn takes_from(&mut self, direction: Direction, segment: &Segment<'_>) -> Option<StreamAnomaly> {
-        match self.stream.judge(segment, direction, Trust::Acknowledgements, LIMIT) {
+        match self.stream.check_segment(segment, direction, Trust::Acknowledgements, LIMIT) {
             Acceptance::AsSent => {
                 let events = self.stream.segment(segment, LIMIT);
                 self.write_down(events)
@@ -50,14 +50,14 @@ impl Listener {
                 let corrected = Segment { payload: &payload, ..*segment };
                 let events = self.stream.segment(&corrected, LIMIT);
                 self.write_down(events);
-                Some(StreamAnomaly::DifferingCopy)
+                Some(StreamAnomaly::ChangedRetransmission)
             }
             Acceptance::Refused(anomaly) => Some(anomaly),
         }
     }
 
-    fn may_go_on(&self, segment: &Segment<'_>) -> Acceptance {
-        self.stream.judge(segment, Direction::FromClient, Trust::Acknowledgements, LIMIT)
+    fn check(&self, segment: &Segment<'_>) -> Acceptance {
+        self.stream.check_segment(segment, Direction::FromClient, Trust::Acknowledgements, LIMIT)
     }
 
     fn learns_of_ack(&mut self, ack: u32) -> Option<StreamAnomaly> {
@@ -103,10 +103,10 @@ fn single_byte_segments_wait_for_a_lost_one() {
 fn data_in_a_syn_is_ignored() {
     let mut listener = Listener::default();
     let refused = Acceptance::Refused(StreamAnomaly::Unacceptable);
-    assert_eq!(listener.may_go_on(&segment(99, Flags::SYN.and(Flags::ACK), b"PA")), refused);
+    assert_eq!(listener.check(&segment(99, Flags::SYN.and(Flags::ACK), b"PA")), refused);
     listener.takes(&segment(99, Flags::SYN, b""));
-    assert_eq!(listener.may_go_on(&segment(100, Flags::SYN.and(Flags::ACK), b"PASV")), refused);
-    assert_eq!(listener.may_go_on(&segment(100, Flags::NONE, b"PASV")), refused, "a segment without ACK is ignored");
+    assert_eq!(listener.check(&segment(100, Flags::SYN.and(Flags::ACK), b"PASV")), refused);
+    assert_eq!(listener.check(&segment(100, Flags::NONE, b"PASV")), refused, "a segment without ACK is ignored");
 }
 
 #[test]
@@ -114,12 +114,12 @@ fn differing_copy_is_corrected_to_the_bytes_read() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
     let corrected = |text: &[u8]| Acceptance::Corrected(text.to_vec());
-    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK, b"FEAT\r\n")), corrected(b"NOOP\r\n"));
-    assert_eq!(listener.may_go_on(&segment(98, Flags::ACK, b"xxFEAT\r\nQUIT\r\n")), corrected(b"xxNOOP\r\nQUIT\r\n"));
+    assert_eq!(listener.check(&segment(100, Flags::ACK, b"FEAT\r\n")), corrected(b"NOOP\r\n"));
+    assert_eq!(listener.check(&segment(98, Flags::ACK, b"xxFEAT\r\nQUIT\r\n")), corrected(b"xxNOOP\r\nQUIT\r\n"));
     listener.hears(110, b"LIST");
-    assert_eq!(listener.may_go_on(&segment(104, Flags::ACK, b"ABCDEFGHIJ")), corrected(b"\r\nCDEFLIST"));
+    assert_eq!(listener.check(&segment(104, Flags::ACK, b"ABCDEFGHIJ")), corrected(b"\r\nCDEFLIST"));
     listener.learns_of_ack(106);
-    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK, b"FEAT\r\n")), Acceptance::AsSent, "nobody reads it");
+    assert_eq!(listener.check(&segment(100, Flags::ACK, b"FEAT\r\n")), Acceptance::AsSent, "nobody reads it");
 }
 
 #[test]
@@ -128,10 +128,10 @@ fn copy_of_forgotten_bytes_does_not_pass() {
     listener.hears(100, &[b'a'; LIMIT]);
     listener.hears(100 + LIMIT as u32, b"bb");
     let refused = Acceptance::Refused(StreamAnomaly::Unverifiable);
-    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK, b"aa")), refused);
-    assert_eq!(listener.may_go_on(&segment(98, Flags::ACK, b"xx")), Acceptance::AsSent, "that was never read");
+    assert_eq!(listener.check(&segment(100, Flags::ACK, b"aa")), refused);
+    assert_eq!(listener.check(&segment(98, Flags::ACK, b"xx")), Acceptance::AsSent, "that was never read");
     listener.learns_of_ack(102);
-    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK, b"aa")), Acceptance::AsSent, "nobody reads it");
+    assert_eq!(listener.check(&segment(100, Flags::ACK, b"aa")), Acceptance::AsSent, "nobody reads it");
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn acknowledged_or_old_bytes_are_overwritten_if_untrusted() {
     listener.learns_of_ack(106);
     let judged = |listener: &Listener, seq, text, start| {
         let segment = segment(seq, Flags::ACK, text);
-        listener.stream.judge(&segment, Direction::FromClient, Trust::OnlyReadFrom(start), LIMIT)
+        listener.stream.check_segment(&segment, Direction::FromClient, Trust::OnlyReadFrom(start), LIMIT)
     };
     let corrected = |text: &[u8]| Acceptance::Corrected(text.to_vec());
     assert_eq!(judged(&listener, 98, b"xxFEAT\r\nabcdQUIT", Start::Known), corrected(b"xxXXXXXXLISTQUIT"));
@@ -154,8 +154,8 @@ fn client_segment_beyond_the_buffer_does_not_pass() {
     let mut listener = Listener::default();
     listener.hears(100, b"a");
     listener.hears(102, &[b'x'; LIMIT]);
-    let refused = Acceptance::Refused(StreamAnomaly::TooMuchWaiting);
-    assert_eq!(listener.may_go_on(&segment(102 + LIMIT as u32, Flags::ACK, b"x")), refused);
+    let refused = Acceptance::Refused(StreamAnomaly::TooManyOutOfOrder);
+    assert_eq!(listener.check(&segment(102 + LIMIT as u32, Flags::ACK, b"x")), refused);
 }
 
 #[test]
@@ -164,12 +164,12 @@ fn segment_with_a_stale_timestamp_is_ignored() {
     let at = |seq, timestamp, text| Segment { timestamp: Some(timestamp), ..segment(seq, Flags::ACK, text) };
     listener.takes(&at(100, u32::MAX, b"NO"));
     listener.takes(&at(102, 5, b"OP"));
-    assert_eq!(listener.may_go_on(&at(104, 4, b"\r\n")), Acceptance::AsSent, "one tick is tolerated");
+    assert_eq!(listener.check(&at(104, 4, b"\r\n")), Acceptance::AsSent, "one tick is tolerated");
     for stale in [3, u32::MAX, 0x8000_0006] {
         let refused = Acceptance::Refused(StreamAnomaly::StaleTimestamp);
-        assert_eq!(listener.may_go_on(&at(104, stale, b"\r\n")), refused, "{stale}");
+        assert_eq!(listener.check(&at(104, stale, b"\r\n")), refused, "{stale}");
     }
-    assert_eq!(listener.may_go_on(&segment(104, Flags::ACK, b"\r\n")), Acceptance::AsSent, "it need not have one");
+    assert_eq!(listener.check(&segment(104, Flags::ACK, b"\r\n")), Acceptance::AsSent, "it need not have one");
 }
 
 #[test]
@@ -216,9 +216,9 @@ fn retransmission_is_delivered_once() {
 fn first_copy_wins_and_a_differing_one_is_reported() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
-    assert_eq!(listener.hears(100, b"PORT"), Some(StreamAnomaly::DifferingCopy));
+    assert_eq!(listener.hears(100, b"PORT"), Some(StreamAnomaly::ChangedRetransmission));
     assert_eq!(listener.hears(106, b"!!"), None);
-    assert_eq!(listener.hears(104, b"ab??"), Some(StreamAnomaly::DifferingCopy));
+    assert_eq!(listener.hears(104, b"ab??"), Some(StreamAnomaly::ChangedRetransmission));
     assert_eq!(listener.heard, b"PASVab!!");
 }
 
@@ -226,7 +226,7 @@ fn first_copy_wins_and_a_differing_one_is_reported() {
 fn keep_alive_repeats_the_last_byte() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
-    assert_eq!(listener.may_go_on(&segment(103, Flags::ACK, b"\0")), Acceptance::Corrected(b"V".to_vec()));
+    assert_eq!(listener.check(&segment(103, Flags::ACK, b"\0")), Acceptance::Corrected(b"V".to_vec()));
     assert_eq!(listener.hears(103, b""), None);
     assert_eq!(listener.heard, b"PASV");
 }
@@ -267,8 +267,8 @@ fn bytes_cut_by_the_snaplen_are_a_gap() {
 fn segment_far_outside_the_window_is_ignored() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
-    assert_eq!(listener.hears(1 << 30, b"x"), Some(StreamAnomaly::FarAway));
-    assert_eq!(listener.hears(3 << 30, b"x"), Some(StreamAnomaly::FarAway));
+    assert_eq!(listener.hears(1 << 30, b"x"), Some(StreamAnomaly::TooFar));
+    assert_eq!(listener.hears(3 << 30, b"x"), Some(StreamAnomaly::TooFar));
     listener.hears(104, b"\r\n");
     assert_eq!(listener.heard, b"PASV\r\n");
 }
@@ -280,9 +280,9 @@ fn reassembly_buffer_is_bounded() {
     let mut anomalies = Vec::new();
     for index in 0..1000 {
         anomalies.extend(listener.hears(200 + 200 * index, &[b'x'; 100]));
-        assert!(listener.stream.reorder.as_ref().is_none_or(|reorder| !reorder.is_over(LIMIT)));
+        assert!(listener.stream.reorder.as_ref().is_none_or(|reorder| !reorder.exceeds(LIMIT)));
     }
-    assert!(anomalies.contains(&StreamAnomaly::TooMuchWaiting));
+    assert!(anomalies.contains(&StreamAnomaly::TooManyOutOfOrder));
 }
 
 #[test]
@@ -303,7 +303,7 @@ fn fin_that_never_arrives_ends_nothing() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
     listener.takes(&segment(106, Flags::ACK.and(Flags::FIN), b""));
-    let refused = Some(StreamAnomaly::BesideFin);
+    let refused = Some(StreamAnomaly::ContradictsFin);
     assert_eq!(listener.hears(106, b"PASV\r\n"), refused, "a receiver that has got the FIN does not read it");
     listener.learns_of_ack(106);
     assert!(!listener.stream.has_ended());
@@ -314,10 +314,10 @@ fn fin_that_never_arrives_ends_nothing() {
 fn fin_before_bytes_already_read_does_not_pass() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
-    let refused = Acceptance::Refused(StreamAnomaly::BesideFin);
-    assert_eq!(listener.may_go_on(&segment(103, Flags::ACK.and(Flags::FIN), b"")), refused);
-    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK.and(Flags::FIN), b"NOOP")), refused);
-    assert_eq!(listener.may_go_on(&segment(100, Flags::ACK.and(Flags::FIN), b"NOOP\r\n")), Acceptance::AsSent);
+    let refused = Acceptance::Refused(StreamAnomaly::ContradictsFin);
+    assert_eq!(listener.check(&segment(103, Flags::ACK.and(Flags::FIN), b"")), refused);
+    assert_eq!(listener.check(&segment(100, Flags::ACK.and(Flags::FIN), b"NOOP")), refused);
+    assert_eq!(listener.check(&segment(100, Flags::ACK.and(Flags::FIN), b"NOOP\r\n")), Acceptance::AsSent);
 }
 
 #[test]
@@ -325,11 +325,11 @@ fn byte_already_read_does_not_become_urgent() {
     let mut listener = Listener::default();
     listener.hears(100, b"NOOP\r\n");
     let pointing = |seq, urgent, text| Segment { urgent, ..segment(seq, Flags::ACK.and(Flags::URG), text) };
-    assert_eq!(listener.may_go_on(&pointing(100, 3, b"NOOP\r\n")), Acceptance::Corrected(b"NOOP\r\n".to_vec()));
-    assert_eq!(listener.may_go_on(&pointing(100, 3, b"")), Acceptance::Corrected(Vec::new()));
-    assert_eq!(listener.may_go_on(&pointing(106, 3, b"ABOR\r\n")), Acceptance::AsSent);
+    assert_eq!(listener.check(&pointing(100, 3, b"NOOP\r\n")), Acceptance::Corrected(b"NOOP\r\n".to_vec()));
+    assert_eq!(listener.check(&pointing(100, 3, b"")), Acceptance::Corrected(Vec::new()));
+    assert_eq!(listener.check(&pointing(106, 3, b"ABOR\r\n")), Acceptance::AsSent);
     listener.takes(&pointing(106, 3, b"ABOR\r\n"));
-    assert_eq!(listener.may_go_on(&pointing(106, 3, b"ABOR\r\n")), Acceptance::AsSent, "it was urgent before");
+    assert_eq!(listener.check(&pointing(106, 3, b"ABOR\r\n")), Acceptance::AsSent, "it was urgent before");
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn segment_half_the_sequence_space_away_is_ignored() {
     listener.hears(100, b"PASV");
     listener.learns_of_ack(104);
     for far in [1 << 31, (1 << 31) + 100, (1 << 31) - 1] {
-        assert_eq!(listener.hears(104_u32.wrapping_add(far), b"x"), Some(StreamAnomaly::FarAway));
+        assert_eq!(listener.hears(104_u32.wrapping_add(far), b"x"), Some(StreamAnomaly::TooFar));
     }
     assert_eq!(listener.heard, b"PASV");
 }
@@ -347,14 +347,14 @@ fn segment_half_the_sequence_space_away_is_ignored() {
 fn reset_counts_only_at_a_possible_next_byte() {
     let mut listener = Listener::default();
     listener.hears(100, b"PASV");
-    assert!(listener.stream.believes_reset_at(Seq::new(104)));
+    assert!(listener.stream.accepts_reset_at(Seq::new(104)));
     for other in [105, 99, 200, 30_104, 1 << 20] {
-        assert!(!listener.stream.believes_reset_at(Seq::new(other)), "{other}");
+        assert!(!listener.stream.accepts_reset_at(Seq::new(other)), "{other}");
     }
     // The receiver may have got less than was read.
-    assert!(listener.stream.believes_reset_at(Seq::new(102)));
+    assert!(listener.stream.accepts_reset_at(Seq::new(102)));
     listener.learns_of_ack(103);
-    assert!(!listener.stream.believes_reset_at(Seq::new(102)));
+    assert!(!listener.stream.accepts_reset_at(Seq::new(102)));
 }
 
 /// Pieces of a text: where each begins, and how long it is.

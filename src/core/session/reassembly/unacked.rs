@@ -44,8 +44,8 @@ impl Unacked {
     }
 }
 
-/// Writes the bytes of `known`, which begin at `known_at`, over the bytes at the same places in `copy`, which begins
-/// at `copy_at`.
+/// Writes the bytes of `known`, which begin at `known_at`, over the bytes with the same sequence numbers in `copy`,
+/// which begins at `copy_at`.
 pub(super) fn overlay(known_at: Seq, known: &[u8], copy_at: Seq, copy: &mut [u8]) {
     let offset = known_at - copy_at;
     let (in_known, in_copy) = match usize::try_from(offset) {

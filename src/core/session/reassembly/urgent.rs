@@ -21,14 +21,14 @@ impl Stream {
     }
 
     /// The receiver has read all bytes up to the current position, urgent or not.
-    pub fn believe_urgent_end(&mut self) {
+    pub fn confirm_urgent_end(&mut self) {
         if self.has_urgent && self.urgent_end == self.next + 1 {
             self.urgent_end = self.next;
         }
     }
 
     /// Whether this segment's urgent pointer points at a byte that was read as a normal one.
-    pub(super) fn makes_urgent_what_was_read(&self, segment: &Segment<'_>) -> bool {
+    pub(super) fn makes_read_byte_urgent(&self, segment: &Segment<'_>) -> bool {
         let end = segment.seq + usize::from(segment.urgent) + 1;
         let was_urgent = self.has_urgent && !end.is_after(self.urgent_end);
         !was_urgent && end.is_after(self.first_unacked()) && (end.moved(-2)).is_before(self.next)

@@ -1,29 +1,29 @@
-//! How far an encrypted dialogue has come, as far as an observer on the path can see that.
+//! Estimates whether a user may have logged in to an encrypted session.
 //!
-//! FTPS clients send `AUTH TLS` before `USER`, so no observer sees a login. Visible is which end sends, and whether
-//! it sends TLS: a login takes a handshake, and at least two commands that the server answers.
+//! FTPS clients send AUTH TLS before USER, so the login itself cannot be read. But the TLS records show which end
+//! sends: a login takes a handshake, and at least two commands that the server answers.
 
 use crate::core::net::{Direction, Segment, Seq};
 
-/// How many replies after the handshake the server has sent when a user is logged in: to USER and to PASS.
-const ANSWERS_TO_A_LOGIN: u8 = 2;
+/// How many replies the server sends for a login after the handshake: to USER and to PASS.
+const REPLIES_TO_LOGIN: u8 = 2;
 
-/// The types of the TLS records with which an end's data may begin.
+/// TLS record types.
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 
 /// Counts the turns of an encrypted dialogue: a turn is what one end sends until the other one answers.
 #[derive(Debug, Default)]
 pub(super) struct EncryptedDialogue {
-    /// Whose turn it is.
-    speaker: Option<Direction>,
+    /// The end that sent last.
+    sender: Option<Direction>,
     /// The end of each direction's data so far.
     client_end: Option<Seq>,
     server_end: Option<Seq>,
-    client_began: bool,
-    server_began: bool,
+    client_handshake: bool,
+    server_handshake: bool,
     /// The server's turns of application data that followed one of the client's.
-    answers: u8,
+    replies: u8,
 }
 
 impl EncryptedDialogue {
@@ -40,7 +40,7 @@ impl EncryptedDialogue {
             return false;
         }
         *known = Some(end);
-        if self.speaker.replace(direction) == Some(direction) {
+        if self.sender.replace(direction) == Some(direction) {
             return false;
         }
         let record = match *segment.payload {
@@ -48,12 +48,12 @@ impl EncryptedDialogue {
             _ => None,
         };
         match (direction, record) {
-            (Direction::FromClient, Some(HANDSHAKE)) => self.client_began = true,
-            (Direction::FromServer, Some(HANDSHAKE)) => self.server_began |= self.client_began,
-            (Direction::FromServer, Some(APPLICATION_DATA)) if self.server_began => {
-                self.answers = self.answers.saturating_add(1);
+            (Direction::FromClient, Some(HANDSHAKE)) => self.client_handshake = true,
+            (Direction::FromServer, Some(HANDSHAKE)) => self.server_handshake |= self.client_handshake,
+            (Direction::FromServer, Some(APPLICATION_DATA)) if self.server_handshake => {
+                self.replies = self.replies.saturating_add(1);
             }
-            (Direction::FromClient, Some(APPLICATION_DATA)) => return self.answers >= ANSWERS_TO_A_LOGIN,
+            (Direction::FromClient, Some(APPLICATION_DATA)) => return self.replies >= REPLIES_TO_LOGIN,
             _ => {}
         }
         false
@@ -70,7 +70,7 @@ mod tests {
     const CHANGE: &[u8] = b"\x14\x03\x03\0\x01\x01\x16\x03\x03\0\x01x";
     const DATA: &[u8] = b"\x17\x03\x03\0\x03abc";
 
-    /// After which of these turns a range opens.
+    /// The index of the turn after which a range opens.
     fn opens_at(turns: &[(Direction, &[u8])]) -> Option<usize> {
         let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), 1, 1);
         let mut dialogue = EncryptedDialogue::default();
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn range_opens_behind_two_answers_after_the_handshake() {
+    fn range_opens_after_two_replies_after_the_handshake() {
         // TLS 1.3: USER, PASS, then the next command.
         let tls13 = [
             (FromClient, HELLO),
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tls_opens_no_range() {
+    fn plain_text_opens_no_range() {
         let text = [(FromClient, b"USER x\r\n".as_slice()), (FromServer, b"331 go on\r\n")].repeat(20);
         assert_eq!(opens_at(&text), None);
         let without_handshake = [(FromClient, DATA), (FromServer, DATA)].repeat(20);
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn repeated_segments_are_no_turns() {
+    fn retransmissions_are_no_turns() {
         let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), 1, 1);
         let mut dialogue = EncryptedDialogue::default();
         let said: Vec<_> = [(FromClient, HELLO), (FromServer, HELLO), (FromClient, DATA), (FromServer, DATA)]
@@ -122,6 +122,6 @@ mod tests {
         for (who, packet) in said.iter().chain(&said).chain(&said).chain(&said) {
             assert!(!dialogue.segment(&Segment::parse(packet).expect("a segment"), *who));
         }
-        assert_eq!(dialogue.answers, 1);
+        assert_eq!(dialogue.replies, 1);
     }
 }

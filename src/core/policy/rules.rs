@@ -1,5 +1,4 @@
-//! Reads the mappings that depend on others: the defaults, the rules that start from them, and keys that exclude each
-//! other.
+//! Reads the rules, which start from the defaults, and checks keys that depend on each other.
 
 use std::collections::HashMap;
 
@@ -119,30 +118,30 @@ impl Kind<Vec<Rule>> for Rules {
         Self::show_over(value, &Terms::default())
     }
 
-    /// None: the rules are read after the defaults, from which they start.
+    /// Returns `None`: the rules start from the defaults, so `Policy::check` reads them afterwards.
     fn read(&self, _: &mut Reader<'_>, _: Entry<'_>) -> Option<Vec<Rule>> {
         None
     }
 }
 
 fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Option<Vec<Rule>> {
-    let (mut rules, mut places) = (Vec::new(), Vec::new());
+    let (mut rules, mut entries) = (Vec::new(), Vec::new());
     let mut names: HashMap<Box<str>, usize> = HashMap::new();
     for entry in reader.list(entry, 0..=MAX_RULES, &Rules.describe())? {
-        let Some((rule, place)) = read_rule(reader, entry, defaults) else { continue };
+        let Some((rule, rule_entry)) = read_rule(reader, entry, defaults) else { continue };
         if let Some(first) = names.get(&rule.name) {
             let message = format!("the rule of line {first} has the same name: {}", Quoted(&rule.name));
-            reader.error(place, message, "a different name for each rule");
+            reader.error(rule_entry, message, "a different name for each rule");
         } else {
-            names.insert(rule.name.clone(), reader.line(place));
+            names.insert(rule.name.clone(), reader.line(rule_entry));
         }
         rules.push(rule);
-        places.push(place);
+        entries.push(rule_entry);
     }
-    // With a rule missing or half read, it would be wrong to say what the others leave to it.
+    // If a rule could not be read, warnings about which rules are reached would be wrong.
     if reader.problems.errors() == 0 {
         for (index, clash) in clashes(&rules) {
-            let named = |at: usize| format!("\"{}\" (line {})", Quoted(&rules[at].name), reader.line(places[at]));
+            let named = |at: usize| format!("\"{}\" (line {})", Quoted(&rules[at].name), reader.line(entries[at]));
             let (message, expected) = match clash {
                 Clash::Unreachable { by } => {
                     let message = format!("this rule is never reached: {} matches all that it could", named(by));
@@ -156,13 +155,13 @@ fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Op
                     (message, expected)
                 }
             };
-            reader.warn(places[index].without_key(), message, expected);
+            reader.warn(entries[index].without_key(), message, expected);
         }
     }
     Some(rules)
 }
 
-/// A rule, and where to point when a problem is about all of it.
+/// A rule, and the entry at which problems of the whole rule are reported.
 fn read_rule<'t>(reader: &mut Reader<'_>, entry: Entry<'t>, defaults: &Terms) -> Option<(Rule, Entry<'t>)> {
     let known = [Rule::NAMES, Terms::NAMES].concat();
     let fields = reader.fields(entry, &known, "a rule, such as { name: partners, clients: [192.0.2.0/24] }")?;
@@ -181,16 +180,16 @@ fn read_rule<'t>(reader: &mut Reader<'_>, entry: Entry<'t>, defaults: &Terms) ->
     (!rule.name.is_empty()).then_some((rule, name.unwrap_or(entry)))
 }
 
-/// Which terms hold between two hosts; cheap to keep in a session.
+/// The index of the rule that applies between two hosts; a session keeps it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RuleId(u16);
 
 impl RuleId {
-    /// No rule matched: the defaults hold.
+    /// No rule matched: the defaults apply.
     pub const DEFAULTS: Self = Self(u16::MAX);
 
     pub(super) fn of(index: usize) -> Self {
-        // A policy has at most `MAX_RULES` rules, far below the number that stands for the defaults.
+        // `MAX_RULES` is far below `u16::MAX`.
         u16::try_from(index).map_or(Self::DEFAULTS, Self)
     }
 

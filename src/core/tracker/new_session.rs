@@ -1,10 +1,10 @@
-//! Begins a session, from a packet of a connection that the firewall knows.
+//! Begins sessions: from the start of a control connection, or picked up in the middle.
 
-use super::memory::Buffered;
+use super::memory_budget::Buffered;
 use super::origins::Origins;
 use super::quotas::first_rank;
-use super::table::{Placed, Tracked};
-use super::{ClientKey, Handled, Observer, OnGap, SessionEvent, SessionNumber, Tracker, World};
+use super::table::{ListPosition, Tracked};
+use super::{ClientKey, Environment, Observer, OnGap, SessionEvent, SessionNumber, Tracker, TrackerVerdict};
 use crate::core::kernel::{Control, Firewall, LookupFailed, Progress};
 use crate::core::net::{Direction, Flags, Segment};
 use crate::core::policy::{Pickup, Policy};
@@ -12,22 +12,22 @@ use crate::core::seqadj::{Rewriters, Verdict};
 use crate::core::session::Session;
 
 impl Tracker {
-    /// Begins a session with a segment of no known session, if it belongs to a control connection.
+    /// Begins a session with a segment that belongs to no known session, if it belongs to a control connection.
     pub(super) fn begin<F: Firewall, O: Observer>(
         &mut self,
         segment: &Segment<'_>,
-        world: &mut World<'_, F, O>,
+        env: &mut Environment<'_, F, O>,
     ) -> Result<Option<(u32, Direction)>, LookupFailed> {
         // A bare ACK or RST begins no session. Neither does a SYN, which costs its sender nothing: the server's
         // SYN-ACK does.
         let is_opened = segment.flags.has(Flags::SYN) && segment.flags.has(Flags::ACK);
         // An urgent pointer may mean a byte that comes later, and then the server leaves it out of a command.
-        let has_content = !segment.payload.is_empty() || (segment.flags.has(Flags::URG) && world.policy.holds_back());
+        let has_content = !segment.payload.is_empty() || (segment.flags.has(Flags::URG) && env.policy.holds_back());
         if segment.flags.has(Flags::RST) || (!is_opened && !has_content) {
             return Ok(None);
         }
         let Some(Control { connection, id, is_opening, progress, synced, adjustments }) =
-            world.firewall.control_connection(&segment.flow)?
+            env.firewall.control_connection(&segment.flow)?
         else {
             return Ok(None);
         };
@@ -39,7 +39,7 @@ impl Tracker {
         let session = if from_the_start {
             Session::from_the_start()
         } else {
-            let known = match world.policy.pickup {
+            let known = match env.policy.pickup {
                 Pickup::Marked => progress,
                 Pickup::Never => Progress::Unknown,
                 Pickup::Trust => Progress::LoggedIn,
@@ -48,38 +48,38 @@ impl Tracker {
         };
         let recorded = if from_the_start { Progress::Unknown } else { progress };
         let rank = first_rank(&session, segment, direction);
-        self.make_room(ClientKey::of(connection.client().address), rank, world);
+        self.make_room(ClientKey::of(connection.client().address), rank, env);
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
-        let rule = world.policy.match_rule(connection.client().address, connection.server().address);
-        let may_change = connection.is_translated() || world.policy.terms(rule).holds_back();
-        let rewriters = may_change.then(|| Box::new(Rewriters::found(&adjustments)));
+        let rule = env.policy.match_rule(connection.client().address, connection.server().address);
+        let may_change = connection.is_translated() || env.policy.terms(rule).holds_back();
+        let rewriters = may_change.then(|| Box::new(Rewriters::with_adjustments(&adjustments)));
         let slot = self.sessions.insert(Tracked {
             connection,
             id,
             number,
             rule,
             ended: None,
-            last_packet: world.now,
-            place: Placed::new(rank, world.now),
-            buffered: Buffered::nothing(!rank.is_established()),
+            last_packet: env.now,
+            position: ListPosition::new(rank, env.now),
+            buffered: Buffered::empty(!rank.is_established()),
             session,
             origins: Origins::default(),
             recorded,
             rewriters,
         });
-        world.report(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
+        env.report(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
         Ok(Some((slot, direction)))
     }
 }
 
-/// The verdict on a packet whose connection is unknown because the kernel did not answer. First the packet is kept,
-/// like one behind a missing segment; when it is retransmitted, the kernel is asked again. At last it passes unread
-/// and nothing opens for its session; but it is dropped if it may carry a command that the policy denies.
-pub(super) fn unknown_connection(on_gap: OnGap, policy: &Policy) -> Handled {
+/// The verdict on a packet whose connection could not be looked up in the kernel. The packet waits first, as if an
+/// earlier segment were missing; a retransmission causes another lookup. In the end it passes unread, and nothing opens
+/// for its session; but if the policy denies something, it is dropped, because it may contain a denied command.
+pub(super) fn unknown_connection(on_gap: OnGap, policy: &Policy) -> TrackerVerdict {
     match on_gap {
-        OnGap::Wait => Handled::Session(Verdict::Later),
-        OnGap::Continue if policy.holds_back() => Handled::Session(Verdict::Drop),
-        OnGap::Continue => Handled::NotOurs,
+        OnGap::Wait => TrackerVerdict::Session(Verdict::Wait),
+        OnGap::Continue if policy.holds_back() => TrackerVerdict::Session(Verdict::Drop),
+        OnGap::Continue => TrackerVerdict::Untracked,
     }
 }

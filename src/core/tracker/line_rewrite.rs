@@ -1,11 +1,11 @@
-//! Which lines of a session are rewritten: an address that the other end does not know, a command that the policy
-//! denies.
+//! Rewrites lines of a session: addresses behind NAT, and commands that the policy denies. Opens the pinholes of
+//! announcements, within the limits.
 
 use super::client::ClientKey;
 use super::context::SessionContext;
 use super::expectations::PinholeEntry;
 use super::port_search::PortSearch;
-use super::{Observer, World};
+use super::{Environment, Observer};
 use crate::core::expectation::{Expectation, Refusal};
 use crate::core::ftp::notation::{Announced, Notation};
 use crate::core::ftp::telnet::{begins_plainly, has_foreign_letters, possible_verbs};
@@ -13,15 +13,15 @@ use crate::core::ftp::{Line, Mode};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Direction, Endpoint, Port, Seq};
 use crate::core::policy::Tls;
-use crate::core::seqadj::{DirectionRewriter, Replaced, RewriteError, Verdict};
+use crate::core::seqadj::{DirectionRewriter, Edit, RewriteError, Verdict};
 use crate::core::session::reassembly::OVERWRITTEN;
 use crate::core::session::{Announcement, Session, Written};
 use crate::core::tracker::admission;
 
-/// An expectation, and the replacement in the line that leads the other end to it, if the line has to change.
+/// An expectation, and the edit of the line that announces it, if the line has to change.
 struct Choice {
     expectation: Expectation,
-    replaced: Option<Replaced>,
+    edit: Option<Edit>,
 }
 
 /// Whether a line may become longer or shorter.
@@ -41,7 +41,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if let Some(written) = &announcement.written
             && self.was_replaced_before(announcement)
         {
-            return self.expect_again(announcement, written, decided);
+            return self.expect_retransmitted(announcement, written, decided);
         }
         let mut search = self.search.seeded(self.number.get() << 16 | u64::from(decided.to.port.number()));
         let expected = self.expect_at_free_port(announcement, decided, &mut search);
@@ -57,20 +57,20 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     ) -> Result<Expectation, Refusal> {
         let mut why = Refusal::CannotRewrite;
         for length in [Length::Any, Length::Same] {
-            let Choice { expectation, replaced } = match self.choose(announcement, &decided, length, search) {
+            let Choice { expectation, edit } = match self.choose(announcement, &decided, length, search) {
                 Ok(choice) => choice,
                 Err(refusal) if length == Length::Any => return Err(refusal),
                 Err(_) => return Err(why),
             };
             self.admit(announcement, &expectation)?;
-            let Some(replaced) = replaced else { return Ok(expectation) };
-            match self.replace(replaced) {
+            let Some(edit) = edit else { return Ok(expectation) };
+            match self.replace(edit) {
                 Ok(()) => return Ok(expectation),
                 Err(obstacle) => {
                     self.expectations.remove(expectation.from, expectation.to);
-                    self.world.firewall.close(&expectation);
+                    self.env.firewall.close(&expectation);
                     why = Refusal::CannotRewrite;
-                    if obstacle == RewriteError::Gone {
+                    if obstacle == RewriteError::AlreadyPassed {
                         break;
                     }
                 }
@@ -88,7 +88,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     }
 
     /// A line that an earlier run rewrote is retransmitted.
-    fn expect_again(
+    fn expect_retransmitted(
         &mut self,
         announcement: &Announcement<'_>,
         written: &Written<'_>,
@@ -101,16 +101,17 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                 && expectation.target() == target
         };
         let expectation = self.expectations.iter().map(|entry| entry.expectation).find(is_same).or_else(|| {
-            let mapping = self.world.firewall.mapping_of(decided.from, decided.to)?;
+            let mapping = self.env.firewall.mapping_of(decided.from, decided.to)?;
             (mapping == decided.mapping).then_some(decided)
         });
-        let announced = announcement.named.zip(expectation).and_then(|(named, it)| admission::instead(&named, &it));
+        let announced =
+            announcement.named.zip(expectation).and_then(|(named, it)| admission::address_to_announce(&named, &it));
         let text = announced.and_then(|announced| Notation::of(announcement.mode).print(&announced));
         let Written { line, span } = written;
         let text = text.map_or_else(|| line.text[span.clone()].to_vec(), String::into_bytes);
-        let replaced = Replaced { start: written.place(), length: span.len(), text, before: line.text[span.start - 1] };
+        let edit = Edit { start: written.start(), length: span.len(), text, before: line.text[span.start - 1] };
         if let Some(rewriter) = self.rewriter() {
-            rewriter.resume(replaced);
+            rewriter.resume(edit);
         }
         let Some(expectation) = expectation else { return Err(Refusal::CannotRewrite) };
         let expectation = Expectation { since: decided.since, ..expectation };
@@ -136,7 +137,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let mut from = decided.to.port;
         'jump: loop {
             for port in terms.data_ports.cycle_from(from) {
-                if !search.may_go_on() {
+                if !search.may_try() {
                     return Err(Refusal::NoPort);
                 }
                 let has_length = fitting.is_none_or(|fitting| fitting == length_of(announcement.mode, port));
@@ -150,51 +151,51 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                 if self.expectations.is_taken(&expectation) {
                     continue;
                 }
-                let replaced = match admission::instead(&named, &expectation) {
+                let edit = match admission::address_to_announce(&named, &expectation) {
                     None => None,
                     Some(announced) => {
                         let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
                         let text = Notation::of(announcement.mode).print(&announced).ok_or(Refusal::CannotRewrite)?;
                         match length {
                             Length::Any => {
-                                let replaced = self.replacing(written, text.into_bytes());
-                                Some(replaced.ok_or(Refusal::CannotRewrite)?)
+                                let edit = self.edit_for(written, text.into_bytes());
+                                Some(edit.ok_or(Refusal::CannotRewrite)?)
                             }
                             Length::Same => match same_length(announcement.mode, written, text.into_bytes()) {
-                                Some(replaced) => Some(replaced),
+                                Some(edit) => Some(edit),
                                 None => continue,
                             },
                         }
                     }
                 };
                 if self.expectations.owner_of(&expectation).is_some() {
-                    return Ok(Choice { expectation, replaced });
+                    return Ok(Choice { expectation, edit });
                 }
                 // Only the kernel knows the ports of an earlier run or of another program.
-                if !search.may_ask() {
+                if !search.may_ask_kernel() {
                     return Err(Refusal::NoPort);
                 }
                 let Expectation { from: caller, to, mapping, .. } = expectation;
-                if self.world.firewall.mapping_of(caller, to).is_none_or(|installed| installed == mapping) {
-                    return Ok(Choice { expectation, replaced });
+                if self.env.firewall.mapping_of(caller, to).is_none_or(|installed| installed == mapping) {
+                    return Ok(Choice { expectation, edit });
                 }
-                from = search.jump(terms);
+                from = search.random_port(terms);
                 continue 'jump;
             }
             return Err(Refusal::NoPort);
         }
     }
 
-    /// The replacement for the address of a line, and for the withheld bytes around it.
-    fn replacing(&mut self, written: &Written<'_>, text: Vec<u8>) -> Option<Replaced> {
+    /// The edit for the address of a line, and for the withheld bytes around it.
+    fn edit_for(&mut self, written: &Written<'_>, text: Vec<u8>) -> Option<Edit> {
         let Written { line, span } = written;
         let segment = self.segment;
-        let address = written.place();
+        let address = written.start();
         let behind = line.start + span.end;
         let withheld = self.rewriter()?.withheld().map(|(start, bytes)| (start, bytes.to_vec()));
         let Some((start, withheld)) = withheld else {
             let before = *line.text.get(span.start.checked_sub(1)?)?;
-            return Some(Replaced { start: address, length: span.len(), text, before });
+            return Some(Edit { start: address, length: span.len(), text, before });
         };
         // The replaced bytes end in this segment, because a segment can only carry a replacement that ends in it.
         let first_here = start + withheld.len() + 1;
@@ -207,33 +208,34 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let before_address = usize::try_from(address - start).ok()?;
         let text = [bytes.get(..before_address)?, &text, bytes.get(before_address + span.len()..)?].concat();
         let before = usize::try_from(start - line.start).ok()?.checked_sub(1)?;
-        Some(Replaced { start, length, text, before: *line.text.get(before)? })
+        Some(Edit { start, length, text, before: *line.text.get(before)? })
     }
 
-    fn replace(&mut self, replaced: Replaced) -> Result<(), RewriteError> {
-        let Self { rewriters, world, connection, direction, segment, .. } = self;
+    fn replace(&mut self, edit: Edit) -> Result<(), RewriteError> {
+        let Self { rewriters, env, connection, direction, segment, .. } = self;
         let Some(rewriters) = rewriters else { return Err(RewriteError::NotAdjusted) };
-        let World { firewall, .. } = &mut **world;
-        let rewriter = rewriters.of(*direction);
+        let Environment { firewall, .. } = &mut **env;
+        let rewriter = rewriters.get_mut(*direction);
         let held = rewriter.repeated_from(segment);
         let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
-        rewriter.replace(segment, replaced, &mut adjust)
+        rewriter.replace(segment, edit, &mut adjust)
     }
 
     fn rewriter(&mut self) -> Option<&mut DirectionRewriter> {
         let direction = self.direction;
-        self.rewriters.as_mut().map(|rewriters| rewriters.of(direction))
+        self.rewriters.as_mut().map(|rewriters| rewriters.get_mut(direction))
     }
 
-    /// Has the server get something that is no command, if some server may take this line for one that the policy
-    /// denies. That command.
+    /// Rewrites a line that some server may take for a denied command, so that no server does. Returns the denied
+    /// command.
     pub(super) fn hold_back_denied(&mut self, line: &Line<'_>) -> Option<String> {
         if !self.terms.holds_back() {
             return None;
         }
         let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
         if !line.begins && (!self.is_known || self.may_end_denied(line.text) || has_foreign_letters(line.text)) {
-            // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier run.
+            // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier
+            // run.
             self.overwrite(line.start, last);
             return None;
         }
@@ -243,7 +245,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if !line.whole && (is_unfinished || line.end - behind > 2) {
             // Pinhole does not inspect bytes beyond the longest line, and a server may find a command there.
             let payload = self.segment.payload;
-            // A CR in the last place may be the one that ends the line.
+            // A CR at the end may be the first byte of the CRLF.
             let kept = usize::from(payload.ends_with(b"\r"));
             let to = if is_unfinished { self.segment.seq + (payload.len() - kept) } else { last };
             self.overwrite(behind, to);
@@ -274,7 +276,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             // It passed before a reload to a policy that denies. The server must not get the line's end.
             self.must_drop |=
                 place.is_before(self.segment.seq) && !self.rewriter().is_some_and(|it| it.has_replaced(place));
-            match self.letter_that_allows(&word[..last], line.text[last]) {
+            match self.harmless_letter(&word[..last], line.text[last]) {
                 Some(letter) => self.overwrite_with(letter, place, place + 1),
                 None => self.must_drop = true,
             }
@@ -282,7 +284,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
         let words = possible_verbs(line.text).filter_map(|word| String::from_utf8(word).ok());
         let denied = words.into_iter().find(|word| self.is_denied(word)).map(|word| word.to_ascii_uppercase());
-        // Such a word may be a password that was typed in the wrong place.
+        // The word itself is not logged: it may be a password that was typed in the wrong place.
         let foreign = || has_foreign_letters(line.text).then(|| "a word with letters beyond ASCII".to_owned());
         let denied = denied.or_else(foreign)?;
         self.overwrite(line.start, if line.whole { last } else { line.start + line.text.len() });
@@ -297,16 +299,16 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         denied.into_iter().any(begins)
     }
 
-    /// What to put in place of the last letter of a denied command, so that no denied command is left.
-    fn letter_that_allows(&self, beginning: &str, last: u8) -> Option<u8> {
+    /// A replacement for the last letter of a denied command that leaves no denied command.
+    fn harmless_letter(&self, beginning: &str, last: u8) -> Option<u8> {
         [OVERWRITTEN, b'Z', b'Q', b'J'].into_iter().find(|letter| {
             let is_changed = !letter.eq_ignore_ascii_case(&last);
-            // What follows may come later.
+            // The rest of the word may come later.
             is_changed && !self.begins_denied(&format!("{beginning}{}", char::from(*letter)))
         })
     }
 
-    /// Overwrites those of these bytes that are in the segment. Those that were passed before were overwritten, too.
+    /// Overwrites these bytes as far as they are in the segment. Earlier ones have been overwritten already.
     fn overwrite(&mut self, from: Seq, to: Seq) {
         self.overwrite_with(OVERWRITTEN, from, to);
     }
@@ -317,12 +319,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         // them with this segment.
         self.must_drop |= to.is_after(end);
         let from = from.later(self.segment.seq);
-        let gone = self.rewriter().and_then(|rewriter| rewriter.gone());
-        let from = gone.map_or(from, |gone| from.later(gone));
+        let passed_to = self.rewriter().and_then(|rewriter| rewriter.passed_to());
+        let from = passed_to.map_or(from, |passed_to| from.later(passed_to));
         let to = if to.is_after(end) { end } else { to };
         let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
-        let replaced = Replaced { start: from, length, text: vec![byte; length], before: b' ' };
-        self.must_drop |= self.replace(replaced).is_err();
+        let edit = Edit { start: from, length, text: vec![byte; length], before: b' ' };
+        self.must_drop |= self.replace(edit).is_err();
     }
 
     /// The verdict on the segment, after all its lines were handled.
@@ -333,30 +335,30 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if self.direction == Direction::FromClient
             && let Some(line) = session.unfinished(Direction::FromClient)
         {
-            // All of a verb may have come: what follows may be sent separately.
+            // The verb may be complete: its argument may come in another segment.
             self.hold_back_denied(&line);
         }
         let (must_drop, segment) = (self.must_drop, self.segment);
         if let Some(rewriter) = self.rewriter() {
             if must_drop {
-                // It counts as read, and will be sent again.
-                rewriter.bar(segment);
+                // It counts as read, and will be retransmitted.
+                rewriter.block(segment);
             }
-            if rewriter.is_barred(segment) {
+            if rewriter.is_blocked(segment) {
                 return Verdict::Drop;
             }
         }
         let is_translated = self.connection.is_translated();
         let unfinished = if is_translated { session.unfinished_address(self.direction) } else { None };
-        let Self { rewriters: Some(rewriters), world, connection, direction, segment, .. } = self else {
+        let Self { rewriters: Some(rewriters), env, connection, direction, segment, .. } = self else {
             return Verdict::Accept;
         };
-        let World { firewall, .. } = &mut **world;
-        let rewriter = rewriters.of(*direction);
+        let Environment { firewall, .. } = &mut **env;
+        let rewriter = rewriters.get_mut(*direction);
         let held = rewriter.repeated_from(segment);
         let mut adjust = |adjustment: &_| firewall.adjust(connection, *direction, adjustment, &held);
         if rewriter.withheld().is_some_and(|(start, _)| unfinished.is_none_or(|(address, _)| address != start)) {
-            // The line is not to be changed after all.
+            // The line does not have to change.
             let _ = rewriter.release(segment, &mut adjust);
         }
         if let Some((start, before)) = unfinished
@@ -373,11 +375,11 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         secures || self.terms.denies(command)
     }
 
-    /// Opens what is expected.
+    /// Opens a pinhole, unless a limit is reached.
     pub(super) fn admit(&mut self, announcement: &Announcement<'_>, expectation: &Expectation) -> Result<(), Refusal> {
         let owner = self.expectations.owner_of(expectation);
         let client = ClientKey::of(self.connection.client().address);
-        let limits = &self.world.policy.limits;
+        let limits = &self.env.policy.limits;
         let per_session = usize::from(self.terms.pinholes_per_session.get());
         let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
         // A pinhole that replaces another one does not count twice.
@@ -385,12 +387,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let is_full_for_client = owner != Some(self.slot)
             && self.expectations.count_of_client(client) + self.ranges.count_of_client(client) >= per_client;
         let is_full = owner.is_none() && self.expectations.len() + self.ranges.len() >= in_all;
-        // Behind so many commands the server's refusal of this one would not be recognised as such.
+        // With so many unanswered commands, a refusal of this one would not be recognised.
         let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
         if is_full_here || is_full_for_client || is_full || is_beyond {
             return Err(Refusal::TooMany);
         }
-        self.world.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
+        self.env.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;
         self.expectations.insert(PinholeEntry {
             expectation: *expectation,
             mode: Some(announcement.mode),
@@ -425,7 +427,7 @@ fn length_of(mode: Mode, port: Port) -> usize {
     }
 }
 
-/// How many characters the port must have so that the line keeps its length; one that no port has if there is none.
+/// How many characters the port must have so that the line keeps its length.
 fn fitting_length(mode: Mode, named: &Announced, decided: &Expectation, written: &Written<'_>) -> usize {
     let Endpoint { address, port } = decided.to;
     let announced = Announced { address: named.address.map(|_| address), port: port.number() };
@@ -433,12 +435,12 @@ fn fitting_length(mode: Mode, named: &Announced, decided: &Expectation, written:
     (written.span.len() + length_of(mode, port)).saturating_sub(text.len())
 }
 
-/// What replaces the address of a line without changing its length.
-fn same_length(mode: Mode, written: &Written<'_>, text: Vec<u8>) -> Option<Replaced> {
+/// The edit of the address of a line that keeps its length.
+fn same_length(mode: Mode, written: &Written<'_>, text: Vec<u8>) -> Option<Edit> {
     let Written { line, span } = written;
     if text.len() == span.len() {
         let before = *line.text.get(span.start.checked_sub(1)?)?;
-        return Some(Replaced { start: written.place(), length: span.len(), text, before });
+        return Some(Edit { start: written.start(), length: span.len(), text, before });
     }
     if mode != Mode::Pasv {
         return None;
@@ -453,5 +455,5 @@ fn same_length(mode: Mode, written: &Written<'_>, text: Vec<u8>) -> Option<Repla
     padded.push(last);
     padded.extend(text);
     let before = *line.text.get(words - 1)?;
-    Some(Replaced { start: line.start + words, length: span.end - words, text: padded, before })
+    Some(Edit { start: line.start + words, length: span.end - words, text: padded, before })
 }

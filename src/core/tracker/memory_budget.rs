@@ -1,4 +1,4 @@
-//! Bounds the memory of all sessions for what has no fixed size: bytes out of order, and unfinished lines.
+//! Bounds the memory for the buffers of all sessions: bytes out of order, and unfinished lines.
 
 use std::num::NonZeroU32;
 
@@ -8,14 +8,14 @@ use hashbrown::HashMap;
 use super::client::ClientKey;
 use crate::core::policy::Limits;
 
-/// The share of one client: this part of all.
-const CLIENTS_PART: usize = 16;
+/// One client may use 1/16 of the memory, or `reorder_bytes` if that is more.
+const CLIENT_DIVISOR: usize = 16;
 
-/// The share of all sessions in which nobody has logged in: this part of all.
-const PART_BEFORE_LOGIN: usize = 4;
+/// All sessions before a login together may use 1/4 of the memory.
+const BEFORE_LOGIN_DIVISOR: usize = 4;
 
 /// How many bytes of a line are kept even when no memory is left. No announcement is longer.
-const LEAST_LINE: u32 = 128;
+const MIN_LINE_BYTES: u32 = 128;
 
 /// The overhead of a buffer beside its bytes.
 const OVERHEAD: usize = 1024;
@@ -38,8 +38,7 @@ pub(super) struct Buffered {
 }
 
 impl Buffered {
-    /// Nothing.
-    pub(super) const fn nothing(is_before_login: bool) -> Self {
+    pub(super) const fn empty(is_before_login: bool) -> Self {
         Self { bytes: 0, is_before_login }
     }
 }
@@ -50,7 +49,7 @@ impl MemoryBudget {
         self.used
     }
 
-    /// How often a session needed more memory than was left for it.
+    /// How often a session needed more memory than was available for it.
     pub(super) const fn refusals(&self) -> u64 {
         self.refusals
     }
@@ -59,10 +58,10 @@ impl MemoryBudget {
     /// emptied; the session that needs memory does not get it.
     fn left(&self, client: ClientKey, is_before_login: bool, limits: &Limits) -> usize {
         let all = limits.buffered_bytes.get() as usize;
-        let of_client = (all / CLIENTS_PART).max(limits.reorder_bytes.get() as usize);
+        let of_client = (all / CLIENT_DIVISOR).max(limits.reorder_bytes.get() as usize);
         let left = all.saturating_sub(self.used);
         let left_of_client = of_client.saturating_sub(self.by_client.get(&client).copied().unwrap_or(0));
-        let left_before_login = (all / PART_BEFORE_LOGIN).saturating_sub(self.used_before_login);
+        let left_before_login = (all / BEFORE_LOGIN_DIVISOR).saturating_sub(self.used_before_login);
         let left = left.min(left_of_client);
         if is_before_login { left.min(left_before_login) } else { left }
     }
@@ -82,12 +81,12 @@ impl MemoryBudget {
             return None;
         }
         let reorder_bytes = NonZeroU32::MIN;
-        let line_bytes = limits.line_bytes.min(NonZeroU32::new(LEAST_LINE).unwrap_or(NonZeroU32::MIN));
+        let line_bytes = limits.line_bytes.min(NonZeroU32::new(MIN_LINE_BYTES).unwrap_or(NonZeroU32::MIN));
         Some(Limits { reorder_bytes, line_bytes, ..*limits })
     }
 
-    /// A session has given up bytes because no memory was left.
-    pub(super) const fn note_refusal(&mut self) {
+    /// A session has dropped bytes because no memory was available.
+    pub(super) const fn count_refusal(&mut self) {
         self.refusals += 1;
     }
 
@@ -130,13 +129,13 @@ mod tests {
 
     /// Whether a session of that client may buffer 100 bytes more.
     fn has_room(budget: &MemoryBudget, of: u32, is_before_login: bool) -> bool {
-        budget.narrowed(&LIMITS(), client(of), Buffered::nothing(is_before_login), 100).is_none()
+        budget.narrowed(&LIMITS(), client(of), Buffered::empty(is_before_login), 100).is_none()
     }
 
     #[test]
     fn one_client_gets_a_sixteenth() {
         let mut budget = MemoryBudget::default();
-        let (mut one, mut other) = (Buffered::nothing(false), Buffered::nothing(false));
+        let (mut one, mut other) = (Buffered::empty(false), Buffered::empty(false));
         budget.count(client(1), &mut one, 2000, false);
         assert!(has_room(&budget, 1, false));
         budget.count(client(1), &mut other, 1000, false);
@@ -150,12 +149,12 @@ mod tests {
     #[test]
     fn sessions_before_login_get_a_quarter_of_all() {
         let mut budget = MemoryBudget::default();
-        let mut sessions = [Buffered::nothing(true); 4];
+        let mut sessions = [Buffered::empty(true); 4];
         for (number, session) in (1..).zip(&mut sessions) {
             budget.count(client(number), session, 4000, true);
         }
         assert!(!has_room(&budget, 9, true) && has_room(&budget, 9, false));
-        // With a login it counts elsewhere.
+        // After a login it does not count there.
         budget.count(client(1), &mut sessions[0], 4000, false);
         assert!(has_room(&budget, 9, true));
         assert_eq!((budget.used(), budget.used_before_login), (16_000, 12_000));
@@ -164,8 +163,8 @@ mod tests {
     #[test]
     fn a_line_as_long_as_an_announcement_is_always_read() {
         let mut budget = MemoryBudget::default();
-        budget.count(client(1), &mut Buffered::nothing(false), 64_000, false);
-        let narrowed = budget.narrowed(&LIMITS(), client(2), Buffered::nothing(false), 1).expect("no room");
+        budget.count(client(1), &mut Buffered::empty(false), 64_000, false);
+        let narrowed = budget.narrowed(&LIMITS(), client(2), Buffered::empty(false), 1).expect("no room");
         assert_eq!((narrowed.line_bytes.get(), narrowed.reorder_bytes.get()), (128, 1));
     }
 }
