@@ -36,21 +36,6 @@ after=$(traces)
 [ "$after" = "$before" ] || { echo "left something: $after" >&2; exit 9; }
 "#;
 
-/// The processes below `id`.
-fn descendants(id: u32) -> BTreeSet<u32> {
-    let mut found = BTreeSet::new();
-    let mut parents = vec![id];
-    while let Some(parent) = parents.pop() {
-        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
-        for thread in threads.flatten() {
-            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            let new = children.split_whitespace().filter_map(|word| word.parse().ok()).filter(|&id| found.insert(id));
-            parents.extend(new);
-        }
-    }
-    found
-}
-
 /// The network namespaces in which something runs.
 fn namespaces() -> BTreeSet<String> {
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -126,7 +111,7 @@ fn nothing_remains_after(signal: Signal) {
         let _ = demo.stderr.take().expect("it is piped").read_to_string(&mut said);
         panic!("the service did not start: {said}");
     }
-    let processes = descendants(demo.id());
+    let processes = lab::descendants(demo.id());
     assert!(!processes.is_empty());
     // Held open, or another demo's namespace could get the number of one that is gone.
     let open = |id: &u32| File::open(format!("/proc/{id}/ns/net")).ok();

@@ -46,7 +46,7 @@ fn victim() {
     }
     if how == "normal" {
         let id = std::process::id();
-        assert_eq!(descendants(id), BTreeSet::new(), "processes are left");
+        assert_eq!(lab::descendants(id), BTreeSet::new(), "processes are left");
         println!("nothing is left");
     }
 }
@@ -71,7 +71,7 @@ fn nothing_remains_after(how: &str) {
         let said = std::io::read_to_string(victim.stderr.take().expect("it is piped")).unwrap_or_default();
         panic!("the lab was not built: {said}");
     }
-    let processes = descendants(victim.id());
+    let processes = lab::descendants(victim.id());
     if let Some(signal) = how.strip_prefix("SIG") {
         // Three servers with their keepers, and a session of vsftpd's at least.
         assert!(processes.len() >= 7, "only {processes:?}");
@@ -85,24 +85,6 @@ fn nothing_remains_after(how: &str) {
     })
     .unwrap_or_else(|error| panic!("{how}: {error}"));
     assert_eq!(traces(), before, "{how}: the machine is not as it was");
-}
-
-/// The processes below `id`.
-fn descendants(id: u32) -> BTreeSet<u32> {
-    let mut found = BTreeSet::new();
-    let mut parents = vec![id];
-    while let Some(parent) = parents.pop() {
-        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
-        for thread in threads.flatten() {
-            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
-            for child in children.split_whitespace().filter_map(|word| word.parse().ok()) {
-                if found.insert(child) {
-                    parents.push(child);
-                }
-            }
-        }
-    }
-    found
 }
 
 /// Where a lab would leave traces: mounts, interfaces, named namespaces, accounts.

@@ -26,7 +26,7 @@ pub struct Profile {
 
 /// Why a mechanism cannot work on this host.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("`mechanism: {mechanism}` is not possible: {why}; `mechanism: auto` goes on with sets then")]
+#[error("`mechanism: {mechanism}` is not possible: {why}; `mechanism: auto` falls back to sets")]
 pub struct NotPossible {
     pub mechanism: Mechanism,
     pub why: Box<str>,

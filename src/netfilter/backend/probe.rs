@@ -78,9 +78,6 @@ mod tests {
     fn named_mechanism_is_taken_or_refused() {
         assert_eq!(chosen(Mechanism::Sets, true), Ok((Mechanism::Sets, "as the policy says".to_owned())));
         let refused = chosen(Mechanism::Native, false).expect_err("it is broken").to_string();
-        assert_eq!(
-            refused,
-            "`mechanism: native` is not possible: it is broken; `mechanism: auto` goes on with sets then"
-        );
+        assert_eq!(refused, "`mechanism: native` is not possible: it is broken; `mechanism: auto` falls back to sets");
     }
 }

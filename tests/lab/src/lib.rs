@@ -32,7 +32,7 @@ pub use link::{End, join};
 pub use namespace::{Namespace, Socket};
 pub use pace::{allow, share_of};
 pub use private_files::{HOME_INSIDE, INSIDE, PASSWORD, PrivateFiles, USER};
-pub use process::{Child, Command, Finished};
+pub use process::{Child, Command, Finished, descendants};
 pub use server::{Server, ServerKind, ServerOptions};
 pub use topology::{Addresses, Family, Host, KERNEL_HELPER, Shape, Topology};
 pub use wait::{wait_for, wait_until};

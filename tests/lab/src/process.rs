@@ -15,7 +15,9 @@ use super::wait::wait_for;
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
+use std::fs;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{self, ExitStatus, Stdio};
@@ -314,4 +316,19 @@ impl Collected {
         }
         self.bytes()
     }
+}
+
+/// The processes below a process.
+pub fn descendants(id: u32) -> BTreeSet<u32> {
+    let mut found = BTreeSet::new();
+    let mut parents = vec![id];
+    while let Some(parent) = parents.pop() {
+        let Ok(threads) = fs::read_dir(format!("/proc/{parent}/task")) else { continue };
+        for thread in threads.flatten() {
+            let children = fs::read_to_string(thread.path().join("children")).unwrap_or_default();
+            let new = children.split_whitespace().filter_map(|word| word.parse().ok()).filter(|&id| found.insert(id));
+            parents.extend(new);
+        }
+    }
+    found
 }
