@@ -16,4 +16,5 @@ mod guarantee_kernel_is_the_database;
 mod guarantee_narrowest_hole;
 mod guarantee_open_before_release;
 mod guarantee_reload_and_trouble;
+mod guarantee_saved_ruleset;
 mod guarantee_what_is_read;

@@ -31,6 +31,12 @@ pub enum Expression {
     CmpEq(u32),
     /// `cmp neq`: the rule ends if the register has this value.
     CmpNeq(u32),
+    /// `meta time`: loads the time of day, in nanoseconds since 1970.
+    Time,
+    /// `byteorder`: changes a number of eight bytes from the host's order to that in which `cmp` compares.
+    ToBigEndian,
+    /// `cmp gte`: the rule ends if the register has a lower value, in big endian.
+    CmpGte(u64),
     Counter,
     Accept,
 }
@@ -64,7 +70,9 @@ impl Expression {
             Self::CompatQueue { .. } => "target",
             Self::Ct(_) => "ct",
             Self::Bitwise(_) => "bitwise",
-            Self::CmpEq(_) | Self::CmpNeq(_) => "cmp",
+            Self::CmpEq(_) | Self::CmpNeq(_) | Self::CmpGte(_) => "cmp",
+            Self::Time => "meta",
+            Self::ToBigEndian => "byteorder",
             Self::Counter => "counter",
             Self::Accept => "immediate",
         }
@@ -79,9 +87,10 @@ impl Expression {
 
     fn write_data(self, data: &mut Writer) {
         // Registers hold marks and states in the byte order of the host.
-        let value = |data: &mut Writer, kind, number: u32| {
-            data.nested(kind, |data| data.bytes(NFTA_DATA_VALUE, &number.to_ne_bytes()));
+        let bytes = |data: &mut Writer, kind, bytes: &[u8]| {
+            data.nested(kind, |data| data.bytes(NFTA_DATA_VALUE, bytes));
         };
+        let value = |data: &mut Writer, kind, number: u32| bytes(data, kind, &number.to_ne_bytes());
         match self {
             Self::Queue { number, count, bypass } => {
                 data.u16(NFTA_QUEUE_NUM, number);
@@ -113,6 +122,22 @@ impl Expression {
                 data.u32(NFTA_CMP_SREG, NFT_REG_1);
                 data.u32(NFTA_CMP_OP, operation);
                 value(data, NFTA_CMP_DATA, number);
+            }
+            Self::Time => {
+                data.u32(NFTA_META_DREG, NFT_REG_1);
+                data.u32(NFTA_META_KEY, NFT_META_TIME_NS);
+            }
+            Self::ToBigEndian => {
+                data.u32(NFTA_BYTEORDER_SREG, NFT_REG_1);
+                data.u32(NFTA_BYTEORDER_DREG, NFT_REG_1);
+                data.u32(NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON);
+                data.u32(NFTA_BYTEORDER_LEN, 8);
+                data.u32(NFTA_BYTEORDER_SIZE, 8);
+            }
+            Self::CmpGte(number) => {
+                data.u32(NFTA_CMP_SREG, NFT_REG_1);
+                data.u32(NFTA_CMP_OP, NFT_CMP_GTE);
+                bytes(data, NFTA_CMP_DATA, &number.to_be_bytes());
             }
             Self::Counter => {}
             Self::Accept => {

@@ -155,11 +155,11 @@ impl TableImage {
     }
 
     /// Replaces the rules of a chain by one.
-    pub fn fill_chain(&mut self, table: Table<'_>, chain: &str, rule: &[Expression]) {
+    pub fn fill_chain(&mut self, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
         let is_in_chain = |request: &Request| request.string(NFTA_RULE_CHAIN) == Some(chain);
         let place = self.rules.iter().position(is_in_chain).unwrap_or(self.rules.len());
         self.rules.retain(|request| !is_in_chain(request));
-        let body = |w: &mut Writer| write_rule(w, table, chain, "", rule);
+        let body = |w: &mut Writer| write_rule(w, table, chain, comment, rule);
         self.rules.insert(place, Request::written(NFT_MSG_NEWRULE, NLM_F_APPEND, repeated::RULE, body));
     }
 
@@ -267,6 +267,7 @@ fn append_image(batch: &mut Batch<'_>, table: Table<'_>, image: &TableImage, ele
         requests.iter().for_each(|request| request.append(batch, family));
     };
     append(batch, &image.table);
+    append(batch, &image.objects);
     append(batch, &image.chains);
     for chain in &image.chains {
         flush_chain(batch, table, chain.string(NFTA_CHAIN_NAME).unwrap_or_default());
@@ -283,7 +284,6 @@ fn append_image(batch: &mut Batch<'_>, table: Table<'_>, image: &TableImage, ele
         }
     }
     append(batch, &image.elements);
-    append(batch, &image.objects);
     append(batch, &image.rules);
     for (set, elements) in elements.iter().filter(|(_, elements)| !elements.is_empty()) {
         batch.request(NFT_MSG_NEWSETELEM, NLM_F_CREATE, family, |w| write_elements(w, table, set, elements));

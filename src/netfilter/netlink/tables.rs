@@ -201,6 +201,18 @@ impl Tables {
         self.socket.transaction(fill).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
     }
 
+    /// The same for a chain that exists. If it does not, nothing is added.
+    pub fn refill_chain(
+        &mut self,
+        table: Table<'_>,
+        chain: &str,
+        comment: &str,
+        rule: &[Expression],
+    ) -> Result<(), Error> {
+        let fill = |batch: &mut Batch<'_>| refill_chain(batch, table, chain, comment, rule);
+        self.socket.transaction(fill).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
+    }
+
     /// Whether this kernel has all expressions of a rule. Changes nothing.
     pub fn supports(&mut self, rule: &[Expression]) -> Result<bool, Error> {
         let trial = Table { family: Family::Inet, name: "trial" };
@@ -235,6 +247,10 @@ fn fill_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &st
         w.string(NFTA_CHAIN_TABLE, table.name);
         w.string(NFTA_CHAIN_NAME, chain);
     });
+    refill_chain(batch, table, chain, comment, rule);
+}
+
+fn refill_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
     flush_chain(batch, table, chain);
     add_rule(batch, table, chain, NLM_F_APPEND, comment, rule);
 }

@@ -127,13 +127,7 @@ pub(super) const NFTA_OBJ_USERDATA: u16 = 8;
 pub(super) const NFTA_CT_HELPER_NAME: u16 = 1;
 pub(super) const NFTA_CT_HELPER_L3PROTO: u16 = 2;
 pub(super) const NFTA_CT_HELPER_L4PROTO: u16 = 3;
-pub(super) const NFTA_CT_EXPECT_L3PROTO: u16 = 1;
-pub(super) const NFTA_CT_EXPECT_L4PROTO: u16 = 2;
-pub(super) const NFTA_CT_EXPECT_DPORT: u16 = 3;
-pub(super) const NFTA_CT_EXPECT_TIMEOUT: u16 = 4;
-pub(super) const NFTA_CT_EXPECT_SIZE: u16 = 5;
 pub(super) const NFT_OBJECT_CT_HELPER: u32 = 3;
-pub(super) const NFT_OBJECT_CT_EXPECT: u32 = 9;
 
 // linux/netfilter/nf_tables.h and nf_tables_compat.h: expressions
 pub(super) const NFTA_EXPR_NAME: u16 = 1;
@@ -171,6 +165,9 @@ pub(super) const NFTA_EXTHDR_FLAGS: u16 = 5;
 pub(super) const NFTA_EXTHDR_SREG: u16 = 7;
 pub(super) const NFTA_BYTEORDER_SREG: u16 = 1;
 pub(super) const NFTA_BYTEORDER_DREG: u16 = 2;
+pub(super) const NFTA_BYTEORDER_OP: u16 = 3;
+pub(super) const NFTA_BYTEORDER_LEN: u16 = 4;
+pub(super) const NFTA_BYTEORDER_SIZE: u16 = 5;
 pub(super) const NFTA_HASH_SREG: u16 = 1;
 pub(super) const NFTA_HASH_DREG: u16 = 2;
 pub(super) const NFTA_NG_DREG: u16 = 1;
@@ -191,6 +188,9 @@ pub(super) const NFT_META_MARK: u32 = 3;
 pub(super) const NFT_BITWISE_BOOL: u32 = 0;
 pub(super) const NFT_CMP_EQ: u32 = 0;
 pub(super) const NFT_CMP_NEQ: u32 = 1;
+pub(super) const NFT_CMP_GTE: u32 = 5;
+pub(super) const NFT_BYTEORDER_HTON: u32 = 1;
+pub(super) const NFT_META_TIME_NS: u32 = 30;
 pub(super) const NFT_QUEUE_FLAG_BYPASS: u16 = 1;
 pub(super) const NFT_QUEUE_FLAG_CPU_FANOUT: u16 = 2;
 

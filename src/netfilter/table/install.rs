@@ -4,11 +4,11 @@ use hashbrown::{HashMap, HashSet};
 
 use super::accept_rules::{self, Place};
 use super::ruleset::{self, MechanismRules, PRIORITY, QueueChain, Queueing, TABLE};
-use super::{PinholeTable, Restored, TableError, elements};
+use super::{PinholeTable, Restored, TableError, deadline, elements};
 use crate::core::policy::{Capture, Policy};
 use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::errors::ErrorCounter;
-use crate::netfilter::netlink::{Chain, Element, Error, TableImage, Tables};
+use crate::netfilter::netlink::{Chain, Element, Error, Rule, TableImage, Tables};
 use crate::netfilter::nft::{Nft, NftError};
 
 impl PinholeTable {
@@ -26,11 +26,11 @@ impl PinholeTable {
             return Err(TableError::ForeignTable { chain: chain.name });
         }
         let mut table = Self {
-            tables,
             policy: policy.clone(),
             queueing,
             mechanism_rules,
             was_kept: !is_new,
+            deadline: deadline::adopt(&mut tables)?,
             installed: Vec::new(),
             image: TableImage::default(),
             lacks_elements: false,
@@ -38,6 +38,7 @@ impl PinholeTable {
             used: HashSet::default(),
             maps_used: false,
             errors,
+            tables,
         };
         // Before anything is changed, because a chain that does not exist is a mistake in the policy.
         for chain in &policy.admit {
@@ -66,9 +67,12 @@ impl PinholeTable {
     }
 
     fn write(&mut self) -> Result<(), TableError> {
-        let Self { tables, policy, queueing, mechanism_rules, .. } = self;
-        // First the objects: another Pinhole may unregister a helper that no object refers to.
-        tables.add_objects(TABLE, mechanism_rules.objects)?;
+        let Self { tables, policy, queueing, mechanism_rules, deadline, .. } = self;
+        // First the object: another Pinhole may unregister a helper that no object refers to.
+        if let Some(object) = &mechanism_rules.helper {
+            tables.add_helper_object(TABLE, object)?;
+        }
+        deadline.install(tables)?;
         if *queueing == Queueing::CompatTarget {
             // First the chains to which the other ones jump, so that no packet finds an empty chain.
             for chain in QueueChain::ALL {
@@ -122,14 +126,22 @@ impl PinholeTable {
             }
         }
         let rules = self.tables.rules(TABLE)?;
+        if deadline::of_table(&rules) != Some(self.deadline) {
+            return Err(TableError::Incomplete("the deadline is"));
+        }
         let has_rule = |name: &str| rules.iter().any(|rule| &*rule.chain == name);
         if !ruleset::CHAINS.into_iter().all(has_rule) {
             return Err(TableError::Incomplete("a rule is"));
         }
-        self.installed = rules.iter().map(|rule| rule.handle).collect();
+        self.installed = fixed_handles(&rules);
         self.image = self.tables.image(TABLE)?;
         Ok(())
     }
+}
+
+/// The handles of the rules that nothing but a reload exchanges.
+pub(super) fn fixed_handles(rules: &[Rule]) -> Vec<u64> {
+    rules.iter().filter(|rule| &*rule.chain != deadline::CHAIN).map(|rule| rule.handle).collect()
 }
 
 impl Queueing {

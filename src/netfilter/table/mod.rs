@@ -4,6 +4,7 @@
 //! queued packets and of the dialogue, nor which mechanism its rules are for.
 
 mod accept_rules;
+mod deadline;
 mod elements;
 mod error;
 mod install;
@@ -28,6 +29,7 @@ use crate::core::expectation::PortRangePinhole;
 use crate::core::net::Endpoint;
 use crate::core::policy::Policy;
 use crate::netfilter::netlink::{Error, TableImage, Tables};
+use deadline::Deadline;
 use pinholes::PortRangeKey;
 
 /// The table `inet pinhole`.
@@ -39,7 +41,10 @@ pub(super) struct PinholeTable {
     mechanism_rules: MechanismRules,
     /// Whether the table of an earlier run was kept, so that its rules have been in force all the time.
     was_kept: bool,
-    /// The handles of the installed rules. If they are unchanged, no other program has changed the rules.
+    /// The time after which the table admits nothing.
+    deadline: Deadline,
+    /// The handles of the installed rules, except that of the deadline. If they are unchanged, no other program has changed
+    /// the rules.
     installed: Vec<u64>,
     /// The table as installed, from which it is restored.
     image: TableImage,

@@ -50,6 +50,7 @@ impl PinholeTable {
     /// Opens a pinhole in the sets. They do not record which session announced it.
     pub(in crate::netfilter) fn open(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
         let come = elements::elements(expectation, expectation.lifetime).ok_or(NotOpened)?;
+        self.extend_deadline(expectation.lifetime)?;
         self.used.remove(&(expectation.from, expectation.to));
         self.maps_used |= !expectation.mapping.is_none();
         // The mapping of an earlier pinhole with the same addresses must not outlive that pinhole.
@@ -126,6 +127,7 @@ impl PinholeTable {
     /// Opens a port range for one more session.
     pub(in crate::netfilter) fn open_port_range(&mut self, port_range: &PortRangePinhole) -> Result<(), NotOpened> {
         let stored = port_range_element(port_range, PortRangePinhole::LIFETIME).ok_or(NotOpened)?;
+        self.extend_deadline(PortRangePinhole::LIFETIME)?;
         self.replace_elements(&[], &[stored])?;
         self.port_ranges.entry(port_range_key(port_range)).or_insert((*port_range, 0)).1 += 1;
         Ok(())
@@ -134,8 +136,9 @@ impl PinholeTable {
     /// Starts the lifetime of an open port range again.
     pub(in crate::netfilter) fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
         if let Some(stored) = port_range_element(port_range, PortRangePinhole::LIFETIME) {
-            // The error has been counted. The next renewal comes before the element times out.
-            let _ = self.replace_elements(&[], &[stored]);
+            // An error has been counted. The next renewal comes before the element times out.
+            let extended = self.extend_deadline(PortRangePinhole::LIFETIME);
+            let _ = extended.and_then(|()| self.replace_elements(&[], &[stored]));
         }
     }
 
@@ -204,6 +207,8 @@ impl PinholeTable {
         let mut lost = BySet::new();
         for expectation in open.filter(|expectation| now < expectation.expires()) {
             let remaining = expectation.expires().since(now);
+            // An error has been counted. Without a deadline as late as this one the pinhole admits for a shorter time.
+            let _ = self.extend_deadline(remaining);
             for (set, element) in elements::elements(expectation, remaining).into_iter().flatten() {
                 lost.entry(set).or_default().push(element);
                 self.maps_used |= !expectation.mapping.is_none();

@@ -52,7 +52,7 @@ impl PinholeTable {
         self.lacks_elements |= !self.tables.has_table(TABLE)?;
         let Self { policy, queueing, image, .. } = self;
         for chain in QueueChain::ALL {
-            image.fill_chain(TABLE, chain.name(), &[queueing.rule(&chain.of(policy.capture))]);
+            image.fill_chain(TABLE, chain.name(), "", &[queueing.rule(&chain.of(policy.capture))]);
         }
         for set in [ruleset::CONTROL_PORTS, ruleset::GUARDED_PORTS] {
             image.fill_set(TABLE, set, &ports_of(set, policy));

@@ -2,8 +2,9 @@
 
 use super::accept_rules::{self, Place};
 use super::pinholes::BySet;
+use super::install::fixed_handles;
 use super::ruleset::{self, TABLE};
-use super::{PinholeTable, TableError};
+use super::{PinholeTable, TableError, deadline};
 use crate::core::expectation::Expectation;
 use crate::core::net::Port;
 use crate::core::policy::{Chain, Policy};
@@ -97,7 +98,11 @@ impl PinholeTable {
 
     /// Whether the table has the rules and control ports that were installed, and no others.
     pub(super) fn is_untouched(&mut self) -> Result<bool, Error> {
-        Ok(!self.installed.is_empty() && self.handles()? == self.installed && self.has_ports()?)
+        let rules = self.tables.rules(TABLE)?;
+        Ok(!self.installed.is_empty()
+            && fixed_handles(&rules) == self.installed
+            && deadline::of_table(&rules) == Some(self.deadline)
+            && self.has_ports()?)
     }
 
     fn has_ports(&mut self) -> Result<bool, Error> {
@@ -110,10 +115,6 @@ impl PinholeTable {
             }
         }
         Ok(true)
-    }
-
-    fn handles(&mut self) -> Result<Vec<u64>, Error> {
-        Ok(self.tables.rules(TABLE)?.iter().map(|rule| rule.handle).collect())
     }
 
     pub(super) fn restore_accept_rules(&mut self, restored: &mut Restored) -> Result<(), TableError> {
@@ -134,8 +135,9 @@ impl PinholeTable {
         for (set, left_over) in left_over {
             self.tables.insert_all(TABLE, set, left_over)?;
         }
-        self.installed = self.handles()?;
-        if self.installed.len() < self.image.rules() {
+        let rules = self.tables.rules(TABLE)?;
+        self.installed = fixed_handles(&rules);
+        if rules.len() < self.image.rules() {
             // It is gone again; the kernel notifies the watcher of that, too.
             self.installed.clear();
         }

@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use crate::core::kernel::Progress;
 use crate::core::net::{Direction, Port};
 use crate::core::policy::{Capture, Limits, Policy, WhenDown};
-use crate::netfilter::netlink::{Expression, Family, Object, Table};
+use crate::netfilter::netlink::{Expression, Family, HelperObject, Table};
 
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
 
@@ -16,12 +16,13 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// The chains of the table, except those that queue. The first two are base chains.
-pub(super) const CHAINS: [&str; 24] = [
+pub(super) const CHAINS: [&str; 25] = [
     "prerouting",
     "output",
     "inspect",
     "data",
     "spoofed_source",
+    "after_deadline",
     "admit",
     "queue_packet",
     "queue_failclosed",
@@ -48,8 +49,8 @@ pub(super) const CHAINS: [&str; 24] = [
 pub struct MechanismRules {
     /// Rules, as nft reads them.
     pub text: &'static str,
-    /// The objects that must exist before nft reads these rules.
-    pub objects: &'static [Object<'static>],
+    /// The object that must exist before nft reads these rules.
+    pub helper: Option<HelperObject<'static>>,
 }
 
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
@@ -259,6 +260,7 @@ mod tests {
 
     use super::*;
     use crate::netfilter::backend::{native, sets};
+    use crate::netfilter::table::deadline;
 
     const SETS: MechanismRules = sets::PROFILE.rules;
 
@@ -352,6 +354,10 @@ mod tests {
         for mechanism_rules in [SETS, native::PROFILE.rules] {
             let text = text(&policy(), Queueing::Statement, mechanism_rules);
             for chain in CHAINS {
+                if chain == deadline::CHAIN {
+                    // Its rule is written over netlink.
+                    continue;
+                }
                 assert!(text.contains(&format!("flush chain inet pinhole {chain}\n")), "{chain}");
                 assert!(text.contains(&format!("\tchain {chain} {{\n")), "{chain}");
             }

@@ -26,7 +26,7 @@ use crate::core::policy::{ControlPorts, Mechanism, Policy};
 use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::errors::ErrorCounter;
 use crate::netfilter::netlink::{
-    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, MAX_EXPECTATIONS, Object, ObjectKind,
+    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, HelperObject, MAX_EXPECTATIONS,
     Operation,
 };
 use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
@@ -35,7 +35,7 @@ pub const PROFILE: Profile = Profile {
     mechanism: Mechanism::Native,
     rules: MechanismRules {
         text: include_str!("../../../../rules/native.nft"),
-        objects: &[Object { name: NAME, kind: ObjectKind::CtHelper(NAME) }],
+        helper: Some(HelperObject { name: NAME, helper: NAME }),
     },
     is_related: true,
     has_helper: true,
@@ -193,6 +193,7 @@ impl Backend for Native {
 
     fn open(&mut self, table: &mut PinholeTable, pinhole: &Expectation, of: &Connection) -> Result<(), NotOpened> {
         let key = (pinhole.from, pinhole.to);
+        table.extend_deadline(pinhole.lifetime)?;
         let is_expected = self.expect(table.policy(), pinhole, of)?;
         // The maps can do NAT that the kernel does not do for an expectation.
         let is_mapped = pinhole.mapping.is_none() || follows(pinhole, of).is_some();

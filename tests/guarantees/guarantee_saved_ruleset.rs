@@ -1,0 +1,162 @@
+//! Guarantee: what `nft list ruleset` prints at any moment loads again, and admits nothing that Pinhole would not admit
+//! then.
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use lab::mini::MiniClient;
+use lab::{Family, Namespace, Shape};
+use nix::sys::signal::Signal;
+use pinhole::core::ftp::Mode;
+use pinhole::netfilter::netlink::Tables;
+
+use crate::daemon::PATIENCE;
+use crate::stage::{FOR_HOURS, Stage, TABLE, assert_closed, connect, kernel_counter};
+
+/// For pinholes as elements of sets, which are a part of the ruleset.
+const SETS: &str = "mechanism: sets\n";
+
+fn saved(firewall: &Namespace) -> String {
+    firewall.nft_output(&["list", "ruleset"]).expect("nft lists")
+}
+
+/// The second from which a saved ruleset admits nothing.
+fn deadline(saved: &str) -> u64 {
+    let (_, after) = saved.split_once("admits nothing from second ").expect("the rule of the deadline");
+    let digits: String = after.chars().take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("a clock that is set").as_secs()
+}
+
+fn load(firewall: &Namespace, saved: &str) {
+    firewall.nft(&format!("flush ruleset\n{saved}")).expect("it loads");
+}
+
+fn elements(firewall: &Namespace, family: Family) -> usize {
+    let set = if family == Family::V4 { "pinholes4" } else { "pinholes6" };
+    let read = || Tables::open(PATIENCE).and_then(|mut tables| tables.elements(TABLE, set));
+    firewall.run(read).expect("root may enter").expect("the set is there").len()
+}
+
+#[test]
+fn ruleset_saved_with_open_pinholes_loads_on_another_host() {
+    let policies = ["", "control_ports: [21, 990, 2121]\nmark: 0x3\n", "capture: { when_down: closed }\n"];
+    for policy in policies {
+        let stage = Stage::new(Shape::Gateway);
+        let _daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}{policy}"));
+        let other = Namespace::new("other").expect("a namespace");
+        load(&other, &saved(stage.firewall()));
+        for family in Family::ALL {
+            let server = stage.serve(family);
+            stage.as_client(|| {
+                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                client.passive(Mode::Epsv)?;
+                load(&other, &saved(stage.firewall()));
+                assert_eq!(elements(&other, family), 1);
+                let again = saved(&other);
+                load(&other, &again);
+                assert_eq!(elements(&other, family), 1);
+                Ok(())
+            });
+        }
+    }
+}
+
+/// Saves the ruleset while a port is announced in a session, and ends the daemon. Then, behind the deadline and still in the
+/// session, runs `work` with the port.
+fn after_a_save_with_a_pinhole(stage: &Stage, work: impl FnOnce(SocketAddr, &str) + Send) {
+    let mut daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 4s }}\n"));
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), PATIENCE)?;
+        let announced = client.passive(Mode::Pasv)?;
+        let saved = saved(stage.firewall());
+        daemon.end(Signal::SIGTERM)?;
+        let deadline = deadline(&saved);
+        lab::wait_until("the deadline", PATIENCE, || Ok(now() >= deadline))?;
+        work(announced, &saved);
+        Ok(())
+    });
+}
+
+#[test]
+fn loaded_ruleset_admits_nothing_after_its_deadline() {
+    let stage = Stage::new(Shape::Gateway);
+    let _server = stage.serve(Family::V4);
+    after_a_save_with_a_pinhole(&stage, |announced, saved| {
+        let host = &stage.topology.client.namespace;
+        load(stage.firewall(), saved);
+        assert_eq!(elements(stage.firewall(), Family::V4), 1, "nft gives the pinhole the rest of its timeout");
+        assert_closed(host, announced);
+        // Without the deadline, it would be admitted.
+        load(stage.firewall(), &saved.replace("jump after_deadline", ""));
+        connect(host, announced).expect("the pinhole admits it");
+    });
+}
+
+#[test]
+fn start_after_a_load_closes_what_the_ruleset_had_open() {
+    let stage = Stage::new(Shape::Gateway);
+    let _server = stage.serve(Family::V4);
+    after_a_save_with_a_pinhole(&stage, |announced, saved| {
+        load(stage.firewall(), saved);
+        assert_eq!(elements(stage.firewall(), Family::V4), 1);
+        let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
+        assert_eq!((elements(stage.firewall(), Family::V4), stage.pinholes()), (0, 0));
+        assert_closed(&stage.topology.client.namespace, announced);
+        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), PATIENCE).expect("a session");
+        let announced = client.passive(Mode::Pasv).expect("a port");
+        client.connect_data(announced).expect("the next one is admitted");
+        assert_eq!(daemon.counted("adopted"), 0);
+    });
+}
+
+#[test]
+fn daemon_killed_within_the_deadline_adopts_what_is_open() {
+    let stage = Stage::new(Shape::Gateway);
+    let server = stage.serve(Family::V4);
+    let mut daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
+    stage.as_client(|| {
+        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let announced = client.passive(Mode::Pasv)?;
+        daemon.kill()?;
+        daemon.restart()?;
+        assert_eq!(daemon.counted("adopted"), 1);
+        client.connect_data(announced).map(drop)
+    });
+}
+
+/// The objects by which NAT can change the lengths of lines create expectations. While one lasts, the kernel refuses another
+/// of the same kind between the two hosts, and drops the SYN. They end with the next tick of the kernel's clock, unless that
+/// is late; each sixteenth connection would lose its SYN if they lasted for a second.
+#[test]
+fn many_control_connections_between_two_hosts_do_not_wait_for_each_other() {
+    let stage = Stage::new(Shape::Gateway);
+    let server = stage.serve(Family::V4);
+    let _daemon = stage.daemon(SETS);
+    let host = &stage.topology.client.namespace;
+    let repeated = || kernel_counter(host, "TcpExt", "TCPSynRetrans");
+    let before = repeated();
+    stage.as_client(|| {
+        let sessions: lab::Result<Vec<MiniClient>> =
+            (0..160).map(|_| MiniClient::log_in(server.address(), PATIENCE)).collect();
+        sessions.map(drop)
+    });
+    assert!(repeated() - before < 5, "{} of 160 SYNs were lost", repeated() - before);
+}
+
+/// So that no program waits for the deadline of a pinhole that is longer than needed.
+#[test]
+fn deadline_is_a_few_seconds_after_the_end_of_the_last_pinhole() {
+    let stage = Stage::new(Shape::Gateway);
+    let server = stage.serve(Family::V4);
+    let _daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 100s }}\n"));
+    assert!(deadline(&saved(stage.firewall())) <= now(), "nothing is open");
+    let before = now();
+    stage.as_client(|| MiniClient::log_in(server.address(), PATIENCE)?.passive(Mode::Pasv));
+    let ends = Duration::from_secs(deadline(&saved(stage.firewall())) - before);
+    let allowed = Duration::from_secs(100)..Duration::from_secs(110) + PATIENCE;
+    assert!(allowed.contains(&ends), "{ends:?}");
+}
