@@ -48,7 +48,11 @@ fn ruleset(namespace: &Namespace) -> String {
 
 /// The ruleset without the elements of its sets, and without its deadline, which moves with them.
 fn without_elements(ruleset: &str) -> String {
-    ruleset.lines().filter(|line| !line.contains("expires") && !line.contains("meta time")).collect::<Vec<_>>().join("\n")
+    ruleset
+        .lines()
+        .filter(|line| !line.contains("expires") && !line.contains("meta time"))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]
@@ -124,7 +128,11 @@ fn rules_and_ports(namespace: &Namespace) -> String {
     let is_size = |line: &str| line.trim().starts_with("size ");
     let is_element = |line: &str| line.contains("elements = ") && line.contains(" timeout ");
     let is_deadline = |line: &str| line.contains("meta time");
-    ruleset.lines().filter(|line| !is_size(line) && !is_element(line) && !is_deadline(line)).collect::<Vec<_>>().join("\n")
+    ruleset
+        .lines()
+        .filter(|line| !is_size(line) && !is_element(line) && !is_deadline(line))
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 #[test]

@@ -30,6 +30,7 @@ impl Tables {
                 });
             });
         });
-        added.map_err(|cause| Error::new(Operation::Add, format_args!("object {} of table {table}", object.name), cause))
+        added
+            .map_err(|cause| Error::new(Operation::Add, format_args!("object {} of table {table}", object.name), cause))
     }
 }

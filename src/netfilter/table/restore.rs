@@ -1,8 +1,8 @@
 //! Restores the table and the accept rules after other programs have removed or changed them.
 
 use super::accept_rules::{self, Place};
-use super::pinholes::BySet;
 use super::install::fixed_handles;
+use super::pinholes::BySet;
 use super::ruleset::{self, TABLE};
 use super::{PinholeTable, TableError, deadline};
 use crate::core::expectation::Expectation;

@@ -26,8 +26,7 @@ use crate::core::policy::{ControlPorts, Mechanism, Policy};
 use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::errors::ErrorCounter;
 use crate::netfilter::netlink::{
-    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, HelperObject, MAX_EXPECTATIONS,
-    Operation,
+    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, HelperObject, MAX_EXPECTATIONS, Operation,
 };
 use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
 
