@@ -126,12 +126,14 @@ impl Engine {
             [] => format!("your own rule: `{own_rule}`"),
             chains => format!("a rule at the top of {}", chains.join(", ")),
         };
-        vec![
+        let mut lines = vec![
             format!("control ports {}; {when_down}", ports.join(", ")),
             format!("mechanism {}, {}", profile.mechanism, self.firewall.because()),
             format!("installed table inet pinhole; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
-        ]
+        ];
+        lines.extend(profile.limit_of_saved_rulesets(queueing).map(str::to_owned));
+        lines
     }
 
     /// Decides about a queued packet. When this returns, the pinholes that the packet announces are open.

@@ -131,6 +131,7 @@ fn features(kernel: &KernelFeatures) -> Vec<Finding> {
             "the kernel may be older than 5.16 or lack a part of nf_tables; `pinhole rules` prints the ruleset",
         ));
     }
+    findings.extend(saved_rulesets(kernel));
     findings.push(from(
         "queues",
         &kernel.reads_queues,
@@ -144,6 +145,13 @@ fn features(kernel: &KernelFeatures) -> Vec<Finding> {
         "load the module nf_conntrack_netlink (CONFIG_NF_CT_NETLINK)",
     ));
     findings
+}
+
+fn saved_rulesets(kernel: &KernelFeatures) -> Option<Finding> {
+    let (Ok(Choice { profile, .. }), Ok(Some(queueing))) = (&kernel.mechanism, &kernel.queueing) else { return None };
+    let limit = profile.limit_of_saved_rulesets(*queueing)?;
+    // The daemon itself will run as intended.
+    Some(Finding::new(Rating::Ok, "saved rulesets", limit))
 }
 
 fn mechanism(choice: &Result<Choice, NotPossible>) -> Finding {

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::netfilter::backend::sets;
+use crate::netfilter::backend::{native, sets};
 use crate::netfilter::readers::Process;
 
 /// A host without problems, on which nothing is loaded.
@@ -96,6 +96,23 @@ fn kernel_that_cannot_queue_is_a_problem_with_advice() {
     assert!(finding.starts_with("problem  queueing rule") && finding.contains("nft_queue"), "{finding}");
     let finding = only_finding(&Policy::embedded(), &change(|kernel| kernel.conntrack = Err("no".into())));
     assert!(finding.contains("nf_conntrack_netlink"), "{finding}");
+}
+
+#[test]
+fn saved_ruleset_that_may_not_load_is_reported_with_what_to_do() {
+    let about = |change: &HostState| {
+        let found = judge(&Policy::embedded(), change).into_iter().map(|finding| finding.to_string());
+        found.filter(|line| line.contains("saved rulesets")).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(about(&good()), "");
+    let native = Choice { profile: &native::PROFILE, because: "as this kernel can".to_owned() };
+    for (host, reason) in [
+        (change(|kernel| kernel.queueing = Ok(Some(Queueing::CompatTarget))), "the target NFQUEUE"),
+        (change(|kernel| kernel.mechanism = Ok(native)), "nf_conntrack_ftp"),
+    ] {
+        let line = about(&host);
+        assert!(line.contains(reason) && line.contains("`nft list table inet filter`"), "{line}");
+    }
 }
 
 #[test]

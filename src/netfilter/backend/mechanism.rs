@@ -9,7 +9,7 @@ use crate::core::kernel::NotOpened;
 use crate::core::net::{Connection, Endpoint, Flow};
 use crate::core::policy::{Mechanism, Policy};
 use crate::netfilter::netlink::Error;
-use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
+use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable, Queueing};
 
 /// The properties of a mechanism that other modules use.
 #[derive(Debug)]
@@ -22,6 +22,24 @@ pub struct Profile {
     /// Whether control connections have a userspace helper, so that a verdict has to avoid the kernel's second
     /// correction of sequence numbers.
     pub has_helper: bool,
+}
+
+impl Profile {
+    /// Why a ruleset that is saved while the daemon runs may not load later, and what to do; `None` if it always loads.
+    pub const fn limit_of_saved_rulesets(&self, queueing: Queueing) -> Option<&'static str> {
+        match queueing {
+            Queueing::CompatTarget => Some(
+                "what `nft list ruleset` prints while Pinhole runs may not load again, as nft cannot write the target \
+                 NFQUEUE: load the module nft_queue, or save your own tables one by one (`nft list table inet filter`)",
+            ),
+            Queueing::Statement if self.has_helper => Some(
+                "what `nft list ruleset` prints while Pinhole runs loads without it only where the kernel has \
+                 nf_conntrack_ftp, as it names the helper `ftp`: save your own tables one by one (`nft list table inet \
+                 filter`), or set `mechanism: sets`",
+            ),
+            Queueing::Statement => None,
+        }
+    }
 }
 
 /// Why a mechanism cannot work on this host.

@@ -51,6 +51,23 @@ pub fn find(package: &str, path: &str) -> Result<Tool> {
     Ok(Tool { program: on_path(Path::new(name))?, libraries: None, root: None })
 }
 
+/// The command that runs nft 1.1 of the cache, with the loader and the libraries that it was built for.
+pub fn newer_nft() -> Result<Vec<String>> {
+    let Tool { program, libraries, root } = find("nft-1.1", "usr/sbin/nft")?;
+    let (Some(libraries), Some(root)) = (libraries, root) else { return Err(missing("nft 1.1")) };
+    let loader = fs::read_dir(root.join("usr/lib64"))
+        .ok()
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux")))
+        .and_then(|path| path.canonicalize().ok())
+        .ok_or_else(|| missing("the loader of nft 1.1"))?;
+    let [loader, program] = [loader, program].map(|path| path.display().to_string());
+    Ok(vec![loader, "--library-path".to_owned(), libraries, program])
+}
+
 /// Finds an installed program by its name, also in root's folders if PATH lacks them.
 pub(crate) fn on_path(name: &Path) -> Result<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
