@@ -175,7 +175,7 @@ async fn answer(mut stream: UnixStream, shared: &Shared, source: Option<&Path>) 
         Ok(Request::Status) => shared.lock().status().to_string(),
         Ok(Request::Json) => serde_json::to_string(&shared.lock().status())? + "\n",
         Ok(Request::Reload) => match reload(shared, source) {
-            Ok(()) => "policy reloaded\n".to_owned(),
+            Ok(()) => format!("policy reloaded: {}\n", name_of(source)),
             Err(ReloadError { full, .. }) => format!("error: {full}\n"),
         },
         Err(error) => format!("error: {error}\n"),
@@ -201,10 +201,14 @@ fn reload(shared: &Shared, source: Option<&Path>) -> Result<(), ReloadError> {
     let result = read(source)
         .and_then(|policy| shared.lock().reload(policy).map_err(|error| ReloadError::from(error.to_string())));
     match &result {
-        Ok(()) => info!("reloaded the policy"),
+        Ok(()) => info!("reloaded the policy: {}", name_of(source)),
         Err(ReloadError { one_line, .. }) => error!("reload failed, the old policy stays in force: {one_line}"),
     }
     result
+}
+
+fn name_of(source: Option<&Path>) -> String {
+    source.map_or_else(|| "the embedded one".to_owned(), |source| source.display().to_string())
 }
 
 fn read(source: Option<&Path>) -> Result<policy::Policy, ReloadError> {

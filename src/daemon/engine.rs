@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
-use super::clock::Clock;
+use super::clock::{self, Clock};
 use super::event_log::{EventLog, RateLimiter};
-use super::status::{Counters, DaemonCounters, Gauges, PinholeStatus, Status};
+use super::status::{Counters, DaemonCounters, Gauges, PinholeStatus, Service, Status};
 use crate::core::count::Count;
 use crate::core::ftp::Mode;
 use crate::core::hold::{NotKept, PendingPacket, PendingPackets};
@@ -39,6 +39,7 @@ pub(super) struct Decision {
 
 #[derive(Debug)]
 pub struct Engine {
+    service: Service,
     policy: Policy,
     /// `capture: watchdog` of the policy in milliseconds, for threads that must not wait for the engine's lock.
     hang_limit: Arc<AtomicU32>,
@@ -59,10 +60,11 @@ pub struct Engine {
 
 impl Engine {
     /// Installs the table and adopts the pinholes of an earlier run.
-    pub(super) fn start(policy: Policy, connections: ConnectionWatch) -> Result<Self, SetupError> {
+    pub(super) fn start(policy: Policy, service: Service, connections: ConnectionWatch) -> Result<Self, SetupError> {
         narrow_events(&connections, &policy)?;
         let firewall = KernelFirewall::install(&policy)?;
         let mut engine = Self {
+            service,
             hang_limit: Arc::new(AtomicU32::new(hang_limit(&policy))),
             policy,
             tracker: Tracker::default(),
@@ -346,6 +348,7 @@ impl Engine {
         self.firewall.reload(&policy)?;
         self.hang_limit.store(hang_limit(&policy), Ordering::Relaxed);
         self.policy = policy;
+        self.service.policy_loaded = clock::time_of_day();
         let (tracker, mut env) = self.tracker();
         tracker.follow(&mut env);
         narrow_events(&self.connections, &self.policy)?;
@@ -395,6 +398,7 @@ impl Engine {
         let Counters { events, daemon } = self.log.counters.clone();
         let daemon = DaemonCounters { buffer_overflows: self.tracker.buffer_refusals(), ..daemon };
         Status {
+            service: self.service.clone(),
             mechanism: self.firewall.profile().mechanism.to_string(),
             mechanism_reason: self.firewall.because().to_owned(),
             queued_by: match self.firewall.queueing() {

@@ -26,6 +26,7 @@ use control::Shutdown;
 pub use engine::Engine;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use status::Service;
 pub use status::Status;
 use tracing::{info, warn};
 use watchdog::{Progress, Reader, Watchdog, supervise};
@@ -103,7 +104,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     let tables = TableWatch::open()?;
     let connections = ConnectionWatch::begins_and_ends()?;
     let events = connections.as_fd().try_clone_to_owned().map_err(StartError::Runtime)?;
-    let engine = Engine::start(policy, connections)?;
+    let engine = Engine::start(policy, Service::start(source), connections)?;
     if engine.has_helper() {
         queues.iter_mut().try_for_each(Queue::skip_helpers).map_err(StartError::Verdicts)?;
     }

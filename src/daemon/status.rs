@@ -1,6 +1,7 @@
 //! The status that `pinhole status` shows.
 
 use std::fmt;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +58,40 @@ impl Counters {
     }
 }
 
+/// Which program runs since when, with which policy. Times are UTC, as RFC 3339 has it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Service {
+    pub version: &'static str,
+    pub running_since: String,
+    /// None for the embedded policy.
+    pub policy_file: Option<String>,
+    /// Changes with each reload that succeeds.
+    pub policy_loaded: String,
+}
+
+impl Service {
+    pub(super) fn start(policy_file: Option<&Path>) -> Self {
+        let now = super::clock::time_of_day();
+        Self {
+            version: env!("CARGO_PKG_VERSION"),
+            running_since: now.clone(),
+            policy_file: policy_file.map(|file| file.display().to_string()),
+            policy_loaded: now,
+        }
+    }
+}
+
+impl fmt::Display for Service {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { version, running_since, policy_file, policy_loaded } = self;
+        writeln!(f, "version {version}, running since {running_since}")?;
+        match policy_file {
+            Some(file) => writeln!(f, "policy {file}, loaded {policy_loaded}"),
+            None => writeln!(f, "the embedded policy, loaded {policy_loaded}"),
+        }
+    }
+}
+
 /// An open pinhole.
 #[derive(Clone, Debug, Serialize)]
 pub struct PinholeStatus {
@@ -77,6 +112,8 @@ pub struct PinholeStatus {
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
+    #[serde(flatten)]
+    pub service: Service,
     pub mechanism: String,
     pub mechanism_reason: String,
     /// `nft_queue` or `nft_compat`.
@@ -99,10 +136,11 @@ pub enum Request {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { mechanism, mechanism_reason, queued_by, gauges, pinholes, counters } = self;
+        let Self { service, mechanism, mechanism_reason, queued_by, gauges, pinholes, counters } = self;
         let Gauges { sessions, open_pinholes, kernel_pinholes, buffered_bytes } = *gauges;
         let (sessions, open) = (Count(sessions, "session"), Count(open_pinholes, "pinhole"));
         writeln!(f, "{sessions}, {open}, {}", Count(buffered_bytes, "buffered byte"))?;
+        write!(f, "{service}")?;
         writeln!(f, "mechanism {mechanism}, {mechanism_reason}")?;
         writeln!(f, "packets queued by {queued_by}")?;
         for pinhole in pinholes {
@@ -155,6 +193,12 @@ mod tests {
             expires_in: 4.3,
         };
         Status {
+            service: Service {
+                version: "1.2.3",
+                running_since: "2026-01-02T03:04:05Z".to_owned(),
+                policy_file: Some("/etc/pinhole/policy.yaml".to_owned()),
+                policy_loaded: "2026-01-03T03:04:05Z".to_owned(),
+            },
             mechanism: "sets".to_owned(),
             mechanism_reason: "as the policy says".to_owned(),
             queued_by: "nft_queue",
@@ -167,7 +211,8 @@ mod tests {
     #[test]
     fn status_text_shows_pinholes_and_every_counter() {
         let shown = status(1).to_string();
-        let begin = "1 session, 1 pinhole, 0 buffered bytes\nmechanism sets, as the policy says\n\
+        let begin = "1 session, 1 pinhole, 0 buffered bytes\nversion 1.2.3, running since 2026-01-02T03:04:05Z\n\
+                     policy /etc/pinhole/policy.yaml, loaded 2026-01-03T03:04:05Z\nmechanism sets, as the policy says\n\
                      packets queued by nft_queue\n  10.0.0.1 -> 10.0.0.2:50000, announced by 227 in session 1, \
                      0.7 s old, expires in 4.3 s\nsince the start:\n  packets           0\n";
         assert!(shown.starts_with(begin), "{shown}");

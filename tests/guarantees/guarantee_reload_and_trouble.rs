@@ -31,7 +31,14 @@ fn reload_keeps_sessions_and_applies_at_once() {
                 daemon.wait_for_log("reloaded the policy", before + 1);
             } else {
                 let finished = daemon.program(&["reload"]).expect("it runs");
-                assert!(finished.status.success() && finished.said().contains("policy reloaded"), "{finished:?}");
+                let file = daemon.folder.join("policy.yaml").display().to_string();
+                assert_eq!(
+                    (finished.status.success(), &*finished.said()),
+                    (true, &*format!("policy reloaded: {file}\n"))
+                );
+                let status = daemon.status();
+                assert_eq!(status["policy_file"], file);
+                assert!(status["policy_loaded"].as_str() >= status["running_since"].as_str(), "{status}");
             }
         };
         stage.as_client(|| {
