@@ -189,7 +189,18 @@ fn many_control_connections_between_two_hosts_do_not_wait_for_each_other() {
     assert!(repeated() - before < 5, "{} of 160 SYNs were lost", repeated() - before);
 }
 
-/// So that no program waits for the deadline of a pinhole that is longer than needed.
+#[test]
+fn removed_deadline_is_restored() {
+    let stage = Stage::new(Shape::Gateway);
+    let server = stage.serve(Family::V4);
+    let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
+    stage.as_client(|| MiniClient::log_in(server.address(), PATIENCE)?.passive(Mode::Pasv));
+    let before = deadline(&saved(stage.firewall()));
+    stage.firewall().nft("flush chain inet pinhole after_deadline").expect("it is there");
+    daemon.wait_for_log("restored", 1);
+    assert_eq!(deadline(&saved(stage.firewall())), before);
+}
+
 #[test]
 fn deadline_is_a_few_seconds_after_the_end_of_the_last_pinhole() {
     let stage = Stage::new(Shape::Gateway);
