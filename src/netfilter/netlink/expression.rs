@@ -2,6 +2,7 @@
 
 use super::bytes::Writer;
 use super::uapi::*;
+use super::xt;
 
 /// An expression of a rule. All load into or read from `NFT_REG_1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,15 @@ pub enum Expression {
         /// As of [`Queue`](Self::Queue).
         bypass: bool,
     },
+    /// The iptables match `conntrack --ctstate` (nft_compat): the rule ends unless the connection's state is one of these
+    /// bits, as of [`CtKey`].
+    CompatState(u32),
+    /// The iptables match `connmark --mark BITS/BITS` (nft_compat): the rule ends unless the connection's mark has all these
+    /// bits.
+    CompatMark(u32),
+    /// The iptables match `comment` (nft_compat), with the comment of the rule. Without it, the comment is in the rule's
+    /// userdata, where iptables does not look.
+    CompatComment,
     /// `ct`: loads state or mark of the packet's connection.
     Ct(CtKey),
     /// `bitwise`: clears all bits but these.
@@ -68,6 +78,7 @@ impl Expression {
         match self {
             Self::Queue { .. } => "queue",
             Self::CompatQueue { .. } => "target",
+            Self::CompatState(_) | Self::CompatMark(_) | Self::CompatComment => "match",
             Self::Ct(_) => "ct",
             Self::Bitwise(_) => "bitwise",
             Self::CmpEq(_) | Self::CmpNeq(_) | Self::CmpGte(_) => "cmp",
@@ -78,14 +89,15 @@ impl Expression {
         }
     }
 
-    pub(super) fn write(self, list: &mut Writer) {
+    /// `comment` is the comment of the rule.
+    pub(super) fn write(self, list: &mut Writer, comment: &str) {
         list.nested(NFTA_LIST_ELEM, |expression| {
             expression.string(NFTA_EXPR_NAME, self.name());
-            expression.nested(NFTA_EXPR_DATA, |data| self.write_data(data));
+            expression.nested(NFTA_EXPR_DATA, |data| self.write_data(data, comment));
         });
     }
 
-    fn write_data(self, data: &mut Writer) {
+    fn write_data(self, data: &mut Writer, comment: &str) {
         // Registers hold marks and states in the byte order of the host.
         let bytes = |data: &mut Writer, kind, bytes: &[u8]| {
             data.nested(kind, |data| data.bytes(NFTA_DATA_VALUE, bytes));
@@ -106,6 +118,9 @@ impl Expression {
                 data.u32(NFTA_TARGET_REV, 3);
                 data.bytes(NFTA_TARGET_INFO, &[n0, n1, t0, t1, f0, f1, 0, 0]);
             }
+            Self::CompatState(states) => xt::write_state(data, states),
+            Self::CompatMark(bits) => xt::write_mark(data, bits),
+            Self::CompatComment => xt::write_comment(data, comment),
             Self::Ct(key) => {
                 data.u32(NFTA_CT_DREG, NFT_REG_1);
                 data.u32(NFTA_CT_KEY, key.number());
@@ -163,7 +178,7 @@ mod tests {
 
     fn written(expression: Expression) -> Vec<u8> {
         let mut writer = Writer::default();
-        writer.message(Head::default(), |w| expression.write(w));
+        writer.message(Head::default(), |w| expression.write(w, ""));
         writer.as_bytes().to_vec()
     }
 

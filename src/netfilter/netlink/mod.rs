@@ -24,6 +24,7 @@ mod tuple;
 mod uapi;
 mod verdicts;
 mod watch;
+mod xt;
 
 pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
 pub use element::{Element, Key, Value};
@@ -36,3 +37,4 @@ pub use objects::HelperObject;
 pub use tables::{Chain, Family, Hook, Rule, Table, Tables};
 pub use verdicts::Verdicts;
 pub use watch::{ChangeKind, ConnectionChange, ConnectionWatch, TableChange, TableWatch, WatchEvent};
+pub use xt::{Connmark, is_built_in};

@@ -10,6 +10,7 @@ use super::error::{Cause, Error, Operation, existing};
 use super::expression::Expression;
 use super::socket::{Batch, Socket};
 use super::uapi::*;
+use super::xt::{self, Connmark};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -82,7 +83,14 @@ pub struct Rule {
     pub chain: Box<str>,
     /// Unique in its table; a handle is never used again.
     pub handle: u64,
+    /// As nft or iptables-nft stores it.
     pub comment: Option<Box<str>>,
+    /// Whether iptables-nft can read all its expressions. A single rule that it cannot read makes it refuse the whole table.
+    pub is_readable_by_iptables: bool,
+    /// iptables-nft gives each of its rules a counter.
+    pub has_counter: bool,
+    /// What the iptables match `connmark` asks for; none if the rule has no such match.
+    pub connmark: Option<Connmark>,
 }
 
 /// A socket for requests to nf_tables. Each call returns when the kernel has carried out the request.
@@ -265,7 +273,10 @@ fn add_rule(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, flags: u16, co
 pub(super) fn write_rule(w: &mut Writer, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
     w.string(NFTA_RULE_TABLE, table.name);
     w.string(NFTA_RULE_CHAIN, chain);
-    w.nested(NFTA_RULE_EXPRESSIONS, |list| rule.iter().for_each(|expression| expression.write(list)));
+    w.nested(NFTA_RULE_EXPRESSIONS, |list| rule.iter().for_each(|expression| expression.write(list, comment)));
+    if rule.contains(&Expression::CompatComment) {
+        return;
+    }
     // Type, length, value.
     if let Some(length) = u8::try_from(comment.len() + 1).ok().filter(|length| *length > 1) {
         let userdata = [&[NFTNL_UDATA_RULE_COMMENT, length], comment.as_bytes(), &[0]].concat();
@@ -292,7 +303,27 @@ pub(super) fn read_rule(message: Message<'_>) -> Option<Rule> {
     let chain = message.attributes().find(NFTA_RULE_CHAIN)?.string()?.into();
     let handle = message.attributes().find(NFTA_RULE_HANDLE)?.u64()?;
     let userdata = message.attributes().find(NFTA_RULE_USERDATA).map(Attribute::bytes);
-    Some(Rule { chain, handle, comment: userdata.and_then(comment_in).map(Into::into) })
+    let mut rule = Rule {
+        chain,
+        handle,
+        comment: userdata.and_then(comment_in).map(Into::into),
+        is_readable_by_iptables: true,
+        has_counter: false,
+        connmark: None,
+    };
+    let expressions = message.attributes().find(NFTA_RULE_EXPRESSIONS).map(Attribute::nested);
+    for (_, expression) in expressions.into_iter().flatten() {
+        let name = expression.nested().find(NFTA_EXPR_NAME).and_then(Attribute::string).unwrap_or_default();
+        rule.is_readable_by_iptables &= xt::is_readable(name);
+        rule.has_counter |= name == "counter";
+        if name == "match"
+            && let Some(data) = expression.nested().find(NFTA_EXPR_DATA)
+        {
+            rule.comment = xt::comment(data.nested()).map(Into::into).or(rule.comment);
+            rule.connmark = Connmark::read(data.nested()).or(rule.connmark);
+        }
+    }
+    Some(rule)
 }
 
 /// The comment in a rule's userdata: a list of types, lengths and values.

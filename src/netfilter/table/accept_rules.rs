@@ -1,7 +1,9 @@
 //! Keeps one accept rule at the top of each chain that `admit` names.
 //!
-//! The rule is recognised by its comment. Nothing else in those tables is touched.
+//! The rule is recognised by its comment. Nothing else in those tables is touched. In a table of iptables-nft, the rule is
+//! one that iptables-nft could have written: it refuses to list, save or change a table with a rule that it cannot read.
 
+use super::manager::Manager;
 use crate::core::kernel::Mark;
 use crate::core::policy::{Chain, ChainFamily};
 use crate::netfilter::netlink::{CtKey, Error, Expression, Family, Rule, Table, Tables};
@@ -14,30 +16,52 @@ const COMMENT: &str = "pinhole: announced data connections";
 pub(super) enum Place {
     OnTop,
     NoChain,
-    /// The rule is missing, is not the first one, or is for another mark.
+    /// The rule is missing, is not the first one, is for another mark, or is not in the form of the table's manager.
     Elsewhere,
+}
+
+/// A chain that `admit` names, as it is in the kernel.
+struct Found {
+    exists: bool,
+    manager: Manager,
+    rules: Vec<Rule>,
+}
+
+impl Found {
+    fn read(tables: &mut Tables, chain: &Chain) -> Result<Self, Error> {
+        let mut rules = tables.rules(table(chain))?;
+        let chains = tables.chains(table(chain))?;
+        let manager = Manager::of(table(chain), &chains, &rules);
+        rules.retain(|rule| &*rule.chain == chain.chain());
+        Ok(Self { exists: chains.iter().any(|found| &*found.name == chain.chain()), manager, rules })
+    }
+
+    fn place(&self, mark: Mark) -> Place {
+        if !self.exists {
+            return Place::NoChain;
+        }
+        let ours = self.rules.iter().filter(|rule| is_ours(rule)).count();
+        let is_right = |rule: &Rule| {
+            rule.comment.as_deref() == Some(&*comment(mark))
+                && rule.is_readable_by_iptables == (self.manager == Manager::Iptables)
+        };
+        if ours == 1 && self.rules.first().is_some_and(is_right) { Place::OnTop } else { Place::Elsewhere }
+    }
 }
 
 /// Finds the accept rule.
 pub(super) fn find(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
-    let rules = rules(tables, chain)?;
-    let ours = rules.iter().filter(|rule| is_ours(rule)).count();
-    match rules.first() {
-        Some(first) if ours == 1 && first.comment.as_deref() == Some(&*comment(mark)) => Ok(Place::OnTop),
-        Some(_) => Ok(Place::Elsewhere),
-        None if tables.chains(table(chain))?.iter().any(|found| &*found.name == chain.chain()) => Ok(Place::Elsewhere),
-        None => Ok(Place::NoChain),
-    }
+    Ok(Found::read(tables, chain)?.place(mark))
 }
 
 /// Puts the accept rule at the top, unless it is there already. Returns its previous position.
 pub(super) fn ensure(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
-    let place = find(tables, chain, mark)?;
+    let found = Found::read(tables, chain)?;
+    let place = found.place(mark);
     if place == Place::Elsewhere {
         // The new rule is added before the old ones are removed, so that there always is a rule.
-        let old = rules(tables, chain)?;
-        tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(mark))?;
-        remove_rules(tables, chain, &old)?;
+        tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(found.manager, mark))?;
+        remove_rules(tables, chain, &found.rules)?;
     }
     Ok(place)
 }
@@ -80,7 +104,7 @@ fn rules(tables: &mut Tables, chain: &Chain) -> Result<Vec<Rule>, Error> {
     Ok(rules)
 }
 
-fn is_ours(rule: &Rule) -> bool {
+pub(super) fn is_ours(rule: &Rule) -> bool {
     rule.comment.as_deref().is_some_and(|comment| comment.starts_with(COMMENT))
 }
 
@@ -97,16 +121,26 @@ pub fn own_rule(mark: Mark) -> String {
     format!("ct state new,related ct mark & {mark} == {mark} accept")
 }
 
+/// The same rule, as the end of a command of iptables.
+pub fn own_iptables_rule(mark: Mark) -> String {
+    format!("-m conntrack --ctstate NEW,RELATED -m connmark --mark {mark}/{mark} -j ACCEPT")
+}
+
 /// The same rule, with a counter.
-fn rule(mark: Mark) -> [Expression; 8] {
-    [
-        Expression::Ct(CtKey::State),
-        Expression::Bitwise(CtKey::NEW | CtKey::RELATED),
-        Expression::CmpNeq(0),
-        Expression::Ct(CtKey::Mark),
-        Expression::Bitwise(mark.bits()),
-        Expression::CmpEq(mark.bits()),
-        Expression::Counter,
-        Expression::Accept,
-    ]
+fn rule(manager: Manager, mark: Mark) -> Vec<Expression> {
+    let states = CtKey::NEW | CtKey::RELATED;
+    let condition = match manager {
+        Manager::Nft => vec![
+            Expression::Ct(CtKey::State),
+            Expression::Bitwise(states),
+            Expression::CmpNeq(0),
+            Expression::Ct(CtKey::Mark),
+            Expression::Bitwise(mark.bits()),
+            Expression::CmpEq(mark.bits()),
+        ],
+        Manager::Iptables => {
+            vec![Expression::CompatState(states), Expression::CompatMark(mark.bits()), Expression::CompatComment]
+        }
+    };
+    [condition, vec![Expression::Counter, Expression::Accept]].concat()
 }

@@ -8,6 +8,7 @@ mod deadline;
 mod elements;
 mod error;
 mod install;
+mod manager;
 mod pinholes;
 mod reload;
 mod restore;
@@ -18,8 +19,9 @@ use std::net::IpAddr;
 
 use hashbrown::{HashMap, HashSet};
 
-pub use accept_rules::own_rule;
+pub use accept_rules::{own_iptables_rule, own_rule};
 pub use error::TableError;
+pub use manager::{IptablesTable, iptables_tables};
 pub use pinholes::Pinhole;
 pub use restore::Restored;
 pub use ruleset::{MechanismRules, QueueChain, Queueing, is_own_chain, text as ruleset};

@@ -1,0 +1,191 @@
+//! What iptables-nft writes and reads in nf_tables: its chains, and rules with matches of x_tables (nft_compat,
+//! linux/netfilter/nf_tables_compat.h).
+
+use super::bytes::{Attribute, Attributes, Writer};
+use super::tables::{Chain, Hook};
+use super::uapi::*;
+
+/// The alignment of the structures of matches (`XT_ALIGN`).
+const XT_ALIGNTO: usize = 8;
+/// The size of `struct xt_conntrack_mtinfo3`, and where its fields `match_flags` and `state_mask` are.
+const CONNTRACK_LEN: usize = 164;
+const CONNTRACK_MATCH_FLAGS: usize = 146;
+const CONNTRACK_STATE_MASK: usize = 150;
+/// Of `match_flags`: the state is compared.
+const XT_CONNTRACK_STATE: u16 = 1;
+/// The size of `struct xt_comment_info`.
+const COMMENT_LEN: usize = 256;
+
+/// `NF_INET_*`.
+const PREROUTING: u32 = 0;
+const INPUT: u32 = 1;
+const FORWARD: u32 = 2;
+const OUTPUT: u32 = 3;
+const POSTROUTING: u32 = 4;
+
+/// The tables of iptables-nft, and the base chains that it has in each.
+const BUILT_IN: [(&str, &[(&str, Hook)]); 5] = [
+    ("filter", &[("INPUT", hook(INPUT, 0)), ("FORWARD", hook(FORWARD, 0)), ("OUTPUT", hook(OUTPUT, 0))]),
+    (
+        "nat",
+        &[
+            ("PREROUTING", hook(PREROUTING, -100)),
+            ("INPUT", hook(INPUT, 100)),
+            ("OUTPUT", hook(OUTPUT, -100)),
+            ("POSTROUTING", hook(POSTROUTING, 100)),
+        ],
+    ),
+    (
+        "mangle",
+        &[
+            ("PREROUTING", hook(PREROUTING, -150)),
+            ("INPUT", hook(INPUT, -150)),
+            ("FORWARD", hook(FORWARD, -150)),
+            ("OUTPUT", hook(OUTPUT, -150)),
+            ("POSTROUTING", hook(POSTROUTING, -150)),
+        ],
+    ),
+    ("raw", &[("PREROUTING", hook(PREROUTING, -300)), ("OUTPUT", hook(OUTPUT, -300))]),
+    ("security", &[("INPUT", hook(INPUT, 150)), ("FORWARD", hook(FORWARD, 150)), ("OUTPUT", hook(OUTPUT, 150))]),
+];
+
+/// The expressions that iptables-nft reads, of whatever version.
+const READABLE: [&str; 12] =
+    ["match", "target", "payload", "meta", "cmp", "bitwise", "counter", "immediate", "lookup", "range", "limit", "log"];
+
+const fn hook(number: u32, priority: i32) -> Hook {
+    Hook { number, priority }
+}
+
+/// Whether the chains are those of an iptables-nft table of that name: each base chain is one that iptables-nft has there,
+/// at its hook and priority, and there is at least one.
+pub fn is_built_in(table: &str, chains: &[Chain]) -> bool {
+    let Some((_, known)) = BUILT_IN.iter().find(|(name, _)| *name == table) else { return false };
+    let mut base_chains = chains.iter().filter_map(|chain| Some((&*chain.name, chain.hook?))).peekable();
+    base_chains.peek().is_some() && base_chains.all(|found| known.contains(&found))
+}
+
+/// Whether iptables-nft reads expressions of that name.
+pub(super) fn is_readable(expression: &str) -> bool {
+    READABLE.contains(&expression)
+}
+
+/// What the match `connmark` asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connmark {
+    pub value: u32,
+    pub mask: u32,
+    pub is_inverted: bool,
+}
+
+impl Connmark {
+    /// Reads the data of an expression `match`; none if it is another match.
+    pub(super) fn read(data: Attributes<'_>) -> Option<Self> {
+        // struct xt_connmark_mtinfo1 { mark; mask; invert }
+        let info = info(data, "connmark", 1)?;
+        let (value, rest) = info.split_first_chunk()?;
+        let (mask, rest) = rest.split_first_chunk()?;
+        let [value, mask] = [value, mask].map(|bytes| u32::from_ne_bytes(*bytes));
+        Some(Self { value, mask, is_inverted: *rest.first()? != 0 })
+    }
+
+    /// Whether a connection with that mark meets the condition.
+    pub fn matches(self, mark: u32) -> bool {
+        (mark & self.mask == self.value) != self.is_inverted
+    }
+}
+
+/// The comment in the data of an expression `match`; none if it is another match.
+pub(super) fn comment<'a>(data: Attributes<'a>) -> Option<&'a str> {
+    let info = info(data, "comment", 0)?;
+    str::from_utf8(info.split(|byte| *byte == 0).next()?).ok()
+}
+
+fn info<'a>(data: Attributes<'a>, name: &str, revision: u32) -> Option<&'a [u8]> {
+    let is_it = data.find(NFTA_MATCH_NAME).and_then(Attribute::string) == Some(name)
+        && data.find(NFTA_MATCH_REV).and_then(Attribute::u32) == Some(revision);
+    data.find(NFTA_MATCH_INFO).filter(|_| is_it).map(Attribute::bytes)
+}
+
+/// Writes the match `conntrack`, which compares the state. Its bits are the lower ones of `ct state`.
+pub(super) fn write_state(data: &mut Writer, states: u32) {
+    let states = u16::try_from(states).unwrap_or(u16::MAX);
+    let mut info = [0; CONNTRACK_LEN.next_multiple_of(XT_ALIGNTO)];
+    info[CONNTRACK_MATCH_FLAGS..][..2].copy_from_slice(&XT_CONNTRACK_STATE.to_ne_bytes());
+    info[CONNTRACK_STATE_MASK..][..2].copy_from_slice(&states.to_ne_bytes());
+    write(data, "conntrack", 3, &info);
+}
+
+/// Writes the match `connmark` for a mark with all these bits.
+pub(super) fn write_mark(data: &mut Writer, bits: u32) {
+    let mut info = [0; 12_usize.next_multiple_of(XT_ALIGNTO)];
+    info[..4].copy_from_slice(&bits.to_ne_bytes());
+    info[4..8].copy_from_slice(&bits.to_ne_bytes());
+    write(data, "connmark", 1, &info);
+}
+
+/// Writes the match `comment`.
+pub(super) fn write_comment(data: &mut Writer, comment: &str) {
+    let mut info = [0; COMMENT_LEN];
+    // The last byte stays zero.
+    info[..COMMENT_LEN - 1].iter_mut().zip(comment.bytes()).for_each(|(place, byte)| *place = byte);
+    write(data, "comment", 0, &info);
+}
+
+fn write(data: &mut Writer, name: &str, revision: u32, info: &[u8]) {
+    data.string(NFTA_MATCH_NAME, name);
+    data.u32(NFTA_MATCH_REV, revision);
+    data.bytes(NFTA_MATCH_INFO, info);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::bytes::{Head, Messages};
+    use super::*;
+
+    fn chain(name: &str, hook: Option<Hook>) -> Chain {
+        Chain { name: name.into(), hook }
+    }
+
+    fn message(write: impl FnOnce(&mut Writer)) -> Vec<u8> {
+        let mut writer = Writer::default();
+        writer.message(Head::default(), write);
+        writer.as_bytes().to_vec()
+    }
+
+    fn data(message: &[u8]) -> Attributes<'_> {
+        Messages::of(message).next().expect("a message").attributes()
+    }
+
+    #[test]
+    fn chains_are_built_in_by_name_hook_and_priority() {
+        let input = chain("INPUT", Some(hook(INPUT, 0)));
+        let user = chain("DOCKER-USER", None);
+        assert!(is_built_in("filter", &[input.clone(), user.clone()]));
+        assert!(!is_built_in("filter", &[input.clone(), chain("own", Some(hook(INPUT, 0)))]));
+        assert!(!is_built_in("filter", &[chain("INPUT", Some(hook(INPUT, -1)))]));
+        assert!(!is_built_in("filter", &[chain("input", Some(hook(INPUT, 0)))]));
+        assert!(!is_built_in("firewall", &[input]));
+        assert!(!is_built_in("filter", &[user]));
+    }
+
+    #[test]
+    fn written_connmark_and_comment_are_read_again() {
+        let bytes = message(|w| write_mark(w, 0x1000_0000));
+        let connmark = Connmark::read(data(&bytes)).expect("the match connmark");
+        assert_eq!(connmark, Connmark { value: 0x1000_0000, mask: 0x1000_0000, is_inverted: false });
+        assert!(connmark.matches(0x1000_0001) && !connmark.matches(1));
+        assert_eq!(comment(data(&bytes)), None);
+        let bytes = message(|w| write_comment(w, "pinhole: \u{e4}"));
+        assert_eq!(comment(data(&bytes)), Some("pinhole: \u{e4}"));
+        assert_eq!(Connmark::read(data(&bytes)), None);
+    }
+
+    #[test]
+    fn truncated_matches_are_not_read() {
+        let connmark = |info: &[u8]| message(|w| write(w, "connmark", 1, info));
+        assert_eq!((0..9).filter(|length| Connmark::read(data(&connmark(&[0; 9][..*length]))).is_some()).count(), 0);
+        assert!(Connmark::read(data(&connmark(&[0; 9]))).is_some());
+        assert_eq!(comment(data(&message(|w| write(w, "comment", 0, &[])))), Some(""));
+    }
+}
