@@ -27,6 +27,7 @@ UNPACKED = {
     "lftp": ["lftp"],
     "tnftp": ["tnftp"],
     "ethtool": ["ethtool"],
+    "iptables": ["iptables"],
 }
 
 # Program: the Debian package that installs it, for those too large to unpack.

@@ -130,6 +130,12 @@ impl<'a> Walk<'a> {
         for rule in &chain.rules {
             let mut sure = true;
             let mut looks_at_mark = false;
+            if let Some(connmark) = rule.connmark {
+                if !connmark.matches(self.policy.mark.bits()) {
+                    continue;
+                }
+                looks_at_mark = !connmark.is_inverted;
+            }
             for statement in &rule.statements {
                 if let Some(Content::Match(condition)) = &statement.content {
                     looks_at_mark |= mentions_mark(&condition.left);

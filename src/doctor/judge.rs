@@ -2,16 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use nftables::types::NfHook;
+use nftables::types::{NfFamily, NfHook};
 
 use super::filter::{self, Dropped, Outcome, State};
 use super::probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges};
-use super::ruleset::{Base, Chain, Ruleset};
+use super::ruleset::{Base, Chain, ChainName, Ruleset};
 use super::{Finding, Rating};
+use crate::core::kernel::Mark;
 use crate::core::policy::Policy;
 use crate::netfilter::backend::{Choice, NotPossible};
 use crate::netfilter::readers::Reader;
-use crate::netfilter::table::{Queueing, is_own_chain, own_rule};
+use crate::netfilter::table::{Queueing, is_own_chain, own_iptables_rule, own_rule};
 
 /// Earlier versions lack the payload expressions of the ruleset.
 const MIN_NFT: [u32; 3] = [1, 0, 1];
@@ -210,8 +211,9 @@ fn own_table(chains: Option<&[String]>, daemon: &DaemonState) -> Finding {
 
 fn admitted(named: &crate::core::policy::Chain, ruleset: &Ruleset) -> Finding {
     let about = format!("admit: {named}");
-    if ruleset.chains.iter().any(|chain| filter::is_named(named, &chain.name)) {
-        return Finding::new(Rating::Ok, about, "the chain exists");
+    if let Some(chain) = ruleset.chains.iter().find(|chain| filter::is_named(named, &chain.name)) {
+        let by = if chain.is_of_iptables { "; its rules are written as iptables writes them" } else { "" };
+        return Finding::new(Rating::Ok, about, format_args!("the chain exists{by}"));
     }
     let there: Vec<String> = ruleset.filters().map(|(chain, _)| chain.name.to_string()).collect();
     let there = if there.is_empty() {
@@ -253,13 +255,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
             Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
         };
         let opaque = if outcome.is_opaque { " (rules made with iptables could not be read)" } else { "" };
-        let place = if dropped == Dropped::ByPolicy { "to it" } else { "above that" };
-        let related = if state == State::Related { "`ct state related accept`, or " } else { "" };
-        let advice = format!(
-            "add {place} {related}`{}`, or let Pinhole add it: `admit: [{}]`",
-            own_rule(policy.mark),
-            chain.name
-        );
+        let advice = accept_advice(policy.mark, chain, dropped, state);
         let forwarded = base.hook == NfHook::Forward;
         if forwarded && !forwards {
             return Finding::new(Rating::Ok, about, format_args!("{by}; this host does not forward packets"));
@@ -276,6 +272,27 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
         Finding::new(Rating::Warning, about, format_args!("would drop data connections: {by}{opaque}")).advising(advice)
     };
     outcomes.iter().map(judge).collect()
+}
+
+/// How to have a chain accept data connections.
+fn accept_advice(mark: Mark, chain: &Chain, dropped: Dropped, state: State) -> String {
+    let (place, related, rule) = if chain.is_of_iptables {
+        let insert = |rule: &str| format!("{} {rule}", iptables_insert(&chain.name));
+        ("", insert("-m conntrack --ctstate RELATED -j ACCEPT"), insert(&own_iptables_rule(mark)))
+    } else {
+        let place = if dropped == Dropped::ByPolicy { " to it" } else { " above that" };
+        (place, "ct state related accept".to_owned(), own_rule(mark))
+    };
+    let related = if state == State::Related { format!("`{related}`, or ") } else { String::new() };
+    let verb = if chain.is_of_iptables { "run" } else { "add" };
+    format!("{verb}{place} {related}`{rule}`, or let Pinhole add it: `admit: [{}]`", chain.name)
+}
+
+/// The beginning of the command that inserts a rule at the top of a chain of iptables.
+fn iptables_insert(ChainName { family, table, chain }: &ChainName) -> String {
+    let program = if *family == NfFamily::IP6 { "ip6tables" } else { "iptables" };
+    let table = if table == "filter" { String::new() } else { format!(" -t {table}") };
+    format!("{program}{table} -I {chain} 1")
 }
 
 fn helper(helper: Helper, objects: &[String], state: State) -> Vec<Finding> {
@@ -306,10 +323,11 @@ fn helper(helper: Helper, objects: &[String], state: State) -> Vec<Finding> {
 
 fn legacy(policy: &Policy, tables: &[String]) -> Option<Finding> {
     (!tables.is_empty()).then(|| {
-        let mark = policy.mark;
         let found = format!("legacy tables were not checked: {}", tables.join(", "));
-        Finding::new(Rating::Warning, "iptables", found)
-            .advising(format_args!("if they drop by default, they have to accept `-m connmark --mark {mark}/{mark}`"))
+        Finding::new(Rating::Warning, "iptables", found).advising(format_args!(
+            "`admit` does not reach them: if they drop by default, insert `{}`",
+            own_iptables_rule(policy.mark)
+        ))
     })
 }
 

@@ -2,7 +2,9 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::netfilter::backend::{native, sets};
+use crate::netfilter::netlink::{Connmark, Family, Rule};
 use crate::netfilter::readers::Process;
+use crate::netfilter::table::IptablesTable;
 
 /// A host without problems, on which nothing is loaded.
 fn good() -> HostState {
@@ -188,4 +190,53 @@ fn legacy_iptables_is_reported() {
     let finding =
         only_finding(&Policy::embedded(), &change(|kernel| kernel.legacy = vec!["iptables-legacy -t filter".into()]));
     assert!(finding.contains("--mark 0x10000000/0x10000000"), "{finding}");
+}
+
+/// A table of iptables-nft whose chain `INPUT` drops by default, with these statements in its rule.
+fn iptables(family: &str, rule: &str, connmark: Option<Connmark>) -> Ruleset {
+    let chain = format!(r#""family": "{family}", "table": "filter""#);
+    let text = format!(
+        r#"{{"nftables": [{{"chain": {{{chain}, "name": "INPUT", "handle": 1, "type": "filter", "hook": "input",
+        "prio": 0, "policy": "drop"}}}}, {{"rule": {{{chain}, "chain": "INPUT", "handle": 2, "expr": [{rule}]}}}}]}}"#
+    );
+    let family = if family == "ip6" { Family::Ip6 } else { Family::Ip };
+    let rule = Rule {
+        chain: "INPUT".into(),
+        handle: 2,
+        comment: None,
+        is_readable_by_iptables: true,
+        has_counter: true,
+        connmark,
+    };
+    let table = IptablesTable { family, name: "filter", rules: vec![rule] };
+    Ruleset::parse(&text).expect("a ruleset").with_iptables(&[table])
+}
+
+const CONNTRACK: &str = r#"{"xt": {"type": "match", "name": "conntrack"}}, {"counter": {"packets": 0, "bytes": 0}}"#;
+
+#[test]
+fn iptables_chain_that_drops_is_a_warning_with_the_command() {
+    for (family, program) in [("ip", "iptables"), ("ip6", "ip6tables")] {
+        let host =
+            change(|kernel| kernel.ruleset = Ok(iptables(family, &format!("{CONNTRACK}, {{\"drop\": null}}"), None)));
+        let finding = only_finding(&Policy::embedded(), &host);
+        let command = format!(
+            "run `{program} -I INPUT 1 -m conntrack --ctstate NEW,RELATED -m connmark --mark 0x10000000/0x10000000 \
+             -j ACCEPT`, or let Pinhole add it: `admit: [{family} filter INPUT]`"
+        );
+        assert!(finding.ends_with(&command), "{finding}");
+        assert_eq!(not_ok(&admitting(&[&format!("{family} filter INPUT")]), &host), [""; 0]);
+    }
+}
+
+#[test]
+fn iptables_rule_for_the_mark_accepts() {
+    let accept = format!("{CONNTRACK}, {{\"accept\": null}}");
+    let with = |connmark| change(|kernel| kernel.ruleset = Ok(iptables("ip", &accept, Some(connmark))));
+    let connmark = Connmark { value: 0x1000_0000, mask: 0x1000_0000, is_inverted: false };
+    assert_eq!(not_ok(&Policy::embedded(), &with(connmark)), [""; 0]);
+    for other in [Connmark { value: 1, mask: 1, ..connmark }, Connmark { is_inverted: true, ..connmark }] {
+        let finding = only_finding(&Policy::embedded(), &with(other));
+        assert!(finding.starts_with("warning  chain ip filter INPUT: would drop"), "{finding}");
+    }
 }

@@ -16,7 +16,7 @@ use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
-use crate::netfilter::table::{QueueChain, Queueing, ruleset};
+use crate::netfilter::table::{QueueChain, Queueing, iptables_tables, ruleset};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -123,11 +123,14 @@ impl DaemonState {
 impl KernelFeatures {
     fn probe(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
         let opened = Tables::open(TIMEOUT).map_err(|error| error.to_string());
-        let (nf_tables, queueing, own_table) = match opened {
-            Ok(mut tables) => {
-                (Ok(()), Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()), own_table(&mut tables))
-            }
-            Err(why) => (Err(why.clone()), Err(why), None),
+        let (nf_tables, queueing, own_table, iptables) = match opened {
+            Ok(mut tables) => (
+                Ok(()),
+                Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()),
+                own_table(&mut tables),
+                iptables_tables(&mut tables).map_err(|error| error.to_string()),
+            ),
+            Err(why) => (Err(why.clone()), Err(why.clone()), None, Err(why)),
         };
         let nft = nft.as_ref().map_err(NftError::reason);
         let takes_ruleset = match &queueing {
@@ -145,7 +148,10 @@ impl KernelFeatures {
             conntrack: conntrack(),
             readers: readers.unwrap_or_default(),
             own_table,
-            ruleset: listed.and_then(|json| Ruleset::parse(&json).map_err(|error| error.to_string())),
+            ruleset: listed.and_then(|json| {
+                let ruleset = Ruleset::parse(&json).map_err(|error| error.to_string())?;
+                Ok(ruleset.with_iptables(&iptables?))
+            }),
             legacy: legacy(),
             forwards: ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].into_iter().any(|name| {
                 fs::read_to_string(Path::new("/proc/sys/net").join(name)).is_ok_and(|value| value.trim() != "0")

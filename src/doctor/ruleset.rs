@@ -12,6 +12,9 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde::Deserialize;
 use serde_json::{Map, Value, from_value};
 
+use crate::netfilter::netlink::{Connmark, Family};
+use crate::netfilter::table::IptablesTable;
+
 #[derive(Debug, thiserror::Error)]
 #[error("what `nft -j list ruleset` prints cannot be read: {0}")]
 pub struct BadRuleset(#[from] serde_json::Error);
@@ -29,6 +32,8 @@ pub(super) struct Chain {
     pub(super) name: ChainName,
     /// None if the chain is not a base chain.
     pub(super) base: Option<Base>,
+    /// iptables-nft manages the table.
+    pub(super) is_of_iptables: bool,
     pub(super) rules: Vec<Rule>,
 }
 
@@ -67,6 +72,8 @@ pub(super) struct Base {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rule {
     pub(super) handle: u64,
+    /// What the iptables match `connmark` asks for.
+    pub(super) connmark: Option<Connmark>,
     pub(super) statements: Vec<Statement>,
 }
 
@@ -114,8 +121,35 @@ impl Ruleset {
         let name = ChainName { family, table, chain };
         // nft prints a table's chains before its rules.
         if let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == name) {
-            chain.rules.push(Rule { handle, statements: expr.into_iter().map(Statement::new).collect() });
+            chain.rules.push(Rule {
+                handle,
+                connmark: None,
+                statements: expr.into_iter().map(Statement::new).collect(),
+            });
         }
+    }
+
+    /// Adds what nft does not list of the tables that iptables-nft manages.
+    pub fn with_iptables(mut self, tables: &[IptablesTable]) -> Self {
+        for IptablesTable { family, name, rules } in tables {
+            let is_in = |chain: &&mut Chain| {
+                let family = match family {
+                    Family::Inet => NfFamily::INet,
+                    Family::Ip => NfFamily::IP,
+                    Family::Ip6 => NfFamily::IP6,
+                };
+                chain.name.family == family && chain.name.table == *name
+            };
+            for chain in self.chains.iter_mut().filter(is_in) {
+                chain.is_of_iptables = true;
+                for rule in &mut chain.rules {
+                    // A handle is unique in its table.
+                    let found = rules.iter().find(|found| found.handle == rule.handle);
+                    rule.connmark = found.and_then(|found| found.connmark);
+                }
+            }
+        }
+        self
     }
 
     /// The chain with this name in the table of `other`.
@@ -143,7 +177,12 @@ impl Chain {
     fn new(chain: schema::Chain<'_>) -> Self {
         let schema::Chain { family, table, name, _type, hook, policy, .. } = chain;
         let base = _type.zip(hook).map(|(kind, hook)| Base { kind, hook, policy });
-        Self { name: ChainName { family, table: table.into(), chain: name.into() }, base, rules: Vec::new() }
+        Self {
+            name: ChainName { family, table: table.into(), chain: name.into() },
+            base,
+            is_of_iptables: false,
+            rules: Vec::new(),
+        }
     }
 }
 

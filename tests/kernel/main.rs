@@ -11,6 +11,7 @@ mod stage;
 
 mod deploy;
 mod host_check;
+mod iptables;
 mod log_flood;
 mod netlink;
 mod overflow;
