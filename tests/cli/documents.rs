@@ -14,10 +14,11 @@ use pinhole::core::metrics::{EventCounters, Metric};
 use pinhole::daemon::status::{DaemonCounters, Gauges};
 use pinhole::replay::ReplayCounters;
 
-const DOCUMENTS: [&str; 8] = [
+const DOCUMENTS: [&str; 9] = [
     "README.md",
     "docs/howto/dmz.md",
     "docs/howto/gateway.md",
+    "docs/howto/iptables.md",
     "docs/howto/nat.md",
     "docs/howto/server.md",
     "docs/reference/ftp.md",

@@ -6,13 +6,13 @@ use crate::daemon::{Daemon, PATIENCE, PROGRAM};
 use crate::stage::{CONTENT, FILE, modes, some_transfers};
 
 use std::fs;
+use std::net::SocketAddr;
 
 use lab::mini::{MiniOptions, MiniServer};
 use lab::{Family, Finished, Namespace, Shape, Topology, tools, wait_until};
 use nix::sys::signal::Signal;
 use pinhole::core::kernel::Mark;
 use pinhole::netfilter::table::own_iptables_rule;
-use std::net::SocketAddr;
 
 /// The rule as `iptables -S` prints it.
 const RULE: &str = "-m conntrack --ctstate NEW,RELATED -m connmark --mark 0x10000000/0x10000000 \
@@ -193,8 +193,10 @@ fn accept_rule_that_iptables_cannot_read_is_replaced() {
 #[test]
 fn table_that_nft_wrote_gets_a_rule_of_nft() {
     let namespace = Namespace::new("host").unwrap_or_else(|error| panic!("{error}"));
-    let rules = "chain INPUT { type filter hook input priority filter; policy drop; ct state established accept; }";
-    namespace.nft(&format!("table ip filter {{ {rules} }}\ntable ip6 filter {{ {rules} }}")).expect("nft takes them");
+    let rules = "chain INPUT {\ntype filter hook input priority filter; policy drop\nct state established accept\n}";
+    namespace
+        .nft(&format!("table ip filter {{\n{rules}\n}}\ntable ip6 filter {{\n{rules}\n}}"))
+        .expect("nft takes them");
     let admit = "admit: [ip filter INPUT, ip6 filter INPUT]\n";
     let _daemon = Daemon::start(&namespace, admit).unwrap_or_else(|error| panic!("{error}"));
     for (_, family) in PROGRAMS {

@@ -179,7 +179,15 @@ impl Tables {
         rule: &[Expression],
     ) -> Result<(), Error> {
         let fill = |batch: &mut Batch<'_>| add_rule(batch, table, chain, 0, comment, rule);
-        self.socket.transaction(fill).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
+        // If the kernel has no such match, it only says that there is no such thing.
+        let needs = if rule.contains(&Expression::CompatComment) {
+            " (the kernel needs nft_compat, xt_conntrack, xt_connmark and xt_comment for it)"
+        } else {
+            ""
+        };
+        self.socket
+            .transaction(fill)
+            .map_err(|cause| rule_error(Operation::Add, table, &format!("{chain}{needs}"), cause))
     }
 
     /// Removes a rule. Returns whether it existed.

@@ -109,7 +109,14 @@ mod tests {
     use super::*;
 
     fn rule(chain: &str, comment: &str) -> Rule {
-        Rule { chain: chain.into(), handle: 1, comment: Some(comment.into()) }
+        Rule {
+            chain: chain.into(),
+            handle: 1,
+            comment: Some(comment.into()),
+            is_readable_by_iptables: false,
+            has_counter: false,
+            connmark: None,
+        }
     }
 
     #[test]
