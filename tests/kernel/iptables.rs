@@ -193,7 +193,8 @@ fn accept_rule_that_iptables_cannot_read_is_replaced() {
 #[test]
 fn table_that_nft_wrote_gets_a_rule_of_nft() {
     let namespace = Namespace::new("host").unwrap_or_else(|error| panic!("{error}"));
-    let rules = "chain INPUT {\ntype filter hook input priority filter; policy drop\nct state established counter accept\n}";
+    let rules =
+        "chain INPUT {\ntype filter hook input priority filter; policy drop\nct state established counter accept\n}";
     namespace
         .nft(&format!("table ip filter {{\n{rules}\n}}\ntable ip6 filter {{\n{rules}\n}}"))
         .expect("nft takes them");
