@@ -128,14 +128,13 @@ impl Engine {
             [] => format!("your own rule: `{own_rule}`"),
             chains => format!("a rule at the top of {}", chains.join(", ")),
         };
-        let mut lines = vec![
+        vec![
             format!("control ports {}; {when_down}", ports.join(", ")),
             format!("mechanism {}, {}", profile.mechanism, self.firewall.because()),
             format!("installed table inet pinhole; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
-        ];
-        lines.extend(profile.limit_of_saved_rulesets(queueing).map(str::to_owned));
-        lines
+            profile.limit_of_saved_rulesets(queueing).to_owned(),
+        ]
     }
 
     /// Decides about a queued packet. When this returns, the pinholes that the packet announces are open.

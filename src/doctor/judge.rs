@@ -150,9 +150,8 @@ fn features(kernel: &KernelFeatures) -> Vec<Finding> {
 
 fn saved_rulesets(kernel: &KernelFeatures) -> Option<Finding> {
     let (Ok(Choice { profile, .. }), Ok(Some(queueing))) = (&kernel.mechanism, &kernel.queueing) else { return None };
-    let limit = profile.limit_of_saved_rulesets(*queueing)?;
     // The daemon itself will run as intended.
-    Some(Finding::new(Rating::Ok, "saved rulesets", limit))
+    Some(Finding::new(Rating::Ok, "saved rulesets", profile.limit_of_saved_rulesets(*queueing)))
 }
 
 fn mechanism(choice: &Result<Choice, NotPossible>) -> Finding {

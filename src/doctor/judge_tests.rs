@@ -106,11 +106,14 @@ fn saved_ruleset_that_may_not_load_is_reported_with_what_to_do() {
         let found = judge(&Policy::embedded(), change).into_iter().map(|finding| finding.to_string());
         found.filter(|line| line.contains("saved rulesets")).collect::<Vec<_>>().join("\n")
     };
-    assert_eq!(about(&good()), "");
-    let native = Choice { profile: &native::PROFILE, because: "as this kernel can".to_owned() };
+    let native = || Ok(Choice { profile: &native::PROFILE, because: "as this kernel can".to_owned() });
+    let native_by_target = |kernel: &mut KernelFeatures| {
+        (kernel.mechanism, kernel.queueing) = (native(), Ok(Some(Queueing::CompatTarget)));
+    };
     for (host, reason) in [
-        (change(|kernel| kernel.queueing = Ok(Some(Queueing::CompatTarget))), "the target NFQUEUE"),
-        (change(|kernel| kernel.mechanism = Ok(native)), "nf_conntrack_ftp"),
+        (good(), "adjustable4"),
+        (change(native_by_target), "the target NFQUEUE"),
+        (change(|kernel| kernel.mechanism = native()), "nf_conntrack_ftp"),
     ] {
         let line = about(&host);
         assert!(line.contains(reason) && line.contains("`nft list table inet filter`"), "{line}");

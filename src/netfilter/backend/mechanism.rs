@@ -25,19 +25,22 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Why a ruleset that is saved while the daemon runs may not load later, and what to do; `None` if it always loads.
-    pub const fn limit_of_saved_rulesets(&self, queueing: Queueing) -> Option<&'static str> {
+    /// Why a ruleset that is saved while the daemon runs may not load later, and what to do.
+    pub const fn limit_of_saved_rulesets(&self, queueing: Queueing) -> &'static str {
         match queueing {
-            Queueing::CompatTarget => Some(
+            _ if !self.has_helper => {
+                "what `nft list ruleset` prints while Pinhole runs does not load again, as nft cannot write the objects \
+                 adjustable4 and adjustable6: save your own tables one by one (`nft list table inet filter`)"
+            }
+            Queueing::CompatTarget => {
                 "what `nft list ruleset` prints while Pinhole runs may not load again, as nft cannot write the target \
-                 NFQUEUE: load the module nft_queue, or save your own tables one by one (`nft list table inet filter`)",
-            ),
-            Queueing::Statement if self.has_helper => Some(
+                 NFQUEUE: load the module nft_queue, or save your own tables one by one (`nft list table inet filter`)"
+            }
+            Queueing::Statement => {
                 "what `nft list ruleset` prints while Pinhole runs loads without it only where the kernel has \
                  nf_conntrack_ftp, as it names the helper `ftp`: save your own tables one by one (`nft list table inet \
-                 filter`), or set `mechanism: sets`",
-            ),
-            Queueing::Statement => None,
+                 filter`)"
+            }
         }
     }
 }

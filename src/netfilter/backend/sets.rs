@@ -2,11 +2,18 @@
 
 use super::mechanism::{Backend, Profile};
 use crate::core::policy::Mechanism;
+use crate::netfilter::netlink::{Family, Object, ObjectKind};
 use crate::netfilter::table::MechanismRules;
 
 pub const PROFILE: Profile = Profile {
     mechanism: Mechanism::Sets,
-    rules: MechanismRules { text: include_str!("../../../rules/sets.nft"), helper: None },
+    rules: MechanismRules {
+        text: include_str!("../../../rules/sets.nft"),
+        objects: &[
+            Object { name: "adjustable4", kind: ObjectKind::CtExpectation(Family::Ip) },
+            Object { name: "adjustable6", kind: ObjectKind::CtExpectation(Family::Ip6) },
+        ],
+    },
     is_related: false,
     has_helper: false,
 };

@@ -33,7 +33,7 @@ pub use expectations::{CtExpectation, ExpectationNat, Expectations};
 pub use expression::{CtKey, Expression};
 pub use helpers::{Helper, Helpers, MAX_EXPECTATIONS};
 pub use image::TableImage;
-pub use objects::HelperObject;
+pub use objects::{Object, ObjectKind};
 pub use tables::{Chain, Family, Hook, Rule, Table, Tables};
 pub use verdicts::Verdicts;
 pub use watch::{ChangeKind, ConnectionChange, ConnectionWatch, TableChange, TableWatch, WatchEvent};

@@ -127,7 +127,13 @@ pub(super) const NFTA_OBJ_USERDATA: u16 = 8;
 pub(super) const NFTA_CT_HELPER_NAME: u16 = 1;
 pub(super) const NFTA_CT_HELPER_L3PROTO: u16 = 2;
 pub(super) const NFTA_CT_HELPER_L4PROTO: u16 = 3;
+pub(super) const NFTA_CT_EXPECT_L3PROTO: u16 = 1;
+pub(super) const NFTA_CT_EXPECT_L4PROTO: u16 = 2;
+pub(super) const NFTA_CT_EXPECT_DPORT: u16 = 3;
+pub(super) const NFTA_CT_EXPECT_TIMEOUT: u16 = 4;
+pub(super) const NFTA_CT_EXPECT_SIZE: u16 = 5;
 pub(super) const NFT_OBJECT_CT_HELPER: u32 = 3;
+pub(super) const NFT_OBJECT_CT_EXPECT: u32 = 9;
 
 // linux/netfilter/nf_tables.h and nf_tables_compat.h: expressions
 pub(super) const NFTA_EXPR_NAME: u16 = 1;

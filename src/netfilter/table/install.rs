@@ -68,10 +68,8 @@ impl PinholeTable {
 
     fn write(&mut self) -> Result<(), TableError> {
         let Self { tables, policy, queueing, mechanism_rules, deadline, .. } = self;
-        // First the object: another Pinhole may unregister a helper that no object refers to.
-        if let Some(object) = &mechanism_rules.helper {
-            tables.add_helper_object(TABLE, object)?;
-        }
+        // First the objects: another Pinhole may unregister a helper that no object refers to.
+        tables.add_objects(TABLE, mechanism_rules.objects)?;
         deadline.install(tables)?;
         if *queueing == Queueing::CompatTarget {
             // First the chains to which the other ones jump, so that no packet finds an empty chain.

@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use crate::core::kernel::Progress;
 use crate::core::net::{Direction, Port};
 use crate::core::policy::{Capture, Limits, Policy, WhenDown};
-use crate::netfilter::netlink::{Expression, Family, HelperObject, Table};
+use crate::netfilter::netlink::{Expression, Family, Object, Table};
 
 pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
 
@@ -49,8 +49,8 @@ pub(super) const CHAINS: [&str; 25] = [
 pub struct MechanismRules {
     /// Rules, as nft reads them.
     pub text: &'static str,
-    /// The object that must exist before nft reads these rules.
-    pub helper: Option<HelperObject<'static>>,
+    /// The objects that must exist before nft reads these rules.
+    pub objects: &'static [Object<'static>],
 }
 
 const BEGIN: &str = include_str!("../../../rules/begin.nft");

@@ -26,7 +26,8 @@ use crate::core::policy::{ControlPorts, Mechanism, Policy};
 use crate::netfilter::REPLY_TIMEOUT;
 use crate::netfilter::errors::ErrorCounter;
 use crate::netfilter::netlink::{
-    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, HelperObject, MAX_EXPECTATIONS, Operation,
+    Cause, Conntrack, CtExpectation, Error, ExpectationNat, Expectations, MAX_EXPECTATIONS, Object, ObjectKind,
+    Operation,
 };
 use crate::netfilter::table::{MechanismRules, Pinhole, PinholeTable};
 
@@ -34,7 +35,7 @@ pub const PROFILE: Profile = Profile {
     mechanism: Mechanism::Native,
     rules: MechanismRules {
         text: include_str!("../../../../rules/native.nft"),
-        helper: Some(HelperObject { name: NAME, helper: NAME }),
+        objects: &[Object { name: NAME, kind: ObjectKind::CtHelper(NAME) }],
     },
     is_related: true,
     has_helper: true,
