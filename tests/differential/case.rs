@@ -1,7 +1,8 @@
 //! The segments of a hostile peer, and what the socket's application and the clock do in between.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
+use lab::Family;
 use proptest::prelude::*;
 
 /// Which end the hostile peer is.
@@ -14,6 +15,7 @@ pub(crate) enum Role {
 /// A connection from its first packet on.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
+    pub(crate) family: Family,
     pub(crate) role: Role,
     /// Whether both ends use the timestamps option.
     pub(crate) timestamps: bool,
@@ -124,9 +126,31 @@ pub(crate) enum Defect {
     Padding,
     /// Options that are cut off.
     BadOptions,
+    /// IPv6: an extension header. A segment of IPv4 has none.
+    Extension(Extension),
+}
+
+/// An extension header before the TCP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Extension {
+    /// Destination options without an option.
+    Destination,
+    /// Hop-by-hop options without an option.
+    HopByHop,
+    /// Hop-by-hop options, and more destination options than a receiver needs.
+    Many,
+    /// A destination option that nobody knows. The receiver has to discard the packet.
+    Unknown,
+    /// A routing header that names no further hop.
+    Routing,
+    /// A routing header that names a further hop.
+    RoutingElsewhere,
+    /// A fragment header, although the packet is whole. Conntrack removes it; without conntrack there is none.
+    Fragment,
 }
 
 pub(crate) fn cases() -> impl Strategy<Value = Case> {
+    let family = proptest::sample::select(Family::ALL.to_vec());
     let role = prop_oneof![Just(Role::Client), Just(Role::Server)];
     let buffer = prop_oneof![3 => Just(None), 1 => Just(Some(2304)), 1 => Just(Some(8192))];
     let first = prop_oneof![Just(1_000_000u32), Just(u32::MAX - 60), Just(0x7fff_ffff - 60), any::<u32>()];
@@ -135,8 +159,9 @@ pub(crate) fn cases() -> impl Strategy<Value = Case> {
         1 => proptest::collection::vec(early_step(), 1..4),
     ];
     let steps = proptest::collection::vec(step(), 1..14);
-    (role, any::<bool>(), buffer, any::<bool>(), first, early_steps, steps).prop_map(
-        |(role, timestamps, buffer, oob_inline, first, early_steps, steps)| Case {
+    (family, role, any::<bool>(), buffer, any::<bool>(), first, early_steps, steps).prop_map(
+        |(family, role, timestamps, buffer, oob_inline, first, early_steps, steps)| Case {
+            family,
             role,
             timestamps,
             buffer,
@@ -240,6 +265,7 @@ fn deviation() -> impl Strategy<Value = Deviation> {
         1 => Just(Defect::Ao),
         1 => Just(Defect::Padding),
         1 => Just(Defect::BadOptions),
+        2 => extension().prop_map(Defect::Extension),
     ];
     prop_oneof![
         6 => offset.prop_map(Deviation::Offset),
@@ -250,6 +276,18 @@ fn deviation() -> impl Strategy<Value = Deviation> {
         2 => urgent.prop_map(Deviation::Urgent),
         4 => defect.prop_map(Deviation::Defect),
     ]
+}
+
+fn extension() -> impl Strategy<Value = Extension> {
+    proptest::sample::select(vec![
+        Extension::Destination,
+        Extension::HopByHop,
+        Extension::Many,
+        Extension::Unknown,
+        Extension::Routing,
+        Extension::RoutingElsewhere,
+        Extension::Fragment,
+    ])
 }
 
 impl Case {
@@ -277,6 +315,9 @@ impl Case {
                 }
             }
         }
+        if self.family != Family::V4 {
+            with(&|case| case.family = Family::V4);
+        }
         if self.timestamps {
             with(&|case| case.timestamps = false);
         }
@@ -299,7 +340,7 @@ impl Case {
 
     /// The peculiarities, without numbers.
     pub(crate) fn shape(&self) -> String {
-        let mut words = vec![format!("{:?}", self.role)];
+        let mut words = vec![format!("{} {:?}", self.family, self.role)];
         words.extend(self.timestamps.then(|| "timestamps".to_owned()));
         words.extend(self.buffer.map(|_| "small buffer".to_owned()));
         words.extend((!self.oob_inline).then(|| "urgent data apart".to_owned()));
@@ -427,23 +468,47 @@ pub(crate) const FILLER: u8 = 100;
 
 /// Bytes of a text, from an offset on. All lines of a text have the same length, so that pieces of different texts
 /// often make whole lines.
-pub(crate) fn text(role: Role, peer: Ipv4Addr, text: u8, from: i64, length: usize) -> Vec<u8> {
+pub(crate) fn text(role: Role, peer: IpAddr, text: u8, from: i64, length: usize) -> Vec<u8> {
     let width = line(role, peer, 0, 0).len() as i64;
     let byte = |place: i64| line(role, peer, text, place.div_euclid(width))[place.rem_euclid(width) as usize];
     (from..from + length as i64).map(byte).collect()
 }
 
 /// An announcement of this port, as long as all lines.
-pub(crate) fn announcement(role: Role, peer: Ipv4Addr, port: u16) -> String {
-    let [a, b, c, d] = peer.octets();
+pub(crate) fn announcement(role: Role, peer: IpAddr, port: u16) -> String {
     let [high, low] = port.to_be_bytes();
-    match role {
-        Role::Client => format!("PORT {a},{b},{c},{d},{high:03},{low:03}\r\n"),
-        Role::Server => format!("227 ({a},{b},{c},{d},{high:03},{low:03})\r\n"),
+    match (role, peer) {
+        (Role::Client, IpAddr::V4(peer)) => {
+            let [a, b, c, d] = peer.octets();
+            format!("PORT {a},{b},{c},{d},{high:03},{low:03}\r\n")
+        }
+        (Role::Server, IpAddr::V4(peer)) => {
+            let [a, b, c, d] = peer.octets();
+            format!("227 ({a},{b},{c},{d},{high:03},{low:03})\r\n")
+        }
+        (Role::Client, IpAddr::V6(peer)) => format!("EPRT |2|{peer}|{port:05}|\r\n"),
+        (Role::Server, IpAddr::V6(_)) => format!("229 Port opened (|||{port:05}|)\r\n"),
     }
 }
 
-fn line(role: Role, peer: Ipv4Addr, text: u8, index: i64) -> Vec<u8> {
+/// Whether a line announces this port. Lines are put together from pieces, so other text may surround the address.
+pub(crate) fn announces(role: Role, family: Family, line: &[u8], port: u16) -> bool {
+    let word: &[u8] = match (role, family) {
+        (Role::Client, Family::V4) => b"PORT ",
+        (Role::Server, Family::V4) => b"227 ",
+        (Role::Client, Family::V6) => b"EPRT ",
+        (Role::Server, Family::V6) => b"229 ",
+    };
+    let Some(rest) = line.strip_prefix(word) else { return false };
+    let numbers = rest.split(|byte| !byte.is_ascii_digit()).filter(|number| !number.is_empty());
+    let numbers: Vec<u16> = numbers.filter_map(|number| std::str::from_utf8(number).ok()?.parse().ok()).collect();
+    match family {
+        Family::V4 => numbers.windows(2).any(|pair| pair == port.to_be_bytes().map(u16::from)),
+        Family::V6 => numbers.contains(&port),
+    }
+}
+
+fn line(role: Role, peer: IpAddr, text: u8, index: i64) -> Vec<u8> {
     let width = announcement(role, peer, 0).len();
     // No port is announced twice in a case, and none of them is one that a policy may keep closed.
     let port = u16::from_be_bytes([200 + text % 50, 100 + index.rem_euclid(150) as u8]);

@@ -1,6 +1,8 @@
 //! Sequences in which the reader and a socket once read different bytes.
 
-use crate::case::{Ack, Case, Defect, Role, Sent, Stamp, Step, flag};
+use lab::Family;
+
+use crate::case::{Ack, Case, Defect, Extension, Role, Sent, Stamp, Step, flag};
 use crate::network::{Conntrack, Network};
 use crate::run::{Outcome, explain};
 
@@ -16,28 +18,36 @@ const TIMESTAMPS: With = With { timestamps: true, ..USUALLY };
 /// The application does not read urgent data in line.
 const APART: With = With { oob_inline: false, ..USUALLY };
 
-fn outcome(role: Role, with: With, steps: &[Sent]) -> Outcome {
+fn outcome(network: &Network, family: Family, role: Role, with: With, steps: &[Sent]) -> (Outcome, String) {
     let With { timestamps, oob_inline } = with;
     let steps = steps.iter().copied().map(Step::Sends).collect();
-    let case = Case { role, timestamps, buffer: None, oob_inline, first: 1_000_000, early_steps: Vec::new(), steps };
-    Network::with(Conntrack::Absent, |network| {
-        let (result, log) = explain(network, &crate::policy(), &case);
-        result.unwrap_or_else(|failure| panic!("{role:?}: {failure}\n{log}"))
-    })
+    let first = 1_000_000;
+    let case = Case { family, role, timestamps, buffer: None, oob_inline, first, early_steps: Vec::new(), steps };
+    let (result, log) = explain(network, &crate::policy(), &case);
+    (result.unwrap_or_else(|failure| panic!("{family} {role:?}: {failure}\n{log}")), log)
 }
 
 /// Reader and socket read the same bytes, and announcements still open.
 fn stays_open(with: With, steps: &[Sent]) {
-    for role in [Role::Client, Role::Server] {
-        assert_eq!(outcome(role, with, steps), Outcome::Open, "{role:?}");
-    }
+    Network::with(Conntrack::Absent, |network| {
+        for (family, role) in all() {
+            let (outcome, log) = outcome(network, family, role, with, steps);
+            assert_eq!(outcome, Outcome::Open, "{family} {role:?}\n{log}");
+        }
+    });
 }
 
 /// Nothing opens that the socket did not read.
 fn opens_nothing_else(with: With, steps: &[Sent]) {
-    for role in [Role::Client, Role::Server] {
-        outcome(role, with, steps);
-    }
+    Network::with(Conntrack::Absent, |network| {
+        for (family, role) in all() {
+            outcome(network, family, role, with, steps);
+        }
+    });
+}
+
+fn all() -> impl Iterator<Item = (Family, Role)> {
+    Family::ALL.into_iter().flat_map(|family| [Role::Client, Role::Server].map(|role| (family, role)))
 }
 
 /// A line that announces nothing and one that announces a port.
@@ -163,4 +173,28 @@ fn byte_already_read_does_not_become_urgent() {
     let unreachable = Sent { defect: Defect::Unreachable, ..two_lines() };
     let urgent = Sent { urgent: Some(53), ..Sent::default() };
     opens_nothing_else(APART, &[unreachable, urgent]);
+}
+
+#[test]
+fn packets_with_extension_headers_are_read_as_the_socket_reads_them() {
+    let extensions = [
+        Extension::Destination,
+        Extension::HopByHop,
+        Extension::Many,
+        Extension::Unknown,
+        Extension::Routing,
+        Extension::RoutingElsewhere,
+        Extension::Fragment,
+    ];
+    for conntrack in [Conntrack::Absent, Conntrack::Strict] {
+        Network::with(conntrack, |network| {
+            for extension in extensions {
+                for role in [Role::Client, Role::Server] {
+                    let sent = Sent { defect: Defect::Extension(extension), ..two_lines() };
+                    let (outcome, log) = outcome(network, Family::V6, role, USUALLY, &[sent, other(two_lines())]);
+                    assert_eq!(outcome, Outcome::Open, "{conntrack:?} {role:?} {extension:?}\n{log}");
+                }
+            }
+        });
+    }
 }

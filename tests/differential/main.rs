@@ -1,5 +1,5 @@
-//! A hostile peer sends random segments through the reader to a real TCP socket. Both must read the same bytes, or no
-//! more pinholes may open.
+//! A hostile peer sends random segments through the reader to a real TCP socket, over IPv4 or IPv6. Both must read the
+//! same bytes, or no more pinholes may open.
 //!
 //! Needs root, `ip` and /dev/net/tun. `PINHOLE_DIFFERENTIAL_CASES` sets the number of random sequences,
 //! `PINHOLE_DIFFERENTIAL_SEED` the seed, `PINHOLE_DIFFERENTIAL_FAILURES` how many failures are minimised.

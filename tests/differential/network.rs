@@ -4,17 +4,25 @@
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 
-use lab::Namespace;
+use lab::{Family, Namespace};
 use rustix::fs::OFlags;
 use rustix::ioctl::{Setter, ioctl};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::case::flag;
+use crate::packet::{self, Raw, option};
+
 /// The address of the kernel's sockets.
-pub(crate) const HOST: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+pub(crate) fn host(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 99, 0, 1).into(),
+        Family::V6 => Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 1).into(),
+    }
+}
 
 /// The control port, on whichever side the server is.
 pub(crate) const CONTROL: u16 = 21;
@@ -30,10 +38,11 @@ pub(crate) enum Conntrack {
     Liberal,
 }
 
-/// The packets of the namespace, and its listening socket.
+/// The packets of the namespace, and its listening sockets.
 pub(crate) struct Network {
     device: Device,
-    listener: TcpListener,
+    listener4: TcpListener,
+    listener6: TcpListener,
     gateway: Option<Gateway>,
     /// How many peers there have been.
     peers: Cell<u32>,
@@ -41,11 +50,15 @@ pub(crate) struct Network {
 
 impl Network {
     /// The unused address of a new peer, with a port. All have the same number of digits.
-    pub(crate) fn new_peer(&self) -> SocketAddrV4 {
+    pub(crate) fn new_peer(&self, family: Family) -> SocketAddr {
         let number = self.peers.replace(self.peers.get() + 1);
         let host = 100 + u8::try_from(number % 150).expect("in range");
         let port = 1024 + u16::try_from(number / 150 % 60_000).expect("in range");
-        SocketAddrV4::new(Ipv4Addr::new(10, 99, 100, host), port)
+        let address = match family {
+            Family::V4 => Ipv4Addr::new(10, 99, 100, host).into(),
+            Family::V6 => Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0x100, host.into()).into(),
+        };
+        SocketAddr::new(address, port)
     }
 
     /// Runs `work` with a network of its own, on a thread inside the namespace.
@@ -55,12 +68,40 @@ impl Network {
         let inside = || {
             let device = Device::open("tun0").expect("root may make a TUN device");
             ip(&namespace, "address add 10.99.0.1/16 dev tun0");
+            ip(&namespace, "address add fd99::1/64 dev tun0 nodad");
             ip(&namespace, "link set tun0 up");
-            let listener = TcpListener::bind((HOST, CONTROL)).expect("the port is free in a new namespace");
-            listener.set_nonblocking(true).expect("a listener");
-            work(&Self { device, listener, gateway, peers: Cell::new(0) })
+            let listener = |family| {
+                let listener = TcpListener::bind((host(family), CONTROL)).expect("the port is free in a new namespace");
+                listener.set_nonblocking(true).expect("a listener");
+                listener
+            };
+            let (listener4, listener6) = (listener(Family::V4), listener(Family::V6));
+            let network = Self { device, listener4, listener6, gateway, peers: Cell::new(0) };
+            Family::ALL.into_iter().for_each(|family| network.wait_until_ready(family));
+            work(&network)
         };
         namespace.run(inside).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    pub(crate) const fn has_conntrack(&self) -> bool {
+        self.gateway.is_some()
+    }
+
+    /// Waits until packets of this family pass in both directions: the kernel may need a moment for a new device.
+    fn wait_until_ready(&self, family: Family) {
+        let (peer, host) = (self.new_peer(family), SocketAddr::new(host(family), CONTROL));
+        let is_ready = || {
+            for packet in self.tracked_from_peer(bare(peer, host, 0, flag::SYN)) {
+                self.write(&packet);
+            }
+            let answers = std::iter::from_fn(|| self.read()).filter(|packet| packet::read(packet).is_some());
+            Ok(answers.flat_map(|packet| self.tracked_from_kernel(packet)).count() > 0)
+        };
+        let ready = lab::wait_until("an answer through the new devices", Duration::from_secs(20), is_ready);
+        ready.unwrap_or_else(|error| panic!("{family}: {error}"));
+        for packet in self.tracked_from_peer(bare(peer, host, 1, flag::RST)) {
+            self.write(&packet);
+        }
     }
 
     /// The packets that conntrack passes when the peer sends this one.
@@ -69,7 +110,7 @@ impl Network {
             None => vec![packet],
             Some(Gateway { outside, inside, .. }) => {
                 outside.write(&packet);
-                std::iter::from_fn(|| inside.read()).collect()
+                std::iter::from_fn(|| inside.read()).filter(|packet| packet::read(packet).is_some()).collect()
             }
         }
     }
@@ -80,7 +121,7 @@ impl Network {
             None => vec![packet],
             Some(Gateway { outside, inside, .. }) => {
                 inside.write(&packet);
-                std::iter::from_fn(|| outside.read()).collect()
+                std::iter::from_fn(|| outside.read()).filter(|packet| packet::read(packet).is_some()).collect()
             }
         }
     }
@@ -97,13 +138,19 @@ impl Network {
 
     /// Sets the receive buffer that accepted sockets inherit.
     pub(crate) fn buffer(&self, bytes: Option<usize>) {
-        let listener = socket2::SockRef::from(&self.listener);
-        listener.set_recv_buffer_size(bytes.unwrap_or(DEFAULT_BUFFER)).expect("a listener");
+        for listener in [&self.listener4, &self.listener6] {
+            let listener = socket2::SockRef::from(listener);
+            listener.set_recv_buffer_size(bytes.unwrap_or(DEFAULT_BUFFER)).expect("a listener");
+        }
     }
 
     /// The connection that the peer has opened, if the kernel has established it.
-    pub(crate) fn accept(&self) -> Option<TcpStream> {
-        match self.listener.accept() {
+    pub(crate) fn accept(&self, family: Family) -> Option<TcpStream> {
+        let listener = match family {
+            Family::V4 => &self.listener4,
+            Family::V6 => &self.listener6,
+        };
+        match listener.accept() {
             Ok((socket, _)) => Some(ready(socket)),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
             Err(error) => panic!("accept: {error}"),
@@ -111,17 +158,36 @@ impl Network {
     }
 
     /// Begins to connect to the peer. The SYN is there to be read when this returns.
-    pub(crate) fn connect(peer: Ipv4Addr, buffer: Option<usize>) -> TcpStream {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, Some(Protocol::TCP)).expect("a socket");
+    pub(crate) fn connect(peer: SocketAddr, buffer: Option<usize>) -> TcpStream {
+        let socket = Socket::new(Domain::for_address(peer), Type::STREAM, Some(Protocol::TCP)).expect("a socket");
         socket.set_recv_buffer_size(buffer.unwrap_or(DEFAULT_BUFFER)).expect("a socket");
         socket.set_nonblocking(true).expect("a socket");
-        match socket.connect(&SocketAddrV4::new(peer, CONTROL).into()) {
+        match socket.connect(&peer.into()) {
             Ok(()) => {}
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
             Err(error) => panic!("connect to {peer}: {error}"),
         }
         ready(socket.into())
     }
+}
+
+/// A segment without payload.
+fn bare(source: SocketAddr, destination: SocketAddr, seq: u32, flags: u8) -> Vec<u8> {
+    let raw = Raw {
+        source,
+        destination,
+        seq,
+        ack: 0,
+        flags,
+        window: 64_000,
+        urgent: 0,
+        options: option::mss(1000),
+        payload: b"",
+        has_right_checksum: true,
+        padding: 0,
+        extension: None,
+    };
+    raw.bytes()
 }
 
 /// Large enough for everything that a sequence sends.
@@ -153,11 +219,14 @@ impl Gateway {
             "link set inside up",
             "route add 10.99.100.0/24 dev outside",
             "route add 10.99.0.1/32 dev inside",
+            "route add fd99::100:0/112 dev outside",
+            "route add fd99::1/128 dev inside",
         ] {
             ip(&namespace, arguments);
         }
         let set = |parameter, value| namespace.set(parameter, value).unwrap_or_else(|error| panic!("{error}"));
         set("net/ipv4/ip_forward", "1");
+        set("net/ipv6/conf/all/forwarding", "1");
         let rules =
             "table inet trial { chain forward { type filter hook forward priority 0; ct state invalid drop; }; }";
         namespace.nft(rules).unwrap_or_else(|error| panic!("{error}"));

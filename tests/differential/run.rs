@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, SocketAddrV4, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 
+use lab::Family;
 use pinhole::core::net::{Direction, Seq};
 use pinhole::core::policy::Policy;
 use rustix::net::sockopt::{set_socket_oobinline, set_tcp_quickack};
 
-use crate::case::{Ack, Case, Defect, FILLER, Role, Sent, Stamp, Step, announcement, flag, text};
-use crate::network::{CONTROL, HOST, Network};
+use crate::case::{Ack, Case, Defect, Extension, FILLER, Role, Sent, Stamp, Step, announcement, announces, flag, text};
+use crate::network::{CONTROL, Network, host};
 use crate::packet::{Raw, option, read};
 use crate::reader::{Opened, Passed, Reader};
 
@@ -70,8 +71,8 @@ struct Run<'a> {
     received: Vec<u8>,
     /// The kernel has reported the end of the stream to the application.
     is_over: bool,
-    peer: SocketAddrV4,
-    host: SocketAddrV4,
+    peer: SocketAddr,
+    host: SocketAddr,
     /// The place of the peer's first byte.
     first: Seq,
     /// Where the peer's next segment begins, counted from there; and where the steps began.
@@ -90,6 +91,8 @@ struct Run<'a> {
     stamp: u32,
     /// The kernel's bytes that went on to the peer.
     emitted: BTreeMap<i64, u8>,
+    /// A segment with a wrong checksum has passed the reader.
+    has_passed_damaged: bool,
     log: Option<Vec<String>>,
 }
 
@@ -105,7 +108,7 @@ pub(crate) fn explain(network: &Network, policy: &Policy, case: &Case) -> (Resul
 
 impl<'a> Run<'a> {
     fn new(network: &'a Network, policy: &'a Policy, case: &'a Case, logs: bool) -> Self {
-        let new = network.new_peer();
+        let new = network.new_peer(case.family);
         // The kernel's ports are its own choice where it connects.
         let (peer_port, host_port) = match case.role {
             Role::Client => (new.port(), CONTROL),
@@ -118,8 +121,8 @@ impl<'a> Run<'a> {
             socket: None,
             received: Vec::new(),
             is_over: false,
-            peer: SocketAddrV4::new(*new.ip(), peer_port),
-            host: SocketAddrV4::new(HOST, host_port),
+            peer: SocketAddr::new(new.ip(), peer_port),
+            host: SocketAddr::new(host(case.family), host_port),
             first: Seq::new(case.first) + 1,
             cursor: 0,
             base: 0,
@@ -132,6 +135,7 @@ impl<'a> Run<'a> {
             kernel_stamp: 0,
             stamp: FIRST_STAMP,
             emitted: BTreeMap::new(),
+            has_passed_damaged: false,
             log: logs.then(Vec::new),
         }
     }
@@ -169,17 +173,17 @@ impl<'a> Run<'a> {
     fn begin(&mut self) -> bool {
         // Packets of earlier cases.
         while self.network.read().is_some() {}
-        while self.network.accept().is_some() {}
+        while self.network.accept(self.case.family).is_some() {}
         match self.case.role {
             Role::Client => {
                 self.network.buffer(self.case.buffer);
                 self.opens(flag::SYN);
                 self.steps(&self.case.early_steps);
                 self.send(&Sent::default());
-                self.socket = self.network.accept();
+                self.socket = self.network.accept(self.case.family);
             }
             Role::Server => {
-                self.socket = Some(Network::connect(*self.peer.ip(), self.case.buffer));
+                self.socket = Some(Network::connect(self.peer, self.case.buffer));
                 let local = self.socket.as_ref().and_then(|socket| socket.local_addr().ok());
                 let Some(local) = local.filter(|local| local.port() != 0) else { return false };
                 self.host.set_port(local.port());
@@ -201,7 +205,7 @@ impl<'a> Run<'a> {
                 self.send_text(b"220 ready\r\n");
                 self.says(b"USER ftp\r\n");
                 self.send_text(b"230 in\r\n");
-                self.says(b"PASV\r\n");
+                self.says(self.passive());
             }
         }
         self.send(&Sent::default());
@@ -230,9 +234,16 @@ impl<'a> Run<'a> {
         match step {
             Step::Sends(sent) => self.send(sent),
             Step::Says(line) => {
-                let lines: [&[u8]; 6] = match self.case.role {
-                    Role::Client => [b"200 ok\r\n", b"500 no\r\n", b"230 in\r\n", b"221 bye\r\n", b"200-\r\n", b"20"],
-                    Role::Server => [b"PASV\r\n", b"NOOP\r\n", b"PASV\r\nPASV\r\n", b"QUIT\r\n", b"PA", b"SV\r\n"],
+                let lines: [&[u8]; 6] = match (self.case.role, self.case.family) {
+                    (Role::Client, _) => {
+                        [b"200 ok\r\n", b"500 no\r\n", b"230 in\r\n", b"221 bye\r\n", b"200-\r\n", b"20"]
+                    }
+                    (Role::Server, Family::V4) => {
+                        [b"PASV\r\n", b"NOOP\r\n", b"PASV\r\nPASV\r\n", b"QUIT\r\n", b"PA", b"SV\r\n"]
+                    }
+                    (Role::Server, Family::V6) => {
+                        [b"EPSV\r\n", b"NOOP\r\n", b"EPSV\r\nEPSV\r\n", b"QUIT\r\n", b"EP", b"SV\r\n"]
+                    }
                 };
                 self.says(lines[usize::from(*line)]);
             }
@@ -252,17 +263,26 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// The command that asks the peer for its port.
+    fn passive(&self) -> &'static [u8] {
+        match self.case.family {
+            Family::V4 => b"PASV\r\n",
+            Family::V6 => b"EPSV\r\n",
+        }
+    }
+
     fn send_text(&mut self, payload: &[u8]) {
         let seq = (self.first + self.cursor as usize).number();
         let options = self.stamps(Stamp::Right);
         self.cursor += payload.len() as i64;
-        self.farthest = self.cursor;
+        // The reader may keep a byte that the peer sent ahead while the connection opened.
+        self.farthest = self.farthest.max(self.cursor);
         self.send_raw(seq, self.kernel_next.number(), flag::ACK, 64_000, 0, options, payload, &Defect::None);
     }
 
     fn send(&mut self, sent: &Sent) {
         let place = self.cursor + i64::from(sent.offset);
-        let payload = text(self.case.role, *self.peer.ip(), sent.text, place - self.base, usize::from(sent.length));
+        let payload = text(self.case.role, self.peer.ip(), sent.text, place - self.base, usize::from(sent.length));
         let end = place + i64::from(sent.length);
         let seq = (self.first + place as usize).number();
         let ack = match sent.ack {
@@ -331,7 +351,7 @@ impl<'a> Run<'a> {
             Defect::Md5 => options.extend(option::md5()),
             Defect::Ao => options.extend(option::ao()),
             Defect::BadOptions => options.extend([8, 40, 1, 1]),
-            Defect::None | Defect::Unreachable | Defect::Checksum | Defect::Padding => {}
+            Defect::None | Defect::Unreachable | Defect::Checksum | Defect::Padding | Defect::Extension(_) => {}
         }
         if options.len() > 40 {
             options.truncate(40);
@@ -348,10 +368,17 @@ impl<'a> Run<'a> {
             payload,
             has_right_checksum: *defect != Defect::Checksum,
             padding: usize::from(*defect == Defect::Padding),
+            extension: match defect {
+                // The reader gets packets without it, because conntrack has removed it.
+                Defect::Extension(Extension::Fragment) if !self.network.has_conntrack() => None,
+                Defect::Extension(extension) => Some(*extension),
+                _ => None,
+            },
         };
         let packet = packet.bytes();
         for packet in self.network.tracked_from_peer(packet) {
             let passed = self.reader.takes(packet, *defect == Defect::Unreachable);
+            self.has_passed_damaged |= *defect == Defect::Checksum && !passed.is_empty();
             self.pass(passed);
         }
         self.pump();
@@ -437,7 +464,7 @@ impl<'a> Run<'a> {
         while let Some(packet) = self.network.read() {
             let Some(fields) = read(&packet) else { continue };
             // Packets of earlier cases may still come.
-            if packet[16..20] != self.peer.ip().octets()
+            if fields.receiver != self.peer.ip()
                 || fields.source != self.host.port()
                 || fields.destination != self.peer.port()
             {
@@ -532,10 +559,10 @@ impl<'a> Run<'a> {
             self.send_text(b"\r\n");
             self.drain();
             if self.case.role == Role::Server {
-                self.says(b"PASV\r\n");
+                self.says(self.passive());
             }
             self.cursor = if is_first { self.acknowledged() } else { self.read_up_to() };
-            self.send_text(announcement(self.case.role, *self.peer.ip(), port).as_bytes());
+            self.send_text(announcement(self.case.role, self.peer.ip(), port).as_bytes());
             self.drain();
             if self.reader.tap.opened.iter().any(|opened| opened.port == port) {
                 break;
@@ -544,7 +571,11 @@ impl<'a> Run<'a> {
     }
 
     fn compare(&mut self, before: usize) -> Result<Outcome, Failure> {
-        if self.network.accept().is_some() {
+        if self.has_passed_damaged {
+            let message = "the reader let a segment with a wrong checksum pass".to_owned();
+            return Err(Failure { class: "passes what the socket ignores", message });
+        }
+        if self.network.accept(self.case.family).is_some() {
             // The peer has ended the connection and opened another one between the same ports.
             return Ok(Outcome::Over);
         }
@@ -607,7 +638,7 @@ impl<'a> Run<'a> {
             let message = format!("port {port} opened: {message}");
             Err(Failure { class, message })
         };
-        let Some((at, end)) = line_that_announces(role, stream, port) else {
+        let Some((at, end)) = line_that_announces(role, self.case.family, stream, port) else {
             let text = String::from_utf8_lossy(stream);
             return fail("opens what is no line of the stream", format!("the reader read {text:?}"));
         };
@@ -656,24 +687,17 @@ impl Drop for Run<'_> {
 }
 
 /// The position of the line that announces this port. A client's line ends with LF, a server's with CR LF.
-fn line_that_announces(role: Role, stream: &[u8], port: u16) -> Option<(usize, usize)> {
-    let (end_of_line, word): (&[u8], &[u8]) = match role {
-        Role::Client => (b"\n", b"PORT "),
-        Role::Server => (b"\r\n", b"227 "),
+fn line_that_announces(role: Role, family: Family, stream: &[u8], port: u16) -> Option<(usize, usize)> {
+    let end_of_line: &[u8] = match role {
+        Role::Client => b"\n",
+        Role::Server => b"\r\n",
     };
     let mut at = 0;
     while at < stream.len() {
         let length = stream[at..].windows(end_of_line.len()).position(|window| window == end_of_line);
         let end = length.map_or(stream.len(), |length| at + length + end_of_line.len());
-        let line = &stream[at..end];
-        if line.starts_with(word) {
-            let digits = |byte: &u8| byte.is_ascii_digit();
-            let numbers = line[word.len()..].split(|byte| !digits(byte)).filter(|number| !number.is_empty());
-            let numbers: Vec<u16> =
-                numbers.filter_map(|number| std::str::from_utf8(number).ok()?.parse().ok()).collect();
-            if numbers.get(4..6).is_some_and(|port_bytes| port_bytes == port.to_be_bytes().map(u16::from)) {
-                return Some((at, end));
-            }
+        if announces(role, family, &stream[at..end], port) {
+            return Some((at, end));
         }
         at = end;
     }
