@@ -192,7 +192,7 @@ impl Engine {
     fn decide(&mut self, packet: &QueuedPacket, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
         // The kernel reports a data connection before client and server can continue the dialogue. So a used pinhole
         // does not count towards a limit any more, and is not mistaken for the pinhole that this packet announces.
-        self.read_conntrack_events(MAX_EVENTS_BEFORE_PACKET);
+        before_packet(|| self.read_conntrack_event());
         let mut decision = Decision { verdict: Verdict::Accept, mark: None };
         match segment {
             Ok(segment) => decision = self.segment(packet, segment, on_gap),
@@ -442,6 +442,11 @@ fn narrow_events(connections: &ConnectionWatch, policy: &Policy) -> Result<(), E
     connections.narrow(policy.mark.bits(), policy.control_ports.as_slice())
 }
 
+/// Handles the conntrack events that have arrived before a packet, some of them if there are many.
+fn before_packet(handle_event: impl FnMut() -> bool) {
+    repeat(MAX_EVENTS_BEFORE_PACKET, handle_event);
+}
+
 /// Calls `act` until it returns false, `max` times at most.
 fn repeat(max: usize, mut act: impl FnMut() -> bool) {
     let _ = (0..max).all(|_| act());
@@ -453,13 +458,19 @@ mod tests {
 
     #[test]
     fn number_of_conntrack_events_handled_at_a_time_is_bounded() {
-        for (events, handled) in [(0, 1), (3, 4), (usize::MAX, MAX_EVENTS_BEFORE_PACKET)] {
+        for (events, handled) in [(0, 1), (3, 4), (usize::MAX, 256)] {
             let mut calls = 0;
-            repeat(MAX_EVENTS_BEFORE_PACKET, || {
+            before_packet(|| {
                 calls += 1;
                 calls <= events
             });
-            assert_eq!(calls, handled);
+            assert_eq!(calls, handled, "of {events} events before a packet");
         }
+        let mut calls = 0;
+        repeat(MAX_EVENTS, || {
+            calls += 1;
+            true
+        });
+        assert_eq!(calls, 8192, "while no packet waits");
     }
 }

@@ -31,6 +31,10 @@ enum Length {
     Same,
 }
 
+/// How much of a line is searched for a denied command with each further segment of it, unless every server reads the same
+/// line: the search takes several passes over the text, and a client can send each byte in a segment of its own.
+const MAX_SEARCHED_AGAIN: usize = 128;
+
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// Opens an expectation of a session with NAT, and rewrites the line to its outside address.
     pub(super) fn expect_translated(
@@ -232,7 +236,11 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if !self.terms.holds_back() {
             return None;
         }
-        let last = if line.end == line.start + line.text.len() { line.end } else { line.end.moved(-1) };
+        let is_unfinished = line.end == line.start + line.text.len();
+        let last = if is_unfinished { line.end } else { line.end.moved(-1) };
+        let text = self.searched(line);
+        let is_searched = line.whole && text.len() == line.text.len();
+        let line = &Line { text, ..*line };
         if !line.begins && (!self.is_known || self.may_end_denied(line.text) || has_foreign_letters(line.text)) {
             // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier
             // run.
@@ -240,10 +248,9 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             return None;
         }
         let denied = self.overwrite_denied(line, last);
-        let behind = line.start + line.text.len();
-        let is_unfinished = line.end == behind;
-        if !line.whole && (is_unfinished || line.end - behind > 2) {
-            // Pinhole does not inspect bytes beyond the longest line, and a server may find a command there.
+        let behind = line.start + text.len();
+        if !is_searched && (is_unfinished || line.end - behind > 2) {
+            // A server may find a command in the bytes that are not searched.
             let payload = self.segment.payload;
             // A CR at the end may be the first byte of the CRLF.
             let kept = usize::from(payload.ends_with(b"\r"));
@@ -251,6 +258,16 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             self.overwrite(behind, to);
         }
         denied
+    }
+
+    /// The part of a line that is searched for a denied command.
+    fn searched<'l>(&self, line: &Line<'l>) -> &'l [u8] {
+        let is_continued = line.start.is_before(self.segment.seq);
+        match line.text.get(..MAX_SEARCHED_AGAIN) {
+            // The beginning decides for nearly all lines.
+            Some(beginning) if is_continued && !(begins_plainly(beginning) && begins_plainly(line.text)) => beginning,
+            _ => line.text,
+        }
     }
 
     /// Whether this text may be the rest of a line that began with a denied command.
@@ -457,3 +474,7 @@ fn same_length(mode: Mode, written: &Written<'_>, text: Vec<u8>) -> Option<Edit>
     let before = *line.text.get(words - 1)?;
     Some(Edit { start: line.start + words, length: span.end - words, text: padded, before })
 }
+
+#[cfg(test)]
+#[path = "line_rewrite_tests.rs"]
+mod tests;
