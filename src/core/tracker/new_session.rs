@@ -83,3 +83,7 @@ pub(super) fn unknown_connection(on_gap: OnGap, policy: &Policy) -> TrackerVerdi
         OnGap::Continue => TrackerVerdict::Untracked,
     }
 }
+
+#[cfg(test)]
+#[path = "new_session_tests.rs"]
+mod tests;
