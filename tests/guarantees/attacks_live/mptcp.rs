@@ -4,10 +4,11 @@ use std::io::{self, Read as _, Write as _};
 use std::net::SocketAddr;
 use std::thread;
 
-use lab::{Family, Namespace, Shape};
+use lab::{Family, Namespace, ServerKind, Shape};
 use pinhole::core::net::Seq;
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::scene::ServerScene;
 use crate::daemon::PATIENCE;
 use crate::raw_tcp::{Checksum, RawSegment, packet};
 use crate::stage::{Stage, kernel_counter};
@@ -115,4 +116,32 @@ fn syn_with_two_options_of_mptcp_does_not_arrive() {
     for form in forms {
         assert!(!arrives(form), "{form:?}");
     }
+}
+
+/// After the server's answer, a client's SYN belongs to an established connection.
+#[test]
+fn later_syn_with_mptcp_does_not_arrive() {
+    let scene = ServerScene::new(Shape::Gateway, ServerKind::PureFtpd, "");
+    let server = &scene.stage.topology.server.namespace;
+    let rules = "table inet watch {
+         counter plain { }
+         counter mptcp { }
+         chain which { tcp option 30 exists counter name mptcp return; counter name plain; }
+         chain hear {
+             type filter hook prerouting priority -400;
+             tcp dport 21 tcp flags & (syn | ack) == syn jump which;
+         }
+     }";
+    let mut peer = scene.attacker();
+    server.nft(rules).unwrap_or_else(|error| panic!("{error}"));
+    let syn = RawSegment { syn: true, ack: None, ..peer.segment(b"") };
+    peer.send_segment(&syn);
+    peer.send_segment(&RawSegment { raw_options: CAPABLE.to_vec(), ..syn });
+    // When that is answered, earlier segments have arrived.
+    peer.asks("NOOP", "200");
+    let counted = |name| {
+        let listed = server.nft_output(&["list", "counter", "inet", "watch", name]).expect("nft lists");
+        listed.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()?.parse::<u64>().ok()).expect("a number")
+    };
+    assert_eq!((counted("plain"), counted("mptcp")), (1, 0));
 }
