@@ -114,6 +114,9 @@ impl ControlBits {
 
     /// The progress in a conntrack mark.
     pub const fn read_progress(self, mark: u32) -> Progress {
+        if self.was_overwritten(mark) {
+            return Progress::Unknown;
+        }
         match (mark & self.progress_low != 0, mark & self.progress_high != 0) {
             (false, false) => Progress::Unknown,
             (true, false) => Progress::Ftp,
@@ -132,7 +135,16 @@ impl ControlBits {
 
     /// Which ends are in sync, by the conntrack mark.
     pub const fn read_synced(self, mark: u32) -> Synced {
+        if self.was_overwritten(mark) {
+            return Synced { client: false, server: false };
+        }
         Synced { client: mark & self.client_synced != 0, server: mark & self.server_synced != 0 }
+    }
+
+    /// Whether another program has written a packet mark with Pinhole's bits over a conntrack mark (`CONNMARK --save-mark`
+    /// without a mask): no rule of Pinhole sets this bit in a conntrack mark. Then no bit says anything.
+    const fn was_overwritten(self, mark: u32) -> bool {
+        mark & self.read != 0
     }
 
     /// The bit of the packet mark for "this packet was read".
@@ -205,8 +217,22 @@ mod tests {
     fn progress_is_read_as_it_was_written() {
         let bits = Mark::default().control_bits();
         for progress in [Progress::Unknown, Progress::Ftp, Progress::LoggedIn, Progress::Unreadable] {
-            assert_eq!(bits.read_progress(bits.of(progress) | !bits.progress()), progress);
+            let others = !(bits.progress() | bits.of_read_packet());
+            assert_eq!(bits.read_progress(bits.of(progress) | others), progress);
             assert_eq!(bits.of(progress) & !bits.progress(), 0);
+        }
+    }
+
+    /// With the progress of another connection, or one that is not FTP.
+    #[test]
+    fn packet_mark_saved_as_conntrack_mark_says_nothing() {
+        let bits = Mark::default().control_bits();
+        for before in [0, bits.of(Progress::Ftp), bits.of(Progress::Unreadable), bits.all_of_connection(), u32::MAX] {
+            for synced in [false, true] {
+                let saved = bits.of_packet(before, synced);
+                assert_eq!(bits.read_progress(saved), Progress::Unknown, "{saved:#x}");
+                assert_eq!(bits.read_synced(saved), Synced::default(), "{saved:#x}");
+            }
         }
     }
 
