@@ -35,6 +35,15 @@ enum Length {
 /// line: the search takes several passes over the text, and a client can send each byte in a segment of its own.
 const MAX_SEARCHED_AGAIN: usize = 128;
 
+/// The part of a line that is searched for a denied command. `is_continued`: an earlier segment had its beginning.
+fn searched(text: &[u8], is_continued: bool) -> &[u8] {
+    match text.get(..MAX_SEARCHED_AGAIN) {
+        // The beginning decides for nearly all lines.
+        Some(beginning) if is_continued && !(begins_plainly(beginning) && begins_plainly(text)) => beginning,
+        _ => text,
+    }
+}
+
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// Opens an expectation of a session with NAT, and rewrites the line to its outside address.
     pub(super) fn expect_translated(
@@ -238,7 +247,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
         let is_unfinished = line.end == line.start + line.text.len();
         let last = if is_unfinished { line.end } else { line.end.moved(-1) };
-        let text = self.searched(line);
+        let text = searched(line.text, line.start.is_before(self.segment.seq));
         let is_searched = line.whole && text.len() == line.text.len();
         let line = &Line { text, ..*line };
         if !line.begins && (!self.is_known || self.may_end_denied(line.text) || has_foreign_letters(line.text)) {
@@ -258,16 +267,6 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             self.overwrite(behind, to);
         }
         denied
-    }
-
-    /// The part of a line that is searched for a denied command.
-    fn searched<'l>(&self, line: &Line<'l>) -> &'l [u8] {
-        let is_continued = line.start.is_before(self.segment.seq);
-        match line.text.get(..MAX_SEARCHED_AGAIN) {
-            // The beginning decides for nearly all lines.
-            Some(beginning) if is_continued && !(begins_plainly(beginning) && begins_plainly(line.text)) => beginning,
-            _ => line.text,
-        }
     }
 
     /// Whether this text may be the rest of a line that began with a denied command.
