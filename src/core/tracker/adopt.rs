@@ -212,7 +212,3 @@ fn hosts_of(connection: &Connection) -> impl Iterator<Item = Hosts> {
     let (original, reply) = (of(&connection.original), of(&connection.reply));
     [Some(original), (reply != original).then_some(reply)].into_iter().flatten()
 }
-
-#[cfg(test)]
-#[path = "adopt_tests.rs"]
-mod tests;

@@ -349,6 +349,4 @@ impl Tracker {
 }
 
 #[cfg(test)]
-mod nat_tests;
-#[cfg(test)]
 mod tests;
