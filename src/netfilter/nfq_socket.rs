@@ -11,16 +11,14 @@
 use std::fs;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::net::UnixDatagram;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
-use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use rustix::fs::OFlags;
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SocketFlags, SocketType, netlink, recvmsg,
-    socketpair, sockopt,
-};
+use rustix::net::{AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, netlink, recvmsg, sockopt};
+use socket2::{MsgHdr, SockRef};
 
 /// Opens a queue, and duplicates its socket: the one that was not open before.
 pub(super) fn open() -> io::Result<(nfq::Queue, OwnedFd)> {
@@ -65,13 +63,13 @@ fn is_close_on_exec(file: RawFd) -> bool {
     flags.is_none_or(|flags| flags & OFlags::CLOEXEC.bits() != 0)
 }
 
-/// Duplicates a file descriptor by its number: sends it to this process itself (`SCM_RIGHTS`). nix accepts numbers there;
-/// rustix requires `BorrowedFd`.
+/// Duplicates a file descriptor by its number: sends it to this process itself (`SCM_RIGHTS`). If the file was closed in the
+/// meantime, that is an error. socket2 sends control messages as bytes; rustix requires `BorrowedFd` for them.
 fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
-    let (from, to) = socketpair(AddressFamily::UNIX, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let (from, to) = UnixDatagram::pair()?;
     let byte = [IoSlice::new(&[0])];
-    let files = [ControlMessage::ScmRights(&[number])];
-    sendmsg::<()>(from.as_raw_fd(), &byte, &files, MsgFlags::empty(), None)?;
+    let rights = scm_rights(number);
+    SockRef::from(&from).sendmsg(&MsgHdr::new().with_buffers(&byte).with_control(&rights), 0)?;
     let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     recvmsg(&to, &mut [IoSliceMut::new(&mut [0])], &mut control, RecvFlags::CMSG_CLOEXEC)?;
@@ -80,4 +78,40 @@ fn duplicate(number: RawFd) -> io::Result<OwnedFd> {
         _ => None,
     });
     files.flatten().next().ok_or_else(|| io::Error::other("the file did not arrive"))
+}
+
+/// A control message with one file descriptor: the kernel's `struct cmsghdr` and the number.
+fn scm_rights(number: RawFd) -> Vec<u8> {
+    let length =
+        size_of::<usize>() + size_of_val(&libc::SOL_SOCKET) + size_of_val(&libc::SCM_RIGHTS) + size_of::<RawFd>();
+    let fields: [&[u8]; 4] = [
+        &length.to_ne_bytes(),
+        &libc::SOL_SOCKET.to_ne_bytes(),
+        &libc::SCM_RIGHTS.to_ne_bytes(),
+        &number.to_ne_bytes(),
+    ];
+    fields.concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn duplicate_is_the_same_file_with_another_number() {
+        let (one, other) = UnixDatagram::pair().expect("two sockets");
+        let duplicate = duplicate(one.as_raw_fd()).expect("it is open");
+        assert_ne!(duplicate.as_raw_fd(), one.as_raw_fd());
+        drop(one);
+        assert_eq!(UnixDatagram::from(duplicate).send(b"x").expect("the pair is still connected"), 1);
+        drop(other);
+    }
+
+    #[test]
+    fn closed_file_cannot_be_duplicated() {
+        let error = duplicate(RawFd::MAX).expect_err("no file has this number");
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
 }

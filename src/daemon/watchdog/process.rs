@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::FileExt as _;
+use std::ptr;
 use std::time::{Duration, Instant};
 
-use nix::sys::signal::SigSet;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, sockopt};
@@ -34,14 +35,29 @@ pub fn serve(flush: impl Fn()) -> Result<(), WatchdogError> {
     if sockopt::socket_domain(&socket) != Ok(AddressFamily::UNIX) {
         return Err(WatchdogError::NotByDaemon);
     }
-    // systemd and terminals send the daemon's signals to all of its processes. This process has to end after the daemon.
-    let _ = SigSet::all().thread_block();
+    // systemd sends a signal of `systemctl kill` to all processes of the service. The daemon ends if this process ends.
+    block_signals();
     let _ = rustix::thread::set_name(c"pinhole");
     let daemon = Daemon::parent().map_err(WatchdogError::Daemon)?;
     // Errors are ignored: the daemon logs the missing parts of its own sandbox, which are the same.
     let _ = sandbox::enter_watchdog();
     net::send(&socket, READY, SendFlags::NOSIGNAL).map_err(|error| WatchdogError::Socket(error.into()))?;
     watch(&socket, &daemon, flush).map_err(WatchdogError::Socket)
+}
+
+/// Blocks all signals that can be blocked.
+///
+/// The mask cannot be inherited, because `Command` starts a process with an empty one. Handlers are no substitute: SIGTTOU,
+/// with `stty tostop`, would keep this process from writing its log lines. No dependency has a safe function for the mask.
+#[allow(unsafe_code)]
+fn block_signals() {
+    let mut all = MaybeUninit::uninit();
+    // SAFETY: `sigfillset` initialises the set before `pthread_sigmask` reads it. Both pointers are valid during the calls,
+    // which do not keep them, and the third argument may be null.
+    unsafe {
+        libc::sigfillset(all.as_mut_ptr());
+        libc::pthread_sigmask(libc::SIG_BLOCK, all.as_ptr(), ptr::null_mut());
+    }
 }
 
 struct Daemon {
