@@ -110,7 +110,7 @@ macro_rules! keys {
 keys! {
     /// What the administrator allows. [`parse`](super::parse) reads it from text.
     Policy {
-        /// The TCP ports of FTP control connections, as clients dial them.
+        /// The TCP ports of FTP control connections, to which clients connect.
         control_ports: ControlPorts = ControlPorts::default(),
             List { of: PORT, what: "ports such as [21]", least: 1, most: 64, repeated: Some(Severity::Error) };
         /// How pinholes are kept in the kernel. `native`: conntrack expectations, which `ct state related accept`
@@ -229,9 +229,9 @@ keys! {
         /// `required`: announcements count after a login that Pinhole read; before that: `not-logged-in`. `optional`:
         /// they count at any time.
         login: Login = Login::Required, Choice;
-        /// What happens to a session with `AUTH TLS`, after which its announcements cannot be read. `pass`: it goes on,
-        /// and nothing opens for it. `deny`: AUTH does not reach the server. `range 50000-50100`: it goes on, and the
-        /// client may connect to those ports of the server.
+        /// What happens to a session with `AUTH TLS`, after which its announcements cannot be read. `pass`: it
+        /// continues, and nothing opens for it. `deny`: AUTH does not reach the server. `range 50000-50100`: it continues,
+        /// and the client may connect to those ports of the server.
         tls: Tls = Tls::Pass, Parsed("`pass`, `deny`, or a range such as `range 50000-50100`",
             r"^(pass|deny|range\s+[0-9]+\s*-\s*[0-9]+\s*)$");
         /// Commands that do not reach the server.
