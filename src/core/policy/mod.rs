@@ -42,6 +42,9 @@ pub const MAX_BYTES: usize = 1 << 20;
 /// The most rules that a policy may have.
 pub const MAX_RULES: usize = 1000;
 
+/// Readers of more queues than this wait for each other rather than for packets.
+const MAX_AUTOMATIC_QUEUES: NonZeroU16 = NonZeroU16::new(8).expect("not zero");
+
 /// The text of the policy that applies without a file, with every key and its default explained.
 pub const EMBEDDED: &str = include_str!("../../../deploy/policy.yaml");
 
@@ -59,10 +62,9 @@ impl fmt::Display for Policy {
 }
 
 impl Capture {
-    /// The queues to which the kernel sends packets.
+    /// The queues to which the kernel sends packets. `auto` means one until [`Policy::on`] has set the number.
     pub fn queues(&self) -> Queues {
-        let some = self.queues.and_then(|count| Queues::new(self.queue, count));
-        some.unwrap_or(Queues::automatic(self.queue))
+        self.queues.and_then(|count| Queues::new(self.queue, count)).unwrap_or(Queues::one(self.queue))
     }
 }
 
@@ -76,10 +78,12 @@ impl Policy {
         }
     }
 
-    /// The policy on a machine with this many processors: they determine the number of queues for `queues: auto`.
+    /// The policy on a machine with this many processors. `queues: auto` becomes one queue for each processor, so that a
+    /// packet is read on the processor on which it arrived, but not more than eight.
     #[must_use]
     pub fn on(mut self, processors: NonZeroU16) -> Self {
-        self.capture.queues = Some(self.capture.queues().on(processors).count());
+        let free_numbers = NonZeroU16::MIN.saturating_add(u16::MAX - self.capture.queue);
+        self.capture.queues.get_or_insert(processors.min(MAX_AUTOMATIC_QUEUES).min(free_numbers));
         self
     }
 

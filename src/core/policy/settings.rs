@@ -54,35 +54,22 @@ words! {
     }
 }
 
-/// A run of NFQUEUE numbers, at least one, none above 65535.
+/// Consecutive NFQUEUE numbers: at least one, none above 65535.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queues {
     first: u16,
-    /// None: as many as suit the machine.
-    count: Option<NonZeroU16>,
+    count: NonZeroU16,
 }
 
 impl Queues {
-    /// More than this many readers wait for each other rather than for packets.
-    const MOST_BY_ITSELF: u16 = 8;
-
     /// `count` queues from number `first`, unless that leads past 65535.
     pub fn new(first: u16, count: NonZeroU16) -> Option<Self> {
-        first.checked_add(count.get() - 1).map(|_| Self { first, count: Some(count) })
+        first.checked_add(count.get() - 1).map(|_| Self { first, count })
     }
 
-    /// As many as suit the machine, from number `first`.
-    pub const fn automatic(first: u16) -> Self {
-        Self { first, count: None }
-    }
-
-    /// The same on a machine with so many processors: one for each, so that whoever reads a packet can do so where the
-    /// packet came, but not very many.
-    #[must_use]
-    pub fn on(self, processors: NonZeroU16) -> Self {
-        let most = Self::MOST_BY_ITSELF.min((u16::MAX - self.first).saturating_add(1));
-        let suits = processors.min(NonZeroU16::new(most).unwrap_or(NonZeroU16::MIN));
-        Self { count: self.count.or(Some(suits)), ..self }
+    /// One queue.
+    pub(super) const fn one(number: u16) -> Self {
+        Self { first: number, count: NonZeroU16::MIN }
     }
 
     /// The lowest number.
@@ -90,14 +77,14 @@ impl Queues {
         self.first
     }
 
-    /// How many there are. Where that is left to the machine, and no machine was named, one.
-    pub fn count(self) -> NonZeroU16 {
-        self.count.unwrap_or(NonZeroU16::MIN)
+    /// How many there are.
+    pub const fn count(self) -> NonZeroU16 {
+        self.count
     }
 
     /// Their numbers, in order.
     pub fn numbers(self) -> impl Iterator<Item = u16> {
-        (0..self.count().get()).map(move |offset| self.first + offset)
+        (0..self.count.get()).map(move |offset| self.first + offset)
     }
 }
 
@@ -218,30 +205,41 @@ impl fmt::Display for Chain {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::policy::Policy;
 
     #[test]
-    fn the_last_queue_is_65535() {
+    fn last_queue_is_65535() {
         let queues = |first, count| Queues::new(first, NonZeroU16::new(count).expect("not zero"));
         assert!(queues(65_535, 1).is_some());
         assert!(queues(0, u16::MAX).is_some());
         assert!(queues(65_535, 2).is_none());
-        let processors = |count| NonZeroU16::new(count).expect("not zero");
-        let on = |queues: Queues, count| queues.on(processors(count)).numbers().collect::<Vec<_>>();
-        assert_eq!(on(Queues::automatic(7), 3), [7, 8, 9]);
-        assert_eq!((on(Queues::automatic(0), 64).len(), on(Queues::automatic(65_534), 64).len()), (8, 2));
-        assert_eq!(queues(7, 2).map(|chosen| on(chosen, 64)), Some(vec![7, 8]));
         assert_eq!(queues(7, 2).map(|q| q.numbers().collect::<Vec<_>>()), Some(vec![7, 8]));
     }
 
     #[test]
-    fn a_chain_is_a_family_a_table_and_a_name() {
+    fn automatic_queues_follow_processors_up_to_eight_and_65535() {
+        let on = |first, queues, processors| {
+            let mut policy = Policy::default();
+            policy.capture.queue = first;
+            policy.capture.queues = NonZeroU16::new(queues);
+            let queues = policy.on(NonZeroU16::new(processors).expect("not zero")).capture.queues();
+            (queues.first(), queues.count().get())
+        };
+        assert_eq!(on(7, 0, 3), (7, 3));
+        assert_eq!(on(0, 0, 64), (0, 8));
+        assert_eq!(on(65_534, 0, 64), (65_534, 2));
+        assert_eq!(on(7, 2, 64), (7, 2), "the policy has the number");
+    }
+
+    #[test]
+    fn chain_has_a_family_a_table_and_a_name() {
         let chain: Chain = "inet filter  input".parse().expect("a chain");
         assert_eq!((chain.family(), chain.table(), chain.chain()), (ChainFamily::Inet, "filter", "input"));
         assert_eq!(chain.to_string(), "inet filter input");
     }
 
     #[test]
-    fn what_names_no_chain_is_refused() {
+    fn malformed_chain_is_refused() {
         let long = format!("ip filter {}", "x".repeat(256));
         for text in
             ["filter input", "arp filter input", "ip fil;ter input", "ip filter 1st", &long, "inet pinhole input"]
