@@ -42,7 +42,7 @@ const TEXTS: [&str; 24] = [
 ];
 
 /// How much of a stream is sent at most.
-const MOST_SENT: usize = 4000;
+const MAX_SENT: usize = 4000;
 
 /// One direction: the bytes that its sender has sent, and those that its receiver has.
 #[derive(Default)]
@@ -184,7 +184,7 @@ impl Gateway {
         match what >> 1 & 7 {
             0..=2 => {
                 let text = input.text(&TEXTS);
-                if self.way(who).sent.len() + text.len() < MOST_SENT {
+                if self.way(who).sent.len() + text.len() < MAX_SENT {
                     self.says(who, text);
                 }
             }
@@ -199,7 +199,7 @@ impl Gateway {
             6 => {
                 let text = input.text(&TEXTS);
                 let way = self.way(who);
-                if way.sent.len() + text.len() < MOST_SENT {
+                if way.sent.len() + text.len() < MAX_SENT {
                     way.sent.extend(text);
                 }
             }
@@ -212,7 +212,7 @@ impl Gateway {
         for who in [Direction::FromClient, Direction::FromServer] {
             // Of a line that has not ended, some may be withheld.
             self.says(who, b"\r\n");
-            for _ in 0..MOST_SENT {
+            for _ in 0..MAX_SENT {
                 let way = self.way(who);
                 let (from, end) = (way.acknowledged, way.sent.len());
                 if from == end {

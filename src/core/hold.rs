@@ -15,10 +15,10 @@ use crate::core::time::Timestamp;
 use crate::core::tracker::ClientKey;
 
 /// How many packets are kept. More than a few are an attack, or a very bad path.
-const MOST: usize = 128;
+const MAX_PACKETS: usize = 128;
 
 /// How many packets of one client's sessions are kept.
-const MOST_OF_CLIENT: usize = MOST / 16;
+const MAX_PER_CLIENT: usize = MAX_PACKETS / 16;
 
 /// How long a packet is kept. A missing segment is retransmitted much earlier, or its sender is gone.
 const LONGEST: Duration = Duration::from_secs(3);
@@ -81,7 +81,7 @@ impl<T> PendingPackets<T> {
             return Err((pending.packet, NotKept::Retransmission));
         }
         let of_client = self.packets.iter().filter(|kept| kept.client == client).count();
-        if self.packets.len() >= MOST || of_client >= MOST_OF_CLIENT {
+        if self.packets.len() >= MAX_PACKETS || of_client >= MAX_PER_CLIENT {
             return Err((pending.packet, NotKept::Full));
         }
         self.packets.push(pending);
@@ -161,7 +161,7 @@ mod tests {
     fn packets_of_one_client_leave_room_for_others() {
         let mut pending = PendingPackets::default();
         let kept = (0..100).take_while(|&number| pending.keep(packet(number, client(1))).is_ok()).count();
-        assert_eq!(kept, MOST_OF_CLIENT);
+        assert_eq!(kept, MAX_PER_CLIENT);
         assert_eq!(pending.keep(packet(100, client(1))), Err((100, NotKept::Full)));
         assert_eq!(pending.keep(packet(100, client(2))), Ok(()));
     }
@@ -170,7 +170,7 @@ mod tests {
     fn packets_of_all_clients_are_bounded() {
         let mut pending = PendingPackets::default();
         let kept = (0..1000).filter(|&number| pending.keep(packet(number, client((number / 4) as u8))).is_ok());
-        assert_eq!(kept.count(), MOST);
+        assert_eq!(kept.count(), MAX_PACKETS);
     }
 
     #[test]

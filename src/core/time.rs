@@ -60,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_later_moment_is_no_time_ago() {
+    fn time_since_a_later_timestamp_is_zero() {
         let early = Timestamp::from_secs(1);
         let late = early + Duration::from_millis(1500);
         assert_eq!(late.since(early), Duration::from_millis(1500));
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_time_is_not_an_overflow() {
+    fn largest_timestamp_does_not_overflow() {
         let end = Timestamp::from_nanos(u64::MAX);
         assert_eq!(end + Duration::MAX, end);
     }

@@ -178,9 +178,9 @@ fn watch_tables(mut watch: TableWatch, shared: &Shared) -> String {
 /// Handles conntrack events (used pinholes, ended sessions) while no packet comes, and releases packets that were kept
 /// for too long.
 fn watch_connections(events: &OwnedFd, shared: &Shared) -> String {
-    let patience = Timespec::try_from(POLL_INTERVAL).expect("a second is not too long");
+    let timeout = Timespec::try_from(POLL_INTERVAL).expect("a second is not too long");
     loop {
-        match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&patience)) {
+        match poll(&mut [PollFd::new(events, PollFlags::IN)], Some(&timeout)) {
             // A packet may have handled the events already; used pinholes still have to be removed from the kernel.
             Ok(0) => shared.lock().handle_conntrack_events(),
             Ok(_) => {

@@ -15,7 +15,7 @@ use crate::core::seqadj::{Replacement, Verdict};
 use crate::netfilter::queue::{Queue, QueuedPacket, bind_to_processors};
 
 /// After how many errors in a row a thread gives up its queue.
-const MOST_FAILURES: u32 = 100;
+const MAX_FAILURES: u32 = 100;
 
 /// Reads the packets of one queue until too many errors have occurred in a row. Returns the reason.
 pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, progress: &Progress) -> String {
@@ -41,7 +41,7 @@ pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, prog
             continue;
         }
         failures += 1;
-        if failures == MOST_FAILURES {
+        if failures == MAX_FAILURES {
             return error.to_string();
         }
     }

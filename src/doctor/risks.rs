@@ -47,7 +47,7 @@ impl PolicyFile {
         } else {
             return None;
         };
-        let found = format!("{found}; whoever changes the policy can open the firewall");
+        let found = format!("{found}; a user who can change the policy can open the firewall");
         Some(Finding::new(Rating::Warning, "policy file", found).advising(advice))
     }
 }

@@ -28,7 +28,7 @@ fn invalid_nat_file_is_refused() {
     for expected in [
         "bad.yaml:1:10: error: inside: bits are set behind the prefix, the network being 10.0.0.0/8: 10.0.0.1/8 (expected",
         "bad.yaml:2:1: error: unknown key outsid; did you mean outside? (expected one of inside, outside, dnat)",
-        "bad.yaml:4:5: error: dnat: 198.51.100.1 -> 10.0.0.5 does not say what goes where (expected \"OUTSIDE:PORT -> ",
+        "bad.yaml:4:5: error: dnat: 198.51.100.1 -> 10.0.0.5 is no destination NAT (expected \"OUTSIDE:PORT -> ",
         "    4 |   - 198.51.100.1 -> 10.0.0.5\n      |     ^^^^^",
         "3 errors",
     ] {

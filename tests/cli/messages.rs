@@ -10,7 +10,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 use lab::{Finished, Namespace};
 use nix::sys::signal::Signal;
 use rustix::net::{AddressFamily, SendFlags, netlink, sockopt};
@@ -33,7 +33,7 @@ fn run(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> Finished {
     let all = [before, &[&*program], arguments].concat();
     let mut command = namespace.command(all[0]);
     command.args(&all[1..]).env("PINHOLE_SOCKET", folder.join("control.sock"));
-    let finished = command.spawn().and_then(|child| child.wait(PATIENCE));
+    let finished = command.spawn().and_then(|child| child.wait(TIMEOUT));
     std::fs::remove_dir_all(&folder).expect("the folder is ours");
     finished.unwrap_or_else(|error| panic!("{error}"))
 }
@@ -68,7 +68,7 @@ fn journal_of(policy: &str, is_told: bool, until: Option<&str>) -> Vec<String> {
     let mut child = spawned.expect("root may enter").expect("it starts");
     let read = || std::fs::read_to_string(&journal).unwrap_or_default();
     if let Some(until) = until {
-        lab::wait_until(until, PATIENCE, || Ok(read().contains(until))).unwrap_or_else(|error| panic!("{error}"));
+        lab::wait_until(until, TIMEOUT, || Ok(read().contains(until))).unwrap_or_else(|error| panic!("{error}"));
         let id = nix::unistd::Pid::from_raw(child.id().try_into().expect("a process"));
         nix::sys::signal::kill(id, Signal::SIGTERM).expect("it runs");
     }
@@ -161,7 +161,7 @@ fn missing_daemon_is_reported_with_one_cause() {
 fn probing_the_control_socket_is_not_logged() {
     let namespace = namespace();
     let daemon = Daemon::start(&namespace, "{}").unwrap_or_else(|error| panic!("{error}"));
-    let second = daemon::service(&namespace, &daemon.folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
+    let second = daemon::service(&namespace, &daemon.folder, "info").spawn().and_then(|child| child.wait(TIMEOUT));
     assert!(one_line(&second.expect("it ends")).contains("another pinhole is running"));
     daemon.program(&["check"]).expect("it ends");
     // Asked after them, so answered after them.
@@ -200,7 +200,7 @@ fn broken_queue_ends_the_daemon_and_leaves_the_table() {
         sockopt::socket_timeout(socket, sockopt::Timeout::Recv) == Ok(Some(Duration::from_millis(400)))
     };
     // The thread that reads it sets the timeout, maybe after the daemon has logged that it is installed.
-    let of_queue = lab::wait_for("a thread to read a queue", PATIENCE, || {
+    let of_queue = lab::wait_for("a thread to read a queue", TIMEOUT, || {
         let of_queue: Vec<_> = sockets(daemon.child.id()).into_iter().filter(is_read).collect();
         Ok((!of_queue.is_empty()).then_some(of_queue))
     });
@@ -210,7 +210,7 @@ fn broken_queue_ends_the_daemon_and_leaves_the_table() {
             rustix::net::send(&socket, &unknown_request, SendFlags::empty()).expect("the kernel takes it");
         }
     }
-    lab::wait_until("the daemon ends", PATIENCE, || Ok(!daemon.child.is_running()?))
+    lab::wait_until("the daemon ends", TIMEOUT, || Ok(!daemon.child.is_running()?))
         .unwrap_or_else(|error| panic!("{error}\n{}", daemon.child.said()));
     daemon.wait_for_log("the daemon cannot continue", 1);
     let said = daemon.child.said();

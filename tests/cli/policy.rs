@@ -431,7 +431,7 @@ fn invalid_text_is_refused_with_a_reason() {
     let problems = |bytes: &[u8]| policy::parse_bytes("policy.yaml", bytes).expect_err("no policy");
     one(&problems(b"mark: 1\nrules: \xFF"), "2:8: error: the byte 0xff is not UTF-8");
     one(&problems(b"\xFF\xFEm\0a\0r\0k\0"), "1:1: error: the byte 0xff is not UTF-8");
-    one(&problems(b"mark: 1\n\0"), "2:1: error: the character \\u{0} may not stand in such a file");
+    one(&problems(b"mark: 1\n\0"), "2:1: error: the character \\u{0} is not allowed in a YAML file");
     one(&problems(&vec![b'#'; MAX_BYTES + 1]), "1:1: error: the text is too long");
     one(&problems(&"ä".repeat(MAX_BYTES).into_bytes()), "1:1: error: the text is too long");
     assert!(policy::parse_bytes("policy.yaml", format!("{{}} {}", "#".repeat(MAX_BYTES - 3)).as_bytes()).is_ok());
@@ -448,7 +448,7 @@ fn control_characters_are_not_printed() {
 fn number_of_printed_errors_is_limited() {
     let text: String = (0..5000).map(|i| format!("key{i}: 1\n")).collect();
     let problems = bad(&text);
-    assert_eq!((problems.errors(), problems.iter().count()), (5000, Problems::MOST_LISTED));
+    assert_eq!((problems.errors(), problems.iter().count()), (5000, Problems::MAX_LISTED));
 }
 
 /// The YAML blocks of a page, in order.

@@ -142,7 +142,7 @@ fn file_of_another_format_is_explained() -> Outcome {
 }
 
 #[test]
-fn non_ip_and_truncated_frames_are_told_apart() -> Outcome {
+fn non_ip_and_truncated_frames_are_distinguished() -> Outcome {
     let whole = frame(b"")?;
     assert!(network_layer(LinkType::Ethernet, &whole).is_ok());
     assert_eq!(network_layer(LinkType::Ethernet, &whole[..14]), Err(NotIp::Truncated));

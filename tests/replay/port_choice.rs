@@ -15,7 +15,7 @@ use pinhole::core::time::Timestamp;
 use pinhole::core::tracker::{Environment, Tracker};
 
 /// How often the kernel may be asked for one packet.
-const MOST: usize = 32;
+const MAX_LOOKUPS: usize = 32;
 
 /// A firewall that counts requests, and does not support sequence adjustment.
 struct Counting {
@@ -104,7 +104,7 @@ fn reply_with_a_fixed_length_tries_few_ports() {
     let [original, reply] = DNAT;
     let lines = [(FromClient, "PASV\r\n"), (FromServer, "227 (10,0,0,5,15,161)\r\n")];
     let asked = most_asked(original, reply, false, &lines);
-    assert!(asked <= MOST, "{asked} questions for one packet");
+    assert!(asked <= MAX_LOOKUPS, "{asked} lookups for one packet");
 }
 
 #[test]
@@ -112,13 +112,13 @@ fn port_search_is_bounded_when_all_ports_are_taken() {
     let [original, reply] = MASQUERADE;
     for line in ["PORT 192,168,0,9,15,161\r\n", "EPRT |1|192.168.0.9|40001|\r\n", "PORT 192,168,0,9,4,1\r\n"] {
         let asked = most_asked(original, reply, true, &[(FromClient, line)]);
-        assert!(asked <= MOST, "{line:?}: {asked} questions for one packet");
+        assert!(asked <= MAX_LOOKUPS, "{line:?}: {asked} lookups for one packet");
     }
     let [original, reply] = DNAT;
     for line in ["227 Entering Passive Mode (10,0,0,5,15,161).\r\n", "229 Extended (|||4002|)\r\n"] {
         let ask = if line.starts_with("227") { "PASV\r\n" } else { "EPSV\r\n" };
         let asked = most_asked(original, reply, true, &[(FromClient, ask), (FromServer, line)]);
-        assert!(asked <= MOST, "{line:?}: {asked} questions for one packet");
+        assert!(asked <= MAX_LOOKUPS, "{line:?}: {asked} lookups for one packet");
     }
 }
 
@@ -127,5 +127,5 @@ fn announcements_of_one_packet_share_the_search() {
     let [original, reply] = MASQUERADE;
     let lines: String = (0..16).map(|number| format!("EPRT |1|192.168.0.9|{}|\r\n", 40_001 + number)).collect();
     let asked = most_asked(original, reply, true, &[(FromClient, &lines)]);
-    assert!(asked <= MOST, "{asked} questions for one packet");
+    assert!(asked <= MAX_LOOKUPS, "{asked} lookups for one packet");
 }

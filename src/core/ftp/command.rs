@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_command_is_known_in_any_case() {
+    fn command_is_known_in_any_case() {
         assert_eq!(verb("PORT 1,2,3,4,5,6"), Some(Verb::Announce(Mode::Port)));
         assert_eq!(verb("pOrT 1,2,3,4,5,6"), Some(Verb::Announce(Mode::Port)));
         assert_eq!(verb("pasv"), Some(Verb::Ask(Mode::Pasv)));
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_that_only_begins_like_a_command_is_none() {
+    fn word_that_begins_like_a_command_is_unknown() {
         for text in ["PORTS 1,2,3,4,5,6", "POR 1", " PORT 1,2,3,4,5,6", "\0PAS", "POST / HTTP/1.1", "\u{ff}PORT"] {
             assert!(matches!(said(text), CommandLine::Unknown(_)), "{text:?}");
         }
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_in_order_after_the_usual_ones_and_differ() {
+    fn less_usual_names_are_sorted_and_all_are_unique() {
         let others = COMMANDS.iter().skip_while(|entry| entry.name != "ABOR").skip(1).map(|entry| entry.name);
         assert!(others.is_sorted_by(|a, b| a < b));
         assert_eq!(COMMANDS.iter().map(|entry| entry.name).collect::<HashSet<_>>().len(), COMMANDS.len());
@@ -323,7 +323,7 @@ mod tests {
     }
 
     #[test]
-    fn the_argument_is_what_stands_behind_the_verb() {
+    fn argument_follows_the_verb() {
         assert!(matches!(said("STOR a b "), CommandLine::Command(command) if command.argument == b"a b "));
         assert!(matches!(said("LIST"), CommandLine::Command(command) if command.argument.is_empty()));
     }

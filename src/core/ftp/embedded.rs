@@ -33,7 +33,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn announcement_behind_other_text_is_found() {
+    fn announcement_after_other_text_is_found() {
         assert!(reply_in(b"550 227 (10,0,0,2,58,231) is no directory"));
         assert!(reply_in(b"550 x229 (|||5000|)"));
         assert!(command_in(b"RETR port 10,0,0,1,13,61"));

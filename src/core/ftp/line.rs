@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn lf_ends_a_client_line_whatever_telnet_stands_before_it() {
+    fn lf_ends_a_client_line_after_any_telnet_sequence() {
         for telnet in [b"NOOP \xff\xfa\r\n".as_slice(), b"NOOP \xff\xfb\n", b"NOOP \xff\n"] {
             assert_eq!(of_client(&[telnet, b"FEAT\r\n"].concat())[1].0, "FEAT", "{telnet:?}");
         }
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn an_overlong_line_is_passed_over_to_its_end() {
+    fn overlong_line_is_skipped_to_its_end() {
         let long = [b"STOR ".as_slice(), &[b'x'; 1_000_000], b"\r\nNOOP\r\n"].concat();
         for size in [1, 7, 1000, long.len()] {
             let lines = lines(LineReader::new(Ending::Lf), long.chunks(size));
@@ -371,7 +371,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_as_long_as_the_limit_is_whole() {
+    fn line_as_long_as_the_limit_is_complete() {
         let line = [[b'x'; LIMIT].as_slice(), b"\r\n"].concat();
         for size in [1, LIMIT, LIMIT + 1, LIMIT + 2] {
             let lines = lines(LineReader::new(Ending::Lf), line.chunks(size));
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_kept_between_lines() {
+    fn line_reader_keeps_nothing_between_lines() {
         let mut reader = LineReader::new(Ending::Lf);
         assert!(!reader.advance(&mut UnreadBytes::new(Seq::new(0), b"NO", None, LIMIT)));
         assert!(reader.is_in_line());
@@ -390,7 +390,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_cut_of_the_chunks_changes_nothing(
+        fn chunk_boundaries_change_nothing(
             text in proptest::collection::vec(prop_oneof![
                 4 => any::<u8>(),
                 2 => Just(b'\n'),

@@ -85,7 +85,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_set_holds_what_was_put_in() {
+    fn set_contains_inserted_modes() {
         let modes: Modes = [Mode::Epsv, Mode::Port].into_iter().collect();
         assert_eq!(modes.iter().collect::<Vec<_>>(), [Mode::Port, Mode::Epsv]);
         assert!(!modes.contains(Mode::Pasv));

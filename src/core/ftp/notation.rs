@@ -66,7 +66,7 @@ impl Notation {
         (start + length == argument.len()).then_some(Found { announced, span: start..start + length })
     }
 
-    /// Finds the announcement in the text of a reply, whatever words stand around it.
+    /// Finds the announcement in the text of a reply, whatever text surrounds it.
     pub fn find(self, text: &[u8]) -> Option<Found> {
         match self {
             Self::Six | Self::Long => {
@@ -277,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reply_may_put_any_words_around_the_numbers() {
+    fn reply_text_around_the_numbers_is_free() {
         for text in [
             "Entering Passive Mode (10,0,0,1,19,137).",
             "=10,0,0,1,19,137",
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn the_long_notation_has_lengths_and_families() {
+    fn long_notation_has_lengths_and_families() {
         assert_eq!(read(Notation::Long, "4,4,10,0,0,1,2,19,137"), some("10.0.0.1 5001"));
         let six = "6,16,253,0,0,0,0,0,0,0,0,0,0,0,0,0,0,1,2,19,137";
         assert_eq!(read(Notation::Long, six), some("fd00::1 5001"));
@@ -305,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn the_extended_notation_takes_any_delimiter() {
+    fn extended_notation_accepts_any_delimiter() {
         assert_eq!(read(Notation::Extended, "|1|10.0.0.1|5001|"), some("10.0.0.1 5001"));
         assert_eq!(read(Notation::Extended, "|2|fd00::1|5001|"), some("fd00::1 5001"));
         assert_eq!(read(Notation::Extended, "!1!10.0.0.1!5001!"), some("10.0.0.1 5001"));
@@ -326,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn an_extended_reply_names_only_the_port() {
+    fn extended_reply_has_only_a_port() {
         assert_eq!(find(Notation::ExtendedPort, "Entering Extended Passive Mode (|||5001|)"), some("- 5001"));
         assert_eq!(find(Notation::ExtendedPort, "Mode (extended) (!!!5001!)."), some("- 5001"));
         for text in ["(|1|10.0.0.1|5001|)", "|||5001|", "(|||5001)", "(|||5001|", "(|||x|)", "(|||99999|)"] {
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn the_span_is_what_would_be_replaced() {
+    fn span_covers_the_replaced_text() {
         let text = b"Entering Passive Mode (10,0,0,1,19,137).";
         let span = Notation::Six.find(text).expect("found").span;
         assert_eq!(&text[span], b"10,0,0,1,19,137");

@@ -223,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_code_is_no_reply() {
+    fn line_without_a_code_is_no_reply() {
         for line in ["", "22", "2x0 a", "020 a", "620 a", "2200 a", " 220 a", "227(10,0,0,1,4,5)", "HTTP/1.1 200 OK"] {
             assert_eq!(meanings(&[line]), [None], "{line}");
         }

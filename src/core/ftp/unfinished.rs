@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_begins_behind_the_verb() {
+    fn address_begins_after_the_verb() {
         assert_eq!(address_in_command(b"PORT 10,0"), Some(5));
         assert_eq!(address_in_command(b"eprt  |1|"), Some(6));
         assert_eq!(address_in_command(b"LPRT "), Some(5));
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_begins_with_the_first_digit_or_the_parenthesis() {
+    fn address_begins_at_a_digit_or_parenthesis() {
         assert_eq!(address_in_reply(b"227 Entering Passive Mode (10,"), Some(27));
         assert_eq!(address_in_reply(b"227 =1"), Some(5));
         assert_eq!(address_in_reply(b"227 Entering Pass"), Some(17));

@@ -42,7 +42,7 @@ pub struct Simulated {
 }
 
 /// The progress of how many connections is kept. The kernel keeps that of all its connections.
-const MOST_RECORDED: usize = 1 << 16;
+const MAX_RECORDED: usize = 1 << 16;
 
 /// The recorded progress of connections.
 #[derive(Debug, Default)]
@@ -62,7 +62,7 @@ impl Recorded {
             return;
         }
         self.in_order.push_back(flow);
-        if self.in_order.len() > MOST_RECORDED
+        if self.in_order.len() > MAX_RECORDED
             && let Some(oldest) = self.in_order.pop_front()
         {
             self.progress.remove(&oldest);

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn an_end_behind_nat_has_two_addresses() {
+    fn end_behind_nat_has_two_addresses() {
         let original = Flow { source: endpoint("192.168.1.2:4000"), destination: endpoint("203.0.113.5:21") };
         let reply = Flow { source: endpoint("203.0.113.5:21"), destination: endpoint("198.51.100.1:61000") };
         let connection = Connection { original, reply };

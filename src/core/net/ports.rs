@@ -106,10 +106,10 @@ pub struct Network {
 /// Why a text is not a [`Network`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NetworkError {
-    /// What stands before the slash is no address.
+    /// The text before the slash is no address.
     #[error("not an IP address")]
     NotAnAddress,
-    /// What stands after the slash is no number, or more than the address has bits.
+    /// The text after the slash is no number, or greater than the number of bits of the address.
     #[error("the prefix length must be a number from 0 to {0}")]
     PrefixTooLong(u8),
     /// Bits are set behind the prefix, so that it is unclear what was meant.
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_contains_its_own_family_only() {
+    fn network_contains_its_own_family_only() {
         assert!(network("10.0.0.0/8").contains("10.255.0.1".parse().expect("an address")));
         assert!(!network("10.0.0.0/8").contains("11.0.0.1".parse().expect("an address")));
         assert!(!network("0.0.0.0/0").contains("::1".parse().expect("an address")));
@@ -215,14 +215,14 @@ mod tests {
     }
 
     #[test]
-    fn a_wider_network_covers_a_narrower_one() {
+    fn wider_network_covers_a_narrower_one() {
         assert!(network("10.0.0.0/8").covers(network("10.1.0.0/16")));
         assert!(!network("10.1.0.0/16").covers(network("10.0.0.0/8")));
         assert!(network("2001:db8::/32").covers(network("2001:db8::1")));
     }
 
     #[test]
-    fn a_network_has_a_first_and_a_last_address() {
+    fn network_has_a_first_and_a_last_address() {
         let ends = |text| (network(text).first().to_string(), network(text).last().to_string());
         assert_eq!(ends("10.0.0.0/8"), ("10.0.0.0".into(), "10.255.255.255".into()));
         assert_eq!(ends("10.0.0.5"), ("10.0.0.5".into(), "10.0.0.5".into()));
@@ -232,14 +232,14 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_wrong_with_a_network() {
+    fn error_names_what_is_wrong_with_a_network() {
         assert_eq!("10.0.0.0/33".parse::<Network>(), Err(NetworkError::PrefixTooLong(32)));
         assert_eq!("ten/8".parse::<Network>(), Err(NetworkError::NotAnAddress));
         assert_eq!("10.0.0.1/8".parse::<Network>(), Err(NetworkError::HostBits(network("10.0.0.0/8"))));
     }
 
     #[test]
-    fn a_range_is_never_empty() {
+    fn port_range_is_never_empty() {
         let port = |n| Port::new(n).expect("not zero");
         assert!(PortRange::new(port(2), port(1)).is_none());
         assert!(PortRange::new(port(1), port(1)).is_some_and(|r| r.contains(port(1)) && !r.contains(port(2))));

@@ -134,7 +134,7 @@ impl<'a> Segment<'a> {
         let port = |number| Port::new(number).ok_or(NotSegment::BadTcp);
         let source = Endpoint::new(source, port(tcp.source_port())?);
         let destination = Endpoint::new(destination, port(tcp.destination_port())?);
-        // The flags stand together in one byte of the header; taking it whole beats asking for each.
+        // All flags are in one byte of the header; reading the byte is faster than asking for each.
         let flags = Flags(tcp.slice()[FLAGS_OFFSET] & 0x37);
         let segment = Self {
             flow: Flow { source, destination },
@@ -183,7 +183,7 @@ const NO_OPERATION: u8 = 1;
 const TIMESTAMP: u8 = 8;
 const TIMESTAMP_LENGTH: u8 = 10;
 
-/// Where the flags stand in a TCP header.
+/// The offset of the flags in a TCP header.
 const FLAGS_OFFSET: usize = 13;
 
 #[cfg(test)]
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_behind_any_extension_headers_that_a_receiver_takes() {
+    fn extension_headers_that_a_receiver_accepts_are_skipped() {
         const HOP: u8 = 0;
         const ROUTING: u8 = 43;
         const OPTIONS: u8 = 60;
@@ -276,13 +276,13 @@ mod tests {
     }
 
     #[test]
-    fn looks_behind_extension_headers() {
+    fn transport_header_follows_extension_headers() {
         let packet = ipv6_with_extensions(b"NOOP\r\n");
         assert_eq!(Segment::parse(&packet).expect("a segment").payload, b"NOOP\r\n");
     }
 
     #[test]
-    fn padding_behind_the_packet_is_not_payload() {
+    fn padding_after_the_packet_is_not_payload() {
         let mut packet = ipv4(b"");
         packet.extend([0; 6]);
         assert_eq!(Segment::parse(&packet).expect("a segment").payload, b"");
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_packet_gives_what_is_there() {
+    fn truncated_packet_has_the_captured_payload() {
         let packet = ipv4(b"PORT 10,0,0,1,4,5\r\n");
         let segment = Segment::parse(&packet[..packet.len() - 7]).expect("a segment");
         assert_eq!(segment.payload, b"PORT 10,0,0,");
@@ -309,14 +309,14 @@ mod tests {
     }
 
     #[test]
-    fn a_cut_ipv6_packet_knows_what_is_missing() {
+    fn truncated_ipv6_packet_reports_missing_bytes() {
         let packet = ipv6_with_extensions(b"EPSV\r\n");
         assert_eq!(Segment::parse(&packet[..packet.len() - 2]).expect("a segment").missing, 2);
         assert_eq!(Segment::parse(&packet).expect("a segment").missing, 0);
     }
 
     #[test]
-    fn a_fragment_is_nobodys_segment() {
+    fn fragment_is_no_segment() {
         let packet = ipv4(b"NOOP\r\n");
         let mut header = Ipv4Header::from_slice(&packet).expect("just written").0;
         header.fragment_offset = IpFragOffset::try_new(3).expect("in range");
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_are_told_from_damage() {
+    fn other_protocols_are_not_reported_as_damage() {
         let mut packet = ipv4(b"");
         packet[9] = 17;
         assert_eq!(Segment::parse(&packet).expect_err("UDP"), NotSegment::NotTcp);
@@ -347,7 +347,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_packet_never_panics(at in 0usize..60, value: u8, cut in 0usize..80) {
+        fn damaged_packet_never_panics(at in 0usize..60, value: u8, cut in 0usize..80) {
             for mut packet in [ipv4(b"PORT 10,0,0,1,4,5\r\n"), ipv6_with_extensions(b"EPSV\r\n")] {
                 let place = at % packet.len();
                 packet[place] = value;

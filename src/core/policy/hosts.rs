@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_named_is_everyone() {
+    fn empty_list_contains_every_host() {
         assert!(hosts(&[]).contains("203.0.113.9".parse().expect("an address")));
         assert!(hosts(&[]).contains("::1".parse().expect("an address")));
         assert!(hosts(&[]).covers(&hosts(&["0.0.0.0/0", "::/0"])) && hosts(&["0.0.0.0/0", "::/0"]).covers(&hosts(&[])));
@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranges_say_what_the_networks_say(a in some_networks(), b in some_networks()) {
+        fn ranges_have_the_hosts_of_the_networks(a in some_networks(), b in some_networks()) {
             let all = || (0_u32..16).map(|low| IpAddr::from(Ipv4Addr::from_bits(0x0A00_0000 | low)));
             let within = |networks: &[Network], address| networks.iter().any(|network| network.contains(address));
             let (first, second) = (Hosts::new(a.clone()), Hosts::new(b.clone()));

@@ -56,7 +56,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_behind_a_wider_one_is_never_reached() {
+    fn rule_after_a_wider_one_is_never_reached() {
         let rules = [
             rule(&["10.0.0.0/8"], &[], Action::Allow),
             rule(&["10.1.0.0/16"], &["192.0.2.1"], Action::Deny),
@@ -66,13 +66,13 @@ mod tests {
     }
 
     #[test]
-    fn a_narrower_rule_before_a_wider_one_is_as_it_should_be() {
+    fn narrower_rule_before_a_wider_one_is_no_clash() {
         let rules = [rule(&["10.1.0.0/16"], &["192.0.2.1"], Action::Deny), rule(&["10.0.0.0/8"], &[], Action::Allow)];
         assert_eq!(clashes(&rules), []);
     }
 
     #[test]
-    fn rules_cross_where_each_has_something_of_its_own() {
+    fn partly_overlapping_rules_cross() {
         let rules = [
             rule(&["10.0.0.0/8"], &[], Action::Allow),
             rule(&[], &["192.0.2.1"], Action::Deny),
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_never_meet_do_not_cross() {
+    fn disjoint_rules_do_not_cross() {
         let rules =
             [rule(&["10.0.0.0/8"], &["192.0.2.1"], Action::Allow), rule(&["10.0.0.0/9"], &["::1"], Action::Deny)];
         assert_eq!(clashes(&rules), []);

@@ -94,7 +94,7 @@ pub struct Problems {
 
 impl Problems {
     /// How many of each severity are listed.
-    pub const MOST_LISTED: usize = 100;
+    pub const MAX_LISTED: usize = 100;
 
     /// Whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
@@ -123,7 +123,7 @@ impl Problems {
             Severity::Warning => &mut self.warnings,
         };
         *count += 1;
-        if *count <= Self::MOST_LISTED {
+        if *count <= Self::MAX_LISTED {
             self.listed.push(make());
         }
     }
@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_thousand_problems_are_counted_but_not_listed() {
+    fn listed_problems_are_bounded_and_all_counted() {
         let source = Source::new("p", "x");
         let mut problems = Problems::default();
         for severity in [Severity::Warning, Severity::Error].repeat(1000) {

@@ -1,6 +1,6 @@
 //! Looks up keys and elements in the tree of a file, and collects what is wrong with them.
 //!
-//! Each function returns `None` for a wrong value, after recording why, so that the caller goes on with the next one.
+//! Each function returns `None` for a wrong value, after recording why, so that the caller continues with the next one.
 
 use std::ops::RangeInclusive;
 

@@ -1,6 +1,6 @@
 //! The ports of well-known services, which an announcement cannot open unless `data_ports` names them one by one.
 //!
-//! The list is for services that trust whoever reaches them, or that are attacked wherever they are reached. It holds
+//! The list is for services that trust every host that reaches them, or that are common targets of attacks. It holds
 //! no port of Linux's ephemeral range (32768-60999), from which clients and many servers take their data ports, and no
 //! round number with which passive ranges like to begin (5000, 10000, 40000).
 
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_page_about_the_policy_lists_every_known_service() {
+    fn policy_page_lists_every_known_service() {
         let page = include_str!("../../../docs/reference/policy.md");
         for (first, last, name) in DEFAULT {
             let ports = if first == last { first.to_string() } else { format!("{first}-{last}") };

@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_is_cut_at_both_ends() {
+    fn excerpt_of_a_long_line_is_cut_at_both_ends() {
         let text = format!("{}here{}", "x".repeat(500), "y".repeat(500));
         let shown = source(&text).excerpt(Span { start: 500, end: 504 });
         let expected = format!("    1 | …{}here{}…\n      | {}^^^^", "x".repeat(60), "y".repeat(76), " ".repeat(61));

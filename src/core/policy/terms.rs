@@ -32,9 +32,9 @@ words! {
 }
 
 words! {
-    /// Whether somebody must have logged in before an announcement counts.
+    /// Whether a login is required before an announcement counts.
     Login {
-        /// A server's 230 must have come first.
+        /// A login (230) must precede the announcement.
         Required = "required",
         /// An announcement before that opens as well.
         Optional = "optional",
@@ -44,11 +44,11 @@ words! {
 /// What happens to a session once it is encrypted and can no longer be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Tls {
-    /// The session goes on; nothing opens for it.
+    /// The session continues; nothing opens for it.
     Pass,
     /// AUTH does not reach the server.
     Deny,
-    /// The session goes on, and the client may connect to those ports of the server.
+    /// The session continues, and the client may connect to those ports of the server.
     Range(PortRange),
 }
 
@@ -316,14 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn ranges_that_meet_are_one() {
+    fn touching_ranges_are_joined() {
         let ports = PortRanges::new([range(5, 9), range(1, 4), range(20, 65_535), range(21, 30)]).expect("not empty");
         assert_eq!(ports.as_slice(), [range(1, 9), range(20, 65_535)]);
         assert!(PortRanges::new([]).is_none());
     }
 
     #[test]
-    fn a_cycle_names_every_port_once() {
+    fn cycle_has_every_port_once() {
         let ports = PortRanges::new([range(5, 7), range(20, 21)]).expect("not empty");
         let from = |first| ports.cycle_from(Port::new(first).expect("not zero")).map(Port::number).collect::<Vec<_>>();
         assert_eq!(from(6), [6, 7, 20, 21, 5]);
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_low_port_must_be_named() {
+    fn low_port_needs_an_entry() {
         let port = |n| Port::new(n).expect("not zero");
         let mut terms = Terms::default();
         assert!(terms.may_use(port(1024)) && terms.may_use(port(65_535)) && !terms.may_use(port(1023)));
@@ -342,7 +342,7 @@ mod tests {
     }
 
     #[test]
-    fn a_known_service_must_be_named_by_itself() {
+    fn known_service_needs_an_entry_of_its_own() {
         let port = |n| Port::new(n).expect("not zero");
         let mut terms = Terms::default();
         assert!(!terms.may_use(port(3306)) && terms.may_use(port(3307)));
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn the_entries_of_a_set_mean_the_same() {
+    fn items_of_port_ranges_mean_the_same() {
         for entries in [
             &[range(5, 9)][..],
             &[range(5, 5)],
@@ -367,7 +367,7 @@ mod tests {
     }
 
     #[test]
-    fn a_denied_command_is_denied_in_any_case() {
+    fn command_is_denied_in_any_case() {
         let terms =
             Terms { commands: Commands { deny: Verbs::new(["DELE", "RMD"]).expect("verbs") }, ..Terms::default() };
         assert!(terms.denies("DELE") && terms.denies("dele") && !terms.denies("DEL") && !terms.denies("RETR"));

@@ -39,15 +39,15 @@ pub(super) enum Value {
 }
 
 /// The most values that a text may hold, counting again what an alias repeats.
-const MOST_VALUES: usize = 200_000;
+const MAX_VALUES: usize = 200_000;
 
 /// The most levels of lists and mappings; the library's own limit.
-const DEEPEST: usize = 128;
+const MAX_DEPTH: usize = 128;
 
 /// The most `[` and `{` in a text. The scanner's time grows with the square of the nesting depth, and the scanner
 /// reports the depth only afterwards. Counting the open brackets finds it at once, unless brackets in comments or
 /// quotes seem to close them; then this limit bounds the time.
-const MOST_BRACKETS: usize = 8192;
+const MAX_BRACKETS: usize = 8192;
 
 /// The tree of the only document in the text.
 pub(super) fn load(source: &Source<'_>) -> Result<Node, Problems> {
@@ -98,15 +98,15 @@ fn check_text(source: &Source<'_>) -> Option<Problem> {
             | '\u{FF00}'..='\u{FFFD}' => {}
             '\u{10000}'.. => {}
             c => {
-                let message = format!("the character {} may not stand in such a file", c.escape_unicode());
+                let message = format!("the character {} is not allowed in a YAML file", c.escape_unicode());
                 return Some(problem_at(source, at, c.len_utf8(), message, "a text file in UTF-8"));
             }
         }
-        if open > DEEPEST {
+        if open > MAX_DEPTH {
             return Some(problem_at(source, at, 1, "too many brackets are open here", TOO_DEEP));
         }
-        if all > MOST_BRACKETS {
-            let expected = format!("at most {MOST_BRACKETS} of [ and {{ in the whole file");
+        if all > MAX_BRACKETS {
+            let expected = format!("at most {MAX_BRACKETS} of [ and {{ in the whole file");
             return Some(problem_at(source, at, 1, "there are too many brackets", &expected));
         }
     }
@@ -143,9 +143,9 @@ fn explain(source: &Source<'_>, error: &serde_yaml::Error, count: usize) -> Prob
     let at = error.location().map_or(0, |location| location.index()).min(text.len());
     let mut message = error.to_string();
     // The library detects aliases that repeat each other, but not aliases that repeat a long list.
-    if count > MOST_VALUES || message.contains("repetition limit") {
+    if count > MAX_VALUES || message.contains("repetition limit") {
         let message = "there are too many values, counting again what aliases repeat";
-        return problem_at(source, at, 1, message, &format!("at most {MOST_VALUES}"));
+        return problem_at(source, at, 1, message, &format!("at most {MAX_VALUES}"));
     }
     if let Some(location) = error.location() {
         let place = format!(" at line {} column {}", location.line(), location.column());
@@ -183,7 +183,7 @@ impl<'de> DeserializeSeed<'de> for Build<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Node, D::Error> {
         self.count.set(self.count.get() + 1);
-        if self.count.get() > MOST_VALUES {
+        if self.count.get() > MAX_VALUES {
             return Err(D::Error::custom("too many values"));
         }
         deserializer.deserialize_any(self)
@@ -355,12 +355,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_there_twice_is_kept_twice() {
+    fn repeated_key_is_kept_twice() {
         assert_eq!(all_found("a: 1\na: 2\n<<: 3\n"), ["a", "1", "a", "2", "<<", "3"]);
     }
 
     #[test]
-    fn a_tag_is_noticed_and_does_not_disturb_the_rest() {
+    fn tagged_value_keeps_later_positions_right() {
         let text = "a: !secret b\nc: !x [1, {d: e}]\nf: !!str 2\n";
         assert_eq!(all_found(text), ["a", "c", "f", "2"]);
         let Value::Map(pairs) = tree(text).value else { panic!("no mapping") };
@@ -369,7 +369,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_the_document_is_the_end() {
+    fn second_document_is_an_error() {
         assert!(matches!(tree("a: 1\n...\n").value, Value::Map(_)));
         assert!(matches!(tree("---\na: 1\n").value, Value::Map(_)));
         assert!(matches!(tree("").value, Value::Null) && matches!(tree("# nothing\n").value, Value::Null));
@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn an_anchor_is_defined_once() {
+    fn anchor_defined_twice_is_an_error() {
         assert_eq!(
             problem("a: &x 1\nb: &y 2\nc: &x 3\nd: *x\n"),
             "3:4: the anchor &x is defined twice (another name for each anchor)"

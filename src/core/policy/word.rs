@@ -48,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_nearest_word_is_suggested() {
+    fn nearest_word_is_suggested() {
         assert_eq!(did_you_mean("data_port", ["data_ports", "timeout"]), "; did you mean data_ports?");
         assert_eq!(did_you_mean("pasv", ["PORT", "PASV"]), "; did you mean PASV?");
         assert_eq!(did_you_mean("tmeout", ["data_ports", "timeout"]), "; did you mean timeout?");

@@ -8,7 +8,7 @@ mod adjustment;
 mod rewriter;
 
 pub use adjustment::{Adjustment, Adjustments, NotAdjusted};
-pub use rewriter::{DirectionRewriter, Edit, MOST_WITHHELD, RewriteError};
+pub use rewriter::{DirectionRewriter, Edit, MAX_WITHHELD, RewriteError};
 
 use crate::core::net::{Direction, Seq};
 

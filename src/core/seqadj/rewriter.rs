@@ -17,7 +17,7 @@ const KEPT_EDITS: usize = 16;
 const MAX_EDITS: usize = 64;
 
 /// The most bytes that are withheld. The longest address in an announcement is shorter.
-pub const MOST_WITHHELD: usize = 160;
+pub const MAX_WITHHELD: usize = 160;
 
 /// The longest payload to which a segment may grow. With its headers it fits the MTU of every IPv6 path, and of nearly
 /// all IPv4 paths.
@@ -257,7 +257,7 @@ impl DirectionRewriter {
         let new = usize::try_from(start + bytes.len() - segment.seq).unwrap_or(usize::MAX);
         let Some(new) = segment.payload.get(new..).filter(|new| !new.is_empty()) else { return Ok(()) };
         bytes.extend_from_slice(new);
-        if bytes.len() > MOST_WITHHELD {
+        if bytes.len() > MAX_WITHHELD {
             return Err(RewriteError::NoRoom);
         }
         self.replace(segment, Edit { start, length: bytes.len(), text: Vec::new(), before }, adjust)?;

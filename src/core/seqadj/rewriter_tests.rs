@@ -23,7 +23,7 @@ fn segment(at: usize, payload: &[u8]) -> Segment<'_> {
     }
 }
 
-/// What stands in the stream, and what the receiver is to get.
+/// The text in the stream, and what the receiver should get.
 #[derive(Clone, Debug)]
 struct Change {
     start: usize,
@@ -87,7 +87,7 @@ impl Path {
         {
             let before = self.sent[start - 1];
             let replaced = Edit { start: Seq::new(FIRST) + *start, length: *length, text: text.clone(), before };
-            self.rewriter.replace(segment, replaced, &mut adjust).expect("nothing stands in the way");
+            self.rewriter.replace(segment, replaced, &mut adjust).expect("nothing prevents it");
             self.made += 1;
         }
         if let Some(Change { start, .. }) = self.changes.get(self.made)
@@ -95,7 +95,7 @@ impl Path {
         {
             let before = self.sent[start - 1];
             let place = Seq::new(FIRST) + *start;
-            self.rewriter.withhold(segment, place, before, &mut adjust).expect("nothing stands in the way");
+            self.rewriter.withhold(segment, place, before, &mut adjust).expect("nothing prevents it");
         }
         assert!(from <= self.seen, "the sender leaves nothing out");
         self.seen = to;

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_line_is_answered_by_an_error_or_not_at_all() {
+    fn empty_line_gets_an_error_or_no_reply() {
         let mut queue = PendingCommands::default();
         queue.push(PendingCommand::EmptyLine);
         queue.push(PendingCommand::User);

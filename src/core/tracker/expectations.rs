@@ -289,7 +289,7 @@ mod tests {
     proptest! {
         /// After any operations, the tables agree with a plain list.
         #[test]
-        fn the_lists_agree_with_a_plain_one(acts in proptest::collection::vec(act(), 0..200)) {
+        fn lists_agree_with_a_simple_model(acts in proptest::collection::vec(act(), 0..200)) {
             let mut all = Expectations::default();
             let mut plain: Vec<PinholeEntry> = Vec::new();
             let mut now = 0;

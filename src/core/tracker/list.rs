@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_keeps_its_order_whatever_is_moved() {
+    fn list_keeps_its_order_after_moves() {
         let mut slab = Slab::default();
         let mut list = List::default();
         let slots: Vec<u32> = (0..4).map(|_| slab.insert(Links::default())).collect();

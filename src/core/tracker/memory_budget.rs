@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_as_long_as_an_announcement_is_always_read() {
+    fn line_as_long_as_an_announcement_is_always_read() {
         let mut budget = MemoryBudget::default();
         budget.count(client(1), &mut Buffered::empty(false), 64_000, false);
         let narrowed = budget.narrowed(&LIMITS(), client(2), Buffered::empty(false), 1).expect("no room");

@@ -123,7 +123,7 @@ impl Tracked {
         if direction == Direction::FromServer || !terms.holds_back() {
             return None;
         }
-        // A denied command must not pass unread. But a gap that nobody could read will not be retransmitted.
+        // A denied command must not pass unread. But the bytes of a gap that passed unread will not be retransmitted.
         let ack = rewriters.get(direction.opposite()).adjustment().acknowledgement(segment.ack);
         if !self.session.acknowledges_unread(&Segment { ack, ..*segment }, direction) {
             return Some(Verdict::Drop);

@@ -34,14 +34,14 @@ fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Nat {
     let Some(fields) = reader.fields(root, KEYS, ALL) else { return nothing };
     let inside = fields.get("inside").map(|entry| inside(reader, entry));
     if inside.is_none() {
-        reader.error(root, "there is no key inside: who is behind the NAT?", ALL);
+        reader.error(root, "the key inside is missing: the networks behind the NAT", ALL);
     }
     // If `inside` cannot be read, the other addresses are not compared with it.
     let inside = inside.flatten();
     let outside = fields.get("outside").map(|entry| outside(reader, entry, inside.as_ref()));
     let dnat = fields.get("dnat").map(|entry| dnat(reader, entry, inside.as_ref()));
     if outside.is_none() && dnat.is_none() {
-        reader.error(root, "there is neither outside nor dnat: nothing would be translated", ALL);
+        reader.error(root, "both outside and dnat are missing: nothing would be translated", ALL);
     }
     Nat {
         inside: inside.unwrap_or(nothing.inside),
@@ -62,12 +62,16 @@ fn outside(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) ->
     for entry in reader.list(entry, 1..=MAX_OUTSIDE, OUTSIDE)? {
         let Some(text) = reader.text(entry, OUTSIDE) else { continue };
         let Ok(address) = text.parse::<IpAddr>() else {
-            reader.error(entry, format!("{} is no address", Quoted(text)), OUTSIDE);
+            reader.error(entry, format!("{} is no IP address", Quoted(text)), OUTSIDE);
             continue;
         };
         if addresses.iter().any(|other| other.is_ipv4() == address.is_ipv4()) {
-            let message = format!("{address} is the second of its family");
-            reader.error(entry, message, "one of each family: a capture does not tell which of several is worn");
+            let message = format!("{address} is a second address of its family");
+            reader.error(
+                entry,
+                message,
+                "one address of each family: a capture does not show which of several the gateway would use",
+            );
         }
         check_outside(reader, entry, address, inside);
         addresses.push(address);
@@ -81,7 +85,7 @@ fn dnat(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Op
         let Some(text) = reader.text(entry, DNAT) else { continue };
         let ends = text.split_once("->").and_then(|(outside, inside)| Some((endpoint(outside)?, endpoint(inside)?)));
         let Some((outside, target)) = ends else {
-            reader.error(entry, format!("{} does not say what goes where", Quoted(text)), DNAT);
+            reader.error(entry, format!("{} is no destination NAT", Quoted(text)), DNAT);
             continue;
         };
         if outside.address.is_ipv4() != target.address.is_ipv4() {
@@ -89,15 +93,23 @@ fn dnat(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Op
         }
         check_outside(reader, entry, outside.address, inside);
         if inside.is_some_and(|inside| !inside.contains(target.address)) {
-            let message = format!("{} is not inside", target.address);
+            let message = format!("{} is not an inside address", target.address);
             reader.error(entry, message, "an address of the networks that inside lists");
         }
         if all.iter().any(|other| other.outside == outside) {
-            reader.error(entry, format!("what goes to {outside} is led elsewhere already"), "each once");
+            reader.error(
+                entry,
+                format!("{outside} is already translated to another address"),
+                "each address and port once",
+            );
         }
         if all.iter().any(|other| other.inside == target) {
-            let message = format!("{target} is reached from elsewhere already");
-            reader.error(entry, message, "each once: a capture does not tell which of several was dialled");
+            let message = format!("connections to another address are already translated to {target}");
+            reader.error(
+                entry,
+                message,
+                "each target once: a capture does not show to which of several addresses the client connected",
+            );
         }
         all.push(Dnat { outside, inside: target });
     }
@@ -106,7 +118,7 @@ fn dnat(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Op
 
 fn check_outside(reader: &mut Reader<'_>, entry: Entry<'_>, address: IpAddr, inside: Option<&Hosts>) {
     if inside.is_some_and(|inside| inside.contains(address)) {
-        let message = format!("{address} is inside");
+        let message = format!("{address} is an inside address");
         reader.error(entry, message, "an address that is in none of the networks that inside lists");
     }
 }
@@ -147,8 +159,8 @@ mod tests {
             assert!(parse_bytes("nat.yaml", good.as_bytes()).is_ok(), "{good}");
         }
         let neither = problems("inside: [10.0.0.0/8]");
-        assert!(neither[0].contains("neither outside nor dnat"), "{neither:?}");
-        assert!(problems("outside: [198.51.100.1]")[0].contains("there is no key inside"));
+        assert!(neither[0].contains("both outside and dnat are missing"), "{neither:?}");
+        assert!(problems("outside: [198.51.100.1]")[0].contains("the key inside is missing"));
     }
 
     #[test]
@@ -159,11 +171,11 @@ mod tests {
         let text = text.replace("[10.0.0.1, 198.51.100.1, x]", "[10.0.0.1, x]");
         let found = problems(&text);
         for (found, expected) in found.iter().zip([
-            "nat.yaml:2:11: error: outside: 10.0.0.1 is inside",
-            "nat.yaml:2:21: error: outside: x is no address",
+            "nat.yaml:2:11: error: outside: 10.0.0.1 is an inside address",
+            "nat.yaml:2:21: error: outside: x is no IP address",
             "nat.yaml:3:1: error: unknown key dnta; did you mean dnat? (expected one of inside, outside, dnat)",
-            "nat.yaml:5:5: error: dnat: 1.2.3.4:21 does not say what goes where",
-            "nat.yaml:6:5: error: dnat: 192.168.0.1 is not inside",
+            "nat.yaml:5:5: error: dnat: 1.2.3.4:21 is no destination NAT",
+            "nat.yaml:6:5: error: dnat: 192.168.0.1 is not an inside address",
         ]) {
             assert!(found.starts_with(expected), "{found}");
         }
@@ -173,12 +185,12 @@ mod tests {
     #[test]
     fn ambiguous_translation_is_refused() {
         let twice = problems("inside: [10.0.0.0/8]\noutside: [198.51.100.1, 198.51.100.2]");
-        assert!(twice[0].contains("is the second of its family"), "{twice:?}");
+        assert!(twice[0].contains("is a second address of its family"), "{twice:?}");
         let text = "inside: [10.0.0.0/8]\ndnat:\n  - 198.51.100.1:21 -> 10.0.0.5:21\n  - 198.51.100.1:2121 -> 10.0.0.5:21\n  \
                     - 198.51.100.1:21 -> 10.0.0.6:21\n  - \"[2001:db8::1]:21 -> 10.0.0.7:21\"\n";
         let found = problems(text);
-        assert!(found[0].contains("10.0.0.5:21 is reached from elsewhere already"), "{found:?}");
-        assert!(found[1].contains("198.51.100.1:21 is led elsewhere already"), "{found:?}");
+        assert!(found[0].contains("connections to another address are already translated to 10.0.0.5:21"), "{found:?}");
+        assert!(found[1].contains("198.51.100.1:21 is already translated to another address"), "{found:?}");
         assert!(found[2].contains("different families"), "{found:?}");
     }
 }

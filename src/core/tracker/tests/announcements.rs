@@ -160,7 +160,7 @@ fn equal_pinholes_of_two_sessions_belong_to_the_later() {
 }
 
 #[test]
-fn held_line_is_ambiguous_however_it_is_delivered() {
+fn port_after_a_gap_with_a_future_ack_opens_nothing() {
     // The server ignores what acknowledges more than it has sent.
     let mut fixture = Fixture::new();
     let mut talk = logged_in(&mut fixture);

@@ -178,7 +178,7 @@ fn denied_command_embedded_in_a_word_does_not_pass() {
 }
 
 #[test]
-fn letter_in_a_denied_command_begins_no_other_denied_one() {
+fn replacement_letter_begins_no_denied_command() {
     let mut fixture = Fixture::with_policy("defaults: { commands: { deny: [RMD, RMXA, RMZ] } }");
     let mut talk = logged_in(&mut fixture);
     let mut arrives = fixture.lets_pass(&talk.says(FromClient, "RMD"));
@@ -186,7 +186,7 @@ fn letter_in_a_denied_command_begins_no_other_denied_one() {
     assert_eq!(arrives, b"RMQA x\r\n");
 }
 
-/// Its beginning is where the first segment begins that is read: the sender may have left out what stands before that.
+/// The sender may have omitted the bytes before the first segment that is read.
 #[test]
 fn denied_command_before_the_pickup_point_does_not_pass() {
     for progress in [Progress::Ftp, Progress::LoggedIn] {

@@ -319,7 +319,7 @@ fn range_counts_as_a_pinhole_of_its_client() {
 proptest::proptest! {
     /// Whatever sessions do, the lists hold each of them once and the limits hold.
     #[test]
-    fn limits_hold_whatever_sessions_do(
+    fn limits_hold_for_any_sequence_of_events(
         acts in proptest::collection::vec((0_u32..12, 0_u8..6, 0_u64..3), 0..300),
     ) {
         let mut fixture = Fixture::with_policy("limits: { sessions: 6, sessions_per_client: 3, idle: 20s }");

@@ -87,7 +87,7 @@ fn snap_length_limits_a_simple_packet() {
 }
 
 #[test]
-fn options_behind_a_packet_and_blocks_of_other_types_are_passed_over() {
+fn options_and_blocks_of_other_types_are_skipped() {
     let order = ByteOrder::Big;
     let body = Bytes::new(order).u32(0).u32(0).u32(9).u32(2).u32(2).padded(b"ok");
     let body = body.option(1, b"a comment").option(option::END, b"");
