@@ -18,15 +18,15 @@ LOCKED := $(if $(CI),--locked)
 ON_6.1_sets := abort attacks_live deploy host_check iptables live ruleset_restore nat_* netlink overflow guarantee_* queue restart ruleset sandbox watchdog
 ON_6.1_native := attacks_live deploy live nat_* native* guarantee_* restart systemd watchdog
 ON_6.1_conntrackd := nat_dialogues reference
-# On the two newer ones, what asks the kernel most: transfers, NAT, restarts, the ruleset, expectations. Left out, to keep
+# On the two newer ones, what depends on the kernel most: transfers, NAT, restarts, the ruleset, expectations. Left out, to keep
 # `.ci/run` under an hour, are the long ones (attacks_live, nat_dialogues, nat_matrix), and abort, deploy, host_check, iptables,
 # netlink, overflow, queue, ruleset, sandbox, systemd, watchdog, the other guarantees, and the comparison with conntrackd.
 # `make test-vm kernel=6.12 only="attacks_live netlink"` runs them there.
-MOST := live nat_crash_mid_rewrite nat_killed nat_edge_cases guarantee_kernel_is_the_database guarantee_narrowest_hole restart
-ON_6.12_sets := $(MOST) ruleset_restore guarantee_saved_ruleset
-ON_6.12_native := $(MOST) native*
-ON_sid_sets := $(MOST) ruleset_restore guarantee_saved_ruleset
-ON_sid_native := $(MOST) native*
+NEWER_KERNELS := live nat_crash_mid_rewrite nat_killed nat_edge_cases guarantee_kernel_is_the_database guarantee_narrowest_hole restart
+ON_6.12_sets := $(NEWER_KERNELS) ruleset_restore guarantee_saved_ruleset
+ON_6.12_native := $(NEWER_KERNELS) native*
+ON_sid_sets := $(NEWER_KERNELS) ruleset_restore guarantee_saved_ruleset
+ON_sid_native := $(NEWER_KERNELS) native*
 
 # Where the tests are that a pattern names: PROGRAM:MODULE, or PROGRAM.
 PROGRAMS := $(patsubst tests/%/main.rs,%,$(wildcard tests/*/main.rs))

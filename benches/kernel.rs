@@ -49,7 +49,7 @@ const PORTS: usize = 50_000;
 const RESTORED: [usize; 3] = [0, 10, 200];
 
 const OPEN: &str = "open a pinhole";
-const AGAIN: &str = "open it again while it stands";
+const AGAIN: &str = "open one that is open already";
 const CLOSE: &str = "close it";
 
 /// How much of everything, in each round.
@@ -114,7 +114,7 @@ impl Table {
     }
 
     fn print(&self) {
-        println!("| {:<54} | median, µs | 99 %, µs | times ours | to reach |", "operation");
+        println!("| {:<54} | median, µs | 99 %, µs | ratio to Pinhole | to reach |", "operation");
         println!("|---|--:|--:|--:|---|");
         for Row { what, ours, reach, rounds } in &self.0 {
             let ours = ours.as_ref().and_then(|ours| self.0.iter().find(|row| row.what == *ours));
@@ -234,20 +234,22 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
     table.add(CLOSE, close);
     table.add_peer("`nft delete element`", CLOSE, nft::times(plan.programs, |index| nft::delete(&pinhole(index + 1))));
     table.add("close one that is gone", many(&mut |_| sets.close(&pinhole(1))));
-    table.add("see whether one stands", many(&mut |_| assert!(sets.mapping_of(address(1), pinhole(0).to).is_some())));
+    table.add("look one up", many(&mut |_| assert!(sets.mapping_of(address(1), pinhole(0).to).is_some())));
     // Removes the elements that nft has added, so that the next ones are new.
     (0..=2 * plan.programs).for_each(|index| sets.close(&pinhole(index)));
-    for (watched, ignoring) in [("does not hear of it", true), ("hears of it", false)] {
+    for (watched, ignoring) in [("other events", true), ("this event", false)] {
         let [open, close] = open_and_close_watched(sets, plan, ignoring);
-        table.add(&format!("open, while a thread watches that {watched}"), open);
-        table.add(&format!("close, while a thread watches that {watched}"), close);
+        table.add(&format!("open, while a thread watches {watched}"), open);
+        table.add(&format!("close, while a thread watches {watched}"), close);
     }
 
     let found = |sets: &mut KernelFirewall| {
         sets.control_connection(&connection.reply).ok().flatten().map(|control| control.connection)
     };
     table.add("find a control connection", many(&mut |_| assert_eq!(found(sets), Some(*connection))));
-    for (what, holds) in [("correct sequence numbers", false), ("correct them, and hold a place", true)] {
+    for (what, holds) in
+        [("correct sequence numbers", false), ("correct them, and add the element for a rewritten segment", true)]
+    {
         let mut adjust = |index: usize| {
             let place = Seq::new(20 * index as u32);
             let adjustment = Adjustment { position: place, before: 0, after: 1 };
@@ -260,7 +262,7 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
         let progress = if index.is_multiple_of(2) { Progress::Ftp } else { Progress::LoggedIn };
         sets.record(connection, progress);
     };
-    table.add("record how far a connection has come", many(&mut record));
+    table.add("record the progress of a session", many(&mut record));
 
     // Last: from now on, who opens one looks into the maps as well.
     let [open, close] = open_and_close(sets, plan, mapped);
@@ -300,7 +302,7 @@ fn restoring(table: &mut Table, plan: &Plan) -> Result<()> {
                 theirs.push(timed(|| nft::load(&rules)).0);
             }
         })?;
-        let what = format!("put a flushed table back, {count} pinholes");
+        let what = format!("restore a flushed table, {count} pinholes");
         table.add(&what, ours);
         table.add_peer(&format!("`nft -f`, {count} pinholes"), &what, theirs);
     }
@@ -318,11 +320,11 @@ fn round(table: &mut Table, plan: &Plan) -> Result<()> {
 
 fn main() {
     if !rustix::process::geteuid().is_root() {
-        println!("kernel: left out, as it makes network namespaces: run it as root");
+        println!("kernel: skipped, because it creates network namespaces: run it as root");
         return;
     }
     if !nft::is_installed() {
-        println!("kernel: left out, as the program nft was not found: install the package nftables");
+        println!("kernel: skipped, because the program nft was not found: install the package nftables");
         return;
     }
     let plan = Plan::new();

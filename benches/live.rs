@@ -188,7 +188,7 @@ fn memory() -> Result<String> {
 
 fn main() {
     if !rustix::process::geteuid().is_root() {
-        println!("live: left out, as it makes network namespaces: run it as root");
+        println!("live: skipped, because it creates network namespaces: run it as root");
         return;
     }
     let plan = Plan::new();
@@ -210,7 +210,7 @@ fn main() {
     println!("The client is masqueraded:");
     print_head(&rewriting);
     for (what, value) in [
-        ("transfers/s, PASV, one port a session", (|m| m.passive) as fn(&Masqueraded) -> f64),
+        ("transfers/s, PASV, one port per session", (|m| m.passive) as fn(&Masqueraded) -> f64),
         ("transfers/s, PORT, each rewritten", |m| m.active),
     ] {
         Row { what, value, decimals: 0, against: Side::Kernel, reach: "" }.print(&rewriting, &masqueraded);
@@ -235,9 +235,9 @@ fn print_rounds(plan: &Plan, rounds: &[Vec<Measured>]) {
     let mixed = format!("transfers/s, {}", modes.join(" "));
     let (kernel, plain) = (Side::Kernel, Side::Plain);
     for (what, value, decimals, against, reach) in [
-        ("transfers/s, PASV, one port a session", (|m| m.one_port) as fn(&Measured) -> f64, 0, kernel, "0.72"),
-        ("transfers/s, PASV, a new port each", |m| m.new_ports, 0, kernel, "0.72"),
-        ("µs of the queue's reader a transfer", |m| m.processor, 1, Side::Pinhole, ""),
+        ("transfers/s, PASV, one port per session", (|m| m.one_port) as fn(&Measured) -> f64, 0, kernel, "0.72"),
+        ("transfers/s, PASV, a new port for each", |m| m.new_ports, 0, kernel, "0.72"),
+        ("µs of the queue's reader per transfer", |m| m.processor, 1, Side::Pinhole, ""),
         (&mixed, |m| m.mixed, 0, kernel, ""),
         ("round trip of NOOP, µs", |m| m.round_trip, 1, kernel, "1.0"),
         ("bulk, MB/s", |m| m.bulk, 0, plain, "1.00"),

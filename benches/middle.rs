@@ -153,9 +153,9 @@ fn memory() -> f64 {
 }
 
 fn main() {
-    println!("memory: {:.0} bytes a session, of 1,000,000 at rest (to reach: 512)", memory());
+    println!("memory: {:.0} bytes per session, with 1,000,000 idle sessions (to reach: 512)", memory());
     println!();
-    println!("{:>10}  {:>12}  {:>18}  {:>8}", "sessions", "ns a packet", "million packets/s", "ratio");
+    println!("{:>10}  {:>12}  {:>18}  {:>8}", "sessions", "ns per packet", "million packets/s", "ratio");
     let mut first = None;
     for count in [1, 100, 10_000, 100_000, 1_000_000] {
         let cost = cost(count);

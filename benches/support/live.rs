@@ -19,7 +19,7 @@ use crate::figures::{percentile, timed};
 use crate::firewall;
 
 /// How long anything may take that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 /// Transfers of a session before the clock starts.
 pub(crate) const WARM_UP: usize = 20;
 /// The file of the small transfers, and how long it is.
@@ -159,7 +159,7 @@ impl TestGateway {
     pub(crate) fn round_trip(&self, times: usize) -> Result<f64> {
         let server = self.control();
         self.topology.client.namespace.run(|| {
-            let mut client = MiniClient::log_in(server, PATIENCE)?;
+            let mut client = MiniClient::log_in(server, TIMEOUT)?;
             let mut one = || {
                 let (taken, replied) = timed(|| client.command("NOOP", 200));
                 replied.map(|_| taken)
@@ -173,7 +173,7 @@ impl TestGateway {
     pub(crate) fn bulk(&self) -> Result<f64> {
         let server = self.control();
         self.topology.client.namespace.run(|| {
-            let mut client = MiniClient::log_in(server, PATIENCE)?;
+            let mut client = MiniClient::log_in(server, TIMEOUT)?;
             let address = client.passive(Mode::Pasv)?;
             let mut data = client.connect_data(address)?;
             let mut chunk = vec![0; 256 * 1024];
@@ -287,7 +287,7 @@ impl Pair {
         let client = TcpStream::connect(to).expect("control connections are let through");
         let (server, _) = listener.accept().expect("the connection stands");
         for end in [&client, &server] {
-            end.set_nodelay(true).and_then(|()| end.set_read_timeout(Some(PATIENCE))).expect("it is a socket");
+            end.set_nodelay(true).and_then(|()| end.set_read_timeout(Some(TIMEOUT))).expect("it is a socket");
         }
         let pair = Self { client, server };
         let port = 10_000 + index % 50_000;
@@ -329,7 +329,7 @@ struct Session {
 
 impl Session {
     fn begin(server: SocketAddr, modes: &[Mode]) -> Result<Self> {
-        let client = MiniClient::log_in(server, PATIENCE)?;
+        let client = MiniClient::log_in(server, TIMEOUT)?;
         let mut session = Self { client, content: Vec::new() };
         session.transfers(WARM_UP, modes)?;
         Ok(session)
@@ -368,7 +368,7 @@ impl Daemon {
             .env("RUST_LOG", log)
             .spawn()?;
         let mut daemon = Self { child, folder };
-        wait_until("the daemon answers", PATIENCE, || {
+        wait_until("the daemon answers", TIMEOUT, || {
             assert!(daemon.child.is_running()?, "{}", daemon.child.said());
             Ok(ask_status(&socket))
         })?;
@@ -386,7 +386,7 @@ impl Drop for Daemon {
 fn ask_status(socket: &std::path::Path) -> bool {
     let ask = || {
         let mut stream = std::os::unix::net::UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(TIMEOUT))?;
         stream.write_all(b"\"status\"")?;
         stream.shutdown(std::net::Shutdown::Write)?;
         let mut answer = String::new();

@@ -3,7 +3,7 @@
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use crate::stage::{CONTENT, FILE, Stage, read_all, serve_by_hand};
 
 use std::io::{BufRead, BufReader, Write};
@@ -43,7 +43,7 @@ fn commands_may_be_split_at_every_byte() {
     for (family, mode) in [(Family::V4, Mode::Port), (Family::V6, Mode::Eprt), (Family::V4, Mode::Pasv)] {
         let server = stage.serve(family);
         stage.as_client(|| {
-            let mut client = MiniClient::connect(server.address(), PATIENCE)?;
+            let mut client = MiniClient::connect(server.address(), TIMEOUT)?;
             client.send_in_pieces(format!("USER {USER}\r\nPASS {PASSWORD}\r\n").as_bytes(), 1)?;
             client.expect(331)?;
             client.expect(230)?;
@@ -91,7 +91,7 @@ fn commands_may_be_pipelined() {
         let server = stage.serve_many(family);
         let mode = if family == Family::V4 { Mode::Port } else { Mode::Eprt };
         stage.as_client(|| {
-            let mut client = MiniClient::connect(server.address(), PATIENCE)?;
+            let mut client = MiniClient::connect(server.address(), TIMEOUT)?;
             client.send(format!("USER {USER}\r\nPASS {PASSWORD}\r\nTYPE I\r\nEPSV\r\nPWD\r\n").as_bytes())?;
             for code in [331, 230, 200] {
                 client.expect(code)?;
@@ -162,7 +162,7 @@ fn replies_may_be_split_at_every_byte() {
     };
     let visit = || {
         stage.as_client(|| {
-            let mut client = MiniClient::log_in(address, PATIENCE)?;
+            let mut client = MiniClient::log_in(address, TIMEOUT)?;
             let mut asked = 0;
             for at in 0..LENGTH + 2 {
                 // NOOP, its reply, and PASV are three.

@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 
 use crate::daemon;
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::disturbance::disturb_transfers;
 use crate::stage::{CONTENT, FILE, FILTER, Stage, TABLE, filter, modes, some_transfers};
 
@@ -23,14 +23,14 @@ use pinhole::netfilter::netlink::{self, ChangeKind, Key, TableWatch, Tables, Wat
 /// Waits until the table is restored with a pending pinhole, and returns how long that took from the kernel's event of
 /// its removal.
 fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &Key) -> Duration {
-    let deadline = Instant::now() + lab::allow(PATIENCE);
+    let deadline = Instant::now() + lab::allow(TIMEOUT);
     let left = || deadline.saturating_duration_since(Instant::now());
     let is_removal = |heard: &WatchEvent<netlink::TableChange>| matches!(heard, WatchEvent::Change(change) if change.kind == ChangeKind::TableRemoved && &*change.table == TABLE.name);
     while !is_removal(&watch.next(left()).expect("the kernel tells")) {
         assert!(!left().is_zero(), "nobody flushed");
     }
     let removed = Instant::now();
-    let mut tables = firewall.run(|| Tables::open(PATIENCE)).expect("root may enter").expect("root may look");
+    let mut tables = firewall.run(|| Tables::open(TIMEOUT)).expect("root may enter").expect("root may look");
     let mut stands = || -> Result<bool, netlink::Error> {
         let rules = tables.rules(FILTER)?;
         let top = rules.iter().find(|rule| &*rule.chain == "forward").and_then(|rule| rule.comment.as_deref());
@@ -63,7 +63,7 @@ fn flushed_ruleset_is_restored_with_pending_pinholes() {
     disturb_transfers(&stage, |disturbance| {
         let server = SocketAddr::new(stage.topology.target.v4.into(), 21);
         stage.as_client(|| {
-            let mut client = MiniClient::log_in(server, PATIENCE)?;
+            let mut client = MiniClient::log_in(server, TIMEOUT)?;
             for round in 0..flushes {
                 let announced = client.passive(Mode::Pasv)?;
                 while watch.next(Duration::ZERO).expect("the kernel tells") != WatchEvent::Timeout {}
@@ -113,10 +113,10 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
             let counted = listed.split_whitespace().skip_while(|word| *word != "packets").nth(1);
             Ok(counted.and_then(|number| number.parse().ok()) >= Some(packets))
         };
-        lab::wait_until(&format!("{packets} packets in {host}"), PATIENCE, seen)
+        lab::wait_until(&format!("{packets} packets in {host}"), TIMEOUT, seen)
     };
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         // It has read all that was said so far, and does not see the flush yet.
         daemon.status();
         daemon.child.signal(Signal::SIGSTOP)?;
@@ -185,7 +185,7 @@ fn stop_removes_everything() {
             let server = stage.serve(Family::V6);
             stage.as_client(|| {
                 some_transfers(server.address(), Mode::Epsv)?;
-                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 client.passive(Mode::Epsv)?;
                 assert_ne!(ruleset(), before);
                 daemon.end(signal)

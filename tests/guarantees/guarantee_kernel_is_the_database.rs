@@ -5,11 +5,10 @@
 
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::disturbance::disturb_transfers;
-use crate::stage::{CONTENT, FILE, FOR_HOURS, Stage, assert_closed, kernel_counter, modes, random_below};
+use crate::stage::{CONTENT, FILE, FOR_HOURS, Stage, assert_closed, kernel_counter, modes};
 
-use std::thread;
 use std::time::{Duration, Instant};
 
 use lab::mini::MiniClient;
@@ -22,16 +21,7 @@ fn kill_breaks_no_session_and_the_next_transfer_works() {
     let stage = Stage::new(Shape::Gateway);
     let mut daemon = stage.daemon_logging("", "warn");
     let begun = Instant::now();
-    disturb_transfers(&stage, |disturbance| {
-        for _ in 0..kills {
-            // The moment of the kill has to be random.
-            thread::sleep(Duration::from_micros(random_below(20_000)));
-            disturbance.begins();
-            daemon.kill().expect("it can be killed");
-            daemon.restart().expect("it comes back");
-            disturbance.is_over();
-        }
-    });
+    disturb_transfers(&stage, |disturbance| disturbance.kill_repeatedly(&mut daemon, kills));
     println!("{kills} kills in {:?}", begun.elapsed());
 }
 
@@ -42,7 +32,7 @@ fn fail_open_passes_control_and_opens_nothing() {
         let mut daemon = stage.daemon(FOR_HOURS);
         let server = stage.serve(Family::V4);
         stage.as_client(|| {
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             let before = client.passive(Mode::Pasv)?;
             daemon.kill()?;
@@ -58,7 +48,7 @@ fn fail_open_passes_control_and_opens_nothing() {
             client.active(Mode::Port)?;
             client.command(&format!("RETR {FILE}"), 425)?;
             // New sessions are no better off, and no worse.
-            let mut another = MiniClient::log_in(server.address(), PATIENCE)?;
+            let mut another = MiniClient::log_in(server.address(), TIMEOUT)?;
             assert!(another.download(Mode::Epsv, FILE).is_err());
             daemon.restart()?;
             // Where something passed unread, one line of each end has to be read before anything counts.
@@ -71,7 +61,7 @@ fn fail_open_passes_control_and_opens_nothing() {
             another.command("NOOP", 200)?;
             assert!(another.download(Mode::Pasv, FILE).is_err());
             assert_eq!(daemon.status()["counters"]["refused"]["picked-up"], 1, "{shape}");
-            MiniClient::log_in(server.address(), PATIENCE)?.download(Mode::Pasv, FILE).map(drop)
+            MiniClient::log_in(server.address(), TIMEOUT)?.download(Mode::Pasv, FILE).map(drop)
         });
     }
 }
@@ -82,15 +72,15 @@ fn fail_closed_stops_control_without_the_daemon() {
     let mut daemon = stage.daemon("capture: { when_down: closed }\n");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         daemon.kill()?;
         let retransmitted = || kernel_counter(&stage.topology.client.namespace, "Tcp", "RetransSegs");
         let before = retransmitted();
         client.send(b"NOOP\r\n")?;
-        lab::wait_until("the command to be sent again", PATIENCE, || Ok(retransmitted() > before + 1))?;
-        client.be_patient_for(Duration::from_millis(50))?;
+        lab::wait_until("the command to be sent again", TIMEOUT, || Ok(retransmitted() > before + 1))?;
+        client.set_timeout(Duration::from_millis(50))?;
         assert!(client.reply().is_err());
-        client.be_patient_for(PATIENCE)?;
+        client.set_timeout(TIMEOUT)?;
         daemon.restart()?;
         client.expect(200)?;
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);

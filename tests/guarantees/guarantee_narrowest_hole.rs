@@ -4,7 +4,7 @@
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
 
 use std::net::{SocketAddr, TcpListener};
@@ -44,7 +44,7 @@ fn announced_port_opens_to_its_peer_and_only_once() {
             let unannounced = neighbour.local_addr().expect("it is bound");
             assert_closed(&from.namespace, unannounced);
             stage.as_client(|| {
-                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 assert_closed(&from.namespace, unannounced);
                 let announced = if mode.is_active() { client.active(mode)? } else { client.passive(mode)? };
                 assert_eq!(stage.pinholes(), 1, "{mode}");
@@ -95,7 +95,7 @@ fn used_pinhole_is_removed_with_the_next_packet() {
     let mut daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for _ in 0..10 {
             let announced = client.passive(Mode::Pasv)?;
             daemon.child.signal(Signal::SIGSTOP)?;
@@ -116,12 +116,12 @@ fn unused_pinhole_expires() {
     for (family, times) in Family::ALL.into_iter().zip(1..) {
         let server = stage.serve(family);
         stage.as_client(|| {
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             let announced = client.passive(Mode::Epsv)?;
             stage.wait_for_pinholes(0);
             // The server listens there still.
             assert_closed(&stage.topology.client.namespace, announced);
-            lab::wait_until("the daemon to notice", PATIENCE, || Ok(daemon.counted("expired") == times))?;
+            lab::wait_until("the daemon to notice", TIMEOUT, || Ok(daemon.counted("expired") == times))?;
             client.quit()
         });
     }
@@ -136,7 +136,7 @@ fn pinhole_is_closed_with_its_session() {
     let server = stage.serve_many(Family::V4);
     for mode in [Mode::Pasv, Mode::Port] {
         let log_in_and_announce = || {
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             if mode.is_active() {
                 client.active(mode)?
             } else {
@@ -161,7 +161,7 @@ fn pinhole_is_closed_with_its_session() {
             client.wait_for_reply()
         });
         // Not at once: a program that another test starts has a copy of the socket until its exec.
-        lab::wait_until("the client to end it with RST", PATIENCE, || Ok(resets() > before)).expect("it was unread");
+        lab::wait_until("the client to end it with RST", TIMEOUT, || Ok(resets() > before)).expect("it was unread");
         stage.wait_for_pinholes(0);
     }
 }
@@ -196,7 +196,7 @@ fn second_pinhole_to_a_port_is_closed_with_its_session() {
     for _ in 0..100 {
         // The conntrack event of the first connection may come after the second announcement.
         stage.as_client(|| {
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             let first = client.passive(Mode::Pasv)?;
             let data = client.connect_data(first)?;
             assert_eq!(client.passive(Mode::Pasv)?, first);

@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::stage::{CONTENT, FILE, Stage, sent_again};
 
 use std::io::Read;
@@ -27,7 +27,7 @@ fn immediate_data_connection_always_finds_its_pinhole() {
         let begun = Instant::now();
         for mode in MODES {
             let follow = || {
-                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 let mut content = Vec::new();
                 for _ in 0..each {
                     content.clear();
@@ -65,7 +65,7 @@ fn two_hundred_concurrent_sessions_transfer() {
     let kinds = [(v4, Mode::Pasv), (v4, Mode::Epsv), (v4, Mode::Port), (v6, Mode::Epsv), (v6, Mode::Eprt)];
     let begun = Instant::now();
     let session = |(server, mode)| -> Result<()> {
-        let mut client = MiniClient::log_in(server, 3 * PATIENCE)?;
+        let mut client = MiniClient::log_in(server, 3 * TIMEOUT)?;
         let mut content = Vec::new();
         for _ in 0..TRANSFERS {
             content.clear();
@@ -90,7 +90,7 @@ fn two_hundred_concurrent_sessions_transfer() {
     assert_eq!(daemon.counted("opened"), (sessions * TRANSFERS) as u64);
     assert_eq!(daemon.counted("sessions"), sessions as u64);
     assert_eq!(daemon.status()["counters"]["refused"], serde_json::json!({}));
-    lab::wait_until("the news of all that were used", PATIENCE, || {
+    lab::wait_until("the news of all that were used", TIMEOUT, || {
         Ok(daemon.counted("used") == (sessions * TRANSFERS) as u64)
     })
     .unwrap_or_else(|error| panic!("{error}"));

@@ -4,7 +4,7 @@
 //! and a filter that drops by default. Needs root and nft.
 
 use crate::daemon;
-use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 use crate::stage::{CONTENT, FILE, Stage, filter, modes, policy, some_transfers};
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
@@ -42,8 +42,8 @@ fn reload_keeps_sessions_and_applies_at_once() {
             }
         };
         stage.as_client(|| {
-            let mut client = MiniClient::log_in(first, PATIENCE)?;
-            let mut other = MiniClient::log_in(second, PATIENCE)?;
+            let mut client = MiniClient::log_in(first, TIMEOUT)?;
+            let mut other = MiniClient::log_in(second, TIMEOUT)?;
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             assert!(other.download(Mode::Pasv, FILE).is_err(), "2121 is no control port yet");
             let pending = client.passive(Mode::Pasv)?;
@@ -55,7 +55,7 @@ fn reload_keeps_sessions_and_applies_at_once() {
             drop(client.connect_data(pending)?);
             assert!(other.download(Mode::Pasv, FILE).is_err(), "it went on before it was read");
             other.quit()?;
-            let mut other = MiniClient::log_in(second, PATIENCE)?;
+            let mut other = MiniClient::log_in(second, TIMEOUT)?;
             for client in [&mut client, &mut other] {
                 assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             }
@@ -81,11 +81,11 @@ fn packets_held_for_a_lost_segment_are_released_in_time() {
     let progress = Policy::embedded().mark.control_bits();
     let [logged_in, unread] = [Progress::LoggedIn, Progress::Unreadable].map(|known| progress.of(known));
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"));
         let flow = Flow { source: end(client.local_address()?), destination: end(server.address()) };
         let mark = |bits| {
-            let marked = stage.firewall().run(|| Conntrack::open(PATIENCE)?.mark(&flow, bits, progress.progress()));
+            let marked = stage.firewall().run(|| Conntrack::open(TIMEOUT)?.mark(&flow, bits, progress.progress()));
             assert_eq!(marked.expect("root may enter"), Ok(true));
         };
         // As if the table had been gone for a moment.
@@ -110,7 +110,7 @@ fn reload_can_change_mark_and_when_down() {
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for more in ["mark: 0x20000000\n", "capture: { when_down: closed }\nmark: 0x20000000\n", ""] {
             daemon.write_policy(&policy(Shape::Gateway, more));
             let finished = daemon.program(&["reload"])?;
@@ -164,7 +164,7 @@ fn status_shows_sessions_and_pending_pinholes() {
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         assert_eq!(client.download(Mode::Port, FILE)?, CONTENT);
         let announced = client.passive(Mode::Pasv)?.to_string();
         let text = daemon.program(&["status"])?.said();
@@ -183,14 +183,14 @@ fn status_shows_sessions_and_pending_pinholes() {
         client.quit()
     });
     let quiet = || Ok(daemon.status()["sessions"] == 0);
-    lab::wait_until("the end of the session", PATIENCE, quiet).expect("it ends");
+    lab::wait_until("the end of the session", TIMEOUT, quiet).expect("it ends");
 }
 
 /// Runs the service where it cannot run.
 fn refused(namespace: &Namespace, policy: &str) -> Finished {
     let folder = daemon::new_folder();
     daemon::write_policy(&folder, policy);
-    let finished = daemon::service(namespace, &folder, "info").spawn().expect("it starts").wait(PATIENCE);
+    let finished = daemon::service(namespace, &folder, "info").spawn().expect("it starts").wait(TIMEOUT);
     let _ = std::fs::remove_dir_all(&folder);
     finished.expect("it ends")
 }
@@ -211,7 +211,7 @@ fn second_instance_is_refused_and_the_first_undisturbed() {
     let ruleset = || stage.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
     let second = daemon::service(stage.firewall(), &daemon.folder, "info").spawn().expect("it starts");
-    assert_refused(&second.wait(PATIENCE).expect("it ends"), 1, "another pinhole is running");
+    assert_refused(&second.wait(TIMEOUT).expect("it ends"), 1, "another pinhole is running");
     // An instance that does not see the first one's socket finds its queue taken.
     let third = refused(stage.firewall(), &policy(Shape::ServerHost, ""));
     assert_refused(&third, 1, "cannot read queue 0 of the kernel: it is read by ");
@@ -252,7 +252,7 @@ fn failed_start_is_explained_and_changes_nothing() {
     let run_as = |limits: &[&str]| {
         let mut command = namespace.command("setpriv");
         command.args(limits).arg(&copy).arg("run").env("PINHOLE_SOCKET", folder.join("control.sock"));
-        command.spawn().expect("it starts").wait(PATIENCE).expect("it ends")
+        command.spawn().expect("it starts").wait(TIMEOUT).expect("it ends")
     };
     assert_refused(&run_as(&["--reuid=65534", "--regid=65534", "--clear-groups"]), 2, "run it as root");
     assert_refused(&run_as(&["--bounding-set=-net_admin"]), 1, "not permitted");

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 use pinhole::netfilter::netlink::Tables;
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::stage::{FOR_HOURS, Stage, TABLE, assert_closed, connect};
 
 /// For pinholes as elements of sets, which are a part of the ruleset.
@@ -52,7 +52,7 @@ fn load(firewall: &Namespace, saved: &str) {
 
 fn elements(firewall: &Namespace, family: Family) -> usize {
     let set = if family == Family::V4 { "pinholes4" } else { "pinholes6" };
-    let read = || Tables::open(PATIENCE).and_then(|mut tables| tables.elements(TABLE, set));
+    let read = || Tables::open(TIMEOUT).and_then(|mut tables| tables.elements(TABLE, set));
     firewall.run(read).expect("root may enter").expect("the set is there").len()
 }
 
@@ -74,13 +74,13 @@ impl Nft {
     }
 
     fn list(&self, namespace: &Namespace) -> String {
-        let listed = self.command(namespace).args(["list", "ruleset"]).output(PATIENCE).expect("nft lists");
+        let listed = self.command(namespace).args(["list", "ruleset"]).output(TIMEOUT).expect("nft lists");
         loadable(&String::from_utf8_lossy(&listed.stdout))
     }
 
     fn load(&self, namespace: &Namespace, saved: &str) {
         let text = format!("flush ruleset\n{saved}");
-        let loaded = self.command(namespace).args(["-f", "-"]).input(text.as_bytes()).output(PATIENCE);
+        let loaded = self.command(namespace).args(["-f", "-"]).input(text.as_bytes()).output(TIMEOUT);
         loaded.unwrap_or_else(|error| panic!("{self:?}: {error}\n{saved}"));
     }
 }
@@ -97,7 +97,7 @@ fn ruleset_saved_with_open_pinholes_loads_on_another_host() {
         for family in Family::ALL {
             let server = stage.serve(family);
             stage.as_client(|| {
-                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 client.passive(Mode::Epsv)?;
                 for (saving, loading) in versions.iter().flat_map(|one| versions.iter().map(move |other| (one, other)))
                 {
@@ -118,12 +118,12 @@ fn ruleset_saved_with_open_pinholes_loads_on_another_host() {
 fn after_a_save_with_a_pinhole(stage: &Stage, work: impl FnOnce(SocketAddr, &str) + Send) {
     let mut daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 4s }}\n"));
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), PATIENCE)?;
+        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
         let saved = saved(stage.firewall());
         daemon.end(Signal::SIGTERM)?;
         let deadline = deadline(&saved);
-        lab::wait_until("the deadline", PATIENCE, || Ok(now() >= deadline))?;
+        lab::wait_until("the deadline", TIMEOUT, || Ok(now() >= deadline))?;
         work(announced, &saved);
         Ok(())
     });
@@ -154,7 +154,7 @@ fn start_after_a_load_closes_what_the_ruleset_had_open() {
         let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
         assert_eq!((elements(stage.firewall(), Family::V4), stage.pinholes()), (0, 0));
         assert_closed(&stage.topology.client.namespace, announced);
-        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), PATIENCE).expect("a session");
+        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), TIMEOUT).expect("a session");
         let announced = client.passive(Mode::Pasv).expect("a port");
         client.connect_data(announced).expect("the next one is admitted");
         assert_eq!(daemon.counted("adopted"), 0);
@@ -167,7 +167,7 @@ fn daemon_killed_within_the_deadline_adopts_what_is_open() {
     let server = stage.serve(Family::V4);
     let mut daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
         daemon.kill()?;
         daemon.restart()?;
@@ -181,7 +181,7 @@ fn removed_deadline_is_restored() {
     let stage = Stage::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
-    stage.as_client(|| MiniClient::log_in(server.address(), PATIENCE)?.passive(Mode::Pasv));
+    stage.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.passive(Mode::Pasv));
     let before = deadline(&saved(stage.firewall()));
     stage.firewall().nft("flush chain inet pinhole after_deadline").expect("it is there");
     daemon.wait_for_log("restored", 1);
@@ -195,8 +195,8 @@ fn deadline_is_a_few_seconds_after_the_end_of_the_last_pinhole() {
     let _daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 100s }}\n"));
     assert!(deadline(&saved(stage.firewall())) <= now(), "nothing is open");
     let before = now();
-    stage.as_client(|| MiniClient::log_in(server.address(), PATIENCE)?.passive(Mode::Pasv));
+    stage.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.passive(Mode::Pasv));
     let ends = Duration::from_secs(deadline(&saved(stage.firewall())) - before);
-    let allowed = Duration::from_secs(100)..Duration::from_secs(110) + PATIENCE;
+    let allowed = Duration::from_secs(100)..Duration::from_secs(110) + TIMEOUT;
     assert!(allowed.contains(&ends), "{ends:?}");
 }

@@ -3,7 +3,7 @@
 //! The built program on a real kernel, in namespaces of the lab, with the lab's own small server and client around it
 //! and a filter that drops by default. Needs root and nft.
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::stage::{
     CONTENT, FILE, FOR_HOURS, Stage, assert_closed, assert_read, connect, modes, pinholes, serve_by_hand,
     some_transfers,
@@ -38,7 +38,7 @@ fn each_line_is_read_once() {
     let daemon = stage.daemon("");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         assert_read(&daemon, &stage.ends(), 200, "a hundred commands and replies", || say_noop(&mut client, 100));
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         client.quit()
@@ -57,7 +57,7 @@ fn session_is_read_after_a_restart() {
     let server = stage.serve(Family::V4);
     let mut daemon = stage.daemon("");
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         daemon.kill()?;
         daemon.restart()?;
         assert_eq!(daemon.counted("packets"), 0);
@@ -200,7 +200,7 @@ table inet filter {
         let mut open = Vec::new();
         for (address, port) in addresses.into_iter().flat_map(|address| [(address, 21), (address, 2121)]) {
             let server = stage.serve_with(SocketAddr::new(address, port), MiniOptions::default());
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             // A command and a reply are two packets.
             assert_read(&daemon, &[host], 100, &address.to_string(), || say_noop(&mut client, 50));
             for &mode in modes(if address.is_ipv4() { Family::V4 } else { Family::V6 }) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Family, PrivateFiles, Result, Shape, Topology};
@@ -85,11 +85,11 @@ impl Site {
         self.topology.target.of(family)
     }
 
-    fn transfer(&self, family: Family, mode: Mode, patience: Duration) -> Result<()> {
+    fn transfer(&self, family: Family, mode: Mode, timeout: Duration) -> Result<()> {
         let server = SocketAddr::new(self.server(family), 21);
         self.on_client(|| {
-            let mut client = MiniClient::log_in(server, PATIENCE)?;
-            client.be_patient_for(patience)?;
+            let mut client = MiniClient::log_in(server, TIMEOUT)?;
+            client.set_timeout(timeout)?;
             assert_eq!(client.download(mode, "readme.txt")?, CONTENT);
             client.upload(mode, "stored.txt", CONTENT)?;
             client.quit()
@@ -100,7 +100,7 @@ impl Site {
         let v4 = [Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv].map(|mode| (Family::V4, mode));
         let v6 = [Mode::Eprt, Mode::Epsv].map(|mode| (Family::V6, mode));
         for (family, mode) in v4.into_iter().chain(v6) {
-            self.transfer(family, mode, PATIENCE).unwrap_or_else(|error| panic!("{when}, {family} {mode}: {error}"));
+            self.transfer(family, mode, TIMEOUT).unwrap_or_else(|error| panic!("{when}, {family} {mode}: {error}"));
             self.assert_unannounced_is_closed(family);
         }
     }
@@ -128,7 +128,7 @@ fn assert_works(example: &Example, shape: Shape) {
         // Its chains come in two steps where the compat target queues; the ones that capture are in the last.
         Ok(rules.contains("goto inspect") && is_admitted)
     };
-    lab::wait_until("it to mend the ruleset", PATIENCE, stands).unwrap_or_else(|error| panic!("{error}"));
+    lab::wait_until("it to mend the ruleset", TIMEOUT, stands).unwrap_or_else(|error| panic!("{error}"));
     site.assert_all_modes_work("after a reload of the user's ruleset");
     drop(daemon);
 }
@@ -207,7 +207,7 @@ fn try_command_line(key: &str, policy: &str) -> lab::Finished {
     let namespace = lab::Namespace::new("unit").expect("a namespace");
     let files = PrivateFiles::new().expect("private files");
     let mut command = namespace.command(PROGRAM);
-    command.args(words).private_files(&files).spawn().expect("it starts").wait(PATIENCE).expect("it ends")
+    command.args(words).private_files(&files).spawn().expect("it starts").wait(TIMEOUT).expect("it ends")
 }
 
 #[test]
@@ -264,7 +264,7 @@ fn assert_works_behind(front: &[&str]) {
         .env("PINHOLE_SOCKET", folder.join("control.sock"));
     let child = command.spawn().expect("it starts");
     let stands = || Ok(firewall.nft_output(&["list", "ruleset"])?.contains("pinhole: announced"));
-    lab::wait_until("the daemon to install its rules", PATIENCE, stands)
+    lab::wait_until("the daemon to install its rules", TIMEOUT, stands)
         .unwrap_or_else(|error| panic!("{error}\n{}", child.said()));
     site.assert_all_modes_work(front[0]);
     drop(child);

@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 use lab::{Finished, KERNEL_HELPER, Namespace, Shape, wait_until};
 use pinhole::core::kernel::Mark;
 use pinhole::core::policy::WhenDown;
@@ -36,7 +36,7 @@ fn check_with_socket(namespace: &Namespace, policy: Option<&str>, arguments: &[&
     if let Some(policy) = policy {
         command.args(["--host", "-"]).input(policy.as_bytes());
     }
-    let finished = command.spawn().and_then(|child| child.wait(PATIENCE)).unwrap_or_else(|error| panic!("{error}"));
+    let finished = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(ruleset(), before, "looking has changed the ruleset");
     finished
 }
@@ -174,7 +174,7 @@ fn ftp_helper_of_the_kernel_is_a_warning() {
     let namespace = host("");
     // While another test finds out whether the kernel takes a helper `ftp`, it does not load its own.
     let load = || Ok(namespace.nft(KERNEL_HELPER).is_ok());
-    wait_until("the kernel's helper to be there", PATIENCE, load).unwrap_or_else(|error| panic!("{error}"));
+    wait_until("the kernel's helper to be there", TIMEOUT, load).unwrap_or_else(|error| panic!("{error}"));
     let found = check(&namespace, None, &[]);
     assert_eq!(found.status.code(), Some(0), "{}", found.said());
     assert!(lines(&found, "warning").concat().contains("kernel's FTP helper"), "{}", found.said());

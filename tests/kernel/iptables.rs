@@ -2,7 +2,7 @@
 //!
 //! Needs root, nft and iptables, which the lab has.
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use crate::daemon::{Daemon, TIMEOUT, PROGRAM};
 use crate::stage::{CONTENT, FILE, modes, some_transfers};
 
 use std::fs;
@@ -44,7 +44,7 @@ fn run(namespace: &Namespace, command: &str, input: &str) -> Finished {
         let extensions = folders.map(|folder| folder.path().join("xtables")).find(|folder| folder.is_dir());
         shell.env("LD_LIBRARY_PATH", libraries).env("XTABLES_LIBDIR", extensions.expect("iptables has extensions"));
     }
-    shell.spawn().and_then(|child| child.wait(PATIENCE)).unwrap_or_else(|error| panic!("{command}: {error}"))
+    shell.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{command}: {error}"))
 }
 
 /// Runs a command that has to succeed, and returns what it prints.
@@ -99,7 +99,7 @@ fn wait_until_on_top(namespace: &Namespace) {
     for (program, _) in PROGRAMS {
         for chain in CHAINS {
             let is_there = || Ok(is_on_top(namespace, program, chain));
-            wait_until("the accept rule to be on top", PATIENCE, is_there)
+            wait_until("the accept rule to be on top", TIMEOUT, is_there)
                 .unwrap_or_else(|error| panic!("{error}:\n{}", typed(namespace, &format!("{program} -S"))));
         }
     }
@@ -213,7 +213,7 @@ fn advised_iptables_command_is_right() {
     let check = || {
         let mut command = namespace.command(PROGRAM);
         command.args(["check", "--host", "-"]).input(b"mechanism: sets\n");
-        let found = command.spawn().and_then(|child| child.wait(PATIENCE)).unwrap_or_else(|error| panic!("{error}"));
+        let found = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
         let said = found.said();
         said.lines().filter(|line| line.starts_with("warning")).map(str::to_owned).collect::<Vec<_>>()
     };

@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::time::Instant;
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::stage::{Stage, connect};
 use lab::{Family, Shape};
 
@@ -20,7 +20,7 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
     let client = &stage.topology.client.namespace;
     let asks_for_a_page = |family| {
         let mut control = connect(client, stage.target(family, 21)).expect("control connections may pass");
-        control.set_read_timeout(Some(PATIENCE)).expect("a socket");
+        control.set_read_timeout(Some(TIMEOUT)).expect("a socket");
         // The server greets, and so has its say before the client.
         control.read_exact(&mut [0; 3]).expect("a greeting");
         control.write_all(b"GET / HTTP/1.1\r\n").expect("it is sent");
@@ -33,7 +33,7 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
     }
     asks_for_a_page(Family::V6);
     let seconds = began.elapsed().as_secs() as usize;
-    lab::wait_until("all to be counted", PATIENCE, || Ok(daemon.counted("not_ftp") == 101))
+    lab::wait_until("all to be counted", TIMEOUT, || Ok(daemon.counted("not_ftp") == 101))
         .unwrap_or_else(|error| panic!("{error}"));
     let [ipv4, ipv6] = Family::ALL.map(|family| stage.topology.client.addresses.of(family).to_string());
     // The log is written a moment after something was counted.

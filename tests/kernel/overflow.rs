@@ -11,7 +11,7 @@ use pinhole::core::policy::WhenDown;
 use pinhole::netfilter::netlink::{Expression, Family, Table, Tables};
 use pinhole::netfilter::queue::Queue;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const TABLE: Table<'static> = Table { family: Family::Inet, name: "trial" };
 /// More than wait in a queue at most.
 const SENT: usize = 5000;
@@ -21,7 +21,7 @@ fn arrive(when_down: WhenDown) -> usize {
     let namespace = Namespace::new("host").unwrap_or_else(|error| panic!("{error}"));
     let count = || {
         let _queue = Queue::open(0, when_down).expect("it is free");
-        let mut tables = Tables::open(PATIENCE).expect("root may");
+        let mut tables = Tables::open(TIMEOUT).expect("root may");
         let rules = [
             Expression::Queue { number: 0, count: 1, bypass: true },
             Expression::CompatQueue { number: 0, count: 1, bypass: true },

@@ -16,7 +16,7 @@ use pinhole::netfilter::queue::Queue;
 use crate::firewall;
 
 const SAID: &[u8] = b"hello\r\n";
-const PATIENCE: Duration = Duration::from_secs(20);
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A packet with another payload, its lengths and checksums as they have to be.
 fn with_payload(packet: &[u8], payload: &[u8]) -> Vec<u8> {
@@ -65,7 +65,7 @@ fn received_instead(instead: &[u8]) -> Vec<u8> {
         let client = topology.client.namespace.run(|| TcpStream::connect(to)).expect("the namespace is there");
         let mut client = client.expect("somebody listens");
         let (mut server, _) = listener.accept().expect("the connection stands");
-        server.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+        server.set_read_timeout(Some(TIMEOUT)).expect("it is a socket");
         client.write_all(SAID).expect("the connection stands");
         let mut heard = vec![0; instead.len()];
         server.read_exact(&mut heard).expect("as much arrives as was let go on");

@@ -2,7 +2,7 @@
 //!
 //! Needs root and nft.
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 use lab::{Finished, Namespace};
 
 fn namespace() -> Namespace {
@@ -16,7 +16,7 @@ fn start(namespace: &Namespace, policy: &str) -> Daemon {
 /// The output of `pinhole rules` there.
 fn printed(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> String {
     let all = [before, &[PROGRAM, "rules"], arguments].concat();
-    let finished = namespace.command(all[0]).args(&all[1..]).output(PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    let finished = namespace.command(all[0]).args(&all[1..]).output(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
     String::from_utf8(finished.stdout).expect("text")
 }
 

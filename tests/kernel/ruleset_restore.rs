@@ -13,7 +13,7 @@ use pinhole::core::time::Timestamp;
 
 use crate::firewall;
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const NOW: Timestamp = Timestamp::from_secs(1);
 
 fn policies() -> Vec<Policy> {
@@ -72,7 +72,7 @@ fn restored_table_is_identical_to_the_installed_one() {
                 let standing = sets.pinholes().expect("the sets stand");
                 Ok((standing.len(), standing.iter().filter(|pinhole| !pinhole.mapping.is_none()).count()) == expected)
             };
-            lab::wait_until("what was pending stands, and is mapped", PATIENCE, stand).expect("it does");
+            lab::wait_until("what was pending stands, and is mapped", TIMEOUT, stand).expect("it does");
             pinholes.iter().for_each(|pinhole| sets.close(pinhole));
             assert_eq!(without_elements(&ruleset(&namespace)), without_elements(&before));
             assert_eq!(sets.is_intact(), Ok(true));

@@ -15,7 +15,7 @@ use std::process::Command;
 use std::sync::mpsc::channel;
 use std::thread;
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 use lab::{Finished, Namespace};
 use nix::sys::signal::Signal;
 use pinhole::daemon::sandbox::{Files, Missing, enter};
@@ -139,7 +139,7 @@ fn only_unix_and_netlink_sockets_and_no_processes() {
         assert_denied("a TCP socket", TcpStream::connect(address));
         assert_denied("a UDP socket", UdpSocket::bind("127.0.0.1:0"));
         UnixStream::pair().expect("a local socket may be made");
-        pinhole::netfilter::netlink::Tables::open(PATIENCE).expect("netlink is what it is for");
+        pinhole::netfilter::netlink::Tables::open(TIMEOUT).expect("netlink is what it is for");
         let denied = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS);
         assert_eq!(denied, Err(nix::errno::Errno::EPERM));
     });
@@ -222,7 +222,7 @@ fn reload_and_restore_need_no_other_program() {
     command.env("PINHOLE_SOCKET", folder.join("control.sock"));
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{error}"));
     let socket = folder.join("control.sock");
-    lab::wait_until("the daemon answers", PATIENCE, || Ok(daemon::ask(&socket).is_ok()))
+    lab::wait_until("the daemon answers", TIMEOUT, || Ok(daemon::ask(&socket).is_ok()))
         .unwrap_or_else(|error| panic!("{error}: {}", child.said()));
     among_files_of(
         child.id(),
@@ -234,7 +234,7 @@ fn reload_and_restore_need_no_other_program() {
 
     daemon::write_policy(&folder, "control_ports: [21, 2121]\nmark: 0x20\n");
     let mut reload = namespace.command(PROGRAM);
-    let reloaded = reload.arg("reload").env("PINHOLE_SOCKET", &socket).output(PATIENCE);
+    let reloaded = reload.arg("reload").env("PINHOLE_SOCKET", &socket).output(TIMEOUT);
     reloaded.unwrap_or_else(|error| panic!("{error}: {}", child.said()));
     let listed = || namespace.nft_output(&["list", "table", "inet", "pinhole"]).unwrap_or_default();
     let stands = || {
@@ -243,9 +243,9 @@ fn reload_and_restore_need_no_other_program() {
     };
     assert!(stands(), "{}", listed());
     namespace.nft("flush ruleset").expect("it is empty");
-    lab::wait_until("the table to be restored", PATIENCE, || Ok(stands())).unwrap_or_else(|error| panic!("{error}"));
+    lab::wait_until("the table to be restored", TIMEOUT, || Ok(stands())).unwrap_or_else(|error| panic!("{error}"));
     child.signal(Signal::SIGTERM).expect("it runs");
-    let ended = child.wait(PATIENCE).expect("it ends");
+    let ended = child.wait(TIMEOUT).expect("it ends");
     assert_eq!((ended.status.code(), listed()), (Some(0), String::new()), "{}", ended.said());
     assert!(!socket.exists(), "the socket is left");
     let _ = fs::remove_dir_all(&folder);
@@ -284,7 +284,7 @@ fn silent_control_client_is_disconnected() {
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
     let client = UnixStream::connect(daemon.socket()).expect("it listens");
-    client.set_read_timeout(Some(PATIENCE)).expect("it is open");
+    client.set_read_timeout(Some(TIMEOUT)).expect("it is open");
     let mut said = String::new();
     assert_eq!((&client).read_to_string(&mut said).map_err(|error| error.kind()), Ok(0), "{said}");
 }
@@ -307,7 +307,7 @@ fn control_socket_answers_root_only_whatever_its_mode() {
     let ask = |command: &str| -> Finished {
         let mut program = namespace.command("setpriv");
         program.args(NOBODY).arg(&copy).arg(command).env("PINHOLE_SOCKET", daemon.socket());
-        program.spawn().expect("it starts").wait(PATIENCE).expect("it ends")
+        program.spawn().expect("it starts").wait(TIMEOUT).expect("it ends")
     };
     let mode = || fs::metadata(daemon.socket()).expect("it is there").permissions().mode();
     assert_eq!(mode() & 0o777, 0o600);
@@ -350,16 +350,16 @@ fn user_with_ambient_capability_can_run_and_query() {
     ]);
     command.arg(&copy).args(["run", "--policy"]).arg(folder.join("policy.yaml")).env("PINHOLE_SOCKET", &socket);
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{error}"));
-    lab::wait_until("the daemon answers root", PATIENCE, || Ok(daemon::ask(&socket).is_ok()))
+    lab::wait_until("the daemon answers root", TIMEOUT, || Ok(daemon::ask(&socket).is_ok()))
         .unwrap_or_else(|error| panic!("{error}: {}", child.said()));
     assert!(!child.said().contains("the sandbox is not complete"), "{}", child.said());
     let users = of_each_thread(child.id(), "Uid");
     assert!(users.iter().all(|user| user.starts_with("65534\t65534")), "{users:?}");
     let mut own = namespace.command("setpriv");
-    let own = own.args(NOBODY).arg(&copy).arg("reload").env("PINHOLE_SOCKET", &socket).output(PATIENCE);
+    let own = own.args(NOBODY).arg(&copy).arg("reload").env("PINHOLE_SOCKET", &socket).output(TIMEOUT);
     own.unwrap_or_else(|error| panic!("its own user may ask: {error}"));
     child.signal(Signal::SIGTERM).expect("it runs");
-    let ended = child.wait(PATIENCE).expect("it ends");
+    let ended = child.wait(TIMEOUT).expect("it ends");
     assert_eq!(ended.status.code(), Some(0), "{}", ended.said());
     let left = namespace.nft_output(&["list", "ruleset"]).expect("nft lists");
     assert_eq!(left, "");

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::machine::{Line, Machine};
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Result, Shape, Topology};
@@ -97,11 +97,11 @@ impl Host {
         client.run(visit).and_then(|visited| visited).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn transfer(&self, mode: Mode, patience: Duration) -> Result<()> {
+    fn transfer(&self, mode: Mode, timeout: Duration) -> Result<()> {
         let server = self.control_port(matches!(mode, Mode::Epsv | Mode::Eprt));
         self.topology.client.namespace.run(|| {
-            let mut client = MiniClient::log_in(server, PATIENCE)?;
-            client.be_patient_for(patience)?;
+            let mut client = MiniClient::log_in(server, TIMEOUT)?;
+            client.set_timeout(timeout)?;
             assert_eq!(client.download(mode, "readme.txt")?, CONTENT);
             client.upload(mode, "stored.txt", CONTENT)?;
             client.quit()
@@ -111,7 +111,7 @@ impl Host {
     #[track_caller]
     fn assert_transfers_work(&self) {
         for mode in [Mode::Pasv, Mode::Epsv, Mode::Port, Mode::Eprt] {
-            self.transfer(mode, PATIENCE).unwrap_or_else(|error| panic!("{mode}: {error}"));
+            self.transfer(mode, TIMEOUT).unwrap_or_else(|error| panic!("{mode}: {error}"));
         }
     }
 
@@ -180,14 +180,14 @@ impl Host {
             let others = !processes.is_empty() && !processes.iter().any(|process| former.contains(process));
             Ok(others && self.ask().is_some())
         };
-        lab::wait_until("it to serve again", PATIENCE, is_back).unwrap_or_else(|error| panic!("{error}"));
+        lab::wait_until("it to serve again", TIMEOUT, is_back).unwrap_or_else(|error| panic!("{error}"));
         self.wait_until_active();
     }
 
     #[track_caller]
     fn wait_until_active(&self) {
         let is_active = || Ok(self.properties(["ActiveState"]) == ["active"]);
-        lab::wait_until("systemd to find it active", PATIENCE, is_active).unwrap_or_else(|error| panic!("{error}"));
+        lab::wait_until("systemd to find it active", TIMEOUT, is_active).unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
@@ -218,7 +218,7 @@ fn documented_installation_admits_transfers_until_stopped() {
     let reached = host.visit(|| Ok(TcpStream::connect_timeout(&closed, SHORT).is_ok()));
     assert!(!reached, "nobody announced it");
     host.visit(|| {
-        let mut client = MiniClient::log_in(host.control_port(false), PATIENCE)?;
+        let mut client = MiniClient::log_in(host.control_port(false), TIMEOUT)?;
         client.send(b"PORT 192,0,2,1,200,10\r\n")?;
         client.reply()?;
         client.quit()
@@ -263,12 +263,12 @@ fn bad_policy_is_refused_and_missing_chain_is_retried() {
     let processes = host.processes();
     host.change_policy("  modes:", "  modes: [EPSV]");
     host.machine.sh("systemctl reload pinhole");
-    host.transfer(Mode::Epsv, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    host.transfer(Mode::Epsv, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
     host.transfer(Mode::Pasv, SHORT).expect_err("the new policy says that only EPSV may be");
     host.change_policy("  modes:", "  modes: [PASV, EPSW]");
     host.machine.sh("! systemctl reload pinhole");
     host.transfer(Mode::Pasv, SHORT).expect_err("the old policy stays");
-    host.transfer(Mode::Epsv, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+    host.transfer(Mode::Epsv, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(host.processes(), processes);
     assert_eq!(host.machine.wait_for_journal("pinhole", "reload failed").level, 3);
 }
@@ -285,14 +285,15 @@ fn pinhole_and_session_survive_restart_kill_and_hang() {
     // What is done to it, and how often systemd has then found that it had ended by itself. Of two hangs the daemon's own
     // watchdog ends the first, and systemd's the second.
     // The daemon tells its watchdog of the policy with its next sign of life, of which there are two a second.
-    let patient = "echo 'capture: { watchdog: 1h }' >>/etc/pinhole/policy.yaml; systemctl reload pinhole; sleep 1";
+    let long_watchdog =
+        "echo 'capture: { watchdog: 1h }' >>/etc/pinhole/policy.yaml; systemctl reload pinhole; sleep 1";
     let hangs = "kill -STOP $MAINPID";
-    let hangs_for_long = format!("{patient}; {hangs}");
+    let hangs_for_long = format!("{long_watchdog}; {hangs}");
     let ends = [("systemctl restart pinhole", "0"), ("kill -KILL $MAINPID", "1"), (hangs, "2"), (&hangs_for_long, "3")];
     for (end, restarts) in ends {
         let processes = host.processes();
         host.visit(|| {
-            let mut client = MiniClient::log_in(host.control_port(false), PATIENCE)?;
+            let mut client = MiniClient::log_in(host.control_port(false), TIMEOUT)?;
             let announced = client.passive(Mode::Pasv)?;
             host.machine.sh(&format!("MAINPID=$(systemctl show --value --property MainPID pinhole); {end}"));
             host.wait_for_others_than(&processes);
@@ -301,7 +302,7 @@ fn pinhole_and_session_survive_restart_kill_and_hang() {
             assert_eq!(host.counted("adopted"), 1, "{end}");
             client.connect_data(announced)?;
             let heard =
-                |used| lab::wait_until("it to hear of the connection", PATIENCE, || Ok(host.counted("used") == used));
+                |used| lab::wait_until("it to hear of the connection", TIMEOUT, || Ok(host.counted("used") == used));
             heard(1)?;
             assert_eq!(client.download(Mode::Pasv, "readme.txt")?, CONTENT, "{end}");
             // A use of which the daemon got no event before its end: the pinhole is adopted as unused.

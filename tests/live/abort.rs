@@ -6,7 +6,7 @@
 use crate::stage;
 use std::thread;
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::stage::Stage;
 use lab::{Family, PASSWORD, ServerKind, ServerOptions, Shape, Topology, USER};
 use pinhole::core::ftp::Mode;
@@ -37,7 +37,7 @@ fn visit(topology: &Topology, kind: ServerKind, mode: Mode) -> Result<(), String
     let python = lab::tools::python().map_err(|error| error.to_string())?;
     let mut client = topology.client.namespace.command(python);
     client.args(["-u", "-I", "-S", script]).args(arguments);
-    client.output(PATIENCE * 2).map(drop).map_err(|error| format!("{kind}, {mode}: {error}"))
+    client.output(TIMEOUT * 2).map(drop).map_err(|error| format!("{kind}, {mode}: {error}"))
 }
 
 /// The failures of all servers and modes.

@@ -5,12 +5,12 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
 
-use lab::matrix::{self, Outcome, Scene, Stage};
+use lab::matrix::{self, Outcome, Setup, Stage};
 use lab::{Error, Result, Shape, Task};
 use std::time::{Duration, Instant};
 
 /// How long a client waits for a transfer that should work.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it waits for one that should fail: long enough to log in.
 const BRIEF: Duration = Duration::from_secs(2);
 
@@ -22,7 +22,7 @@ fn play<G>(
     each: impl Fn(&Stage, &matrix::Cell) -> Result<()> + Sync,
 ) -> Vec<Outcome> {
     let begun = Instant::now();
-    let outcomes = matrix::play(&Scene::all(shapes), at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    let outcomes = matrix::play(&Setup::all(shapes), at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     for Outcome { cell, result, took } in &outcomes {
         let how = if result.is_ok() { "works" } else { "fails" };
         println!("{title:13}  {cell}  {how}  {:4} ms", took.as_millis());
@@ -36,14 +36,6 @@ fn is_logged_in(error: &Error) -> bool {
     error.said().contains("230")
 }
 
-fn assert_all_work(outcomes: &[Outcome]) {
-    let failed: Vec<String> = outcomes
-        .iter()
-        .filter_map(|Outcome { cell, result, .. }| Some(format!("{cell}: {}", result.as_ref().err()?)))
-        .collect();
-    assert!(failed.is_empty(), "{} cells failed:\n{}", failed.len(), failed.join("\n\n"));
-}
-
 #[test]
 fn every_combination_works_without_a_filter() {
     let outcomes = play(
@@ -51,9 +43,9 @@ fn every_combination_works_without_a_filter() {
         &[Shape::ServerHost, Shape::Gateway],
         4,
         |_| Ok(()),
-        |stage, cell| stage.transfer(cell.client, cell.mode, PATIENCE),
+        |stage, cell| stage.transfer(cell.client, cell.mode, TIMEOUT),
     );
-    assert_all_work(&outcomes);
+    matrix::assert_all_work(&outcomes);
 }
 
 #[test]
@@ -63,14 +55,14 @@ fn default_drop_passes_logins_and_blocks_data() {
         &Shape::ALL,
         // They only wait, and delay no other test.
         48,
-        |stage| stage.topology.firewall.nft(stage.scene.shape.default_drop()),
+        |stage| stage.topology.firewall.nft(stage.setup.shape.default_drop()),
         |stage, cell| {
-            let mut patience = BRIEF;
+            let mut timeout = BRIEF;
             loop {
-                let result = cell.client.visit(&stage.visit(cell.mode, patience), &[Task::List]).map(drop);
+                let result = cell.client.visit(&stage.visit(cell.mode, timeout), &[Task::List]).map(drop);
                 // On a busy machine the login itself may take longer: that is no answer yet.
                 match &result {
-                    Err(error) if !is_logged_in(error) && patience < PATIENCE => patience *= 2,
+                    Err(error) if !is_logged_in(error) && timeout < TIMEOUT => timeout *= 2,
                     _ => return result,
                 }
             }

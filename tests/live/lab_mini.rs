@@ -6,7 +6,7 @@ use pinhole::core::ftp::Mode;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 const BRIEF: Duration = Duration::from_millis(500);
 const CONTENT: &[u8] = b"Files are data.\r\nPORT 10,21,1,10,0,22\r\n";
 
@@ -38,7 +38,7 @@ fn as_client<T: Send>(topology: &Topology, work: impl FnOnce() -> Result<T> + Se
 }
 
 fn three_transfers(server: SocketAddr, mode: Mode) -> Result<()> {
-    let mut client = MiniClient::log_in(server, PATIENCE)?;
+    let mut client = MiniClient::log_in(server, TIMEOUT)?;
     let listing = client.list(mode)?;
     assert!(String::from_utf8_lossy(&listing).contains("readme.txt"), "{mode}: the listing lacks the file");
     assert_eq!(client.download(mode, "readme.txt")?, CONTENT, "{mode}");
@@ -67,11 +67,11 @@ fn mini_transfers_need_the_kernel_helper() {
         let topology = topology(shape);
         topology.firewall.nft(shape.default_drop()).expect("the rules are right");
         for family in Family::ALL {
-            let server = serve(&topology, family, MiniOptions { patience: BRIEF, ..MiniOptions::default() });
+            let server = serve(&topology, family, MiniOptions { timeout: BRIEF, ..MiniOptions::default() });
             for &mode in modes(family) {
                 let blocked = as_client(&topology, || {
-                    let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
-                    client.be_patient_for(BRIEF)?;
+                    let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
+                    client.set_timeout(BRIEF)?;
                     Ok(client.list(mode).is_err())
                 });
                 assert!(blocked.unwrap_or_else(|error| panic!("{error}")), "{shape}, {family}, {mode} came through");
@@ -100,7 +100,7 @@ fn real_clients_work_with_the_mini_server() {
                     server: server.address(),
                     mode,
                     announce: None,
-                    patience: PATIENCE,
+                    timeout: TIMEOUT,
                 };
                 let tasks = [Task::List, Task::Download("readme.txt"), Task::Upload("upward.txt", CONTENT)];
                 let tasks = if client.uploads() { &tasks[..] } else { &tasks[..2] };
@@ -126,7 +126,7 @@ fn mini_client_works_with_real_servers() {
             for &mode in modes(family) {
                 as_client(&topology, || three_transfers(control(&topology, family), mode))
                     .unwrap_or_else(|error| panic!("{kind}, {family}, {mode}: {error}"));
-                server.wait_for_content("upward.txt", CONTENT, PATIENCE).unwrap_or_else(|error| panic!("{error}"));
+                server.wait_for_content("upward.txt", CONTENT, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
             }
         }
     }
@@ -137,7 +137,7 @@ fn mini_server_reads_split_and_pipelined_commands() {
     let topology = topology(Shape::ServerHost);
     let server = serve(&topology, Family::V4, MiniOptions::default());
     let talk = || {
-        let mut client = MiniClient::connect(server.address(), PATIENCE)?;
+        let mut client = MiniClient::connect(server.address(), TIMEOUT)?;
         client.send_in_pieces(b"USER pinhole\r\nPASS secret\r\n", 1)?;
         client.expect(331)?;
         client.expect(230)?;
@@ -162,7 +162,7 @@ fn unused_data_connection_is_not_used_for_the_next_transfer() {
     let options = MiniOptions { one_listener: true, ..MiniOptions::default() };
     let server = serve(&topology, Family::V4, options);
     let talk = || {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
         let stray = client.connect_data(announced)?;
         let content = client.download(Mode::Pasv, "readme.txt")?;

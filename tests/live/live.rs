@@ -5,9 +5,9 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 
-use lab::matrix::{self, Outcome, Scene, Stage};
+use lab::matrix::{self, Outcome, Setup, Stage};
 use lab::{Namespace, Shape};
 use nix::sys::signal::Signal;
 
@@ -23,11 +23,11 @@ fn policy(shape: Shape) -> String {
 fn play() -> Vec<Outcome> {
     let prepare = |stage: &Stage| {
         let firewall = &stage.topology.firewall;
-        firewall.nft(stage.scene.shape.default_drop())?;
-        Daemon::start(firewall, &policy(stage.scene.shape))
+        firewall.nft(stage.setup.shape.default_drop())?;
+        Daemon::start(firewall, &policy(stage.setup.shape))
     };
-    let each = |stage: &Stage, cell: &matrix::Cell| stage.transfer(cell.client, cell.mode, PATIENCE);
-    let outcomes = matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    let each = |stage: &Stage, cell: &matrix::Cell| stage.transfer(cell.client, cell.mode, TIMEOUT);
+    let outcomes = matrix::play(&Setup::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     for Outcome { cell, result, took } in &outcomes {
         let how = if result.is_ok() { "works" } else { "fails" };
         println!("{cell}  {how}  {:4} ms", took.as_millis());
@@ -35,17 +35,9 @@ fn play() -> Vec<Outcome> {
     outcomes
 }
 
-fn assert_all_work(outcomes: &[Outcome]) {
-    let failed: Vec<String> = outcomes
-        .iter()
-        .filter_map(|Outcome { cell, result, .. }| Some(format!("{cell}: {}", result.as_ref().err()?)))
-        .collect();
-    assert!(failed.is_empty(), "{} cells failed:\n{}", failed.len(), failed.join("\n\n"));
-}
-
 #[test]
 fn every_combination_works_through_default_drop() {
-    assert_all_work(&play());
+    matrix::assert_all_work(&play());
 }
 
 #[test]
@@ -57,6 +49,6 @@ fn sigterm_removes_everything() {
     let during = namespace.nft_output(&["list", "ruleset"]).expect("nft lists");
     assert!(during.contains("table inet pinhole") && during != before);
     daemon.child.signal(Signal::SIGTERM).expect("it runs");
-    lab::wait_until("the daemon ends", PATIENCE, || Ok(!daemon.child.is_running()?)).expect("it ends");
+    lab::wait_until("the daemon ends", TIMEOUT, || Ok(!daemon.child.is_running()?)).expect("it ends");
     assert_eq!(namespace.nft_output(&["list", "ruleset"]).expect("nft lists"), before);
 }

@@ -7,7 +7,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use crate::stand_in::{DaemonSubstitute, Moment};
 use lab::mini::Speaker::{self, Client, Server};
 use lab::nat::{Nat, NatTopology};
@@ -52,12 +52,12 @@ impl Ends {
         let listens = SocketAddr::new(server.addresses.of(case.family), 21);
         let dialled = SocketAddr::new(target.of(case.family), case.nat.port());
         let listener = server.namespace.run(|| TcpListener::bind(listens)).expect("root may").expect("it is free");
-        let connect = || TcpStream::connect_timeout(&dialled, PATIENCE);
+        let connect = || TcpStream::connect_timeout(&dialled, TIMEOUT);
         let client = client.namespace.run(connect).expect("root may").expect("it is let through");
         let (server, _) = listener.accept().expect("it has come");
         let [client, server] = [client, server].map(|end| {
             // Each piece becomes a segment.
-            end.set_nodelay(true).and_then(|()| end.set_read_timeout(Some(PATIENCE))).expect("it is a socket");
+            end.set_nodelay(true).and_then(|()| end.set_read_timeout(Some(TIMEOUT))).expect("it is a socket");
             BufReader::new(end)
         });
         Self { client, server }
@@ -139,7 +139,7 @@ fn play(case: &Case, moment: Moment, is_lost: bool) {
             }
             // Now a packet passes unread.
             let then = repetitions(from).max(before);
-            wait_until("the line to be repeated", PATIENCE, || Ok(repetitions(from) > then)).expect("it is");
+            wait_until("the line to be repeated", TIMEOUT, || Ok(repetitions(from) > then)).expect("it is");
             Daemon::start(gateway, &policy).unwrap_or_else(|error| panic!("{error}"))
         });
         let heard = ends.say(speaker, pieces);

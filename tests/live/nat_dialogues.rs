@@ -26,7 +26,7 @@ use pinhole::core::ftp::Mode;
 /// How long a data connection may take that nothing lets through.
 const SHORT: Duration = Duration::from_secs(3);
 /// And anything that should happen at once.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The result for a line and its data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ enum Outcome {
     /// The line arrived as it should, and the data connection did not.
     NoData,
     /// The line, or the next one, never arrived.
-    StandsStill,
+    Hangs,
 }
 
 impl fmt::Display for Outcome {
@@ -46,7 +46,7 @@ impl fmt::Display for Outcome {
             Self::Works => "works",
             Self::NotRewritten => "not rewritten",
             Self::NoData => "no data connection",
-            Self::StandsStill => "the session stands still",
+            Self::Hangs => "the session hangs",
         })
     }
 }
@@ -101,15 +101,15 @@ impl fmt::Display for Case {
         }
         match self.cut {
             Cut::Whole => {}
-            Cut::At(at) => write!(f, ", split behind {at} bytes")?,
-            Cut::AtAndWaiting(at) => write!(f, ", split behind {at} bytes, the rest sent when they are acknowledged")?,
-            Cut::EveryByte => f.write_str(", one byte a segment")?,
+            Cut::At(at) => write!(f, ", split after {at} bytes")?,
+            Cut::AtAndWaiting(at) => write!(f, ", split after {at} bytes, the rest sent when they are acknowledged")?,
+            Cut::EveryByte => f.write_str(", one byte per segment")?,
         }
         if !self.before.is_empty() {
-            write!(f, ", behind `{}` in the same segment", self.before.trim_end())?;
+            write!(f, ", after `{}` in the same segment", self.before.trim_end())?;
         }
         if !self.behind.is_empty() {
-            write!(f, ", with `{}` behind it in the same segment", self.behind.trim_end())?;
+            write!(f, ", before `{}` in the same segment", self.behind.trim_end())?;
         }
         Ok(())
     }
@@ -203,7 +203,7 @@ impl Bench {
             let also = if case.behind.is_empty() { "" } else { "NOOP\r\n" };
             let asked = format!("{asks}{}\r\n{also}", case.mode.command());
             if self.say(other, &[asked.as_bytes()])?.is_err() {
-                return Ok(Outcome::StandsStill);
+                return Ok(Outcome::Hangs);
             }
         }
         let own = SocketAddr::new(listening.addresses.of(self.family), 0);
@@ -213,7 +213,7 @@ impl Bench {
         if matches!(case.cut, Cut::AtAndWaiting(_)) {
             self.pair.enable_nagle(speaker)?;
         }
-        let Ok(heard) = self.say(speaker, &case.segments(line.as_bytes()))? else { return Ok(Outcome::StandsStill) };
+        let Ok(heard) = self.say(speaker, &case.segments(line.as_bytes()))? else { return Ok(Outcome::Hangs) };
         // The address to connect to is read from the received line, as the other end would.
         let seen_from = self.topology.public.of(self.family);
         let lines = heard.strip_prefix(case.before).and_then(|rest| rest.strip_suffix(&format!("\r\n{}", case.behind)));
@@ -236,7 +236,7 @@ impl Bench {
         for (speaker, line) in [(speaker, "NOOP\r\n"), (other, "200 Yes.\r\n")].repeat(2) {
             match self.say(speaker, &[line.as_bytes()])? {
                 Ok(heard) => assert_eq!(heard, line),
-                Err(Lost) => return Ok(Outcome::StandsStill),
+                Err(Lost) => return Ok(Outcome::Hangs),
             }
         }
         Ok(Outcome::Works)
@@ -400,9 +400,9 @@ impl Recorded {
 }
 
 #[test]
-fn the_kernel_helper_rewrites_unsplit_lines() {
+fn kernel_helper_rewrites_unsplit_lines() {
     let outcomes = hold_all(Helper::Kernel, &cases()).unwrap_or_else(|error| panic!("{error}"));
-    let mut table = "| what is said | kernel |\n|---|---|\n".to_owned();
+    let mut table = "| dialogue | kernel |\n|---|---|\n".to_owned();
     table.extend(outcomes.iter().map(|(case, outcome)| format!("| {case} | {outcome} |\n")));
     assert_documented("rewriting", &table);
 }
@@ -411,7 +411,7 @@ fn the_kernel_helper_rewrites_unsplit_lines() {
 #[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
 fn conntrackd_rewrites_less_than_pinhole() {
     let outcomes = hold_all(Helper::Conntrackd, &cases()).unwrap_or_else(|error| panic!("{error}"));
-    let mut table = "| what is said | conntrackd |\n|---|---|\n".to_owned();
+    let mut table = "| dialogue | conntrackd |\n|---|---|\n".to_owned();
     table.extend(outcomes.iter().map(|(case, outcome)| format!("| {case} | {outcome} |\n")));
     assert_documented("conntrackd-rewriting", &table);
 }
@@ -444,7 +444,7 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
     let dialled = SocketAddr::new(topology.target.of(family), 21);
     let witness = topology.witness().unwrap_or_else(|error| panic!("{error}"));
     let talk = || {
-        let mut client = MiniClient::log_in(dialled, PATIENCE)?;
+        let mut client = MiniClient::log_in(dialled, TIMEOUT)?;
         let mut content = Vec::new();
         for transfer in 1..=transfers {
             if killed_every.is_some_and(|every| transfer % every == 0) {
@@ -468,7 +468,7 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
 const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade, Mode::Eprt), (Nat::Dnat, Mode::Pasv)];
 
 #[test]
-fn the_kernel_helper_rewrites_two_thousand_lines_of_a_session() {
+fn kernel_helper_rewrites_2000_lines_of_a_session() {
     for (nat, mode) in MANY {
         transfer_many(Helper::Kernel, nat, mode, lab::share_of(2_000), None);
     }

@@ -7,7 +7,7 @@ use crate::daemon;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use lab::mini::{Delivery, DeliveryStatus, Pair, Speaker};
 use lab::nat::{Nat, NatTopology};
 use lab::{Family, Host, Namespace, wait_until};
@@ -74,13 +74,13 @@ impl Session {
         let client = stage.topology.client.namespace.run(|| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.bind(&client.into())?;
-            socket.connect_timeout(&to.into(), PATIENCE)?;
+            socket.connect_timeout(&to.into(), TIMEOUT)?;
             Ok::<_, std::io::Error>(socket.into())
         });
         let client: TcpStream = client.expect("root may enter").expect("control connections are let through");
         let (server, _) = listener.accept().expect("it has come");
         for end in [&client, &server] {
-            end.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+            end.set_read_timeout(Some(TIMEOUT)).expect("it is a socket");
         }
         let session = Self { client, server };
         assert_eq!(session.server_says("220 Ready."), "220 Ready.");
@@ -119,7 +119,7 @@ fn hear(to: &TcpStream) -> String {
 
 fn add_address(host: &Host, address: &str) {
     let add = ["addr", "add", &format!("{address}/24"), "dev", "net"];
-    let added = host.namespace.command("ip").args(add).spawn().and_then(|child| child.wait(PATIENCE));
+    let added = host.namespace.command("ip").args(add).spawn().and_then(|child| child.wait(TIMEOUT));
     assert!(added.expect("ip is there").status.success());
 }
 
@@ -150,7 +150,7 @@ fn announcement_without_a_free_port_is_refused() {
     let waits = client.namespace.run(|| TcpListener::bind("10.21.1.10:4002")).expect("root may").expect("it is free");
     let connect = |port| {
         let to = SocketAddr::new(stage.topology.public.of(Family::V4), port);
-        server.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("root may").expect("it is let in")
+        server.namespace.run(|| TcpStream::connect_timeout(&to, TIMEOUT)).expect("root may").expect("it is let in")
     };
     let mut data = connect(4002);
     waits.accept().expect("it is delivered");
@@ -217,7 +217,7 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
 
         // It is the same pinhole as before, and the sequence numbers are right.
         let to = SocketAddr::new(public, 4001);
-        let data = server.namespace.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("root may");
+        let data = server.namespace.run(|| TcpStream::connect_timeout(&to, TIMEOUT)).expect("root may");
         data.expect("it is let in").write_all(b"data").expect("it stands");
         let mut content = String::new();
         waits.accept().expect("it is delivered").0.read_to_string(&mut content).expect("it ends");
@@ -256,7 +256,7 @@ fn packets_do_not_wait_for_bytes_that_passed_unread() {
     stage.daemon.restart().expect("it starts");
     says(Speaker::Server, "331 And?\r\n");
     says(Speaker::Client, "PASS b\r\n");
-    wait_until("the session to be seen", PATIENCE, || Ok(stage.daemon.counted("sessions") == 1)).expect("it is");
+    wait_until("the session to be seen", TIMEOUT, || Ok(stage.daemon.counted("sessions") == 1)).expect("it is");
 }
 
 /// Connections without a pinhole are rejected at once, not dropped.
@@ -279,7 +279,7 @@ fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl
     announce(&session);
     let third: SocketAddr = "203.0.113.20:4001".parse().expect("an address");
     let waits = other.namespace.run(|| TcpListener::bind(third)).expect("root may").expect("it is free");
-    let connect = || caller.namespace.run(|| TcpStream::connect_timeout(&third, PATIENCE)).expect("root may");
+    let connect = || caller.namespace.run(|| TcpStream::connect_timeout(&third, TIMEOUT)).expect("root may");
     let data = connect().unwrap_or_else(|error| panic!("{nat}: {error}"));
     let (_, peer) = waits.accept().expect("it has come");
     assert_eq!(peer.ip(), IpAddr::V4(public.v4), "{nat}");
@@ -322,7 +322,7 @@ fn fill_queue(gateway: &Namespace) {
         .nft(&format!("table inet trial\ndelete table inet trial\ntable inet trial {{\n{chains}\n}}"))
         .expect("the rules are right");
     let fill = || {
-        let mut tables = Tables::open(PATIENCE).expect("root may");
+        let mut tables = Tables::open(TIMEOUT).expect("root may");
         let rules = [
             Expression::Queue { number: 0, count: 1, bypass: true },
             Expression::CompatQueue { number: 0, count: 1, bypass: true },
@@ -374,10 +374,10 @@ fn queue_overflow_breaks_no_session_with_longer_lines() {
     };
     // Unread, or not at all until there is room: but never as something else.
     let what = "the line to arrive, or to be sent again later";
-    wait_until(what, PATIENCE, || Ok(came() || queued(stage.gateway()).1 > before))
+    wait_until(what, TIMEOUT, || Ok(came() || queued(stage.gateway()).1 > before))
         .unwrap_or_else(|error| panic!("{error}"));
     stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
-    wait_until("room in the queue", PATIENCE, || Ok(queued(stage.gateway()).0 == 0))
+    wait_until("room in the queue", TIMEOUT, || Ok(queued(stage.gateway()).0 == 0))
         .unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(hear(&session.server), "NOOP");
     assert_eq!(session.server_says("200 Yes."), "200 Yes.");

@@ -6,15 +6,14 @@
 
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use crate::disturbance::{Disturbance, transfer_under};
-use crate::stage::{CONTENT, FILE, SetOnDrop, random_below};
+use crate::stage::{CONTENT, FILE, SetOnDrop};
 
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::thread;
-use std::time::Duration;
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::nat::{Nat, NatTopology};
@@ -63,14 +62,7 @@ fn kill_under_transfers(nat: Nat) {
         {
             let _ends = SetOnDrop(is_over);
             disturbance.wait_for_logins(SESSIONS.len());
-            for _ in 0..kills {
-                // The moment of the kill has to be random.
-                thread::sleep(Duration::from_micros(random_below(20_000)));
-                disturbance.begins();
-                daemon.kill().expect("it can be killed");
-                daemon.restart().expect("it comes back");
-                disturbance.is_over();
-            }
+            disturbance.kill_repeatedly(&mut daemon, kills);
         }
         for (mode, session) in sessions {
             let done = session.join().expect("no panic").unwrap_or_else(|error| panic!("{nat}, {mode}: {error}"));
@@ -105,7 +97,7 @@ fn kill_between_the_lines(nat: Nat, family: Family, mode: Mode) -> Result<()> {
     server.place(FILE, CONTENT);
     let dialled = SocketAddr::new(topology.target.of(family), 21);
     let visit = || {
-        let mut client = MiniClient::log_in(dialled, PATIENCE)?;
+        let mut client = MiniClient::log_in(dialled, TIMEOUT)?;
         for _ in 0..lab::share_of(8) {
             another_daemon()?;
             let mut data = if mode.is_active() {

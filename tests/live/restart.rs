@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Result, Shape, Topology};
 use nix::sys::signal::Signal;
@@ -51,7 +51,7 @@ impl Stage {
 
     #[track_caller]
     fn wait_until_no_pinholes(&self, set: &str) {
-        lab::wait_until("no elements in the set", PATIENCE, || Ok(self.elements(set).is_empty()))
+        lab::wait_until("no elements in the set", TIMEOUT, || Ok(self.elements(set).is_empty()))
             .unwrap_or_else(|error| panic!("{error}: {}", self.elements(set)));
     }
 
@@ -59,7 +59,7 @@ impl Stage {
     fn visit(&mut self, then: impl FnOnce(&mut Self, MiniClient, SocketAddr) -> Result<()> + Send) {
         let client = self.topology.client.namespace.clone();
         let visited = client.run(|| {
-            let mut client = MiniClient::log_in(self.address(), PATIENCE)?;
+            let mut client = MiniClient::log_in(self.address(), TIMEOUT)?;
             let announced = client.passive(Mode::Pasv)?;
             then(self, client, announced)
         });
@@ -87,7 +87,7 @@ fn adopted_pinhole_is_shown_restored_and_used() {
         assert!(stage.elements("pinholes4").contains(&announced.port().to_string()));
 
         client.connect_data(announced)?;
-        lab::wait_until("the daemon to hear of it", PATIENCE, || Ok(stage.daemon.counted("used") == 1))?;
+        lab::wait_until("the daemon to hear of it", TIMEOUT, || Ok(stage.daemon.counted("used") == 1))?;
         assert_eq!(stage.daemon.status()["pinholes"], serde_json::json!([]));
         Ok(())
     });
@@ -115,7 +115,7 @@ fn restart_keeps_pinholes_and_applies_the_new_policy() {
         // The chain that is named no more has no rule of ours.
         assert!(!others(stage)?.contains("pinhole"), "{}", others(stage)?);
         client.connect_data(announced)?;
-        lab::wait_until("the daemon to hear of it", PATIENCE, || Ok(stage.daemon.counted("used") == 1))
+        lab::wait_until("the daemon to hear of it", TIMEOUT, || Ok(stage.daemon.counted("used") == 1))
     });
     stage.daemon.end(Signal::SIGTERM).expect("it ends");
     assert!(!stage.topology.firewall.nft_output(&["list", "ruleset"]).expect("nft lists").contains("pinhole"));
@@ -149,7 +149,7 @@ fn pinhole_of_an_ended_session_is_closed_at_start() {
         stage.daemon.kill()?;
         client.quit()
     });
-    lab::wait_until("the server to see it", PATIENCE, || Ok(server.sessions() == 0)).expect("it does");
+    lab::wait_until("the server to see it", TIMEOUT, || Ok(server.sessions() == 0)).expect("it does");
     assert!(!stage.elements("pinholes4").is_empty());
     stage.daemon.restart().unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(stage.elements("pinholes4"), "");
@@ -165,7 +165,7 @@ fn adopted_pinhole_expires_after_its_timeout() {
     stage.visit(|stage, _client, _| {
         stage.restart_after_kill();
         assert_eq!(stage.daemon.counted("adopted"), 1);
-        lab::wait_until("it to expire", PATIENCE, || Ok(stage.daemon.counted("expired") == 1))?;
+        lab::wait_until("it to expire", TIMEOUT, || Ok(stage.daemon.counted("expired") == 1))?;
         assert_eq!(stage.elements("pinholes4"), "");
         Ok(())
     });

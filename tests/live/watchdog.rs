@@ -9,7 +9,7 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use crate::stage::{CONTENT, FILE, Stage};
 use lab::mini::MiniClient;
 use lab::{Family, Namespace, Shape};
@@ -45,7 +45,7 @@ fn watchdog_of(daemon: &Daemon) -> Pid {
 const THREADS: usize = 7;
 
 fn wait_until(what: &str, is_so: impl FnMut() -> lab::Result<bool>) {
-    lab::wait_until(what, PATIENCE, is_so).unwrap_or_else(|error| panic!("{error}"));
+    lab::wait_until(what, TIMEOUT, is_so).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// A thread that is about to do something when the signal comes does it first.
@@ -132,7 +132,7 @@ fn stopped_daemon_passes_nothing_when_fail_closed() {
     let server = stage.serve(Family::V4);
     let [client_host, server_host] = stage.ends();
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         count_segments(client_host, "output");
         count_segments(server_host, "input");
         daemon.child.signal(Signal::SIGSTOP)?;
@@ -187,7 +187,7 @@ fn queues_are_unbound_even_if_the_daemon_lives() {
     let watchdog = watchdog_of(&daemon);
     kill(watchdog, Signal::SIGSTOP).expect("it runs");
     let hanging = Hanging::those(&daemon, 6, |name| name != "watching the th");
-    stage.as_client(|| MiniClient::log_in(server.address(), PATIENCE)?.quit());
+    stage.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.quit());
     drop(hanging);
     kill(watchdog, Signal::SIGCONT).expect("it runs");
 }
@@ -232,7 +232,7 @@ fn busy_daemon_on_a_busy_host_is_left_alone() {
     let _load = Load::of(8 * thread::available_parallelism().map_or(1, usize::from));
     let began = Instant::now();
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         while began.elapsed() < LONG {
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         }

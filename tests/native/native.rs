@@ -11,7 +11,7 @@ use crate::stage;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use crate::helper_list::{expected, machine, start, wait_for_no_helper};
 use crate::stage::{CONTENT, FILE, Stage, assert_closed, connect, modes, some_transfers};
 use lab::mini::MiniClient;
@@ -28,7 +28,7 @@ fn gateway(policy: &str) -> (Stage, Daemon) {
 }
 
 fn wait_until_no_expectations(firewall: &Namespace) {
-    lab::wait_until("no expectations", PATIENCE, || Ok(expected(firewall).is_empty()))
+    lab::wait_until("no expectations", TIMEOUT, || Ok(expected(firewall).is_empty()))
         .unwrap_or_else(|error| panic!("{error}: {:?}", expected(firewall)));
 }
 
@@ -45,7 +45,7 @@ fn announcement_becomes_one_expectation_that_admits_once() {
             let Topology { client: client_host, server: server_host, .. } = &stage.topology;
             let (from, to) = if mode.is_active() { (server_host, client_host) } else { (client_host, server_host) };
             stage.as_client(|| {
-                let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+                let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 let announced = if mode.is_active() { client.active(mode)? } else { client.passive(mode)? };
                 let all = expected(stage.firewall());
                 let [one] = &all[..] else { panic!("{mode}: {all:?}") };
@@ -79,7 +79,7 @@ fn assert_shown_by_conntrack(firewall: &Namespace, one: &CtExpectation) {
     let example = example.lines().next().expect("a line");
     let family = if one.from.is_ipv4() { "ipv4" } else { "ipv6" };
     let list = ["-L", "expect", "-f", family];
-    let printed = firewall.command("conntrack").args(list).output(PATIENCE).expect("conntrack is there").stdout;
+    let printed = firewall.command("conntrack").args(list).output(TIMEOUT).expect("conntrack is there").stdout;
     let printed = String::from_utf8_lossy(&printed);
     let [line] = printed.lines().collect::<Vec<_>>()[..] else { panic!("{printed}") };
     let names = |line: &str| {
@@ -105,17 +105,17 @@ fn expectation_is_removed_with_its_session() {
     stage.topology.keep_ended_connections().expect("root may");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         client.passive(Mode::Pasv)?;
         assert_eq!(expected(stage.firewall()).len(), 1);
         client.quit()
     });
     wait_until_no_expectations(stage.firewall());
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
         let master = expected(stage.firewall())[0].master;
-        let forget = || Conntrack::open(PATIENCE).and_then(|mut all| all.delete(&master));
+        let forget = || Conntrack::open(TIMEOUT).and_then(|mut all| all.delete(&master));
         assert_eq!(stage.firewall().run(forget)?, Ok(true));
         assert_eq!(expected(stage.firewall()), []);
         assert_closed(&stage.topology.client.namespace, announced);
@@ -129,7 +129,7 @@ fn announcement_beyond_the_session_limit_is_refused() {
     let (stage, mut daemon) = gateway("defaults: { timeout: 1h, pinholes_per_session: 3 }\n");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for _ in 0..3 {
             client.passive(Mode::Epsv)?;
         }
@@ -184,7 +184,7 @@ fn expectations_beyond_the_helper_limit_go_to_the_sets() {
         gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h, pinholes_per_session: 300 }\n");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         // A server may announce the same port twice.
         let mut announced = BTreeSet::new();
         while announced.len() < 200 {
@@ -216,7 +216,7 @@ fn expectations_beyond_the_kernel_limit_go_to_the_sets() {
     let (stage, daemon) = gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h }\n");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let mut announced = || client.passive(Mode::Epsv);
         let (first, second, third) = (announced()?, announced()?, announced()?);
         assert_eq!(ports(&expected(stage.firewall())).len(), 2);
@@ -235,7 +235,7 @@ fn sessions_and_expectations_survive_kill_and_flush() {
     let (stage, mut daemon) = gateway("");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for signal in [Signal::SIGKILL, Signal::SIGUSR2] {
             let before = client.passive(Mode::Pasv)?;
             daemon.end(signal)?;
@@ -266,7 +266,7 @@ fn sessions_and_expectations_survive_kill_and_flush() {
 fn stop_cleans_up_and_start_adopts_after_a_kill() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
-    let helpers = || Helpers::open(PATIENCE).and_then(|mut all| all.list()).expect("a list");
+    let helpers = || Helpers::open(TIMEOUT).and_then(|mut all| all.list()).expect("a list");
     let (stage, mut daemon) = gateway("");
     let ours = helpers();
     assert_eq!(ours.iter().map(|one| (&*one.name, &*one.class)).collect::<Vec<_>>(), [("ftp", "pinhole"); 2]);
@@ -278,7 +278,7 @@ fn stop_cleans_up_and_start_adopts_after_a_kill() {
     assert!(helpers().iter().all(|one| one.timeout == Duration::from_secs(7)), "{:?}", helpers());
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
-        let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+        let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         client.passive(Mode::Pasv)?;
         daemon.end(Signal::SIGTERM)?;
         assert_eq!((helpers(), expected(stage.firewall())), (vec![], vec![]));
@@ -293,7 +293,7 @@ fn session_from_before_a_stop_continues_and_uses_the_sets() {
         let (stage, mut daemon) = gateway(admit);
         let server = stage.serve(Family::V4);
         stage.as_client(|| {
-            let mut client = MiniClient::log_in(server.address(), PATIENCE)?;
+            let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             daemon.end(Signal::SIGTERM)?;
             // What ran before may have named it as well, and then it stays a little longer.

@@ -3,7 +3,7 @@
 //!
 //! Needs root and nft, and a kernel with helpers in userspace.
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::helper_list::{machine, start, wait_for_no_helper};
 use crate::stage::{Stage, modes, some_transfers};
 use lab::{Family, Shape, Topology};
@@ -45,7 +45,7 @@ fn helper_assigned_by_own_rules_works_and_stays() {
     }
     daemon.end(Signal::SIGTERM).expect("it ends");
     // Older kernels keep a helper that a ruleset names; since Linux 7.2 it goes.
-    let stays = !Helpers::open(PATIENCE).and_then(|mut all| all.list()).expect("a list").is_empty();
+    let stays = !Helpers::open(TIMEOUT).and_then(|mut all| all.list()).expect("a list").is_empty();
     let says_so = daemon.child.said().contains("the helper `ftp` stays, because a ruleset names it");
     assert_eq!(says_so, stays, "{}", daemon.child.said());
     daemon.restart().expect("it takes it over");
@@ -53,7 +53,7 @@ fn helper_assigned_by_own_rules_works_and_stays() {
     stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
     stage.firewall().nft("delete table inet own").expect("it stands");
     daemon.end(Signal::SIGTERM).expect("it ends");
-    assert_eq!(Helpers::open(PATIENCE).and_then(|mut all| all.list()), Ok(vec![]));
+    assert_eq!(Helpers::open(TIMEOUT).and_then(|mut all| all.list()), Ok(vec![]));
 }
 
 /// Debian's `/etc/nftables.conf` from the package nftables, to which users add their own rules.
@@ -99,7 +99,7 @@ fn distribution_rulesets_work_unchanged() {
             let daemon = start(stage.firewall(), "");
             stage.firewall().nft(&rules).expect("the rules are right");
             let stands = || Ok(stage.firewall().nft_output(&["list", "tables"])?.contains("inet pinhole"));
-            lab::wait_until("the table to be back", PATIENCE, stands).unwrap_or_else(|error| panic!("{error}"));
+            lab::wait_until("the table to be back", TIMEOUT, stands).unwrap_or_else(|error| panic!("{error}"));
             for family in Family::ALL {
                 let server = stage.serve(family);
                 for &mode in modes(family) {

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command as Plain;
 use std::time::Duration;
 
-use crate::daemon::{Daemon, PATIENCE, PROGRAM, new_folder, write_policy};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT, new_folder, write_policy};
 use crate::helper_list::{machine, wait_for_no_helper};
 use lab::{Command, Finished, Namespace};
 use nix::sys::signal::Signal;
@@ -26,7 +26,7 @@ fn program(front: &Front, namespace: &Namespace, folder: &Path) -> Command {
 fn run(front: &Front, namespace: &Namespace, folder: &Path, arguments: &[&str]) -> Finished {
     let policy = folder.join("policy.yaml");
     let mut command = program(front, namespace, folder);
-    let finished = command.args(arguments).arg(policy).spawn().and_then(|child| child.wait(PATIENCE));
+    let finished = command.args(arguments).arg(policy).spawn().and_then(|child| child.wait(TIMEOUT));
     finished.unwrap_or_else(|error| panic!("{error}"))
 }
 
@@ -74,14 +74,14 @@ fn assert_told(front: &Front, parts: &[&str]) {
     let mut service =
         command.args(["run", "--policy"]).arg(folder.join("policy.yaml")).spawn().expect("it can be started");
     let stands = |service: &mut lab::Child| Ok(!service.is_running()? || service.said().contains("let in by"));
-    lab::wait_until("the service", PATIENCE, || stands(&mut service)).unwrap_or_else(|error| panic!("{error}"));
+    lab::wait_until("the service", TIMEOUT, || stands(&mut service)).unwrap_or_else(|error| panic!("{error}"));
     let log = service.said();
     let logged = log.lines().find(|line| line.contains(" mechanism sets, not native: "));
     assert_holds(logged.unwrap_or_else(|| panic!("{log}")), parts);
-    let status = program(&[], &namespace, &folder).arg("status").output(PATIENCE).expect("it answers").said();
+    let status = program(&[], &namespace, &folder).arg("status").output(TIMEOUT).expect("it answers").said();
     assert_holds(line(&status, "mechanism sets, not native: "), parts);
     service.signal(Signal::SIGTERM).expect("it runs");
-    assert!(service.wait(PATIENCE).expect("it ends").status.success());
+    assert!(service.wait(TIMEOUT).expect("it ends").status.success());
     std::fs::remove_dir_all(&folder).expect("it was made");
 }
 

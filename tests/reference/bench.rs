@@ -8,7 +8,7 @@ use lab::mini::{DeliveryStatus, Pair, Speaker};
 use lab::{Addresses, End, Family, Namespace, Result, Shape, Topology};
 use nix::sys::signal::Signal;
 
-use super::daemon::PATIENCE;
+use super::daemon::TIMEOUT;
 use super::helper::{Help, Helper};
 use Speaker::{Client, Server};
 
@@ -20,7 +20,7 @@ pub(crate) enum Outcome {
     /// The firewall refuses it.
     StaysClosed,
     /// It never comes to that: the dialogue does not get through.
-    StandsStill,
+    Hangs,
     /// The pinhole was open for that many seconds.
     For(u64),
 }
@@ -30,7 +30,7 @@ impl fmt::Display for Outcome {
         f.pad(match self {
             Self::Opens => "opens",
             Self::StaysClosed => "stays closed",
-            Self::StandsStill => "drops a packet, and the session stands still",
+            Self::Hangs => "drops a segment; the session hangs",
             Self::For(seconds) => return f.pad(&format!("open for {seconds} s")),
         })
     }
@@ -179,9 +179,9 @@ impl Bench {
     /// Whether a data connection from there to there gets through.
     pub(crate) fn data(&self, from: &Namespace, to: SocketAddr) -> Result<Outcome> {
         if self.heard == DeliveryStatus::Lost {
-            return Ok(Outcome::StandsStill);
+            return Ok(Outcome::Hangs);
         }
-        match from.run(|| TcpStream::connect_timeout(&to, PATIENCE))? {
+        match from.run(|| TcpStream::connect_timeout(&to, TIMEOUT))? {
             Ok(_) => Ok(Outcome::Opens),
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::ConnectionRefused, "from {from} to {to}: {error}");
@@ -237,7 +237,7 @@ impl Bench {
         if self.helper != Helper::Pinhole {
             return Ok(());
         }
-        lab::wait_until("Pinhole to restore the ruleset", PATIENCE, || {
+        lab::wait_until("Pinhole to restore the ruleset", TIMEOUT, || {
             let rules = self.firewall.nft_output(&["list", "ruleset"])?;
             // The chain that queues is added to the table last.
             Ok(rules.contains("goto inspect") && rules.contains("pinhole: announced"))

@@ -22,14 +22,15 @@ const fn case(name: &'static str, why: &'static str, hold: fn(&mut Bench) -> Res
     Case { name, why, policy: "", hold }
 }
 
-const SPLIT: &str = "The kernel drops what may be the beginning of an announcement, as often as it comes.";
-const FIRST_ONLY: &str = "The kernel looks at the beginning of a packet.";
-const NOT_ASKED: &str = "A server, or a text that it was made to print, could open ports. Pinhole takes a 227 only as \
-                         the answer to a PASV.";
+const SPLIT: &str = "The kernel drops a segment that may be the beginning of an announcement, and each retransmission \
+                     of it.";
+const FIRST_ONLY: &str = "The kernel looks for an announcement only at the beginning of a segment.";
+const NOT_ASKED: &str = "Otherwise a server could open ports, or a user who makes it print such a text. Pinhole \
+                         accepts a 227 only as the reply to a PASV.";
 
 /// All of them.
 pub(crate) const CASES: &[Case] = &[
-    // What both do.
+    // The same with both.
     case("PORT", "", |bench| bench.active(&[PORT_LINE])),
     case("PASV, 227", "", |bench| bench.passive(&[REPLY_227])),
     case("EPRT", "", |bench| bench.active(&["EPRT |1|10.21.1.10|{active}|\r\n"])),
@@ -39,11 +40,9 @@ pub(crate) const CASES: &[Case] = &[
         bench.say(Server, &["229 Entering Extended Passive Mode (|||{passive}|)\r\n"])?;
         bench.passive_data()
     }),
-    case("`port` in small letters", "", |bench| bench.active(&["port {port}\r\n"])),
-    case("PORT with another command behind it in the same segment", "", |bench| {
-        bench.active(&["PORT {port}\r\nNOOP\r\n"])
-    }),
-    case("a pinhole used a second time", "", |bench| {
+    case("`port` in lower case", "", |bench| bench.active(&["port {port}\r\n"])),
+    case("PORT before another command in the same segment", "", |bench| bench.active(&["PORT {port}\r\nNOOP\r\n"])),
+    case("second connection through one pinhole", "", |bench| {
         bench.log_in()?;
         bench.say(Client, &["PASV\r\n"])?;
         bench.say(Server, &[REPLY_227])?;
@@ -64,10 +63,10 @@ pub(crate) const CASES: &[Case] = &[
     case("STOR PORT 10,...: a file name that looks like an announcement", "", |bench| {
         bench.active(&["STOR PORT {port}\r\n"])
     }),
-    // How it is split.
+    // How segments split it.
     case("PORT split over two segments", SPLIT, |bench| bench.active(&["PORT {port-1}", "{port-2}\r\n"])),
-    case("PORT split inside the word", SPLIT, |bench| bench.active(&["PO", "RT {port}\r\n"])),
-    case("PORT, one byte a segment", SPLIT, |bench| {
+    case("PORT split inside the verb", SPLIT, |bench| bench.active(&["PO", "RT {port}\r\n"])),
+    case("PORT, one byte per segment", SPLIT, |bench| {
         bench.log_in()?;
         let line = bench.fill("PORT {port}\r\n");
         let bytes: Vec<&[u8]> = line.as_bytes().chunks(1).collect();
@@ -81,18 +80,18 @@ pub(crate) const CASES: &[Case] = &[
         bench.pair.enable_nagle(Client)?;
         bench.active(&["PORT {port-1}", "{port-2}\r\n"])
     }),
-    // What stands around it.
-    case("PORT behind another command in the same segment", FIRST_ONLY, |bench| {
+    // What is in the segment besides it.
+    case("PORT after another command in the same segment", FIRST_ONLY, |bench| {
         bench.active(&["PWD\r\nPORT {port}\r\n"])
     }),
-    case("227 behind another reply in the same segment", FIRST_ONLY, |bench| {
+    case("227 after another reply in the same segment", FIRST_ONLY, |bench| {
         bench.log_in()?;
         bench.say(Client, &["PWD\r\nPASV\r\n"])?;
         bench.say(Server, &["257 \"/\"\r\n227 Entering Passive Mode (10,21,2,10,{ports})\r\n"])?;
         bench.passive_data()
     }),
-    // The kernel looks at the beginning of a packet. Pinhole opens nothing that servers may read in different ways.
-    case("Telnet's IAC NOP in front of PORT", "", |bench| {
+    // Pinhole opens nothing for a line that servers may read in different ways.
+    case("Telnet IAC NOP before PORT", "", |bench| {
         bench.log_in()?;
         let line = [b"\xff\xf1", bench.fill(PORT_LINE).as_bytes()].concat();
         bench.say_bytes(Client, &[&line])?;
@@ -100,17 +99,17 @@ pub(crate) const CASES: &[Case] = &[
     }),
     case(
         "PORT with a bare LF",
-        "The kernel wants a CR behind the numbers, and drops what lacks it, as often as it comes. Pinhole lets it pass, \
-         and opens nothing: programs do not agree where such a line ends.",
+        "The kernel requires a CR after the numbers, and drops a segment without it and each retransmission. Pinhole \
+         accepts the segment and opens nothing, because servers do not agree where such a line ends.",
         |bench| bench.active(&["PORT {port}\n"]),
     ),
-    // What it means.
-    case("227 that nobody asked for", NOT_ASKED, |bench| {
+    // Announcements that are not valid.
+    case("227 without a PASV", NOT_ASKED, |bench| {
         bench.log_in()?;
         bench.say(Server, &[REPLY_227])?;
         bench.passive_data()
     }),
-    case("a 227 line inside a reply of several lines, in a segment of its own", NOT_ASKED, |bench| {
+    case("227 line inside a multiline reply, in a segment of its own", NOT_ASKED, |bench| {
         bench.log_in()?;
         bench.say(Client, &["STAT\r\n"])?;
         bench.say(Server, &["211-Status\r\n"])?;
@@ -120,7 +119,7 @@ pub(crate) const CASES: &[Case] = &[
     }),
     case(
         "227 before a login",
-        "Nobody who cannot log in should open anything. `login: optional` does as the kernel.",
+        "A client that cannot log in should not open ports. `login: optional` opens them, as the kernel does.",
         |bench| {
             bench.say(Server, &["220 Ready.\r\n"])?;
             bench.say(Client, &["PASV\r\n"])?;
@@ -128,16 +127,12 @@ pub(crate) const CASES: &[Case] = &[
             bench.passive_data()
         },
     ),
-    case(
-        "PORT to a port below 1024",
-        "Data connections do not go to services. `data_ports` can name such ports.",
-        |bench| {
-            bench.log_in()?;
-            bench.say(Client, &["PORT {low}\r\n"])?;
-            bench.data(&bench.server.clone(), bench.client_low)
-        },
-    ),
-    case("PASV after EPSV ALL", "RFC 2428: after EPSV ALL nothing else is to be used.", |bench| {
+    case("PORT to a port below 1024", "Services listen on these ports. `data_ports` can allow them.", |bench| {
+        bench.log_in()?;
+        bench.say(Client, &["PORT {low}\r\n"])?;
+        bench.data(&bench.server.clone(), bench.client_low)
+    }),
+    case("PASV after EPSV ALL", "RFC 2428: after EPSV ALL the server must reject PASV.", |bench| {
         bench.log_in()?;
         bench.say(Client, &["EPSV ALL\r\n"])?;
         bench.say(Server, &["200 Only EPSV.\r\n"])?;
@@ -154,8 +149,8 @@ pub(crate) const CASES: &[Case] = &[
         bench.passive_data()
     }),
     case(
-        "227 behind AUTH TLS and 234",
-        "What follows is encrypted, and whatever looks like a 227 in it is chance or worse.",
+        "227 after AUTH TLS and 234",
+        "The session is encrypted from then on, so a 227 in clear text is no announcement of the server's.",
         |bench| {
             bench.log_in()?;
             bench.say(Client, &["AUTH TLS\r\n"])?;
@@ -168,8 +163,8 @@ pub(crate) const CASES: &[Case] = &[
     Case {
         policy: "defaults: { login: optional }\n",
         ..case(
-            "227 from something that talks no FTP",
-            "Pinhole wants a 220 and commands of FTP, also with `login: optional`, as here.",
+            "227 in a connection that is not FTP",
+            "Pinhole requires a 220 and FTP commands, even with `login: optional`, as here.",
             |bench| {
                 bench.say(Server, &["Good day.\r\n"])?;
                 bench.say(Client, &["GET / HTTP/1.1\r\n"])?;
@@ -182,14 +177,15 @@ pub(crate) const CASES: &[Case] = &[
     },
     case(
         "227 with 0.0.0.0",
-        "Some servers say so when they mean themselves, and clients understand it. To the kernel it is a third party.",
+        "Some servers announce 0.0.0.0 for their own address, and clients accept it. The kernel takes it for a third \
+         party.",
         |bench| bench.passive(&["227 Entering Passive Mode (0,0,0,0,{ports})\r\n"]),
     ),
     Case {
         policy: "defaults: { modes: [PORT, LPRT, LPSV] }\n",
         ..case(
             "LPRT",
-            "The kernel does not know RFC 1639. Pinhole does, if `modes` names it (here it does).",
+            "The kernel does not support RFC 1639. Pinhole does if `modes` has LPRT and LPSV, as here.",
             |bench| bench.active(&["LPRT 4,4,10,21,1,10,2,{active-ports}\r\n"]),
         )
     },
@@ -197,7 +193,7 @@ pub(crate) const CASES: &[Case] = &[
         policy: "defaults: { modes: [PORT, LPRT, LPSV] }\n",
         ..case(
             "LPSV, 228",
-            "The kernel does not know RFC 1639. Pinhole does, if `modes` names it (here it does).",
+            "The kernel does not support RFC 1639. Pinhole does if `modes` has LPRT and LPSV, as here.",
             |bench| {
                 bench.log_in()?;
                 bench.say(Client, &["LPSV\r\n"])?;
@@ -206,10 +202,11 @@ pub(crate) const CASES: &[Case] = &[
             },
         )
     },
-    // How long it holds.
+    // How long the port is open.
     case(
-        "PASV twice: the first of the two ports",
-        "The kernel keeps one expectation a session and drops the older one. Pinhole keeps `pinholes_per_session`.",
+        "two PASV: connection to the first port",
+        "The kernel keeps one expectation for each session and drops the older one. Pinhole keeps \
+         `pinholes_per_session`.",
         |bench| {
             bench.log_in()?;
             bench.say(Client, &["PASV\r\n"])?;
@@ -219,15 +216,15 @@ pub(crate) const CASES: &[Case] = &[
             bench.passive_data()
         },
     ),
-    case("PORT, refused by the server", "Nothing will come that should.", |bench| {
+    case("PORT that the server refuses", "The server will not connect, so nothing needs the port.", |bench| {
         bench.log_in()?;
         bench.say(Client, &[PORT_LINE])?;
         bench.say(Server, &["500 No.\r\n"])?;
         bench.active_data()
     }),
     case(
-        "PORT, and the session has ended",
-        "The kernel keeps the expectation until it forgets the connection, two minutes after its end.",
+        "PORT, then the session ends",
+        "The kernel keeps the expectation until conntrack removes the control connection, two minutes after its end.",
         |bench| {
             bench.log_in()?;
             bench.say(Client, &[PORT_LINE])?;
@@ -237,23 +234,23 @@ pub(crate) const CASES: &[Case] = &[
             bench.active_data()
         },
     ),
-    case("227, and nobody comes", "The kernel's time cannot be set. Pinhole's can: `timeout`.", |bench| {
+    case("227 without a data connection", "The kernel's timeout is fixed. Pinhole's is the key `timeout`.", |bench| {
         bench.log_in()?;
         bench.say(Client, &["PASV\r\n"])?;
         bench.say(Server, &[REPLY_227])?;
         bench.life()
     }),
-    // What the helper has missed.
-    case("227 in a session that is older than the helper", "", older_than_the_helper),
+    // Sessions that began before the helper or a reload.
+    case("227 in a session that began before the helper was started", "", older_than_the_helper),
     Case {
         policy: "pickup: trust\n",
         ..case(
-            "227 in a session that is older than the helper, with `pickup: trust`",
-            "The kernel gives its helper to new connections only. Pinhole can be told to trust old ones.",
+            "227 in a session that began before the helper was started, with `pickup: trust`",
+            "The kernel assigns its helper to new connections only. Pinhole can trust existing ones.",
             older_than_the_helper,
         )
     },
-    case("227 in a session that is older than a reload of the filter (`flush ruleset`)", "", |bench| {
+    case("227 in a session that began before a reload of the filter (`flush ruleset`)", "", |bench| {
         bench.log_in()?;
         bench.reload_the_filter()?;
         bench.say(Client, &["PASV\r\n"])?;
@@ -261,9 +258,9 @@ pub(crate) const CASES: &[Case] = &[
         bench.passive_data()
     }),
     case(
-        "227 in a session that is younger than a reload of the filter (`flush ruleset`)",
-        "The rule that assigns the kernel's helper went with the ruleset, unless the user's own file has it. Pinhole \
-         puts its table back.",
+        "227 in a session that began after a reload of the filter (`flush ruleset`)",
+        "The reload removed the rule that assigns the kernel's helper, unless the reloaded file contains it. Pinhole \
+         restores its table.",
         |bench| {
             bench.reload_the_filter()?;
             bench.connect_anew()?;

@@ -21,11 +21,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bench::Outcome;
-use daemon::PATIENCE;
+use daemon::TIMEOUT;
 use dialogues::Case;
 use document::assert_documented;
 use helper::Helper;
-use lab::matrix::{self, Cell, Scene, Stage};
+use lab::matrix::{self, Cell, Setup, Stage};
 use lab::{Family, Result, Shape};
 use pinhole::core::ftp::Mode;
 
@@ -40,19 +40,19 @@ fn policy(shape: Shape) -> &'static str {
     }
 }
 
-fn play(helper: Helper, patience: impl Fn(&Cell) -> Duration + Sync) -> Vec<matrix::Outcome> {
+fn play(helper: Helper, timeout: impl Fn(&Cell) -> Duration + Sync) -> Vec<matrix::Outcome> {
     let prepare = |stage: &Stage| {
-        stage.topology.firewall.nft(stage.scene.shape.default_drop())?;
-        helper.start(&stage.topology.firewall, policy(stage.scene.shape))
+        stage.topology.firewall.nft(stage.setup.shape.default_drop())?;
+        helper.start(&stage.topology.firewall, policy(stage.setup.shape))
     };
-    let each = |stage: &Stage, cell: &Cell| stage.transfer(cell.client, cell.mode, patience(cell));
-    matrix::play(&Scene::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"))
+    let each = |stage: &Stage, cell: &Cell| stage.transfer(cell.client, cell.mode, timeout(cell));
+    matrix::play(&Setup::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The result of each cell, by its name.
 fn outcomes(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>> {
     let told = |outcome: matrix::Outcome| (outcome.cell.to_string(), outcome.result.map_err(|error| error.to_string()));
-    play(helper, |_| PATIENCE).into_iter().map(told).collect()
+    play(helper, |_| TIMEOUT).into_iter().map(told).collect()
 }
 
 #[test]
@@ -97,8 +97,8 @@ fn unusual_dialogues_end_as_documented() {
             differences += &format!("| {} | {kernel} | {ours} | {} |\n", case.name, case.why);
         }
     }
-    let differences = format!("| what is said | kernel | Pinhole | why |\n|---|---|---|---|\n{differences}");
-    let agreements = format!("| what is said | both |\n|---|---|\n{agreements}");
+    let differences = format!("| dialogue | kernel | Pinhole | why |\n|---|---|---|---|\n{differences}");
+    let agreements = format!("| dialogue | both |\n|---|---|\n{agreements}");
     assert_documented("differences", &differences);
     assert_documented("agreements", &agreements);
 }
@@ -107,25 +107,25 @@ fn unusual_dialogues_end_as_documented() {
 
 /// Whether a cell is beyond conntrackd, which supports neither 229 nor IPv6 addresses.
 fn is_beyond_conntrackd(cell: &Cell) -> bool {
-    cell.mode == Mode::Epsv || cell.scene.family == Family::V6
+    cell.mode == Mode::Epsv || cell.setup.family == Family::V6
 }
 
 #[test]
 #[ignore = "needs a kernel with nfnetlink_cthelper, and conntrackd: `make test-vm` runs it"]
 fn real_software_works_with_conntrackd_as_documented() {
     // A client whose transfer will fail need not wait long.
-    let patience = |cell: &Cell| if is_beyond_conntrackd(cell) { lab::allow(Duration::from_secs(1)) } else { PATIENCE };
+    let timeout = |cell: &Cell| if is_beyond_conntrackd(cell) { lab::allow(Duration::from_secs(1)) } else { TIMEOUT };
     let (mut ways, mut wrong) = (BTreeMap::new(), Vec::new());
-    for matrix::Outcome { cell, result, .. } in play(Helper::Conntrackd, patience) {
+    for matrix::Outcome { cell, result, .. } in play(Helper::Conntrackd, timeout) {
         let said = result.as_ref().map_or_else(ToString::to_string, |()| "works".to_owned());
         println!("{cell}  conntrackd: {said}");
         if result.is_ok() == is_beyond_conntrackd(&cell) {
             wrong.push(format!("{cell}: {said}"));
         }
-        ways.insert(format!("{}, {}", cell.mode, cell.scene.family), result.is_ok());
+        ways.insert(format!("{}, {}", cell.mode, cell.setup.family), result.is_ok());
     }
     assert!(wrong.is_empty(), "{} cells are not as expected:\n{}", wrong.len(), wrong.join("\n\n"));
-    let mut table = "| how data connections are announced | conntrackd |\n|---|---|\n".to_owned();
+    let mut table = "| announcement | conntrackd |\n|---|---|\n".to_owned();
     let word = |works| if works { "works" } else { "no data connection" };
     table.extend(ways.iter().map(|(way, works)| format!("| {way} | {} |\n", word(*works))));
     assert_documented("conntrackd-matrix", &table);
@@ -136,7 +136,7 @@ fn real_software_works_with_conntrackd_as_documented() {
 fn unusual_dialogues_end_with_conntrackd_as_documented() {
     let hold_all = |helper| dialogues::hold_all(helper).unwrap_or_else(|error| panic!("{error}"));
     let outcomes = hold_all(Helper::Conntrackd).into_iter().zip(hold_all(Helper::Pinhole));
-    let mut table = "| what is said | conntrackd | Pinhole |\n|---|---|---|\n".to_owned();
+    let mut table = "| dialogue | conntrackd | Pinhole |\n|---|---|---|\n".to_owned();
     for (case, (theirs, ours)) in dialogues::CASES.iter().zip(outcomes) {
         println!("{:60} conntrackd: {theirs:40} Pinhole: {ours}", case.name);
         if theirs != ours {

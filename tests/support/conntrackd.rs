@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use lab::{Child, KERNEL_HELPER, Namespace, Result};
 
-use super::daemon::{PATIENCE, new_folder};
+use super::daemon::{TIMEOUT, new_folder};
 
 /// The manual's configuration with other paths. One queue each for IPv4 and IPv6.
 const CONFIGURATION: &str = "
@@ -43,14 +43,14 @@ impl Conntrackd {
         // The kernel has one list of helpers for all namespaces. It may contain this one already.
         for family in ["inet", "inet6"] {
             let add = namespace.command("nfct").args(["helper", "add", "ftp", family, "tcp"]).spawn()?;
-            let _ = add.wait(PATIENCE)?;
+            let _ = add.wait(TIMEOUT)?;
         }
         let folder = new_folder();
         let file = folder.join("conntrackd.conf");
         let text = CONFIGURATION.replace("{folder}", &folder.to_string_lossy());
         fs::write(&file, text).expect("a file can be written");
         let mut child = namespace.command("conntrackd").arg("-C").arg(&file).spawn()?;
-        lab::wait_until("conntrackd to read its queues", PATIENCE, || {
+        lab::wait_until("conntrackd to read its queues", TIMEOUT, || {
             assert!(child.is_running()?, "conntrackd has ended: {}", child.said());
             // Before a queue has a reader, this file may not exist.
             let queues = namespace.read("/proc/thread-self/net/netfilter/nfnetlink_queue").unwrap_or_default();

@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// How long anything may take that should happen at once.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(30);
 /// The program.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_pinhole");
 
@@ -49,7 +49,7 @@ impl Daemon {
     /// Sends it a signal that ends it, and returns when it has ended.
     pub(crate) fn end(&mut self, signal: Signal) -> Result<()> {
         self.child.signal(signal)?;
-        lab::wait_until("the daemon ends", PATIENCE, || Ok(!self.child.is_running()?))
+        lab::wait_until("the daemon ends", TIMEOUT, || Ok(!self.child.is_running()?))
     }
 
     /// Starts it again after it has ended, with the policy as it is now.
@@ -82,13 +82,13 @@ impl Daemon {
     /// Runs the program with these arguments, to be answered by this daemon.
     pub(crate) fn program(&self, arguments: &[&str]) -> Result<Finished> {
         let mut command = self.namespace.command(PROGRAM);
-        command.args(arguments).env("PINHOLE_SOCKET", self.socket()).spawn()?.wait(PATIENCE)
+        command.args(arguments).env("PINHOLE_SOCKET", self.socket()).spawn()?.wait(TIMEOUT)
     }
 
     /// Waits until its log contains that text so many times.
     pub(crate) fn wait_for_log(&self, line: &str, times: usize) {
         let says = || Ok(self.child.said().matches(line).count() >= times);
-        lab::wait_until(&format!("{line:?} in the log"), PATIENCE, says)
+        lab::wait_until(&format!("{line:?} in the log"), TIMEOUT, says)
             .unwrap_or_else(|error| panic!("{error}\n{}", self.child.said()));
     }
 }
@@ -154,21 +154,21 @@ fn launch(namespace: &Namespace, folder: &Path, log: &str) -> Result<Child> {
     let mut child = service(namespace, folder, log).spawn()?;
     let socket = folder.join("control.sock");
     let stands = || Ok(!child.is_running()? || ask(&socket).is_ok_and(|answer| answer.contains("mechanism")));
-    let waited = lab::wait_until("the daemon answers", PATIENCE, stands);
+    let waited = lab::wait_until("the daemon answers", TIMEOUT, stands);
     if let Err(error) = waited {
         panic!("{error}\n{}", child.said());
     }
     if child.is_running()? {
         return Ok(child);
     }
-    let finished = child.wait(PATIENCE)?;
+    let finished = child.wait(TIMEOUT)?;
     panic!("the daemon ended with {}:\n{}", finished.status, finished.said());
 }
 
 /// The status of the daemon that listens there.
 pub(crate) fn ask(socket: &Path) -> io::Result<String> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(b"\"json\"")?;
     stream.shutdown(Shutdown::Write)?;
     let mut answer = String::new();

@@ -3,8 +3,8 @@
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 #![allow(dead_code, reason = "each test takes what it needs")]
 
-use crate::daemon::PATIENCE;
-use crate::stage::{CONTENT, FILE, SetOnDrop, Stage};
+use crate::daemon::{Daemon, TIMEOUT};
+use crate::stage::{CONTENT, FILE, SetOnDrop, Stage, random_below};
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -32,6 +32,17 @@ impl Disturbance {
         assert_eq!(self.number.fetch_add(1, Ordering::SeqCst) % 2, 1);
     }
 
+    /// Kills the daemon at random moments, and restarts it each time.
+    pub(crate) fn kill_repeatedly(&self, daemon: &mut Daemon, kills: usize) {
+        for _ in 0..kills {
+            thread::sleep(Duration::from_micros(random_below(20_000)));
+            self.begins();
+            daemon.kill().expect("it can be killed");
+            daemon.restart().expect("it comes back");
+            self.is_over();
+        }
+    }
+
     pub(crate) fn now(&self) -> usize {
         self.number.load(Ordering::SeqCst)
     }
@@ -39,7 +50,7 @@ impl Disturbance {
     /// Waits until so many sessions have logged in: a session whose login passes unread is not trusted.
     pub(crate) fn wait_for_logins(&self, sessions: usize) {
         let all = || Ok(self.logged_in.load(Ordering::SeqCst) >= sessions);
-        lab::wait_until("the logins", PATIENCE, all).unwrap_or_else(|error| panic!("{error}"));
+        lab::wait_until("the logins", TIMEOUT, all).unwrap_or_else(|error| panic!("{error}"));
     }
 }
 
@@ -60,7 +71,7 @@ pub(crate) fn transfer_under(
     server: SocketAddr,
     mode: Mode,
 ) -> Result<Done> {
-    let mut client = MiniClient::log_in(server, PATIENCE)?;
+    let mut client = MiniClient::log_in(server, TIMEOUT)?;
     disturbance.logged_in.fetch_add(1, Ordering::SeqCst);
     let mut done = Done::default();
     let mut content = Vec::new();
@@ -86,7 +97,7 @@ pub(crate) fn transfer_under(
             Err(_) => {
                 done.hit += 1;
                 let is_over = || Ok(disturbance.now().is_multiple_of(2));
-                lab::wait_until("the end of the disturbance", PATIENCE, is_over)?;
+                lab::wait_until("the end of the disturbance", TIMEOUT, is_over)?;
                 read_at = disturbance.now();
                 // Pending replies come before this one.
                 client.send(b"PWD\r\n")?;

@@ -8,7 +8,7 @@ use pinhole::core::policy::Policy;
 use pinhole::netfilter::backend::native::{self, HelperError};
 use pinhole::netfilter::netlink::{self, CtExpectation, Expectations, Helpers};
 
-use crate::daemon::{self, Daemon, PATIENCE, new_folder, service, write_policy};
+use crate::daemon::{self, Daemon, TIMEOUT, new_folder, service, write_policy};
 
 /// No test of this file runs beside another.
 static MACHINE: Mutex<()> = Mutex::new(());
@@ -43,7 +43,7 @@ pub(crate) fn refused_start() -> String {
 pub(crate) fn run_briefly(namespace: &Namespace, policy: &str) -> Finished {
     let folder = new_folder();
     write_policy(&folder, policy);
-    let finished = service(namespace, &folder, "info").spawn().and_then(|child| child.wait(PATIENCE));
+    let finished = service(namespace, &folder, "info").spawn().and_then(|child| child.wait(TIMEOUT));
     std::fs::remove_dir_all(&folder).expect("it was made");
     finished.expect("it ends")
 }
@@ -53,14 +53,14 @@ pub(crate) fn start(namespace: &Namespace, policy: &str) -> Daemon {
 }
 
 pub(crate) fn expected(firewall: &Namespace) -> Vec<CtExpectation> {
-    let list = || Expectations::open(PATIENCE).and_then(|mut all| all.list());
+    let list = || Expectations::open(TIMEOUT).and_then(|mut all| all.list());
     firewall.run(list).expect("root may enter").expect("a list")
 }
 
 /// Daemons that were killed have left the helper, and the kernel takes its time with their namespaces.
 pub(crate) fn wait_for_no_helper() -> Helpers {
-    let mut helpers = Helpers::open(PATIENCE).expect("root");
-    lab::wait_until("no helper", PATIENCE, || {
+    let mut helpers = Helpers::open(TIMEOUT).expect("root");
+    lab::wait_until("no helper", TIMEOUT, || {
         for network in [netlink::Family::Ip, netlink::Family::Ip6] {
             // As long as something names it, it stays.
             let _ = helpers.remove("ftp", network);

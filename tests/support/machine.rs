@@ -10,7 +10,7 @@ use std::time::Duration;
 use lab::{Child, Namespace, Result};
 use serde_json::Value;
 
-use crate::daemon::{PATIENCE, PROGRAM};
+use crate::daemon::{PROGRAM, TIMEOUT};
 
 /// A machine that runs. Dropping it ends it and all of its processes.
 pub(crate) struct Machine {
@@ -37,7 +37,7 @@ impl Machine {
         // Before the machine is ready, its files, and so its systemd, are those of the host.
         let root = format!("/proc/{}/root", first.id());
         let is_there = |file: &str| Path::new(&format!("{root}/{file}")).exists();
-        lab::wait_until("systemd to listen", PATIENCE, || {
+        lab::wait_until("systemd to listen", TIMEOUT, || {
             Ok(is_there("mnt/ready") && is_there("run/systemd/private") || !first.is_running()?)
         })?;
         assert!(first.is_running()?, "systemd has ended: {}", first.said());
@@ -55,7 +55,7 @@ impl Machine {
             .arg(format!("--mount={namespaces}/mnt"))
             .arg(format!("--pid={namespaces}/pid_for_children"))
             .arg(format!("--net={namespaces}/net"))
-            .args(["timeout", &lab::allow(PATIENCE).as_secs().to_string()])
+            .args(["timeout", &lab::allow(TIMEOUT).as_secs().to_string()])
             .args(["sh", "-euc", &format!("cd /mnt/project\n{lines}")])
             .stdin(Stdio::null())
             .output()
@@ -106,7 +106,7 @@ impl Machine {
     #[track_caller]
     pub(crate) fn wait_for_journal(&self, unit: &str, said: &str) -> Line {
         let find = || Ok(self.journal(unit).into_iter().find(|line| line.text.contains(said)));
-        lab::wait_for(&format!("{said:?} in the journal of {unit}"), PATIENCE, find)
+        lab::wait_for(&format!("{said:?} in the journal of {unit}"), TIMEOUT, find)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 

@@ -19,7 +19,7 @@ use nix::sys::socket::{LinkAddr, MsgFlags, recvfrom, sendto};
 use pinhole::core::net::Seq;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 
 /// The window of an end that holds nothing back. There is no window scaling.
 const OPEN_WINDOW: u16 = 60_000;
@@ -262,7 +262,7 @@ impl RawListener {
 
     /// The same without waiting for the handshake's last segment.
     pub(crate) fn answer(self, window: usize) -> RawTcp {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         let (remote, syn) = loop {
             let (remote, received) = self.0.receive(until).expect("a SYN comes");
             if received.syn && received.ack.is_none() {
@@ -321,7 +321,7 @@ impl RawTcp {
         syn.options.insert(0, TcpOptionElement::MaximumSegmentSize(1460));
         let first = end.next;
         end.next = first + 1 + early.len();
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while end.acked != end.next {
             assert!(Instant::now() < until, "no answer from {remote} to a SYN");
             end.send_segment(&syn);
@@ -402,14 +402,14 @@ impl RawTcp {
     /// Sends bytes in one segment, and again until the other end has acknowledged them.
     #[track_caller]
     pub(crate) fn send_until_acknowledged(&mut self, payload: &[u8]) {
-        assert!(self.send_for(payload, PATIENCE), "{} acknowledges nothing", self.remote);
+        assert!(self.send_for(payload, TIMEOUT), "{} acknowledges nothing", self.remote);
     }
 
     /// The same for a limited time. Returns whether they were acknowledged.
-    pub(crate) fn send_for(&mut self, payload: &[u8], patience: Duration) -> bool {
+    pub(crate) fn send_for(&mut self, payload: &[u8], timeout: Duration) -> bool {
         let again = self.segment(payload);
         self.next += payload.len();
-        let until = Instant::now() + patience;
+        let until = Instant::now() + timeout;
         while self.acked.is_before(self.next) {
             if self.is_reset || Instant::now() >= until {
                 return false;
@@ -469,7 +469,7 @@ impl RawTcp {
     /// Receives and acknowledges segments until the condition holds.
     #[track_caller]
     pub(crate) fn wait_for(&mut self, what: &str, mut condition: impl FnMut(&Self) -> bool) {
-        let until = Instant::now() + PATIENCE;
+        let until = Instant::now() + TIMEOUT;
         while !condition(self) {
             let came = self.take_next(until);
             assert!(came, "waited in vain for {what} from {}; unread: {:?}", self.remote, self.unread_text());
@@ -483,8 +483,8 @@ impl RawTcp {
     }
 
     /// Whether this text arrives within that time.
-    pub(crate) fn hears(&mut self, text: &str, patience: Duration) -> bool {
-        let until = Instant::now() + patience;
+    pub(crate) fn hears(&mut self, text: &str, timeout: Duration) -> bool {
+        let until = Instant::now() + timeout;
         while !self.unread_text().contains(text) {
             if self.is_reset || !self.take_next(until) {
                 return false;

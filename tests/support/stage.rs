@@ -2,7 +2,7 @@
 
 #![allow(dead_code, reason = "each test takes what it needs")]
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, ErrorKind, Read};
@@ -86,7 +86,7 @@ impl Stage {
 
     pub(crate) fn wait_for_pinholes(&self, count: usize) {
         let what = format!("{count} pinholes in the kernel");
-        lab::wait_until(&what, PATIENCE, || Ok(self.pinholes() == count))
+        lab::wait_until(&what, TIMEOUT, || Ok(self.pinholes() == count))
             .unwrap_or_else(|error| panic!("{error}; there are {:?}", listed_pinholes(self.firewall())));
     }
 }
@@ -130,10 +130,10 @@ pub(crate) fn pinholes(firewall: &Namespace) -> usize {
 /// The elements of the sets, and the expectations, as text.
 fn listed_pinholes(firewall: &Namespace) -> Vec<String> {
     let listed = firewall.run(|| {
-        let mut tables = Tables::open(PATIENCE)?;
+        let mut tables = Tables::open(TIMEOUT)?;
         let in_sets = [tables.elements(TABLE, "pinholes4")?, tables.elements(TABLE, "pinholes6")?].concat();
         let in_sets = in_sets.iter().map(|element| format!("{element:?}"));
-        let expected = Expectations::open(PATIENCE)?.list()?;
+        let expected = Expectations::open(TIMEOUT)?.list()?;
         Ok::<_, netlink::Error>(in_sets.chain(expected.iter().map(|one| format!("{one:?}"))).collect())
     });
     listed.expect("root may enter").expect("the sets stand")
@@ -141,7 +141,7 @@ fn listed_pinholes(firewall: &Namespace) -> Vec<String> {
 
 /// Tries to connect from a namespace.
 pub(crate) fn connect(from: &Namespace, to: SocketAddr) -> io::Result<TcpStream> {
-    from.run(|| TcpStream::connect_timeout(&to, PATIENCE)).expect("root may enter")
+    from.run(|| TcpStream::connect_timeout(&to, TIMEOUT)).expect("root may enter")
 }
 
 /// Fails unless the firewall refuses the connection. A listener must be there, or the connection would be refused
@@ -183,7 +183,7 @@ pub(crate) fn assert_read(daemon: &Daemon, ends: &[&Namespace], packets: u64, wh
 }
 
 pub(crate) fn some_transfers(server: SocketAddr, mode: Mode) -> Result<()> {
-    let mut client = MiniClient::log_in(server, PATIENCE)?;
+    let mut client = MiniClient::log_in(server, TIMEOUT)?;
     let listing = client.list(mode)?;
     assert!(String::from_utf8_lossy(&listing).contains(FILE), "{mode}: the listing lacks the file");
     assert_eq!(client.download(mode, FILE)?, CONTENT, "{mode}");

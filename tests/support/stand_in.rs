@@ -11,7 +11,7 @@ use pinhole::core::time::Timestamp;
 use pinhole::core::tracker::{Environment, Tracker, TrackerVerdict};
 use pinhole::netfilter::backend::KernelFirewall;
 
-use crate::daemon::{PATIENCE, with_mechanism};
+use crate::daemon::{TIMEOUT, with_mechanism};
 
 /// When it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +43,7 @@ impl DaemonSubstitute {
     }
 
     fn wait_for(&self, message: &str) {
-        assert_eq!(self.0.recv_timeout(PATIENCE), Ok(message), "the stand-in");
+        assert_eq!(self.0.recv_timeout(TIMEOUT), Ok(message), "the stand-in");
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use lab::{Family, Namespace, ServerKind, ServerOptions, Shape};
 
-use super::scene::{forget_resets_soon, wait_until_forgotten};
+use super::setup::{forget_resets_soon, wait_until_forgotten};
 use crate::raw_tcp::{Checksum, RawSegment, RawTcp, md5_option};
 use crate::stage::Stage;
 

@@ -5,14 +5,14 @@ use std::io::Write as _;
 
 use lab::{Namespace, ServerKind, Shape, USER};
 
-use super::scene::{ClientScene, ServerScene, announced};
+use super::setup::{ClientSetup, ServerSetup, announced};
 use crate::raw_tcp::{RawSegment, RawTcp};
 
 /// A client that is not logged in forges the server's replies: that it is logged in, and where the server listens.
 fn forged_replies_open_nothing(shape: Shape) {
-    let scene = ServerScene::new(shape, ServerKind::Vsftpd, "");
-    check_sources(scene.stage.firewall());
-    let mut peer = scene.attacker();
+    let setup = ServerSetup::new(shape, ServerKind::Vsftpd, "");
+    check_sources(setup.stage.firewall());
+    let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     // The server cannot say anything; a smaller window counts only behind something new.
     peer.widen_window(0);
@@ -20,11 +20,11 @@ fn forged_replies_open_nothing(shape: Shape) {
     peer.send_until_acknowledged(b"SS no\r\nPASV\r\n");
     let login = b"230 In.\r\n";
     peer.forge_reply(&peer.reply(0, login));
-    let passive = format!("227 Entering Passive Mode ({}).\r\n", announced(scene.cache));
+    let passive = format!("227 Entering Passive Mode ({}).\r\n", announced(setup.cache));
     peer.forge_reply(&peer.reply(login.len(), passive.as_bytes()));
     // The firewall has handled the forged packets before this one.
     peer.send_until_acknowledged(b"NOOP\r\n");
-    scene.assert_cache_is_closed();
+    setup.assert_cache_is_closed();
 }
 
 /// Has the kernel refuse packets whose source is not where they come from.
@@ -47,9 +47,9 @@ fn replies_from_the_client_side_open_nothing_on_a_gateway() {
 /// A server of the attacker's says for a browser, which has only connected, that it wants its desktop to be reached.
 #[test]
 fn commands_from_the_server_side_open_nothing() {
-    let scene = ClientScene::new("");
-    check_sources(scene.gateway());
-    let (client, mut peer) = scene.visit(0);
+    let setup = ClientSetup::new("");
+    check_sources(setup.gateway());
+    let (client, mut peer) = setup.visit(0);
     let (from, to) = (client.local_addr().expect("it is connected"), peer.local());
     peer.send(b"220 Hello.\r\n");
     let forge = |peer: &RawTcp, behind: usize, payload: &[u8]| {
@@ -65,11 +65,11 @@ fn commands_from_the_server_side_open_nothing() {
     let ack = Some(peer.expected() + user.len());
     peer.send_segment(&RawSegment { ack, ttl: 1, ..peer.segment(login) });
     peer.skip(login.len());
-    forge(&peer, user.len(), scene.port_line().as_bytes());
+    forge(&peer, user.len(), setup.port_line().as_bytes());
     // The firewall has handled the forged packets before this one.
     peer.open_window();
     (&client).write_all(b"x").expect("there is room");
     peer.acknowledge();
     peer.wait_for("a byte", |peer| !peer.unread_text().is_empty());
-    scene.assert_desktop_is_closed();
+    setup.assert_desktop_is_closed();
 }

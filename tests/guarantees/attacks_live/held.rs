@@ -3,7 +3,7 @@
 use lab::{Family, Shape};
 
 use super::denied::{POLICY, Recorder};
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::raw_tcp::{RawSegment, RawTcp};
 use crate::stage::{Stage, policy};
 
@@ -36,7 +36,7 @@ fn client_with_many_held_packets_leaves_room_for_another() {
             peer.send_segment(&RawSegment { seq: peer.next() + 6 * ahead, ..peer.segment(b"NOOP\r\n") });
         }
     }
-    lab::wait_until("packets to be held", PATIENCE, || Ok(waiting(&stage) >= SHARE)).expect("they are ahead");
+    lab::wait_until("packets to be held", TIMEOUT, || Ok(waiting(&stage) >= SHARE)).expect("they are ahead");
     other.send_segment(&RawSegment { seq: other.next() + 2, ..other.segment(b"OP\r\n") });
     other.send_segment(&other.segment(b"NO"));
     other.skip(6);

@@ -8,8 +8,8 @@ use std::time::Duration;
 use lab::{Family, PASSWORD, ServerKind, Shape, USER};
 use socket2::SockRef;
 
-use super::scene::{DESKTOP, ServerScene, announced};
-use crate::daemon::PATIENCE;
+use super::setup::{DESKTOP, ServerSetup, announced};
+use crate::daemon::TIMEOUT;
 use crate::stage::{Stage, assert_closed};
 
 /// How long a server may take to answer some commands, if it does.
@@ -17,29 +17,29 @@ const ANSWER: Duration = Duration::from_secs(2);
 
 #[test]
 fn bare_line_feed_in_a_repeated_argument_ends_no_reply() {
-    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Pyftpdlib, "");
-    let mut peer = scene.attacker();
+    let setup = ServerSetup::new(Shape::ServerHost, ServerKind::Pyftpdlib, "");
+    let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
-    peer.send_until_acknowledged(format!("TYPE \n227 ({})\r\nPASV\r\n", announced(scene.cache)).as_bytes());
+    peer.send_until_acknowledged(format!("TYPE \n227 ({})\r\nPASV\r\n", announced(setup.cache)).as_bytes());
     let repeated = peer.read_until("227 Entering");
     assert!(repeated.contains("\n227"), "the server repeats nothing: {repeated:?}");
-    scene.assert_cache_is_closed();
+    setup.assert_cache_is_closed();
 }
 
 /// vsftpd makes a line feed of a NUL in a name, as RFC 959 wants it, and shows names as they are where it lists files in a
 /// reply. So a name ends that reply and says the next one.
 #[test]
 fn file_name_that_ends_its_list_and_announces_opens_nothing() {
-    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
-    let mut peer = scene.attacker();
+    let setup = ServerSetup::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
-    peer.asks(&format!("MKD a\r\0213 x\r\0227 ({})", announced(scene.cache)), "257");
+    peer.asks(&format!("MKD a\r\0213 x\r\0227 ({})", announced(setup.cache)), "257");
     peer.send_until_acknowledged(b"STAT .\r\nPASV\r\n");
     let listed = peer.read_until("227 Entering");
     assert!(listed.contains("\r\n227 ("), "the server does not show the name as it is: {listed:?}");
-    scene.assert_cache_is_closed();
+    setup.assert_cache_is_closed();
 }
 
 /// Servers treat bytes that other readers take for the end of a line in different ways: none of them can be made to
@@ -71,10 +71,10 @@ fn odd_bytes_that_servers_repeat_open_nothing() {
         b"\"\"\n",
     ];
     let try_all = |kind: ServerKind| {
-        let scene = ServerScene::new(Shape::ServerHost, kind, "");
-        let passive = format!("227 ({})", announced(scene.cache)).into_bytes();
+        let setup = ServerSetup::new(Shape::ServerHost, kind, "");
+        let passive = format!("227 ({})", announced(setup.cache)).into_bytes();
         for odd in odd {
-            let mut peer = scene.attacker();
+            let mut peer = setup.attacker();
             peer.asks(&format!("USER {USER}"), "331");
             peer.asks(&format!("PASS {PASSWORD}"), "230");
             for verb in ["TYPE ", "CWD ", "XY ", "MKD ", "SITE ", "STAT "] {
@@ -83,7 +83,7 @@ fn odd_bytes_that_servers_repeat_open_nothing() {
             // Behind some of them a server does not read on, or hangs up.
             peer.send_for(b"SYST\r\n", ANSWER);
             peer.hears("215 ", ANSWER);
-            scene.assert_cache_is_closed();
+            setup.assert_cache_is_closed();
         }
     };
     thread::scope(|scope| {
@@ -120,7 +120,7 @@ fn http_request_with_an_ftp_command_as_method_opens_nothing() {
     let mut heard = Vec::new();
     let mut buffer = [0; 4096];
     let mut answered = false;
-    control.set_read_timeout(Some(PATIENCE)).expect("it is a socket");
+    control.set_read_timeout(Some(TIMEOUT)).expect("it is a socket");
     while !String::from_utf8_lossy(&heard).contains(&port) {
         let length = control.read(&mut buffer).expect("curl goes on");
         assert!(length > 0, "curl stops: {}", curl.said());

@@ -10,4 +10,4 @@ mod lines;
 mod mptcp;
 mod pick_up;
 mod resets;
-mod scene;
+mod setup;

@@ -8,8 +8,8 @@ use lab::{Family, Namespace, ServerKind, Shape};
 use pinhole::core::net::Seq;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::scene::ServerScene;
-use crate::daemon::PATIENCE;
+use super::setup::ServerSetup;
+use crate::daemon::TIMEOUT;
 use crate::raw_tcp::{Checksum, RawSegment, packet};
 use crate::stage::{Stage, kernel_counter};
 
@@ -51,7 +51,7 @@ fn control_connections_use_no_mptcp() {
                 control.write_all(b"220 Hello.\r\n").expect("it is there");
             });
             let mut control = socket(&client.namespace, family, |socket| {
-                socket.set_read_timeout(Some(PATIENCE))?;
+                socket.set_read_timeout(Some(TIMEOUT))?;
                 socket.connect(&target.into())
             });
             let mut greeting = [0; 12];
@@ -121,8 +121,8 @@ fn syn_with_two_options_of_mptcp_does_not_arrive() {
 /// After the server's answer, a client's SYN belongs to an established connection.
 #[test]
 fn later_syn_with_mptcp_does_not_arrive() {
-    let scene = ServerScene::new(Shape::Gateway, ServerKind::PureFtpd, "");
-    let server = &scene.stage.topology.server.namespace;
+    let setup = ServerSetup::new(Shape::Gateway, ServerKind::PureFtpd, "");
+    let server = &setup.stage.topology.server.namespace;
     let rules = "table inet watch {
          counter plain { }
          counter mptcp { }
@@ -132,7 +132,7 @@ fn later_syn_with_mptcp_does_not_arrive() {
              tcp dport 21 tcp flags & (syn | ack) == syn jump which;
          }
      }";
-    let mut peer = scene.attacker();
+    let mut peer = setup.attacker();
     server.nft(rules).unwrap_or_else(|error| panic!("{error}"));
     let syn = RawSegment { syn: true, ack: None, ..peer.segment(b"") };
     peer.send_segment(&syn);

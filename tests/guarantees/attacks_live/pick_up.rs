@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use lab::{Family, ServerKind, Shape};
 
-use super::scene::{
-    ClientScene, DESKTOP, LINGER, ServerScene, announced, forget_resets_soon, visit, wait_until_forgotten,
+use super::setup::{
+    ClientSetup, DESKTOP, LINGER, ServerSetup, announced, forget_resets_soon, visit, wait_until_forgotten,
 };
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::raw_tcp::{RawSegment, RawTcp};
 use crate::stage::{Stage, assert_closed};
 
@@ -19,48 +19,48 @@ use crate::stage::{Stage, assert_closed};
 fn cut_reply_opens_nothing(
     shape: Shape,
     early: fn(&mut RawTcp) -> bool,
-    between: impl FnOnce(&mut ServerScene, &mut RawTcp),
+    between: impl FnOnce(&mut ServerSetup, &mut RawTcp),
 ) {
-    let mut scene = ServerScene::new(shape, ServerKind::PureFtpd, "");
-    let mut peer = scene.attacker();
+    let mut setup = ServerSetup::new(shape, ServerKind::PureFtpd, "");
+    let mut peer = setup.attacker();
     let goes_on = early(&mut peer);
     let before_the_227 = "331 User ";
     peer.widen_window(before_the_227.len());
     // A smaller window counts only behind something new.
-    assert_eq!(peer.send_for(b"US", if goes_on { PATIENCE } else { ARRIVAL }), goes_on);
+    assert_eq!(peer.send_for(b"US", if goes_on { TIMEOUT } else { ARRIVAL }), goes_on);
     if !goes_on {
-        scene.assert_cache_is_closed();
+        setup.assert_cache_is_closed();
         return;
     }
-    peer.send_until_acknowledged(format!("ER 227 ({})\r\n", announced(scene.cache)).as_bytes());
+    peer.send_until_acknowledged(format!("ER 227 ({})\r\n", announced(setup.cache)).as_bytes());
     peer.wait_for("the beginning of a reply", |peer| peer.unread_text() == before_the_227);
-    between(&mut scene, &mut peer);
+    between(&mut setup, &mut peer);
     peer.send_until_acknowledged(b"PASV\r\n");
     peer.open_window();
     peer.acknowledge();
     assert!(peer.read_until("\r\n").contains("227 (10,21,"));
-    scene.assert_cache_is_closed();
+    setup.assert_cache_is_closed();
 }
 
 /// A web page has a browser send a form to a server of the attacker's. `between` happens when the form's head has come.
 fn posted_port_opens_nothing(
-    early: impl FnOnce(&mut ClientScene, &mut RawTcp),
-    between: impl FnOnce(&mut ClientScene, &mut RawTcp),
+    early: impl FnOnce(&mut ClientSetup, &mut RawTcp),
+    between: impl FnOnce(&mut ClientSetup, &mut RawTcp),
 ) {
-    let mut scene = ClientScene::new("");
-    let (mut client, mut peer) = scene.visit(0);
-    let port = scene.port_line();
+    let mut setup = ClientSetup::new("");
+    let (mut client, mut peer) = setup.visit(0);
+    let port = setup.port_line();
     let head = format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", port.len());
-    early(&mut scene, &mut peer);
+    early(&mut setup, &mut peer);
     client.write_all(format!("{head}{port}").as_bytes()).expect("there is room");
     peer.widen_window(head.len());
     peer.acknowledge();
     peer.read_until("\r\n\r\n");
-    between(&mut scene, &mut peer);
+    between(&mut setup, &mut peer);
     peer.open_window();
     peer.acknowledge();
     peer.read_until("\r\n");
-    scene.assert_desktop_is_closed();
+    setup.assert_desktop_is_closed();
 }
 
 /// A reset with an inexact sequence number is answered with an ACK and ignored; the connection continues.
@@ -111,8 +111,8 @@ fn reply_cut_before_a_restart_opens_nothing() {
     cut_reply_opens_nothing(
         Shape::ServerHost,
         |_| true,
-        |scene, _| {
-            scene.daemon.kill().and_then(|()| scene.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+        |setup, _| {
+            setup.daemon.kill().and_then(|()| setup.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
         },
     );
 }
@@ -120,8 +120,8 @@ fn reply_cut_before_a_restart_opens_nothing() {
 #[test]
 fn post_begun_while_the_daemon_is_down_opens_nothing() {
     posted_port_opens_nothing(
-        |scene, _| scene.daemon.kill().unwrap_or_else(|error| panic!("{error}")),
-        |scene, _| scene.daemon.restart().unwrap_or_else(|error| panic!("{error}")),
+        |setup, _| setup.daemon.kill().unwrap_or_else(|error| panic!("{error}")),
+        |setup, _| setup.daemon.restart().unwrap_or_else(|error| panic!("{error}")),
     );
 }
 
@@ -129,19 +129,19 @@ fn post_begun_while_the_daemon_is_down_opens_nothing() {
 /// client's next segments are then a new connection.
 #[test]
 fn connection_that_conntrack_forgot_is_not_picked_up_as_ftp() {
-    let scene = ClientScene::new("");
-    forget_resets_soon(scene.gateway());
-    let (mut client, mut peer) = scene.visit(1000);
+    let setup = ClientSetup::new("");
+    forget_resets_soon(setup.gateway());
+    let (mut client, mut peer) = setup.visit(1000);
     client.write_all(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2000\r\n\r\n").expect("there is room");
     peer.read_until("\r\n\r\n");
     peer.open_window();
     peer.send_segment(&RawSegment { ttl: 1, ..peer.reset(0) });
-    wait_until_forgotten(scene.gateway(), client.local_addr().expect("it is connected").port());
+    wait_until_forgotten(setup.gateway(), client.local_addr().expect("it is connected").port());
     client.write_all(b"text=a\r\n").expect("there is room");
     peer.read_until("a\r\n");
-    client.write_all(scene.port_line().as_bytes()).expect("there is room");
+    client.write_all(setup.port_line().as_bytes()).expect("there is room");
     peer.read_until("PORT");
-    scene.assert_desktop_is_closed();
+    setup.assert_desktop_is_closed();
 }
 
 /// The attacker's server sends another SYN-ACK, which the browser's kernel ignores. The form's head lies before the
@@ -176,24 +176,24 @@ fn send_form_behind_a_syn_ack(client: &mut TcpStream, peer: &mut RawTcp, port: &
 
 #[test]
 fn syn_ack_in_the_middle_begins_no_session() {
-    let scene = ClientScene::new("");
-    let (mut client, mut peer) = scene.visit(0);
-    send_form_behind_a_syn_ack(&mut client, &mut peer, &scene.port_line(), || {});
-    scene.assert_desktop_is_closed();
+    let setup = ClientSetup::new("");
+    let (mut client, mut peer) = setup.visit(0);
+    send_form_behind_a_syn_ack(&mut client, &mut peer, &setup.port_line(), || {});
+    setup.assert_desktop_is_closed();
 }
 
 /// The first SYN-ACK has not been acknowledged: conntrack says still that the connection is opening.
 #[test]
 fn second_syn_ack_during_the_handshake_begins_no_session() {
-    let scene = ClientScene::new("");
-    let inside = &scene.topology.client.namespace;
+    let setup = ClientSetup::new("");
+    let inside = &setup.topology.client.namespace;
     // The way to the client is long. Its acknowledgements take their time.
     let slow = "chain output { type filter hook output priority 0; tcp dport 21 tcp flags & (syn | ack) == ack drop; }";
     inside.nft(&format!("table inet slow {{ {slow}; }}")).expect("the rules are right");
-    let (mut client, mut peer) = scene.visit_slowly(0);
+    let (mut client, mut peer) = setup.visit_slowly(0);
     let arrive = || inside.nft("delete table inet slow").expect("it is there");
-    send_form_behind_a_syn_ack(&mut client, &mut peer, &scene.port_line(), arrive);
-    scene.assert_desktop_is_closed();
+    send_form_behind_a_syn_ack(&mut client, &mut peer, &setup.port_line(), arrive);
+    setup.assert_desktop_is_closed();
 }
 
 /// Where conntrack keeps connections in a zone, it cannot be asked about them.

@@ -6,8 +6,8 @@ use etherparse::TcpOptionElement;
 use lab::{PASSWORD, ServerKind, Shape, USER};
 use nix::sys::signal::Signal;
 
-use super::scene::ServerScene;
-use crate::daemon::PATIENCE;
+use super::setup::ServerSetup;
+use crate::daemon::TIMEOUT;
 use crate::raw_tcp::RawSegment;
 use crate::stage::connect;
 
@@ -21,9 +21,9 @@ fn named(reply: &str) -> SocketAddr {
 
 #[test]
 fn inexact_reset_does_not_stop_inspection() {
-    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
-    let client = &scene.stage.topology.client.namespace;
-    let mut peer = scene.attacker();
+    let setup = ServerSetup::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let client = &setup.stage.topology.client.namespace;
+    let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
     for off in [30_000, 1, 60_000] {
@@ -36,27 +36,27 @@ fn inexact_reset_does_not_stop_inspection() {
 /// The receiver has all of these bytes already, and ignores the timestamp.
 #[test]
 fn old_segment_with_future_timestamp_does_not_stop_inspection() {
-    let scene = ServerScene::new(Shape::ServerHost, ServerKind::Vsftpd, "");
-    let mut peer = scene.attacker_with(true);
+    let setup = ServerSetup::new(Shape::ServerHost, ServerKind::Vsftpd, "");
+    let mut peer = setup.attacker_with(true);
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
     let old = RawSegment { seq: peer.next().moved(-10), ..peer.segment(b"x") };
     peer.send_segment(&RawSegment { options: vec![TcpOptionElement::Timestamp(2_000_000_000, 0)], ..old });
     let passive = named(&peer.asks("PASV", "227"));
-    connect(&scene.stage.topology.client.namespace, passive).unwrap_or_else(|error| panic!("{passive}: {error}"));
+    connect(&setup.stage.topology.client.namespace, passive).unwrap_or_else(|error| panic!("{passive}: {error}"));
 }
 
 /// Unless the policy says otherwise, control connections matter more than denied commands: a daemon that hangs counts
 /// as down.
 #[test]
 fn stopped_daemon_does_not_stop_control_connections() {
-    let mut scene = ServerScene::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
-    let mut before = scene.attacker();
+    let mut setup = ServerSetup::new(Shape::Gateway, ServerKind::Vsftpd, "capture: { when_down: open }\n");
+    let mut before = setup.attacker();
     before.asks(&format!("USER {USER}"), "331");
-    scene.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    setup.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
     // An existing connection and a new one.
-    let goes_on = before.send_for(format!("PASS {PASSWORD}\r\n").as_bytes(), PATIENCE);
-    let begins = std::thread::scope(|scope| scope.spawn(|| scene.attacker()).join().is_ok());
+    let goes_on = before.send_for(format!("PASS {PASSWORD}\r\n").as_bytes(), TIMEOUT);
+    let begins = std::thread::scope(|scope| scope.spawn(|| setup.attacker()).join().is_ok());
     assert!(goes_on && begins, "while it is stopped: a session goes on: {goes_on}, one begins: {begins}");
-    assert!(!scene.daemon.child.is_running().expect("it is ours"), "it was not ended");
+    assert!(!setup.daemon.child.is_running().expect("it is ours"), "it was not ended");
 }

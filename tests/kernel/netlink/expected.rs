@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::host::{Host, flow};
 
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A name that carries expectations here; gone with its last use.
 struct Carrier {
@@ -24,7 +24,7 @@ struct Carrier {
 
 impl Carrier {
     fn new(test: u8) -> Self {
-        let mut helpers = Helpers::open(PATIENCE).expect("root");
+        let mut helpers = Helpers::open(TIMEOUT).expect("root");
         if helpers.list().is_err() {
             kernel_lacks("helpers of programs (nfnetlink_cthelper)");
             return Self { helpers: None, name: "sane".to_owned() };
@@ -61,7 +61,7 @@ fn helper(name: &str, network: Family) -> Helper {
 fn master(carrier: &Carrier, client: &str, server: &str) -> Connection {
     let flow = flow(client.parse().expect("an address"), server.parse().expect("an address"));
     let connection = Connection::direct(flow);
-    let mut conntrack = Conntrack::open(PATIENCE).expect("root");
+    let mut conntrack = Conntrack::open(TIMEOUT).expect("root");
     conntrack.create_dummy_entry(&connection, &carrier.name, Duration::from_secs(100)).expect("it is new");
     connection
 }
@@ -84,7 +84,7 @@ fn expectation_exists_until_deleted_or_its_master_ends() {
     let carrier = Carrier::new(1);
     for (client, server) in [("10.9.0.1:4000", "10.9.0.2:21"), ("[fd09::1]:4000", "[fd09::2]:21")] {
         host.run(|| {
-            let mut expectations = Expectations::open(PATIENCE).expect("root");
+            let mut expectations = Expectations::open(TIMEOUT).expect("root");
             let master = master(&carrier, client, server);
             let one = expected(&master, 50_000, 500);
             expectations.insert(&one).expect("the master has a helper");
@@ -112,7 +112,7 @@ fn expectation_exists_until_deleted_or_its_master_ends() {
             assert_eq!(expectations.find(one.from, one.to), Ok(None));
 
             expectations.insert(&one).expect("there is room again");
-            let mut conntrack = Conntrack::open(PATIENCE).expect("root");
+            let mut conntrack = Conntrack::open(TIMEOUT).expect("root");
             assert_eq!(conntrack.delete(&master.original), Ok(true));
             assert_eq!(expectations.find(one.from, one.to), Ok(None), "gone with its master");
         });
@@ -124,7 +124,7 @@ fn newer_session_takes_over_an_equal_expectation() {
     let host = Host::new("expect");
     let carrier = Carrier::new(2);
     host.run(|| {
-        let mut expectations = Expectations::open(PATIENCE).expect("root");
+        let mut expectations = Expectations::open(TIMEOUT).expect("root");
         let first = master(&carrier, "10.9.0.1:4000", "10.9.0.2:21");
         let second = master(&carrier, "10.9.0.1:4001", "10.9.0.2:21");
         expectations.insert(&expected(&first, 50_000, 60)).expect("room");
@@ -139,13 +139,13 @@ fn expectation_expires_after_its_timeout() {
     let host = Host::new("expect");
     let carrier = Carrier::new(3);
     host.run(|| {
-        let mut expectations = Expectations::open(PATIENCE).expect("root");
+        let mut expectations = Expectations::open(TIMEOUT).expect("root");
         let master = master(&carrier, "10.9.0.1:4000", "10.9.0.2:21");
         let one = CtExpectation { timeout: Duration::from_millis(20), ..expected(&master, 50_000, 1) };
         expectations.insert(&one).expect("room");
         let begun = Instant::now();
         while expectations.find(one.from, one.to).expect("an answer").is_some() {
-            assert!(begun.elapsed() < PATIENCE, "it is there still");
+            assert!(begun.elapsed() < TIMEOUT, "it is there still");
             std::thread::sleep(Duration::from_millis(20));
         }
     });
@@ -155,20 +155,20 @@ fn expectation_expires_after_its_timeout() {
 fn expectation_requires_a_master_with_a_helper() {
     let host = Host::new("expect");
     host.run(|| {
-        let mut expectations = Expectations::open(PATIENCE).expect("root");
+        let mut expectations = Expectations::open(TIMEOUT).expect("root");
         let nobody = flow("10.9.0.1:4000".parse().expect("one"), "10.9.0.2:21".parse().expect("one"));
         let one = expected(&Connection::direct(nobody), 50_000, 60);
         let error = expectations.insert(&one).expect_err("no such connection");
         assert!(error.cause.is_missing(), "{error}");
-        let mut conntrack = Conntrack::open(PATIENCE).expect("root");
+        let mut conntrack = Conntrack::open(TIMEOUT).expect("root");
         let plain = Connection::direct(nobody);
-        conntrack.create_dummy_entry(&plain, "no-such-helper", PATIENCE).expect_err("there is no such helper");
+        conntrack.create_dummy_entry(&plain, "no-such-helper", TIMEOUT).expect_err("there is no such helper");
     });
 }
 
 #[test]
 fn helper_can_be_added_changed_listed_and_removed() {
-    let mut helpers = Helpers::open(PATIENCE).expect("root");
+    let mut helpers = Helpers::open(TIMEOUT).expect("root");
     let name = format!("h-{}", std::process::id());
     let ours = |helpers: &mut Helpers| -> Vec<Helper> {
         helpers.list().expect("a list").into_iter().filter(|helper| *helper.name == name).collect()

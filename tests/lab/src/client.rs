@@ -39,7 +39,7 @@ pub struct Visit<'a> {
     /// The address that the client announces in active mode instead of its own. Not every client supports that.
     pub announce: Option<IpAddr>,
     /// How long the client bears that nothing happens before it gives up. In whole seconds for some.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 /// A task of a client, with one data connection.
@@ -98,8 +98,8 @@ impl ClientKind {
             Self::Wget => wget(visit, tasks)?,
         };
         command.env("HOME", INSIDE).env("LC_ALL", "C.UTF-8").private_files(&files).current_dir(INSIDE);
-        // Its own patience should do, and lets it say why; this is for one that hangs all the same.
-        let within = visit.patience * u32::try_from(tasks.len() + 2).unwrap_or(u32::MAX) + Duration::from_secs(5);
+        // Its own timeout should do, and lets it say why; this is for one that hangs all the same.
+        let within = visit.timeout * u32::try_from(tasks.len() + 2).unwrap_or(u32::MAX) + Duration::from_secs(5);
         let done = command.output(within)?;
         let said = done.said();
         let brought = tasks.iter().enumerate().map(|(number, task)| match task {
@@ -151,7 +151,7 @@ impl Visit<'_> {
     }
 
     fn whole_seconds(&self) -> String {
-        self.patience.as_secs_f64().ceil().to_string()
+        self.timeout.as_secs_f64().ceil().to_string()
     }
 
     fn url(&self) -> String {
@@ -176,7 +176,7 @@ fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
     for (number, task) in tasks.iter().enumerate() {
         command.args(if number == 0 { ["--fail-early"] } else { ["--next"] });
         command.args(["--verbose", "--silent", "--show-error", "--user", &format!("{USER}:{PASSWORD}")]);
-        command.args(["--max-time", &visit.patience.as_secs_f64().to_string()]);
+        command.args(["--max-time", &visit.timeout.as_secs_f64().to_string()]);
         match visit.mode {
             Mode::Port => command.args(["--ftp-port", &announce, "--disable-eprt"]),
             Mode::Pasv => command.arg("--disable-epsv"),
@@ -250,7 +250,7 @@ fn ftplib(visit: &Visit<'_>, tasks: &[Task<'_>], files: &PrivateFiles) -> Result
     // It uses only Python's standard library, and starts faster when it does not look for other packages.
     command.args(["-u", "-I", "-S", &script, &visit.server.ip().to_string(), &visit.server.port().to_string()]).args([
         visit.mode.command(),
-        &visit.patience.as_secs_f64().to_string(),
+        &visit.timeout.as_secs_f64().to_string(),
         USER,
         PASSWORD,
         &visit.announce.map_or_else(String::new, |address| address.to_string()),
@@ -270,9 +270,9 @@ fn wget(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
     let tool = tools::find("wget", "usr/bin/wget")?;
     let url = visit.url();
     let passive = if visit.mode.is_active() { "--no-passive-ftp" } else { "--passive-ftp" };
-    let patience = visit.whole_seconds();
+    let timeout = visit.whole_seconds();
     let wget = format!(
-        "{} --no-config --server-response --tries=1 --timeout={patience} --user={USER} --password={PASSWORD} {passive}",
+        "{} --no-config --server-response --tries=1 --timeout={timeout} --user={USER} --password={PASSWORD} {passive}",
         tool.program.display()
     );
     let script = tasks.iter().enumerate().map(|(number, task)| match task {

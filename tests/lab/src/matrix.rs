@@ -1,8 +1,8 @@
 //! Every server with every client, in every mode, family and topology.
 //!
-//! A [`Scene`] is what cells share: a topology with a server. The caller chooses the firewall's rules: none, a filter,
-//! a filter with a helper. So the same matrix serves as the baseline, the reference and the test. Other kinds of scenes
-//! run in the same way: see [`Setting`].
+//! A [`Setup`] is what cells share: a topology with a server. The caller chooses the firewall's rules: none, a filter,
+//! a filter with a helper. So the same matrix serves as the baseline, the reference and the test. Other kinds of setups
+//! run in the same way: see [`MatrixSetup`].
 
 use super::choice::{Candidate, covering_choice};
 use super::client::{ClientKind, Task, Visit};
@@ -24,7 +24,7 @@ const UPLOAD: &[u8] = b"Upward.\r\nPORT 10,21,1,10,0,22\r\n229 Entering Extended
 
 /// Shared by a group of cells: where the firewall is, and a server on an address of one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Scene {
+pub struct Setup {
     /// Where the firewall is.
     pub shape: Shape,
     /// Which server.
@@ -33,33 +33,33 @@ pub struct Scene {
     pub family: Family,
 }
 
-/// One client in one mode, in a scene.
+/// One client in one mode, in a setup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cell {
     /// Where.
-    pub scene: Scene,
+    pub setup: Setup,
     /// Which client.
     pub client: ClientKind,
     /// How data connections are announced.
     pub mode: Mode,
 }
 
-impl Scene {
-    /// All scenes of these shapes.
+impl Setup {
+    /// All setups of these shapes.
     pub fn all(shapes: &[Shape]) -> Vec<Self> {
-        let mut scenes = Vec::new();
+        let mut setups = Vec::new();
         for &shape in shapes {
             for server in ServerKind::ALL {
-                scenes.extend(Family::ALL.map(|family| Self { shape, server, family }));
+                setups.extend(Family::ALL.map(|family| Self { shape, server, family }));
             }
         }
-        scenes
+        setups
     }
 }
 
-/// A scene that can be set up, and whose cells then run one after the other.
-pub trait Setting: Copy + Send + Sync {
-    /// The scene, set up.
+/// A setup that can be set up, and whose cells then run one after the other.
+pub trait MatrixSetup: Copy + Send + Sync {
+    /// The setup, set up.
     type Stage;
     /// What runs in it.
     type Cell: Send;
@@ -73,7 +73,7 @@ pub trait Setting: Copy + Send + Sync {
     fn extras(cell: &Self::Cell) -> Vec<String>;
 }
 
-impl Setting for Scene {
+impl MatrixSetup for Setup {
     type Stage = Stage;
     type Cell = Cell;
 
@@ -82,18 +82,18 @@ impl Setting for Scene {
         let address = topology.server.addresses.of(self.family);
         let server = self.server.start(&topology.server.namespace, &ServerOptions::on(address))?;
         place(&server)?;
-        Ok(Stage { scene: self, topology, server })
+        Ok(Stage { setup: self, topology, server })
     }
 
     /// Each client in each mode that it supports.
     fn cells(self) -> Vec<Cell> {
         let each =
-            |client: ClientKind| client.modes(self.family).iter().map(move |&mode| Cell { scene: self, client, mode });
+            |client: ClientKind| client.modes(self.family).iter().map(move |&mode| Cell { setup: self, client, mode });
         ClientKind::ALL.into_iter().flat_map(each).collect()
     }
 
     fn aspects(cell: &Cell) -> Vec<String> {
-        let Cell { scene: Scene { shape, server, family }, client, mode } = cell;
+        let Cell { setup: Setup { shape, server, family }, client, mode } = cell;
         vec![
             format!("{shape} {family} {mode}"),
             format!("{shape} {server}"),
@@ -105,12 +105,12 @@ impl Setting for Scene {
 
     /// With them, most pairs of anything come up.
     fn extras(cell: &Cell) -> Vec<String> {
-        let Cell { scene: Scene { server, family, .. }, client, mode } = cell;
+        let Cell { setup: Setup { server, family, .. }, client, mode } = cell;
         vec![format!("{server} {family}"), format!("{server} {mode}"), format!("{client} {family}")]
     }
 }
 
-impl fmt::Display for Scene {
+impl fmt::Display for Setup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:11}  {}  {:9}", self.shape, self.family, self.server)
     }
@@ -118,15 +118,15 @@ impl fmt::Display for Scene {
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}  {:6}  {}", self.scene, self.client, self.mode)
+        write!(f, "{}  {:6}  {}", self.setup, self.client, self.mode)
     }
 }
 
-/// A scene that is set up.
+/// A setup that is set up.
 #[derive(Debug)]
 pub struct Stage {
     /// Which.
-    pub scene: Scene,
+    pub setup: Setup,
     /// Its namespaces and addresses.
     pub topology: Topology,
     /// The server, ready.
@@ -135,19 +135,19 @@ pub struct Stage {
 
 impl Stage {
     /// A client's visit, in this mode.
-    pub fn visit(&self, mode: Mode, patience: Duration) -> Visit<'_> {
+    pub fn visit(&self, mode: Mode, timeout: Duration) -> Visit<'_> {
         Visit {
             namespace: &self.topology.client.namespace,
-            server: SocketAddr::new(self.topology.target.of(self.scene.family), 21),
+            server: SocketAddr::new(self.topology.target.of(self.setup.family), 21),
             mode,
             announce: None,
-            patience,
+            timeout,
         }
     }
 
     /// A listing, a download and, if the client can, an upload, each compared with the expected content.
-    pub fn transfer(&self, client: ClientKind, mode: Mode, patience: Duration) -> Result<()> {
-        transfer(&self.server, client, &self.visit(mode, patience))
+    pub fn transfer(&self, client: ClientKind, mode: Mode, timeout: Duration) -> Result<()> {
+        transfer(&self.server, client, &self.visit(mode, timeout))
     }
 }
 
@@ -192,9 +192,18 @@ pub struct Outcome<C = Cell> {
     pub took: Duration,
 }
 
-/// Scenes with the cells that run in each: all, or on a slow machine enough to cover every aspect.
-fn programme<S: Setting>(scenes: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> {
-    let mut all: Vec<_> = scenes.iter().map(|scene| (*scene, scene.cells())).collect();
+/// Panics with the errors of all cells that failed.
+pub fn assert_all_work<C: fmt::Display>(outcomes: &[Outcome<C>]) {
+    let failed: Vec<String> = outcomes
+        .iter()
+        .filter_map(|Outcome { cell, result, .. }| Some(format!("{cell}: {}", result.as_ref().err()?)))
+        .collect();
+    assert!(failed.is_empty(), "{} cells failed:\n{}", failed.len(), failed.join("\n\n"));
+}
+
+/// Setups with the cells that run in each: all, or on a slow machine enough to cover every aspect.
+fn selected_cells<S: MatrixSetup>(setups: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> {
+    let mut all: Vec<_> = setups.iter().map(|setup| (*setup, setup.cells())).collect();
     if is_slow {
         let candidates = all.iter().enumerate().flat_map(|(group, (_, cells))| {
             cells.iter().map(move |cell| Candidate { group, aspects: S::aspects(cell), extras: S::extras(cell) })
@@ -209,23 +218,23 @@ fn programme<S: Setting>(scenes: &[S], is_slow: bool) -> Vec<(S, Vec<S::Cell>)> 
     all
 }
 
-/// Runs the cells of `scenes`, `at_once` scenes at a time, and returns the results, in no fixed order. On a slow
+/// Runs the cells of `setups`, `at_once` setups at a time, and returns the results, in no fixed order. On a slow
 /// machine it runs some of them.
 ///
-/// `prepare` configures the topology's firewall once the server runs; its result is kept until the scene's last cell
-/// has run. A scene that cannot be set up or prepared fails the whole run.
-pub fn play<S: Setting, G>(
-    scenes: &[S],
+/// `prepare` configures the topology's firewall once the server runs; its result is kept until the setup's last cell
+/// has run. A setup that cannot be set up or prepared fails the whole run.
+pub fn play<S: MatrixSetup, G>(
+    setups: &[S],
     at_once: usize,
     prepare: impl Fn(&S::Stage) -> Result<G> + Sync,
     each: impl Fn(&S::Stage, &S::Cell) -> Result<()> + Sync,
 ) -> Result<Vec<Outcome<S::Cell>>> {
-    let left = Mutex::new(programme(scenes, is_slow()).into_iter());
+    let left = Mutex::new(selected_cells(setups, is_slow()).into_iter());
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     let worker = || {
         let mut outcomes = Vec::new();
-        while let Some((scene, cells)) = next() {
-            let stage = scene.set_up()?;
+        while let Some((setup, cells)) = next() {
+            let stage = setup.set_up()?;
             let _kept = prepare(&stage)?;
             for cell in cells {
                 let begun = Instant::now();
@@ -255,8 +264,9 @@ mod tests {
 
     #[test]
     fn sample_on_a_slow_machine_covers_every_aspect() {
-        let scenes = Scene::all(&Shape::ALL);
-        let played = |is_slow| programme(&scenes, is_slow).into_iter().flat_map(|(_, cells)| cells).collect::<Vec<_>>();
+        let setups = Setup::all(&Shape::ALL);
+        let played =
+            |is_slow| selected_cells(&setups, is_slow).into_iter().flat_map(|(_, cells)| cells).collect::<Vec<_>>();
         let (all, some) = (played(false), played(true));
         assert_eq!(all.len(), 324);
         assert!(some.len() < 60, "{}", some.len());
@@ -264,7 +274,7 @@ mod tests {
             let values = |cells: &[Cell]| cells.iter().map(value).collect::<BTreeSet<_>>();
             assert_eq!(values(&all), values(&some));
         };
-        assert_covered(|cell| format!("{} {}", cell.scene.server, cell.client));
-        assert_covered(|cell| format!("{} {} {}", cell.scene.shape, cell.scene.family, cell.mode));
+        assert_covered(|cell| format!("{} {}", cell.setup.server, cell.client));
+        assert_covered(|cell| format!("{} {} {}", cell.setup.shape, cell.setup.family, cell.mode));
     }
 }

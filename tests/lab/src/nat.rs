@@ -8,7 +8,7 @@
 use super::client::{ClientKind, Visit};
 use super::error::Result;
 use super::link::{End, join};
-use super::matrix::{self, Setting};
+use super::matrix::{self, MatrixSetup};
 use super::namespace::Namespace;
 use super::server::{Server, ServerKind, ServerOptions};
 use super::topology::{Addresses, Family, Host};
@@ -302,7 +302,7 @@ fn route_by(host: &Host, gateway: Addresses) -> Result<()> {
 
 /// Shared by a group of cells: the kind of NAT, and a server that is dialled by one family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct NatScene {
+pub struct NatSetup {
     /// Who is translated where.
     pub nat: Nat,
     /// Which server.
@@ -311,33 +311,33 @@ pub struct NatScene {
     pub family: Family,
 }
 
-/// One client in one mode, in a scene.
+/// One client in one mode, in a setup.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NatCell {
     /// Where.
-    pub scene: NatScene,
+    pub setup: NatSetup,
     /// Which client.
     pub client: ClientKind,
     /// How data connections are announced.
     pub mode: Mode,
 }
 
-impl NatScene {
+impl NatSetup {
     /// All that make sense of these.
     pub fn all(nats: &[Nat], servers: &[ServerKind]) -> Vec<Self> {
-        let mut scenes = Vec::new();
+        let mut setups = Vec::new();
         for &nat in nats {
             for &server in servers {
-                scenes.extend(Family::ALL.map(|family| Self { nat, server, family }));
+                setups.extend(Family::ALL.map(|family| Self { nat, server, family }));
             }
         }
         // An EPSV reply has no address that a server could know.
-        scenes.retain(|scene| (scene.nat, scene.family) != (Nat::ServerKnows, Family::V6));
-        scenes
+        setups.retain(|setup| (setup.nat, setup.family) != (Nat::ServerKnows, Family::V6));
+        setups
     }
 }
 
-impl Setting for NatScene {
+impl MatrixSetup for NatSetup {
     type Stage = NatStage;
     type Cell = NatCell;
 
@@ -347,20 +347,20 @@ impl Setting for NatScene {
         options.announce = (self.nat == Nat::ServerKnows).then_some(topology.public.v4);
         let server = self.server.start(&topology.server.namespace, &options)?;
         matrix::place(&server)?;
-        Ok(NatStage { scene: self, topology, server })
+        Ok(NatStage { setup: self, topology, server })
     }
 
     /// Each suitable client, in each mode that it supports.
     fn cells(self) -> Vec<NatCell> {
         let can = |client: &ClientKind| self.nat != Nat::ClientKnows || client.announces_what_it_is_told();
         let each = |client: ClientKind| {
-            client.modes(self.family).iter().map(move |&mode| NatCell { scene: self, client, mode })
+            client.modes(self.family).iter().map(move |&mode| NatCell { setup: self, client, mode })
         };
         ClientKind::ALL.into_iter().filter(can).flat_map(each).collect()
     }
 
     fn aspects(cell: &NatCell) -> Vec<String> {
-        let NatCell { scene: NatScene { nat, server, family }, client, mode } = cell;
+        let NatCell { setup: NatSetup { nat, server, family }, client, mode } = cell;
         let direction = if mode.is_active() { "active" } else { "passive" };
         vec![
             format!("{nat} {direction}"),
@@ -372,7 +372,7 @@ impl Setting for NatScene {
 
     /// With them, most pairs of anything come up.
     fn extras(cell: &NatCell) -> Vec<String> {
-        let NatCell { scene: NatScene { nat, server, family }, client, mode } = cell;
+        let NatCell { setup: NatSetup { nat, server, family }, client, mode } = cell;
         vec![
             format!("{nat} {family}"),
             format!("{nat} {server}"),
@@ -384,7 +384,7 @@ impl Setting for NatScene {
     }
 }
 
-impl fmt::Display for NatScene {
+impl fmt::Display for NatSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:18}  {}  {:9}", self.nat, self.family, self.server)
     }
@@ -392,15 +392,15 @@ impl fmt::Display for NatScene {
 
 impl fmt::Display for NatCell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}  {:6}  {}", self.scene, self.client, self.mode)
+        write!(f, "{}  {:6}  {}", self.setup, self.client, self.mode)
     }
 }
 
-/// A scene that is set up.
+/// A setup that is set up.
 #[derive(Debug)]
 pub struct NatStage {
     /// Which.
-    pub scene: NatScene,
+    pub setup: NatSetup,
     /// Its namespaces and addresses.
     pub topology: NatTopology,
     /// The server, ready.
@@ -409,16 +409,16 @@ pub struct NatStage {
 
 impl NatStage {
     /// A client's visit, in this mode.
-    pub fn visit(&self, mode: Mode, patience: Duration) -> Visit<'_> {
+    pub fn visit(&self, mode: Mode, timeout: Duration) -> Visit<'_> {
         let NatTopology { nat, client, target, public, .. } = &self.topology;
-        let family = self.scene.family;
+        let family = self.setup.family;
         let announce: Option<IpAddr> = (*nat == Nat::ClientKnows).then(|| public.of(family));
         let server = SocketAddr::new(target.of(family), nat.port());
-        Visit { namespace: &client.namespace, server, mode, announce, patience }
+        Visit { namespace: &client.namespace, server, mode, announce, timeout }
     }
 
     /// A listing, a download and, if the client can, an upload, each compared with the expected content.
-    pub fn transfer(&self, client: ClientKind, mode: Mode, patience: Duration) -> Result<()> {
-        matrix::transfer(&self.server, client, &self.visit(mode, patience))
+    pub fn transfer(&self, client: ClientKind, mode: Mode, timeout: Duration) -> Result<()> {
+        matrix::transfer(&self.server, client, &self.visit(mode, timeout))
     }
 }

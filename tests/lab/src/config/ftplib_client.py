@@ -1,4 +1,4 @@
-"""ftplib as a program: ADDRESS PORT MODE PATIENCE USER PASSWORD ANNOUNCE, then list N, get N NAME, put N NAME for each task."""
+"""ftplib as a program: ADDRESS PORT MODE TIMEOUT USER PASSWORD ANNOUNCE, then list N, get N NAME, put N NAME for each task."""
 
 import sys
 
@@ -24,8 +24,8 @@ class ModalFtp(ftplib.FTP):
         return ftplib.parse229(self.sendcmd("EPSV"), self.sock.getpeername())
 
 
-address, port, mode, patience, user, password, announce, *tasks = sys.argv[1:]
-with ModalFtp(timeout=float(patience)) as ftp:
+address, port, mode, timeout, user, password, announce, *tasks = sys.argv[1:]
+with ModalFtp(timeout=float(timeout)) as ftp:
     ftp.set_debuglevel(1)
     ftp.set_pasv(mode in ("PASV", "EPSV"))
     ftp.connect(address, int(port))

@@ -19,7 +19,7 @@ pub struct MiniClient {
     control: BufReader<TcpStream>,
     server: SocketAddr,
     own: IpAddr,
-    patience: Duration,
+    timeout: Duration,
     /// For active modes: one a session, for the same reason as the server's.
     listener: Option<TcpListener>,
     /// Data connections are made by the calling thread, in its namespace: another thread's could be another.
@@ -36,28 +36,28 @@ pub struct Reply {
 }
 
 impl MiniClient {
-    /// Connects, and returns once the server has greeted. Anything that takes longer than `patience` is an error.
-    pub fn connect(server: SocketAddr, patience: Duration) -> Result<Self> {
+    /// Connects, and returns once the server has greeted. Anything that takes longer than `timeout` is an error.
+    pub fn connect(server: SocketAddr, timeout: Duration) -> Result<Self> {
         let doing = || format!("connect to {server}");
-        let control = TcpStream::connect_timeout(&server, patience).doing(doing)?;
+        let control = TcpStream::connect_timeout(&server, timeout).doing(doing)?;
         control.set_nodelay(true).doing(doing)?;
         let own = control.local_addr().doing(doing)?.ip();
         let mut client =
-            Self { control: BufReader::new(control), server, own, patience, listener: None, stays_here: PhantomData };
-        client.be_patient_for(patience)?;
+            Self { control: BufReader::new(control), server, own, timeout, listener: None, stays_here: PhantomData };
+        client.set_timeout(timeout)?;
         client.expect(220)?;
         Ok(client)
     }
 
     /// Changes how long it waits for anything from now on.
-    pub fn be_patient_for(&mut self, patience: Duration) -> Result<()> {
-        self.patience = patience;
-        set_patience(self.control.get_ref(), patience)
+    pub fn set_timeout(&mut self, timeout: Duration) -> Result<()> {
+        self.timeout = timeout;
+        set_timeouts(self.control.get_ref(), timeout)
     }
 
     /// Connects, logs in as the lab's user, and asks for files as they are.
-    pub fn log_in(server: SocketAddr, patience: Duration) -> Result<Self> {
-        let mut client = Self::connect(server, patience)?;
+    pub fn log_in(server: SocketAddr, timeout: Duration) -> Result<Self> {
+        let mut client = Self::connect(server, timeout)?;
         client.command(&format!("USER {USER}"), 331)?;
         client.command(&format!("PASS {PASSWORD}"), 230)?;
         // Some servers take the default seriously and change line ends.
@@ -167,14 +167,14 @@ impl MiniClient {
         self.listen()?;
         let listener = self.listener.as_ref().expect("`listen` has just put it there");
         let (data, _) =
-            accept_within(listener, self.patience).doing(|| format!("wait for data from {}", self.server))?;
-        self.patient(data)
+            accept_within(listener, self.timeout).doing(|| format!("wait for data from {}", self.server))?;
+        self.with_timeout(data)
     }
 
     /// Connects to where the server has announced to listen.
     pub fn connect_data(&self, to: SocketAddr) -> Result<TcpStream> {
-        let data = TcpStream::connect_timeout(&to, self.patience).doing(|| format!("connect to {to} for data"))?;
-        self.patient(data)
+        let data = TcpStream::connect_timeout(&to, self.timeout).doing(|| format!("connect to {to} for data"))?;
+        self.with_timeout(data)
     }
 
     /// The listing of the home folder.
@@ -240,16 +240,16 @@ impl MiniClient {
         Error::Dialogue { expected: format!("reply {code} of {}", self.server), got: reply.text }
     }
 
-    fn patient(&self, data: TcpStream) -> Result<TcpStream> {
-        set_patience(&data, self.patience)?;
+    fn with_timeout(&self, data: TcpStream) -> Result<TcpStream> {
+        set_timeouts(&data, self.timeout)?;
         Ok(data)
     }
 }
 
-fn set_patience(stream: &TcpStream, patience: Duration) -> Result<()> {
+fn set_timeouts(stream: &TcpStream, timeout: Duration) -> Result<()> {
     stream
-        .set_read_timeout(Some(patience))
-        .and_then(|()| stream.set_write_timeout(Some(patience)))
+        .set_read_timeout(Some(timeout))
+        .and_then(|()| stream.set_write_timeout(Some(timeout)))
         .doing(|| "set the timeouts of a connection".to_owned())
 }
 

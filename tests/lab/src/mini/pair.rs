@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 /// retransmission doubles that, so that a slow machine needs few more.
 const REPETITIONS: u32 = 4;
 /// How long nothing may come at all.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 /// Between two looks at how often the sender has repeated itself.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -58,8 +58,8 @@ impl Pair {
         }
         let doing = || format!("connect from {client} to {dialled}, where {listens} in {server} should be");
         let listener = server.run(|| TcpListener::bind(listens))?.doing(doing)?;
-        let ours = client.run(|| TcpStream::connect_timeout(&dialled, PATIENCE))?.doing(doing)?;
-        let (theirs, _) = accept_within(&listener, PATIENCE).doing(doing)?;
+        let ours = client.run(|| TcpStream::connect_timeout(&dialled, TIMEOUT))?.doing(doing)?;
+        let (theirs, _) = accept_within(&listener, TIMEOUT).doing(doing)?;
         for stream in [&ours, &theirs] {
             stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(LOOK))).doing(doing)?;
         }
@@ -89,7 +89,7 @@ impl Pair {
         let said: usize = pieces.iter().map(|piece| lines(piece)).sum();
         let mut bytes = Vec::new();
         let mut buffer = [0; 4096];
-        let deadline = Instant::now() + allow(PATIENCE);
+        let deadline = Instant::now() + allow(TIMEOUT);
         while lines(&bytes) < said {
             match to.read(&mut buffer) {
                 Ok(0) => return Ok(Delivery { how: DeliveryStatus::Lost, bytes }),
@@ -109,7 +109,7 @@ impl Pair {
         let doing = || "end a control connection".to_owned();
         self.server.1.shutdown(Shutdown::Write).doing(doing)?;
         let client = &mut self.client.1;
-        client.set_read_timeout(Some(PATIENCE)).doing(doing)?;
+        client.set_read_timeout(Some(TIMEOUT)).doing(doing)?;
         client.read_to_end(&mut Vec::new()).doing(doing).map(drop)
     }
 
@@ -118,7 +118,7 @@ impl Pair {
         let doing = || "end a control connection".to_owned();
         self.client.1.shutdown(Shutdown::Write).doing(doing)?;
         let server = &mut self.server.1;
-        server.set_read_timeout(Some(PATIENCE)).doing(doing)?;
+        server.set_read_timeout(Some(TIMEOUT)).doing(doing)?;
         server.read_to_end(&mut Vec::new()).doing(doing).map(drop)
     }
 }

@@ -32,12 +32,12 @@ pub struct MiniOptions {
     /// The address in a 227 instead of the server's own.
     pub announce: Option<Ipv4Addr>,
     /// How long it waits for a data connection.
-    pub patience: Duration,
+    pub timeout: Duration,
 }
 
 impl Default for MiniOptions {
     fn default() -> Self {
-        Self { passive_ports: None, one_listener: false, announce: None, patience: Duration::from_secs(10) }
+        Self { passive_ports: None, one_listener: false, announce: None, timeout: Duration::from_secs(10) }
     }
 }
 
@@ -313,13 +313,13 @@ impl<'a> Session<'a> {
 
     /// The announced data connection.
     fn connection(&mut self) -> io::Result<TcpStream> {
-        let patience = self.shared.options.patience;
+        let timeout = self.shared.options.timeout;
         match std::mem::replace(&mut self.data, Data::Unannounced) {
             Data::Unannounced => Err(io::ErrorKind::NotConnected.into()),
-            Data::Active(address) => TcpStream::connect_timeout(&address, patience),
+            Data::Active(address) => TcpStream::connect_timeout(&address, timeout),
             Data::Passive => {
                 let listener = self.listener.take().ok_or(io::ErrorKind::NotConnected)?;
-                let accepted = accept_within(&listener, patience);
+                let accepted = accept_within(&listener, timeout);
                 if self.shared.options.one_listener {
                     self.listener = Some(listener);
                 }

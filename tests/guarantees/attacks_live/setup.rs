@@ -7,7 +7,7 @@ use lab::nat::{Nat, NatTopology};
 use lab::{Family, Namespace, Server, ServerKind, ServerOptions, Shape};
 use pinhole::netfilter::netlink::Conntrack;
 
-use crate::daemon::{Daemon, PATIENCE};
+use crate::daemon::{Daemon, TIMEOUT};
 use crate::raw_tcp::{RawListener, RawTcp};
 use crate::stage::{Stage, assert_closed, pinholes};
 
@@ -25,7 +25,7 @@ pub(crate) fn announced(address: SocketAddr) -> String {
 }
 
 /// A firewall with the daemon, a real server behind it, and on the server's host a cache that no other host may reach.
-pub(crate) struct ServerScene {
+pub(crate) struct ServerSetup {
     pub(crate) stage: Stage,
     pub(crate) daemon: Daemon,
     _server: Server,
@@ -33,7 +33,7 @@ pub(crate) struct ServerScene {
     _listener: TcpListener,
 }
 
-impl ServerScene {
+impl ServerSetup {
     pub(crate) fn new(shape: Shape, kind: ServerKind, policy: &str) -> Self {
         let stage = Stage::new(shape);
         let host = &stage.topology.server;
@@ -69,13 +69,13 @@ impl ServerScene {
 }
 
 /// A client behind a masquerading gateway, and the attacker's server outside.
-pub(crate) struct ClientScene {
+pub(crate) struct ClientSetup {
     pub(crate) topology: NatTopology,
     pub(crate) daemon: Daemon,
     _listener: TcpListener,
 }
 
-impl ClientScene {
+impl ClientSetup {
     pub(crate) fn new(policy: &str) -> Self {
         let topology = NatTopology::new(Nat::Masquerade).unwrap_or_else(|error| panic!("{error}"));
         let gateway = &topology.gateways[0];
@@ -146,10 +146,10 @@ pub(crate) fn visit(
 pub(crate) fn wait_until_forgotten(namespace: &Namespace, port: u16) {
     let is_forgotten = || {
         let is_it = |entry: &pinhole::netfilter::netlink::Entry| entry.connection.original.source.port.number() == port;
-        let list = || Conntrack::open(PATIENCE).and_then(|mut all| all.list(is_it));
+        let list = || Conntrack::open(TIMEOUT).and_then(|mut all| all.list(is_it));
         Ok(namespace.run(list)?.expect("a list").is_empty())
     };
-    lab::wait_until("the connection to be forgotten", PATIENCE, is_forgotten).unwrap_or_else(|error| panic!("{error}"));
+    lab::wait_until("the connection to be forgotten", TIMEOUT, is_forgotten).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// Has the kernel of a namespace remember reset connections for one second instead of ten.
