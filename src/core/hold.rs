@@ -21,7 +21,7 @@ const MAX_PACKETS: usize = 128;
 const MAX_PER_CLIENT: usize = MAX_PACKETS / 16;
 
 /// How long a packet is kept. A missing segment is retransmitted much earlier, or its sender is gone.
-const LONGEST: Duration = Duration::from_secs(3);
+const MAX_WAIT: Duration = Duration::from_secs(3);
 
 /// A packet and what has to be known of it while it is kept.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl<T> PendingPackets<T> {
     /// Removes the oldest packet if it was kept for too long.
     pub fn take_expired(&mut self, now: Timestamp) -> Option<T> {
         let oldest = self.packets.first()?;
-        if now.since(oldest.since) > LONGEST { self.take_oldest() } else { None }
+        if now.since(oldest.since) > MAX_WAIT { self.take_oldest() } else { None }
     }
 
     /// Removes the oldest packet.
@@ -185,8 +185,8 @@ mod tests {
     fn packet_expires_after_the_longest_time() {
         let mut pending = PendingPackets::default();
         pending.keep(packet(1, client(1))).expect("there is room");
-        assert_eq!(pending.take_expired(NOW + LONGEST), None);
-        assert_eq!(pending.take_expired(NOW + LONGEST + Duration::from_nanos(1)), Some(1));
+        assert_eq!(pending.take_expired(NOW + MAX_WAIT), None);
+        assert_eq!(pending.take_expired(NOW + MAX_WAIT + Duration::from_nanos(1)), Some(1));
         assert!(pending.is_empty());
     }
 

@@ -21,7 +21,7 @@ pub const MAX_WITHHELD: usize = 160;
 
 /// The longest payload to which a segment may grow. With its headers it fits the MTU of every IPv6 path, and of nearly
 /// all IPv4 paths.
-const LONGEST: usize = 1200;
+const MAX_PAYLOAD: usize = 1200;
 
 /// Why bytes cannot be replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -300,7 +300,7 @@ impl DirectionRewriter {
             return Err(RewriteError::NoRoom);
         }
         self.edits.push_back(edit);
-        if self.rewritten(segment).1.len() > segment.payload.len().max(LONGEST) {
+        if self.rewritten(segment).1.len() > segment.payload.len().max(MAX_PAYLOAD) {
             self.edits.pop_back();
             return Err(RewriteError::NoRoom);
         }

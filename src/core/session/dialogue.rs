@@ -79,7 +79,7 @@ pub struct Dialogue {
 
 impl Dialogue {
     /// A dialogue that is read from its start.
-    pub fn from_the_start() -> Self {
+    pub fn from_start() -> Self {
         Self {
             pending: PendingCommands::default(),
             replies: ReplyReader::default(),
@@ -99,7 +99,7 @@ impl Dialogue {
     }
 
     /// A picked-up dialogue with this progress.
-    pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
+    pub fn picked_up(progress: Progress, synced: Synced) -> Self {
         Self {
             protocol: match progress {
                 Progress::Unknown | Progress::Ftp => Protocol::Undecided,
@@ -117,7 +117,7 @@ impl Dialogue {
             },
             synced: false,
             may_answer_earlier_run: synced.server,
-            ..Self::from_the_start()
+            ..Self::from_start()
         }
     }
 

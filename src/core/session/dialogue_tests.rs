@@ -47,12 +47,12 @@ fn describe(event: &Event<'_>) -> Option<String> {
 }
 
 fn events(lines: &str) -> Vec<String> {
-    play(&mut Dialogue::from_the_start(), lines)
+    play(&mut Dialogue::from_start(), lines)
 }
 
 /// The same after a login.
 fn events_after_login(lines: &str) -> Vec<String> {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, "< 220 hello\n> USER anna\n< 331 and?\n> PASS x\n< 230 in");
     play(&mut dialogue, lines)
 }
@@ -186,7 +186,7 @@ fn overlong_line_before_a_login_is_not_ftp() {
 
 /// A token of GSSAPI may be many KiB long; of a line longer than the limit only the beginning comes here.
 fn negotiates(answer: &str, long: &str) -> Vec<String> {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, &format!("< 220 hello\n> AUTH GSSAPI\n< {answer}"));
     let cut = Line { whole: false, ..line(long.as_bytes()) };
     let mut events: Vec<String> = describe(&dialogue.client_line(&cut)).into_iter().collect();
@@ -221,7 +221,7 @@ fn other_long_lines_before_a_login_are_not_ftp() {
 
 #[test]
 fn client_that_speaks_before_the_greeting_is_not_ftp() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, "< 120 in a minute");
     assert_eq!(dialogue.client_bytes(), Event::NotFtp);
     let lines = "> USER a\n< 220 hello\n< 230 in\n> PORT 1";
@@ -251,14 +251,14 @@ fn picked_up_session_has_the_recorded_progress() {
     for (progress, doubts) in
         [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
     {
-        let mut dialogue = Dialogue::from_the_middle(progress, Synced { client: true, server: true });
+        let mut dialogue = Dialogue::picked_up(progress, Synced { client: true, server: true });
         assert_eq!(dialogue.progress(), progress);
         assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
         let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
         let port = if progress == Progress::Unknown { "PORT not known" } else { "PORT" };
         assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
     }
-    let mut encrypted = Dialogue::from_the_middle(Progress::Unknown, Synced::default());
+    let mut encrypted = Dialogue::picked_up(Progress::Unknown, Synced::default());
     assert_eq!(describe(&encrypted.client_line(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
 }
 
@@ -266,16 +266,16 @@ fn picked_up_session_has_the_recorded_progress() {
 fn first_reply_synced_may_answer_what_an_earlier_run_read() {
     for (synced, first) in [(true, "227"), (false, "227 not asked for")] {
         let synced = Synced { client: true, server: synced };
-        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, synced);
+        let mut dialogue = Dialogue::picked_up(Progress::LoggedIn, synced);
         assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
-        let mut dialogue = Dialogue::from_the_middle(Progress::LoggedIn, synced);
+        let mut dialogue = Dialogue::picked_up(Progress::LoggedIn, synced);
         assert_eq!(play(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
     }
 }
 
 #[test]
 fn progress_follows_the_dialogue() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     for (lines, progress) in [
         ("< 220 hello", Progress::Unknown),
         ("> FEAT", Progress::Ftp),
@@ -290,7 +290,7 @@ fn progress_follows_the_dialogue() {
 
 #[test]
 fn loss_cancels_pending_commands() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     dialogue.server_gap();
     assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
@@ -298,7 +298,7 @@ fn loss_cancels_pending_commands() {
 
 #[test]
 fn lost_bytes_are_no_login_and_no_command() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, "< 220 hello\n> USER a");
     dialogue.server_gap();
     dialogue.client_gap();
@@ -308,18 +308,18 @@ fn lost_bytes_are_no_login_and_no_command() {
 
 #[test]
 fn loss_before_a_login_may_hide_that_it_is_not_ftp() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, "< 220 hello");
     dialogue.client_gap();
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
     assert_eq!(dialogue.progress(), Progress::Unknown);
-    let mut dialogue = Dialogue::from_the_middle(Progress::Ftp, Synced::default());
+    let mut dialogue = Dialogue::picked_up(Progress::Ftp, Synced::default());
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
 }
 
 #[test]
 fn ambiguous_line_is_marked() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let announced = |event: &Event<'_>| describe(event).unwrap_or_default();
     let port = Line { plain: false, ..line(b"PORT 10,0,0,2,4,5") };
@@ -330,7 +330,7 @@ fn ambiguous_line_is_marked() {
 
 #[test]
 fn truncated_line_announces_nothing() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let Event::Announced(announcement) =
         dialogue.server_line(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })
@@ -342,7 +342,7 @@ fn truncated_line_announces_nothing() {
 
 #[test]
 fn user_name_is_printable_and_short() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     dialogue.client_line(&line(b"USER a\x1b[31mb\xff"));
     assert_eq!(dialogue.user(), Some("a\\u{1b}[31mb\u{fffd}"));
     dialogue.client_line(&line(format!("USER {}", "x".repeat(500)).as_bytes()));
@@ -351,7 +351,7 @@ fn user_name_is_printable_and_short() {
 
 #[test]
 fn no_password_leaves_the_dialogue() {
-    let mut dialogue = Dialogue::from_the_start();
+    let mut dialogue = Dialogue::from_start();
     for said in ["PASS hunter2", "pass hunter2", "ACCT hunter2", "SITE PSWD hunter2", "hunter2", "ADAT hunter2"] {
         let event = dialogue.client_line(&line(said.as_bytes()));
         assert!(!matches!(event, Event::Command(_, Some(_))), "{said}: {event:?}");
@@ -392,7 +392,7 @@ proptest! {
         picked_up: bool,
     ) {
         let mut dialogue =
-            if picked_up { Dialogue::from_the_middle(Progress::LoggedIn, Synced::default()) } else { Dialogue::from_the_start() };
+            if picked_up { Dialogue::picked_up(Progress::LoggedIn, Synced::default()) } else { Dialogue::from_start() };
         for (client, text) in &lines {
             let _ = if *client { dialogue.client_line(&line(text)) } else { dialogue.server_line(&line(text)) };
         }

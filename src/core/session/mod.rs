@@ -52,17 +52,17 @@ pub enum Ending {
 
 impl Session {
     /// A session that is read from its start.
-    pub fn from_the_start() -> Self {
+    pub fn from_start() -> Self {
         let synced = Synced { client: true, server: true };
-        Self::new(Dialogue::from_the_start(), synced, Start::Known)
+        Self::new(Dialogue::from_start(), synced, Start::Known)
     }
 
     /// A picked-up session with this progress.
     ///
     /// An end that an earlier run left in sync counts as in sync, although the receiver may have acknowledged only a
     /// part of its last line, and get the rest of that line again: see [`Self::is_synced`].
-    pub fn from_the_middle(progress: Progress, synced: Synced) -> Self {
-        Self::new(Dialogue::from_the_middle(progress, synced), synced, Start::Unknown)
+    pub fn picked_up(progress: Progress, synced: Synced) -> Self {
+        Self::new(Dialogue::picked_up(progress, synced), synced, Start::Unknown)
     }
 
     fn new(dialogue: Dialogue, synced: Synced, start: Start) -> Self {

@@ -288,7 +288,7 @@ impl Tracker {
             let is_unread = tracked.recorded == Progress::Unreadable && !tracked.session.dialogue().is_encrypted();
             if is_unread && policy.terms(tracked.rule).holds_back() {
                 // Bytes may have passed unread in the meantime.
-                tracked.session = Session::from_the_middle(Progress::Unknown, Synced::default());
+                tracked.session = Session::picked_up(Progress::Unknown, Synced::default());
                 tracked.recorded = Progress::Unknown;
                 env.firewall.record(&tracked.connection, Progress::Unknown);
             }

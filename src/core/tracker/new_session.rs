@@ -31,22 +31,22 @@ impl Tracker {
         else {
             return Ok(None);
         };
-        let from_the_start = segment.flags.has(Flags::SYN) && is_opening;
-        if !from_the_start && (progress == Progress::Unreadable || !has_content) {
+        let from_start = segment.flags.has(Flags::SYN) && is_opening;
+        if !from_start && (progress == Progress::Unreadable || !has_content) {
             return Ok(None);
         }
         let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };
-        let session = if from_the_start {
-            Session::from_the_start()
+        let session = if from_start {
+            Session::from_start()
         } else {
             let known = match env.policy.pickup {
                 Pickup::Marked => progress,
                 Pickup::Never => Progress::Unknown,
                 Pickup::Trust => Progress::LoggedIn,
             };
-            Session::from_the_middle(known, synced)
+            Session::picked_up(known, synced)
         };
-        let recorded = if from_the_start { Progress::Unknown } else { progress };
+        let recorded = if from_start { Progress::Unknown } else { progress };
         let rank = first_rank(&session, segment, direction);
         self.make_room(ClientKey::of(connection.client().address), rank, env);
         self.sessions_begun += 1;
@@ -68,7 +68,7 @@ impl Tracker {
             recorded,
             rewriters,
         });
-        env.report(number, &SessionEvent::Began { connection: &connection, picked_up: !from_the_start });
+        env.report(number, &SessionEvent::Began { connection: &connection, picked_up: !from_start });
         Ok(Some((slot, direction)))
     }
 }
