@@ -299,7 +299,10 @@ fn watchdog_has_no_capability_and_ends_with_the_daemon() {
     let is_netlink = |inode: &String| netlink.lines().any(|line| line.split_whitespace().last() == Some(inode));
     assert!(!sockets.is_empty() && !sockets.iter().any(is_netlink), "{sockets:?}");
 
-    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTSTP] {
+    let blocked = status(watchdog, "SigBlk").expect("it runs");
+    let blocked = u64::from_str_radix(&blocked, 16).expect("a mask");
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGUSR2, Signal::SIGTSTP, Signal::SIGTTOU] {
+        assert!(blocked & 1 << (signal as u64 - 1) != 0, "{signal} is not blocked: {blocked:016x}");
         kill(watchdog, signal).expect("it runs");
     }
     assert_eq!(daemon.status()["sessions"], 0);
