@@ -2,7 +2,7 @@
 //!
 //! Needs root, nft and iptables, which the lab has.
 
-use crate::daemon::{Daemon, TIMEOUT, PROGRAM};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 use crate::stage::{CONTENT, FILE, modes, some_transfers};
 
 use std::fs;
