@@ -400,7 +400,7 @@ impl Recorded {
 }
 
 #[test]
-fn kernel_helper_rewrites_unsplit_lines() {
+fn the_kernel_helper_rewrites_unsplit_lines() {
     let outcomes = hold_all(Helper::Kernel, &cases()).unwrap_or_else(|error| panic!("{error}"));
     let mut table = "| dialogue | kernel |\n|---|---|\n".to_owned();
     table.extend(outcomes.iter().map(|(case, outcome)| format!("| {case} | {outcome} |\n")));
@@ -468,7 +468,7 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
 const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade, Mode::Eprt), (Nat::Dnat, Mode::Pasv)];
 
 #[test]
-fn kernel_helper_rewrites_2000_lines_of_a_session() {
+fn the_kernel_helper_rewrites_2000_lines_of_a_session() {
     for (nat, mode) in MANY {
         transfer_many(Helper::Kernel, nat, mode, lab::share_of(2_000), None);
     }

@@ -84,7 +84,7 @@ fn setups() -> Vec<NatSetup> {
 }
 
 #[test]
-fn kernel_helper_fails_only_in_known_cells() {
+fn the_kernel_helper_fails_only_in_known_cells() {
     let each = |stage: &NatStage, cell: &NatCell| {
         let timeout = if known_failure_of_the_kernel_helper(cell).is_some() { BRIEF } else { TIMEOUT };
         transfer_recorded(stage, cell, timeout)
