@@ -133,7 +133,8 @@ fuzz-all: # each target for a few seconds, one line each; all that it printed if
 fuzz: ## fuzz one target until it finds something or you stop it (TARGET=lines)
 	@tests/setup test
 	@test -d fuzz/corpus/$(or $(TARGET),?) || { echo "TARGET is one of: $(FUZZ_TARGETS)"; exit 2; }
-	@mkdir -p fuzz/found/$(TARGET) && tar -xzf fuzz/explored/$(TARGET).tar.gz --skip-old-files -C fuzz/found/$(TARGET)
+	@mkdir -p fuzz/found/$(TARGET)
+	@! test -e fuzz/explored/$(TARGET).tar.gz || tar -xzf fuzz/explored/$(TARGET).tar.gz --skip-old-files -C fuzz/found/$(TARGET)
 	$(call fuzz,$(TARGET))
 
 bench: ## measure

@@ -149,6 +149,18 @@ pub(crate) enum Extension {
     Fragment,
 }
 
+impl Extension {
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Destination,
+        Self::HopByHop,
+        Self::Many,
+        Self::Unknown,
+        Self::Routing,
+        Self::RoutingElsewhere,
+        Self::Fragment,
+    ];
+}
+
 pub(crate) fn cases() -> impl Strategy<Value = Case> {
     let family = proptest::sample::select(Family::ALL.to_vec());
     let role = prop_oneof![Just(Role::Client), Just(Role::Server)];
@@ -279,15 +291,7 @@ fn deviation() -> impl Strategy<Value = Deviation> {
 }
 
 fn extension() -> impl Strategy<Value = Extension> {
-    proptest::sample::select(vec![
-        Extension::Destination,
-        Extension::HopByHop,
-        Extension::Many,
-        Extension::Unknown,
-        Extension::Routing,
-        Extension::RoutingElsewhere,
-        Extension::Fragment,
-    ])
+    proptest::sample::select(Extension::ALL.to_vec())
 }
 
 impl Case {

@@ -177,18 +177,9 @@ fn byte_already_read_does_not_become_urgent() {
 
 #[test]
 fn packets_with_extension_headers_are_read_as_the_socket_reads_them() {
-    let extensions = [
-        Extension::Destination,
-        Extension::HopByHop,
-        Extension::Many,
-        Extension::Unknown,
-        Extension::Routing,
-        Extension::RoutingElsewhere,
-        Extension::Fragment,
-    ];
     for conntrack in [Conntrack::Absent, Conntrack::Strict] {
         Network::with(conntrack, |network| {
-            for extension in extensions {
+            for extension in Extension::ALL {
                 for role in [Role::Client, Role::Server] {
                     let sent = Sent { defect: Defect::Extension(extension), ..two_lines() };
                     let (outcome, log) = outcome(network, Family::V6, role, USUALLY, &[sent, other(two_lines())]);

@@ -212,7 +212,10 @@ fn advised_iptables_command_is_right() {
     namespace.forward().expect("it forwards");
     let check = || {
         let mut command = namespace.command(PROGRAM);
-        command.args(["check", "--host", "-"]).input(b"mechanism: sets\n");
+        command
+            .env("PINHOLE_SOCKET", "/nonexistent/pinhole.sock")
+            .args(["check", "--host", "-"])
+            .input(b"mechanism: sets\n");
         let found = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
         let said = found.said();
         said.lines().filter(|line| line.starts_with("warning")).map(str::to_owned).collect::<Vec<_>>()

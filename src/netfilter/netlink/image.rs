@@ -267,7 +267,6 @@ fn append_image(batch: &mut Batch<'_>, table: Table<'_>, image: &TableImage, ele
         requests.iter().for_each(|request| request.append(batch, family));
     };
     append(batch, &image.table);
-    append(batch, &image.objects);
     append(batch, &image.chains);
     for chain in &image.chains {
         flush_chain(batch, table, chain.string(NFTA_CHAIN_NAME).unwrap_or_default());
@@ -284,6 +283,7 @@ fn append_image(batch: &mut Batch<'_>, table: Table<'_>, image: &TableImage, ele
         }
     }
     append(batch, &image.elements);
+    append(batch, &image.objects);
     append(batch, &image.rules);
     for (set, elements) in elements.iter().filter(|(_, elements)| !elements.is_empty()) {
         batch.request(NFT_MSG_NEWSETELEM, NLM_F_CREATE, family, |w| write_elements(w, table, set, elements));

@@ -213,8 +213,7 @@ impl Tables {
         comment: &str,
         rule: &[Expression],
     ) -> Result<(), Error> {
-        let fill = |batch: &mut Batch<'_>| fill_chain(batch, table, chain, comment, rule);
-        self.socket.transaction(fill).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
+        self.add_to_chain(table, chain, |batch| fill_chain(batch, table, chain, comment, rule))
     }
 
     /// The same for a chain that exists. If it does not, nothing is added.
@@ -225,8 +224,11 @@ impl Tables {
         comment: &str,
         rule: &[Expression],
     ) -> Result<(), Error> {
-        let fill = |batch: &mut Batch<'_>| refill_chain(batch, table, chain, comment, rule);
-        self.socket.transaction(fill).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
+        self.add_to_chain(table, chain, |batch| refill_chain(batch, table, chain, comment, rule))
+    }
+
+    fn add_to_chain(&mut self, table: Table<'_>, chain: &str, add: impl FnMut(&mut Batch<'_>)) -> Result<(), Error> {
+        self.socket.transaction(add).map_err(|cause| rule_error(Operation::Add, table, chain, cause))
     }
 
     /// Whether this kernel has all expressions of a rule. Changes nothing.

@@ -65,6 +65,11 @@ pub fn is_built_in(table: &str, chains: &[Chain]) -> bool {
     base_chains.peek().is_some() && base_chains.all(|found| known.contains(&found))
 }
 
+/// The names of the tables that iptables-nft has.
+pub fn built_in_tables() -> impl Iterator<Item = &'static str> {
+    BUILT_IN.iter().map(|(name, _)| *name)
+}
+
 /// Whether iptables-nft reads expressions of that name.
 pub(super) fn is_readable(expression: &str) -> bool {
     READABLE.contains(&expression)

@@ -6,18 +6,16 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::elements::SETS;
+use super::elements::{REMOVED_TOGETHER, SETS};
 use super::ruleset::TABLE;
 use super::{PinholeTable, TableError};
 use crate::core::kernel::NotOpened;
 use crate::netfilter::netlink::{Error, Expression, Rule, Tables};
 
 pub(super) const CHAIN: &str = "after_deadline";
-const COMMENT: &str = "pinhole: admits nothing from second ";
+const COMMENT: &str = "pinhole: admits no data connection after Unix time ";
 /// How much later than necessary a deadline is, so that not every pinhole needs a new one.
 const RESERVE: Duration = Duration::from_secs(5);
-/// How many elements one message removes.
-const REMOVED_TOGETHER: usize = 128;
 
 /// Seconds since 1970.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -124,7 +122,7 @@ mod tests {
         let deadline = Deadline(1_795_669_200);
         assert_eq!(of_table(&[rule("admit", "x"), rule(CHAIN, &deadline.comment())]), Some(deadline));
         assert_eq!(of_table(&[rule(CHAIN, &deadline.comment()), rule(CHAIN, "another program's")]), None);
-        assert_eq!(of_table(&[rule(CHAIN, "pinhole: admits nothing from second soon")]), None);
+        assert_eq!(of_table(&[rule(CHAIN, "pinhole: admits no data connection after Unix time soon")]), None);
         assert_eq!(of_table(&[rule("admit", &deadline.comment())]), None);
     }
 

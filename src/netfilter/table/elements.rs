@@ -23,6 +23,9 @@ pub(super) const PORT_RANGES: Names = ["port_ranges4", "port_ranges6"];
 
 pub(super) const SETS: [Names; 5] = [TARGETS, SOURCES, PINHOLES, PORT_RANGES, REWRITTEN];
 
+/// How many elements one message removes.
+pub(super) const REMOVED_TOGETHER: usize = 128;
+
 /// How much longer the timeout of a mapping is than that of its pinhole: an admitted connection looks up the maps a little
 /// later.
 const GRACE: Duration = Duration::from_secs(1);

@@ -1,10 +1,7 @@
 //! Which program manages a table: the accept rule is written so that this program can read it.
 
 use super::accept_rules::is_ours;
-use crate::netfilter::netlink::{Chain, Error, Family, Rule, Table, Tables, is_built_in};
-
-/// The tables that iptables-nft and ip6tables-nft have.
-const TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+use crate::netfilter::netlink::{Chain, Error, Family, Rule, Table, Tables, built_in_tables, is_built_in};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manager {
@@ -40,7 +37,7 @@ pub struct IptablesTable {
 pub fn iptables_tables(tables: &mut Tables) -> Result<Vec<IptablesTable>, Error> {
     let mut found = Vec::new();
     for family in [Family::Ip, Family::Ip6] {
-        for name in TABLES {
+        for name in built_in_tables() {
             let table = Table { family, name };
             let (chains, rules) = (tables.chains(table)?, tables.rules(table)?);
             if Manager::of(table, &chains, &rules) == Manager::Iptables {

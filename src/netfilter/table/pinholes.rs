@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 
 use super::PinholeTable;
 use super::elements::{
-    self, PINHOLES, PORT_RANGES, REWRITTEN, SOURCES, Stored, TARGETS, of_family, port_range_element,
+    self, PINHOLES, PORT_RANGES, REMOVED_TOGETHER, REWRITTEN, SOURCES, Stored, TARGETS, of_family, port_range_element,
 };
 use super::ruleset::TABLE;
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
@@ -17,9 +17,6 @@ use crate::core::kernel::NotOpened;
 use crate::core::net::{Endpoint, Flow, PortRange, Seq};
 use crate::core::time::Timestamp;
 use crate::netfilter::netlink::{Element, Error, Key};
-
-/// How many used pinholes one message removes.
-const REMOVED_TOGETHER: usize = 128;
 
 /// A pinhole in the kernel, opened by this run or by an earlier one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
