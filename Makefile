@@ -79,12 +79,11 @@ replay: ## build, and replay a capture: which data connections would have been l
 	@tests/setup
 	cargo run --quiet --release $(LOCKED) -- replay $(CAPTURE)
 
-test: ## every test on this kernel, then a short run of the fuzzer (FUZZ_SECONDS=5 each)
+test: ## every test on this kernel
 	@tests/setup test
 	cargo test $(LOCKED) --benches --no-run
 	@rm -f $(PINHOLE_RETRIED)
 	cargo --config 'target."cfg(unix)".runner="$(strip $(SUDO) tests/retry)"' test $(LOCKED) --workspace || { tests/retry --report; exit 1; }
-	@$(MAKE) --no-print-directory fuzz-all
 	@tests/retry --report
 
 test-kernels: ## what asks the kernel for something, on Debian's kernels 6.1, 6.12 and sid's, emulated
@@ -118,12 +117,10 @@ on-%:
 	{ PINHOLE_VM_KERNEL=$(kernel) $(SUDO) $$run $$tests | tee $(VM_OUTPUT)/$*; status=$$?; \
 	sed -n 's/^vm: \(retry: .*\)/\1 ($(kernel), $(machine))/p' $(VM_OUTPUT)/$* >>$(PINHOLE_RETRIED); exit $$status; },:)
 
-fuzz-all: # each target for a few seconds, one line each; all that it printed if it finds something
-	@cargo fuzz --version >/dev/null 2>&1 && command -v c++ >/dev/null || { \
-		echo "fuzz: left out, there is no cargo-fuzz; the same targets ran above, in tests/replay/fuzz_targets.rs"; \
-		exit $(if $(CI),1,0); }; \
-	echo cargo fuzz build --sanitizer none; cargo fuzz build --sanitizer none || exit 1; \
-	for target in $(FUZZ_TARGETS); do \
+fuzz-all: ## fuzz each target for some seconds (FUZZ_SECONDS=5)
+	@tests/setup fuzz
+	cargo fuzz build --sanitizer none
+	@for target in $(FUZZ_TARGETS); do \
 		log=fuzz/target/$$target.log; \
 		($(call fuzz,$$target) -max_total_time=$(FUZZ_SECONDS)) >$$log 2>&1 </dev/null || \
 			{ cat $$log; echo "fuzz $$target: FAILED"; exit 1; }; \
@@ -131,7 +128,7 @@ fuzz-all: # each target for a few seconds, one line each; all that it printed if
 	done
 
 fuzz: ## fuzz one target until it finds something or you stop it (TARGET=lines)
-	@tests/setup test
+	@tests/setup fuzz
 	@test -d fuzz/corpus/$(or $(TARGET),?) || { echo "TARGET is one of: $(FUZZ_TARGETS)"; exit 2; }
 	@mkdir -p fuzz/found/$(TARGET)
 	@! test -e fuzz/explored/$(TARGET).tar.gz || tar -xzf fuzz/explored/$(TARGET).tar.gz --skip-old-files -C fuzz/found/$(TARGET)

@@ -36,11 +36,12 @@ fn run(name: &str, module: &str, outcome: Outcome) -> Retried {
     let prefix = if module.is_empty() { String::new() } else { format!("{module}::") };
     let [first, second] = outcome.map(|part| part.replace('@', &prefix));
     let script = format!("[ $(wc -l <\"$0\") = 1 ] || {{ {second}; exit; }}\n{first}\n");
-    run_script(name, "", &[&format!("{prefix}a"), &format!("{prefix}b")], &script)
+    run_script(name, "", "1", &[&format!("{prefix}a"), &format!("{prefix}b")], &script)
 }
 
-/// Runs a script that lists these tests, and otherwise acts as a test program; or one module of it.
-fn run_script(name: &str, module: &str, tests: &[&str], script: &str) -> Retried {
+/// Runs a script that lists these tests, and otherwise acts as a test program; or one module of it. So many modules run at
+/// a time.
+fn run_script(name: &str, module: &str, at_a_time: &str, tests: &[&str], script: &str) -> Retried {
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
     let folder = Folder::new(&format!("retry-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
     let [calls, list] = ["calls", "list"].map(|name| folder.file(name, []));
@@ -51,7 +52,7 @@ fn run_script(name: &str, module: &str, tests: &[&str], script: &str) -> Retried
     let script = format!("{listing}echo \"$RUST_TEST_THREADS: $*\" >>\"$0\"\n{script}");
     let mut command = retry();
     command.arg(format!("{}{module}", program.display())).arg("-c").arg(script).arg(&calls).arg("--color=never");
-    command.env("RUST_TEST_THREADS", "7").env("PINHOLE_RETRIED", &list);
+    command.env("RUST_TEST_THREADS", "7").env("PINHOLE_MODULES", at_a_time).env("PINHOLE_RETRIED", &list);
     let ran = command.output().expect("bash is installed").into();
     let read = |path| std::fs::read_to_string(path).expect("it was written");
     Retried { ran, calls: read(&calls), listed: read(&list), report: report(&list) }
@@ -111,11 +112,23 @@ fn crash_and_many_failures_are_not_retried() {
 fn each_module_runs_in_a_process_of_its_own() {
     let tests = ["live::a", "restart::b", "live::c"];
     let fails_in_live = "case \"$*\" in *live::*) exit 101;; esac";
-    let Retried { ran, calls, .. } = run_script("live", "", &tests, fails_in_live);
+    let Retried { ran, calls, .. } = run_script("live", "", "1", &tests, fails_in_live);
     let expected = "7: --color=never --exact live::a live::c\n7: --color=never --exact restart::b\n";
     assert_eq!((ran.status, calls.as_str()), (Some(101), expected), "the second one passes");
-    let Retried { ran, calls, .. } = run_script("live", ":restart", &tests, fails_in_live);
+    let Retried { ran, calls, .. } = run_script("live", ":restart", "1", &tests, fails_in_live);
     assert_eq!((ran.status, calls.as_str()), (Some(0), "7: --color=never --exact restart::b\n"));
+}
+
+#[test]
+fn modules_run_at_the_same_time() {
+    // Each of them ends when the other one has begun.
+    let waits = "for _ in $(seq 1000); do [ $(wc -l <\"$0\") -lt 2 ] || exit 0; sleep 0.01; done; exit 101";
+    let run = |at_a_time| run_script("live", "", at_a_time, &["live::a", "restart::b"], waits).ran.status;
+    assert_eq!(run("2"), Some(0));
+    let one_by_one = "[ $(grep -c begins \"$0\") = $(grep -c ends \"$0\") ] || exit 101; echo begins >>\"$0\"; \
+                      sleep 0.05; echo ends >>\"$0\"";
+    let tests = ["live::a", "restart::b", "abort::c", "nat_killed::d"];
+    assert_eq!(run_script("live", "", "1", &tests, one_by_one).ran.status, Some(0));
 }
 
 #[test]
