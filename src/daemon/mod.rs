@@ -14,6 +14,7 @@ mod packets;
 pub mod sandbox;
 pub mod status;
 mod threads;
+mod verdict_order;
 pub mod watchdog;
 
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,6 +30,7 @@ use rustix::io::Errno;
 use status::Service;
 pub use status::Status;
 use tracing::{info, warn};
+use verdict_order::VerdictOrder;
 use watchdog::{Progress, Reader, Watchdog, supervise};
 
 use crate::core::policy::Policy;
@@ -68,20 +70,23 @@ const SPINS: usize = 300;
 
 /// The engine as the threads share it.
 #[derive(Clone, Debug)]
-pub struct Shared(Arc<Mutex<Engine>>);
+pub struct Shared {
+    engine: Arc<Mutex<Engine>>,
+    verdicts: Arc<VerdictOrder>,
+}
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Engine> {
         // The lock is held for a few microseconds; to sleep and wake up takes longer.
         for _ in 0..SPINS {
-            match self.0.try_lock() {
+            match self.engine.try_lock() {
                 Ok(engine) => return engine,
                 Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
                 Err(TryLockError::WouldBlock) => std::hint::spin_loop(),
             }
         }
         // The sessions are consistent even if a thread has panicked with the lock: a panic affects one packet only.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,7 +131,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
         );
     }
     let hang_limit = engine.hang_limit();
-    let shared = Shared(Arc::new(Mutex::new(engine)));
+    let shared = Shared { engine: Arc::new(Mutex::new(engine)), verdicts: Arc::default() };
     let (workers, mut first_exit) = threads::workers();
     let mut readers = Vec::new();
     for queue in queues {

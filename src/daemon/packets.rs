@@ -8,6 +8,7 @@ use std::io;
 
 use super::Shared;
 use super::engine::Decision;
+use super::verdict_order::Turn;
 use super::watchdog::{IDLE, Progress};
 use crate::core::net::{Flow, Segment, replace_payload};
 use crate::core::policy::Queues;
@@ -61,10 +62,11 @@ fn handle(shared: &Shared, packet: QueuedPacket) -> io::Result<()> {
         _ => (packet, decision),
     };
     let has_pending = engine.has_pending();
+    let turn = place.map(|(flow, _)| shared.verdicts.next_turn(&flow));
     drop(engine);
     // The announced pinhole is open now. The lock is released, so that other threads continue while the kernel takes the
     // verdict.
-    give_verdict(packet, decision)?;
+    give_verdict(packet, decision, turn)?;
     if has_pending { release(shared, place.map(|(flow, _)| flow)) } else { Ok(()) }
 }
 
@@ -72,8 +74,11 @@ fn handle(shared: &Shared, packet: QueuedPacket) -> io::Result<()> {
 /// any longer.
 fn release(shared: &Shared, flow: Option<Flow>) -> io::Result<()> {
     loop {
-        let Some((packet, decision)) = shared.lock().next_released(flow) else { return Ok(()) };
-        give_verdict(packet, decision)?;
+        let mut engine = shared.lock();
+        let Some((packet, decision)) = engine.next_released(flow) else { return Ok(()) };
+        let turn = Segment::parse(packet.packet()).ok().map(|segment| shared.verdicts.next_turn(&segment.flow));
+        drop(engine);
+        give_verdict(packet, decision, turn)?;
     }
 }
 
@@ -85,13 +90,18 @@ pub(super) fn release_expired(shared: &Shared) {
     }
 }
 
-fn give_verdict(packet: QueuedPacket, Decision { verdict, mark }: Decision) -> io::Result<()> {
-    match verdict {
+/// Gives the verdict on a packet when its turn has come.
+fn give_verdict(packet: QueuedPacket, decision: Decision, turn: Option<Turn<'_>>) -> io::Result<()> {
+    let turn = turn.inspect(Turn::wait);
+    let Decision { verdict, mark } = decision;
+    let given = match verdict {
         Verdict::Accept | Verdict::Wait => packet.accept(mark),
         Verdict::Drop => packet.drop_packet(),
         Verdict::Replace(Replacement { seq, payload }) => match replace_payload(packet.packet(), seq, &payload) {
             Some(other) => packet.accept_as(&other, mark),
             None => packet.drop_packet(),
         },
-    }
+    };
+    drop(turn);
+    given
 }
