@@ -67,7 +67,7 @@ SHELL := /bin/bash
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
-run: ## build, and run the service until Ctrl-C (POLICY=file, else the embedded one)
+run: ## build, and run the service until Ctrl-C (POLICY=file, else the one in /etc/pinhole)
 	@tests/setup run
 	cargo $(AS_ROOT) run --quiet --release $(LOCKED) -- run $(if $(POLICY),--policy $(POLICY))
 

@@ -1,5 +1,5 @@
-//! `pinhole check`: validates a policy and prints it as understood; with `--host`, or without a file, checks this
-//! host.
+//! `pinhole check`: checks this host for the policy that `run` would take; with a file, validates that file and prints
+//! it as understood.
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -11,11 +11,15 @@ use crate::doctor::{self, Finding, PolicyFile, Rating};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Policy file to check; `-` reads standard input. Without it, check this host
-    #[arg(value_name = "POLICY")]
+    /// Validate this policy file and print it as understood, without checking this host; `-` reads standard input
+    #[arg(value_name = "FILE", conflicts_with = "policy")]
+    file: Option<PathBuf>,
+    /// Policy file for which this host is checked; without it, /etc/pinhole/policy.yaml if it exists, else the embedded
+    /// policy
+    #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
-    /// Check this host, for POLICY or the built-in policy
-    #[arg(long)]
+    /// With FILE: check this host, too, as `--policy FILE` does
+    #[arg(long, hide = true)]
     host: bool,
     /// Print the findings about this host as a JSON array
     #[arg(long)]
@@ -23,19 +27,22 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
-    match &args.policy {
-        Some(path) if !args.host && args.json => {
+    match &args.file {
+        Some(file) if !args.host && args.json => {
             super::print_error(format_args!(
-                "`--json` prints findings about this host: `pinhole check --host --json {}`",
-                path.display()
+                "`--json` prints findings about this host: `pinhole check --json --policy {}`",
+                file.display()
             ));
             Ok(Outcome::BadUsage)
         }
-        Some(path) if !args.host => check_policy(path),
-        path => match input::policy(path.as_deref()) {
-            Ok(policy) => check_host(&policy, path.as_deref(), args.json),
-            Err(outcome) => Ok(outcome),
-        },
+        Some(file) if !args.host => check_policy(file),
+        file => {
+            let source = input::policy_file(file.as_deref().or(args.policy.as_deref()));
+            match input::policy(source.as_deref()) {
+                Ok(policy) => check_host(&policy, source.as_deref(), args.json),
+                Err(outcome) => Ok(outcome),
+            }
+        }
     }
 }
 
@@ -64,7 +71,8 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
 }
 
 fn check_host(policy: &Policy, path: Option<&Path>, json: bool) -> anyhow::Result<Outcome> {
-    let mut findings = doctor::examine(policy);
+    let mut findings = vec![doctor::policy_source(path)];
+    findings.extend(doctor::examine(policy));
     findings.extend(doctor::risks(policy, &path.map(PolicyFile::probe).unwrap_or_default()));
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let (problems, warnings) = (count(Rating::Problem), count(Rating::Warning));

@@ -2,11 +2,12 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::Outcome;
 use super::messages::{Priority, Record};
 use crate::core::policy::{self, Parsed, Policy, Problems, Severity};
+use crate::daemon::POLICY_FILE;
 use crate::replay::nat::{self, Nat};
 
 pub(super) struct Input {
@@ -28,7 +29,15 @@ pub(super) fn open(path: &Path) -> io::Result<Input> {
     Ok(Input { source: Box::new(file), length: metadata.is_file().then_some(metadata.len()) })
 }
 
-/// Reads a policy file and prints every problem in it. Without a path, returns the built-in policy.
+/// The policy file of `run`, `check` and `rules`: the named one, or [`POLICY_FILE`] if it exists. None means the embedded
+/// policy. A file that exists and cannot be read is an error later, not the embedded policy.
+pub(super) fn policy_file(named: Option<&Path>) -> Option<PathBuf> {
+    let default = Path::new(POLICY_FILE);
+    let is_missing = || default.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    named.map(Path::to_owned).or_else(|| (!is_missing()).then(|| default.to_owned()))
+}
+
+/// Reads a policy file and prints every problem in it. Without a path, returns the embedded policy.
 pub(super) fn policy(path: Option<&Path>) -> Result<Policy, Outcome> {
     let Some(path) = path else { return Ok(Policy::embedded()) };
     let Parsed { policy, warnings } = parse(path)?;

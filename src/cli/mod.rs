@@ -38,11 +38,13 @@ enum Command {
     /// With --nat, the captures were taken inside a NAT gateway: the report shows what is rewritten and where data
     /// connections are delivered, and --write writes the packets as they are outside.
     Replay(replay::Args),
-    /// Check a policy file, or whether this host is ready
+    /// Check whether this host is ready, or a policy file
     ///
-    /// With POLICY: prints the policy as understood, or every error in it. Without it, or with --host: lists privileges,
-    /// kernel features, queues and filter chains, with a remedy for each problem. Most of that needs root. Changes nothing:
-    /// kernel features are tested in transactions that are not committed.
+    /// Checks this host for the policy that `run` would take: privileges, kernel features, queues, filter chains, other
+    /// rules and programs that keep data connections from working, with a remedy for each problem. Most of that needs root.
+    /// Changes nothing: kernel features are tested in transactions that are not committed.
+    ///
+    /// With FILE, reads that policy file only, and prints it as understood, or every error in it.
     ///
     /// Exit status: 0 ready; 1 the daemon would not run on this host; 2 the policy is wrong.
     Check(check::Args),

@@ -17,14 +17,14 @@ const KERNEL_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
-    /// Policy file; without it, the built-in policy
+    /// Policy file; without it, /etc/pinhole/policy.yaml if it exists, else the embedded policy
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RulesArgs {
-    /// Policy file; without it, the built-in policy
+    /// Policy file; without it, /etc/pinhole/policy.yaml if it exists, else the embedded policy
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// How the kernel queues packets; without it, as this kernel does (needs root)
@@ -48,7 +48,8 @@ pub(super) struct StatusArgs {
 }
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
-    let policy = match input::policy(args.policy.as_deref()) {
+    let source = input::policy_file(args.policy.as_deref());
+    let policy = match input::policy(source.as_deref()) {
         Ok(policy) => policy,
         Err(outcome) => return Ok(outcome),
     };
@@ -59,7 +60,7 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(Outcome::BadUsage);
     }
     let log = super::messages::start_log();
-    crate::daemon::run(policy, args.policy.as_deref(), || log.start_writing())?;
+    crate::daemon::run(policy, source.as_deref(), || log.start_writing())?;
     Ok(Outcome::Good)
 }
 
@@ -70,7 +71,8 @@ fn may_change_firewall() -> bool {
 }
 
 pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
-    let policy = match input::policy(args.policy.as_deref()) {
+    let source = input::policy_file(args.policy.as_deref());
+    let policy = match input::policy(source.as_deref()) {
         Ok(policy) => policy,
         Err(outcome) => return Ok(outcome),
     };

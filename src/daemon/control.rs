@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ use super::status::Request;
 use crate::core::policy;
 use crate::netfilter::queue::processors;
 
-/// The path of the control socket, unless the variable `PINHOLE_SOCKET` is set.
-const DEFAULT_PATH: &str = "/run/pinhole/control.sock";
+/// The directory of the control sockets, unless the variable `PINHOLE_SOCKET` names a path.
+const DIRECTORY: &str = "/run/pinhole";
+/// The network namespace of this thread.
+const NETWORK_NAMESPACE: &str = "/proc/thread-self/ns/net";
 const MAX_REQUEST: u64 = 64;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -52,33 +55,43 @@ fn advice(cause: &io::Error) -> &'static str {
     }
 }
 
-/// The path of the control socket.
+/// The path of the control socket. Each network namespace has its own, as each has its own table and queues; the inode
+/// number of the namespace tells them apart.
 pub fn path() -> PathBuf {
-    std::env::var_os("PINHOLE_SOCKET").map_or_else(|| PathBuf::from(DEFAULT_PATH), PathBuf::from)
+    std::env::var_os("PINHOLE_SOCKET").map_or_else(|| path_in(namespace().ok()), PathBuf::from)
+}
+
+fn namespace() -> io::Result<u64> {
+    std::fs::metadata(NETWORK_NAMESPACE).map(|namespace| namespace.ino())
+}
+
+/// The path for the network namespace with this inode number.
+fn path_in(namespace: Option<u64>) -> PathBuf {
+    let name = namespace.map_or_else(|| "control.sock".to_owned(), |inode| format!("control-{inode}.sock"));
+    Path::new(DIRECTORY).join(name)
 }
 
 /// Creates the socket. Only this user has permissions for it from the first moment on.
 ///
 /// No other thread may create files meanwhile, because all threads share the umask.
-pub(super) fn listen() -> Result<UnixListener, ControlError> {
-    let path = path();
-    if std::os::unix::net::UnixStream::connect(&path).is_ok() {
-        return Err(ControlError::SecondInstance(path));
+pub(super) fn listen(path: &Path) -> Result<UnixListener, ControlError> {
+    if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        return Err(ControlError::SecondInstance(path.to_owned()));
     }
     let create = || {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder)?;
         }
-        match std::fs::remove_file(&path) {
+        match std::fs::remove_file(path) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         let previous = umask(Mode::from_raw_mode(0o177));
-        let listener = UnixListener::bind(&path);
+        let listener = UnixListener::bind(path);
         umask(previous);
         listener
     };
-    create().map_err(|cause| ControlError::Create { path: path.clone(), cause })
+    create().map_err(|cause| ControlError::Create { path: path.to_owned(), cause })
 }
 
 /// What to do with the table at the end.
@@ -89,8 +102,13 @@ pub(super) enum Shutdown {
     HandOver,
 }
 
-/// Answers requests until a signal ends the daemon.
-pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Option<&Path>) -> io::Result<Shutdown> {
+/// Answers requests at the socket `path` until a signal ends the daemon.
+pub(super) async fn serve(
+    listener: &UnixListener,
+    path: &Path,
+    shared: &Shared,
+    source: Option<&Path>,
+) -> io::Result<Shutdown> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
@@ -113,7 +131,7 @@ pub(super) async fn serve(listener: &UnixListener, shared: &Shared, source: Opti
         }
     };
     notify_systemd(&[sd_notify::NotifyState::Stopping]);
-    let _ = std::fs::remove_file(path());
+    let _ = std::fs::remove_file(path);
     Ok(shutdown)
 }
 
@@ -260,6 +278,12 @@ pub fn request(request: Request) -> Result<String, ControlError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn each_network_namespace_has_its_own_socket() {
+        assert_eq!(path_in(Some(4_026_531_840)), Path::new("/run/pinhole/control-4026531840.sock"));
+        assert!(namespace().is_ok_and(|inode| inode > 0), "/proc has the namespace of this thread");
+    }
 
     #[test]
     fn only_root_and_the_own_user_are_allowed() {

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tracing::{debug, error, info, warn};
 
+use super::POLICY_FILE;
 use super::clock::{self, Clock};
 use super::event_log::{EventLog, RateLimiter};
 use super::status::{Counters, DaemonCounters, Gauges, PinholeStatus, Service, Status};
@@ -128,7 +129,12 @@ impl Engine {
             [] => format!("your own rule: `{own_rule}`"),
             chains => format!("a rule at the top of {}", chains.join(", ")),
         };
+        let policy = match &self.service.policy_file {
+            Some(file) => format!("policy {file}"),
+            None => format!("the embedded policy, as there is no {POLICY_FILE}"),
+        };
         vec![
+            policy,
             format!("control ports {}; {when_down}", ports.join(", ")),
             format!("mechanism {}, {}", profile.mechanism, self.firewall.because()),
             format!("installed table inet pinhole; packets are queued by {queueing}"),

@@ -38,6 +38,9 @@ use crate::netfilter::backend::SetupError;
 use crate::netfilter::netlink::{ConnectionWatch, Error, TableWatch, WatchEvent};
 use crate::netfilter::queue::{Queue, QueueError, processors};
 
+/// The policy file of `run` and `check` if the command line names none.
+pub const POLICY_FILE: &str = "/etc/pinhole/policy.yaml";
+
 /// How often a watching thread looks for work if there was no event.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -100,7 +103,8 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
     let policy = policy.on(processors());
     // Before anything is changed: this fails if another instance runs.
-    let listener = runtime.block_on(async { control::listen() })?;
+    let socket = control::path();
+    let listener = runtime.block_on(async { control::listen(&socket) })?;
     let link = watchdog.as_ref().ok().map(Watchdog::begin).transpose().map_err(StartError::Watchdog)?;
     let all_queues = policy.capture.queues();
     let open = |number| Queue::open(number, policy.capture.when_down);
@@ -116,7 +120,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     tables.ignore(engine.port_id()?)?;
     // From here on the daemon executes no program and opens no file but the policy. No thread has been started yet, so the
     // sandbox applies to all threads.
-    let missing = sandbox::enter(&sandbox::Files { policy: source, socket: &control::path() });
+    let missing = sandbox::enter(&sandbox::Files { policy: source, socket: &socket });
     write_log();
     for line in engine.startup_lines() {
         info!("{line}");
@@ -152,7 +156,7 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     });
     let ended_by = runtime.block_on(async {
         tokio::select! {
-            end = control::serve(&listener, &shared, source) => end.map_err(|error| format!("waiting for signals: {error}")),
+            end = control::serve(&listener, &socket, &shared, source) => end.map_err(|error| format!("waiting for signals: {error}")),
             why = first_exit.wait() => Err(why),
         }
     });

@@ -10,6 +10,7 @@ mod risks;
 mod ruleset;
 
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -19,6 +20,7 @@ pub use risks::{PolicyFile, risks};
 pub use ruleset::{BadRuleset, Ruleset};
 
 use crate::core::policy::Policy;
+use crate::daemon::POLICY_FILE;
 use crate::netfilter::queue::processors;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
@@ -68,6 +70,15 @@ impl fmt::Display for Finding {
         write!(f, "{severity:7}  {check}: {message}")?;
         advice.iter().try_for_each(|advice| write!(f, "; {advice}"))
     }
+}
+
+/// Which policy the host is checked for.
+pub fn policy_source(file: Option<&Path>) -> Finding {
+    let message = match file {
+        Some(file) => file.display().to_string(),
+        None => format!("the embedded one, as there is no {POLICY_FILE}"),
+    };
+    Finding::new(Rating::Ok, "policy", message)
 }
 
 /// Checks the host for a policy.

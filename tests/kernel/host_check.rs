@@ -34,7 +34,7 @@ fn check_with_socket(namespace: &Namespace, policy: Option<&str>, arguments: &[&
     let mut command = namespace.command(PROGRAM);
     command.arg("check").args(arguments).env("PINHOLE_SOCKET", socket);
     if let Some(policy) = policy {
-        command.args(["--host", "-"]).input(policy.as_bytes());
+        command.args(["--policy", "-"]).input(policy.as_bytes());
     }
     let finished = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(ruleset(), before, "looking has changed the ruleset");

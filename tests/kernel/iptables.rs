@@ -214,7 +214,7 @@ fn advised_iptables_command_is_right() {
         let mut command = namespace.command(PROGRAM);
         command
             .env("PINHOLE_SOCKET", "/nonexistent/pinhole.sock")
-            .args(["check", "--host", "-"])
+            .args(["check", "--policy", "-"])
             .input(b"mechanism: sets\n");
         let found = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
         let said = found.said();

@@ -9,6 +9,7 @@ mod machine;
 #[path = "../support/stage.rs"]
 mod stage;
 
+mod defaults;
 mod deploy;
 mod host_check;
 mod iptables;

@@ -121,7 +121,10 @@ impl Host {
 
     /// The daemon's answer at the socket that `pinhole status` uses.
     fn ask(&self) -> Option<Value> {
-        let answer = daemon::ask(&self.machine.path("/run/pinhole/control.sock")).ok()?;
+        let sockets = fs::read_dir(self.machine.path("/run/pinhole")).ok()?.flatten();
+        let socket =
+            sockets.map(|entry| entry.path()).find(|path| path.extension().is_some_and(|end| end == "sock"))?;
+        let answer = daemon::ask(&socket).ok()?;
         serde_json::from_str(&answer).ok()
     }
 

@@ -58,14 +58,14 @@ fn assert_told(front: &Front, parts: &[&str]) {
     assert_holds(complaint, &["`mechanism: native` is not possible: "]);
     assert_holds(complaint, parts);
     assert!(!namespace.nft_output(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
-    let found = run(front, &namespace, &folder, &["check", "--host"]);
+    let found = run(front, &namespace, &folder, &["check", "--policy"]);
     let problem = line(&found.said(), "problem  mechanism").to_owned();
     assert_eq!(found.status.code(), Some(1), "{}", found.said());
     assert_holds(&problem, &["native is not possible: ", "`mechanism: auto` falls back to sets"]);
     assert_holds(&problem, parts);
 
     write_policy(&folder, "mechanism: auto\n");
-    let found = run(front, &namespace, &folder, &["check", "--host"]);
+    let found = run(front, &namespace, &folder, &["check", "--policy"]);
     assert_eq!(found.status.code(), Some(0), "{}", found.said());
     let ok = line(&found.said(), "ok       mechanism").to_owned();
     assert_holds(&ok, &["sets, not native: "]);
@@ -222,7 +222,7 @@ fn missing_capability_is_reported() {
         let refused = run(&front, &namespace, &folder, &["run", "--policy"]);
         assert_eq!(refused.status.code(), Some(1), "{}", refused.said());
         assert_holds(line(&refused.said(), "pinhole: "), &["not permitted", "CAP_NET_ADMIN"]);
-        let found = run(&front, &namespace, &folder, &["check", "--host"]);
+        let found = run(&front, &namespace, &folder, &["check", "--policy"]);
         assert_eq!(found.status.code(), Some(1), "{}", found.said());
         assert_holds(line(&found.said(), "problem  privileges"), &["without the capability CAP_NET_ADMIN", "grant it"]);
     }
