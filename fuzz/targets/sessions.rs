@@ -213,7 +213,9 @@ impl Observer for Open<'_> {
             SessionEvent::Opened { expectation, .. } => {
                 open.insert(format!("{} {}", expectation.from, expectation.to));
             }
-            SessionEvent::Expired(expectation) | SessionEvent::Closed { expectation, .. } => {
+            SessionEvent::Expired(expectation)
+            | SessionEvent::Dropped(expectation)
+            | SessionEvent::Closed { expectation, .. } => {
                 let was_open = open.remove(&format!("{} {}", expectation.from, expectation.to));
                 assert!(was_open, "{expectation} closes and was not open");
             }

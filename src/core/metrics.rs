@@ -132,6 +132,8 @@ metrics! {
         pub used: u64,
         /// pinholes whose data connection did not come in time
         pub expired: u64,
+        /// pinholes whose SYN came and was admitted, and was dropped by a later chain or by routing
+        pub dropped: u64,
         /// pinholes closed unused, because the session ended or the server refused the command
         pub closed: u64,
         /// announcements that opened nothing, and port ranges that were not opened
@@ -159,6 +161,7 @@ impl EventCounters {
             }
             SessionEvent::Used { .. } => &mut self.used,
             SessionEvent::Expired(_) => &mut self.expired,
+            SessionEvent::Dropped(_) => &mut self.dropped,
             SessionEvent::Closed { .. } => &mut self.closed,
             SessionEvent::Encrypted { .. } => &mut self.encrypted,
             SessionEvent::RangeOpened(_) => &mut self.ranges_opened,
@@ -200,6 +203,6 @@ mod tests {
         }
         let shown: Vec<String> = counters.values().map(|(metric, value)| format!("{} {value}", metric.name)).collect();
         assert_eq!(shown[..3], ["packets 0", "sessions 2", "evicted 0"]);
-        assert_eq!(shown[10], "refused 3 (low-port 1, third-party 2)");
+        assert_eq!(shown[11], "refused 3 (low-port 1, third-party 2)");
     }
 }

@@ -198,7 +198,9 @@ impl Engine {
     fn decide(&mut self, packet: &QueuedPacket, segment: &Result<Segment<'_>, NotSegment>, on_gap: OnGap) -> Decision {
         // The kernel reports a data connection before client and server can continue the dialogue. So a used pinhole
         // does not count towards a limit any more, and is not mistaken for the pinhole that this packet announces.
-        before_packet(|| self.read_conntrack_event());
+        if !before_packet(|| self.read_conntrack_event()) {
+            self.tracker.note_missing_events(self.clock.now());
+        }
         let mut decision = Decision { verdict: Verdict::Accept, mark: None };
         match segment {
             Ok(segment) => decision = self.segment(packet, segment, on_gap),
@@ -236,6 +238,10 @@ impl Engine {
 
     /// Expires pinholes and sessions, and reports suppressed log lines. Called at least every few seconds.
     pub(super) fn expire(&mut self) {
+        // A data connection that was just reported has used its pinhole.
+        if !self.read_conntrack_events(MAX_EVENTS) {
+            self.tracker.note_missing_events(self.clock.now());
+        }
         let (tracker, mut env) = self.tracker();
         tracker.advance(&mut env);
         self.log.report_suppressed(self.clock.now());
@@ -254,9 +260,10 @@ impl Engine {
         self.watch_error.take()
     }
 
-    /// Handles the conntrack events that have arrived, `max` at most, because new events may keep arriving.
-    fn read_conntrack_events(&mut self, max: usize) {
-        repeat(max, || self.read_conntrack_event());
+    /// Handles the conntrack events that have arrived, `max` at most, because new events may keep arriving. Returns whether
+    /// none is left.
+    fn read_conntrack_events(&mut self, max: usize) -> bool {
+        repeat(max, || self.read_conntrack_event())
     }
 
     /// Handles the next conntrack event. Returns false if there is none.
@@ -265,6 +272,7 @@ impl Engine {
             Ok(WatchEvent::Change(ConnectionChange::Began(entry))) => self.connection_began(&entry),
             Ok(WatchEvent::Change(ConnectionChange::Ended(entry))) => self.connection_ended(&entry),
             Ok(WatchEvent::Overrun) => {
+                self.tracker.note_missing_events(self.clock.now());
                 if let Some(times) = self.lost_events.admit(self.clock.now()) {
                     warn!(
                         "lost conntrack events ({times} times since the last such line): the counter `used` may be too low"
@@ -382,6 +390,14 @@ impl Engine {
     pub(super) fn status(&mut self) -> Status {
         self.handle_conntrack_events();
         let now = self.clock.now();
+        let listed = match self.firewall.pinholes() {
+            Ok(pinholes) => Some(pinholes),
+            Err(error) => {
+                warn!("cannot list the kernel's pinholes: {error}");
+                None
+            }
+        };
+        let arrivals = listed.as_deref().map(|listed| self.firewall.arrivals(listed));
         let pinholes = self.tracker.pinholes().map(|(session, mode, expectation)| PinholeStatus {
             session: (session != SessionNumber::EARLIER).then_some(session.get()),
             announced_by: mode.map(Mode::announced_by),
@@ -391,15 +407,10 @@ impl Engine {
             leaves_from: expectation.mapping.from.map(|from| from.to_string()),
             age: now.since(expectation.since).as_secs_f64(),
             expires_in: expectation.expires().since(now).as_secs_f64(),
+            syn_came: arrivals.as_ref().map(|arrivals| arrivals.syn_came(expectation)),
         });
         let pinholes: Vec<PinholeStatus> = pinholes.collect();
-        let kernel_pinholes = match self.firewall.pinholes() {
-            Ok(pinholes) => Some(pinholes.len() as u64),
-            Err(error) => {
-                warn!("cannot list the kernel's pinholes: {error}");
-                None
-            }
-        };
+        let kernel_pinholes = listed.map(|listed| listed.len() as u64);
         let Counters { events, daemon } = self.log.counters.clone();
         let daemon = DaemonCounters { buffer_overflows: self.tracker.buffer_refusals(), ..daemon };
         Status {
@@ -448,14 +459,15 @@ fn narrow_events(connections: &ConnectionWatch, policy: &Policy) -> Result<(), E
     connections.narrow(policy.mark.bits(), policy.control_ports.as_slice())
 }
 
-/// Handles the conntrack events that have arrived before a packet, some of them if there are many.
-fn before_packet(handle_event: impl FnMut() -> bool) {
-    repeat(MAX_EVENTS_BEFORE_PACKET, handle_event);
+/// Handles the conntrack events that have arrived before a packet, some of them if there are many. Returns whether none is
+/// left.
+fn before_packet(handle_event: impl FnMut() -> bool) -> bool {
+    repeat(MAX_EVENTS_BEFORE_PACKET, handle_event)
 }
 
-/// Calls `act` until it returns false, `max` times at most.
-fn repeat(max: usize, mut act: impl FnMut() -> bool) {
-    let _ = (0..max).all(|_| act());
+/// Calls `act` until it returns false, `max` times at most. Returns whether it returned false.
+fn repeat(max: usize, mut act: impl FnMut() -> bool) -> bool {
+    !(0..max).all(|_| act())
 }
 
 #[cfg(test)]

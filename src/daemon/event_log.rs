@@ -115,6 +115,7 @@ impl Observer for EventLog {
             }
             SessionEvent::Used { .. } => self.write(at, LineKind::Used, number, event),
             SessionEvent::Expired(_) => self.write(at, LineKind::Expired, number, event),
+            SessionEvent::Dropped(_) => self.write(at, LineKind::Dropped, number, event),
             SessionEvent::Closed { .. } => self.write(at, LineKind::Closed, number, event),
             SessionEvent::Encrypted { .. } => self.write(at, LineKind::Encrypted, number, event),
             SessionEvent::NotFtp => self.write(at, LineKind::NotFtp, number, event),

@@ -25,11 +25,12 @@ pub(super) enum LineKind {
     Opened,
     Used,
     Expired,
+    Dropped,
     Closed,
 }
 
 impl LineKind {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::NotFtp,
         Self::Refused,
         Self::Denied,
@@ -37,6 +38,7 @@ impl LineKind {
         Self::Opened,
         Self::Used,
         Self::Expired,
+        Self::Dropped,
         Self::Closed,
     ];
 
@@ -44,12 +46,12 @@ impl LineKind {
     const fn limits(self) -> (u32, u32) {
         match self {
             Self::NotFtp | Self::Refused | Self::Denied | Self::Encrypted => (1, 50),
-            Self::Opened | Self::Used | Self::Expired | Self::Closed => (200, 2000),
+            Self::Opened | Self::Used | Self::Expired | Self::Dropped | Self::Closed => (200, 2000),
         }
     }
 
     pub(super) const fn is_warning(self) -> bool {
-        matches!(self, Self::NotFtp | Self::Refused | Self::Denied)
+        matches!(self, Self::NotFtp | Self::Refused | Self::Denied | Self::Dropped)
     }
 
     /// The word with which the log line begins.
@@ -62,6 +64,7 @@ impl LineKind {
             Self::Opened => "opened",
             Self::Used => "used",
             Self::Expired => "expired",
+            Self::Dropped => "dropped",
             Self::Closed => "closed",
         }
     }

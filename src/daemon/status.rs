@@ -108,6 +108,9 @@ pub struct PinholeStatus {
     pub age: f64,
     /// In seconds.
     pub expires_in: f64,
+    /// Whether a SYN has come and was admitted. As long as the pinhole is listed, no connection has come of it. None if the
+    /// kernel's pinholes could not be listed.
+    pub syn_came: Option<bool>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -161,7 +164,7 @@ impl fmt::Display for Status {
 
 impl fmt::Display for PinholeStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { session, announced_by, from, to, delivered_to, leaves_from, age, expires_in } = self;
+        let Self { session, announced_by, from, to, delivered_to, leaves_from, age, expires_in, syn_came } = self;
         write!(f, "{from} -> {to}")?;
         if let Some(to) = delivered_to {
             write!(f, ", delivered to {to}")?;
@@ -173,7 +176,11 @@ impl fmt::Display for PinholeStatus {
             (Some(by), Some(session)) => write!(f, ", announced by {by} in session {session}")?,
             _ => f.write_str(", adopted")?,
         }
-        write!(f, ", {age:.1} s old, expires in {expires_in:.1} s")
+        write!(f, ", {age:.1} s old, expires in {expires_in:.1} s")?;
+        match syn_came {
+            Some(true) => f.write_str("; its SYN came and was admitted, but no connection came of it"),
+            Some(false) | None => Ok(()),
+        }
     }
 }
 
@@ -191,6 +198,7 @@ mod tests {
             leaves_from: None,
             age: 0.7,
             expires_in: 4.3,
+            syn_came: Some(false),
         };
         Status {
             service: Service {

@@ -159,6 +159,10 @@ impl<W: Write> Report for Json<W> {
                 let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
                 ("expired", Fields::Addresses { from, to })
             }
+            SessionEvent::Dropped(expectation) => {
+                let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
+                ("dropped", Fields::Addresses { from, to })
+            }
             SessionEvent::Closed { expectation, why } => {
                 let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
                 ("closed", Fields::Closed { from, to, reason: why.name() })

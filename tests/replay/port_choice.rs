@@ -38,6 +38,10 @@ impl Firewall for Counting {
         self.inner.close(expectation);
     }
 
+    fn syn_came(&mut self, expectation: &Expectation) -> bool {
+        self.inner.syn_came(expectation)
+    }
+
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
         self.asked += 1;
         let taken = Mapping { to: Some(endpoint("192.0.2.77:7")), ..Mapping::default() };

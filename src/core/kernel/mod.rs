@@ -57,6 +57,12 @@ pub trait Firewall {
     /// Closes the pinhole. It is no error if it was used or has expired.
     fn close(&mut self, expectation: &Expectation);
 
+    /// Whether a SYN has come for this open pinhole, and was admitted: the pinhole admits no further one. If conntrack
+    /// then reports no connection, the host has dropped the SYN after that.
+    ///
+    /// To be asked some time before the pinhole expires; a pinhole that is gone does not tell.
+    fn syn_came(&mut self, expectation: &Expectation) -> bool;
+
     /// The NAT of a connection from `from` to `to`, if a pinhole admits it, whichever run or program opened that.
     /// `None` if no pinhole admits it.
     ///

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 
 use foldhash::fast::RandomState;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use super::{Control, Firewall, LookupFailed, NotOpened};
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
@@ -39,6 +39,8 @@ pub struct Simulated {
     failing_lookups: u32,
     lookups: u64,
     renewals: usize,
+    /// Pinholes whose SYN was admitted and then dropped.
+    dropped: HashSet<(IpAddr, Endpoint), RandomState>,
 }
 
 /// The progress of how many connections is kept. The kernel keeps that of all its connections.
@@ -87,6 +89,7 @@ impl Simulated {
             failing_lookups: 0,
             lookups: 0,
             renewals: 0,
+            dropped: HashSet::default(),
         }
     }
 
@@ -102,6 +105,11 @@ impl Simulated {
                 .copied()
                 .map(Admitted::PortRangePinhole),
         }
+    }
+
+    /// A SYN comes that its pinhole admits, and that the host then drops.
+    pub fn drop_syn(&mut self, from: IpAddr, to: Endpoint) {
+        self.dropped.insert((from, to));
     }
 
     /// Sets the NAT of a connection: packets of both of its flows belong to it.
@@ -193,6 +201,11 @@ impl Firewall for Simulated {
 
     fn close(&mut self, expectation: &Expectation) {
         self.pinholes.remove(&(expectation.from, expectation.to));
+        self.dropped.remove(&(expectation.from, expectation.to));
+    }
+
+    fn syn_came(&mut self, expectation: &Expectation) -> bool {
+        self.dropped.contains(&(expectation.from, expectation.to))
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {

@@ -134,6 +134,8 @@ impl Tracker {
         // For a pinhole to a third party there is no control connection between its two hosts; it expires by itself.
         let may_be_third_party = all_terms.into_iter().any(|terms| terms.third_party == ThirdParty::Allow);
         let mut summary = RestoreSummary::default();
+        // Their data connections may have begun while no daemon ran.
+        self.note_missing_events(env.now);
 
         // Sorted by expiry, because expectations of one lifetime must be inserted in that order.
         pinholes.sort_by_key(Expectation::expires);

@@ -84,6 +84,8 @@ pub enum SessionEvent<'a> {
     },
     /// The expected data connection did not come in time: its pinhole expired.
     Expired(Expectation),
+    /// The SYN of the expected data connection came and was admitted, and the host dropped it after that.
+    Dropped(Expectation),
     /// The pinhole was closed before the data connection came.
     Closed {
         /// The closed expectation.

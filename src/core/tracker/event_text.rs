@@ -35,6 +35,11 @@ impl fmt::Display for SessionEvent<'_> {
             Self::Used { mode: Some(mode), flow } => write!(f, "used {flow}, announced by {}", mode.announced_by()),
             Self::Used { mode: None, flow } => write!(f, "used {flow}"),
             Self::Expired(expectation) => write!(f, "expired {expectation}: no data connection came"),
+            Self::Dropped(expectation) => write!(
+                f,
+                "dropped {expectation}: its SYN came and was admitted, but your ruleset or routing dropped it (see \
+                 `pinhole explain`)"
+            ),
             Self::Closed { expectation, why } => write!(f, "closed {expectation}: {}", why.explanation()),
             Self::Encrypted { port_range: None } => f.write_str(
                 "encrypted: announcements cannot be read, so none opens a pinhole (see `tls` in the policy)",

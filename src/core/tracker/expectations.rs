@@ -1,7 +1,7 @@
 //! The open expectations of all sessions.
 //!
-//! A hash table finds them by address; lists through the entries find them by session and by age. Adding, using or
-//! closing an expectation costs the same, however many are open.
+//! A hash table finds them by address; lists through the entries find them by session and by what is due next. Adding,
+//! using or closing an expectation costs the same, however many are open.
 
 use std::hash::BuildHasher;
 use std::net::IpAddr;
@@ -35,12 +35,49 @@ pub(super) struct PinholeEntry {
     pub(super) command: Option<CommandNumber>,
 }
 
+/// The first question to the firewall whether a SYN has come. A data connection that is not dropped comes sooner.
+const FIRST_CHECK: Duration = Duration::from_secs(2);
+
+/// How long before the end the firewall is asked for the last time. Deadlines are handled up to a second late.
+const LAST_CHECK: Duration = Duration::from_secs(2);
+
+/// How long after a SYN came conntrack may take to report its connection.
+const CONFIRMATION: Duration = Duration::from_millis(250);
+
+/// What has to be done next about an open expectation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    /// To ask the firewall whether a SYN has come; how often it was asked before.
+    Check(u8),
+    /// A SYN has come, and the connection was not reported in time.
+    Unconfirmed,
+    /// Its lifetime has ended.
+    Expiry,
+}
+
+impl Due {
+    /// What follows a check, and the age at which it is due: the firewall is asked at an age of 2, 4, 8 seconds and so on,
+    /// and once more shortly before the end.
+    fn check(lifetime: Duration, times: u8) -> (Self, Duration) {
+        let first = FIRST_CHECK.min(lifetime / 2);
+        let last = lifetime - LAST_CHECK.min(lifetime / 4);
+        let age = |times: u8| first.saturating_mul(1 << times.min(31));
+        match times.checked_sub(1).map(age) {
+            Some(previous) if previous >= last => (Self::Expiry, lifetime),
+            _ => (Self::Check(times), age(times).min(last)),
+        }
+    }
+}
+
 /// An open expectation and its neighbours in both lists.
 #[derive(Debug)]
 struct Entry {
     pinhole: PinholeEntry,
     of_owner: Links,
-    by_age: Links,
+    by_due: Links,
+    due: Due,
+    /// When that is due.
+    at: Timestamp,
 }
 
 /// A list and its length.
@@ -50,7 +87,7 @@ struct CountedList {
     length: usize,
 }
 
-/// Expectations by address, by session and by the time when they expire.
+/// Expectations by address, by session and by the time when something is due.
 #[derive(Debug, Default)]
 pub(super) struct Expectations {
     entries: Slab<Entry>,
@@ -59,10 +96,10 @@ pub(super) struct Expectations {
     by_owner: HashMap<u32, CountedList, RandomState>,
     /// How many are open for each client; contains only clients that have any.
     by_client: HashMap<ClientKey, usize, RandomState>,
-    /// Expectations of one lifetime expire in the order in which they were inserted. There are few lifetimes: one per
-    /// rule.
-    by_lifetime: Vec<(Duration, CountedList)>,
-    next_expiry: Option<Timestamp>,
+    /// Expectations of one lifetime for which the same is due, in the order in which they were inserted, which is that
+    /// of the times. There are few lifetimes: one per rule.
+    by_due: Vec<((Duration, Due), CountedList)>,
+    next_due: Option<Timestamp>,
     /// Of the expectations with DNAT: the delivery address by the announced address, and how many expectations have
     /// it.
     delivered: HashMap<Endpoint, (Endpoint, usize), RandomState>,
@@ -103,24 +140,50 @@ impl Expectations {
         let Expectation { from, to, lifetime, .. } = pinhole.expectation;
         self.remove(from, to);
         let links = Links::default();
-        let slot = self.entries.insert(Entry { pinhole, of_owner: links, by_age: links });
+        let (due, age) = Due::check(lifetime, 0);
+        let at = pinhole.expectation.since + age;
+        let slot = self.entries.insert(Entry { pinhole, of_owner: links, by_due: links, due, at });
         let hash = self.hash(from, to);
-        let Self { entries, by_address, by_owner, by_lifetime, hasher, .. } = self;
+        let Self { entries, by_address, by_owner, hasher, .. } = self;
         by_address.insert_unique(hash, slot, |&slot| rehash(entries, hasher, slot));
         by_owner.entry(pinhole.owner).or_default().append(entries, slot, |entry| &mut entry.of_owner);
-        let place = by_lifetime.iter().position(|(of, _)| *of == lifetime).unwrap_or_else(|| {
-            by_lifetime.push((lifetime, CountedList::default()));
-            by_lifetime.len() - 1
-        });
-        by_lifetime[place].1.append(entries, slot, |entry| &mut entry.by_age);
+        self.schedule(slot, due, at);
         if let Some(client) = pinhole.client {
             *self.by_client.entry(client).or_default() += 1;
         }
         if let Some(target) = pinhole.expectation.mapping.to {
             self.delivered.entry(to).or_insert((target, 0)).1 += 1;
         }
-        let expires = pinhole.expectation.expires();
-        self.next_expiry = Some(self.next_expiry.map_or(expires, |next| next.min(expires)));
+    }
+
+    /// Appends an entry that is in no such list to the list of what is due for it.
+    fn schedule(&mut self, slot: u32, due: Due, at: Timestamp) {
+        let Self { entries, by_due, .. } = self;
+        let Some(entry) = entries.get_mut(slot) else { return };
+        (entry.due, entry.at) = (due, at);
+        let key = (entry.pinhole.expectation.lifetime, due);
+        let place = by_due.iter().position(|(of, _)| *of == key).unwrap_or_else(|| {
+            by_due.push((key, CountedList::default()));
+            by_due.len() - 1
+        });
+        by_due[place].1.append(entries, slot, |entry| &mut entry.by_due);
+        self.next_due = Some(self.next_due.map_or(at, |next| next.min(at)));
+    }
+
+    /// Takes an entry out of the list of what is due for it.
+    fn unschedule(&mut self, slot: u32) {
+        let Self { entries, by_due, .. } = self;
+        let Some(&Entry { due, at, pinhole: PinholeEntry { expectation, .. }, .. }) = entries.get(slot) else { return };
+        if let Some(place) = by_due.iter().position(|(of, _)| *of == (expectation.lifetime, due)) {
+            let list = &mut by_due[place].1;
+            list.unlink(entries, slot, |entry| &mut entry.by_due);
+            if list.length == 0 {
+                by_due.swap_remove(place);
+            }
+        }
+        if self.next_due == Some(at) {
+            self.next_due = self.first_due().map(|(at, _)| at);
+        }
     }
 
     /// Removes the expectation with these addresses.
@@ -128,18 +191,36 @@ impl Expectations {
         self.remove_slot(self.slot(from, to)?)
     }
 
-    /// Removes an expectation that has expired by `now`, the oldest first.
-    pub(super) fn pop_expired(&mut self, now: Timestamp) -> Option<PinholeEntry> {
-        if self.next_expiry? > now {
-            return None;
+    /// What is due by `now`, the earliest first. The caller removes an entry that has expired or is unconfirmed, and may
+    /// call [`syn_came`](Self::syn_came) for one to be checked.
+    pub(super) fn next_overdue(&mut self, now: Timestamp) -> Option<(u32, Due, Expectation)> {
+        while self.next_due? <= now {
+            let (_, slot) = self.first_due()?;
+            let &Entry { due, pinhole: PinholeEntry { expectation, .. }, .. } = self.entries.get(slot)?;
+            let Due::Check(times) = due else { return Some((slot, due, expectation)) };
+            let has_expired = expectation.expires() <= now;
+            let (next, age) = (times + 1..=u8::MAX)
+                .map(|times| Due::check(expectation.lifetime, times))
+                .find(|(_, age)| expectation.since + *age > now)
+                .unwrap_or((Due::Expiry, expectation.lifetime));
+            self.unschedule(slot);
+            self.schedule(slot, next, expectation.since + age);
+            if !has_expired {
+                return Some((slot, due, expectation));
+            }
         }
-        let (_, slot) = self.first_to_expire()?;
-        self.remove_slot(slot)
+        None
     }
 
-    /// When the next expectation expires.
-    pub(super) fn next_expiry(&self) -> Option<Timestamp> {
-        self.next_expiry
+    /// A SYN has come for an expectation: it is unconfirmed unless conntrack reports a connection soon.
+    pub(super) fn syn_came(&mut self, slot: u32, now: Timestamp) {
+        self.unschedule(slot);
+        self.schedule(slot, Due::Unconfirmed, now + CONFIRMATION);
+    }
+
+    /// When the next thing is due.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.next_due
     }
 
     /// Removes an expectation of that session, the oldest first.
@@ -166,7 +247,8 @@ impl Expectations {
         self.entries.iter().map(|entry| &entry.pinhole)
     }
 
-    fn remove_slot(&mut self, slot: u32) -> Option<PinholeEntry> {
+    pub(super) fn remove_slot(&mut self, slot: u32) -> Option<PinholeEntry> {
+        self.unschedule(slot);
         let PinholeEntry { expectation, owner, client, .. } = self.entries.get(slot)?.pinhole;
         let hash = self.hash(expectation.from, expectation.to);
         if let Ok(found) = self.by_address.find_entry(hash, |&other| other == slot) {
@@ -176,13 +258,6 @@ impl Expectations {
             list.unlink(&mut self.entries, slot, |entry| &mut entry.of_owner);
             if list.length == 0 {
                 self.by_owner.remove(&owner);
-            }
-        }
-        if let Some(place) = self.by_lifetime.iter().position(|(of, _)| *of == expectation.lifetime) {
-            let list = &mut self.by_lifetime[place].1;
-            list.unlink(&mut self.entries, slot, |entry| &mut entry.by_age);
-            if list.length == 0 {
-                self.by_lifetime.swap_remove(place);
             }
         }
         if let Some(client) = client
@@ -201,15 +276,12 @@ impl Expectations {
                 self.delivered.remove(&expectation.to);
             }
         }
-        if self.next_expiry == Some(expectation.expires()) {
-            self.next_expiry = self.first_to_expire().map(|(expires, _)| expires);
-        }
         Some(self.entries.remove(slot)?.pinhole)
     }
 
-    fn first_to_expire(&self) -> Option<(Timestamp, u32)> {
-        let firsts = self.by_lifetime.iter().filter_map(|(_, counted)| counted.list.first());
-        firsts.filter_map(|slot| Some((self.entries.get(slot)?.pinhole.expectation.expires(), slot))).min()
+    fn first_due(&self) -> Option<(Timestamp, u32)> {
+        let firsts = self.by_due.iter().filter_map(|(_, counted)| counted.list.first());
+        firsts.filter_map(|slot| Some((self.entries.get(slot)?.at, slot))).min()
     }
 
     fn slot(&self, from: IpAddr, to: Endpoint) -> Option<u32> {
@@ -286,6 +358,22 @@ mod tests {
         ]
     }
 
+    #[test]
+    fn firewall_is_asked_early_and_shortly_before_the_end() {
+        let ages = |lifetime: Duration| {
+            let of = |times| match Due::check(lifetime, times) {
+                (Due::Check(_), age) => Some(age.as_secs_f64()),
+                _ => None,
+            };
+            (0..).map_while(of).collect::<Vec<_>>()
+        };
+        assert_eq!(ages(Duration::from_secs(60)), [2.0, 4.0, 8.0, 16.0, 32.0, 58.0]);
+        assert_eq!(ages(Duration::from_secs(2)), [1.0, 1.5]);
+        assert_eq!(ages(Duration::from_millis(10)), [0.005, 0.0075]);
+        assert_eq!(ages(Duration::ZERO), [0.0]);
+        assert_eq!(ages(Duration::from_secs(3600)).len(), 12);
+    }
+
     proptest! {
         /// After any operations, the tables agree with a plain list.
         #[test]
@@ -318,9 +406,16 @@ mod tests {
                         let count = plain.iter().filter(|one| one.expectation.expires() <= now).count();
                         plain.retain(|one| one.expectation.expires() > now);
                         let mut times = Vec::new();
-                        while let Some(expired) = all.pop_expired(now) {
-                            times.push(expired.expectation.expires());
+                        let mut checked = std::collections::BTreeMap::<u32, u32>::new();
+                        while let Some((slot, due, expectation)) = all.next_overdue(now) {
+                            prop_assert!(expectation.since < now);
+                            match due {
+                                Due::Check(_) => *checked.entry(slot).or_default() += 1,
+                                Due::Unconfirmed => unreachable!("no SYN came"),
+                                Due::Expiry => times.push(all.remove_slot(slot).expect("one").expectation.expires()),
+                            }
                         }
+                        prop_assert!(checked.values().all(|times| *times <= 3));
                         prop_assert_eq!(times.len(), count);
                         prop_assert!(times.is_sorted());
                     }
@@ -328,7 +423,10 @@ mod tests {
                 prop_assert_eq!(all.len(), plain.len());
                 prop_assert_eq!(all.iter().count(), plain.len());
                 prop_assert!(all.by_client.len() <= plain.len());
-                prop_assert_eq!(all.next_expiry(), plain.iter().map(|one| one.expectation.expires()).min());
+                let expires = plain.iter().map(|one| one.expectation.expires()).min();
+                prop_assert_eq!(all.next_due().is_some(), expires.is_some());
+                prop_assert!(all.next_due() <= expires, "a check precedes each expiry");
+                prop_assert_eq!(all.by_due.iter().map(|(_, list)| list.length).sum::<usize>(), plain.len());
                 for owner in 0..4 {
                     let count = plain.iter().filter(|one| one.owner == owner).count();
                     prop_assert_eq!(all.count_of(owner), count);

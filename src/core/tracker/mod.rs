@@ -41,7 +41,7 @@ use crate::core::session::reassembly::StreamAnomaly;
 use crate::core::session::{Dialogue, Session};
 use crate::core::time::Timestamp;
 use adopt::OrphanedPinholes;
-use expectations::{Expectations, PinholeEntry};
+use expectations::{Due, Expectations, PinholeEntry};
 use memory_budget::MemoryBudget;
 use new_session::unknown_connection;
 use ranges::Ranges;
@@ -104,6 +104,8 @@ pub struct Tracker {
     /// The adopted pinholes of an earlier run.
     orphaned: OrphanedPinholes,
     sessions_begun: u64,
+    /// When conntrack events were missing for the last time.
+    events_missing: Option<Timestamp>,
 }
 
 impl Tracker {
@@ -135,10 +137,7 @@ impl Tracker {
 
     /// The earliest time at which [`advance`](Self::advance) has something to do.
     pub fn next_deadline(&self) -> Option<Timestamp> {
-        [self.expectations.next_expiry(), self.sessions.next_due(), self.ranges.next_renewal()]
-            .into_iter()
-            .flatten()
-            .min()
+        [self.expectations.next_due(), self.sessions.next_due(), self.ranges.next_renewal()].into_iter().flatten().min()
     }
 
     /// Handles a segment as it was captured. When this returns, every pinhole that the segment announces is open.
@@ -243,15 +242,40 @@ impl Tracker {
     /// Handles all deadlines up to now.
     pub fn advance<F: Firewall, O: Observer>(&mut self, env: &mut Environment<'_, F, O>) {
         let now = env.now;
-        while let Some(PinholeEntry { expectation, session, .. }) = self.expectations.pop_expired(now) {
-            env.firewall.close(&expectation);
-            env.observer.observe(expectation.expires(), session, &SessionEvent::Expired(expectation));
-        }
+        self.advance_pinholes(env);
         self.renew_ranges(env);
         self.sessions.set_idle(env.policy.limits.idle);
         while let Some(slot) = self.sessions.find_due(now) {
             self.forget(slot, Ended::Idle, env);
         }
+    }
+
+    /// Closes the pinholes that have expired, and those whose SYN came and was dropped later in the kernel.
+    fn advance_pinholes<F: Firewall, O: Observer>(&mut self, env: &mut Environment<'_, F, O>) {
+        while let Some((slot, due, expectation)) = self.expectations.next_overdue(env.now) {
+            if let Due::Check(_) = due {
+                if env.firewall.syn_came(&expectation) {
+                    self.expectations.syn_came(slot, env.now);
+                }
+                continue;
+            }
+            let Some(PinholeEntry { session, .. }) = self.expectations.remove_slot(slot) else { continue };
+            env.firewall.close(&expectation);
+            let is_dropped = due == Due::Unconfirmed && self.knows_connections_since(expectation.since);
+            let event =
+                if is_dropped { SessionEvent::Dropped(expectation) } else { SessionEvent::Expired(expectation) };
+            env.observer.observe(expectation.expires().min(env.now), session, &event);
+        }
+    }
+
+    /// Conntrack events were lost or not handled yet, so that a data connection may have begun without a report of it.
+    pub const fn note_missing_events(&mut self, now: Timestamp) {
+        self.events_missing = Some(now);
+    }
+
+    /// Whether every data connection that began since then was reported.
+    fn knows_connections_since(&self, then: Timestamp) -> bool {
+        self.events_missing.is_none_or(|missing| missing < then)
     }
 
     /// The firewall admitted a data connection. Returns the session that announced it, if it was expected.
@@ -318,8 +342,11 @@ impl Tracker {
         }
         let (number, flow) = (tracked.number, tracked.connection.original);
         while let Some(PinholeEntry { expectation, .. }) = self.expectations.pop_of(slot) {
+            // A client whose data connection is rejected ends the session at once.
+            let is_dropped = self.knows_connections_since(expectation.since) && env.firewall.syn_came(&expectation);
             env.firewall.close(&expectation);
-            env.report(number, &SessionEvent::Closed { expectation, why: Closed::SessionEnded });
+            let closed = SessionEvent::Closed { expectation, why: Closed::SessionEnded };
+            env.report(number, &if is_dropped { SessionEvent::Dropped(expectation) } else { closed });
         }
         if let Some(port_range) = self.ranges.remove(slot) {
             env.firewall.close_port_range(&port_range);

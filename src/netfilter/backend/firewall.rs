@@ -1,7 +1,10 @@
 //! The firewall of this host's kernel: the table, conntrack's control connections, and one of the mechanisms.
 
+use std::hash::RandomState;
 use std::net::IpAddr;
 use std::time::Duration;
+
+use hashbrown::HashMap;
 
 use super::mechanism::{Backend, NotPossible, Profile};
 use super::probe;
@@ -34,6 +37,21 @@ pub enum SetupError {
     /// A reload cannot change the mechanism.
     #[error("`mechanism` cannot change from {0} while the program runs: restart it (`systemctl restart pinhole`)")]
     OtherMechanism(Mechanism),
+}
+
+/// For which open pinholes a SYN has come and was admitted.
+#[derive(Clone, Debug, Default)]
+pub struct Arrivals {
+    syn_came: HashMap<(IpAddr, Endpoint), bool, RandomState>,
+    /// The first SYN removes the pinhole from the kernel: an expectation.
+    is_gone_once_used: bool,
+}
+
+impl Arrivals {
+    /// Whether a SYN has come for this pinhole, which has not expired and of whose use conntrack has reported nothing.
+    pub fn syn_came(&self, open: &Expectation) -> bool {
+        self.syn_came.get(&(open.from, open.to)).copied().unwrap_or(self.is_gone_once_used)
+    }
 }
 
 /// A firewall in the kernel.
@@ -97,9 +115,15 @@ impl KernelFirewall {
         self.backend.pinholes(&mut self.table)
     }
 
+    /// For which open pinholes a SYN has come, as these pinholes in the kernel tell.
+    pub fn arrivals(&self, listed: &[Pinhole]) -> Arrivals {
+        let syn_came = listed.iter().map(|pinhole| ((pinhole.from, pinhole.to), pinhole.syn_came)).collect();
+        Arrivals { syn_came, is_gone_once_used: self.profile().is_related }
+    }
+
     /// The state that an earlier run left, for [`Tracker::adopt`](crate::core::tracker::Tracker::adopt).
     pub fn existing_state(&mut self, now: Timestamp) -> Result<ExistingState, Error> {
-        let expectation = |Pinhole { from, to, mapping, lifetime, remaining }| {
+        let expectation = |Pinhole { from, to, mapping, lifetime, remaining, .. }| {
             let expires = now + remaining;
             let since = expires.before(lifetime);
             Expectation { from, to, since, lifetime: expires.since(since), mapping }
@@ -199,6 +223,10 @@ impl Firewall for KernelFirewall {
 
     fn close(&mut self, expectation: &Expectation) {
         self.backend.close(&mut self.table, expectation);
+    }
+
+    fn syn_came(&mut self, expectation: &Expectation) -> bool {
+        self.backend.syn_came(&mut self.table, expectation)
     }
 
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {

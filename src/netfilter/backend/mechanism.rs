@@ -82,6 +82,11 @@ pub(super) trait Backend: Debug + Send {
         table.mapping_of(from, to)
     }
 
+    /// Whether a SYN has come for this open pinhole, and was admitted. Asked before its lifetime ends.
+    fn syn_came(&mut self, table: &mut PinholeTable, pinhole: &Expectation) -> bool {
+        table.syn_came(pinhole)
+    }
+
     /// The pinholes in the kernel.
     fn pinholes(&mut self, table: &mut PinholeTable) -> Result<Vec<Pinhole>, Error> {
         table.pinholes()

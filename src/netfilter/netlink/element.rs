@@ -159,6 +159,9 @@ pub struct Element {
     pub timeout: Option<Duration>,
     /// How much of the timeout is left. Read only.
     pub expiration: Option<Duration>,
+    /// The packets of the element's counter; `None` if its set does not give elements a counter behind another statement.
+    /// Read only.
+    pub packets: Option<u64>,
 }
 
 impl Element {
@@ -169,7 +172,7 @@ impl Element {
 
     /// A key without a timeout.
     pub const fn permanent(key: Key) -> Self {
-        Self { key, key_end: None, value: None, timeout: None, expiration: None }
+        Self { key, key_end: None, value: None, timeout: None, expiration: None, packets: None }
     }
 
     /// A key of a map, with its data and a timeout.
@@ -217,8 +220,18 @@ impl Element {
             value: bytes(NFTA_SET_ELEM_DATA).and_then(Fields::read).map(Value),
             timeout: time(NFTA_SET_ELEM_TIMEOUT),
             expiration: time(NFTA_SET_ELEM_EXPIRATION),
+            packets: element.find(NFTA_SET_ELEM_EXPRESSIONS).and_then(packets),
         })
     }
+}
+
+/// The packets that the counter among these expressions has counted.
+fn packets(expressions: Attribute<'_>) -> Option<u64> {
+    let is_counter = |expression: &Attribute<'_>| {
+        expression.nested().find(NFTA_EXPR_NAME).and_then(Attribute::string) == Some("counter")
+    };
+    let counter = expressions.nested().map(|(_, expression)| expression).find(is_counter)?;
+    counter.nested().find(NFTA_EXPR_DATA)?.nested().find(NFTA_COUNTER_PACKETS)?.u64()
 }
 
 #[cfg(test)]

@@ -98,7 +98,13 @@ pub(super) fn pinhole(element: &Element, mappings: &HashMap<Key, Mapping, Random
     let lifetime = element.timeout?;
     let remaining = element.expiration.unwrap_or(lifetime);
     let mapping = mappings.get(&element.key).copied().unwrap_or_default();
-    Some(Pinhole { from, to: Endpoint::new(to, Port::new(port)?), mapping, lifetime, remaining })
+    let to = Endpoint::new(to, Port::new(port)?);
+    Some(Pinhole { from, to, mapping, lifetime, remaining, syn_came: syn_came(element) })
+}
+
+/// Whether the pinhole of an element has admitted a SYN.
+pub(super) fn syn_came(element: &Element) -> bool {
+    element.packets.is_some_and(|packets| packets > 0)
 }
 
 /// Adds the value of a map's element to a mapping.

@@ -31,6 +31,8 @@ pub struct Pinhole {
     pub lifetime: Duration,
     /// The rest of that time.
     pub remaining: Duration,
+    /// Whether it has admitted a SYN, and so admits no further one.
+    pub syn_came: bool,
 }
 
 /// The key of a port range.
@@ -80,6 +82,14 @@ impl PinholeTable {
             }
         }
         Some(mapping)
+    }
+
+    /// Whether the pinhole in the sets has admitted a SYN. An element that has timed out does not tell.
+    pub(in crate::netfilter) fn syn_came(&mut self, expectation: &Expectation) -> bool {
+        let Expectation { from, to, .. } = *expectation;
+        let Some(set) = of_family(PINHOLES, from, to.address) else { return false };
+        let element = self.errors.ok(self.tables.element(TABLE, set, &elements::key(from, to)));
+        element.flatten().is_some_and(|element| elements::syn_came(&element))
     }
 
     /// The pinholes in the sets.

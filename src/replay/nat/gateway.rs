@@ -166,6 +166,10 @@ impl Firewall for Gateway {
         self.forget_expected_dnat(expectation);
     }
 
+    fn syn_came(&mut self, expectation: &Expectation) -> bool {
+        self.simulated.syn_came(expectation)
+    }
+
     fn mapping_of(&mut self, from: IpAddr, to: Endpoint) -> Option<Mapping> {
         self.simulated.mapping_of(from, to)
     }

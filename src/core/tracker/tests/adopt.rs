@@ -62,8 +62,10 @@ fn adopted_pinhole_expires_after_the_kernel_timeout() {
     let (mut fixture, summary) =
         Fixture::adopting("", &existing(vec![later, passive()], vec![connection(CLIENT, SERVER)]));
     assert_eq!(summary, RestoreSummary { pinholes: 2, port_ranges: 0, closed: 0 });
+    fixture.waits(Duration::from_millis(39_999));
+    assert_eq!(fixture.pinhole_events(), [""; 0]);
     assert_eq!(fixture.tracker.next_deadline(), Some(NOW + Duration::from_secs(40)));
-    fixture.waits(Duration::from_secs(40));
+    fixture.waits(Duration::from_millis(1));
     assert_eq!(fixture.pinhole_events(), ["0 expired 10.0.0.1 -> 10.0.0.2:50000"]);
     assert_eq!(fixture.pinholes(), ["10.0.0.1 -> 10.0.0.2:50001"]);
 }
@@ -74,6 +76,15 @@ fn remaining_lifetimes_after_a_restore_are_rounded() {
     let (fixture, _) = Fixture::adopting("", &existing(vec![odd], vec![connection(CLIENT, SERVER)]));
     let (.., adopted) = fixture.tracker.pinholes().next().expect("it is open");
     assert_eq!((adopted.expires(), adopted.lifetime), (odd.expires(), Duration::from_secs(42)));
+}
+
+#[test]
+fn adopted_pinhole_whose_syn_came_expires() {
+    // Its connection may have begun while no daemon ran.
+    let (mut fixture, _) = Fixture::adopting("", &existing(vec![passive()], vec![connection(CLIENT, SERVER)]));
+    fixture.firewall.drop_syn(passive().from, passive().to);
+    fixture.waits(Duration::from_secs(41));
+    assert_eq!(fixture.pinhole_events(), ["0 expired 10.0.0.1 -> 10.0.0.2:50000"]);
 }
 
 #[test]

@@ -114,6 +114,64 @@ fn pinhole_lives_as_long_as_the_policy_says() {
 }
 
 #[test]
+fn dropped_syn_is_told_from_a_pinhole_that_expires() {
+    let mut fixture = Fixture::new();
+    let mut talk = logged_in(&mut fixture);
+    fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,2\r\n"));
+    fixture.take_events();
+    fixture.firewall.drop_syn("10.0.0.2".parse().expect("an address"), endpoint("10.0.0.1:1026"));
+    fixture.waits(Duration::from_secs(2));
+    assert_eq!(fixture.take_events(), [""; 0], "conntrack may still report the connection");
+    fixture.waits(Duration::from_millis(250));
+    assert_eq!(fixture.take_events(), ["1 dropped 10.0.0.2 -> 10.0.0.1:1026"]);
+    fixture.waits(Duration::from_secs(60));
+    assert_eq!(fixture.take_events(), ["1 expired 10.0.0.2 -> 10.0.0.1:1025"]);
+    assert_eq!((fixture.firewall.pinholes(), fixture.tracker.expectations()), (0, 0));
+}
+
+#[test]
+fn dropped_syn_is_told_at_the_end_of_the_session() {
+    let mut fixture = Fixture::new();
+    let mut talk = logged_in(&mut fixture);
+    fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,2\r\n"));
+    fixture.take_events();
+    fixture.firewall.drop_syn("10.0.0.2".parse().expect("an address"), endpoint("10.0.0.1:1026"));
+    fixture.sees(&talk.resets(FromClient));
+    let ended =
+        ["1 closed 10.0.0.2 -> 10.0.0.1:1025: session-ended", "1 dropped 10.0.0.2 -> 10.0.0.1:1026", "1 ended: reset"];
+    assert_eq!(fixture.take_events(), ended);
+}
+
+#[test]
+fn connection_reported_after_its_syn_was_found_is_used() {
+    let mut fixture = Fixture::new();
+    let mut talk = logged_in(&mut fixture);
+    fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    fixture.take_events();
+    fixture.firewall.drop_syn("10.0.0.2".parse().expect("an address"), endpoint("10.0.0.1:1025"));
+    fixture.waits(Duration::from_secs(2));
+    assert!(fixture.connects("10.0.0.2:20", "10.0.0.1:1025"));
+    fixture.waits(Duration::from_secs(60));
+    assert_eq!(fixture.take_events(), ["1 used 10.0.0.2:20 -> 10.0.0.1:1025"]);
+}
+
+#[test]
+fn nothing_is_called_dropped_after_lost_conntrack_events() {
+    let mut fixture = Fixture::new();
+    let mut talk = logged_in(&mut fixture);
+    fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
+    fixture.take_events();
+    let now = fixture.now;
+    fixture.firewall.drop_syn("10.0.0.2".parse().expect("an address"), endpoint("10.0.0.1:1025"));
+    fixture.tracker.note_missing_events(now);
+    fixture.waits(Duration::from_secs(2));
+    fixture.waits(Duration::from_secs(1));
+    assert_eq!(fixture.take_events(), ["1 expired 10.0.0.2 -> 10.0.0.1:1025"]);
+}
+
+#[test]
 fn repeated_announcement_does_not_count_twice_for_the_limit() {
     let mut fixture = Fixture::with_policy("defaults: { pinholes_per_session: 2 }");
     let mut talk = logged_in(&mut fixture);

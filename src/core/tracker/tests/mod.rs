@@ -132,6 +132,7 @@ fn describe(event: &SessionEvent<'_>) -> Option<String> {
         },
         SessionEvent::Used { flow, .. } => format!("used {flow}"),
         SessionEvent::Expired(expectation) => format!("expired {expectation}"),
+        SessionEvent::Dropped(expectation) => format!("dropped {expectation}"),
         SessionEvent::Closed { expectation, why } => format!("closed {expectation}: {}", why.name()),
         SessionEvent::Encrypted { port_range: None } => "encrypted".to_owned(),
         SessionEvent::Encrypted { port_range: Some(port_range) } => format!("encrypted, {port_range}"),

@@ -33,6 +33,11 @@ impl ExpectationCounts {
         *self.counts.entry(master).or_default() += 1;
     }
 
+    /// Whether an expectation was added, and not removed or used since then.
+    pub(super) fn contains(&self, key: &Key) -> bool {
+        self.masters.contains_key(key)
+    }
+
     /// Removes an expectation from the count.
     pub(super) fn remove(&mut self, key: &Key) {
         let Some(master) = self.masters.remove(key) else { return };

@@ -232,13 +232,22 @@ impl Backend for Native {
         self.errors.ok(mapping)
     }
 
+    /// The first SYN removes the expectation, also if a chain then drops it.
+    fn syn_came(&mut self, table: &mut PinholeTable, pinhole: &Expectation) -> bool {
+        let Expectation { from, to, .. } = *pinhole;
+        if self.in_sets.contains(&(from, to)) && table.syn_came(pinhole) {
+            return true;
+        }
+        self.counts.contains(&(from, to)) && matches!(self.errors.ok(self.expectations.find(from, to)), Some(None))
+    }
+
     fn pinholes(&mut self, table: &mut PinholeTable) -> Result<Vec<Pinhole>, Error> {
         let mut pinholes = table.pinholes()?;
         for expected in self.expected(&table.policy().control_ports)? {
             let CtExpectation { from, to, timeout: time, .. } = expected;
             if !pinholes.iter().any(|pinhole| (pinhole.from, pinhole.to) == (from, to)) {
                 let mapping = self.mapping(&expected)?;
-                pinholes.push(Pinhole { from, to, mapping, lifetime: time, remaining: time });
+                pinholes.push(Pinhole { from, to, mapping, lifetime: time, remaining: time, syn_came: false });
             }
         }
         Ok(pinholes)
