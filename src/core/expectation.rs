@@ -141,7 +141,7 @@ pub enum Refusal {
     NotOpened,
     /// No free port was found at the outside address.
     NoPort,
-    /// NAT needs another address in the line, and the line cannot be rewritten.
+    /// NAT or `passive_address: repair` needs another address in the line, and the line cannot be rewritten.
     CannotRewrite,
     /// The session was picked up in the middle, and its mark does not say that it is FTP.
     PickedUp,
@@ -237,8 +237,9 @@ impl Refusal {
             Self::NotOpened => "the kernel did not accept the pinhole (the line `the kernel: ...` says why)",
             Self::NoPort => "no free port of `data_ports` was found at the outside address",
             Self::CannotRewrite => {
-                "NAT needs another address in the line, but the kernel cannot adjust the sequence numbers of this session, \
-                 or part of the line has been sent already (reconnect)"
+                "the line needs another address (NAT, or `passive_address: repair`), but its length would change and the \
+                 kernel cannot adjust the sequence numbers of this session, or part of the line has been sent already \
+                 (reconnect)"
             }
             Self::PickedUp => {
                 "the start of the session was not read, so it may not be FTP (reconnect; see `pickup` in the policy)"

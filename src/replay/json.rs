@@ -49,6 +49,8 @@ enum Fields<'a> {
         expires_in: Box<RawValue>,
         #[serde(skip_serializing_if = "Option::is_none")]
         rewritten_from: Option<String>,
+        #[serde(skip_serializing_if = "std::ops::Not::not")]
+        repaired: bool,
         #[serde(skip_serializing_if = "Option::is_none")]
         delivered_to: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
@@ -128,7 +130,7 @@ impl<W: Write> Report for Json<W> {
             }
             SessionEvent::LoggedIn { user } => ("logged-in", Fields::LoggedIn { user }),
             SessionEvent::Denied { command } => ("denied", Fields::Denied { command }),
-            SessionEvent::Opened { mode, expectation, rewritten_from } => {
+            SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired } => {
                 let lifetime = expectation.lifetime;
                 let expires_in = match lifetime.subsec_nanos() {
                     0 => lifetime.as_secs().to_string(),
@@ -140,6 +142,7 @@ impl<W: Write> Report for Json<W> {
                     to: expectation.to.to_string(),
                     expires_in: number(expires_in),
                     rewritten_from: rewritten_from.map(|from| from.to_string()),
+                    repaired: is_repaired,
                     delivered_to: expectation.mapping.to.map(|to| to.to_string()),
                     leaves_from: expectation.mapping.from.map(|from| from.to_string()),
                 };

@@ -8,8 +8,9 @@ use pinhole::core::ftp::mode::{Mode, Modes};
 use pinhole::core::kernel::Mark;
 use pinhole::core::net::{Network, Port, PortRange};
 use pinhole::core::policy::{
-    self, Action, Capture, Commands, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mechanism, Pickup,
-    Policy, PortRanges, PortSet, Problems, Rule, RuleId, Severity, Terms, ThirdParty, Tls, Verbs, WhenDown,
+    self, Action, Capture, Commands, ControlPorts, EMBEDDED, Hosts, Limits, Login, MAX_BYTES, Mechanism,
+    PassiveAddress, Pickup, Policy, PortRanges, PortSet, Problems, Rule, RuleId, Severity, Terms, ThirdParty, Tls,
+    Verbs, WhenDown,
 };
 use proptest::prelude::*;
 
@@ -495,8 +496,8 @@ fn some_terms() -> impl Strategy<Value = Terms> {
     ];
     let verbs = prop::collection::vec("[A-Z][A-Z0-9]{0,7}", 0..4);
     let services = prop::option::of(prop::collection::vec((1_u16.., 0_u16..3), 0..9));
-    (modes, some_ports(), services, 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 2]>(), tls, verbs).prop_map(
-        |(modes, data_ports, services, millis, most, [third_party, login], tls, verbs)| Terms {
+    (modes, some_ports(), services, 10_u64..=3_600_000, 1_u16..=1024, any::<[bool; 3]>(), tls, verbs).prop_map(
+        |(modes, data_ports, services, millis, most, [third_party, login, repair], tls, verbs)| Terms {
             action: Action::Allow,
             modes,
             data_ports,
@@ -506,6 +507,7 @@ fn some_terms() -> impl Strategy<Value = Terms> {
             timeout: Duration::from_millis(millis),
             pinholes_per_session: NonZeroU16::new(most).expect("not zero"),
             third_party: if third_party { ThirdParty::Allow } else { ThirdParty::Deny },
+            passive_address: if repair { PassiveAddress::Repair } else { PassiveAddress::Keep },
             login: if login { Login::Required } else { Login::Optional },
             tls,
             commands: Commands { deny: Verbs::new(verbs.iter().map(String::as_str)).expect("verbs") },

@@ -29,5 +29,6 @@ mod nat_dialogues;
 mod nat_edge_cases;
 mod nat_killed;
 mod nat_matrix;
+mod repair;
 mod restart;
 mod watchdog;

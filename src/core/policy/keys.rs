@@ -18,7 +18,7 @@ use super::reader::{Entry, Fields, Reader};
 use super::rules::{Retired, Rules};
 use super::services;
 use super::settings::{CHAIN, Chain, ControlPorts, Mechanism, Pickup, WhenDown};
-use super::terms::{Action, Login, PortRanges, PortSet, ThirdParty, Tls, Verbs};
+use super::terms::{Action, Login, PassiveAddress, PortRanges, PortSet, ThirdParty, Tls, Verbs};
 use crate::core::ftp::mode::{Mode, Modes};
 use crate::core::kernel::Mark;
 use crate::core::net::{Network, Port, PortRange};
@@ -226,6 +226,11 @@ keys! {
         /// Whether an end may announce an address other than its own (transfers between servers, FXP). With `deny`,
         /// such an announcement is refused: `third-party`.
         third_party: ThirdParty = ThirdParty::Deny, Choice;
+        /// What happens to a 227 or 228 of a server that announces a wrong address: 0.0.0.0, a private address, another
+        /// host's. `keep`: the line stays as it is; 0.0.0.0 counts as the server's own address, and any other is refused
+        /// (`third-party`). `repair`: Pinhole replaces it by the address to which the client connected, and opens the
+        /// announced port at that address, never at another; `third_party: allow` does not apply to such a reply.
+        passive_address: PassiveAddress = PassiveAddress::Keep, Choice;
         /// `required`: announcements count after a login that Pinhole read; before that: `not-logged-in`. `optional`:
         /// they count at any time.
         login: Login = Login::Required, Choice;

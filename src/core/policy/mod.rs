@@ -26,7 +26,7 @@ pub use keys::{Capture, Commands, Limits, Policy, Rule, Terms, schema};
 pub use problem::{Problem, Problems, Severity};
 pub use rules::{Retired, RuleId};
 pub use settings::{Chain, ChainFamily, ControlPorts, Mechanism, Pickup, Queues, WhenDown};
-pub use terms::{Action, Login, PortRanges, PortSet, ThirdParty, Tls, Verbs};
+pub use terms::{Action, Login, PassiveAddress, PortRanges, PortSet, ThirdParty, Tls, Verbs};
 
 use keys::Keys;
 pub(crate) use keys::network;

@@ -32,6 +32,16 @@ words! {
 }
 
 words! {
+    /// What happens to a wrong address in a server's 227 or 228.
+    PassiveAddress {
+        /// It stays as it is.
+        Keep = "keep",
+        /// The address to which the client connected replaces it.
+        Repair = "repair",
+    }
+}
+
+words! {
     /// Whether a login is required before an announcement counts.
     Login {
         /// A login (230) must precede the announcement.
@@ -261,6 +271,11 @@ impl Terms {
     /// Whether anything that a client says is held back on these terms.
     pub fn holds_back(&self) -> bool {
         self.tls == Tls::Deny || !self.commands.deny.is_empty()
+    }
+
+    /// Whether any line is changed on these terms although no NAT requires that.
+    pub fn may_change_lines(&self) -> bool {
+        self.holds_back() || self.passive_address == PassiveAddress::Repair
     }
 
     /// Whether every announcement is refused, whatever the other terms say.

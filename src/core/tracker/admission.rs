@@ -9,7 +9,7 @@ use crate::core::expectation::{Expectation, Mapping, Refusal};
 use crate::core::ftp::Mode;
 use crate::core::ftp::notation::Announced;
 use crate::core::net::{Connection, Endpoint, Port};
-use crate::core::policy::{Login, Terms, ThirdParty};
+use crate::core::policy::{Login, PassiveAddress, Terms, ThirdParty};
 use crate::core::session::Announcement;
 use crate::core::time::Timestamp;
 
@@ -49,7 +49,7 @@ pub(super) fn decide(
     }
     let port = Port::new(named.port).ok_or(Refusal::PortZero)?;
     let ends = Ends::of(mode, connection);
-    let is_own = address == ends.listener || address == ends.shown;
+    let is_own = ends.has_listener(address) || is_repaired(announcement, connection, terms);
     let is_allowed_elsewhere = terms.third_party == ThirdParty::Allow && is_host(address);
     if !is_own && !is_allowed_elsewhere {
         return Err(Refusal::ThirdParty);
@@ -72,12 +72,26 @@ pub(super) fn decide(
     Ok(Expectation { from: ends.caller, to, since: now, lifetime: terms.timeout, mapping })
 }
 
+/// Whether this is a server's reply with a wrong address, which the policy has repaired. What opens then is the announced
+/// port at the address to which the client connected.
+pub(super) fn is_repaired(announcement: &Announcement<'_>, connection: &Connection, terms: &Terms) -> bool {
+    let Announcement { mode, named, .. } = announcement;
+    let is_wrong = |address| !Ends::of(*mode, connection).has_listener(address);
+    terms.passive_address == PassiveAddress::Repair
+        && !mode.is_active()
+        && named.and_then(|named| named.address).is_some_and(is_wrong)
+}
+
 /// The address that has to be announced instead, so that the other end connects to the expectation; `None` if the
-/// announced address is right.
-pub(super) fn address_to_announce(named: &Announced, expectation: &Expectation) -> Option<Announced> {
+/// announced address is right. `is_repaired`: see [`is_repaired`].
+pub(super) fn address_to_announce(
+    named: &Announced,
+    expectation: &Expectation,
+    is_repaired: bool,
+) -> Option<Announced> {
     let Endpoint { address, port } = expectation.to;
-    // For the unspecified address the other end takes the address that it knows.
-    let is_right = named.address.is_none_or(|named| named == address || named.is_unspecified());
+    // For the unspecified address most clients take the address that they know.
+    let is_right = named.address.is_none_or(|named| named == address || (named.is_unspecified() && !is_repaired));
     if is_right && named.port == port.number() {
         return None;
     }
@@ -104,6 +118,11 @@ impl Ends {
         let ((listener, shown), (caller, caller_shown)) =
             if mode.is_active() { (client, server) } else { (server, client) };
         Self { listener, shown, caller, caller_shown }
+    }
+
+    /// Whether this is one of the two addresses of the end that listens.
+    fn has_listener(&self, address: IpAddr) -> bool {
+        address == self.listener || address == self.shown
     }
 }
 

@@ -1,5 +1,7 @@
 //! Acts on the events of a session: opens and closes pinholes, refuses announcements, reports events.
 
+use std::net::SocketAddr;
+
 use super::expectations::{Expectations, PinholeEntry};
 use super::memory_budget::MemoryBudget;
 use super::port_search::PortSearch;
@@ -97,10 +99,15 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let mode = announcement.mode;
         match self.expect(announcement) {
             Ok(expectation) => {
-                let named =
-                    announcement.named.filter(|named| admission::address_to_announce(named, &expectation).is_some());
-                let rewritten_from = named.and_then(|_| admission::announced_address(announcement, self.connection));
-                self.report(&SessionEvent::Opened { mode, expectation, rewritten_from });
+                let is_repaired = self.is_repaired(announcement);
+                let named = announcement
+                    .named
+                    .filter(|named| admission::address_to_announce(named, &expectation, is_repaired).is_some());
+                let rewritten_from = named.map(|named| {
+                    let address = named.address.unwrap_or(self.connection.server().address);
+                    SocketAddr::new(address, named.port)
+                });
+                self.report(&SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired });
             }
             Err(why) => {
                 let to = admission::announced_address(announcement, self.connection);
@@ -131,7 +138,15 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if self.connection.is_translated() {
             return self.expect_translated(announcement, expectation);
         }
+        if self.is_repaired(announcement) {
+            return self.expect_repaired(announcement, expectation);
+        }
         self.admit(announcement, &expectation)?;
         Ok(expectation)
+    }
+
+    /// Whether the server announced a wrong address, and the policy has it repaired.
+    pub(super) fn is_repaired(&self, announcement: &Announcement<'_>) -> bool {
+        admission::is_repaired(announcement, self.connection, self.terms)
     }
 }

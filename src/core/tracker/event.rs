@@ -62,8 +62,10 @@ pub enum SessionEvent<'a> {
         mode: Mode,
         /// The admitted connection.
         expectation: Expectation,
-        /// The announced address, if NAT rewrote it to the expectation's address.
+        /// The announced address, if it was rewritten to the expectation's address: for NAT, or because it is wrong.
         rewritten_from: Option<SocketAddr>,
+        /// Whether the server announced a wrong address (`passive_address: repair`).
+        is_repaired: bool,
     },
     /// An announcement was refused.
     Refused {

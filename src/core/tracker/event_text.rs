@@ -5,6 +5,10 @@ use std::fmt::{self, Write as _};
 use super::SessionEvent;
 use crate::core::session::reassembly::StreamAnomaly;
 
+/// What follows the wrong address of a server.
+const REPAIRED: &str =
+    ": the server announces an address to which its client did not connect (correct its `pasv_address` or the like)";
+
 /// How many bytes of an argument are printed.
 const MAX_ARGUMENT: usize = 80;
 
@@ -22,10 +26,11 @@ impl fmt::Display for SessionEvent<'_> {
             Self::Denied { command } => write!(f, "denied {command}: the policy does not allow this command"),
             Self::LoggedIn { user: Some(user) } => write!(f, "logged in as {user}"),
             Self::LoggedIn { user: None } => f.write_str("logged in"),
-            Self::Opened { mode, expectation, rewritten_from } => {
+            Self::Opened { mode, expectation, rewritten_from, is_repaired } => {
                 let (lifetime, by) = (expectation.lifetime, mode.announced_by());
                 write!(f, "opened {expectation} for {lifetime:?}, announced by {by}")?;
-                rewritten_from.map_or(Ok(()), |from| write!(f, ", rewritten from {from}"))
+                rewritten_from.map_or(Ok(()), |from| write!(f, ", rewritten from {from}"))?;
+                f.write_str(if is_repaired { REPAIRED } else { "" })
             }
             Self::Refused { mode, to, why } => {
                 write!(f, "refused {}", mode.announced_by())?;

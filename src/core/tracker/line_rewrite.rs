@@ -62,6 +62,27 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         expected
     }
 
+    /// Opens an expectation of a session without NAT whose server announces a wrong address, and rewrites the line. The
+    /// kernel corrects sequence numbers with NAT only, so the line keeps its length.
+    pub(super) fn expect_repaired(
+        &mut self,
+        announcement: &Announcement<'_>,
+        expectation: Expectation,
+    ) -> Result<Expectation, Refusal> {
+        let (named, written) = announcement.named.zip(announcement.written.as_ref()).ok_or(Refusal::BadSyntax)?;
+        let announced = admission::address_to_announce(&named, &expectation, true);
+        let text = announced.and_then(|announced| Notation::of(announcement.mode).print(&announced));
+        let edit = text.and_then(|text| same_length(announcement.mode, written, text.into_bytes()));
+        let edit = edit.ok_or(Refusal::CannotRewrite)?;
+        self.admit(announcement, &expectation)?;
+        self.replace(edit).map_err(|_| {
+            self.expectations.remove(expectation.from, expectation.to);
+            self.env.firewall.close(&expectation);
+            Refusal::CannotRewrite
+        })?;
+        Ok(expectation)
+    }
+
     fn expect_at_free_port(
         &mut self,
         announcement: &Announcement<'_>,
@@ -117,8 +138,11 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             let mapping = self.env.firewall.mapping_of(decided.from, decided.to)?;
             (mapping == decided.mapping).then_some(decided)
         });
-        let announced =
-            announcement.named.zip(expectation).and_then(|(named, it)| admission::address_to_announce(&named, &it));
+        let is_repaired = self.is_repaired(announcement);
+        let announced = announcement
+            .named
+            .zip(expectation)
+            .and_then(|(named, it)| admission::address_to_announce(&named, &it, is_repaired));
         let text = announced.and_then(|announced| Notation::of(announcement.mode).print(&announced));
         let Written { line, span } = written;
         let text = text.map_or_else(|| line.text[span.clone()].to_vec(), String::into_bytes);
@@ -143,10 +167,10 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let named = announcement.named.ok_or(Refusal::BadSyntax)?;
         let fitting = match (length, announcement.mode, &announcement.written) {
             // The text in front of the address is shortened or padded to keep the length.
-            (Length::Any, ..) | (_, Mode::Pasv, _) | (.., None) => None,
+            (Length::Any, ..) | (_, Mode::Pasv | Mode::Lpsv, _) | (.., None) => None,
             (Length::Same, mode, Some(written)) => Some(fitting_length(mode, &named, decided, written)),
         };
-        let terms = self.terms;
+        let (terms, is_repaired) = (self.terms, self.is_repaired(announcement));
         let mut from = decided.to.port;
         'jump: loop {
             for port in terms.data_ports.cycle_from(from) {
@@ -164,7 +188,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                 if self.expectations.is_taken(&expectation) {
                     continue;
                 }
-                let edit = match admission::address_to_announce(&named, &expectation) {
+                let edit = match admission::address_to_announce(&named, &expectation, is_repaired) {
                     None => None,
                     Some(announced) => {
                         let written = announcement.written.as_ref().ok_or(Refusal::CannotRewrite)?;
@@ -458,10 +482,10 @@ fn same_length(mode: Mode, written: &Written<'_>, text: Vec<u8>) -> Option<Edit>
         let before = *line.text.get(span.start.checked_sub(1)?)?;
         return Some(Edit { start: written.start(), length: span.len(), text, before });
     }
-    if mode != Mode::Pasv {
+    if !matches!(mode, Mode::Pasv | Mode::Lpsv) {
         return None;
     }
-    // A 227 has words in front of the address that mean nothing. The character directly before it is kept: clients
+    // A 227 or 228 has words in front of the address that mean nothing. The character directly before it is kept: clients
     // look for a parenthesis there.
     let words = 4;
     let (&last, rest) = line.text.get(words..span.start)?.split_last()?;

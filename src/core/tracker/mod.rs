@@ -305,7 +305,7 @@ impl Tracker {
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
-            if tracked.rewriters.is_none() && policy.terms(tracked.rule).holds_back() {
+            if tracked.rewriters.is_none() && policy.terms(tracked.rule).may_change_lines() {
                 // The connection has no NAT, and no byte of it was replaced.
                 tracked.rewriters = Some(Box::default());
             }

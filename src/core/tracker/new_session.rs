@@ -52,7 +52,7 @@ impl Tracker {
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
         let rule = env.policy.match_rule(connection.client().address, connection.server().address);
-        let may_change = connection.is_translated() || env.policy.terms(rule).holds_back();
+        let may_change = connection.is_translated() || env.policy.terms(rule).may_change_lines();
         let rewriters = may_change.then(|| Box::new(Rewriters::with_adjustments(&adjustments)));
         let slot = self.sessions.insert(Tracked {
             connection,

@@ -7,6 +7,7 @@ mod encryption;
 mod lookup;
 mod nat;
 mod quotas;
+mod repair;
 mod sessions;
 mod urgent;
 
@@ -122,8 +123,9 @@ fn describe(event: &SessionEvent<'_>) -> Option<String> {
         SessionEvent::Command { .. } => return None,
         SessionEvent::Denied { command } => format!("denied {command}"),
         SessionEvent::LoggedIn { user } => format!("login {}", user.unwrap_or("?")),
-        SessionEvent::Opened { mode, expectation, rewritten_from } => {
-            let from = rewritten_from.map_or(String::new(), |from| format!(" instead of {from}"));
+        SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired } => {
+            let how = if *is_repaired { "repaired from" } else { "instead of" };
+            let from = rewritten_from.map_or(String::new(), |from| format!(" {how} {from}"));
             format!("{} {expectation}{from}", mode.announced_by())
         }
         SessionEvent::Refused { mode, to, why } => match to {

@@ -146,6 +146,20 @@ fn server_behind_nat_announces_its_outside_address() {
 }
 
 #[test]
+fn wrong_address_of_a_server_behind_nat_is_repaired() {
+    let original = ["192.0.2.9:4000", "203.0.113.5:21"];
+    for wrong in ["172,17,0,9", "0,0,0,0", "10,0,0,5"] {
+        let policy = "defaults: { passive_address: repair }";
+        let mut gateway = Gateway::new(original, ["10.0.0.5:2121", "192.0.2.9:4000"], policy);
+        gateway.says(FromClient, "PASV\r\n");
+        let reply = gateway.says(FromServer, &format!("227 Entering Passive Mode ({wrong},15,161).\r\n"));
+        assert_eq!(reply, "227 Entering Passive Mode (203,0,113,5,15,161).\r\n");
+        assert_eq!(gateway.took(), ["opened 192.0.2.9 -> 203.0.113.5:4001 (to 10.0.0.5:4001)"]);
+        assert!(gateway.admits("192.0.2.9:5000", "203.0.113.5:4001"), "{wrong}");
+    }
+}
+
+#[test]
 fn announced_outside_address_is_not_rewritten() {
     let mut gateway = Gateway::masquerade();
     let line = "PORT 198,51,100,100,15,161\r\n";
