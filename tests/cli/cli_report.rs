@@ -44,6 +44,29 @@ fn text_report_shows_the_events_of_a_session() {
     assert!(!ran.out.contains("hunter2") && !ran.out.contains('\x1b'), "{}", ran.out);
 }
 
+#[test]
+fn report_says_that_a_servers_address_is_wrong() {
+    let folder = Folder::new("repair");
+    let mut talk = talk();
+    let capture = Capture::starting_at(1000).add_all(login(&mut talk)).add(talk.says(FromClient, "PASV\r\n"));
+    let reply = talk.says(FromServer, "227 Entering Passive Mode (172,17,0,2,4,1).\r\n");
+    let capture = capture.add(reply).add(opens("10.0.0.1:5000", "10.0.0.2:1025"));
+    let path = folder.file("repair.pcap", capture.bytes());
+    let policy = folder.file("policy.yaml", "defaults: { passive_address: repair }");
+    let arguments = ["replay".as_ref(), "--policy".as_ref(), policy.as_os_str(), path.as_os_str()];
+    let ran = run(arguments).success();
+    for told in [
+        "opened 10.0.0.1 -> 10.0.0.2:1025 for 60s, announced by 227, rewritten from 172.17.0.2:1025: the server announces \
+         an address to which its client did not connect (correct its `pasv_address` or the like)\n",
+        "used 10.0.0.1:5000 -> 10.0.0.2:1025, announced by 227\n",
+    ] {
+        assert!(ran.out.contains(told), "{told:?} is not in\n{}", ran.out);
+    }
+    let events = run([&["replay".as_ref(), "--json".as_ref()], &arguments[1..]].concat()).success().events();
+    let opened = events.iter().find(|event| event["event"] == "opened").expect("it opens");
+    assert_eq!((&opened["repaired"], &opened["rewritten_from"]), (&true.into(), &"172.17.0.2:1025".into()));
+}
+
 /// The pattern of each field of an event; `?` marks a field that may be missing.
 const FIELDS: [(&str, &[(&str, Kind)]); 8] = [
     ("session-began", &[("client", Kind::Endpoint), ("server", Kind::Endpoint), ("picked_up", Kind::Flag)]),
