@@ -8,8 +8,8 @@ const REPAIR: &str = "defaults: { passive_address: repair, modes: [PORT, PASV, E
 fn replied(policy: &str, command: &str, reply: &str) -> (String, Vec<String>) {
     let mut fixture = Fixture::with_policy(policy);
     let mut talk = logged_in(&mut fixture);
-    fixture.sees(&talk.says(FromClient, &format!("{command}\r\n")));
-    let passed = fixture.lets_pass(&talk.says(FromServer, &format!("{reply}\r\n")));
+    fixture.sees(&talk.says(FromClient, format!("{command}\r\n")));
+    let passed = fixture.lets_pass(&talk.says(FromServer, format!("{reply}\r\n")));
     let text = String::from_utf8(passed).expect("text");
     (text.trim_end_matches("\r\n").to_owned(), fixture.take_events())
 }
