@@ -100,7 +100,7 @@ pub(crate) fn with_elements(ruleset: &str, queueing: Queueing, pinholes: &[Expec
         |line: std::fmt::Arguments<'_>| writeln!(text, "{line}").expect("a string takes whatever is written");
     for (number, family) in [(4, "ip"), (6, "ip6")] {
         line(format_args!(
-            "table inet pinhole {{ ct expectation adjustable{number} {{ protocol tcp; dport 65535; timeout 1s; size 1; \
+            "table inet pinhole {{ ct expectation no_expectation{number} {{ protocol tcp; dport 65535; timeout 1s; size 1; \
              l3proto {family}; }}; }}"
         ));
     }

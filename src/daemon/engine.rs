@@ -139,7 +139,7 @@ impl Engine {
             format!("mechanism {}, {}", profile.mechanism, self.firewall.because()),
             format!("installed table inet pinhole; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
-            profile.limit_of_saved_rulesets(queueing).to_owned(),
+            self.firewall.limit_of_saved_rulesets().to_owned(),
         ]
     }
 
@@ -330,7 +330,12 @@ impl Engine {
         self.read_conntrack_events(MAX_EVENTS);
         let now = self.clock.now();
         let pinholes = self.tracker.pinholes().map(|(.., expectation)| expectation);
-        match self.firewall.restore(now, pinholes) {
+        let restored = self.firewall.restore(now, pinholes);
+        if restored.as_ref().is_ok_and(|restored| restored.prepared_for_nat) {
+            let limit = self.firewall.limit_of_saved_rulesets();
+            info!("another table has a chain for NAT now, so new control connections are prepared for it; {limit}");
+        }
+        match restored {
             Ok(restored) if restored.is_nothing() => {}
             Ok(restored) => {
                 self.log.counters.daemon.restored += 1;

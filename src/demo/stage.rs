@@ -111,7 +111,7 @@ impl Stage {
     /// Starts the daemon on the firewall. Returns the log lines until its rules are installed.
     pub(super) fn start_service(&mut self, program: &Path, within: Duration) -> Result<Vec<String>, DemoError> {
         let service = Service::start(&self.firewall, program).map_err(failed("cannot start `pinhole run`"))?;
-        self.service.insert(service).log_until("announced data connections carry", within)
+        self.service.insert(service).log_until("`nft list ruleset`", within)
     }
 
     /// The next log lines of the daemon, until a line contains `word`. Some events reach the daemon a moment later.

@@ -151,7 +151,7 @@ fn features(kernel: &KernelFeatures) -> Vec<Finding> {
 fn saved_rulesets(kernel: &KernelFeatures) -> Option<Finding> {
     let (Ok(Choice { profile, .. }), Ok(Some(queueing))) = (&kernel.mechanism, &kernel.queueing) else { return None };
     // The daemon itself will run as intended.
-    Some(Finding::new(Rating::Ok, "saved rulesets", profile.limit_of_saved_rulesets(*queueing)))
+    Some(Finding::new(Rating::Ok, "saved rulesets", profile.limit_of_saved_rulesets(*queueing, kernel.has_nat)))
 }
 
 fn mechanism(choice: &Result<Choice, NotPossible>) -> Finding {

@@ -15,6 +15,7 @@ fn good() -> HostState {
         kernel: Some(KernelFeatures {
             nf_tables: Ok(()),
             queueing: Ok(Some(Queueing::Statement)),
+            has_nat: false,
             takes_ruleset: Ok(()),
             mechanism: Ok(Choice { profile: &sets::PROFILE, because: "as the policy says".to_owned() }),
             reads_queues: Ok(()),
@@ -111,13 +112,14 @@ fn saved_ruleset_that_may_not_load_is_reported_with_what_to_do() {
         (kernel.mechanism, kernel.queueing) = (native(), Ok(Some(Queueing::CompatTarget)));
     };
     for (host, reason) in [
-        (good(), "adjustable4"),
+        (change(|kernel| kernel.has_nat = true), "no_expectation4"),
         (change(native_by_target), "the target NFQUEUE"),
         (change(|kernel| kernel.mechanism = native()), "nf_conntrack_ftp"),
     ] {
         let line = about(&host);
         assert!(line.contains(reason) && line.contains("`nft list table inet filter`"), "{line}");
     }
+    assert!(about(&good()).contains("loads again"), "without NAT there is nothing that nft cannot write");
 }
 
 #[test]

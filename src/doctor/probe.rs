@@ -16,7 +16,7 @@ use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
-use crate::netfilter::table::{QueueChain, Queueing, iptables_tables, ruleset};
+use crate::netfilter::table::{QueueChain, Queueing, has_nat, iptables_tables, ruleset};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -66,6 +66,8 @@ pub struct KernelFeatures {
     pub nf_tables: Result<(), String>,
     /// The statement that queues packets; none if the kernel has none.
     pub queueing: Result<Option<Queueing>, String>,
+    /// Whether another table may translate addresses.
+    pub has_nat: bool,
     /// Whether `nft --check` accepts the ruleset for the policy.
     pub takes_ruleset: Result<(), String>,
     /// The mechanism that the daemon would use, or why the mechanism of the policy does not work.
@@ -123,14 +125,15 @@ impl DaemonState {
 impl KernelFeatures {
     fn probe(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
         let opened = Tables::open(TIMEOUT).map_err(|error| error.to_string());
-        let (nf_tables, queueing, own_table, iptables) = match opened {
+        let (nf_tables, queueing, has_nat, own_table, iptables) = match opened {
             Ok(mut tables) => (
                 Ok(()),
                 Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()),
+                has_nat(&mut tables).unwrap_or(true),
                 own_table(&mut tables),
                 iptables_tables(&mut tables).map_err(|error| error.to_string()),
             ),
-            Err(why) => (Err(why.clone()), Err(why.clone()), None, Err(why)),
+            Err(why) => (Err(why.clone()), Err(why.clone()), true, None, Err(why)),
         };
         let nft = nft.as_ref().map_err(NftError::reason);
         let takes_ruleset = match &queueing {
@@ -142,6 +145,7 @@ impl KernelFeatures {
         Self {
             nf_tables,
             queueing,
+            has_nat,
             takes_ruleset,
             mechanism: backend::probe(policy),
             reads_queues: reads_queues(readers.as_deref()),
@@ -186,7 +190,7 @@ fn check(nft: &nft::Nft, policy: &Policy, queueing: Queueing) -> Result<(), Stri
         }
     }
     // The daemon creates these two objects over netlink with size 0, which nft cannot. Size 1 is good enough for the check.
-    for (name, network) in [("adjustable4", "ip"), ("adjustable6", "ip6")] {
+    for (name, network) in [("no_expectation4", "ip"), ("no_expectation6", "ip6")] {
         text.push_str(&format!(
             "add ct expectation {TRIAL} {name} {{ protocol tcp; dport 9; timeout 1s; size 1; l3proto {network}; }}\n"
         ));

@@ -240,6 +240,32 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
 }
 
 #[test]
+fn nat_that_comes_while_the_daemon_runs_is_served() {
+    let topology = NatTopology::new(Nat::Masquerade).unwrap_or_else(|error| panic!("{error}"));
+    let gateway = &topology.gateways[0];
+    let load = |rules: &str| gateway.namespace.nft(rules).unwrap_or_else(|error| panic!("{error}"));
+    load(gateway.rules.text);
+    load("delete table inet nat");
+    let daemon = Daemon::start(&gateway.namespace, &gateway.rules.policy()).unwrap_or_else(|error| panic!("{error}"));
+    load(
+        "table inet nat { chain postrouting { type nat hook postrouting priority srcnat; oifname outside masquerade; }; }",
+    );
+    if daemon::mechanism() == "sets" {
+        daemon.wait_for_log("another table has a chain for NAT now", 1);
+    }
+    let stage = Stage { topology, daemon };
+    let server = &stage.topology.server;
+    let listener = server.namespace.run(|| TcpListener::bind(stage.control())).expect("root may").expect("it is free");
+    let session = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
+    // The lines are one byte shorter each.
+    for port in [161, 162] {
+        assert_eq!(session.client_says(&format!("PORT 10,21,1,10,15,{port}")), format!("PORT 203,0,113,1,15,{port}"));
+        session.server_says("200 Yes.");
+        session.asks("NOOP", "200 Still here.");
+    }
+}
+
+#[test]
 fn packets_do_not_wait_for_bytes_that_passed_unread() {
     // Bytes sent while the daemon is down pass unread, and later ones must not wait for them.
     let mut stage = Stage::new("");

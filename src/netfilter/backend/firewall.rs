@@ -98,6 +98,11 @@ impl KernelFirewall {
         &self.because
     }
 
+    /// What of a ruleset that is saved now may not load later, and what to do.
+    pub fn limit_of_saved_rulesets(&self) -> &'static str {
+        self.profile().limit_of_saved_rulesets(self.table.queueing(), self.table.is_ready_for_nat())
+    }
+
     /// How this kernel queues packets.
     pub fn queueing(&self) -> Queueing {
         self.table.queueing()
@@ -214,7 +219,16 @@ impl KernelFirewall {
 
 impl Firewall for KernelFirewall {
     fn control_connection(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {
-        self.connections.find(flow)
+        let found = self.connections.find(flow)?;
+        // Somebody translates addresses by other means than a chain of nf_tables.
+        let needs_nat = found.as_ref().is_some_and(|control| control.connection.is_translated());
+        if needs_nat
+            && !self.table.is_ready_for_nat()
+            && let Err(TableError::Kernel(error)) = self.table.prepare_connections()
+        {
+            self.errors.add(&error);
+        }
+        Ok(found)
     }
 
     fn open(&mut self, expectation: &Expectation, of: &Connection) -> Result<(), NotOpened> {

@@ -25,12 +25,16 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// Why a ruleset that is saved while the daemon runs may not load later, and what to do.
-    pub const fn limit_of_saved_rulesets(&self, queueing: Queueing) -> &'static str {
+    /// What of a ruleset that is saved while the daemon runs may not load later, and what to do. `for_nat`: whether control
+    /// connections are prepared for NAT.
+    pub const fn limit_of_saved_rulesets(&self, queueing: Queueing, for_nat: bool) -> &'static str {
         match queueing {
-            _ if !self.has_helper => {
+            _ if !self.has_helper && for_nat => {
                 "what `nft list ruleset` prints while Pinhole runs does not load again, as nft cannot write the objects \
-                 adjustable4 and adjustable6: save your own tables one by one (`nft list table inet filter`)"
+                 no_expectation4 and no_expectation6, which NAT needs: save your own tables one by one (`nft list table inet filter`)"
+            }
+            Queueing::Statement if !self.has_helper => {
+                "what `nft list ruleset` prints while Pinhole runs loads again, and admits no data connection then"
             }
             Queueing::CompatTarget => {
                 "what `nft list ruleset` prints while Pinhole runs may not load again, as nft cannot write the target \

@@ -10,9 +10,10 @@ pub const PROFILE: Profile = Profile {
     rules: MechanismRules {
         text: include_str!("../../../rules/sets.nft"),
         objects: &[
-            Object { name: "adjustable4", kind: ObjectKind::CtExpectation(Family::Ip) },
-            Object { name: "adjustable6", kind: ObjectKind::CtExpectation(Family::Ip6) },
+            Object { name: "no_expectation4", kind: ObjectKind::CtExpectation(Family::Ip) },
+            Object { name: "no_expectation6", kind: ObjectKind::CtExpectation(Family::Ip6) },
         ],
+        without_nat: Some(include_str!("../../../rules/sets_without_nat.nft")),
     },
     is_related: false,
     has_helper: false,

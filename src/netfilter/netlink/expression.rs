@@ -1,6 +1,8 @@
 //! Expressions of nf_tables rules (linux/netfilter/nf_tables.h) that Pinhole writes without the program nft.
 
 use super::bytes::Writer;
+use super::objects::Object;
+use super::tables::Family;
 use super::uapi::*;
 use super::xt;
 
@@ -49,6 +51,12 @@ pub enum Expression {
     CmpGte(u64),
     Counter,
     Accept,
+    /// `meta nfproto`: loads the protocol, in one byte.
+    NfProto,
+    /// `cmp eq`: the rule ends unless the protocol in the register is this one.
+    CmpEqNfProto(Family),
+    /// `objref`: applies an object of the table to the packet's connection.
+    Object(Object<'static>),
 }
 
 /// What a `ct` expression loads.
@@ -81,11 +89,12 @@ impl Expression {
             Self::CompatState(_) | Self::CompatMark(_) | Self::CompatComment => "match",
             Self::Ct(_) => "ct",
             Self::Bitwise(_) => "bitwise",
-            Self::CmpEq(_) | Self::CmpNeq(_) | Self::CmpGte(_) => "cmp",
-            Self::Time => "meta",
+            Self::CmpEq(_) | Self::CmpNeq(_) | Self::CmpGte(_) | Self::CmpEqNfProto(_) => "cmp",
+            Self::Time | Self::NfProto => "meta",
             Self::ToBigEndian => "byteorder",
             Self::Counter => "counter",
             Self::Accept => "immediate",
+            Self::Object(_) => "objref",
         }
     }
 
@@ -142,6 +151,15 @@ impl Expression {
                 data.u32(NFTA_META_DREG, NFT_REG_1);
                 data.u32(NFTA_META_KEY, NFT_META_TIME_NS);
             }
+            Self::NfProto => {
+                data.u32(NFTA_META_DREG, NFT_REG_1);
+                data.u32(NFTA_META_KEY, NFT_META_NFPROTO);
+            }
+            Self::CmpEqNfProto(family) => {
+                data.u32(NFTA_CMP_SREG, NFT_REG_1);
+                data.u32(NFTA_CMP_OP, NFT_CMP_EQ);
+                bytes(data, NFTA_CMP_DATA, &[family.number()]);
+            }
             Self::ToBigEndian => {
                 data.u32(NFTA_BYTEORDER_SREG, NFT_REG_1);
                 data.u32(NFTA_BYTEORDER_DREG, NFT_REG_1);
@@ -155,6 +173,10 @@ impl Expression {
                 bytes(data, NFTA_CMP_DATA, &number.to_be_bytes());
             }
             Self::Counter => {}
+            Self::Object(object) => {
+                data.string(NFTA_OBJREF_IMM_NAME, object.name);
+                data.u32(NFTA_OBJREF_IMM_TYPE, object.kind.number());
+            }
             Self::Accept => {
                 data.u32(NFTA_IMMEDIATE_DREG, NFT_REG_VERDICT);
                 data.nested(NFTA_IMMEDIATE_DATA, |data| {

@@ -2,7 +2,7 @@
 //! write, and those that must exist before nft runs.
 
 use super::bytes::Writer;
-use super::error::{Error, Operation};
+use super::error::{Error, Operation, existing};
 use super::socket::Batch;
 use super::tables::{Family, Table, Tables, table_request};
 use super::uapi::*;
@@ -25,6 +25,15 @@ pub enum ObjectKind<'a> {
     CtHelper(&'a str),
 }
 
+impl ObjectKind<'_> {
+    pub(super) const fn number(self) -> u32 {
+        match self {
+            Self::CtExpectation(_) => NFT_OBJECT_CT_EXPECT,
+            Self::CtHelper(_) => NFT_OBJECT_CT_HELPER,
+        }
+    }
+}
+
 impl Tables {
     /// Adds those of the objects that do not exist, and the table if it does not exist.
     pub fn add_objects(&mut self, table: Table<'_>, objects: &[Object<'_>]) -> Result<(), Error> {
@@ -36,22 +45,30 @@ impl Tables {
         });
         added.map_err(|cause| Error::new(Operation::Add, format_args!("objects of table {table}"), cause))
     }
+
+    /// Removes an object to which no rule refers. It is no error if it does not exist.
+    pub fn remove_object(&mut self, table: Table<'_>, object: &Object<'_>) -> Result<(), Error> {
+        let removed = self.socket.transaction(|batch| {
+            batch.request(NFT_MSG_DELOBJ, 0, table.family.number(), |w| {
+                w.string(NFTA_OBJ_TABLE, table.name);
+                w.string(NFTA_OBJ_NAME, object.name);
+                w.u32(NFTA_OBJ_TYPE, object.kind.number());
+            });
+        });
+        let what = format_args!("object {} of table {table}", object.name);
+        existing(removed).map(drop).map_err(|cause| Error::new(Operation::Remove, what, cause))
+    }
 }
 
 fn add_object(batch: &mut Batch<'_>, table: Table<'_>, object: &Object<'_>) {
     batch.request(NFT_MSG_NEWOBJ, NLM_F_CREATE, table.family.number(), |w| {
         w.string(NFTA_OBJ_TABLE, table.name);
         w.string(NFTA_OBJ_NAME, object.name);
-        match object.kind {
-            ObjectKind::CtExpectation(l3proto) => {
-                w.u32(NFTA_OBJ_TYPE, NFT_OBJECT_CT_EXPECT);
-                w.nested(NFTA_OBJ_DATA, |data| write_expectation(data, l3proto));
-            }
-            ObjectKind::CtHelper(helper) => {
-                w.u32(NFTA_OBJ_TYPE, NFT_OBJECT_CT_HELPER);
-                w.nested(NFTA_OBJ_DATA, |data| write_helper(data, helper, table.family));
-            }
-        }
+        w.u32(NFTA_OBJ_TYPE, object.kind.number());
+        w.nested(NFTA_OBJ_DATA, |data| match object.kind {
+            ObjectKind::CtExpectation(l3proto) => write_expectation(data, l3proto),
+            ObjectKind::CtHelper(helper) => write_helper(data, helper, table.family),
+        });
     });
 }
 

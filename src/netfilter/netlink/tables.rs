@@ -150,6 +150,21 @@ impl Tables {
             .map_err(|cause| Error::new(Operation::Read, format_args!("the chains of table {table}"), cause))
     }
 
+    /// Whether a table other than this one has a base chain of the type `nat`, for IPv4 or IPv6.
+    pub fn has_nat_chain_outside(&mut self, table: Table<'_>) -> Result<bool, Error> {
+        let read = |message: Message<'_>| {
+            let kind = message.attributes().find(NFTA_CHAIN_TYPE).and_then(Attribute::string);
+            (kind == Some("nat") && !is_of_table(message, table)).then_some(())
+        };
+        let mut found = false;
+        for family in [Family::Inet, Family::Ip, Family::Ip6] {
+            let chains = self.socket.list(NFT_MSG_GETCHAIN, family.number(), |_| {}, read);
+            let chains = chains.map_err(|cause| Error::new(Operation::Read, "the chains of all tables", cause))?;
+            found |= !chains.is_empty();
+        }
+        Ok(found)
+    }
+
     /// The rules of a table, chain by chain in their order; none if there is no such table.
     pub fn rules(&mut self, table: Table<'_>) -> Result<Vec<Rule>, Error> {
         let name = |w: &mut Writer| w.string(NFTA_RULE_TABLE, table.name);
@@ -216,15 +231,15 @@ impl Tables {
         self.add_to_chain(table, chain, |batch| fill_chain(batch, table, chain, comment, rule))
     }
 
-    /// The same for a chain that exists. If it does not, nothing is added.
+    /// The same for a chain that exists, by some rules. If it does not, nothing is added.
     pub fn refill_chain(
         &mut self,
         table: Table<'_>,
         chain: &str,
         comment: &str,
-        rule: &[Expression],
+        rules: &[&[Expression]],
     ) -> Result<(), Error> {
-        self.add_to_chain(table, chain, |batch| refill_chain(batch, table, chain, comment, rule))
+        self.add_to_chain(table, chain, |batch| refill_chain(batch, table, chain, comment, rules))
     }
 
     fn add_to_chain(&mut self, table: Table<'_>, chain: &str, add: impl FnMut(&mut Batch<'_>)) -> Result<(), Error> {
@@ -265,12 +280,14 @@ fn fill_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &st
         w.string(NFTA_CHAIN_TABLE, table.name);
         w.string(NFTA_CHAIN_NAME, chain);
     });
-    refill_chain(batch, table, chain, comment, rule);
+    refill_chain(batch, table, chain, comment, &[rule]);
 }
 
-fn refill_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &str, rule: &[Expression]) {
+fn refill_chain(batch: &mut Batch<'_>, table: Table<'_>, chain: &str, comment: &str, rules: &[&[Expression]]) {
     flush_chain(batch, table, chain);
-    add_rule(batch, table, chain, NLM_F_APPEND, comment, rule);
+    for rule in rules {
+        add_rule(batch, table, chain, NLM_F_APPEND, comment, rule);
+    }
 }
 
 /// Adds a rule at the bottom of a chain with `NLM_F_APPEND`, at the top without.

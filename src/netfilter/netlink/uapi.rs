@@ -62,6 +62,7 @@ pub(super) const NFT_MSG_GETSETELEM: u16 = 13;
 pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
 pub(super) const NFT_MSG_NEWOBJ: u16 = 18;
 pub(super) const NFT_MSG_GETOBJ: u16 = 19;
+pub(super) const NFT_MSG_DELOBJ: u16 = 20;
 /// Like `NFT_MSG_DELTABLE` and `NFT_MSG_DELSETELEM`, but no error where nothing is there. Since Linux 6.3.
 pub(super) const NFT_MSG_DESTROYTABLE: u16 = 26;
 pub(super) const NFT_MSG_DESTROYSETELEM: u16 = 30;
@@ -136,6 +137,8 @@ pub(super) const NFTA_CT_EXPECT_TIMEOUT: u16 = 4;
 pub(super) const NFTA_CT_EXPECT_SIZE: u16 = 5;
 pub(super) const NFT_OBJECT_CT_HELPER: u32 = 3;
 pub(super) const NFT_OBJECT_CT_EXPECT: u32 = 9;
+pub(super) const NFTA_OBJREF_IMM_TYPE: u16 = 1;
+pub(super) const NFTA_OBJREF_IMM_NAME: u16 = 2;
 
 // linux/netfilter/nf_tables.h and nf_tables_compat.h: expressions
 pub(super) const NFTA_EXPR_NAME: u16 = 1;
@@ -201,6 +204,7 @@ pub(super) const NFT_CMP_EQ: u32 = 0;
 pub(super) const NFT_CMP_NEQ: u32 = 1;
 pub(super) const NFT_CMP_GTE: u32 = 5;
 pub(super) const NFT_BYTEORDER_HTON: u32 = 1;
+pub(super) const NFT_META_NFPROTO: u32 = 15;
 pub(super) const NFT_META_TIME_NS: u32 = 30;
 pub(super) const NFT_QUEUE_FLAG_BYPASS: u16 = 1;
 pub(super) const NFT_QUEUE_FLAG_CPU_FANOUT: u16 = 2;

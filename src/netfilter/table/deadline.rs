@@ -88,7 +88,7 @@ impl PinholeTable {
         }
         let deadline = needed.after(RESERVE);
         let (comment, rule) = (deadline.comment(), deadline.rule());
-        match self.tables.refill_chain(TABLE, CHAIN, &comment, &rule) {
+        match self.tables.refill_chain(TABLE, CHAIN, &comment, &[&rule]) {
             // The table is restored from its image, before the pinhole opens.
             Err(error) if !error.cause.is_missing() => {
                 self.errors.add(&error);

@@ -3,6 +3,7 @@
 use hashbrown::{HashMap, HashSet};
 
 use super::accept_rules::{self, Place};
+use super::nat::has_nat;
 use super::ruleset::{self, MechanismRules, PRIORITY, QueueChain, Queueing, TABLE};
 use super::{PinholeTable, Restored, TableError, deadline, elements};
 use crate::core::policy::{Capture, Policy};
@@ -29,6 +30,7 @@ impl PinholeTable {
             policy: policy.clone(),
             queueing,
             mechanism_rules,
+            for_nat: has_nat(&mut tables)?,
             was_kept: !is_new,
             deadline: deadline::adopt(&mut tables)?,
             installed: Vec::new(),
@@ -67,9 +69,10 @@ impl PinholeTable {
     }
 
     fn write(&mut self) -> Result<(), TableError> {
+        let rules = self.installed_rules();
         let Self { tables, policy, queueing, mechanism_rules, deadline, .. } = self;
         // First the objects: another Pinhole may unregister a helper that no object refers to.
-        tables.add_objects(TABLE, mechanism_rules.objects)?;
+        tables.add_objects(TABLE, rules.objects)?;
         deadline.install(tables)?;
         if *queueing == Queueing::CompatTarget {
             // First the chains to which the other ones jump, so that no packet finds an empty chain.
@@ -78,10 +81,14 @@ impl PinholeTable {
             }
         }
         let nft = Nft::find()?;
-        let text = ruleset::text(policy, *queueing, *mechanism_rules);
+        let text = ruleset::text(policy, *queueing, rules);
         match nft.load(&text) {
             Err(NftError::Refused(_)) => nft.load(&ruleset::without_removing_options(&text))?,
             loaded => loaded?,
+        }
+        if rules.objects.is_empty() {
+            // An earlier run may have added them.
+            mechanism_rules.objects.iter().try_for_each(|object| tables.remove_object(TABLE, object))?;
         }
         self.verify()
     }

@@ -9,6 +9,7 @@ mod elements;
 mod error;
 mod install;
 mod manager;
+mod nat;
 mod pinholes;
 mod reload;
 mod restore;
@@ -22,6 +23,7 @@ use hashbrown::{HashMap, HashSet};
 pub use accept_rules::{own_iptables_rule, own_rule};
 pub use error::TableError;
 pub use manager::{IptablesTable, iptables_tables};
+pub use nat::has_nat;
 pub use pinholes::Pinhole;
 pub use restore::Restored;
 pub use ruleset::{MechanismRules, QueueChain, Queueing, is_own_chain, text as ruleset};
@@ -40,7 +42,10 @@ pub(super) struct PinholeTable {
     tables: Tables,
     policy: Policy,
     queueing: Queueing,
+    /// The rules of the mechanism, for a host with NAT.
     mechanism_rules: MechanismRules,
+    /// Whether the installed rules are those for a host with NAT.
+    for_nat: bool,
     /// Whether the table of an earlier run was kept, so that its rules have been in force all the time.
     was_kept: bool,
     /// The time after which the table admits nothing.
@@ -65,6 +70,10 @@ impl PinholeTable {
     /// How its rules queue packets.
     pub(super) fn queueing(&self) -> Queueing {
         self.queueing
+    }
+
+    fn installed_rules(&self) -> MechanismRules {
+        self.mechanism_rules.on_host(self.for_nat)
     }
 
     /// The policy that its rules follow.

@@ -39,12 +39,13 @@ impl PinholeTable {
     /// Replaces the parts of the table that depend on the policy, in one transaction; over netlink, because the sandbox
     /// does not permit to run nft.
     fn exchange(&mut self, old: &Policy) -> Result<(), TableError> {
-        let Self { policy, queueing, mechanism_rules, .. } = self;
-        let fixed_part = |policy| ruleset::fixed_part(policy, *queueing, *mechanism_rules);
+        let rules = self.installed_rules();
+        let Self { policy, queueing, .. } = self;
+        let fixed_part = |policy| ruleset::fixed_part(policy, *queueing, rules);
         if fixed_part(old) != fixed_part(policy) {
             return Err(TableError::OtherRules);
         }
-        let text = |policy| ruleset::text(policy, *queueing, *mechanism_rules);
+        let text = |policy| ruleset::text(policy, *queueing, rules);
         let is_same = (text(old), old.capture) == (text(policy), policy.capture);
         if is_same && self.is_untouched()? {
             return Ok(());

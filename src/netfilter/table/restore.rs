@@ -20,6 +20,8 @@ pub struct Restored {
     pub was_gone: bool,
     /// The number of pinholes and port ranges.
     pub elements: usize,
+    /// Control connections were not prepared for NAT, and are now.
+    pub prepared_for_nat: bool,
     /// The chains of `admit` whose accept rule was restored.
     pub admitted: Vec<Chain>,
     /// The chains of `admit` that do not exist. Their creation will be a change of the ruleset to handle.
@@ -27,7 +29,7 @@ pub struct Restored {
 }
 
 impl Restored {
-    /// Whether nothing had to be restored.
+    /// Whether no other program had removed anything.
     pub fn is_nothing(&self) -> bool {
         !self.table && self.elements == 0 && self.admitted.is_empty()
     }
@@ -40,7 +42,7 @@ impl PinholeTable {
         let is_of = |chain: &Chain| {
             in_table(accept_rules::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
         };
-        in_table(TABLE) || self.policy.admit.iter().any(is_of)
+        in_table(TABLE) || self.may_bring_nat(change) || self.policy.admit.iter().any(is_of)
     }
 
     /// Whether the table and the accept rules are complete and unchanged.
@@ -77,6 +79,7 @@ impl PinholeTable {
             restored.table = true;
             restored.elements = elements.values().flatten().filter(|element| element.value.is_none()).count();
         }
+        restored.prepared_for_nat = self.prepare_for_nat()?;
         Ok(restored)
     }
 

@@ -49,8 +49,21 @@ pub(super) const CHAINS: [&str; 25] = [
 pub struct MechanismRules {
     /// Rules, as nft reads them.
     pub text: &'static str,
-    /// The objects that must exist before nft reads these rules.
+    /// The objects that must exist before nft reads these rules. The chain `prepare_seqadj` applies them to new control
+    /// connections.
     pub objects: &'static [Object<'static>],
+    /// The rules for a host without NAT, where the mechanism needs no objects.
+    pub without_nat: Option<&'static str>,
+}
+
+impl MechanismRules {
+    /// These rules for a host with or without NAT.
+    pub(super) fn on_host(self, has_nat: bool) -> Self {
+        match self.without_nat {
+            Some(text) if !has_nat => Self { text, objects: &[], without_nat: None },
+            _ => self,
+        }
+    }
 }
 
 const BEGIN: &str = include_str!("../../../rules/begin.nft");
