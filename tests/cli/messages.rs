@@ -83,7 +83,7 @@ fn journal_lines_begin_with_their_level() {
     let started = "announced data connections";
     let lines = journal_of("{}", true, Some(started));
     assert!(lines.iter().all(|line| line.starts_with("<6>")), "{lines:#?}");
-    assert!(lines[0].starts_with("<6>control ports 21"), "{lines:#?}");
+    assert!(lines[1].starts_with("<6>control ports 21"), "{lines:#?}");
     // If standard error is not the journal, the lines have no level in front, even if systemd started the program.
     let lines = journal_of("{}", false, Some(started));
     assert!(lines.iter().all(|line| line.contains(" INFO ") && !line.contains('<')), "{lines:#?}");
