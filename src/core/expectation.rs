@@ -205,57 +205,6 @@ impl Refusal {
             Self::Forged => "forged",
         }
     }
-
-    /// What happened and what to do about it, for the log.
-    pub const fn explanation(self) -> &'static str {
-        match self {
-            Self::BadSyntax => "its address cannot be read",
-            Self::ThirdParty => {
-                "its address is not the sender's own (correct the address that the server announces; for FXP set \
-                 `third_party: allow`)"
-            }
-            Self::WrongFamily => "its address is of the other IP version than the session",
-            Self::PortZero => "its port is 0",
-            Self::LowPort => "its port is below 1024 and not named in `data_ports`",
-            Self::PortNotAllowed => {
-                "its port is not in `data_ports` (give `data_ports` and the server's passive range the same ports)"
-            }
-            Self::KnownService => {
-                "its port belongs to a well-known service (give the server a passive range without it, or name the port \
-                 by itself in `data_ports`)"
-            }
-            Self::ModeDenied => "the policy's `modes` do not include this command",
-            Self::NotAskedFor => "the client did not send the command that this reply would answer",
-            Self::NotLoggedIn => "no user is logged in (if the server needs no login, set `login: optional`)",
-            Self::AfterEpsvAll => "the client sent EPSV ALL before",
-            Self::TooMany => {
-                "`pinholes_per_session`, `limits: pinholes` or `limits: pinholes_per_client` is reached, or too many \
-                 commands have no reply yet"
-            }
-            Self::NotFtp => "the session is not FTP",
-            Self::ByRule => "a rule of the policy denies it",
-            Self::NotOpened => "the kernel did not accept the pinhole (the line `the kernel: ...` says why)",
-            Self::NoPort => "no free port of `data_ports` was found at the outside address",
-            Self::CannotRewrite => {
-                "the line needs another address (NAT, or `passive_address: repair`), but its length would change and the \
-                 kernel cannot adjust the sequence numbers of this session, or part of the line has been sent already \
-                 (reconnect)"
-            }
-            Self::PickedUp => {
-                "the start of the session was not read, so it may not be FTP (reconnect; see `pickup` in the policy)"
-            }
-            Self::Ambiguous => {
-                "the line can be read in more than one way: bytes before it passed unread, it ends in a bare LF or follows \
-                 one, or it contains CR, NUL, Telnet or urgent data (try again); or a reply to the client listed files \
-                 (STAT with a path), and a file's name may look like this line (reconnect)"
-            }
-            Self::SessionOver => "the session has ended",
-            Self::Forged => {
-                "the packets of both ends come from one interface, and by the routes one of the ends is not behind it: a \
-                 host there sends in its name"
-            }
-        }
-    }
 }
 
 impl fmt::Display for Refusal {

@@ -120,7 +120,7 @@ metrics! {
         pub sessions: u64,
         /// sessions forgotten to make room, although their connection continues
         pub evicted: ByReason,
-        /// sessions in which the server accepted AUTH
+        /// sessions in which the server accepted AUTH, or answered implicit TLS
         pub encrypted: u64,
         /// connections to a control port that do not speak FTP
         pub not_ftp: u64,
@@ -168,7 +168,10 @@ impl EventCounters {
             SessionEvent::NotFtp => &mut self.not_ftp,
             SessionEvent::Ended(how) if how.is_eviction() => self.evicted.entry(how.name()).or_default(),
             SessionEvent::Anomaly(_) => &mut self.anomalies,
-            SessionEvent::Command { .. } | SessionEvent::LoggedIn { .. } | SessionEvent::Ended(_) => return,
+            SessionEvent::Command { .. }
+            | SessionEvent::LoggedIn { .. }
+            | SessionEvent::RuleFound { .. }
+            | SessionEvent::Ended(_) => return,
         };
         *counter += 1;
     }
@@ -186,6 +189,8 @@ impl EventCounters {
 mod tests {
     use super::*;
     use crate::core::expectation::Refusal;
+    use crate::core::policy::Policy;
+    use crate::core::script::endpoint;
 
     #[test]
     fn help_text_is_the_doc_comment_of_the_field() {
@@ -197,9 +202,12 @@ mod tests {
 
     #[test]
     fn values_are_in_the_order_of_their_definitions() {
+        let flow = crate::core::net::Flow { source: endpoint("10.0.0.1:4000"), destination: endpoint("10.0.0.2:21") };
+        let (connection, terms) = (crate::core::net::Connection::direct(flow), Policy::embedded().defaults);
         let mut counters = EventCounters { sessions: 2, ..EventCounters::default() };
         for why in [Refusal::ThirdParty, Refusal::LowPort, Refusal::ThirdParty] {
-            counters.count(&SessionEvent::Refused { mode: crate::core::ftp::Mode::Port, to: None, why });
+            let mode = crate::core::ftp::Mode::Port;
+            counters.count(&SessionEvent::Refused { mode, to: None, why, connection: &connection, terms: &terms });
         }
         let shown: Vec<String> = counters.values().map(|(metric, value)| format!("{} {value}", metric.name)).collect();
         assert_eq!(shown[..3], ["packets 0", "sessions 2", "evicted 0"]);

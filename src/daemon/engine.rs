@@ -80,6 +80,7 @@ impl Engine {
             watch_error: None,
             has_stopped: false,
         };
+        engine.log.has_rules = !engine.policy.rules.is_empty();
         engine.adopt()?;
         Ok(engine)
     }
@@ -366,6 +367,7 @@ impl Engine {
         self.firewall.reload(&policy)?;
         self.hang_limit.store(hang_limit(&policy), Ordering::Relaxed);
         self.policy = policy;
+        self.log.has_rules = !self.policy.rules.is_empty();
         self.service.policy_loaded = clock::time_of_day();
         let (tracker, mut env) = self.tracker();
         tracker.follow(&mut env);
@@ -406,6 +408,7 @@ impl Engine {
         let pinholes = self.tracker.pinholes().map(|(session, mode, expectation)| PinholeStatus {
             session: (session != SessionNumber::EARLIER).then_some(session.get()),
             announced_by: mode.map(Mode::announced_by),
+            rule: self.log.rule_of(session).map(str::to_owned),
             from: expectation.from.to_string(),
             to: expectation.to.to_string(),
             delivered_to: expectation.mapping.to.map(|to| to.to_string()),

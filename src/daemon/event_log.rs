@@ -7,16 +7,18 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use tracing::{debug, info, warn};
 
-use super::log_limit::{LineKind, LogLimit, Suppressed};
+use super::log_limit::{LineKind, LogLimit};
 use super::status::Counters;
-use crate::core::count::Count;
-use crate::core::net::Endpoint;
+use crate::core::expectation::Closed;
+use crate::core::net::{Connection, Endpoint};
 use crate::core::time::Timestamp;
-use crate::core::tracker::{ClientKey, Observer, SessionEvent, SessionNumber};
+use crate::core::tracker::{Observer, SessionEvent, SessionNumber};
 
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
     pub(super) counters: Counters,
+    /// Whether the policy has rules. Without any, no line says that none applies.
+    pub(super) has_rules: bool,
     /// Sessions in the tracker, which limits their number.
     sessions: HashMap<SessionNumber, Session, RandomState>,
     limit: LogLimit,
@@ -28,28 +30,40 @@ struct Session {
     client: Endpoint,
     server: Endpoint,
     user: Option<Box<str>>,
+    /// The name of the policy's rule for it.
+    rule: Option<Box<str>>,
 }
 
-/// The end of a line: `session 1 (10.0.0.1:4000 -> 10.0.0.2:21, user "anna")`.
-struct Named<'a>(SessionNumber, Option<&'a Session>);
+impl Session {
+    fn of(connection: &Connection, rule: Option<&str>) -> Self {
+        let (client, server) = (connection.client(), connection.server());
+        Self { client, server, user: None, rule: rule.map(Box::from) }
+    }
+}
+
+/// The end of a line: `session 1 (10.0.0.1:4000 -> 10.0.0.2:21, user "anna", rule "partners")`.
+struct Named<'a> {
+    number: SessionNumber,
+    session: Option<&'a Session>,
+    has_rules: bool,
+}
 
 impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self(number, session) = *self;
+        let Self { number, session, has_rules } = *self;
         if number == SessionNumber::EARLIER {
             return f.write_str("announced before the daemon started");
         }
         write!(f, "session {number}")?;
-        session.map_or(Ok(()), |session| write!(f, " ({session})"))
-    }
-}
-
-impl fmt::Display for Session {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { client, server, user } = self;
-        write!(f, "{client} -> {server}")?;
+        let Some(Session { client, server, user, rule }) = session else { return Ok(()) };
+        write!(f, " ({client} -> {server}")?;
         // Quoted: the client chose the name.
-        user.as_ref().map_or(Ok(()), |user| write!(f, ", user {user:?}"))
+        user.as_ref().map_or(Ok(()), |user| write!(f, ", user {user:?}"))?;
+        match rule {
+            Some(rule) => write!(f, ", rule {rule:?})"),
+            None if has_rules => f.write_str(", no rule)"),
+            None => f.write_str(")"),
+        }
     }
 }
 
@@ -65,61 +79,107 @@ impl fmt::Display for More {
     }
 }
 
+/// Whether something failed for a user, or an administrator may have to do something.
+const fn is_warning(event: &SessionEvent<'_>) -> bool {
+    match event {
+        SessionEvent::Denied { .. }
+        | SessionEvent::Refused { .. }
+        | SessionEvent::RangeRefused { .. }
+        | SessionEvent::Expired(_)
+        | SessionEvent::Dropped(_)
+        | SessionEvent::NotFtp
+        // No transfer of the session can be admitted.
+        | SessionEvent::Encrypted { port_range: None, .. }
+        | SessionEvent::Closed { why: Closed::RefusedByServer, .. } => true,
+        SessionEvent::Began { .. }
+        | SessionEvent::RuleFound { .. }
+        | SessionEvent::Command { .. }
+        | SessionEvent::LoggedIn { .. }
+        | SessionEvent::Opened { .. }
+        | SessionEvent::RangeOpened(_)
+        | SessionEvent::Used { .. }
+        | SessionEvent::Encrypted { port_range: Some(_), .. }
+        | SessionEvent::Closed { why: Closed::SessionEnded, .. }
+        | SessionEvent::Ended(_)
+        | SessionEvent::Anomaly(_) => false,
+    }
+}
+
 impl EventLog {
+    /// The name of the rule for a session, if one applies.
+    pub(super) fn rule_of(&self, number: SessionNumber) -> Option<&str> {
+        self.sessions.get(&number)?.rule.as_deref()
+    }
+
     /// Reports suppressed lines after which no line followed that would have reported them.
     pub(super) fn report_suppressed(&mut self, now: Timestamp) {
-        for (kind, Suppressed { lines, clients }) in self.limit.sweep(now) {
-            let (lines, clients, kind) = (Count(lines, "line"), Count(clients, "client"), kind.name());
-            warn!("suppressed {lines} `{kind}` from {clients}: too many per second; `pinhole status` counts them all");
+        for (kind, suppressed) in self.limit.sweep(now) {
+            warn!("{suppressed} `{}`: too many per second; `pinhole status` counts them all", kind.name());
         }
+    }
+
+    fn named(&self, number: SessionNumber) -> Named<'_> {
+        Named { number, session: self.sessions.get(&number), has_rules: self.has_rules }
     }
 
     /// Writes a line, unless the limit for its client is reached.
     fn write(&mut self, at: Timestamp, kind: LineKind, number: SessionNumber, event: &SessionEvent<'_>) {
-        let session = self.sessions.get(&number);
-        let client = session.map(|session| ClientKey::of(session.client.address));
-        let Some(more) = self.limit.admit(kind, client, at).map(More) else { return };
-        let named = Named(number, session);
-        if kind.is_warning() { warn!("{event}; {named}{more}") } else { info!("{event}; {named}{more}") }
+        let Self { has_rules, sessions, limit, .. } = self;
+        // A session that has ended is known no more.
+        let ended = match *event {
+            SessionEvent::Refused { connection, .. } => Some(Session::of(connection, None)),
+            _ => None,
+        };
+        let session = sessions.get(&number);
+        let client = session.or(ended.as_ref()).map(|session| session.client.address);
+        let Some(more) = limit.admit(kind, client, at).map(More) else { return };
+        let has_rules = *has_rules && session.is_some();
+        let named = Named { number, session: session.or(ended.as_ref()), has_rules };
+        if is_warning(event) { warn!("{event}; {named}{more}") } else { info!("{event}; {named}{more}") }
     }
 }
 
 impl Observer for EventLog {
     fn observe(&mut self, at: Timestamp, number: SessionNumber, event: &SessionEvent<'_>) {
         self.counters.events.count(event);
-        match *event {
-            SessionEvent::Began { connection, .. } => {
-                let (client, server) = (connection.client(), connection.server());
-                self.sessions.insert(number, Session { client, server, user: None });
-                debug!("{event}; session {number}");
+        let kind = match *event {
+            SessionEvent::Began { connection, rule, .. } => {
+                self.sessions.insert(number, Session::of(connection, rule));
+                return debug!("{event}; session {number}");
+            }
+            SessionEvent::RuleFound { rule } => {
+                let Some(session) = self.sessions.get_mut(&number) else { return };
+                if session.rule.as_deref() == rule {
+                    return;
+                }
+                session.rule = rule.map(Box::from);
+                return debug!("{event}; {}", self.named(number));
             }
             // The arguments of commands are not logged.
-            SessionEvent::Command { command, .. } => debug!("{command}; {}", Named(number, self.sessions.get(&number))),
+            SessionEvent::Command { command, .. } => return debug!("{command}; {}", self.named(number)),
             SessionEvent::LoggedIn { user } => {
                 if let Some(session) = self.sessions.get_mut(&number) {
                     session.user = user.map(Box::from);
                 }
-                debug!("logged in; {}", Named(number, self.sessions.get(&number)));
+                return debug!("logged in; {}", self.named(number));
             }
             SessionEvent::Ended(_) => {
-                let session = self.sessions.remove(&number);
-                debug!("{event}; {}", Named(number, session.as_ref()));
+                debug!("{event}; {}", self.named(number));
+                self.sessions.remove(&number);
+                return;
             }
-            SessionEvent::Anomaly(_) => debug!("{event}; {}", Named(number, self.sessions.get(&number))),
-            SessionEvent::Denied { .. } => self.write(at, LineKind::Denied, number, event),
-            SessionEvent::Opened { .. } | SessionEvent::RangeOpened(_) => {
-                self.write(at, LineKind::Opened, number, event);
-            }
-            SessionEvent::Refused { .. } | SessionEvent::RangeRefused { .. } => {
-                self.write(at, LineKind::Refused, number, event);
-            }
-            SessionEvent::Used { .. } => self.write(at, LineKind::Used, number, event),
-            SessionEvent::Expired(_) => self.write(at, LineKind::Expired, number, event),
-            SessionEvent::Dropped(_) => self.write(at, LineKind::Dropped, number, event),
-            SessionEvent::Closed { .. } => self.write(at, LineKind::Closed, number, event),
-            SessionEvent::Encrypted { .. } => self.write(at, LineKind::Encrypted, number, event),
-            SessionEvent::NotFtp => self.write(at, LineKind::NotFtp, number, event),
-        }
+            SessionEvent::Anomaly(_) => return debug!("{event}; {}", self.named(number)),
+            SessionEvent::Denied { .. } => LineKind::Denied,
+            SessionEvent::Opened { .. } | SessionEvent::RangeOpened(_) => LineKind::Opened,
+            SessionEvent::Refused { .. } | SessionEvent::RangeRefused { .. } => LineKind::Refused,
+            SessionEvent::Used { .. } => LineKind::Used,
+            SessionEvent::Expired(_) => LineKind::Expired,
+            SessionEvent::Dropped(_) => LineKind::Dropped,
+            SessionEvent::Closed { .. } => LineKind::Closed,
+            SessionEvent::Encrypted { .. } => LineKind::Encrypted,
+            SessionEvent::NotFtp => LineKind::NotFtp,
+        };
+        self.write(at, kind, number, event);
     }
 }
 
@@ -147,6 +207,10 @@ impl RateLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::expectation::{Expectation, Mapping, PortRangePinhole, Refusal};
+    use crate::core::ftp::Mode;
+    use crate::core::net::Flow;
+    use crate::core::policy::Policy;
     use crate::core::script::endpoint;
 
     #[test]
@@ -158,10 +222,71 @@ mod tests {
         assert_eq!(limiter.admit(start + RateLimiter::INTERVAL), Some(2));
     }
 
+    fn connection() -> Connection {
+        Connection::direct(Flow { source: endpoint("10.0.0.1:4000"), destination: endpoint("10.0.0.2:21") })
+    }
+
+    fn named(user: Option<&str>, rule: Option<&str>, has_rules: bool) -> String {
+        let session = Session { user: user.map(Box::from), ..Session::of(&connection(), rule) };
+        Named { number: SessionNumber::EARLIER.next(), session: Some(&session), has_rules }.to_string()
+    }
+
     #[test]
-    fn session_is_named_by_both_addresses_and_its_user() {
-        let (client, server) = (endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"));
-        let session = Session { client, server, user: Some("an\"na".into()) };
-        assert_eq!(session.to_string(), r#"10.0.0.1:4000 -> 10.0.0.2:21, user "an\"na""#);
+    fn session_is_named_by_its_addresses_user_and_rule() {
+        let all = named(Some("an\"na"), Some("partners"), true);
+        assert_eq!(all, r#"session 1 (10.0.0.1:4000 -> 10.0.0.2:21, user "an\"na", rule "partners")"#);
+        assert_eq!(named(None, None, true), "session 1 (10.0.0.1:4000 -> 10.0.0.2:21, no rule)");
+        assert_eq!(named(None, None, false), "session 1 (10.0.0.1:4000 -> 10.0.0.2:21)");
+    }
+
+    #[test]
+    fn what_failed_for_a_user_is_a_warning() {
+        let (connection, policy) = (connection(), Policy::embedded());
+        let flow = connection.original;
+        let expectation = Expectation {
+            from: flow.source.address,
+            to: flow.destination,
+            since: Timestamp::from_secs(1),
+            lifetime: Duration::from_secs(60),
+            mapping: Mapping::NONE,
+        };
+        let ports = "50000-50100".parse().expect("a range");
+        let port_range = PortRangePinhole { from: flow.source.address, to: flow.destination.address, ports };
+        let (mode, terms) = (Mode::Pasv, &policy.defaults);
+        let (why, refused) = (Refusal::TooMany, Closed::RefusedByServer);
+        for event in [
+            SessionEvent::Denied { command: "DELE" },
+            SessionEvent::Refused { mode, to: None, why, connection: &connection, terms },
+            SessionEvent::RangeRefused { port_range, why, terms },
+            SessionEvent::Expired(expectation),
+            SessionEvent::Dropped(expectation),
+            SessionEvent::Closed { expectation, why: refused },
+            SessionEvent::Encrypted { port_range: None, is_implicit: false },
+            SessionEvent::NotFtp,
+        ] {
+            assert!(is_warning(&event), "{event}");
+        }
+        for event in [
+            SessionEvent::Opened { mode, expectation, rewritten_from: None, is_repaired: false },
+            SessionEvent::Used { mode: Some(mode), flow },
+            SessionEvent::Closed { expectation, why: Closed::SessionEnded },
+            SessionEvent::Encrypted { port_range: Some(port_range), is_implicit: false },
+            SessionEvent::RangeOpened(port_range),
+        ] {
+            assert!(!is_warning(&event), "{event}");
+        }
+    }
+
+    #[test]
+    fn rule_follows_a_reload() {
+        let (mut log, number, connection) = (EventLog::default(), SessionNumber::EARLIER.next(), connection());
+        let now = Timestamp::from_secs(1);
+        let began = SessionEvent::Began { connection: &connection, picked_up: false, rule: Some("old") };
+        log.observe(now, number, &began);
+        assert_eq!(log.rule_of(number), Some("old"));
+        log.observe(now, number, &SessionEvent::RuleFound { rule: Some("new") });
+        assert_eq!(log.rule_of(number), Some("new"));
+        log.observe(now, number, &SessionEvent::RuleFound { rule: None });
+        assert_eq!(log.rule_of(number), None);
     }
 }

@@ -3,11 +3,14 @@
 //! Each client has its own limit, so that a flood from one address does not suppress the lines about other clients. There
 //! is a limit for all clients together, too, because a flood may come from many addresses.
 
+use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
+use crate::core::count::Count;
 use crate::core::time::Timestamp;
 use crate::core::tracker::ClientKey;
 
@@ -50,10 +53,6 @@ impl LineKind {
         }
     }
 
-    pub(super) const fn is_warning(self) -> bool {
-        matches!(self, Self::NotFtp | Self::Refused | Self::Denied | Self::Dropped)
-    }
-
     /// The word with which the log line begins.
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -76,6 +75,8 @@ struct Window {
     written: u32,
     /// Lines that were suppressed since the last written line.
     suppressed: u64,
+    /// An address of the client.
+    client: Option<IpAddr>,
 }
 
 impl Window {
@@ -93,6 +94,20 @@ pub(super) struct Suppressed {
     pub(super) lines: u64,
     /// Clients without a limit of their own count as one client.
     pub(super) clients: u64,
+    /// An address of one of these clients; `None` if it has no limit of its own.
+    pub(super) client: Option<IpAddr>,
+}
+
+/// `suppressed 9 lines from 10.0.0.1`, or `from 3 clients`.
+impl fmt::Display for Suppressed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { lines, clients, client } = *self;
+        write!(f, "suppressed {} ", Count(lines, "line"))?;
+        match client {
+            Some(client) if clients == 1 => write!(f, "from {client}"),
+            _ => write!(f, "from {}", Count(clients, "client")),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -104,10 +119,12 @@ pub(super) struct LogLimit {
 
 impl LogLimit {
     /// Whether a line about this client may be written. If so, returns the number of lines that were suppressed before it.
-    pub(super) fn admit(&mut self, kind: LineKind, client: Option<ClientKey>, now: Timestamp) -> Option<u64> {
+    pub(super) fn admit(&mut self, kind: LineKind, address: Option<IpAddr>, now: Timestamp) -> Option<u64> {
+        let client = address.map(ClientKey::of);
         let is_known = self.clients.contains_key(&(kind, client));
         let client = client.filter(|_| is_known || self.clients.len() < MAX_CLIENTS * LineKind::ALL.len());
         let own = self.clients.entry((kind, client)).or_default();
+        own.client = address.filter(|_| client.is_some());
         let all = &mut self.all[kind as usize];
         own.begin(now);
         all.begin(now);
@@ -134,7 +151,10 @@ impl LogLimit {
             }
             let of_kind = &mut suppressed[*kind as usize];
             of_kind.lines += window.suppressed;
-            of_kind.clients += u64::from(window.suppressed > 0);
+            if window.suppressed > 0 {
+                of_kind.clients += 1;
+                of_kind.client = window.client;
+            }
             false
         });
         LineKind::ALL.into_iter().zip(suppressed).filter(|(_, suppressed)| suppressed.lines > 0).collect()
@@ -145,8 +165,8 @@ impl LogLimit {
 mod tests {
     use super::*;
 
-    fn client(number: u32) -> Option<ClientKey> {
-        Some(ClientKey::of(std::net::Ipv4Addr::from(number).into()))
+    fn client(number: u32) -> Option<IpAddr> {
+        Some(std::net::Ipv4Addr::from(number).into())
     }
 
     const START: Timestamp = Timestamp::from_secs(5);
@@ -180,7 +200,11 @@ mod tests {
             limit.admit(LineKind::Refused, client(1), START);
         }
         assert_eq!(limit.sweep(START + WINDOW / 2), []);
-        assert_eq!(limit.sweep(START + WINDOW * 2), [(LineKind::Refused, Suppressed { lines: 9, clients: 1 })]);
+        let reported = Suppressed { lines: 9, clients: 1, client: client(1) };
+        assert_eq!(limit.sweep(START + WINDOW * 2), [(LineKind::Refused, reported)]);
+        assert_eq!(reported.to_string(), "suppressed 9 lines from 0.0.0.1");
+        assert_eq!(Suppressed { clients: 2, ..reported }.to_string(), "suppressed 9 lines from 2 clients");
+        assert_eq!(Suppressed { client: None, ..reported }.to_string(), "suppressed 9 lines from 1 client");
         assert_eq!(limit.sweep(START + WINDOW * 4), []);
     }
 

@@ -98,6 +98,8 @@ pub struct PinholeStatus {
     /// None for an adopted pinhole, as is `announced_by`.
     pub session: Option<u64>,
     pub announced_by: Option<&'static str>,
+    /// The name of the policy's rule for its session; none if no rule matches, or for an adopted pinhole.
+    pub rule: Option<String>,
     pub from: String,
     pub to: String,
     /// The destination after DNAT.
@@ -164,7 +166,7 @@ impl fmt::Display for Status {
 
 impl fmt::Display for PinholeStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { session, announced_by, from, to, delivered_to, leaves_from, age, expires_in, syn_came } = self;
+        let Self { session, announced_by, rule, from, to, delivered_to, leaves_from, age, expires_in, syn_came } = self;
         write!(f, "{from} -> {to}")?;
         if let Some(to) = delivered_to {
             write!(f, ", delivered to {to}")?;
@@ -175,6 +177,9 @@ impl fmt::Display for PinholeStatus {
         match (announced_by, session) {
             (Some(by), Some(session)) => write!(f, ", announced by {by} in session {session}")?,
             _ => f.write_str(", adopted")?,
+        }
+        if let Some(rule) = rule {
+            write!(f, ", rule {rule:?}")?;
         }
         write!(f, ", {age:.1} s old, expires in {expires_in:.1} s")?;
         match syn_came {
@@ -192,6 +197,7 @@ mod tests {
         let pinhole = PinholeStatus {
             session: Some(1),
             announced_by: Some("227"),
+            rule: Some("partners".to_owned()),
             from: "10.0.0.1".to_owned(),
             to: "10.0.0.2:50000".to_owned(),
             delivered_to: None,
@@ -222,7 +228,7 @@ mod tests {
         let begin = "1 session, 1 pinhole, 0 buffered bytes\nversion 1.2.3, running since 2026-01-02T03:04:05Z\n\
                      policy /etc/pinhole/policy.yaml, loaded 2026-01-03T03:04:05Z\nmechanism sets, as the policy says\n\
                      packets queued by nft_queue\n  10.0.0.1 -> 10.0.0.2:50000, announced by 227 in session 1, \
-                     0.7 s old, expires in 4.3 s\nsince the start:\n  packets           0\n";
+                     rule \"partners\", 0.7 s old, expires in 4.3 s\nsince the start:\n  packets           0\n";
         assert!(shown.starts_with(begin), "{shown}");
         for metric in EventCounters::METRICS.iter().chain(DaemonCounters::METRICS) {
             assert!(shown.contains(&format!("\n  {:16}  0\n", metric.name)), "{} is not in {shown}", metric.name);

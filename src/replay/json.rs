@@ -35,6 +35,10 @@ enum Fields<'a> {
         client: String,
         server: String,
         picked_up: bool,
+        rule: Option<&'a str>,
+    },
+    Rule {
+        rule: Option<&'a str>,
     },
     LoggedIn {
         user: Option<&'a str>,
@@ -76,12 +80,17 @@ enum Fields<'a> {
         to: String,
         reason: &'static str,
     },
-    PortRange {
-        from: String,
-        to: String,
-        ports: String,
+    Encrypted {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        from: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        to: Option<String>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        ports: Option<String>,
         #[serde(skip_serializing_if = "Option::is_none")]
         reason: Option<&'static str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        implicit: Option<bool>,
     },
     Reason {
         reason: &'static str,
@@ -124,10 +133,11 @@ fn number(decimal: String) -> Box<RawValue> {
 impl<W: Write> Report for Json<W> {
     fn event(&mut self, at: Timestamp, session: SessionNumber, event: &SessionEvent<'_>) {
         let (name, fields): (&'static str, Fields<'_>) = match *event {
-            SessionEvent::Began { connection, picked_up } => {
+            SessionEvent::Began { connection, picked_up, rule } => {
                 let (client, server) = (connection.client().to_string(), connection.server().to_string());
-                ("session-began", Fields::SessionBegan { client, server, picked_up })
+                ("session-began", Fields::SessionBegan { client, server, picked_up, rule })
             }
+            SessionEvent::RuleFound { rule } => ("rule-found", Fields::Rule { rule }),
             SessionEvent::LoggedIn { user } => ("logged-in", Fields::LoggedIn { user }),
             SessionEvent::Denied { command } => ("denied", Fields::Denied { command }),
             SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired } => {
@@ -148,7 +158,7 @@ impl<W: Write> Report for Json<W> {
                 };
                 ("opened", fields)
             }
-            SessionEvent::Refused { mode, to, why } => {
+            SessionEvent::Refused { mode, to, why, .. } => {
                 let to = to.map(|to| to.to_string());
                 ("refused", Fields::Refused { announced_by: mode.announced_by(), to, reason: why.name() })
             }
@@ -170,11 +180,13 @@ impl<W: Write> Report for Json<W> {
                 let (from, to) = (expectation.from.to_string(), expectation.to.to_string());
                 ("closed", Fields::Closed { from, to, reason: why.name() })
             }
-            SessionEvent::Encrypted { port_range } => {
-                ("encrypted", port_range.map_or(Fields::None {}, |port_range| range(&port_range, None)))
+            SessionEvent::Encrypted { port_range, is_implicit } => {
+                ("encrypted", encrypted(port_range.as_ref(), None, is_implicit))
             }
-            SessionEvent::RangeOpened(port_range) => ("range-opened", range(&port_range, None)),
-            SessionEvent::RangeRefused { port_range, why } => ("range-refused", range(&port_range, Some(why.name()))),
+            SessionEvent::RangeOpened(port_range) => ("range-opened", encrypted(Some(&port_range), None, false)),
+            SessionEvent::RangeRefused { port_range, why, .. } => {
+                ("range-refused", encrypted(Some(&port_range), Some(why.name()), false))
+            }
             SessionEvent::NotFtp => ("not-ftp", Fields::None {}),
             SessionEvent::Ended(how) => ("session-ended", Fields::Reason { reason: how.name() }),
             SessionEvent::Command { .. } | SessionEvent::Anomaly(_) => return,
@@ -192,7 +204,16 @@ impl<W: Write> Report for Json<W> {
     }
 }
 
-fn range(port_range: &PortRangePinhole, reason: Option<&'static str>) -> Fields<'static> {
-    let PortRangePinhole { from, to, ports } = port_range;
-    Fields::PortRange { from: from.to_string(), to: to.to_string(), ports: ports.to_string(), reason }
+fn encrypted(
+    port_range: Option<&PortRangePinhole>,
+    reason: Option<&'static str>,
+    is_implicit: bool,
+) -> Fields<'static> {
+    Fields::Encrypted {
+        from: port_range.map(|range| range.from.to_string()),
+        to: port_range.map(|range| range.to.to_string()),
+        ports: port_range.map(|range| range.ports.to_string()),
+        reason,
+        implicit: is_implicit.then_some(true),
+    }
 }

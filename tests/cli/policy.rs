@@ -461,10 +461,11 @@ fn yaml_blocks(page: &str) -> Vec<&str> {
 #[test]
 fn examples_of_the_policy_page_behave_as_documented() {
     let page = include_str!("../../docs/reference/policy.md");
-    let [first, repair, example, wrong, doubtful] = yaml_blocks(page)[..] else {
+    let [first, repair, implicit, example, wrong, doubtful] = yaml_blocks(page)[..] else {
         panic!("the page has other examples than this test knows");
     };
     assert_eq!(good(first).rules.len(), 2);
+    assert_eq!(good(implicit).control_ports.as_slice().len(), 2);
     assert_eq!(good(repair).rules[0].terms.passive_address, PassiveAddress::Repair);
     assert_eq!(good(example).rules.len(), 3);
     assert_eq!(bad(wrong).errors(), 5);

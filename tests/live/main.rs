@@ -24,6 +24,7 @@ mod lab_mini;
 mod lab_parts;
 mod lab_remains;
 mod live;
+mod log_lines;
 mod nat_crash_mid_rewrite;
 mod nat_dialogues;
 mod nat_edge_cases;

@@ -19,6 +19,10 @@ use crate::core::net::Direction;
 /// How much of a user's name is kept.
 const LONGEST_NAME: usize = 64;
 
+/// The type of a TLS record that is part of a handshake, and the first byte of its version.
+const TLS_HANDSHAKE: u8 = 22;
+const TLS_MAJOR: u8 = 3;
+
 /// The longest line that an FTP client sends before a login.
 const LONGEST_BEFORE_LOGIN: usize = 512;
 
@@ -37,6 +41,8 @@ pub enum Event<'a> {
     LoggedIn,
     /// The session is encrypted from here on.
     Encrypted,
+    /// The client began with a TLS handshake. The server has not answered yet.
+    TlsOffered,
     /// The session is not FTP.
     NotFtp,
 }
@@ -68,6 +74,8 @@ pub struct Dialogue {
     /// the end of that reply and an announcement: servers write such names as they are.
     lists_files: bool,
     encryption_requested: bool,
+    /// The client began with a TLS handshake, and the server has not answered: its first bytes show whether it uses TLS.
+    tls_offered: bool,
     /// The server has asked for security data (RFC 2228).
     awaits_security_data: bool,
     /// Whether all commands and replies were read, so that it is known which answers which.
@@ -91,6 +99,7 @@ impl Dialogue {
             extended_only: false,
             lists_files: false,
             encryption_requested: false,
+            tls_offered: false,
             awaits_security_data: false,
             synced: true,
             may_answer_earlier_run: false,
@@ -124,6 +133,8 @@ impl Dialogue {
     /// Its progress, for the connection's mark.
     pub fn progress(&self) -> Progress {
         match self.protocol {
+            // The server's answer has to be read.
+            Protocol::Other if self.tls_offered => Progress::Unknown,
             Protocol::Encrypted | Protocol::Other => Progress::Unreadable,
             _ if !self.is_known || self.lists_files => Progress::Unknown,
             Protocol::Ftp | Protocol::Undecided if self.is_logged_in => Progress::LoggedIn,
@@ -162,9 +173,32 @@ impl Dialogue {
         self.user.as_deref()
     }
 
-    /// The client has sent bytes. An FTP client waits for the greeting first.
-    pub fn client_bytes(&mut self) -> Event<'static> {
-        if self.is_greeted { Event::Nothing } else { self.is_not_ftp() }
+    /// The client has sent bytes. An FTP client waits for the greeting first, unless it uses implicit TLS.
+    ///
+    /// Until the server answers with TLS, such a session counts as not FTP.
+    pub fn client_bytes(&mut self, bytes: &[u8]) -> Event<'static> {
+        if self.is_greeted {
+            return Event::Nothing;
+        }
+        if self.is_known && self.protocol == Protocol::Undecided && is_client_hello(bytes) {
+            self.protocol = Protocol::Other;
+            self.tls_offered = true;
+            return Event::TlsOffered;
+        }
+        self.is_not_ftp()
+    }
+
+    /// The server has sent bytes.
+    pub fn server_bytes(&mut self, bytes: &[u8]) -> Event<'static> {
+        if !std::mem::take(&mut self.tls_offered) {
+            return Event::Nothing;
+        }
+        if !matches!(bytes, [TLS_HANDSHAKE, TLS_MAJOR, ..]) {
+            return Event::NotFtp;
+        }
+        self.protocol = Protocol::Encrypted;
+        self.encryption_requested = true;
+        Event::Encrypted
     }
 
     /// Handles the client's next line.
@@ -453,6 +487,11 @@ impl Dialogue {
         });
         Announcement { mode, named, number, state, written }
     }
+}
+
+/// Whether a client's first bytes are a TLS ClientHello: a record of type handshake, whose first message is of type 1.
+fn is_client_hello(bytes: &[u8]) -> bool {
+    matches!(bytes, [TLS_HANDSHAKE, TLS_MAJOR, 0..=4, _, _, 1, ..])
 }
 
 /// Whether an FTP client may send this line before a login. A program may be made to send nearly any line later (in

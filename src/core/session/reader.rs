@@ -17,6 +17,10 @@ pub enum SessionOutput<'a> {
     Line(Event<'a>, Line<'a>, &'a Dialogue),
     /// The client sent bytes before the greeting: it is no FTP client.
     NotFtp,
+    /// The client began with a TLS handshake, with the byte of this sequence number.
+    TlsOffered(Seq),
+    /// The server has answered the client's TLS handshake: everything is encrypted.
+    ImplicitTls,
     /// An anomaly of the segments.
     Anomaly(StreamAnomaly),
 }
@@ -51,16 +55,24 @@ pub struct SegmentReader<'a> {
     unread: Option<(Direction, UnreadBytes<'a>)>,
     /// Whether the rest of these bytes is encrypted.
     is_encrypted: bool,
-    /// Whether `NotFtp` has to be returned next.
-    is_not_ftp: bool,
+    /// What the first bytes of an end show, to be returned next.
+    opening: Option<Opening>,
     ending: Option<Ending>,
+}
+
+/// What the first bytes of an end show.
+#[derive(Clone, Copy, Debug)]
+enum Opening {
+    NotFtp,
+    TlsOffered(Seq),
+    ImplicitTls,
 }
 
 /// The next output, without what it borrows.
 enum Step {
     Bytes(Seq),
     Line,
-    NotFtp,
+    Opening(Opening),
     Anomaly(StreamAnomaly),
 }
 
@@ -85,7 +97,7 @@ impl<'a> SegmentReader<'a> {
             received_doubt: Doubt::default(),
             unread: None,
             is_encrypted: false,
-            is_not_ftp: false,
+            opening: None,
             ending: None,
         };
         reader.reassemble(segment, limits.reorder_bytes.get() as usize);
@@ -128,7 +140,9 @@ impl<'a> SegmentReader<'a> {
                 let (direction, unread) = self.unread.as_ref()?;
                 Some(SessionOutput::Bytes(*direction, at, unread.bytes()))
             }
-            Step::NotFtp => Some(SessionOutput::NotFtp),
+            Step::Opening(Opening::NotFtp) => Some(SessionOutput::NotFtp),
+            Step::Opening(Opening::TlsOffered(at)) => Some(SessionOutput::TlsOffered(at)),
+            Step::Opening(Opening::ImplicitTls) => Some(SessionOutput::ImplicitTls),
             Step::Anomaly(anomaly) => Some(SessionOutput::Anomaly(anomaly)),
         }
     }
@@ -139,8 +153,8 @@ impl<'a> SegmentReader<'a> {
     }
 
     fn step(&mut self) -> Option<Step> {
-        if std::mem::take(&mut self.is_not_ftp) {
-            return Some(Step::NotFtp);
+        if let Some(opening) = self.opening.take() {
+            return Some(Step::Opening(opening));
         }
         if let Some((direction, unread)) = &mut self.unread
             && !self.is_encrypted
@@ -159,15 +173,33 @@ impl<'a> SegmentReader<'a> {
                 StreamEvent::Bytes(at, bytes) => {
                     let urgent_end = self.doubt(direction).urgent_end;
                     self.unread = Some((direction, UnreadBytes::new(at, bytes, urgent_end, self.line_limit)));
+                    self.opening = self.opening(direction, at);
                     self.is_encrypted = self.dialogue.is_encrypted();
-                    self.is_not_ftp = direction == Direction::FromClient
-                        && !self.is_encrypted
-                        && self.dialogue.client_bytes() == Event::NotFtp;
                     return Some(Step::Bytes(at));
                 }
                 StreamEvent::Gap => self.gap(direction),
                 StreamEvent::Anomaly(anomaly) => return Some(Step::Anomaly(anomaly)),
             }
+        }
+    }
+
+    /// Has the dialogue look at the bytes that will be read next, which may be the first ones of their sender.
+    fn opening(&mut self, direction: Direction, at: Seq) -> Option<Opening> {
+        let (_, unread) = self.unread.as_ref()?;
+        let event = match direction {
+            _ if self.dialogue.is_encrypted() => return None,
+            Direction::FromClient => self.dialogue.client_bytes(unread.bytes()),
+            Direction::FromServer => self.dialogue.server_bytes(unread.bytes()),
+        };
+        match event {
+            Event::NotFtp => Some(Opening::NotFtp),
+            Event::TlsOffered => Some(Opening::TlsOffered(at)),
+            Event::Encrypted => {
+                self.sender.lines.stop();
+                self.receiver.lines.stop();
+                Some(Opening::ImplicitTls)
+            }
+            _ => None,
         }
     }
 

@@ -59,6 +59,8 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             }
             SessionOutput::Line(event, line, dialogue) => self.line(event, &line, dialogue),
             SessionOutput::NotFtp => self.report(&SessionEvent::NotFtp),
+            SessionOutput::TlsOffered(at) => self.tls_offered(at),
+            SessionOutput::ImplicitTls => self.encrypted(true, true),
             SessionOutput::Anomaly(anomaly) => {
                 if let Some(memory) = &mut self.narrowed_memory
                     && anomaly == StreamAnomaly::TooManyOutOfOrder
@@ -73,7 +75,8 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     fn line(&mut self, event: Event<'_>, line: &Line<'_>, dialogue: &Dialogue) {
         let is_announcement = matches!(event, Event::Announced(_));
         match event {
-            Event::Nothing => {}
+            // What the first bytes show is no event of a line.
+            Event::Nothing | Event::TlsOffered => {}
             Event::Command(command, argument) => self.report(&SessionEvent::Command { command, argument }),
             Event::Announced(announcement) => self.announced(&announcement),
             Event::AnnouncementRefused(command) => {
@@ -84,7 +87,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                 }
             }
             Event::LoggedIn => self.report(&SessionEvent::LoggedIn { user: dialogue.user() }),
-            Event::Encrypted => self.encrypted(dialogue.is_encryption_requested()),
+            Event::Encrypted => self.encrypted(dialogue.is_encryption_requested(), false),
             Event::NotFtp => self.report(&SessionEvent::NotFtp),
         }
         if self.direction == Direction::FromClient
@@ -112,7 +115,8 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             Err(why) => {
                 let to = admission::announced_address(announcement, self.connection);
                 self.has_refused = true;
-                self.report(&SessionEvent::Refused { mode, to, why });
+                let Self { connection, terms, .. } = *self;
+                self.report(&SessionEvent::Refused { mode, to, why, connection, terms });
             }
         }
     }

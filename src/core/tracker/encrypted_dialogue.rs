@@ -24,9 +24,22 @@ pub(super) struct EncryptedDialogue {
     server_handshake: bool,
     /// The server's turns of application data that followed one of the client's.
     replies: u8,
+    /// With implicit TLS, the server's greeting is encrypted as well, and may count as a reply.
+    has_encrypted_greeting: bool,
 }
 
 impl EncryptedDialogue {
+    /// The dialogue of a session that began with a TLS handshake, of which both ends have sent the first record.
+    pub(super) fn implicit() -> Self {
+        Self {
+            sender: Some(Direction::FromServer),
+            client_handshake: true,
+            server_handshake: true,
+            has_encrypted_greeting: true,
+            ..Self::default()
+        }
+    }
+
     /// Handles a segment after the 234. Returns whether the client sends again after as many replies as a login
     /// takes.
     pub(super) fn segment(&mut self, segment: &Segment<'_>, direction: Direction) -> bool {
@@ -53,7 +66,9 @@ impl EncryptedDialogue {
             (Direction::FromServer, Some(APPLICATION_DATA)) if self.server_handshake => {
                 self.replies = self.replies.saturating_add(1);
             }
-            (Direction::FromClient, Some(APPLICATION_DATA)) => return self.replies >= REPLIES_TO_LOGIN,
+            (Direction::FromClient, Some(APPLICATION_DATA)) => {
+                return self.replies >= REPLIES_TO_LOGIN + u8::from(self.has_encrypted_greeting);
+            }
             _ => {}
         }
         false
@@ -99,6 +114,19 @@ mod tests {
             [&[(FromClient, HELLO), (FromServer, HELLO), (FromClient, CHANGE), (FromServer, CHANGE)], &tls13[2..]]
                 .concat();
         assert_eq!(opens_at(&tls12), Some(8));
+    }
+
+    #[test]
+    fn encrypted_greeting_is_no_reply_to_a_login() {
+        let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), 1, 1);
+        let mut dialogue = EncryptedDialogue::implicit();
+        // TLS 1.3: the client's Finished and the greeting, USER and 331, PASS and 230, then the next command.
+        let turns = [FromClient, FromServer, FromClient, FromServer, FromClient, FromServer, FromClient];
+        let opens = turns.map(|who| {
+            let packet = talk.says(who, DATA);
+            dialogue.segment(&Segment::parse(&packet).expect("a segment"), who)
+        });
+        assert_eq!(opens, [false, false, false, false, false, false, true]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use crate::core::expectation::{Closed, Expectation, PortRangePinhole, Refusal};
 use crate::core::ftp::Mode;
 use crate::core::net::{Connection, Direction, Flow, Seq};
+use crate::core::policy::Terms;
 use crate::core::session::reassembly::StreamAnomaly;
 use crate::core::time::Timestamp;
 
@@ -16,6 +17,12 @@ pub struct SessionNumber(pub(super) u64);
 impl SessionNumber {
     /// The number of all sessions of an earlier run that left a pinhole.
     pub const EARLIER: Self = Self(0);
+
+    /// The number of the session that begins after this one.
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0 + 1)
+    }
 
     /// The number.
     pub const fn get(self) -> u64 {
@@ -38,6 +45,13 @@ pub enum SessionEvent<'a> {
         connection: &'a Connection,
         /// Whether its beginning was not seen.
         picked_up: bool,
+        /// The name of the policy's rule for it; `None` if no rule matches.
+        rule: Option<&'a str>,
+    },
+    /// The policy was reloaded, and its rule was looked up again.
+    RuleFound {
+        /// The name of the policy's rule for it; `None` if no rule matches.
+        rule: Option<&'a str>,
     },
     /// The client sent a command.
     Command {
@@ -48,7 +62,7 @@ pub enum SessionEvent<'a> {
     },
     /// The client sent a command that the policy denies.
     Denied {
-        /// Its name.
+        /// Its name; `implicit TLS` if the client began with a TLS handshake.
         command: &'a str,
     },
     /// A user logged in.
@@ -75,6 +89,10 @@ pub enum SessionEvent<'a> {
         to: Option<SocketAddr>,
         /// Why not.
         why: Refusal,
+        /// The session's addresses: it may have ended.
+        connection: &'a Connection,
+        /// The terms that apply to it.
+        terms: &'a Terms,
     },
     /// The expected data connection came: its pinhole was used.
     Used {
@@ -99,6 +117,8 @@ pub enum SessionEvent<'a> {
     Encrypted {
         /// The port range of the policy for its data connections.
         port_range: Option<PortRangePinhole>,
+        /// Whether it was encrypted from its start, without AUTH.
+        is_implicit: bool,
     },
     /// The encrypted dialogue is long enough for a login: the port range was opened for the rest of the session.
     RangeOpened(PortRangePinhole),
@@ -108,6 +128,8 @@ pub enum SessionEvent<'a> {
         port_range: PortRangePinhole,
         /// Why not.
         why: Refusal,
+        /// The terms that apply to the session.
+        terms: &'a Terms,
     },
     /// The dialogue is not FTP.
     NotFtp,

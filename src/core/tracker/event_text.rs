@@ -3,6 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use super::SessionEvent;
+use super::refusal_text::Explanation;
 use crate::core::session::reassembly::StreamAnomaly;
 
 /// What follows the wrong address of a server.
@@ -16,14 +17,17 @@ const MAX_ARGUMENT: usize = 80;
 impl fmt::Display for SessionEvent<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::Began { connection, picked_up } => {
+            Self::Began { connection, picked_up, rule } => {
                 let how = if picked_up { "picked up in the middle" } else { "began" };
-                write!(f, "session {how}: {} -> {}", connection.client(), connection.server())
+                write!(f, "session {how}: {} -> {}", connection.client(), connection.server())?;
+                rule.map_or(Ok(()), |rule| write!(f, ", rule \"{rule}\""))
             }
+            Self::RuleFound { rule: Some(rule) } => write!(f, "rule \"{rule}\" of the reloaded policy applies"),
+            Self::RuleFound { rule: None } => f.write_str("no rule of the reloaded policy applies"),
             Self::Command { command, argument: None } => write!(f, "{command} ..."),
             Self::Command { command, argument: Some(b"") } => f.write_str(command),
             Self::Command { command, argument: Some(argument) } => write!(f, "{command} {}", Escaped(argument)),
-            Self::Denied { command } => write!(f, "denied {command}: the policy does not allow this command"),
+            Self::Denied { command } => write!(f, "denied {command}: the policy does not allow it"),
             Self::LoggedIn { user: Some(user) } => write!(f, "logged in as {user}"),
             Self::LoggedIn { user: None } => f.write_str("logged in"),
             Self::Opened { mode, expectation, rewritten_from, is_repaired } => {
@@ -32,10 +36,10 @@ impl fmt::Display for SessionEvent<'_> {
                 rewritten_from.map_or(Ok(()), |from| write!(f, ", rewritten from {from}"))?;
                 f.write_str(if is_repaired { REPAIRED } else { "" })
             }
-            Self::Refused { mode, to, why } => {
+            Self::Refused { mode, to, why, terms, connection: _ } => {
                 write!(f, "refused {}", mode.announced_by())?;
                 to.map_or(Ok(()), |to| write!(f, " {to}"))?;
-                write!(f, ": {why}, {}", why.explanation())
+                write!(f, ": {why}, {}", Explanation { why, mode: Some(mode), terms })
             }
             Self::Used { mode: Some(mode), flow } => write!(f, "used {flow}, announced by {}", mode.announced_by()),
             Self::Used { mode: None, flow } => write!(f, "used {flow}"),
@@ -46,14 +50,20 @@ impl fmt::Display for SessionEvent<'_> {
                  `pinhole explain`)"
             ),
             Self::Closed { expectation, why } => write!(f, "closed {expectation}: {}", why.explanation()),
-            Self::Encrypted { port_range: None } => f.write_str(
-                "encrypted: announcements cannot be read, so none opens a pinhole (see `tls` in the policy)",
-            ),
-            Self::Encrypted { port_range: Some(port_range) } => {
-                write!(f, "encrypted: {port_range} opens once the dialogue is as long as a login")
+            Self::Encrypted { port_range, is_implicit } => {
+                f.write_str(if is_implicit { "encrypted (implicit TLS): " } else { "encrypted: " })?;
+                match port_range {
+                    None => f.write_str(
+                        "its announcements cannot be read, so Pinhole admits none of its transfers (give the server a fixed \
+                         passive range, and name the same ports in `tls: range`)",
+                    ),
+                    Some(port_range) => write!(f, "{port_range} opens once the dialogue is as long as a login"),
+                }
             }
             Self::RangeOpened(port_range) => write!(f, "opened {port_range} while the encrypted session lasts"),
-            Self::RangeRefused { port_range, why } => write!(f, "refused {port_range}: {why}, {}", why.explanation()),
+            Self::RangeRefused { port_range, why, terms } => {
+                write!(f, "refused {port_range}: {why}, {}", Explanation { why, mode: None, terms })
+            }
             Self::NotFtp => f.write_str("not FTP: no announcement opens a pinhole"),
             Self::Ended(how) => write!(f, "session ended: {}", how.name()),
             Self::Anomaly(anomaly) => write!(f, "anomaly: {}", explanation(anomaly)),

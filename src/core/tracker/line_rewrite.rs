@@ -293,6 +293,15 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         denied
     }
 
+    /// The client began with a TLS handshake. Denied commands cannot be found in TLS, so where the policy denies anything,
+    /// the server does not get the handshake.
+    pub(super) fn tls_offered(&mut self, at: Seq) {
+        if self.terms.holds_back() {
+            self.overwrite(at, at + 1);
+            self.report(&super::SessionEvent::Denied { command: "implicit TLS" });
+        }
+    }
+
     /// Whether this text may be the rest of a line that began with a denied command.
     fn may_end_denied(&self, text: &[u8]) -> bool {
         let terms = self.terms;

@@ -21,6 +21,7 @@ mod port_search;
 mod quotas;
 mod ranges;
 mod rank;
+mod refusal_text;
 mod segment;
 mod slab;
 mod table;
@@ -305,6 +306,10 @@ impl Tracker {
         for tracked in self.sessions.iter_mut() {
             let Connection { original, .. } = tracked.connection;
             tracked.rule = policy.match_rule(original.source.address, original.destination.address);
+            if tracked.ended.is_none() {
+                let event = SessionEvent::RuleFound { rule: policy.rule_name(tracked.rule) };
+                env.observer.observe(env.now, tracked.number, &event);
+            }
             if tracked.rewriters.is_none() && policy.terms(tracked.rule).may_change_lines() {
                 // The connection has no NAT, and no byte of it was replaced.
                 tracked.rewriters = Some(Box::default());

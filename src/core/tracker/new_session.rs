@@ -68,7 +68,8 @@ impl Tracker {
             recorded,
             rewriters,
         });
-        env.report(number, &SessionEvent::Began { connection: &connection, picked_up: !from_start });
+        let rule = env.policy.rule_name(rule);
+        env.report(number, &SessionEvent::Began { connection: &connection, picked_up: !from_start, rule });
         Ok(Some((slot, direction)))
     }
 }

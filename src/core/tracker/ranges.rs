@@ -67,8 +67,8 @@ impl Ranges {
         matches!(self.by_session.get(&session), Some(Range::Planned(..)))
     }
 
-    fn plan(&mut self, session: u32, port_range: PortRangePinhole) {
-        self.by_session.insert(session, Range::Planned(port_range, EncryptedDialogue::default()));
+    fn plan(&mut self, session: u32, port_range: PortRangePinhole, dialogue: EncryptedDialogue) {
+        self.by_session.insert(session, Range::Planned(port_range, dialogue));
     }
 
     fn note_open(&mut self, session: u32, port_range: PortRangePinhole, now: Timestamp) {
@@ -146,7 +146,7 @@ impl Tracker {
 
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// The session is encrypted from here on.
-    pub(super) fn encrypted(&mut self, is_requested: bool) {
+    pub(super) fn encrypted(&mut self, is_requested: bool, is_implicit: bool) {
         let port_range = match self.terms.tls {
             Tls::Range(ports) if is_requested && !self.has_ended && !self.is_forged => {
                 let Connection { original, .. } = *self.connection;
@@ -155,9 +155,10 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             Tls::Pass | Tls::Deny | Tls::Range(_) => None,
         };
         if let Some(port_range) = port_range {
-            self.ranges.plan(self.slot, port_range);
+            let dialogue = if is_implicit { EncryptedDialogue::implicit() } else { EncryptedDialogue::default() };
+            self.ranges.plan(self.slot, port_range, dialogue);
         }
-        self.report(&SessionEvent::Encrypted { port_range });
+        self.report(&SessionEvent::Encrypted { port_range, is_implicit });
     }
 
     /// Handles a segment after the 234: opens the range if the dialogue is long enough for a login.
@@ -174,7 +175,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             }
             Err(why) => {
                 self.ranges.remove(self.slot);
-                self.report(&SessionEvent::RangeRefused { port_range, why });
+                self.report(&SessionEvent::RangeRefused { port_range, why, terms: self.terms });
             }
         }
     }

@@ -48,3 +48,72 @@ fn encrypted_stays_unread_after_a_reload_that_denies() {
     let record = b"\x16\x03\x01\nDELE x\r\n";
     assert_eq!(fixture.lets_pass(&talk.says(FromClient, record)), record);
 }
+
+const HELLO: &[u8] = b"\x16\x03\x01\0\x05\x01\0\0\x01a";
+const SERVER_HELLO: &[u8] = b"\x16\x03\x03\0\x05\x02\0\0\x01a";
+const DATA: &[u8] = b"\x17\x03\x03\0\x02ab";
+
+/// A session that begins with TLS, up to the server's first record.
+fn implicit(fixture: &mut Fixture) -> Conversation {
+    let mut talk = conversation();
+    fixture.sees_all(talk.handshake());
+    fixture.sees(&talk.says(FromClient, HELLO));
+    fixture.sees(&talk.says(FromServer, SERVER_HELLO));
+    talk
+}
+
+#[test]
+fn implicit_tls_passes_unread_and_opens_nothing() {
+    let mut fixture = Fixture::with_policy("defaults: { login: optional }");
+    let mut talk = implicit(&mut fixture);
+    assert_eq!(fixture.take_events()[1..], ["1 implicit TLS"]);
+    let text = b"PORT 10,0,0,1,4,1\r\n";
+    assert_eq!(fixture.lets_pass(&talk.says(FromClient, text)), text);
+    fixture.sees(&talk.says(FromServer, PASSIVE));
+    assert_eq!((fixture.take_events(), fixture.firewall.pinholes()), (vec![], 0));
+    let control = fixture.firewall.control_connection(&talk.flow()).expect("it is in memory").expect("it is one");
+    assert_eq!(control.progress, Progress::Unreadable);
+}
+
+#[test]
+fn client_hello_without_an_answer_in_tls_is_not_ftp() {
+    let mut fixture = Fixture::new();
+    let mut talk = conversation();
+    fixture.sees_all(talk.handshake());
+    fixture.sees(&talk.says(FromClient, HELLO));
+    let control = fixture.firewall.control_connection(&talk.flow()).expect("it is in memory").expect("it is one");
+    assert_eq!(control.progress, Progress::Unknown, "the answer has to be read");
+    fixture.sees(&talk.says(FromServer, "220 ready\r\n"));
+    fixture.sees(&talk.says(FromClient, "\r\nPORT 10,0,0,1,4,1\r\n"));
+    assert_eq!(fixture.take_events()[1..], ["1 not FTP", "1 PORT 10.0.0.1:1025 refused: not-ftp"]);
+}
+
+#[test]
+fn policy_that_denies_keeps_implicit_tls_from_the_server() {
+    for denies in ["tls: deny", "commands: { deny: [DELE] }"] {
+        let mut fixture = Fixture::with_policy(&format!("defaults: {{ {denies} }}"));
+        let mut talk = conversation();
+        fixture.sees_all(talk.handshake());
+        let packet = talk.says(FromClient, HELLO);
+        let passed = fixture.lets_pass(&packet);
+        assert_eq!((passed.len(), passed[0]), (HELLO.len(), b'X'), "{denies}");
+        assert_eq!(fixture.lets_pass(&packet), passed, "a retransmission");
+        assert_eq!(fixture.take_events()[1], "1 denied implicit TLS");
+        fixture.sees(&talk.says(FromServer, b"\x15\x03\x01\0\x02\x02\x46"));
+        assert_eq!(fixture.take_events(), ["1 not FTP"]);
+        let passed = fixture.lets_pass(&talk.says(FromClient, "DELE x\r\nAUTH TLS\r\n"));
+        assert_ne!(passed, b"DELE x\r\nAUTH TLS\r\n", "it is still read");
+    }
+}
+
+#[test]
+fn range_of_implicit_tls_opens_after_the_greeting_and_a_login() {
+    let mut fixture = Fixture::with_policy("defaults: { tls: range 50000-50100 }");
+    let mut talk = implicit(&mut fixture);
+    assert_eq!(fixture.take_events()[1..], ["1 encrypted, 10.0.0.1 -> 10.0.0.2 ports 50000-50100"]);
+    for turn in 0..7 {
+        assert!(!fixture.connects("10.0.0.1:5000", "10.0.0.2:50001"), "before turn {turn}");
+        fixture.sees(&talk.says(if turn % 2 == 0 { FromClient } else { FromServer }, DATA));
+    }
+    assert!(fixture.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+}

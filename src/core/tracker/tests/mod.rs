@@ -118,9 +118,9 @@ impl Fixture {
 
 fn describe(event: &SessionEvent<'_>) -> Option<String> {
     Some(match event {
-        SessionEvent::Began { connection, picked_up: false } => format!("began {}", connection.original),
-        SessionEvent::Began { connection, picked_up: true } => format!("picked up {}", connection.original),
-        SessionEvent::Command { .. } => return None,
+        SessionEvent::Began { connection, picked_up: false, .. } => format!("began {}", connection.original),
+        SessionEvent::Began { connection, picked_up: true, .. } => format!("picked up {}", connection.original),
+        SessionEvent::Command { .. } | SessionEvent::RuleFound { .. } => return None,
         SessionEvent::Denied { command } => format!("denied {command}"),
         SessionEvent::LoggedIn { user } => format!("login {}", user.unwrap_or("?")),
         SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired } => {
@@ -128,7 +128,7 @@ fn describe(event: &SessionEvent<'_>) -> Option<String> {
             let from = rewritten_from.map_or(String::new(), |from| format!(" {how} {from}"));
             format!("{} {expectation}{from}", mode.announced_by())
         }
-        SessionEvent::Refused { mode, to, why } => match to {
+        SessionEvent::Refused { mode, to, why, .. } => match to {
             Some(to) => format!("{} {to} refused: {why}", mode.announced_by()),
             None => format!("{} refused: {why}", mode.announced_by()),
         },
@@ -136,10 +136,11 @@ fn describe(event: &SessionEvent<'_>) -> Option<String> {
         SessionEvent::Expired(expectation) => format!("expired {expectation}"),
         SessionEvent::Dropped(expectation) => format!("dropped {expectation}"),
         SessionEvent::Closed { expectation, why } => format!("closed {expectation}: {}", why.name()),
-        SessionEvent::Encrypted { port_range: None } => "encrypted".to_owned(),
-        SessionEvent::Encrypted { port_range: Some(port_range) } => format!("encrypted, {port_range}"),
+        SessionEvent::Encrypted { port_range: None, is_implicit: false } => "encrypted".to_owned(),
+        SessionEvent::Encrypted { port_range: None, is_implicit: true } => "implicit TLS".to_owned(),
+        SessionEvent::Encrypted { port_range: Some(port_range), .. } => format!("encrypted, {port_range}"),
         SessionEvent::RangeOpened(port_range) => format!("range {port_range}"),
-        SessionEvent::RangeRefused { port_range, why } => format!("range {port_range} refused: {why}"),
+        SessionEvent::RangeRefused { port_range, why, .. } => format!("range {port_range} refused: {why}"),
         SessionEvent::NotFtp => "not FTP".to_owned(),
         SessionEvent::Ended(how) => format!("ended: {}", how.name()),
         SessionEvent::Anomaly(anomaly) => format!("anomaly: {anomaly:?}"),
