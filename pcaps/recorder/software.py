@@ -16,7 +16,8 @@ PROJECT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("PINHOLE_LAB_CACHE", PROJECT / "target" / "pcaps-cache"))
 
 # Unpacked into the cache: the program's package first (its version is the one that
-# truth files name), then others that belong to it. The libraries that a small Debian
+# truth files name), then others that belong to it, those with a question mark only
+# where this release has them. The libraries that a small Debian
 # does not have come with them: which those are, and what they are called in this
 # release, the packages themselves say.
 UNPACKED = {
@@ -28,6 +29,8 @@ UNPACKED = {
     "tnftp": ["tnftp"],
     "ethtool": ["ethtool"],
     "iptables": ["iptables"],
+    # Since Debian 13 its client is a package of its own.
+    "docker": ["docker.io", "containerd", "runc", "tini", "docker-cli?"],
 }
 
 # Program: the Debian package that installs it, for those too large to unpack.
@@ -97,7 +100,8 @@ def _unpack(name):
     packages = root / "packages"
     packages.mkdir(parents=True)
     # Root may read any folder, apt's own user may not: hence the sandbox option.
-    wanted = UNPACKED[name] + _missing_libraries(UNPACKED[name])
+    wanted = [package.rstrip("?") for package in UNPACKED[name] if not package.endswith("?") or _exists(package[:-1])]
+    wanted += _missing_libraries(wanted)
     _step(f"download {name}", ["apt-get", "-o", "APT::Sandbox::User=root", "download", *wanted], cwd=packages)
     for package in packages.glob("*.deb"):
         _step(f"unpack {package.name}", ["dpkg-deb", "--extract", str(package), str(root)])
@@ -132,6 +136,10 @@ def _section(package):
     section = re.search(r"^Section: (\S+)", about, re.MULTILINE)
     # Outside of main it is called contrib/libs.
     return section.group(1).rsplit("/", 1)[-1] if section else None
+
+
+def _exists(package):
+    return bool(_output(["apt-cache", "search", "--names-only", f"^{re.escape(package)}$"]))
 
 
 def _is_installed(package):

@@ -18,6 +18,7 @@ mod stage;
 mod stand_in;
 
 mod abort;
+mod containers;
 mod data_dropped;
 mod lab_matrix;
 mod lab_mini;
