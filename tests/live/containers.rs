@@ -60,7 +60,8 @@ impl Containers {
             End { namespace: &host, interface: "outside", addresses: &addresses("203.0.113.1", "2001:db8:113::1") },
             End { namespace: &client, interface: "net", addresses: &addresses("203.0.113.9", "2001:db8:113::9") },
         )?;
-        host.forward()?;
+        // For IPv4 Docker does that itself, and only then sets the policy of FORWARD to DROP.
+        host.set("net/ipv6/conf/all/forwarding", "1")?;
         let roots = [
             tools::find("docker", "usr/sbin/dockerd")?,
             tools::find("iptables", "usr/sbin/xtables-nft-multi")?,
