@@ -14,8 +14,9 @@ use pinhole::core::metrics::{EventCounters, Metric};
 use pinhole::daemon::status::{DaemonCounters, Gauges};
 use pinhole::replay::ReplayCounters;
 
-const DOCUMENTS: [&str; 9] = [
+const DOCUMENTS: [&str; 10] = [
     "README.md",
+    "docs/howto/containers.md",
     "docs/howto/dmz.md",
     "docs/howto/gateway.md",
     "docs/howto/iptables.md",
