@@ -13,6 +13,7 @@ use std::{fs, io};
 
 use lab::mini::MiniClient;
 use lab::{Child, End, Family, Namespace, Result, join, tools, wait_until};
+use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 
 const POLICY: &str = "admit: [ip filter DOCKER-USER, ip6 filter FORWARD]\n";
@@ -48,12 +49,12 @@ struct Containers {
 }
 
 impl Containers {
-    /// With these options of dockerd.
-    fn new(options: &[&str]) -> Self {
-        Self::start(options).unwrap_or_else(|error| panic!("{error}"))
+    /// With these options of dockerd, and this line in the server's configuration.
+    fn new(options: &[&str], setting: &str) -> Self {
+        Self::start(options, setting).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    fn start(options: &[&str]) -> Result<Self> {
+    fn start(options: &[&str], setting: &str) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let (host, client) = (Namespace::new("host")?, Namespace::new("client")?);
         join(
@@ -80,7 +81,7 @@ impl Containers {
             "docker.sh",
         ]);
         command.args(roots.into_iter().map(|tool| tool.root.expect("it is in the lab's cache")));
-        let docker = command.arg(&cgroup).args(options).spawn()?;
+        let docker = command.args([&cgroup, setting]).args(options).spawn()?;
         let mut containers = Self { host, client, docker: Some(docker), cgroup };
         containers.wait_until_published()?;
         Ok(containers)
@@ -100,8 +101,8 @@ impl Containers {
         })
     }
 
-    fn daemon(&self) -> Daemon {
-        Daemon::start(&self.host, POLICY).unwrap_or_else(|error| panic!("{error}"))
+    fn daemon(&self, more: &str) -> Daemon {
+        Daemon::start(&self.host, &format!("{POLICY}{more}")).unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A client in the network of the containers, as a container of its own has it.
@@ -174,12 +175,12 @@ fn assert_all_modes_work(from: &Namespace, server: IpAddr, what: &str) {
 
 #[test]
 fn published_port_21_is_enough_from_outside_and_from_the_host() {
-    let containers = Containers::new(&[]);
+    let containers = Containers::new(&[], "");
     let Containers { host: here, client, .. } = &containers;
     for family in Family::ALL {
         fetch(client, host(family), Mode::Epsv).expect_err("only port 21 is published");
     }
-    let _daemon = containers.daemon();
+    let _daemon = containers.daemon("");
     for family in Family::ALL {
         assert_all_modes_work(client, host(family), "outside");
         assert_all_modes_work(here, host(family), "the host, its own address");
@@ -195,8 +196,8 @@ fn published_port_21_is_enough_from_outside_and_from_the_host() {
 
 #[test]
 fn hairpin_and_loopback_work_without_the_userland_proxy() {
-    let containers = Containers::new(&["--userland-proxy=false"]);
-    let _daemon = containers.daemon();
+    let containers = Containers::new(&["--userland-proxy=false"], "");
+    let _daemon = containers.daemon("");
     let neighbour = containers.neighbour();
     assert_all_modes_work(&containers.host, address("127.0.0.1"), "the host, loopback");
     for family in Family::ALL {
@@ -204,4 +205,16 @@ fn hairpin_and_loopback_work_without_the_userland_proxy() {
         assert_all_modes_work(&neighbour, host(family), "another container, the host's address");
         assert_all_modes_work(&neighbour, container(family), "another container, the container's address");
     }
+}
+
+/// A vsftpd that listens on IPv6 announces 0.0.0.0 to clients of IPv4, whatever its `pasv_address` is.
+#[test]
+fn wrong_address_of_a_server_in_a_container_is_repaired() {
+    let containers = Containers::new(&[], "pasv_address=192.0.2.7");
+    let mut daemon = containers.daemon("");
+    fetch(&containers.client, host(Family::V4), Mode::Pasv).expect_err("the client connects to itself");
+    daemon.end(Signal::SIGTERM).unwrap_or_else(|error| panic!("{error}"));
+    let daemon = containers.daemon("defaults: { passive_address: repair }\n");
+    assert_all_modes_work(&containers.client, host(Family::V4), "outside");
+    daemon.wait_for_log("announced by 227, rewritten from 0.0.0.0:", 1);
 }

@@ -1,12 +1,13 @@
 # A Docker daemon in this network namespace, in mount and process namespaces of its own, and an FTP server in a container that
 # publishes port 21 and nothing else. Prints "published" once that is so, and goes on until it is killed.
 #
-#   docker.sh DOCKER IPTABLES VSFTPD NAME [OPTION-OF-DOCKERD...]
+#   docker.sh DOCKER IPTABLES VSFTPD NAME SETTING [OPTION-OF-DOCKERD...]
 #
-# The first three are the folders of the lab's cache; NAME is the parent of the cgroups that Docker makes.
+# The first three are the folders of the lab's cache; NAME is the parent of the cgroups that Docker makes; SETTING is one more line
+# for the server's configuration.
 set -eu
-docker=$1 iptables=$2 vsftpd=$3 name=$4
-shift 4
+docker=$1 iptables=$2 vsftpd=$3 name=$4 setting=$5
+shift 5
 mount --make-rprivate /
 mount -t proc proc /proc
 mount -t tmpfs run /run
@@ -45,7 +46,7 @@ echo nobody:x:65534:65534::/:/bin/false >>etc/passwd
 echo ftp:x:100: >etc/group
 echo 'In a container.' >srv/ftp/readme.txt
 printf '%s\n' background=NO seccomp_sandbox=NO isolate=NO isolate_network=NO listen=NO listen_ipv6=YES anonymous_enable=YES \
-    pasv_min_port=50000 pasv_max_port=50100 no_anon_password=YES secure_chroot_dir=/run/empty nopriv_user=nobody >etc/vsftpd.conf
+    pasv_min_port=50000 pasv_max_port=50100 no_anon_password=YES secure_chroot_dir=/run/empty nopriv_user=nobody "$setting" >etc/vsftpd.conf
 tar -c . | docker import - ftp >/dev/null
 # vsftpd is not made to be the first process: `--init` gives it a parent.
 docker run --detach --init --publish 21:21 ftp /usr/sbin/vsftpd /etc/vsftpd.conf >/dev/null
