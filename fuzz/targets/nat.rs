@@ -1,4 +1,5 @@
-//! A control connection behind NAT, with the kernel's sequence adjustment and with both ends' TCP.
+//! A control connection behind NAT, with the kernel's sequence adjustment, or without NAT and with a server whose wrong address is
+//! repaired; with both ends' TCP.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -62,6 +63,14 @@ impl Way {
     }
 }
 
+/// Whose address NAT changes.
+#[derive(Clone, Copy)]
+enum Translated {
+    Client,
+    Server,
+    Nobody,
+}
+
 struct Gateway {
     tracker: Tracker,
     firewall: Simulated,
@@ -73,21 +82,24 @@ struct Gateway {
 }
 
 impl Gateway {
-    fn new(is_client_translated: bool, policy: &str) -> Self {
+    fn new(nat: Translated, policy: &str) -> Self {
         let flow = |source, destination| Flow { source: endpoint(source), destination: endpoint(destination) };
-        let connection = if is_client_translated {
-            Connection {
+        let connection = match nat {
+            Translated::Client => Connection {
                 original: flow("192.168.0.9:4000", "203.0.113.5:21"),
                 reply: flow("203.0.113.5:21", "198.51.100.100:6000"),
-            }
-        } else {
-            Connection {
+            },
+            Translated::Server => Connection {
                 original: flow("192.0.2.9:4000", "203.0.113.5:21"),
                 reply: flow("10.0.0.5:2121", "192.0.2.9:4000"),
-            }
+            },
+            Translated::Nobody => Connection::direct(flow("192.168.0.9:4000", "203.0.113.5:21")),
         };
         let mut firewall = Simulated::new([Port::FTP]);
-        firewall.translate(&connection);
+        match nat {
+            Translated::Client | Translated::Server => firewall.translate(&connection),
+            Translated::Nobody => firewall.refuse_to_adjust(),
+        }
         let way = |first| Way { first: Seq::new(first), ..Way::default() };
         Self {
             tracker: Tracker::default(),
@@ -240,8 +252,15 @@ fn others(stream: &[u8]) -> Vec<String> {
 /// sent, and nothing is acknowledged that was not sent.
 pub fn nat(data: &[u8]) {
     let mut input = Input::new(data);
-    let policy = "control_ports: [21]";
-    let mut gateway = Gateway::new(input.byte() & 1 == 0, policy);
+    let kind = input.byte();
+    let nat = match kind & 5 {
+        0 => Translated::Client,
+        1 => Translated::Server,
+        _ => Translated::Nobody,
+    };
+    let is_repaired = kind & 2 != 0 || matches!(nat, Translated::Nobody);
+    let policy = if is_repaired { "defaults: { passive_address: repair }" } else { "control_ports: [21]" };
+    let mut gateway = Gateway::new(nat, policy);
     gateway.begins();
     while !input.is_empty() {
         gateway.step(&mut input);
