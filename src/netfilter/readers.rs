@@ -29,17 +29,10 @@ pub struct Process {
     pub name: String,
 }
 
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { id, name } = self;
-        write!(f, "{name} (process {id})")
-    }
-}
-
 impl fmt::Display for Reader {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.process {
-            Some(process) => process.fmt(f),
+            Some(Process { id, name }) => write!(f, "{name} (process {id})"),
             None => f.write_str("a program that cannot be seen from here"),
         }
     }
@@ -54,12 +47,6 @@ pub fn readers() -> Option<Vec<Reader>> {
         Reader { queue, port_id, process }
     };
     Some(queues(&list).map(reader).collect())
-}
-
-/// The process that has the netfilter socket with this port ID, as far as it can be seen from here.
-pub fn process_of(port_id: u32) -> Option<Process> {
-    let sockets = fs::read_to_string(SOCKETS).ok()?;
-    holder(Path::new("/proc"), inode(&sockets, port_id)?)
 }
 
 /// The first two columns of the kernel's list of queues: number and port ID.

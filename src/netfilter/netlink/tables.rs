@@ -133,18 +133,6 @@ impl Tables {
         }
     }
 
-    /// The netlink port ID of the program that owns a table (flag `owner`): no other program may change it. None if no
-    /// program does, or if there is no such table.
-    pub fn owner(&mut self, table: Table<'_>) -> Result<Option<u32>, Error> {
-        let name = |w: &mut Writer| w.string(NFTA_TABLE_NAME, table.name);
-        let read = |message: Message<'_>| Some(message.attributes().find(NFTA_TABLE_OWNER).and_then(Attribute::u32));
-        let found = self.socket.look_up(NFT_MSG_GETTABLE, table.family.number(), name, read);
-        match existing(found) {
-            Ok(found) => Ok(found.flatten()),
-            Err(cause) => Err(Error::new(Operation::Read, format_args!("table {table}"), cause)),
-        }
-    }
-
     /// Removes a table with everything in it. Returns whether it existed.
     pub fn remove_table(&mut self, table: Table<'_>) -> Result<bool, Error> {
         let removed = self.socket.transaction(|batch| table_request(batch, NFT_MSG_DELTABLE, 0, table));

@@ -70,7 +70,6 @@ pub(super) const NFT_MSG_DESTROYSETELEM: u16 = 30;
 // linux/netfilter/nf_tables.h: tables, chains, rules
 pub(super) const NFTA_TABLE_NAME: u16 = 1;
 pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
-pub(super) const NFTA_TABLE_OWNER: u16 = 7;
 pub(super) const NFTA_TABLE_USERDATA: u16 = 6;
 pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;

@@ -3,14 +3,10 @@
 //! The rule is recognised by its comment. Nothing else in those tables is touched. In a table of iptables-nft, the rule is
 //! one that iptables-nft could have written: it refuses to list, save or change a table with a rule that it cannot read.
 
-use rustix::io::Errno;
-
-use super::TableError;
 use super::manager::Manager;
 use crate::core::kernel::Mark;
 use crate::core::policy::{Chain, ChainFamily};
-use crate::netfilter::netlink::{Cause, CtKey, Error, Expression, Family, Rule, Table, Tables};
-use crate::netfilter::readers::process_of;
+use crate::netfilter::netlink::{CtKey, Error, Expression, Family, Rule, Table, Tables};
 
 /// The beginning of the accept rule's comment.
 const COMMENT: &str = "pinhole: announced data connections";
@@ -59,34 +55,15 @@ pub(super) fn find(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Pla
 }
 
 /// Puts the accept rule at the top, unless it is there already. Returns its previous position.
-pub(super) fn ensure(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, TableError> {
+pub(super) fn ensure(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
     let found = Found::read(tables, chain)?;
     let place = found.place(mark);
     if place == Place::Elsewhere {
         // The new rule is added before the old ones are removed, so that there always is a rule.
-        let added = tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(found.manager, mark));
-        added.map_err(|error| explain(tables, chain, mark, error))?;
+        tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(found.manager, mark))?;
         remove_rules(tables, chain, &found.rules)?;
     }
     Ok(place)
-}
-
-/// The error of a change, or that the table belongs to another program.
-fn explain(tables: &mut Tables, chain: &Chain, mark: Mark, error: Error) -> TableError {
-    if error.cause != Cause::Refused(Errno::PERM) {
-        return error.into();
-    }
-    let Ok(Some(port_id)) = tables.owner(table(chain)) else { return error.into() };
-    let owner = process_of(port_id).map_or_else(
-        || format!("a program that cannot be seen from here (netlink port ID {port_id})"),
-        |process| process.to_string(),
-    );
-    TableError::OwnedTable {
-        chain: chain.clone(),
-        table: table(chain).to_string().into(),
-        owner: owner.into(),
-        rule: own_rule(mark).into(),
-    }
 }
 
 pub(super) fn remove(tables: &mut Tables, chain: &Chain) -> Result<(), Error> {

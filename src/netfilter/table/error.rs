@@ -29,19 +29,6 @@ pub enum TableError {
     /// A chain that `admit` names does not exist.
     #[error("there is no chain `{0}`, which the policy names in `admit`; see `nft list chains`")]
     NoSuchChain(Chain),
-    /// A table with a chain that `admit` names belongs to another program (flag `owner`).
-    #[error(
-        "the table {table} belongs to {owner}, and the kernel lets no other program change it: take `{chain}` out of `admit`, \
-         and have that program accept the mark (`{rule}`)"
-    )]
-    OwnedTable {
-        chain: Chain,
-        table: Box<str>,
-        /// The process, or its netlink port ID.
-        owner: Box<str>,
-        /// The rule that the owner has to add.
-        rule: Box<str>,
-    },
     /// A reload cannot change the queues, which are bound only at the start.
     #[error(
         "`capture: queue` and `queues` cannot change while the program runs: restart it (`systemctl restart pinhole`); \

@@ -83,14 +83,6 @@ impl Host {
         run(&["ip", "netns", "exec", &self.name, "nft", "-f", "-"], rules);
     }
 
-    /// Starts a program inside, with a pipe to its standard input.
-    pub(crate) fn spawn(&self, command: &[&str]) -> std::process::Child {
-        let mut child = Command::new("ip");
-        child.args(["netns", "exec", &self.name]).args(command);
-        child.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null());
-        child.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"))
-    }
-
     pub(crate) fn ruleset(&self) -> String {
         self.sh(&["nft", "list", "ruleset"])
     }

@@ -1,7 +1,6 @@
 //! The table `inet pinhole`: installed, verified, restored, removed.
 
 use std::collections::BTreeSet;
-use std::io::Write;
 use std::num::NonZeroU16;
 use std::sync::mpsc;
 use std::thread;
@@ -117,26 +116,6 @@ fn flushed_ruleset_is_restored_with_its_pinholes() {
     connects(&client, "10.9.0.2:50000").expect_err("what was used up stays so");
     tidy_up(&mut sets, &pinholes[0]);
     assert_eq!(sets.pinholes().expect("sets").len(), 1);
-}
-
-#[test]
-fn table_with_an_owner_is_explained_with_the_owner() {
-    let host = Host::new("owned");
-    let mut owner = host.spawn(&["nft", "-i"]);
-    let rules = "add table inet filter { flags owner; }\n\
-                 add chain inet filter input { type filter hook input priority 0; policy drop; }\n";
-    owner.stdin.as_mut().expect("it is piped").write_all(rules.as_bytes()).expect("it reads");
-    let mut tables = host.run(|| Tables::open(Duration::from_secs(1))).expect("root");
-    let filter = Table { family: Family::Inet, name: "filter" };
-    let is_there = || Ok(!tables.chains(filter).expect("root").is_empty());
-    lab::wait_until("the table of nft", Duration::from_secs(30), is_there).expect("nft makes it");
-    let refused = host.run(|| firewall::install(&guarded())).expect_err("the table has an owner").to_string();
-    let expected =
-        format!("the table inet filter belongs to nft (process {}), and the kernel lets no other", owner.id());
-    assert!(refused.starts_with(&expected) && !refused.contains("root"), "{refused}");
-    assert!(refused.ends_with("(`ct state new,related ct mark & 0x10000000 == 0x10000000 accept`)"), "{refused}");
-    drop(owner.stdin.take());
-    owner.wait().expect("it ends with its input");
 }
 
 #[test]
