@@ -21,7 +21,7 @@ use crate::core::tracker::{ClientKey, Environment, OnGap, RestoreSummary, Sessio
 use crate::netfilter::backend::{KernelFirewall, SetupError};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, TableChange, WatchEvent};
 use crate::netfilter::queue::QueuedPacket;
-use crate::netfilter::table::{Queueing, own_rule};
+use crate::netfilter::table::Queueing;
 
 /// How many conntrack events are handled before a packet; that many take half a millisecond. The rest is handled before
 /// the next packet, or by the thread that watches connections.
@@ -124,10 +124,10 @@ impl Engine {
         };
         let admit: Vec<_> = self.policy.admit.iter().map(ToString::to_string).collect();
         let profile = self.firewall.profile();
-        let own_rule = own_rule(self.policy.mark);
+        let own_rule = self.firewall.own_rule();
         let by_rule = match admit.as_slice() {
-            [] if profile.is_related => format!("`ct state related`, or your own rule: `{own_rule}`"),
-            [] => format!("your own rule: `{own_rule}`"),
+            [] if profile.is_related => format!("`ct state related`, or your own rule: {own_rule}"),
+            [] => format!("your own rule: {own_rule}"),
             chains => format!("a rule at the top of {}", chains.join(", ")),
         };
         let policy = match &self.service.policy_file {

@@ -13,6 +13,7 @@ use nftables::types::{NfChainPolicy, NfFamily};
 
 use super::ruleset::{Base, Chain, ChainName, Ruleset, Statement, family_name};
 use crate::core::policy;
+use crate::netfilter::netlink::CtKey;
 
 /// The kernel's limit for nested jumps (`NFT_JUMP_STACK_SIZE`).
 const MAX_JUMPS: usize = 16;
@@ -41,6 +42,14 @@ impl State {
         match self {
             Self::New => "new",
             Self::Related => "related",
+        }
+    }
+
+    /// Its bit in `ct state`.
+    const fn bit(self) -> u32 {
+        match self {
+            Self::New => CtKey::NEW,
+            Self::Related => CtKey::RELATED,
         }
     }
 }
@@ -130,12 +139,17 @@ impl<'a> Walk<'a> {
         for rule in &chain.rules {
             let mut sure = true;
             let mut looks_at_mark = false;
-            if let Some(connmark) = rule.connmark {
+            let xt = rule.xt.unwrap_or_default();
+            if let Some(connmark) = xt.connmark {
                 if !connmark.matches(self.policy.mark.bits()) {
                     continue;
                 }
                 looks_at_mark = !connmark.is_inverted;
             }
+            if xt.state.is_some_and(|state| !state.matches(self.state.bit())) {
+                continue;
+            }
+            let is_xt_read = rule.xt.is_some_and(|xt| !xt.has_others);
             for statement in &rule.statements {
                 if let Some(Content::Match(condition)) = &statement.content {
                     looks_at_mark |= mentions_mark(&condition.left);
@@ -159,6 +173,8 @@ impl<'a> Walk<'a> {
                     if let Some(verdict) = verdict.filter(|_| sure) {
                         return verdict;
                     }
+                } else if statement.name == "xt" && is_xt_read {
+                    // All matches of the rule were evaluated above.
                 } else if !is_harmless(&statement.name) {
                     self.is_opaque |= statement.name == "xt";
                     sure = false;

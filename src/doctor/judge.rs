@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use nftables::types::{NfFamily, NfHook};
+use nftables::types::NfHook;
 
 use super::filter::{self, Dropped, Outcome, State};
+use super::manager::{Manager, managers};
 use super::probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges};
-use super::ruleset::{Base, Chain, ChainName, Ruleset};
+use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Rating};
 use crate::core::kernel::Mark;
 use crate::core::policy::Policy;
@@ -29,6 +30,8 @@ pub fn judge(policy: &Policy, host: &HostState) -> Vec<Finding> {
         findings.push(own_table(kernel.own_table.as_deref(), &host.daemon));
         match &kernel.ruleset {
             Ok(ruleset) => {
+                let managed = |by| Finding::new(Rating::Ok, "firewall", format_args!("managed by {by}"));
+                findings.extend(managers(ruleset).map(managed));
                 findings.extend(policy.admit.iter().map(|chain| admitted(chain, ruleset)));
                 findings.extend(filters(policy, ruleset, kernel.forwards, state));
                 findings.extend(helper(kernel.helper, &ruleset.helpers, state));
@@ -211,6 +214,10 @@ fn own_table(chains: Option<&[String]>, daemon: &DaemonState) -> Finding {
 fn admitted(named: &crate::core::policy::Chain, ruleset: &Ruleset) -> Finding {
     let about = format!("admit: {named}");
     if let Some(chain) = ruleset.chains.iter().find(|chain| filter::is_named(named, &chain.name)) {
+        if let Some(owner) = ruleset.owner(&chain.name) {
+            return Finding::new(Rating::Problem, about, format_args!("the chain exists, but {owner}"))
+                .advising(owner.advice(named));
+        }
         let by = if chain.is_of_iptables { "; its rules are written as iptables writes them" } else { "" };
         return Finding::new(Rating::Ok, about, format_args!("the chain exists{by}"));
     }
@@ -254,7 +261,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
             Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
         };
         let opaque = if outcome.is_opaque { " (rules made with iptables could not be read)" } else { "" };
-        let advice = accept_advice(policy.mark, chain, dropped, state);
+        let advice = accept_advice(policy.mark, ruleset, chain, dropped, state);
         let forwarded = base.hook == NfHook::Forward;
         if forwarded && !forwards {
             return Finding::new(Rating::Ok, about, format_args!("{by}; this host does not forward packets"));
@@ -274,24 +281,11 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
 }
 
 /// How to have a chain accept data connections.
-fn accept_advice(mark: Mark, chain: &Chain, dropped: Dropped, state: State) -> String {
-    let (place, related, rule) = if chain.is_of_iptables {
-        let insert = |rule: &str| format!("{} {rule}", iptables_insert(&chain.name));
-        ("", insert("-m conntrack --ctstate RELATED -j ACCEPT"), insert(&own_iptables_rule(mark)))
-    } else {
-        let place = if dropped == Dropped::ByPolicy { " to it" } else { " above that" };
-        (place, "ct state related accept".to_owned(), own_rule(mark))
-    };
-    let related = if state == State::Related { format!("`{related}`, or ") } else { String::new() };
-    let verb = if chain.is_of_iptables { "run" } else { "add" };
-    format!("{verb}{place} {related}`{rule}`, or let Pinhole add it: `admit: [{}]`", chain.name)
-}
-
-/// The beginning of the command that inserts a rule at the top of a chain of iptables.
-fn iptables_insert(ChainName { family, table, chain }: &ChainName) -> String {
-    let program = if *family == NfFamily::IP6 { "ip6tables" } else { "iptables" };
-    let table = if table == "filter" { String::new() } else { format!(" -t {table}") };
-    format!("{program}{table} -I {chain} 1")
+fn accept_advice(mark: Mark, ruleset: &Ruleset, chain: &Chain, dropped: Dropped, state: State) -> String {
+    let manager = Manager::of(ruleset, chain);
+    let related = manager.related_rule(&chain.name).filter(|_| state == State::Related);
+    let related = related.map(|rule| format!("accept `related` ({rule}), or ")).unwrap_or_default();
+    format!("{related}{}", manager.advice(ruleset, chain, mark, dropped))
 }
 
 fn helper(helper: Helper, objects: &[String], state: State) -> Vec<Finding> {

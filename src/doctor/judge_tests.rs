@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::netfilter::backend::{native, sets};
-use crate::netfilter::netlink::{Connmark, Family, Rule};
+use crate::netfilter::netlink::{Connmark, Family, Rule, XtParts};
 use crate::netfilter::readers::Process;
 use crate::netfilter::table::IptablesTable;
 
@@ -211,7 +211,7 @@ fn iptables(family: &str, rule: &str, connmark: Option<Connmark>) -> Ruleset {
         comment: None,
         is_readable_by_iptables: true,
         has_counter: true,
-        connmark,
+        xt: XtParts { connmark, ..XtParts::default() },
     };
     let table = IptablesTable { family, name: "filter", rules: vec![rule] };
     Ruleset::parse(&text).expect("a ruleset").with_iptables(&[table])

@@ -5,6 +5,7 @@
 
 mod filter;
 mod judge;
+mod manager;
 mod probe;
 mod risks;
 mod ruleset;
@@ -15,6 +16,7 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use judge::judge;
+pub use manager::Signs;
 pub use probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges};
 pub use risks::{PolicyFile, risks};
 pub use ruleset::{BadRuleset, Ruleset};

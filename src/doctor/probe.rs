@@ -7,6 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use nftables::types::NfFamily;
+
+use super::manager::Signs;
 use super::ruleset::Ruleset;
 use crate::core::net::{Endpoint, Flow, Port};
 use crate::core::policy::{Policy, WhenDown};
@@ -16,7 +19,7 @@ use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
-use crate::netfilter::table::{QueueChain, Queueing, has_nat, iptables_tables, ruleset};
+use crate::netfilter::table::{QueueChain, Queueing, TableOwner, has_nat, iptables_tables, ruleset};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -154,7 +157,8 @@ impl KernelFeatures {
             own_table,
             ruleset: listed.and_then(|json| {
                 let ruleset = Ruleset::parse(&json).map_err(|error| error.to_string())?;
-                Ok(ruleset.with_iptables(&iptables?))
+                let signs = Signs::probe(owners(&ruleset));
+                Ok(ruleset.with_iptables(&iptables?).with_signs(signs))
             }),
             legacy: legacy(),
             forwards: ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].into_iter().any(|name| {
@@ -177,6 +181,23 @@ fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
     }
     let chains = tables.chains(OWN_TABLE).unwrap_or_default();
     Some(chains.into_iter().map(|chain| chain.name.into_string()).collect())
+}
+
+/// The owners of tables that have one.
+fn owners(ruleset: &Ruleset) -> Vec<TableOwner> {
+    // Without nf_tables there is no ruleset.
+    let Ok(mut tables) = Tables::open(TIMEOUT) else { return Vec::new() };
+    let family = |family| match family {
+        NfFamily::INet => Some(Family::Inet),
+        NfFamily::IP => Some(Family::Ip),
+        NfFamily::IP6 => Some(Family::Ip6),
+        _ => None,
+    };
+    ruleset
+        .tables()
+        .filter_map(|(number, name)| Some(Table { family: family(number)?, name }))
+        .filter_map(|table| TableOwner::find(&mut tables, table).ok().flatten())
+        .collect()
 }
 
 /// Checks the ruleset with `nft --check`, a transaction that is not committed. The table has another name, so that an

@@ -69,6 +69,9 @@ pub fn risks(policy: &Policy, files: &[PolicyFile]) -> Vec<Finding> {
         if unlike(|a, b| a.tls == b.tls && a.known_services == b.known_services) {
             findings.extend(tls_range(&place, terms));
         }
+        if unlike(|a, b| a.tls == b.tls) {
+            findings.extend(tls_deny(&place, terms));
+        }
         if policy.capture.when_down == WhenDown::Open && unlike(|a, b| a.tls == b.tls && a.commands == b.commands) {
             findings.extend(denied_while_down(&place, terms));
         }
@@ -111,6 +114,20 @@ fn tls_range(place: &str, terms: &Terms) -> Option<Finding> {
         Finding::new(Rating::Warning, "tls: range", found)
             .advising("give the server a passive range of a few hundred ports, and name only that"),
     )
+}
+
+/// Clients that try TLS and do not insist on it go on in clear.
+fn tls_deny(place: &str, terms: &Terms) -> Option<Finding> {
+    if terms.tls != Tls::Deny {
+        return None;
+    }
+    let found = format!(
+        "{place}: lftp, `curl --ssl` and other clients that use TLS where they can send the password in clear when AUTH is \
+         refused"
+    );
+    let advice = "if the server offers TLS, `tls: range` with its passive range keeps passwords encrypted; or have clients \
+                  insist on TLS (lftp: `set ftp:ssl-force yes`; curl: `--ssl-reqd`), which then fail";
+    Some(Finding::new(Rating::Warning, "tls: deny", found).advising(advice))
 }
 
 fn denied_while_down(place: &str, terms: &Terms) -> Option<Finding> {
@@ -182,11 +199,23 @@ mod tests {
 
     #[test]
     fn denial_that_fails_open_is_a_warning() {
-        one("defaults: { tls: deny }", &["tls: deny", "fail-open", "when_down: closed"]);
+        let open = found("defaults: { tls: deny }");
+        assert!(open.len() == 2 && open.iter().all(|one| one.contains("tls: deny")), "{open:#?}");
+        assert!(open.iter().any(|one| one.contains("fail-open") && one.contains("when_down: closed")), "{open:#?}");
         one("rules: [{ name: x, commands: { deny: [SITE] } }]", &["commands: deny", "rule \"x\"", "fail-open"]);
-        assert_eq!(
-            found("capture: { when_down: closed }\ndefaults: { tls: deny, commands: { deny: [SITE] } }"),
-            [""; 0]
+        assert_eq!(found("capture: { when_down: closed }\ndefaults: { commands: { deny: [SITE] } }"), [""; 0]);
+    }
+
+    #[test]
+    fn denied_tls_is_a_warning_because_clients_go_on_in_clear() {
+        one(
+            "capture: { when_down: closed }\ndefaults: { tls: deny }",
+            &["tls: deny", "lftp", "password in clear", "`tls: range`", "ftp:ssl-force"],
+        );
+        // A rule that inherits the setting is not reported again.
+        one(
+            "capture: { when_down: closed }\ndefaults: { tls: deny }\nrules: [{ name: x, clients: [10.0.0.1], timeout: 5s }]",
+            &["defaults"],
         );
     }
 

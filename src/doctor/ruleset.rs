@@ -12,8 +12,9 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde::Deserialize;
 use serde_json::{Map, Value, from_value};
 
-use crate::netfilter::netlink::{Connmark, Family};
-use crate::netfilter::table::IptablesTable;
+use super::manager::Signs;
+use crate::netfilter::netlink::{Family, XtParts};
+use crate::netfilter::table::{IptablesTable, TableOwner};
 
 #[derive(Debug, thiserror::Error)]
 #[error("what `nft -j list ruleset` prints cannot be read: {0}")]
@@ -25,6 +26,7 @@ pub struct Ruleset {
     pub(super) chains: Vec<Chain>,
     /// `ct helper` objects that give connections the kernel's FTP helper.
     pub(super) helpers: Vec<String>,
+    pub(super) signs: Signs,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -72,8 +74,8 @@ pub(super) struct Base {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rule {
     pub(super) handle: u64,
-    /// What the iptables match `connmark` asks for.
-    pub(super) connmark: Option<Connmark>,
+    /// Its matches of x_tables, which nft lists by name only. None if they were not read.
+    pub(super) xt: Option<XtParts>,
     pub(super) statements: Vec<Statement>,
 }
 
@@ -121,11 +123,7 @@ impl Ruleset {
         let name = ChainName { family, table, chain };
         // nft prints a table's chains before its rules.
         if let Some(chain) = self.chains.iter_mut().find(|chain| chain.name == name) {
-            chain.rules.push(Rule {
-                handle,
-                connmark: None,
-                statements: expr.into_iter().map(Statement::new).collect(),
-            });
+            chain.rules.push(Rule { handle, xt: None, statements: expr.into_iter().map(Statement::new).collect() });
         }
     }
 
@@ -145,11 +143,30 @@ impl Ruleset {
                 for rule in &mut chain.rules {
                     // A handle is unique in its table.
                     let found = rules.iter().find(|found| found.handle == rule.handle);
-                    rule.connmark = found.and_then(|found| found.connmark);
+                    rule.xt = found.map(|found| found.xt);
                 }
             }
         }
         self
+    }
+
+    /// Adds what shows which programs manage the firewall.
+    pub fn with_signs(self, signs: Signs) -> Self {
+        Self { signs, ..self }
+    }
+
+    /// The tables of its chains.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (NfFamily, &str)> {
+        let mut seen: Vec<_> = self.chains.iter().map(|chain| (chain.name.family, &*chain.name.table)).collect();
+        // nft prints table by table.
+        seen.dedup();
+        seen.into_iter()
+    }
+
+    /// The owner of a chain's table.
+    pub(super) fn owner(&self, chain: &ChainName) -> Option<&TableOwner> {
+        let table = format!("{} {}", family_name(chain.family), chain.table);
+        self.signs.owners.iter().find(|owner| owner.table == table)
     }
 
     /// The chain with this name in the table of `other`.

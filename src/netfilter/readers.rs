@@ -49,6 +49,12 @@ pub fn readers() -> Option<Vec<Reader>> {
     Some(queues(&list).map(reader).collect())
 }
 
+/// The process that has the netfilter socket with that port ID; none if it cannot be seen from here.
+pub fn owner_of_socket(port_id: u32) -> Option<Process> {
+    let sockets = fs::read_to_string(SOCKETS).ok()?;
+    holder(Path::new("/proc"), inode(&sockets, port_id)?)
+}
+
 /// The first two columns of the kernel's list of queues: number and port ID.
 fn queues(list: &str) -> impl Iterator<Item = (u16, u32)> {
     list.lines().filter_map(|line| {

@@ -108,6 +108,11 @@ impl KernelFirewall {
         self.table.queueing()
     }
 
+    /// The rule that an administrator has to write on this host if `admit` is empty.
+    pub fn own_rule(&self) -> String {
+        self.table.own_rule()
+    }
+
     /// The netlink port ID that opens and closes pinholes: see [`TableWatch::ignore`].
     ///
     /// [`TableWatch::ignore`]: crate::netfilter::netlink::TableWatch::ignore

@@ -86,7 +86,7 @@ impl Error {
                 Some("the kernel lacks that part of netfilter, or its module cannot be loaded")
             }
             Cause::Refused(Errno::MFILE) => Some("raise net.netfilter.nf_conntrack_expect_max"),
-            Cause::Refused(Errno::NFILE) => Some("let fewer elements stand at one time, or for a shorter time"),
+            Cause::Refused(Errno::NFILE) => Some("too many are open: find out who opens them, and shorten `timeout`"),
             Cause::Timeout => Some("another program may be loading a large ruleset; it will be tried again"),
             Cause::Overrun => Some("if it happens often, raise net.core.rmem_max"),
             _ => None,
@@ -138,7 +138,7 @@ mod tests {
     #[test]
     fn error_names_operation_object_cause_and_advice() {
         let error = Error::new(Operation::Add, "element of set inet pinhole pinholes4", Cause::Refused(Errno::NFILE));
-        let text = "cannot add element of set inet pinhole pinholes4: it is full; let fewer elements";
+        let text = "cannot add element of set inet pinhole pinholes4: it is full; too many are open";
         assert!(error.to_string().starts_with(text), "{error}");
     }
 

@@ -10,7 +10,7 @@ use super::error::{Cause, Error, Operation, existing};
 use super::expression::Expression;
 use super::socket::{Batch, Socket};
 use super::uapi::*;
-use super::xt::{self, Connmark};
+use super::xt::{self, XtParts};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -77,6 +77,13 @@ pub struct Hook {
     pub priority: i32,
 }
 
+/// Who may change a table with the flag `owner`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The port ID of the netlink socket. None if that socket was closed, and the table has the flag `persist`.
+    pub port_id: Option<u32>,
+}
+
 /// A rule in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
@@ -89,8 +96,8 @@ pub struct Rule {
     pub is_readable_by_iptables: bool,
     /// iptables-nft gives each of its rules a counter.
     pub has_counter: bool,
-    /// What the iptables match `connmark` asks for; none if the rule has no such match.
-    pub connmark: Option<Connmark>,
+    /// Its matches and target of x_tables.
+    pub xt: XtParts,
 }
 
 /// A socket for requests to nf_tables. Each call returns when the kernel has carried out the request.
@@ -131,6 +138,20 @@ impl Tables {
             Ok(found) => Ok(found.is_some()),
             Err(cause) => Err(Error::new(Operation::Read, format_args!("table {table}"), cause)),
         }
+    }
+
+    /// The owner of a table with the flag `owner`: the kernel lets only this netlink socket change the table. None if there is
+    /// no such table, or if everybody may change it.
+    pub fn owner(&mut self, table: Table<'_>) -> Result<Option<Owner>, Error> {
+        let name = |w: &mut Writer| w.string(NFTA_TABLE_NAME, table.name);
+        let found = self.socket.look_up(NFT_MSG_GETTABLE, table.family.number(), name, |message| {
+            let number = |attribute| message.attributes().find(attribute).and_then(Attribute::u32);
+            let is_owned = number(NFTA_TABLE_FLAGS).unwrap_or(0) & NFT_TABLE_F_OWNER != 0;
+            Some(is_owned.then(|| Owner { port_id: number(NFTA_TABLE_OWNER) }))
+        });
+        existing(found)
+            .map(Option::flatten)
+            .map_err(|cause| Error::new(Operation::Read, format_args!("table {table}"), cause))
     }
 
     /// Removes a table with everything in it. Returns whether it existed.
@@ -336,18 +357,21 @@ pub(super) fn read_rule(message: Message<'_>) -> Option<Rule> {
         comment: userdata.and_then(comment_in).map(Into::into),
         is_readable_by_iptables: true,
         has_counter: false,
-        connmark: None,
+        xt: XtParts::default(),
     };
     let expressions = message.attributes().find(NFTA_RULE_EXPRESSIONS).map(Attribute::nested);
     for (_, expression) in expressions.into_iter().flatten() {
         let name = expression.nested().find(NFTA_EXPR_NAME).and_then(Attribute::string).unwrap_or_default();
         rule.is_readable_by_iptables &= xt::is_readable(name);
         rule.has_counter |= name == "counter";
-        if name == "match"
-            && let Some(data) = expression.nested().find(NFTA_EXPR_DATA)
-        {
-            rule.comment = xt::comment(data.nested()).map(Into::into).or(rule.comment);
-            rule.connmark = Connmark::read(data.nested()).or(rule.connmark);
+        let data = expression.nested().find(NFTA_EXPR_DATA);
+        match (name, data) {
+            ("match", Some(data)) => {
+                rule.comment = xt::comment(data.nested()).map(Into::into).or(rule.comment);
+                rule.xt.read_match(data.nested());
+            }
+            ("match" | "target", _) => rule.xt.has_others = true,
+            _ => {}
         }
     }
     Some(rule)

@@ -71,6 +71,9 @@ pub(super) const NFT_MSG_DESTROYSETELEM: u16 = 30;
 pub(super) const NFTA_TABLE_NAME: u16 = 1;
 pub(super) const NFTA_TABLE_FLAGS: u16 = 2;
 pub(super) const NFTA_TABLE_USERDATA: u16 = 6;
+pub(super) const NFTA_TABLE_OWNER: u16 = 7;
+/// Of `NFTA_TABLE_FLAGS`.
+pub(super) const NFT_TABLE_F_OWNER: u32 = 2;
 pub(super) const NFTA_CHAIN_TABLE: u16 = 1;
 pub(super) const NFTA_CHAIN_NAME: u16 = 3;
 pub(super) const NFTA_CHAIN_HOOK: u16 = 4;

@@ -10,6 +10,7 @@ const XT_ALIGNTO: usize = 8;
 /// The size of `struct xt_conntrack_mtinfo3`, and where its fields `match_flags` and `state_mask` are.
 const CONNTRACK_LEN: usize = 164;
 const CONNTRACK_MATCH_FLAGS: usize = 146;
+const CONNTRACK_INVERT_FLAGS: usize = 148;
 const CONNTRACK_STATE_MASK: usize = 150;
 /// Of `match_flags`: the state is compared.
 const XT_CONNTRACK_STATE: u16 = 1;
@@ -85,7 +86,7 @@ pub struct Connmark {
 
 impl Connmark {
     /// Reads the data of an expression `match`; none if it is another match.
-    pub(super) fn read(data: Attributes<'_>) -> Option<Self> {
+    fn read(data: Attributes<'_>) -> Option<Self> {
         // struct xt_connmark_mtinfo1 { mark; mask; invert }
         let info = info(data, "connmark", 1)?;
         let (value, rest) = info.split_first_chunk()?;
@@ -97,6 +98,70 @@ impl Connmark {
     /// Whether a connection with that mark meets the condition.
     pub fn matches(self, mark: u32) -> bool {
         (mark & self.mask == self.value) != self.is_inverted
+    }
+}
+
+/// What the match `conntrack` asks for, as far as it is about the state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConntrackState {
+    /// The lower bits of `ct state`.
+    pub states: u32,
+    pub is_inverted: bool,
+    /// It asks for nothing but the state.
+    pub is_all: bool,
+}
+
+impl ConntrackState {
+    /// Reads the data of an expression `match`; none if it is another match, or does not ask for the state.
+    fn read(data: Attributes<'_>) -> Option<Self> {
+        // struct xt_conntrack_mtinfo3
+        let info = info(data, "conntrack", 3)?;
+        let field = |at: usize| Some(u16::from_ne_bytes(*info.get(at..)?.first_chunk()?));
+        let (flags, inverted) = (field(CONNTRACK_MATCH_FLAGS)?, field(CONNTRACK_INVERT_FLAGS)?);
+        let states = u32::from(field(CONNTRACK_STATE_MASK)?);
+        (flags & XT_CONNTRACK_STATE != 0).then_some(Self {
+            states,
+            is_inverted: inverted & XT_CONNTRACK_STATE != 0,
+            is_all: flags == XT_CONNTRACK_STATE,
+        })
+    }
+
+    /// Whether a connection in that state, one bit of `ct state`, can meet the condition.
+    pub const fn matches(self, state: u32) -> bool {
+        (self.states & state != 0) != self.is_inverted
+    }
+}
+
+/// The matches and the target of a rule that are of x_tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct XtParts {
+    /// What the match `connmark` asks for.
+    pub connmark: Option<Connmark>,
+    /// What the match `conntrack` asks for.
+    pub state: Option<ConntrackState>,
+    pub has_comment: bool,
+    /// It has others, which are not read.
+    pub has_others: bool,
+}
+
+impl XtParts {
+    /// Adds the data of an expression `match`.
+    pub(super) fn read_match(&mut self, data: Attributes<'_>) {
+        if comment(data).is_some() {
+            self.has_comment = true;
+        } else if let (Some(connmark), None) = (Connmark::read(data), self.connmark) {
+            self.connmark = Some(connmark);
+        } else if let (Some(state), None) = (ConntrackState::read(data), self.state) {
+            self.state = Some(state);
+            self.has_others |= !state.is_all;
+        } else {
+            self.has_others = true;
+        }
+    }
+
+    /// Whether there are any.
+    pub const fn is_some(self) -> bool {
+        self.connmark.is_some() || self.state.is_some() || self.has_comment || self.has_others
     }
 }
 
@@ -184,6 +249,23 @@ mod tests {
         let bytes = message(|w| write_comment(w, "pinhole: \u{e4}"));
         assert_eq!(comment(data(&bytes)), Some("pinhole: \u{e4}"));
         assert_eq!(Connmark::read(data(&bytes)), None);
+    }
+
+    #[test]
+    fn written_state_is_read_again() {
+        let bytes = message(|w| write_state(w, 0b1100));
+        let state = ConntrackState::read(data(&bytes)).expect("the match conntrack");
+        assert_eq!(state, ConntrackState { states: 0b1100, is_inverted: false, is_all: true });
+        assert!(state.matches(8) && state.matches(4) && !state.matches(2));
+        let mut parts = XtParts::default();
+        parts.read_match(data(&bytes));
+        assert_eq!(parts, XtParts { state: Some(state), ..XtParts::default() });
+        // A second one of the same kind, and one that is not known.
+        parts.read_match(data(&bytes));
+        assert!(parts.has_others);
+        let mut parts = XtParts::default();
+        parts.read_match(data(&message(|w| write(w, "addrtype", 1, &[0; 8]))));
+        assert!(parts.has_others && parts.is_some());
     }
 
     #[test]

@@ -3,10 +3,13 @@
 //! The rule is recognised by its comment. Nothing else in those tables is touched. In a table of iptables-nft, the rule is
 //! one that iptables-nft could have written: it refuses to list, save or change a table with a rule that it cannot read.
 
+use rustix::io::Errno;
+
 use super::manager::Manager;
+use super::{TableError, TableOwner};
 use crate::core::kernel::Mark;
 use crate::core::policy::{Chain, ChainFamily};
-use crate::netfilter::netlink::{CtKey, Error, Expression, Family, Rule, Table, Tables};
+use crate::netfilter::netlink::{Cause, CtKey, Error, Expression, Family, Rule, Table, Tables};
 
 /// The beginning of the accept rule's comment.
 const COMMENT: &str = "pinhole: announced data connections";
@@ -49,18 +52,32 @@ impl Found {
     }
 }
 
+/// Checks that the chain exists and can have the accept rule.
+pub(super) fn check(tables: &mut Tables, chain: &Chain) -> Result<(), TableError> {
+    if !Found::read(tables, chain)?.exists {
+        return Err(TableError::NoSuchChain(chain.clone()));
+    }
+    TableOwner::of_chain(tables, chain)?
+        .map_or(Ok(()), |owner| Err(TableError::OwnedTable { chain: chain.clone(), owner }))
+}
+
 /// Finds the accept rule.
 pub(super) fn find(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
     Ok(Found::read(tables, chain)?.place(mark))
 }
 
 /// Puts the accept rule at the top, unless it is there already. Returns its previous position.
-pub(super) fn ensure(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, Error> {
+pub(super) fn ensure(tables: &mut Tables, chain: &Chain, mark: Mark) -> Result<Place, TableError> {
     let found = Found::read(tables, chain)?;
     let place = found.place(mark);
     if place == Place::Elsewhere {
         // The new rule is added before the old ones are removed, so that there always is a rule.
-        tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(found.manager, mark))?;
+        let inserted = tables.insert_rule(table(chain), chain.chain(), &comment(mark), &rule(found.manager, mark));
+        if let Err(Error { cause: Cause::Refused(Errno::PERM), .. }) = inserted {
+            // The table may have got an owner since the start.
+            check(tables, chain)?;
+        }
+        inserted?;
         remove_rules(tables, chain, &found.rules)?;
     }
     Ok(place)
@@ -124,6 +141,16 @@ pub fn own_rule(mark: Mark) -> String {
 /// The same rule, as the end of a command of iptables.
 pub fn own_iptables_rule(mark: Mark) -> String {
     format!("-m conntrack --ctstate NEW,RELATED -m connmark --mark {mark}/{mark} -j ACCEPT")
+}
+
+/// The rule that an administrator has to write, for a host with or without tables of iptables.
+pub fn own_rule_for(mark: Mark, has_iptables: bool) -> String {
+    let nft = own_rule(mark);
+    if has_iptables {
+        format!("`iptables -I CHAIN 1 {}` (in a table of nft: `{nft}`)", own_iptables_rule(mark))
+    } else {
+        format!("`{nft}`")
+    }
 }
 
 /// The same rule, with a counter.

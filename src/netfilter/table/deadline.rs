@@ -105,6 +105,7 @@ impl PinholeTable {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::netfilter::netlink::XtParts;
 
     fn rule(chain: &str, comment: &str) -> Rule {
         Rule {
@@ -113,7 +114,7 @@ mod tests {
             comment: Some(comment.into()),
             is_readable_by_iptables: false,
             has_counter: false,
-            connmark: None,
+            xt: XtParts::default(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! The errors of installing or reloading the table.
 
+use super::owner::TableOwner;
 use crate::core::policy::Chain;
 use crate::netfilter::netlink::Error;
 use crate::netfilter::nft::NftError;
@@ -29,6 +30,13 @@ pub enum TableError {
     /// A chain that `admit` names does not exist.
     #[error("there is no chain `{0}`, which the policy names in `admit`; see `nft list chains`")]
     NoSuchChain(Chain),
+    /// The table of a chain that `admit` names has an owner.
+    #[error("cannot add the accept rule to `{chain}`: {owner}; {}", owner.advice(chain))]
+    OwnedTable {
+        /// The chain.
+        chain: Chain,
+        owner: TableOwner,
+    },
     /// A reload cannot change the queues, which are bound only at the start.
     #[error(
         "`capture: queue` and `queues` cannot change while the program runs: restart it (`systemctl restart pinhole`); \

@@ -2,7 +2,8 @@
 
 use hashbrown::{HashMap, HashSet};
 
-use super::accept_rules::{self, Place};
+use super::accept_rules;
+use super::manager::iptables_tables;
 use super::nat::has_nat;
 use super::ruleset::{self, MechanismRules, PRIORITY, QueueChain, Queueing, TABLE};
 use super::{PinholeTable, Restored, TableError, deadline, elements};
@@ -31,6 +32,7 @@ impl PinholeTable {
             queueing,
             mechanism_rules,
             for_nat: has_nat(&mut tables)?,
+            has_iptables: iptables_tables(&mut tables)?.iter().any(|table| table.name == "filter"),
             was_kept: !is_new,
             deadline: deadline::adopt(&mut tables)?,
             installed: Vec::new(),
@@ -42,12 +44,8 @@ impl PinholeTable {
             errors,
             tables,
         };
-        // Before anything is changed, because a chain that does not exist is a mistake in the policy.
-        for chain in &policy.admit {
-            if accept_rules::find(&mut table.tables, chain, policy.mark)? == Place::NoChain {
-                return Err(TableError::NoSuchChain(chain.clone()));
-            }
-        }
+        // Before anything is changed, because a chain that cannot have the rule is a mistake in the policy.
+        policy.admit.iter().try_for_each(|chain| accept_rules::check(&mut table.tables, chain))?;
         match table.write() {
             Err(TableError::Nft(NftError::Refused(_))) if !is_new => table.replace()?,
             written => written?,

@@ -12,14 +12,16 @@ pub(super) enum Manager {
 impl Manager {
     /// The manager of a table with these chains and rules.
     ///
-    /// A table of iptables-nft looks like one that nft made with the same names. It is taken for a table of iptables-nft if
-    /// iptables-nft can read it, so that it goes on reading it; unless no rule has a counter, which iptables-nft gives each.
+    /// A table of iptables-nft can look like one that nft made with the same names. If iptables-nft can read it, matches and
+    /// targets of x_tables show that iptables-nft wrote it. Without any, a comment of nft or a rule without a counter, which
+    /// iptables-nft gives each, shows that nft wrote it. If nothing shows it, iptables-nft has to go on reading the table.
     pub(super) fn of(table: Table<'_>, chains: &[Chain], rules: &[Rule]) -> Self {
         let others = || rules.iter().filter(|rule| !is_ours(rule));
         let is_iptables = matches!(table.family, Family::Ip | Family::Ip6)
             && is_built_in(table.name, chains)
             && others().all(|rule| rule.is_readable_by_iptables)
-            && (others().next().is_none() || others().any(|rule| rule.has_counter));
+            && (others().any(|rule| rule.xt.is_some())
+                || others().all(|rule| rule.has_counter && rule.comment.is_none()));
         if is_iptables { Self::Iptables } else { Self::Nft }
     }
 }
@@ -51,7 +53,7 @@ pub fn iptables_tables(tables: &mut Tables) -> Result<Vec<IptablesTable>, Error>
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netfilter::netlink::Hook;
+    use crate::netfilter::netlink::{Hook, XtParts};
 
     const FILTER: Table<'static> = Table { family: Family::Ip, name: "filter" };
 
@@ -60,7 +62,8 @@ mod tests {
     }
 
     fn rule(is_readable_by_iptables: bool, has_counter: bool) -> Rule {
-        Rule { chain: "INPUT".into(), handle: 1, comment: None, is_readable_by_iptables, has_counter, connmark: None }
+        let xt = XtParts::default();
+        Rule { chain: "INPUT".into(), handle: 1, comment: None, is_readable_by_iptables, has_counter, xt }
     }
 
     #[test]
@@ -68,10 +71,20 @@ mod tests {
         let of = |rules: &[Rule]| Manager::of(FILTER, &input("INPUT"), rules);
         assert_eq!(of(&[]), Manager::Iptables);
         assert_eq!(of(&[rule(true, true)]), Manager::Iptables);
-        // Among those of iptables, nft has added a rule that iptables reads.
-        assert_eq!(of(&[rule(true, true), rule(true, false)]), Manager::Iptables);
-        assert_eq!(of(&[rule(true, false)]), Manager::Nft);
         assert_eq!(of(&[rule(true, true), rule(false, true)]), Manager::Nft);
+        // Among those of iptables, nft has added a rule that iptables reads.
+        let mut with_match = rule(true, true);
+        with_match.xt.has_others = true;
+        assert_eq!(of(&[with_match, rule(true, false)]), Manager::Iptables);
+    }
+
+    #[test]
+    fn rule_without_counter_or_with_comment_is_of_nft() {
+        let of = |rules: &[Rule]| Manager::of(FILTER, &input("INPUT"), rules);
+        assert_eq!(of(&[rule(true, false)]), Manager::Nft);
+        assert_eq!(of(&[rule(true, true), rule(true, false)]), Manager::Nft);
+        let commented = Rule { comment: Some("FTP".into()), ..rule(true, true) };
+        assert_eq!(of(&[rule(true, true), commented]), Manager::Nft);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod error;
 mod install;
 mod manager;
 mod nat;
+mod owner;
 mod pinholes;
 mod reload;
 mod restore;
@@ -20,10 +21,11 @@ use std::net::IpAddr;
 
 use hashbrown::{HashMap, HashSet};
 
-pub use accept_rules::{own_iptables_rule, own_rule};
+pub use accept_rules::{own_iptables_rule, own_rule, own_rule_for};
 pub use error::TableError;
 pub use manager::{IptablesTable, iptables_tables};
 pub use nat::has_nat;
+pub use owner::TableOwner;
 pub use pinholes::Pinhole;
 pub use restore::Restored;
 pub use ruleset::{MechanismRules, QueueChain, Queueing, is_own_chain, text as ruleset};
@@ -46,6 +48,8 @@ pub(super) struct PinholeTable {
     mechanism_rules: MechanismRules,
     /// Whether the installed rules are those for a host with NAT.
     for_nat: bool,
+    /// Whether iptables managed a table that filters when this was installed.
+    has_iptables: bool,
     /// Whether the table of an earlier run was kept, so that its rules have been in force all the time.
     was_kept: bool,
     /// The time after which the table admits nothing.
@@ -74,6 +78,11 @@ impl PinholeTable {
 
     fn installed_rules(&self) -> MechanismRules {
         self.mechanism_rules.on_host(self.for_nat)
+    }
+
+    /// The rule that an administrator has to write on this host if `admit` is empty.
+    pub(super) fn own_rule(&self) -> String {
+        own_rule_for(self.policy.mark, self.has_iptables)
     }
 
     /// The policy that its rules follow.

@@ -1,6 +1,6 @@
 //! Replaces parts of the table at a reload.
 
-use super::accept_rules::{self, Place};
+use super::accept_rules;
 use super::pinholes::BySet;
 use super::restore::ports_of;
 use super::ruleset::{self, QueueChain, TABLE};
@@ -14,11 +14,7 @@ impl PinholeTable {
         if policy.capture.queues() != self.policy.capture.queues() {
             return Err(TableError::OtherQueues);
         }
-        for chain in &policy.admit {
-            if accept_rules::find(&mut self.tables, chain, policy.mark)? == Place::NoChain {
-                return Err(TableError::NoSuchChain(chain.clone()));
-            }
-        }
+        policy.admit.iter().try_for_each(|chain| accept_rules::check(&mut self.tables, chain))?;
         let old = (std::mem::replace(&mut self.policy, policy.clone()), self.image.clone());
         let result = self.exchange(&old.0).and_then(|()| self.restore_accept_rules(&mut Restored::default()));
         if let Err(error) = result {
