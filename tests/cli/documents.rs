@@ -14,14 +14,16 @@ use pinhole::core::metrics::{EventCounters, Metric};
 use pinhole::daemon::status::{DaemonCounters, Gauges};
 use pinhole::replay::ReplayCounters;
 
-const DOCUMENTS: [&str; 10] = [
+const DOCUMENTS: [&str; 12] = [
     "README.md",
     "docs/howto/containers.md",
     "docs/howto/dmz.md",
+    "docs/howto/firewalld.md",
     "docs/howto/gateway.md",
     "docs/howto/iptables.md",
     "docs/howto/nat.md",
     "docs/howto/server.md",
+    "docs/howto/ufw.md",
     "docs/reference/ftp.md",
     "docs/reference/policy.md",
     "docs/reference/replay.md",

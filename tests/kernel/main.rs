@@ -2,6 +2,8 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/debian.rs"]
+mod debian;
 #[path = "../support/firewall.rs"]
 mod firewall;
 #[path = "../support/machine.rs"]
@@ -14,6 +16,7 @@ mod deploy;
 mod host_check;
 mod iptables;
 mod log_flood;
+mod managers;
 mod netlink;
 mod overflow;
 mod queue;
