@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-CACHE = Path(os.environ.get("PINHOLE_LAB_CACHE", PROJECT / "target" / "pcaps-cache"))
+CACHE = Path(os.environ.get("PINHOLE_LAB_CACHE") or PROJECT / "target" / "pcaps-cache")
 
 # Unpacked into the cache: the program's package first (its version is the one that
 # truth files name), then others that belong to it, those with a question mark only
