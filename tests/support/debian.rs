@@ -4,10 +4,14 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use lab::{Child, Namespace, Result, tools};
 
 use crate::daemon::{PROGRAM, TIMEOUT};
+
+/// How long commands may take: firewall-cmd and ufw are programs in Python, and each takes a second or more.
+const LIMIT: Duration = TIMEOUT.saturating_mul(4);
 
 /// It runs until it is dropped, which ends all of its processes.
 pub(crate) struct Debian {
@@ -41,7 +45,7 @@ impl Debian {
             .arg(format!("--mount={namespaces}/mnt"))
             .arg(format!("--pid={namespaces}/pid_for_children"))
             .arg(format!("--net={namespaces}/net"))
-            .args(["timeout", &lab::allow(TIMEOUT).as_secs().to_string()])
+            .args(["timeout", &lab::allow(LIMIT).as_secs().to_string()])
             .args(["env", "-i", "PATH=/usr/local/bin:/usr/sbin:/usr/bin", "chroot", "/mnt/root", "sh", "-euc", lines])
             .stdin(Stdio::null())
             .output()
@@ -67,7 +71,7 @@ impl Debian {
         self.sh("[ -e /run/dbus/system_bus_socket ] || dbus-daemon --system --fork --nopidfile >/dev/null 2>&1
                  firewalld >/dev/null 2>&1");
         let is_running = || Ok(self.try_sh("firewall-cmd --state").status.success());
-        lab::wait_until("firewalld to run", TIMEOUT, is_running).unwrap_or_else(|error| panic!("{error}"));
+        lab::wait_until("firewalld to run", LIMIT, is_running).unwrap_or_else(|error| panic!("{error}"));
     }
 
     /// Ends it as systemd does.
