@@ -228,7 +228,7 @@ fn unit_sets_notify_watchdog_restart_and_order() {
     assert!(setting("WatchdogSec").ends_with('s'));
     assert_eq!(setting("Restart"), "on-failure");
     // An order only: if nftables.service is restarted or fails, that is no reason to end.
-    assert_eq!(setting("After"), "nftables.service");
+    assert_eq!(setting("After"), "nftables.service ufw.service firewalld.service netfilter-persistent.service");
     let binds = ["Requires", "BindsTo", "PartOf", "Requisite", "Conflicts"];
     assert!(unit().iter().all(|(key, _)| !binds.contains(&key.as_str())));
 }
