@@ -114,7 +114,7 @@ impl EventLog {
     /// Reports suppressed lines after which no line followed that would have reported them.
     pub(super) fn report_suppressed(&mut self, now: Timestamp) {
         for (kind, suppressed) in self.limit.sweep(now) {
-            warn!("{suppressed} `{}`: too many per second; `pinhole status` counts them all", kind.name());
+            warn!("{}: too many per second; `pinhole status` counts them all", suppressed.of_kind(kind));
         }
     }
 

@@ -3,7 +3,6 @@
 //! Each client has its own limit, so that a flood from one address does not suppress the lines about other clients. There
 //! is a limit for all clients together, too, because a flood may come from many addresses.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -98,15 +97,15 @@ pub(super) struct Suppressed {
     pub(super) client: Option<IpAddr>,
 }
 
-/// `suppressed 9 lines from 10.0.0.1`, or `from 3 clients`.
-impl fmt::Display for Suppressed {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl Suppressed {
+    /// ``suppressed 9 lines `refused` from 10.0.0.1``, or `from 3 clients`.
+    pub(super) fn of_kind(&self, kind: LineKind) -> String {
         let Self { lines, clients, client } = *self;
-        write!(f, "suppressed {} ", Count(lines, "line"))?;
-        match client {
-            Some(client) if clients == 1 => write!(f, "from {client}"),
-            _ => write!(f, "from {}", Count(clients, "client")),
-        }
+        let from = match client {
+            Some(client) if clients == 1 => client.to_string(),
+            _ => Count(clients, "client").to_string(),
+        };
+        format!("suppressed {} `{}` from {from}", Count(lines, "line"), kind.name())
     }
 }
 
@@ -202,9 +201,10 @@ mod tests {
         assert_eq!(limit.sweep(START + WINDOW / 2), []);
         let reported = Suppressed { lines: 9, clients: 1, client: client(1) };
         assert_eq!(limit.sweep(START + WINDOW * 2), [(LineKind::Refused, reported)]);
-        assert_eq!(reported.to_string(), "suppressed 9 lines from 0.0.0.1");
-        assert_eq!(Suppressed { clients: 2, ..reported }.to_string(), "suppressed 9 lines from 2 clients");
-        assert_eq!(Suppressed { client: None, ..reported }.to_string(), "suppressed 9 lines from 1 client");
+        let text = |suppressed: Suppressed| suppressed.of_kind(LineKind::Refused);
+        assert_eq!(text(reported), "suppressed 9 lines `refused` from 0.0.0.1");
+        assert_eq!(text(Suppressed { clients: 2, ..reported }), "suppressed 9 lines `refused` from 2 clients");
+        assert_eq!(text(Suppressed { client: None, ..reported }), "suppressed 9 lines `refused` from 1 client");
         assert_eq!(limit.sweep(START + WINDOW * 4), []);
     }
 
