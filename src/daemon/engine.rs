@@ -306,7 +306,7 @@ impl Engine {
         // An unmarked connection that no pinhole here expected belongs to another helper.
         if session.is_none() && is_marked {
             self.log.counters.events.used += 1;
-            debug!("used {flow}; announced before the daemon started");
+            debug!("used {flow}; adopted");
         }
     }
 

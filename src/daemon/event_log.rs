@@ -52,7 +52,7 @@ impl fmt::Display for Named<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { number, session, has_rules } = *self;
         if number == SessionNumber::EARLIER {
-            return f.write_str("announced before the daemon started");
+            return f.write_str("adopted");
         }
         write!(f, "session {number}")?;
         let Some(Session { client, server, user, rule }) = session else { return Ok(()) };

@@ -18,7 +18,7 @@ metrics! {
         pub restored: u64,
         /// times a session gave up bytes, because `limits: buffered_bytes` or its client's share was used up
         pub buffer_overflows: u64,
-        /// packets that were not kept until the missing segment in front of them came, because too many were kept already
+        /// out-of-order packets that could not wait for the missing segment, because too many waited already
         pub not_kept: u64,
         /// errors of the packet queues
         pub queue_errors: u64,

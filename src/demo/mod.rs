@@ -134,7 +134,7 @@ fn end(out: &mut impl Write, mut stage: Stage) -> Result<(), DemoError> {
     stage.stop_service(TIMEOUT)?;
     writeln!(out, "\nPinhole ends, and takes its table with it; so do the hosts. Nothing of this remains.")?;
     drop(stage);
-    writeln!(out, "Is this host ready for it? `pinhole check` says so. Then: `pinhole run`.")?;
+    writeln!(out, "`pinhole check` tells whether this host is ready. Then: `pinhole run`.")?;
     Ok(())
 }
 

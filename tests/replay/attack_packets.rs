@@ -295,7 +295,7 @@ fn syn_ack_in_the_middle_begins_no_session() {
 }
 
 #[test]
-fn bare_line_feed_in_a_reply_starts_no_reply() {
+fn bare_lf_in_a_reply_starts_no_reply() {
     for odd in ["\n", "\r\0\n", "\n\r", "\r", "\r\r", "\0", "\x0b", "\x0c", "\u{85}", "\u{2028}"] {
         let packets = Packets::logged_in()
             .client(format!("TYPE {odd}227 (10,0,0,2,58,231)\r\nPASV\r\n"))

@@ -38,6 +38,8 @@ pub(super) struct Row {
 pub(super) trait Keys: Clone + Default + Check {
     /// The names of its keys.
     const NAMES: &'static [&'static str];
+    /// Whether the key is accepted and has no effect any more.
+    fn is_retired(key: &str) -> bool;
     /// Reads `fields`; where a key is missing or wrong, the value is that of `base`.
     fn read(reader: &mut Reader<'_>, fields: &Fields<'_>, base: &Self) -> Self;
     /// Each key with its value as YAML, without those that have the same value in `unlike`.
@@ -72,6 +74,10 @@ macro_rules! keys {
 
         impl Keys for $name {
             const NAMES: &'static [&'static str] = &[$(stringify!($key)),*];
+
+            fn is_retired(key: &str) -> bool {
+                [$((stringify!($key), Kind::<$type>::is_retired(&$kind))),*].contains(&(key, true))
+            }
 
             fn read(reader: &mut Reader<'_>, fields: &Fields<'_>, base: &Self) -> Self {
                 let mut all = base.clone();
@@ -121,9 +127,9 @@ keys! {
         capture: Capture = Capture::default(), BLOCK;
         /// Which sessions that began before Pinhole read them may open data connections. `marked`: those that an
         /// earlier run of Pinhole read from their start, which their conntrack mark records. `never`: none; after a
-        /// restart clients have to connect again. `trust`: all. With `trust`, an attacker who can have a packet
-        /// dropped, or can make a server repeat a text, can open ports that the server did not announce. Announcements
-        /// of other sessions are refused: `picked-up`.
+        /// restart clients have to connect again. `trust`: all. With `trust`, an attacker who can cause packet loss, or
+        /// can make a server echo text, can open ports that the server did not announce. Announcements of other
+        /// sessions are refused: `picked-up`.
         pickup: Pickup = Pickup::Marked, Choice;
         /// Chains of your own ruleset, each as `FAMILY TABLE CHAIN`, at whose top Pinhole keeps one rule that accepts
         /// the mark. Needed with `sets`, unless you write that rule yourself. The family is `ip`, `ip6` or `inet`. An

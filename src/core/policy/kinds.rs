@@ -22,6 +22,10 @@ pub(super) trait Kind<T> {
     fn describe(&self) -> String;
     /// Its JSON Schema.
     fn schema(&self) -> Json;
+    /// Whether the key is accepted and has no effect any more.
+    fn is_retired(&self) -> bool {
+        false
+    }
     /// The value as YAML: on one line, or in lines that each begin with a line feed.
     fn show(&self, value: &T) -> String;
     /// Reads `entry`. Problems are added to `reader`.
@@ -404,8 +408,9 @@ impl<T: Keys> Kind<T> for Mapping {
     }
 
     fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T> {
-        let known: Vec<&str> = T::NAMES.iter().copied().filter(|key| *key != self.except).collect();
-        let fields = reader.fields(entry, &known, &format!("a mapping with keys such as {}", known[0]))?;
+        let names = T::NAMES.iter().copied().filter(|key| *key != self.except);
+        let (retired, known): (Vec<_>, Vec<_>) = names.partition(|key| T::is_retired(key));
+        let fields = reader.fields(entry, &known, &retired, &format!("a mapping with keys such as {}", known[0]))?;
         let mut value = T::read(reader, &fields, &T::default());
         value.check(reader, &fields);
         Some(value)

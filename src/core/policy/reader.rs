@@ -117,8 +117,15 @@ impl<'a> Reader<'a> {
         self.error(entry, format!("{} is {what}", self.written(entry)), expected);
     }
 
-    /// The mapping `entry`. A key that is not in `known`, or is there twice, is an error.
-    pub(crate) fn fields<'t>(&mut self, entry: Entry<'t>, known: &[&'static str], what: &str) -> Option<Fields<'t>> {
+    /// The mapping `entry`. A key that is neither in `known` nor in `retired`, or is there twice, is an error. Messages do not
+    /// suggest `retired` keys.
+    pub(crate) fn fields<'t>(
+        &mut self,
+        entry: Entry<'t>,
+        known: &[&'static str],
+        retired: &[&'static str],
+        what: &str,
+    ) -> Option<Fields<'t>> {
         let Value::Map(pairs) = &entry.node.value else {
             self.wrong_type(entry, what);
             return None;
@@ -128,7 +135,7 @@ impl<'a> Reader<'a> {
             let near = key.span.unwrap_or(entry.near);
             let written = if let Value::Text(text) = &key.value { text } else { self.source.slice(near) };
             let is_text = matches!(key.value, Value::Text(_));
-            let Some(key) = known.iter().copied().find(|&known| is_text && written == known) else {
+            let Some(key) = known.iter().chain(retired).copied().find(|&key| is_text && written == key) else {
                 let message = match written {
                     "<<" => "merge keys (<<) are not supported".into(),
                     _ => format!("unknown key {}{}", Quoted(written), did_you_mean(written, known)),

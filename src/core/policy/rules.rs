@@ -72,6 +72,10 @@ impl Kind<Self> for Retired {
         json!({ "deprecated": true })
     }
 
+    fn is_retired(&self) -> bool {
+        true
+    }
+
     fn show(&self, _: &Self) -> String {
         String::new()
     }
@@ -150,9 +154,7 @@ fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Op
                 Clash::Crossing { with, others } => {
                     let more = if others > 0 { format!(", as do {others} more") } else { String::new() };
                     let message = format!("{} takes a part of what this rule matches{more}", named(with));
-                    let expected = "rules that are apart, or one within the other: which one decides now depends on \
-                                    their order alone";
-                    (message, expected)
+                    (message, "disjoint or nested rules: here only the order decides")
                 }
             };
             reader.warn(entries[index].without_key(), message, expected);
@@ -164,7 +166,7 @@ fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Op
 /// A rule, and the entry at which problems of the whole rule are reported.
 fn read_rule<'t>(reader: &mut Reader<'_>, entry: Entry<'t>, defaults: &Terms) -> Option<(Rule, Entry<'t>)> {
     let known = [Rule::NAMES, Terms::NAMES].concat();
-    let fields = reader.fields(entry, &known, "a rule, such as { name: partners, clients: [192.0.2.0/24] }")?;
+    let fields = reader.fields(entry, &known, &[], "a rule, such as { name: partners, clients: [192.0.2.0/24] }")?;
     let name = fields.get("name");
     if name.is_none() {
         reader.error(entry.without_key(), "the rule has no name", "name: and a text that people will see in the logs");

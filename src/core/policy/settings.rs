@@ -27,7 +27,7 @@ words! {
         Marked = "marked",
         /// None.
         Never = "never",
-        /// All. An attacker who can have a packet dropped, or make a server repeat a text, can open ports then.
+        /// All. An attacker who can cause packet loss, or make a server echo text, can open ports then.
         Trust = "trust",
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Tracked {
     pub(super) origins: Origins,
     /// The progress that the kernel has stored.
     pub(super) recorded: Progress,
-    /// Present if bytes may have to be replaced: with NAT, or under a rule that denies something.
+    /// Present if bytes may have to be replaced: with NAT, or where the policy denies commands or repairs addresses.
     pub(super) rewriters: Option<Box<Rewriters>>,
 }
 

@@ -15,7 +15,7 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 /// The priority of the chains that queue: after connection tracking, which is at -200.
 pub(super) const PRIORITY: i32 = -150;
 
-/// The chains of the table, except those that queue. The first two are base chains.
+/// All chains of the table. A table with any other chain belongs to another program.
 pub(super) const CHAINS: [&str; 25] = [
     "prerouting",
     "output",

@@ -31,7 +31,7 @@ pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Nat, Problems> {
 
 fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Nat {
     let nothing = Nat { inside: Hosts::everyone(), outside: Vec::new(), dnat: Vec::new() };
-    let Some(fields) = reader.fields(root, KEYS, ALL) else { return nothing };
+    let Some(fields) = reader.fields(root, KEYS, &[], ALL) else { return nothing };
     let inside = fields.get("inside").map(|entry| inside(reader, entry));
     if inside.is_none() {
         reader.error(root, "the key inside is missing: the networks behind the NAT", ALL);

@@ -16,7 +16,7 @@ use crate::stage::{Stage, assert_closed};
 const ANSWER: Duration = Duration::from_secs(2);
 
 #[test]
-fn bare_line_feed_in_a_repeated_argument_ends_no_reply() {
+fn bare_lf_in_an_echoed_argument_ends_no_reply() {
     let setup = ServerSetup::new(Shape::ServerHost, ServerKind::Pyftpdlib, "");
     let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
