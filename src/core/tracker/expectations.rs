@@ -199,10 +199,8 @@ impl Expectations {
             let &Entry { due, pinhole: PinholeEntry { expectation, .. }, .. } = self.entries.get(slot)?;
             let Due::Check(times) = due else { return Some((slot, due, expectation)) };
             let has_expired = expectation.expires() <= now;
-            let (next, age) = (times + 1..=u8::MAX)
-                .map(|times| Due::check(expectation.lifetime, times))
-                .find(|(_, age)| expectation.since + *age > now)
-                .unwrap_or((Due::Expiry, expectation.lifetime));
+            // One after the other, also if several are overdue: so each list stays in the order of the times.
+            let (next, age) = Due::check(expectation.lifetime, times.saturating_add(1));
             self.unschedule(slot);
             self.schedule(slot, next, expectation.since + age);
             if !has_expired {
