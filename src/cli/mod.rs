@@ -5,6 +5,7 @@
 
 mod check;
 mod demo;
+mod explain;
 mod input;
 mod log;
 mod messages;
@@ -48,6 +49,12 @@ enum Command {
     ///
     /// Exit status: 0 ready; 1 the daemon would not run on this host; 2 the policy is wrong.
     Check(check::Args),
+    /// Explain why a transfer between a client and a server works or not
+    ///
+    /// Asks the daemon for the sessions between the two hosts, what was announced in them and what became of it; connection
+    /// tracking for their connections; and this host for rules and programs that are in the way. Ends with the reason and
+    /// what to do. Needs root.
+    Explain(explain::Args),
     /// Print the JSON Schema of the policy
     Schema,
     /// Run the daemon
@@ -99,6 +106,7 @@ pub fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Replay(args) => replay::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Schema => print(&crate::core::policy::schema()),
         Command::Run(args) => service::run(&args),
         Command::Rules(args) => service::rules(&args),

@@ -8,6 +8,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 use super::{Outcome, input};
 use crate::daemon::control;
 use crate::daemon::status::Request;
+use crate::doctor::{self, Finding, Surroundings};
 use crate::netfilter::backend::sets;
 use crate::netfilter::netlink::Tables;
 use crate::netfilter::queue::processors;
@@ -60,7 +61,14 @@ pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
         return Ok(Outcome::BadUsage);
     }
     let log = super::messages::start_log();
-    crate::daemon::run(policy, source.as_deref(), || log.start_writing())?;
+    // Before the daemon changes anything, and while it may still start nft.
+    let surroundings = Surroundings::probe();
+    let judged = policy.clone().on(processors());
+    let warnings = |is_related| {
+        let findings = doctor::warnings(&judged, &surroundings, is_related);
+        findings.iter().map(Finding::message_with_advice).collect()
+    };
+    crate::daemon::run(policy, source.as_deref(), warnings, || log.start_writing())?;
     Ok(Outcome::Good)
 }
 

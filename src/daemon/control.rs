@@ -23,7 +23,7 @@ use crate::netfilter::queue::processors;
 const DIRECTORY: &str = "/run/pinhole";
 /// The network namespace of this thread.
 const NETWORK_NAMESPACE: &str = "/proc/thread-self/ns/net";
-const MAX_REQUEST: u64 = 64;
+const MAX_REQUEST: u64 = 256;
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How many clients are served at a time. A further client closes the oldest connection.
@@ -196,6 +196,9 @@ async fn answer(mut stream: UnixStream, shared: &Shared, source: Option<&Path>) 
             Ok(()) => format!("policy reloaded: {}\n", name_of(source)),
             Err(ReloadError { full, .. }) => format!("error: {full}\n"),
         },
+        Ok(Request::Explain { client, server }) => {
+            serde_json::to_string(&shared.lock().explain(client, server))? + "\n"
+        }
         Err(error) => format!("error: {error}\n"),
     };
     stream.write_all(answer.as_bytes()).await

@@ -1,6 +1,7 @@
 //! The tracker with the kernel's firewall: handles packets, conntrack events, timers and reloads.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -10,7 +11,7 @@ use tracing::{debug, error, info, warn};
 use super::POLICY_FILE;
 use super::clock::{self, Clock};
 use super::event_log::{EventLog, RateLimiter};
-use super::status::{Counters, DaemonCounters, Gauges, PinholeStatus, Service, Status};
+use super::status::{Counters, DaemonCounters, Explanation, Gauges, PinholeStatus, Service, Status};
 use crate::core::count::Count;
 use crate::core::ftp::Mode;
 use crate::core::hold::{NotKept, PendingPacket, PendingPackets};
@@ -112,6 +113,11 @@ impl Engine {
     /// Whether control connections have a userspace helper, so that verdicts have to avoid it.
     pub(super) fn has_helper(&self) -> bool {
         self.firewall.profile().has_helper
+    }
+
+    /// Whether data connections are `related`, because conntrack expects them.
+    pub(super) fn is_related(&self) -> bool {
+        self.firewall.profile().is_related
     }
 
     /// The settings in use, as log lines.
@@ -437,6 +443,16 @@ impl Engine {
             },
             pinholes,
             counters: Counters { events, daemon },
+        }
+    }
+
+    /// The recent sessions between two hosts.
+    pub(super) fn explain(&mut self, client: IpAddr, server: IpAddr) -> Explanation {
+        self.handle_conntrack_events();
+        Explanation {
+            policy_file: self.service.policy_file.clone(),
+            is_related: self.is_related(),
+            sessions: self.log.history.between(client, server, self.clock.now()),
         }
     }
 

@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 use tracing::{debug, info, warn};
 
+use super::history::History;
 use super::log_limit::{LineKind, LogLimit};
 use super::status::Counters;
 use crate::core::expectation::Closed;
@@ -22,6 +23,7 @@ pub(super) struct EventLog {
     /// Sessions in the tracker, which limits their number.
     sessions: HashMap<SessionNumber, Session, RandomState>,
     limit: LogLimit,
+    pub(super) history: History,
 }
 
 /// The fields of a session that log lines contain.
@@ -142,6 +144,7 @@ impl EventLog {
 impl Observer for EventLog {
     fn observe(&mut self, at: Timestamp, number: SessionNumber, event: &SessionEvent<'_>) {
         self.counters.events.count(event);
+        self.history.observe(at, number, event);
         let kind = match *event {
             SessionEvent::Began { connection, rule, .. } => {
                 self.sessions.insert(number, Session::of(connection, rule));

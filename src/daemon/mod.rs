@@ -9,6 +9,7 @@ mod clock;
 pub mod control;
 mod engine;
 mod event_log;
+mod history;
 mod log_limit;
 mod packets;
 pub mod sandbox;
@@ -95,9 +96,15 @@ impl Shared {
 
 /// Runs until SIGTERM or SIGINT, and then removes the table; or until SIGUSR2, and leaves the table to the next start.
 ///
-/// `source` is the policy's file, for reloads. `write_log` starts the thread that writes the log; it is called in the
+/// `source` is the policy's file, for reloads. `warnings` returns what is to be warned of at the start; its argument is whether
+/// data connections are `related`. `write_log` starts the thread that writes the log; it is called in the
 /// sandbox, which then applies to that thread, too.
-pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> Result<(), StartError> {
+pub fn run(
+    policy: Policy,
+    source: Option<&Path>,
+    warnings: impl FnOnce(bool) -> Vec<String>,
+    write_log: impl FnOnce(),
+) -> Result<(), StartError> {
     // First, so that the watchdog process inherits no socket. It runs until everything below is dropped.
     let watchdog = Watchdog::start();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(StartError::Runtime)?;
@@ -124,6 +131,9 @@ pub fn run(policy: Policy, source: Option<&Path>, write_log: impl FnOnce()) -> R
     write_log();
     for line in engine.startup_lines() {
         info!("{line}");
+    }
+    for warning in warnings(engine.is_related()) {
+        warn!("{warning}");
     }
     for part in missing {
         warn!("the sandbox is not complete: {part}");

@@ -1,8 +1,10 @@
 //! The status that `pinhole status` shows.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::path::Path;
 
+pub use super::history::{EventReport, SessionReport};
 use serde::{Deserialize, Serialize};
 
 use crate::core::count::Count;
@@ -137,6 +139,22 @@ pub enum Request {
     /// The status as JSON.
     Json,
     Reload,
+    /// The sessions between two hosts, as JSON.
+    Explain {
+        client: IpAddr,
+        server: IpAddr,
+    },
+}
+
+/// The answer to [`Request::Explain`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Explanation {
+    /// None for the embedded policy.
+    pub policy_file: Option<String>,
+    /// Data connections are `related`, because conntrack expects them.
+    pub is_related: bool,
+    /// The latest session is the last one.
+    pub sessions: Vec<SessionReport>,
 }
 
 impl fmt::Display for Status {

@@ -1,19 +1,20 @@
-//! Evaluates the host's filter for the first packet of a connection that Pinhole admits: `ct state` is `new` or
-//! `related`, the protocol is TCP, the mark is Pinhole's, hosts and ports are unknown.
+//! Evaluates the host's rules for the first packet of a connection that Pinhole admits, or for a packet of a control
+//! connection: the protocol is TCP, the packet comes from another host or goes there, the hosts are unknown.
 //!
 //! Each condition of a rule holds, does not hold, or is unknown, and so is the verdict. Conditions on anything but
-//! state, mark and protocol are unknown.
+//! state, mark, protocol and ports are unknown.
 
 use nftables::expr::{
-    BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, SetItem,
+    BinaryOperation, CT, Expression, Meta, MetaKey, NamedExpression, Payload, PayloadField, Range, SetItem,
     Verdict as MapVerdict,
 };
-use nftables::stmt::{Match, Operator, Statement as Content, VerdictMap};
+use nftables::stmt::{Match, Operator, Queue, QueueFlag, Statement as Content, VerdictMap};
 use nftables::types::{NfChainPolicy, NfFamily};
 
+use super::packet_mark::{Assigned, assigned};
 use super::ruleset::{Base, Chain, ChainName, Ruleset, Statement, family_name};
 use crate::core::policy;
-use crate::netfilter::netlink::CtKey;
+use crate::netfilter::netlink::{CtKey, Target};
 
 /// The kernel's limit for nested jumps (`NFT_JUMP_STACK_SIZE`).
 const MAX_JUMPS: usize = 16;
@@ -61,6 +62,149 @@ pub(super) enum Dropped {
     ByRule(u64),
 }
 
+/// What is known of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Packet {
+    /// The chains of `admit` accept it: a data connection.
+    is_admitted: bool,
+    /// `ct state`. None if connection tracking has not seen the packet yet.
+    state: Option<State>,
+    /// `ct mark`.
+    mark: u32,
+    source: PacketPort,
+    destination: PacketPort,
+}
+
+/// A port of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum PacketPort {
+    Is(u16),
+    /// Unknown, but none below 1024.
+    Unprivileged,
+    Unknown,
+}
+
+impl Packet {
+    /// The SYN of an announced data connection, before or after Pinhole has marked it.
+    pub(super) const fn data(state: Option<State>, mark: u32) -> Self {
+        let (source, destination) = (PacketPort::Unknown, PacketPort::Unprivileged);
+        Self { is_admitted: true, state, mark, source, destination }
+    }
+
+    /// A packet from a client to a control port.
+    pub(super) const fn to_control_port(state: Option<State>, port: u16) -> Self {
+        let (source, destination) = (PacketPort::Unprivileged, PacketPort::Is(port));
+        Self { is_admitted: false, state, mark: 0, source, destination }
+    }
+
+    /// A packet from a control port to a client.
+    pub(super) const fn from_control_port(state: Option<State>, port: u16) -> Self {
+        let (source, destination) = (PacketPort::Is(port), PacketPort::Unprivileged);
+        Self { is_admitted: false, state, mark: 0, source, destination }
+    }
+}
+
+impl PacketPort {
+    /// Whether the value of a condition is this port. None if that is unknown.
+    fn is(self, value: &Expression<'_>) -> Option<bool> {
+        let (first, last) = match value {
+            Expression::Number(number) => (*number, *number),
+            Expression::Range(range) => match &**range {
+                Range { range: [Expression::Number(first), Expression::Number(last)] } => (*first, *last),
+                Range { .. } => return None,
+            },
+            _ => return None,
+        };
+        match self {
+            Self::Is(port) => Some((first..=last).contains(&u32::from(port))),
+            Self::Unprivileged if last < 1024 => Some(false),
+            Self::Unprivileged | Self::Unknown => None,
+        }
+    }
+}
+
+/// What a chain does with a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Passage {
+    pub(super) dropped: Option<Dropped>,
+    /// Some rule accepts it, perhaps under further conditions.
+    pub(super) may_accept: bool,
+    /// Such a rule asks for the port of the control connection.
+    pub(super) by_port: bool,
+    by_mark: bool,
+    is_opaque: bool,
+    /// What rules that the packet reaches do with it.
+    pub(super) effects: Vec<Effect>,
+}
+
+/// What a rule does with a packet besides a verdict.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Effect {
+    /// Of the rule.
+    pub(super) handle: u64,
+    pub(super) kind: EffectKind,
+    /// The packet meets all conditions of the rule. Otherwise some are unknown.
+    pub(super) is_sure: bool,
+    /// One of those that it meets asks for the port of the control connection.
+    pub(super) by_port: bool,
+    /// One of those that are unknown asks for a port.
+    pub(super) by_other_port: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum EffectKind {
+    /// Clears the bits of Pinhole's mark.
+    ClearsMark,
+    Notrack,
+    Queue {
+        first: u16,
+        last: u16,
+        bypass: bool,
+    },
+    /// Assigns a conntrack helper of this name.
+    Helper(String),
+}
+
+/// Evaluates a base chain for a packet, of IPv6 or of IPv4.
+pub(super) fn pass(
+    ruleset: &Ruleset,
+    chain: &Chain,
+    base: &Base,
+    policy: &policy::Policy,
+    packet: Packet,
+    is_v6: bool,
+) -> Passage {
+    let mut walk = Walk {
+        ruleset,
+        policy,
+        packet,
+        is_v6,
+        by_mark: false,
+        is_opaque: false,
+        may_accept: false,
+        by_port: false,
+        packet_mark: Assigned::Known(0),
+        effects: Vec::new(),
+    };
+    let verdict = walk.chain(chain, 0);
+    let dropped = match verdict {
+        Verdict::Accepted => None,
+        Verdict::Dropped(handle) => Some(Dropped::ByRule(handle)),
+        Verdict::Continue => (base.policy == Some(NfChainPolicy::Drop)).then_some(Dropped::ByPolicy),
+    };
+    let Walk { by_mark, is_opaque, may_accept, by_port, effects, .. } = walk;
+    Passage { dropped, may_accept, by_port, by_mark, is_opaque, effects }
+}
+
+/// Whether a chain sees packets of IPv4, and of IPv6.
+pub(super) const fn versions(family: NfFamily) -> &'static [bool] {
+    match family {
+        NfFamily::IP => &[false],
+        NfFamily::IP6 => &[true],
+        _ => &[false, true],
+    }
+}
+
 /// Evaluates a base chain for a data connection. If the chain filters IPv4 and IPv6, returns the worse outcome.
 pub(super) fn evaluate(
     ruleset: &Ruleset,
@@ -69,25 +213,15 @@ pub(super) fn evaluate(
     policy: &policy::Policy,
     state: State,
 ) -> Outcome {
-    let of = |is_v6| {
-        let mut walk = Walk { ruleset, policy, state, is_v6, by_mark: false, is_opaque: false };
-        let verdict = walk.chain(chain, 0);
-        let dropped = match verdict {
-            Verdict::Accepted => None,
-            Verdict::Dropped(handle) => Some(Dropped::ByRule(handle)),
-            Verdict::Continue => (base.policy == Some(NfChainPolicy::Drop)).then_some(Dropped::ByPolicy),
-        };
-        Outcome { dropped, by_mark: walk.by_mark, is_opaque: walk.is_opaque }
+    let packet = Packet::data(Some(state), policy.mark.bits());
+    let of = |is_v6: &bool| {
+        let Passage { dropped, by_mark, is_opaque, .. } = pass(ruleset, chain, base, policy, packet, *is_v6);
+        Outcome { dropped, by_mark, is_opaque }
     };
-    match chain.name.family {
-        NfFamily::IP => of(false),
-        NfFamily::IP6 => of(true),
-        _ => {
-            let (v4, v6) = (of(false), of(true));
-            let badness = |outcome: Outcome| (outcome.dropped.is_some(), !outcome.by_mark);
-            if badness(v6) > badness(v4) { v6 } else { v4 }
-        }
-    }
+    let badness = |outcome: &Outcome| (outcome.dropped.is_some(), !outcome.by_mark);
+    let outcomes = versions(chain.name.family).iter().map(of);
+    // Of two that are as bad, the one of IPv4.
+    outcomes.rev().max_by_key(badness).unwrap_or(Outcome { dropped: None, by_mark: false, is_opaque: false })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,69 +257,179 @@ impl From<bool> for Holds {
 struct Walk<'a> {
     ruleset: &'a Ruleset,
     policy: &'a policy::Policy,
-    state: State,
+    packet: Packet,
     is_v6: bool,
     by_mark: bool,
     is_opaque: bool,
+    may_accept: bool,
+    by_port: bool,
+    /// `meta mark`, as far as this chain has set it.
+    packet_mark: Assigned,
+    effects: Vec<Effect>,
+}
+
+/// What the conditions of a rule ask for.
+#[derive(Clone, Copy, Debug, Default)]
+struct Asked {
+    mark: bool,
+    port: bool,
+    other_port: bool,
 }
 
 impl<'a> Walk<'a> {
     fn chain(&mut self, chain: &'a Chain, depth: usize) -> Verdict {
         // While the daemon runs, its accept rule is at the top of this chain.
-        if self.policy.admit.iter().any(|admitted| is_named(admitted, &chain.name)) {
+        if self.packet.is_admitted && self.policy.admit.iter().any(|admitted| is_named(admitted, &chain.name)) {
             self.by_mark = true;
+            self.may_accept = true;
             return Verdict::Accepted;
         }
         for rule in &chain.rules {
             let mut sure = true;
-            let mut looks_at_mark = false;
-            let xt = rule.xt.unwrap_or_default();
-            if let Some(connmark) = xt.connmark {
-                if !connmark.matches(self.policy.mark.bits()) {
+            let mut asked = Asked::default();
+            let mut is_met = true;
+            let xt = rule.xt.as_ref();
+            if let Some(connmark) = xt.and_then(|xt| xt.connmark) {
+                if !connmark.matches(self.packet.mark) {
                     continue;
                 }
-                looks_at_mark = !connmark.is_inverted;
+                asked.mark = !connmark.is_inverted;
             }
-            if xt.state.is_some_and(|state| !state.matches(self.state.bit())) {
-                continue;
+            match (xt.and_then(|xt| xt.state), self.packet.state) {
+                (Some(states), Some(state)) if !states.matches(state.bit()) => continue,
+                (Some(_), None) => sure = false,
+                _ => {}
             }
-            let is_xt_read = rule.xt.is_some_and(|xt| !xt.has_others);
+            let is_xt_read = xt.is_some_and(|xt| !xt.has_other_matches);
             for statement in &rule.statements {
                 if let Some(Content::Match(condition)) = &statement.content {
-                    looks_at_mark |= mentions_mark(&condition.left);
+                    asked.mark |= mentions_mark(&condition.left);
                     match self.holds(condition) {
-                        Holds::Yes => {}
-                        Holds::No => break,
-                        Holds::Perhaps => sure = false,
+                        Holds::Yes => asked.port |= self.asks_for_port(condition),
+                        Holds::No => {
+                            is_met = false;
+                            break;
+                        }
+                        Holds::Perhaps => {
+                            asked.other_port |= self.port(&condition.left).is_some();
+                            sure = false;
+                        }
                     }
                 } else if let Some(Content::VerdictMap(map)) = &statement.content {
-                    let (mapped, is_sure) = mapped(map, self.state);
+                    let (mapped, is_sure) = mapped(map, self.packet.state);
                     for action in mapped {
-                        let verdict = self.act(action, chain, rule.handle, depth);
-                        self.by_mark |= looks_at_mark && action == Action::Accept;
+                        let verdict = self.act(action, chain, rule.handle, depth, asked);
                         if let Some(verdict) = verdict.filter(|_| sure && is_sure) {
                             return verdict;
                         }
                     }
                 } else if let Some(action) = action(statement) {
-                    let verdict = self.act(action, chain, rule.handle, depth);
-                    self.by_mark |= looks_at_mark && action == Action::Accept;
+                    let verdict = self.act(action, chain, rule.handle, depth, asked);
                     if let Some(verdict) = verdict.filter(|_| sure) {
                         return verdict;
                     }
                 } else if statement.name == "xt" && is_xt_read {
-                    // All matches of the rule were evaluated above.
-                } else if !is_harmless(&statement.name) {
+                    // All matches of the rule were evaluated above, and its target is evaluated below.
+                } else if !self.has_effect(statement, rule.handle, sure, asked) && !is_harmless(&statement.name) {
                     self.is_opaque |= statement.name == "xt";
                     sure = false;
                 }
+            }
+            if is_met
+                && let Some(target) = xt.and_then(|xt| xt.target.as_ref())
+                && let Some(verdict) = self.target(target, rule.handle, sure, asked).filter(|_| sure)
+            {
+                return verdict;
             }
         }
         Verdict::Continue
     }
 
+    /// Records what a statement does to the packet. Returns whether the statement is one of those.
+    fn has_effect(&mut self, statement: &Statement, handle: u64, is_sure: bool, asked: Asked) -> bool {
+        let kind = match &statement.content {
+            Some(Content::Queue(Queue { num, flags })) => {
+                let (first, last) = queues(num);
+                let bypass = flags.as_ref().is_some_and(|flags| flags.contains(&QueueFlag::Bypass));
+                Some(EffectKind::Queue { first, last, bypass })
+            }
+            Some(Content::CTHelper(name)) => Some(EffectKind::Helper(name.to_string())),
+            Some(Content::Mangle(mangle)) => {
+                let value = assigned(&mangle.value, self.packet.mark, self.packet_mark);
+                match &mangle.key {
+                    Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "mark" => {
+                        value.clears(self.policy.mark.bits()).then_some(EffectKind::ClearsMark)
+                    }
+                    Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })) => {
+                        self.packet_mark = if is_sure { value } else { Assigned::Unknown };
+                        None
+                    }
+                    _ => None,
+                }
+            }
+            _ if statement.name == "notrack" => Some(EffectKind::Notrack),
+            _ => return false,
+        };
+        if let Some(kind) = kind {
+            self.record(kind, handle, is_sure, asked);
+        }
+        true
+    }
+
+    /// Records what a target of iptables does to the packet. Returns its verdict, if it has one.
+    fn target(&mut self, target: &Target, handle: u64, is_sure: bool, asked: Asked) -> Option<Verdict> {
+        let bits = self.policy.mark.bits();
+        let clears = |mask: u32, value: u32| mask & bits != 0 && value & mask & bits == 0;
+        let kind = match target {
+            Target::Reject => return Some(Verdict::Dropped(handle)),
+            Target::Notrack => EffectKind::Notrack,
+            Target::Helper(name) => EffectKind::Helper(name.to_string()),
+            Target::Queue { first, count, bypass } => EffectKind::Queue {
+                first: *first,
+                last: first.saturating_add(count.saturating_sub(1)),
+                bypass: *bypass,
+            },
+            Target::SetConnmark { value, mask } if clears(*mask, *value) => EffectKind::ClearsMark,
+            Target::SaveConnmark { connection_mask, .. } if clears(*connection_mask, 0) => EffectKind::ClearsMark,
+            Target::SetConnmark { .. } | Target::SaveConnmark { .. } => return None,
+            Target::Other => {
+                self.is_opaque = true;
+                return None;
+            }
+        };
+        self.record(kind, handle, is_sure, asked);
+        None
+    }
+
+    fn record(&mut self, kind: EffectKind, handle: u64, is_sure: bool, asked: Asked) {
+        self.effects.push(Effect { handle, kind, is_sure, by_port: asked.port, by_other_port: asked.other_port });
+    }
+
+    /// Whether a condition asks for the port of a control connection.
+    fn asks_for_port(&self, Match { left, .. }: &Match<'_>) -> bool {
+        matches!(self.port(left), Some(PacketPort::Is(_)))
+    }
+
+    /// The port of the packet that an expression loads.
+    fn port(&self, left: &Expression<'_>) -> Option<PacketPort> {
+        let Expression::Named(NamedExpression::Payload(Payload::PayloadField(PayloadField { protocol, field }))) = left
+        else {
+            return None;
+        };
+        match (&**protocol, &**field) {
+            ("tcp" | "th", "dport") => Some(self.packet.destination),
+            ("tcp" | "th", "sport") => Some(self.packet.source),
+            _ => None,
+        }
+    }
+
     /// The verdict of an action. None if evaluation continues with the next rule.
-    fn act(&mut self, action: Action<'a>, chain: &Chain, handle: u64, depth: usize) -> Option<Verdict> {
+    fn act(&mut self, action: Action<'a>, chain: &Chain, handle: u64, depth: usize, asked: Asked) -> Option<Verdict> {
+        if action == Action::Accept {
+            self.by_mark |= asked.mark;
+            self.by_port |= asked.port;
+            self.may_accept = true;
+        }
         let mut call = |name| match self.ruleset.in_same_table(&chain.name, name) {
             Some(called) if depth < MAX_JUMPS => self.chain(called, depth + 1),
             _ => Verdict::Continue,
@@ -201,15 +445,27 @@ impl<'a> Walk<'a> {
 
     /// Whether the packet meets a condition.
     fn holds(&self, Match { left, right, op }: &Match<'_>) -> Holds {
-        if let Some(mark) = mark(left, self.policy.mark.bits()) {
+        if let Some(mark) = mark(left, self.packet.mark) {
             return compare(*op, right, |value| match value {
                 Expression::Number(number) => Some(*number == mark),
                 _ => None,
             });
         }
+        if let Some(port) = self.port(left) {
+            return compare(*op, right, |value| port.is(value));
+        }
         let Expression::Named(left) = left else { return Holds::Perhaps };
         let ours = match left {
-            NamedExpression::CT(CT { key, .. }) if key == "state" => self.state.word(),
+            NamedExpression::Meta(Meta { key: MetaKey::Iif | MetaKey::Iifname | MetaKey::Oif | MetaKey::Oifname }) => {
+                return compare(*op, right, |value| match value {
+                    Expression::String(name) if name == "lo" => Some(false),
+                    _ => None,
+                });
+            }
+            NamedExpression::CT(CT { key, .. }) if key == "state" => match self.packet.state {
+                Some(state) => state.word(),
+                None => return Holds::Perhaps,
+            },
             NamedExpression::CT(CT { key, .. }) if key == "direction" => "original",
             NamedExpression::Meta(Meta { key: MetaKey::L4proto }) => "tcp",
             NamedExpression::Meta(Meta { key: MetaKey::Nfproto }) if self.is_v6 => "ipv6",
@@ -282,6 +538,21 @@ fn mark(left: &Expression<'_>, bits: u32) -> Option<u32> {
     }
 }
 
+/// The numbers of the queues in a statement `queue`.
+fn queues(number: &Expression<'_>) -> (u16, u16) {
+    let number_of = |expression: &Expression<'_>| match expression {
+        Expression::Number(number) => u16::try_from(*number).ok(),
+        _ => None,
+    };
+    match number {
+        Expression::Range(range) => {
+            let Range { range: [first, last] } = &**range;
+            (number_of(first).unwrap_or(0), number_of(last).unwrap_or(u16::MAX))
+        }
+        _ => number_of(number).map_or((0, u16::MAX), |number| (number, number)),
+    }
+}
+
 fn mentions_mark(left: &Expression<'_>) -> bool {
     mark(left, 0).is_some()
 }
@@ -300,14 +571,16 @@ fn action<'a>(statement: &'a Statement) -> Option<Action<'a>> {
 }
 
 /// The possible actions of a verdict map, and whether they are certain.
-fn mapped<'a>(map: &'a VerdictMap<'a>, state: State) -> (Vec<Action<'a>>, bool) {
-    let by_state = matches!(&map.key, Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "state");
+fn mapped<'a>(map: &'a VerdictMap<'a>, state: Option<State>) -> (Vec<Action<'a>>, bool) {
+    let state = state.map(State::word);
+    let by_state =
+        state.is_some() && matches!(&map.key, Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "state");
     let Expression::Named(NamedExpression::Set(items)) = &map.data else { return (Vec::new(), by_state) };
     let actions = items.iter().filter_map(|item| {
         // The crate parses a pair of key and verdict as a list.
         let SetItem::Element(Expression::List(pair)) = item else { return None };
         let [key, Expression::Verdict(verdict)] = &**pair else { return None };
-        if by_state && !matches!(key, Expression::String(word) if word == state.word()) {
+        if by_state && !matches!(key, Expression::String(word) if Some(&**word) == state) {
             return None;
         }
         match verdict {

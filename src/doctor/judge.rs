@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 
 use nftables::types::NfHook;
 
+use super::faults::{Snapshot, faults};
 use super::filter::{self, Dropped, Outcome, State};
 use super::manager::{Manager, managers};
-use super::probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges};
+use super::probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Rating};
 use crate::core::kernel::Mark;
@@ -33,8 +34,9 @@ pub fn judge(policy: &Policy, host: &HostState) -> Vec<Finding> {
                 let managed = |by| Finding::new(Rating::Ok, "firewall", format_args!("managed by {by}"));
                 findings.extend(managers(ruleset).map(managed));
                 findings.extend(policy.admit.iter().map(|chain| admitted(chain, ruleset)));
-                findings.extend(filters(policy, ruleset, kernel.forwards, state));
-                findings.extend(helper(kernel.helper, &ruleset.helpers, state));
+                let snapshot =
+                    Snapshot { policy, ruleset, listeners: &kernel.listeners, readers: &kernel.readers, state };
+                findings.extend(obstacles(&snapshot, kernel.forwards, kernel.helper));
             }
             Err(why) => findings.push(
                 Finding::new(Rating::Warning, "filter", format_args!("cannot be read: {why}")).advising(format_args!(
@@ -45,6 +47,28 @@ pub fn judge(policy: &Policy, host: &HostState) -> Vec<Finding> {
         }
         findings.extend(legacy(policy, &kernel.legacy));
     }
+    findings
+}
+
+/// What keeps, or could keep, data connections from working although the daemon runs.
+fn obstacles(snapshot: &Snapshot<'_>, forwards: bool, by_kernel: Helper) -> Vec<Finding> {
+    let mut findings = filters(snapshot, forwards);
+    findings.extend(faults(snapshot));
+    findings.extend(helper(by_kernel, &snapshot.ruleset.helpers, snapshot.state));
+    findings
+}
+
+/// The warnings among these for the start of the daemon, or for a daemon that runs. With `is_related`, data connections are
+/// `related`.
+pub fn warnings(policy: &Policy, surroundings: &Surroundings, is_related: bool) -> Vec<Finding> {
+    let state = if is_related { State::Related } else { State::New };
+    let Surroundings { ruleset, listeners, readers, legacy: legacy_tables, forwards, helper } = surroundings;
+    let mut findings = match ruleset {
+        Ok(ruleset) => obstacles(&Snapshot { policy, ruleset, listeners, readers, state }, *forwards, *helper),
+        Err(why) => vec![Finding::new(Rating::Warning, "filter", format_args!("cannot be read: {why}"))],
+    };
+    findings.extend(legacy(policy, legacy_tables));
+    findings.retain(|finding| finding.severity != Rating::Ok);
     findings
 }
 
@@ -231,7 +255,8 @@ fn admitted(named: &crate::core::policy::Chain, ruleset: &Ruleset) -> Finding {
 }
 
 /// Whether the host's filter would drop announced data connections.
-fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> Vec<Finding> {
+fn filters(snapshot: &Snapshot<'_>, forwards: bool) -> Vec<Finding> {
+    let &Snapshot { policy, ruleset, state, .. } = snapshot;
     let outcomes: Vec<(&Chain, &Base, Outcome)> = ruleset
         .filters()
         .map(|(chain, base)| (chain, base, filter::evaluate(ruleset, chain, base, policy, state)))
@@ -241,6 +266,14 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
     }
     let accepts_by_mark = |forwarded: bool| {
         outcomes.iter().any(|(_, base, outcome)| (base.hook == NfHook::Forward) == forwarded && outcome.by_mark)
+    };
+    // Why a server is known to be on this host, or behind it.
+    let place_of_server = |forwarded: bool| match forwarded {
+        true => snapshot.accepts_control(&[NfHook::Forward]).then_some("rules forward control connections to a server"),
+        false if snapshot.listens_here() => Some("the server is on this host: a program listens on its control port"),
+        false => snapshot
+            .accepts_control(&[NfHook::Input, NfHook::Output])
+            .then_some("rules accept control connections of this host"),
     };
     let judge = |&(chain, base, outcome): &(&Chain, &Base, Outcome)| {
         let about = format!("chain {}", chain.name);
@@ -266,7 +299,7 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
         if forwarded && !forwards {
             return Finding::new(Rating::Ok, about, format_args!("{by}; this host does not forward packets"));
         }
-        if accepts_by_mark(!forwarded) && !accepts_by_mark(forwarded) {
+        if accepts_by_mark(!forwarded) && !accepts_by_mark(forwarded) && place_of_server(forwarded).is_none() {
             // A ruleset that accepts forwarded data connections may not need those of the host itself, and vice versa.
             let whose = if forwarded {
                 "this host also forwards FTP"
@@ -275,7 +308,11 @@ fn filters(policy: &Policy, ruleset: &Ruleset, forwards: bool, state: State) -> 
             };
             return Finding::new(Rating::Ok, about, by).advising(format_args!("if {whose}: {advice}"));
         }
-        Finding::new(Rating::Warning, about, format_args!("would drop data connections: {by}{opaque}")).advising(advice)
+        // The mark is accepted for the wrong connections.
+        let place = place_of_server(forwarded).filter(|_| !accepts_by_mark(forwarded) && accepts_by_mark(!forwarded));
+        let wrong = place.map(|place| format!("; the mark is accepted elsewhere, but {place}")).unwrap_or_default();
+        Finding::new(Rating::Warning, about, format_args!("would drop data connections: {by}{opaque}{wrong}"))
+            .advising(advice)
     };
     outcomes.iter().map(judge).collect()
 }

@@ -1,5 +1,6 @@
 use std::path::PathBuf;
 
+use super::super::listeners::{Listener, Program};
 use super::*;
 use crate::netfilter::backend::{native, sets};
 use crate::netfilter::netlink::{Connmark, Family, Rule, XtParts};
@@ -21,6 +22,7 @@ fn good() -> HostState {
             reads_queues: Ok(()),
             conntrack: Ok(()),
             readers: Vec::new(),
+            listeners: Vec::new(),
             own_table: None,
             ruleset: Ok(Ruleset::default()),
             legacy: Vec::new(),
@@ -36,9 +38,9 @@ fn change(change: impl FnOnce(&mut KernelFeatures)) -> HostState {
     host
 }
 
-/// A ruleset with a base chain for each of these hooks and policies.
+/// A ruleset with a base chain for each of these hooks and policies. `forward` accepts control connections.
 fn filter(chains: &[(&str, &str)]) -> Ruleset {
-    let chains: Vec<String> = chains
+    let mut objects: Vec<String> = chains
         .iter()
         .map(|(hook, policy)| {
             format!(
@@ -47,7 +49,10 @@ fn filter(chains: &[(&str, &str)]) -> Ruleset {
             )
         })
         .collect();
-    Ruleset::parse(&format!(r#"{{"nftables": [{}]}}"#, chains.join(", "))).expect("a ruleset")
+    let control = r#"{"rule": {"family": "inet", "table": "filter", "chain": "forward", "handle": 2, "expr": [{"match": {
+        "op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 21}}, {"accept": null}]}}"#;
+    objects.push(control.to_owned());
+    Ruleset::parse(&format!(r#"{{"nftables": [{}]}}"#, objects.join(", "))).expect("a ruleset")
 }
 
 fn admitting(chains: &[&str]) -> Policy {
@@ -179,6 +184,29 @@ fn filter_that_accepts_on_one_side_is_only_advised() {
             && finding.advice.as_ref().is_some_and(|a| a.starts_with("if this host"))
     });
     assert!(reminded);
+}
+
+#[test]
+fn mark_that_is_accepted_for_the_wrong_connections_is_a_warning() {
+    let program = Program { name: "vsftpd".to_owned(), is_ftp_server: true, has_connections: false };
+    let host = change(|kernel| {
+        kernel.ruleset = Ok(filter(&[("input", "drop"), ("forward", "drop")]));
+        kernel.listeners = vec![Listener { port: 21, program: Some(program) }];
+    });
+    let findings = not_ok(&admitting(&["inet filter forward"]), &host);
+    let is_found = |finding: &String| {
+        finding.starts_with("warning  chain inet filter input: would drop data connections")
+            && finding.contains("the server is on this host")
+            && finding.contains("`admit: [inet filter input]`")
+    };
+    assert!(findings.iter().any(is_found), "{findings:#?}");
+    // The other way round: rules forward control connections.
+    let host = change(|kernel| kernel.ruleset = Ok(filter(&[("input", "drop"), ("forward", "drop")])));
+    let finding = only_finding(&admitting(&["inet filter input"]), &host);
+    assert!(
+        finding.contains("chain inet filter forward") && finding.contains("forward control connections"),
+        "{finding}"
+    );
 }
 
 #[test]

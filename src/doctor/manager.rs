@@ -104,6 +104,25 @@ impl Manager {
         }
     }
 
+    /// How to have a chain accept control connections to a port.
+    pub(super) fn port_advice(self, chain: &Chain, port: u16) -> String {
+        let is_forward = chain.base.as_ref().is_some_and(|base| base.hook == NfHook::Forward);
+        let iptables_rule = format!("-p tcp --dport {port} -j ACCEPT");
+        match self {
+            Self::Firewalld => format!("have firewalld accept port {port}/tcp; see docs/howto/firewalld.md"),
+            Self::Ufw if is_forward => format!("run `ufw route allow proto tcp to any port {port}`"),
+            Self::Ufw => format!("run `ufw allow {port}/tcp`"),
+            Self::Docker => {
+                format!("run `{} -I DOCKER-USER 1 {iptables_rule}`", iptables_program(chain.name.family))
+            }
+            Self::IptablesPersistent => {
+                format!("run `{} {iptables_rule}` and `netfilter-persistent save`", iptables_insert(&chain.name))
+            }
+            Self::Iptables => format!("run `{} {iptables_rule}`", iptables_insert(&chain.name)),
+            Self::Nft => format!("add `tcp dport {port} accept`, above every rule that drops"),
+        }
+    }
+
     /// The rule for data connections that conntrack expects, if one is enough.
     pub(super) fn related_rule(self, chain: &ChainName) -> Option<String> {
         match self {
@@ -189,6 +208,21 @@ mod tests {
         assert!(advice.contains(&format!("`-A ufw-before-input {RULE}` to /etc/ufw/before.rules")), "{advice}");
         assert!(advice.contains("`ufw reload`") && advice.contains("`admit: [ip filter INPUT]`"), "{advice}");
         assert_eq!(managers(&input).as_deref(), Some("ufw"));
+    }
+
+    #[test]
+    fn closed_control_port_is_opened_with_the_manager() {
+        let advice = |ruleset: &Ruleset| {
+            let (chain, _) = ruleset.filters().next().expect("a base chain");
+            Manager::of(ruleset, chain).port_advice(chain, 21)
+        };
+        assert_eq!(advice(&of_iptables(("INPUT", "input"), &["ufw-before-input"])), "run `ufw allow 21/tcp`");
+        let plain = advice(&of_iptables(("INPUT", "input"), &[]));
+        assert_eq!(plain, "run `iptables -I INPUT 1 -p tcp --dport 21 -j ACCEPT`");
+        let docker = advice(&of_iptables(("FORWARD", "forward"), &["DOCKER-USER"]));
+        assert!(docker.contains("`iptables -I DOCKER-USER 1 -p tcp --dport 21 -j ACCEPT`"), "{docker}");
+        let nft = advice(&ruleset("inet", "filter", ("input", "input"), &[]));
+        assert!(nft.contains("`tcp dport 21 accept`"), "{nft}");
     }
 
     #[test]

@@ -3,9 +3,12 @@
 //!
 //! Reading changes nothing: features of the kernel are tested in transactions that are not committed.
 
+mod faults;
 mod filter;
 mod judge;
+mod listeners;
 mod manager;
+mod packet_mark;
 mod probe;
 mod risks;
 mod ruleset;
@@ -15,9 +18,9 @@ use std::path::Path;
 
 use serde::Serialize;
 
-pub use judge::judge;
+pub use judge::{judge, warnings};
 pub use manager::Signs;
-pub use probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges};
+pub use probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
 pub use risks::{PolicyFile, risks};
 pub use ruleset::{BadRuleset, Ruleset};
 
@@ -60,6 +63,13 @@ impl Finding {
         Self { severity, check: check.to_string(), message: message.to_string(), advice: None }
     }
 
+    /// What was checked, what was found and what to do, for a line of the log.
+    pub fn message_with_advice(&self) -> String {
+        let Self { check, message, advice, .. } = self;
+        let advice = advice.as_ref().map(|advice| format!("; {advice}")).unwrap_or_default();
+        format!("{check}: {message}{advice}")
+    }
+
     fn advising(self, advice: impl fmt::Display) -> Self {
         Self { advice: Some(advice.to_string()), ..self }
     }
@@ -68,9 +78,7 @@ impl Finding {
 /// One line, without the columns of a table.
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { severity, check, message, advice } = self;
-        write!(f, "{severity:7}  {check}: {message}")?;
-        advice.iter().try_for_each(|advice| write!(f, "; {advice}"))
+        write!(f, "{:7}  {}", self.severity, self.message_with_advice())
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use nftables::types::NfFamily;
 
+use super::listeners::{Listener, listeners};
 use super::manager::Signs;
 use super::ruleset::Ruleset;
 use crate::core::net::{Endpoint, Flow, Port};
@@ -19,7 +20,7 @@ use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
-use crate::netfilter::table::{QueueChain, Queueing, TableOwner, has_nat, iptables_tables, ruleset};
+use crate::netfilter::table::{IptablesTable, QueueChain, Queueing, TableOwner, has_nat, iptables_tables, ruleset};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -79,6 +80,8 @@ pub struct KernelFeatures {
     /// Whether conntrack answers over netlink.
     pub conntrack: Result<(), String>,
     pub readers: Vec<Reader>,
+    /// The TCP sockets that listen.
+    pub listeners: Vec<Listener>,
     /// The chains of the table `inet pinhole`; none if there is no such table.
     pub own_table: Option<Vec<String>>,
     pub ruleset: Result<Ruleset, String>,
@@ -154,24 +157,67 @@ impl KernelFeatures {
             reads_queues: reads_queues(readers.as_deref()),
             conntrack: conntrack(),
             readers: readers.unwrap_or_default(),
+            listeners: listeners(),
             own_table,
-            ruleset: listed.and_then(|json| {
-                let ruleset = Ruleset::parse(&json).map_err(|error| error.to_string())?;
-                let signs = Signs::probe(owners(&ruleset));
-                Ok(ruleset.with_iptables(&iptables?).with_signs(signs))
-            }),
+            ruleset: listed.and_then(|json| parse(&json, iptables)),
             legacy: legacy(),
-            forwards: ["ipv4/ip_forward", "ipv6/conf/all/forwarding"].into_iter().any(|name| {
-                fs::read_to_string(Path::new("/proc/sys/net").join(name)).is_ok_and(|value| value.trim() != "0")
-            }),
-            helper: Helper {
-                is_loaded: fs::read_to_string("/proc/modules")
-                    .is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nf_conntrack_ftp "))),
-                is_automatic: fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_helper")
-                    .is_ok_and(|value| value.trim() == "1"),
-            },
+            forwards: forwards(),
+            helper: Helper::probe(),
         }
     }
+}
+
+/// What is around the daemon: rules, programs and settings that are not its own.
+#[derive(Clone, Debug)]
+pub struct Surroundings {
+    pub(super) ruleset: Result<Ruleset, String>,
+    pub(super) listeners: Vec<Listener>,
+    pub(super) readers: Vec<Reader>,
+    pub(super) legacy: Vec<String>,
+    pub(super) forwards: bool,
+    pub(super) helper: Helper,
+}
+
+impl Surroundings {
+    /// Reads them. Changes nothing, and tries nothing.
+    pub fn probe() -> Self {
+        let iptables = Tables::open(TIMEOUT)
+            .and_then(|mut tables| iptables_tables(&mut tables))
+            .map_err(|error| error.to_string());
+        let listed = nft::Nft::find().and_then(|nft| nft.list_ruleset()).map_err(|error| error.reason());
+        Self {
+            ruleset: listed.and_then(|json| parse(&json, iptables)),
+            listeners: listeners(),
+            readers: readers().unwrap_or_default(),
+            legacy: legacy(),
+            forwards: forwards(),
+            helper: Helper::probe(),
+        }
+    }
+}
+
+impl Helper {
+    fn probe() -> Self {
+        Self {
+            is_loaded: fs::read_to_string("/proc/modules")
+                .is_ok_and(|modules| modules.lines().any(|line| line.starts_with("nf_conntrack_ftp "))),
+            is_automatic: fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_helper")
+                .is_ok_and(|value| value.trim() == "1"),
+        }
+    }
+}
+
+fn parse(json: &str, iptables: Result<Vec<IptablesTable>, String>) -> Result<Ruleset, String> {
+    let ruleset = Ruleset::parse(json).map_err(|error| error.to_string())?;
+    let signs = Signs::probe(owners(&ruleset));
+    Ok(ruleset.with_iptables(&iptables?).with_signs(signs))
+}
+
+/// Whether this host forwards packets. A service that cannot read that takes it for a gateway.
+fn forwards() -> bool {
+    let settings = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"]
+        .map(|name| fs::read_to_string(Path::new("/proc/sys/net").join(name)).ok());
+    settings.iter().all(Option::is_none) || settings.iter().flatten().any(|value| value.trim() != "0")
 }
 
 fn own_table(tables: &mut Tables) -> Option<Vec<String>> {

@@ -69,12 +69,14 @@ pub(super) struct Base {
     pub(super) kind: NfChainType,
     pub(super) hook: NfHook,
     pub(super) policy: Option<NfChainPolicy>,
+    /// Chains with lower ones come first.
+    pub(super) priority: i32,
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Rule {
     pub(super) handle: u64,
-    /// Its matches of x_tables, which nft lists by name only. None if they were not read.
+    /// Its matches and target of x_tables, which nft lists by name only. None if they were not read.
     pub(super) xt: Option<XtParts>,
     pub(super) statements: Vec<Statement>,
 }
@@ -143,7 +145,7 @@ impl Ruleset {
                 for rule in &mut chain.rules {
                     // A handle is unique in its table.
                     let found = rules.iter().find(|found| found.handle == rule.handle);
-                    rule.xt = found.map(|found| found.xt);
+                    rule.xt = found.map(|found| found.xt.clone());
                 }
             }
         }
@@ -178,22 +180,34 @@ impl Ruleset {
 
     /// The base chains that filter IP at the hooks input, forward and output, except those of Pinhole's table.
     pub(super) fn filters(&self) -> impl Iterator<Item = (&Chain, &Base)> {
+        self.bases().filter(|(_, base)| {
+            base.kind == NfChainType::Filter && matches!(base.hook, NfHook::Input | NfHook::Forward | NfHook::Output)
+        })
+    }
+
+    /// Whether a rule translates destinations (`dnat`, `redirect`).
+    pub(super) fn changes_destinations(&self) -> bool {
+        let chains = self.chains.iter().filter(|chain| chain.name.table != "pinhole");
+        let mut statements = chains.flat_map(|chain| &chain.rules).flat_map(|rule| &rule.statements);
+        statements.any(|statement| matches!(&*statement.name, "dnat" | "redirect"))
+    }
+
+    /// The base chains that see IP packets, except those of Pinhole's table.
+    pub(super) fn bases(&self) -> impl Iterator<Item = (&Chain, &Base)> {
         self.chains.iter().filter_map(|chain| {
             let ChainName { family, table, .. } = &chain.name;
-            let base = chain.base.as_ref()?;
             let is_own = *family == NfFamily::INet && table == "pinhole";
             let is_ip = matches!(family, NfFamily::INet | NfFamily::IP | NfFamily::IP6);
-            let is_filter = base.kind == NfChainType::Filter
-                && matches!(base.hook, NfHook::Input | NfHook::Forward | NfHook::Output);
-            (is_ip && is_filter && !is_own).then_some((chain, base))
+            chain.base.as_ref().filter(|_| is_ip && !is_own).map(|base| (chain, base))
         })
     }
 }
 
 impl Chain {
     fn new(chain: schema::Chain<'_>) -> Self {
-        let schema::Chain { family, table, name, _type, hook, policy, .. } = chain;
-        let base = _type.zip(hook).map(|(kind, hook)| Base { kind, hook, policy });
+        let schema::Chain { family, table, name, _type, hook, policy, prio, .. } = chain;
+        let priority = prio.unwrap_or(0);
+        let base = _type.zip(hook).map(|(kind, hook)| Base { kind, hook, policy, priority });
         Self {
             name: ChainName { family, table: table.into(), chain: name.into() },
             base,

@@ -56,7 +56,7 @@ fn typed_with(namespace: &Namespace, command: &str, input: &str) -> String {
 }
 
 #[track_caller]
-fn typed(namespace: &Namespace, command: &str) -> String {
+pub(crate) fn typed(namespace: &Namespace, command: &str) -> String {
     typed_with(namespace, command, "")
 }
 

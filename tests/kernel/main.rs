@@ -13,7 +13,9 @@ mod stage;
 
 mod defaults;
 mod deploy;
+mod explain;
 mod host_check;
+mod host_faults;
 mod iptables;
 mod log_flood;
 mod managers;

@@ -37,4 +37,4 @@ pub use objects::{Object, ObjectKind};
 pub use tables::{Chain, Family, Hook, Owner, Rule, Table, Tables};
 pub use verdicts::Verdicts;
 pub use watch::{ChangeKind, ConnectionChange, ConnectionWatch, TableChange, TableWatch, WatchEvent};
-pub use xt::{Connmark, ConntrackState, XtParts, built_in_tables, is_built_in};
+pub use xt::{Connmark, ConntrackState, Target, XtParts, built_in_tables, is_built_in};

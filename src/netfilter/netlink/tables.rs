@@ -10,7 +10,7 @@ use super::error::{Cause, Error, Operation, existing};
 use super::expression::Expression;
 use super::socket::{Batch, Socket};
 use super::uapi::*;
-use super::xt::{self, XtParts};
+use super::xt::{self, Target, XtParts};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
@@ -364,13 +364,13 @@ pub(super) fn read_rule(message: Message<'_>) -> Option<Rule> {
         let name = expression.nested().find(NFTA_EXPR_NAME).and_then(Attribute::string).unwrap_or_default();
         rule.is_readable_by_iptables &= xt::is_readable(name);
         rule.has_counter |= name == "counter";
-        let data = expression.nested().find(NFTA_EXPR_DATA);
-        match (name, data) {
-            ("match", Some(data)) => {
+        let Some(data) = expression.nested().find(NFTA_EXPR_DATA) else { continue };
+        match name {
+            "match" => {
                 rule.comment = xt::comment(data.nested()).map(Into::into).or(rule.comment);
                 rule.xt.read_match(data.nested());
             }
-            ("match" | "target", _) => rule.xt.has_others = true,
+            "target" => rule.xt.target = Some(Target::read(data.nested())),
             _ => {}
         }
     }

@@ -17,6 +17,9 @@ const XT_CONNTRACK_STATE: u16 = 1;
 /// The size of `struct xt_comment_info`.
 const COMMENT_LEN: usize = 256;
 
+/// Of the flags of `struct xt_ct_target_info`.
+const XT_CT_NOTRACK: u16 = 1;
+
 /// `NF_INET_*`.
 const PREROUTING: u32 = 0;
 const INPUT: u32 = 1;
@@ -133,15 +136,16 @@ impl ConntrackState {
 }
 
 /// The matches and the target of a rule that are of x_tables.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct XtParts {
     /// What the match `connmark` asks for.
     pub connmark: Option<Connmark>,
     /// What the match `conntrack` asks for.
     pub state: Option<ConntrackState>,
     pub has_comment: bool,
-    /// It has others, which are not read.
-    pub has_others: bool,
+    /// It has matches that are not read.
+    pub has_other_matches: bool,
+    pub target: Option<Target>,
 }
 
 impl XtParts {
@@ -153,15 +157,76 @@ impl XtParts {
             self.connmark = Some(connmark);
         } else if let (Some(state), None) = (ConntrackState::read(data), self.state) {
             self.state = Some(state);
-            self.has_others |= !state.is_all;
+            self.has_other_matches |= !state.is_all;
         } else {
-            self.has_others = true;
+            self.has_other_matches = true;
         }
     }
 
     /// Whether there are any.
-    pub const fn is_some(self) -> bool {
-        self.connmark.is_some() || self.state.is_some() || self.has_comment || self.has_others
+    pub const fn is_some(&self) -> bool {
+        self.connmark.is_some()
+            || self.state.is_some()
+            || self.has_comment
+            || self.has_other_matches
+            || self.target.is_some()
+    }
+}
+
+/// What a target of x_tables does, as far as it matters to control connections and data connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// `REJECT`: the packet is dropped.
+    Reject,
+    /// `CT --notrack`, or the older `NOTRACK`.
+    Notrack,
+    /// `CT --helper`.
+    Helper(Box<str>),
+    /// `NFQUEUE`: the packet goes to one of these queues.
+    Queue { first: u16, count: u16, bypass: bool },
+    /// `CONNMARK --set-xmark VALUE/MASK`.
+    SetConnmark { value: u32, mask: u32 },
+    /// `CONNMARK --save-mark`, with the mask of the connection's mark and of the packet's mark.
+    SaveConnmark { connection_mask: u32, packet_mask: u32 },
+    /// It is not read.
+    Other,
+}
+
+impl Target {
+    /// Reads the data of an expression `target`.
+    pub(super) fn read(data: Attributes<'_>) -> Self {
+        Self::read_known(data).unwrap_or(Self::Other)
+    }
+
+    fn read_known(data: Attributes<'_>) -> Option<Self> {
+        let name = data.find(NFTA_TARGET_NAME)?.string()?;
+        let revision = data.find(NFTA_TARGET_REV).and_then(Attribute::u32)?;
+        let info = data.find(NFTA_TARGET_INFO).map(Attribute::bytes).unwrap_or_default();
+        let short = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u16::from_ne_bytes(*bytes));
+        let word = |at: usize| info.get(at..)?.first_chunk().map(|bytes| u32::from_ne_bytes(*bytes));
+        match (name, revision) {
+            ("REJECT", _) => Some(Self::Reject),
+            ("NOTRACK", _) => Some(Self::Notrack),
+            // struct xt_ct_target_info: flags, zone; ct_events; exp_events; helper
+            ("CT", _) if short(0)? & XT_CT_NOTRACK != 0 => Some(Self::Notrack),
+            ("CT", _) => {
+                let name = info.get(12..28)?.split(|byte| *byte == 0).next()?;
+                Some(Self::Helper(str::from_utf8(name).ok().filter(|name| !name.is_empty())?.into()))
+            }
+            // struct xt_NFQ_info: queuenum; since revision 1 queues_total; then bypass, or since revision 3 flags
+            ("NFQUEUE", _) => Some(Self::Queue {
+                first: short(0)?,
+                count: if revision > 0 { short(2)?.max(1) } else { 1 },
+                bypass: revision > 1 && short(4)? & NFT_QUEUE_FLAG_BYPASS != 0,
+            }),
+            // struct xt_connmark_tginfo1: ctmark; ctmask; nfmask; mode
+            ("CONNMARK", 1..) => match info.get(12)? {
+                0 => Some(Self::SetConnmark { value: word(0)?, mask: word(4)? }),
+                1 => Some(Self::SaveConnmark { connection_mask: word(4)?, packet_mask: word(8)? }),
+                _ => None,
+            },
+            _ => None,
+        }
     }
 }
 
@@ -262,10 +327,40 @@ mod tests {
         assert_eq!(parts, XtParts { state: Some(state), ..XtParts::default() });
         // A second one of the same kind, and one that is not known.
         parts.read_match(data(&bytes));
-        assert!(parts.has_others);
+        assert!(parts.has_other_matches);
         let mut parts = XtParts::default();
         parts.read_match(data(&message(|w| write(w, "addrtype", 1, &[0; 8]))));
-        assert!(parts.has_others && parts.is_some());
+        assert!(parts.has_other_matches && parts.is_some());
+    }
+
+    #[test]
+    fn targets_are_read() {
+        let target = |name: &str, revision: u32, info: &[u8]| {
+            let bytes = message(|w| {
+                w.string(NFTA_TARGET_NAME, name);
+                w.u32(NFTA_TARGET_REV, revision);
+                w.bytes(NFTA_TARGET_INFO, info);
+            });
+            Target::read(data(&bytes))
+        };
+        let words = |words: &[u32]| words.iter().flat_map(|word| word.to_ne_bytes()).collect::<Vec<_>>();
+        let shorts = |shorts: &[u16]| shorts.iter().flat_map(|short| short.to_ne_bytes()).collect::<Vec<_>>();
+        assert_eq!(target("REJECT", 0, &[0; 4]), Target::Reject);
+        assert_eq!(target("CT", 2, &[shorts(&[1, 0]), vec![0; 60]].concat()), Target::Notrack);
+        let helper = [vec![0; 12], b"ftp".to_vec(), vec![0; 50]].concat();
+        assert_eq!(target("CT", 1, &helper), Target::Helper("ftp".into()));
+        assert_eq!(target("CT", 1, &[0; 64]), Target::Other);
+        let queue = |revision, info: &[u16]| target("NFQUEUE", revision, &shorts(info));
+        assert_eq!(queue(3, &[5, 2, 1, 0]), Target::Queue { first: 5, count: 2, bypass: true });
+        assert_eq!(queue(0, &[7]), Target::Queue { first: 7, count: 1, bypass: false });
+        let connmark = |mode: u32| target("CONNMARK", 1, &words(&[1, 0xff, 0xf, mode.to_le()]));
+        assert_eq!(connmark(0), Target::SetConnmark { value: 1, mask: 0xff });
+        assert_eq!(connmark(1), Target::SaveConnmark { connection_mask: 0xff, packet_mask: 0xf });
+        assert_eq!(connmark(2), Target::Other);
+        // Truncated, or of no interest.
+        for (name, revision) in [("CT", 2), ("NFQUEUE", 3), ("CONNMARK", 1), ("LOG", 0)] {
+            assert_eq!(target(name, revision, &[0]), Target::Other, "{name}");
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ mod tests {
         assert_eq!(of(&[rule(true, true), rule(false, true)]), Manager::Nft);
         // Among those of iptables, nft has added a rule that iptables reads.
         let mut with_match = rule(true, true);
-        with_match.xt.has_others = true;
+        with_match.xt.has_other_matches = true;
         assert_eq!(of(&[with_match, rule(true, false)]), Manager::Iptables);
     }
 

@@ -1,0 +1,327 @@
+//! What keeps data connections from working although the daemon runs: other rules, other programs, and servers on other
+//! ports. To a client all of these look alike: the login works and LIST hangs.
+//!
+//! Each judge looks at one snapshot of the host for one fault. `pinhole check`, the start of `pinhole run` and `pinhole
+//! explain` use the same judges. No I/O.
+
+use std::collections::BTreeSet;
+
+use nftables::types::{NfChainType, NfHook};
+
+use super::filter::{self, Dropped, Effect, EffectKind, Packet, Passage, State, pass, versions};
+use super::listeners::Listener;
+use super::manager::Manager;
+use super::ruleset::{Base, Chain, Ruleset};
+use super::{Finding, Rating};
+use crate::core::policy::Policy;
+use crate::netfilter::readers::Reader;
+
+/// The priority at which connection tracking finds the connection of a packet, and at which `notrack` is too late.
+const CONNTRACK: i32 = -200;
+/// The priority at which Pinhole queues control connections and marks data connections.
+const OWN: i32 = -150;
+
+/// What the judges look at.
+pub(super) struct Snapshot<'a> {
+    pub(super) policy: &'a Policy,
+    pub(super) ruleset: &'a Ruleset,
+    pub(super) listeners: &'a [Listener],
+    /// The programs that read queues.
+    pub(super) readers: &'a [Reader],
+    /// `ct state` of a data connection.
+    pub(super) state: State,
+}
+
+type Judge = fn(&Snapshot<'_>) -> Vec<Finding>;
+
+const JUDGES: [Judge; 7] = [
+    mark_overwritten,
+    early_drop,
+    not_tracked,
+    other_queue,
+    control_port_closed,
+    helper_assigned,
+    server_on_other_port,
+];
+
+/// The faults of a host.
+pub(super) fn faults(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    JUDGES.iter().flat_map(|judge| judge(snapshot)).collect()
+}
+
+impl Snapshot<'_> {
+    /// What a chain does with a packet: of IPv4, of IPv6, or of both.
+    fn passages(&self, chain: &Chain, base: &Base, packet: Packet) -> impl Iterator<Item = Passage> {
+        let versions = versions(chain.name.family).iter();
+        versions.map(move |is_v6| pass(self.ruleset, chain, base, self.policy, packet, *is_v6))
+    }
+
+    /// The effects of the rules of a chain on a packet, each once.
+    fn effects(&self, chain: &Chain, base: &Base, packet: Packet) -> Vec<Effect> {
+        let mut effects: Vec<Effect> = Vec::new();
+        for effect in self.passages(chain, base, packet).flat_map(|passage| passage.effects) {
+            match effects.iter_mut().find(|known| (known.handle, &known.kind) == (effect.handle, &effect.kind)) {
+                Some(known) => known.is_sure |= effect.is_sure,
+                None => effects.push(effect),
+            }
+        }
+        effects
+    }
+
+    /// The packets of control connections, in both directions.
+    fn control_packets(&self, state: Option<State>) -> impl Iterator<Item = Packet> {
+        let ports = self.policy.control_ports.as_slice().iter().map(|port| port.number());
+        ports.flat_map(move |port| [Packet::to_control_port(state, port), Packet::from_control_port(state, port)])
+    }
+
+    /// Whether a program listens on a control port here.
+    pub(super) fn listens_here(&self) -> bool {
+        let ports = self.policy.control_ports.as_slice();
+        self.listeners.iter().any(|listener| ports.iter().any(|port| port.number() == listener.port))
+    }
+
+    /// Whether control connections are meant to pass the filter at a hook of these: a rule accepts their port.
+    pub(super) fn accepts_control(&self, hooks: &[NfHook]) -> bool {
+        let to_server = |port: u16| Packet::to_control_port(Some(State::New), port);
+        self.ruleset.filters().filter(|(_, base)| hooks.contains(&base.hook)).any(|(chain, base)| {
+            let mut ports = self.policy.control_ports.as_slice().iter();
+            ports.any(|port| self.passages(chain, base, to_server(port.number())).any(|passage| passage.by_port))
+        })
+    }
+}
+
+/// How to look at the rule of an effect.
+fn rule_of(effect: &Effect) -> String {
+    let condition = if effect.is_sure { "" } else { ", under conditions that `check` cannot evaluate," };
+    format!("its rule with handle {}{condition}", effect.handle)
+}
+
+fn listing(chain: &Chain) -> String {
+    format!("`nft -a list chain {}` shows it", chain.name)
+}
+
+/// A rule behind Pinhole's clears the mark, so that no rule for the mark matches.
+fn mark_overwritten(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    let bits = snapshot.policy.mark.bits();
+    let packet = Packet::data(Some(snapshot.state), bits);
+    let behind = snapshot.ruleset.bases().filter(|(_, base)| match base.hook {
+        NfHook::Prerouting | NfHook::Output => base.priority >= OWN,
+        NfHook::Input | NfHook::Forward | NfHook::Postrouting => true,
+        _ => false,
+    });
+    let judge = |(chain, base)| {
+        let effects = snapshot.effects(chain, base, packet).into_iter();
+        let clears = effects.filter(|effect| effect.kind == EffectKind::ClearsMark && !effect.by_other_port);
+        clears.map(move |effect| {
+            let message = format!("{} overwrites the mark of announced data connections (`ct mark set`)", rule_of(&effect));
+            let advice = format!(
+                "keep Pinhole's bits: `ct mark set ct mark & {mark} | ...` (iptables: `--set-xmark VALUE/MASK` with a MASK \
+                 without {mark}), or choose another bit in the policy: `mark:`; {}",
+                listing(chain),
+                mark = snapshot.policy.mark
+            );
+            Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message).advising(advice)
+        })
+    };
+    behind.flat_map(judge).collect()
+}
+
+/// A chain before or behind the filter drops data connections. The filter itself is judged by itself.
+fn early_drop(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    let chains = snapshot.ruleset.bases().filter(|(_, base)| {
+        base.kind != NfChainType::NAT && matches!(base.hook, NfHook::Prerouting | NfHook::Postrouting)
+            || base.hook == NfHook::Output && base.kind == NfChainType::Route
+    });
+    let judge = |(chain, base): (&Chain, &Base)| {
+        let is_before = base.hook != NfHook::Postrouting && base.priority < OWN;
+        let mark = if is_before { 0 } else { snapshot.policy.mark.bits() };
+        let state = (base.hook == NfHook::Postrouting || base.priority > CONNTRACK).then_some(snapshot.state);
+        let dropped = snapshot.passages(chain, base, Packet::data(state, mark)).find_map(|passage| {
+            // A policy drop with rules that cannot be evaluated is left to the trace.
+            passage.dropped.filter(|dropped| *dropped != Dropped::ByPolicy || !passage.may_accept)
+        })?;
+        let by = match dropped {
+            Dropped::ByPolicy => "its policy is drop".to_owned(),
+            Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
+        };
+        let advice = if is_before {
+            format!("the mark is not set there yet: let that chain pass new TCP connections; {}", listing(chain))
+        } else {
+            format!("add above that `{}`; {}", crate::netfilter::table::own_rule(snapshot.policy.mark), listing(chain))
+        };
+        let message = format!("would drop data connections: {by}");
+        Some(Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message).advising(advice))
+    };
+    chains.filter_map(judge).collect()
+}
+
+/// `notrack` hides control connections from connection tracking, and so from Pinhole.
+fn not_tracked(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let before = |base: &Base| matches!(base.hook, NfHook::Prerouting | NfHook::Output) && base.priority < CONNTRACK;
+    for (chain, base) in snapshot.ruleset.bases().filter(|(_, base)| before(base)) {
+        let mut seen = BTreeSet::new();
+        for effect in snapshot.control_packets(None).flat_map(|packet| snapshot.effects(chain, base, packet)) {
+            // A rule with unknown conditions that does not name the port is probably for something else.
+            let concerns = effect.is_sure || effect.by_port;
+            if effect.kind == EffectKind::Notrack && concerns && seen.insert(effect.handle) {
+                let message = format!(
+                    "{} exempts control connections from connection tracking (`notrack`): Pinhole reads none of them",
+                    rule_of(&effect)
+                );
+                let advice = format!("except the control ports from that rule; {}", listing(chain));
+                let about = format!("chain {}", chain.name);
+                findings.push(Finding::new(Rating::Warning, about, message).advising(advice));
+            }
+        }
+    }
+    findings
+}
+
+/// Another rule queues control connections to another program.
+fn other_queue(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    let own: BTreeSet<u16> = snapshot.policy.capture.queues().numbers().collect();
+    let mut findings = Vec::new();
+    for (chain, base) in snapshot.ruleset.bases() {
+        let state = (base.priority >= CONNTRACK || !matches!(base.hook, NfHook::Prerouting | NfHook::Output))
+            .then_some(State::New);
+        let mut seen = BTreeSet::new();
+        for effect in snapshot.control_packets(state).flat_map(|packet| snapshot.effects(chain, base, packet)) {
+            let EffectKind::Queue { first, last, bypass } = effect.kind else { continue };
+            if !seen.insert(effect.handle) {
+                continue;
+            }
+            let is_before = matches!(base.hook, NfHook::Prerouting | NfHook::Output) && base.priority < OWN;
+            let queue = if first == last { format!("queue {first}") } else { format!("queues {first}-{last}") };
+            let reader = snapshot.readers.iter().find(|reader| (first..=last).contains(&reader.queue));
+            let rule = rule_of(&effect);
+            let about = format!("chain {}", chain.name);
+            let finding = if own.iter().any(|number| (first..=last).contains(number)) {
+                Finding::new(
+                    Rating::Warning,
+                    about,
+                    format_args!(
+                        "{rule} sends control connections to {queue}, which Pinhole reads: it gets them twice"
+                    ),
+                )
+                .advising("choose another queue in the policy, `capture: { queue: N }`, or in that rule")
+            } else if let Some(reader) = reader {
+                let order = if is_before { "before Pinhole reads them" } else { "after Pinhole has read them" };
+                let message = format!("{rule} sends control connections to {queue}, read by {reader}, {order}");
+                if is_before {
+                    Finding::new(Rating::Warning, about, message).advising(format_args!(
+                        "what that program drops or replaces never reaches Pinhole: move its chain behind priority {OWN}; {}",
+                        listing(chain)
+                    ))
+                } else {
+                    Finding::new(Rating::Ok, about, message)
+                }
+            } else if bypass {
+                Finding::new(
+                    Rating::Ok,
+                    about,
+                    format_args!(
+                        "{rule} sends control connections to {queue}, which no program reads; they continue (`bypass`)"
+                    ),
+                )
+            } else {
+                Finding::new(
+                    Rating::Warning,
+                    about,
+                    format_args!(
+                        "{rule} sends control connections to {queue}, which no program reads: they are dropped"
+                    ),
+                )
+                .advising(format_args!("start that program, remove the rule, or add `bypass`; {}", listing(chain)))
+            };
+            findings.push(finding);
+        }
+    }
+    findings
+}
+
+/// The filter drops control connections.
+fn control_port_closed(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    // With DNAT, the filter sees other ports than clients dial.
+    if snapshot.ruleset.changes_destinations() {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    for (chain, base) in snapshot.ruleset.filters() {
+        for port in snapshot.policy.control_ports.as_slice().iter().map(|port| port.number()) {
+            let listens = snapshot.listeners.iter().any(|listener| listener.port == port);
+            // Where no server is seen, FTP is meant to pass the chain if it accepts data connections by their mark.
+            let is_meant = match base.hook {
+                NfHook::Input => listens,
+                NfHook::Forward => {
+                    filter::evaluate(snapshot.ruleset, chain, base, snapshot.policy, snapshot.state).by_mark && !listens
+                }
+                _ => false,
+            };
+            let packet = Packet::to_control_port(Some(State::New), port);
+            let closes = |passage: Passage| passage.dropped.filter(|_| !passage.may_accept);
+            let Some(dropped) = snapshot.passages(chain, base, packet).find_map(closes).filter(|_| is_meant) else {
+                continue;
+            };
+            let by = match dropped {
+                Dropped::ByPolicy => "its policy is drop, and no rule accepts them".to_owned(),
+                Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
+            };
+            let message = format!("drops control connections to port {port}: {by}");
+            let advice = Manager::of(snapshot.ruleset, chain).port_advice(chain, port);
+            findings
+                .push(Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message).advising(advice));
+        }
+    }
+    findings
+}
+
+/// A rule of iptables assigns the kernel's FTP helper. Objects of nft are judged where they are listed.
+fn helper_assigned(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (chain, base) in snapshot.ruleset.bases().filter(|(chain, _)| chain.is_of_iptables) {
+        let mut seen = BTreeSet::new();
+        for effect in snapshot.control_packets(None).flat_map(|packet| snapshot.effects(chain, base, packet)) {
+            if effect.kind == EffectKind::Helper("ftp".to_owned()) && seen.insert(effect.handle) {
+                let message = format!("{} assigns the kernel's FTP helper to control connections", rule_of(&effect));
+                let advice = "what it admits bypasses Pinhole's policy: remove the rule while Pinhole runs";
+                findings.push(
+                    Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message).advising(advice),
+                );
+            }
+        }
+    }
+    findings
+}
+
+/// An FTP server listens on a port whose connections Pinhole does not read.
+fn server_on_other_port(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    let ports = snapshot.policy.control_ports.as_slice();
+    let mut found: BTreeSet<(u16, &str)> = BTreeSet::new();
+    for Listener { port, program } in snapshot.listeners {
+        let is_control = ports.iter().any(|control| control.number() == *port);
+        if let Some(program) = program.as_ref().filter(|program| program.is_ftp_server && !program.has_connections)
+            && !is_control
+        {
+            found.insert((*port, &program.name));
+        }
+    }
+    let judge = |(port, name)| {
+        let named: Vec<String> =
+            ports.iter().map(|port| port.number()).chain([port]).map(|port| port.to_string()).collect();
+        Finding::new(
+            Rating::Warning,
+            "control_ports",
+            format_args!("{name} listens on port {port}, which Pinhole does not read"),
+        )
+        .advising(format_args!(
+            "if that is its control port, add it to the policy: `control_ports: [{}]`",
+            named.join(", ")
+        ))
+    };
+    found.into_iter().map(judge).collect()
+}
+
+#[cfg(test)]
+#[path = "faults_tests.rs"]
+mod tests;
