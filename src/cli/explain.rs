@@ -14,7 +14,8 @@ use crate::core::policy::Policy;
 use crate::daemon::control;
 use crate::daemon::status::{Explanation, Request, SessionReport};
 use crate::doctor::{self, Finding, Surroundings};
-use crate::netfilter::netlink::{Conntrack, Entry};
+use crate::netfilter::netlink::{Conntrack, Entry, Table, TraceStep, TracedSyn, Tracer};
+use crate::netfilter::nft::Nft;
 use crate::netfilter::queue::processors;
 
 const KERNEL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +30,9 @@ pub(super) struct Args {
     server: IpAddr,
     /// The port of a data connection; without it, the latest announcement is explained
     port: Option<u16>,
+    /// Wait up to so many seconds for the SYN of a data connection, and trace it through the rules of this host
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=600))]
+    wait: Option<u64>,
     /// Print the explanation as a JSON object
     #[arg(long)]
     json: bool,
@@ -44,6 +48,8 @@ struct Report {
     connections: Vec<String>,
     /// The warnings about this host, as of `pinhole check`.
     host: Vec<Finding>,
+    /// With `--wait`: the chains and rules that a SYN passed, the last one at the end.
+    trace: Option<Vec<String>>,
     conclusion: Conclusion,
 }
 
@@ -54,6 +60,8 @@ struct Conclusion {
 }
 
 pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
+    // First, so that the answers below are about what came meanwhile.
+    let traced = args.wait.map(|seconds| trace(args, Duration::from_secs(seconds))).transpose()?;
     let request = Request::Explain { client: args.client, server: args.server };
     let answer = control::request(request).map_err(anyhow::Error::from).and_then(|answer| {
         match answer.strip_prefix("error: ") {
@@ -83,8 +91,10 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         (None, None) => without_session(args, &policy, &entries),
         (None, Some(session)) => of_session(session, args.port, !host.is_empty()),
     };
+    let (trace, fate) = traced.unzip();
+    let conclusion = fate.unwrap_or(conclusion);
     let connections = entries.iter().map(|entry| entry.connection.original.to_string()).collect();
-    let report = Report { daemon, sessions, connections, host, conclusion };
+    let report = Report { daemon, sessions, connections, host, trace, conclusion };
     let mut out = io::stdout().lock();
     if args.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
@@ -124,8 +134,55 @@ fn print(report: &Report, out: &mut impl Write) -> io::Result<()> {
     for finding in &report.host {
         writeln!(out, "{finding}")?;
     }
+    for step in report.trace.iter().flatten() {
+        writeln!(out, "SYN in {step}")?;
+    }
     let Conclusion { reason, advice } = &report.conclusion;
     writeln!(out, "{reason}; {advice}")
+}
+
+/// The path of the next SYN between the two hosts, and what became of it.
+fn trace(args: &Args, within: Duration) -> anyhow::Result<(Vec<String>, Conclusion)> {
+    let &Args { client, server, port, .. } = args;
+    let syns = [
+        TracedSyn { source: client, destination: server, port },
+        TracedSyn { source: server, destination: client, port },
+    ];
+    let steps = Tracer::open(&syns, KERNEL_TIMEOUT)?.first(within)?;
+    let shown = steps.iter().map(show_step).collect();
+    let conclusion = match steps.last() {
+        None => Conclusion {
+            reason: format!("no SYN between {client} and {server} came in {} s", within.as_secs()),
+            advice: "it is lost before this host, or nobody started a transfer".to_owned(),
+        },
+        Some(last) if last.is_drop => Conclusion {
+            reason: format!("the SYN was dropped in {}", show_step(last)),
+            advice: "that chain has to accept announced data connections: `pinhole check` prints the rule".to_owned(),
+        },
+        Some(last) => Conclusion {
+            reason: format!("no rule of this host dropped the SYN; its last step was in {}", show_step(last)),
+            advice: "look at routing, and at the other end".to_owned(),
+        },
+    };
+    Ok((shown, conclusion))
+}
+
+/// A step with the text of its rule.
+fn show_step(step: &TraceStep) -> String {
+    let TraceStep { family, table, chain, rule, is_drop, .. } = step;
+    let place = format!("chain {family} {table} {chain}");
+    let Some(handle) = rule else {
+        return format!("{place}: its policy is {}", if *is_drop { "drop" } else { "accept" });
+    };
+    let listed = Nft::find().and_then(|nft| nft.list_chain(Table { family: *family, name: table }, chain));
+    let ending = format!("# handle {handle}");
+    let text = listed.ok().and_then(|listed| {
+        listed.lines().find_map(|line| line.strip_suffix(&*ending)).map(|rule| rule.trim().to_owned())
+    });
+    match text {
+        Some(text) => format!("{place}: `{text}`"),
+        None => format!("{place}: the rule with handle {handle}"),
+    }
 }
 
 /// Why there is no session.

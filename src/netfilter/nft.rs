@@ -10,6 +10,8 @@ use std::process::{Command, Output, Stdio};
 
 use rustix::fs::{Access, access};
 
+use super::netlink::Table;
+
 /// Directories of system programs, which a user's search path may lack.
 const SYSTEM_DIRECTORIES: [&str; 2] = ["/usr/sbin", "/sbin"];
 /// How nft names its standard input in error messages.
@@ -79,6 +81,11 @@ impl Nft {
     /// The ruleset of the host, as JSON.
     pub fn list_ruleset(&self) -> Result<String, NftError> {
         self.run(&["-j", "list", "ruleset"], "")
+    }
+
+    /// A chain with the handles of its rules, as text.
+    pub fn list_chain(&self, table: Table<'_>, chain: &str) -> Result<String, NftError> {
+        self.run(&["-a", "list", "chain", &table.family.to_string(), table.name, chain], "")
     }
 
     fn run(&self, arguments: &[&str], input: &str) -> Result<String, NftError> {

@@ -6,11 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
-use lab::{Family, Finished, Shape, Topology};
+use lab::{Child, Family, Finished, Result, Shape, Topology, wait_until};
+use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 use serde_json::Value;
 
-use crate::daemon::{Daemon, TIMEOUT};
+use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
 
 /// How long something may take that must not happen.
 const SHORT: Duration = Duration::from_millis(300);
@@ -119,4 +120,57 @@ fn explain_without_a_daemon_says_so() {
     let explained = site.explain(&[]);
     assert_eq!(explained.status.code(), Some(1));
     assert!(explained.said().contains("no daemon answers at"), "{}", explained.said());
+}
+
+impl Site {
+    /// Starts `pinhole explain --wait`, and returns when its table is installed.
+    fn start_trace(&self) -> Child {
+        let hosts = [self.client.to_string(), self.server.ip().to_string()];
+        let mut command = self.topology.firewall.command(PROGRAM);
+        command.args(["explain", &hosts[0], &hosts[1], "--wait", "60"]).env("PINHOLE_SOCKET", self.daemon.socket());
+        let child = command.spawn().expect("it starts");
+        wait_until("the trace to begin", TIMEOUT, || self.is_tracing()).unwrap_or_else(|error| panic!("{error}"));
+        child
+    }
+
+    fn is_tracing(&self) -> Result<bool> {
+        let listed = self.topology.firewall.nft_output(&["list", "table", "inet", "pinhole-trace"]);
+        Ok(listed.is_ok_and(|listed| listed.matches("nftrace set 1").count() == 4))
+    }
+}
+
+#[test]
+fn trace_names_the_chain_that_drops_a_syn() {
+    let site = Site::new("admit: []\n", 21);
+    site.with_client(|client| {
+        client.set_timeout(SHORT).expect("a timeout can be set");
+        let announced = client.passive(Mode::Pasv).expect("the server answers");
+        let explain = site.start_trace();
+        client.connect_data(announced).expect_err("no rule accepts it");
+        let said = explain.wait(TIMEOUT).expect("it ends").said();
+        let last = said.lines().last().unwrap_or_default();
+        assert!(last.contains("dropped in chain inet filter input: its policy is drop"), "{said}");
+        assert!(said.contains("SYN in chain inet pinhole prerouting: `"), "{said}");
+    });
+    assert!(!site.is_tracing().expect("nft lists"), "the table is left");
+}
+
+#[test]
+fn trace_says_that_no_rule_dropped_the_syn() {
+    let site = Site::new(ADMIT, 21);
+    site.with_client(|client| {
+        let explain = site.start_trace();
+        client.download(Mode::Pasv, "readme.txt").expect("it works");
+        let said = explain.wait(TIMEOUT).expect("it ends").said();
+        assert!(said.contains("no rule of this host dropped the SYN"), "{said}");
+    });
+}
+
+#[test]
+fn killed_trace_leaves_no_table() {
+    let site = Site::new(ADMIT, 21);
+    let mut explain = site.start_trace();
+    explain.signal(Signal::SIGKILL).expect("it runs");
+    let is_gone = || Ok(!site.is_tracing()? && !explain.is_running()?);
+    wait_until("the table to be removed", TIMEOUT, is_gone).unwrap_or_else(|error| panic!("{error}"));
 }

@@ -43,6 +43,7 @@ pub(super) const NFGENMSG_LEN: usize = 4;
 pub(super) const NFNLGRP_CONNTRACK_NEW: u32 = 1;
 pub(super) const NFNLGRP_CONNTRACK_DESTROY: u32 = 3;
 pub(super) const NFNLGRP_NFTABLES: u32 = 7;
+pub(super) const NFNLGRP_NFTRACE: u32 = 9;
 
 // linux/netfilter/nf_tables.h: messages
 pub(super) const NFT_MSG_NEWTABLE: u16 = 0;
@@ -91,6 +92,26 @@ pub(super) const NFTA_RULE_USERDATA: u16 = 7;
 /// The comment among the userdata of a rule: libnftnl/udata.h.
 pub(super) const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
 pub(super) const NFTA_LIST_ELEM: u16 = 1;
+
+// linux/netfilter/nf_tables.h: traces
+pub(super) const NFT_MSG_TRACE: u16 = 17;
+/// The table belongs to the socket that adds it. Since Linux 5.12.
+pub(super) const NFTA_TRACE_TABLE: u16 = 1;
+pub(super) const NFTA_TRACE_CHAIN: u16 = 2;
+pub(super) const NFTA_TRACE_RULE_HANDLE: u16 = 3;
+pub(super) const NFTA_TRACE_TYPE: u16 = 4;
+pub(super) const NFTA_TRACE_VERDICT: u16 = 5;
+pub(super) const NFTA_TRACE_ID: u16 = 6;
+pub(super) const NFTA_TRACE_POLICY: u16 = 16;
+pub(super) const NFT_TRACETYPE_POLICY: u32 = 1;
+pub(super) const NFTA_PAYLOAD_BASE: u16 = 2;
+pub(super) const NFTA_PAYLOAD_OFFSET: u16 = 3;
+pub(super) const NFTA_PAYLOAD_LEN: u16 = 4;
+pub(super) const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+pub(super) const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+pub(super) const NFT_META_NFTRACE: u32 = 12;
+pub(super) const NFT_META_NFPROTO: u32 = 15;
+pub(super) const NFT_META_L4PROTO: u32 = 16;
 
 // linux/netfilter/nf_tables.h: sets and their elements
 pub(super) const NFTA_SET_TABLE: u16 = 1;
@@ -207,7 +228,6 @@ pub(super) const NFT_CMP_EQ: u32 = 0;
 pub(super) const NFT_CMP_NEQ: u32 = 1;
 pub(super) const NFT_CMP_GTE: u32 = 5;
 pub(super) const NFT_BYTEORDER_HTON: u32 = 1;
-pub(super) const NFT_META_NFPROTO: u32 = 15;
 pub(super) const NFT_META_TIME_NS: u32 = 30;
 pub(super) const NFT_QUEUE_FLAG_BYPASS: u16 = 1;
 pub(super) const NFT_QUEUE_FLAG_CPU_FANOUT: u16 = 2;
