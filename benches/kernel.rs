@@ -27,7 +27,7 @@ use std::time::Duration;
 use figures::{percentile, timed};
 use lab::{Family, Namespace, Result, Shape, Topology};
 use pinhole::core::expectation::{Expectation, Mapping};
-use pinhole::core::kernel::{Firewall as _, Progress};
+use pinhole::core::kernel::{Firewall as _, SessionProgress};
 use pinhole::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustment;
@@ -259,7 +259,7 @@ fn requests(table: &mut Table, gateway: &mut Gateway, plan: &Plan) {
         table.add(what, many(&mut adjust));
     }
     let mut record = |index: usize| {
-        let progress = if index.is_multiple_of(2) { Progress::Ftp } else { Progress::LoggedIn };
+        let progress = if index.is_multiple_of(2) { SessionProgress::Ftp } else { SessionProgress::LoggedIn };
         sets.record(connection, progress);
     };
     table.add("record the progress of a session", many(&mut record));

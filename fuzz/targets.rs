@@ -8,7 +8,7 @@ use std::time::Duration;
 use pinhole::core::ftp::command::Command;
 use pinhole::core::ftp::notation::Notation;
 use pinhole::core::ftp::reply::ReplyReader;
-use pinhole::core::ftp::{Ending, LineReader, Mode, UnreadBytes};
+use pinhole::core::ftp::{LineEnding, LineReader, Mode, UnreadBytes};
 use pinhole::core::kernel::Simulated;
 use pinhole::core::net::{Direction, Segment, Seq};
 use pinhole::core::policy::Policy;
@@ -85,7 +85,7 @@ pub fn packets(data: &[u8]) {
 pub fn lines(data: &[u8]) {
     let at = Seq::new(u32::MAX - 10);
     let mut whole = Vec::new();
-    let mut reader = LineReader::new(Ending::Lf);
+    let mut reader = LineReader::new(LineEnding::Lf);
     let mut unread = UnreadBytes::new(at, data, None, LIMIT);
     while reader.advance(&mut unread) {
         let line = unread.line();
@@ -97,7 +97,7 @@ pub fn lines(data: &[u8]) {
     }
     // Byte by byte the lines are the same.
     let mut piecewise = Vec::new();
-    let mut reader = LineReader::new(Ending::Lf);
+    let mut reader = LineReader::new(LineEnding::Lf);
     for (index, byte) in data.iter().enumerate() {
         let mut unread = UnreadBytes::new(at + index, std::slice::from_ref(byte), None, LIMIT);
         while reader.advance(&mut unread) {
@@ -112,7 +112,7 @@ pub fn lines(data: &[u8]) {
 /// What a server sends: replies of one line and of several, and the same as a dialogue with a curious client.
 pub fn replies(data: &[u8]) {
     let mut replies = ReplyReader::default();
-    let mut reader = LineReader::new(Ending::CrLf);
+    let mut reader = LineReader::new(LineEnding::CrLf);
     let mut unread = UnreadBytes::new(Seq::new(0), data, None, LIMIT);
     while reader.advance(&mut unread) {
         let line = unread.line();

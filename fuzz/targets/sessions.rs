@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use pinhole::core::kernel::{Firewall as _, Progress, Simulated};
+use pinhole::core::kernel::{Firewall as _, SessionProgress, Simulated};
 use pinhole::core::net::{Connection, Direction, Segment, Seq};
 use pinhole::core::policy::{self, Policy};
 use pinhole::core::script::{Conversation, endpoint};
@@ -40,7 +40,8 @@ const TEXTS: [&str; 20] = [
 /// announced in lines whose start was read, by an end that was logged in then.
 pub fn pickup(data: &[u8]) {
     let mut input = Input::new(data);
-    let known = [Progress::Unknown, Progress::Ftp, Progress::LoggedIn, Progress::Unreadable];
+    let known =
+        [SessionProgress::Unknown, SessionProgress::Ftp, SessionProgress::LoggedIn, SessionProgress::Unreadable];
     let known = known[usize::from(input.byte() & 3)];
     let policy = policy::parse("policy.yaml", "control_ports: [21]").expect("a good policy").policy;
     let mut firewall = Simulated::new(policy.control_ports.as_slice().iter().copied());
@@ -74,7 +75,7 @@ pub fn pickup(data: &[u8]) {
 
 /// The bytes read of each end since the last gap, the client first.
 struct DeliveryStatus {
-    known: Progress,
+    known: SessionProgress,
     read: [(Seq, Vec<u8>); 2],
     /// The server has accepted a login, in this session or in one that was forgotten.
     has_let_in: bool,
@@ -85,13 +86,17 @@ impl Observer for DeliveryStatus {
         match news {
             SessionEvent::Began { .. } => self.read = Default::default(),
             SessionEvent::Opened { mode, .. } => {
-                assert!(matches!(self.known, Progress::Ftp | Progress::LoggedIn), "opened where {:?}", self.known);
+                assert!(
+                    matches!(self.known, SessionProgress::Ftp | SessionProgress::LoggedIn),
+                    "opened where {:?}",
+                    self.known
+                );
                 let [(_, client), (_, server)] = &self.read;
                 let text = String::from_utf8_lossy(if mode.is_active() { client } else { server });
                 let behind = text.split_once('\n').map(|(_, behind)| behind).unwrap_or_default();
                 let is_announced = ["15,161", "15,162", "4002"].iter().any(|port| behind.contains(port));
                 assert!(is_announced, "opened in {text:?}, and its first line may have begun before");
-                let is_logged_in = self.known == Progress::LoggedIn || self.has_let_in;
+                let is_logged_in = self.known == SessionProgress::LoggedIn || self.has_let_in;
                 assert!(is_logged_in, "opened, and nobody has logged in");
             }
             _ => {}

@@ -14,7 +14,7 @@ use crate::core::policy::Policy;
 use crate::daemon::control;
 use crate::daemon::status::{Explanation, Request, SessionReport};
 use crate::doctor::{self, Finding, Surroundings};
-use crate::netfilter::netlink::{Conntrack, Entry, Table, TraceStep, TracedSyn, Tracer};
+use crate::netfilter::netlink::{Conntrack, ConntrackEntry, Table, TraceStep, TracedSyn, Tracer};
 use crate::netfilter::nft::Nft;
 use crate::netfilter::queue::processors;
 
@@ -186,7 +186,7 @@ fn show_step(step: &TraceStep) -> String {
 }
 
 /// Why there is no session.
-fn without_session(args: &Args, policy: &Policy, entries: &[Entry]) -> Conclusion {
+fn without_session(args: &Args, policy: &Policy, entries: &[ConntrackEntry]) -> Conclusion {
     let Args { client, server, .. } = args;
     let mut ports: Vec<u16> = Vec::new();
     for entry in entries.iter().filter(|entry| entry.connection.client().address == *client) {

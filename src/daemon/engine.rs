@@ -20,7 +20,7 @@ use crate::core::policy::{Policy, WhenDown};
 use crate::core::seqadj::Verdict;
 use crate::core::tracker::{ClientKey, Environment, OnGap, RestoreSummary, SessionNumber, Tracker, TrackerVerdict};
 use crate::netfilter::backend::{KernelFirewall, SetupError};
-use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, Entry, Error, TableChange, WatchEvent};
+use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, ConntrackEntry, Error, TableChange, WatchEvent};
 use crate::netfilter::queue::QueuedPacket;
 use crate::netfilter::table::Queueing;
 
@@ -143,7 +143,7 @@ impl Engine {
         vec![
             policy,
             format!("control ports {}; {when_down}", ports.join(", ")),
-            format!("mechanism {}, {}", profile.mechanism, self.firewall.because()),
+            format!("mechanism {}, {}", profile.mechanism, self.firewall.mechanism_reason()),
             format!("installed table inet pinhole; packets are queued by {queueing}"),
             format!("announced data connections carry the mark {} and are let in by {by_rule}", self.policy.mark),
             self.firewall.limit_of_saved_rulesets().to_owned(),
@@ -298,7 +298,7 @@ impl Engine {
 
     /// A new connection is a data connection if it has Pinhole's mark or was expected. (An expected connection has no
     /// mark if another program has just flushed the rule that sets it.)
-    fn connection_began(&mut self, entry: &Entry) {
+    fn connection_began(&mut self, entry: &ConntrackEntry) {
         let is_marked = entry.mark & self.policy.mark.bits() == self.policy.mark.bits();
         if !is_marked && !entry.is_expected() {
             return;
@@ -316,7 +316,7 @@ impl Engine {
         }
     }
 
-    fn connection_ended(&mut self, entry: &Entry) {
+    fn connection_ended(&mut self, entry: &ConntrackEntry) {
         let flow = entry.connection.original;
         let (tracker, mut env) = self.tracker();
         tracker.forgotten(&flow, &mut env);
@@ -430,7 +430,7 @@ impl Engine {
         Status {
             service: self.service.clone(),
             mechanism: self.firewall.profile().mechanism.to_string(),
-            mechanism_reason: self.firewall.because().to_owned(),
+            mechanism_reason: self.firewall.mechanism_reason().to_owned(),
             queued_by: match self.firewall.queueing() {
                 Queueing::Statement => "nft_queue",
                 Queueing::CompatTarget => "nft_compat",

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::core::net::Connection;
 use crate::core::time::Timestamp;
-use crate::core::tracker::{ClientKey, Ended, SessionEvent, SessionNumber};
+use crate::core::tracker::{ClientKey, EndReason, SessionEvent, SessionNumber};
 
 /// How many events are kept of a session.
 const MAX_EVENTS: usize = 16;
@@ -35,7 +35,7 @@ struct Record {
     user: Option<Box<str>>,
     /// The name of the policy's rule for it.
     rule: Option<Box<str>>,
-    ended: Option<Ended>,
+    ended: Option<EndReason>,
     is_encrypted: bool,
     is_not_ftp: bool,
     events: VecDeque<(Timestamp, &'static str, Box<str>)>,
@@ -219,7 +219,7 @@ mod tests {
         history.observe(now, number, &SessionEvent::RuleFound { rule: Some("new") });
         assert_eq!(rule(&history).as_deref(), Some("new"));
         history.observe(now, number, &SessionEvent::RuleFound { rule: None });
-        history.observe(now, number, &SessionEvent::Ended(Ended::Finished));
+        history.observe(now, number, &SessionEvent::Ended(EndReason::Finished));
         assert_eq!(rule(&history), None);
     }
 
@@ -227,7 +227,7 @@ mod tests {
     fn ended_sessions_are_kept_up_to_limits_per_client_and_in_all() {
         let mut history = History::default();
         let end = |history: &mut History, number| {
-            history.observe(Timestamp::from_secs(3), number, &SessionEvent::Ended(Ended::Finished));
+            history.observe(Timestamp::from_secs(3), number, &SessionEvent::Ended(EndReason::Finished));
         };
         let quiet = begin(&mut history, 1, "10.0.0.9:4000");
         end(&mut history, quiet);

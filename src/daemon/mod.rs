@@ -32,7 +32,7 @@ use status::Service;
 pub use status::Status;
 use tracing::{info, warn};
 use verdict_order::VerdictOrder;
-use watchdog::{Progress, Reader, Watchdog, supervise};
+use watchdog::{QueueThread, ThreadHeartbeat, Watchdog, supervise};
 
 use crate::core::policy::Policy;
 use crate::netfilter::backend::SetupError;
@@ -149,8 +149,8 @@ pub fn run(
     let (workers, mut first_exit) = threads::workers();
     let mut readers = Vec::new();
     for queue in queues {
-        let (shared, progress) = (shared.clone(), Progress::default());
-        readers.push(Reader::new(queue.number(), queue.verdicts(), progress.clone()));
+        let (shared, progress) = (shared.clone(), ThreadHeartbeat::default());
+        readers.push(QueueThread::new(queue.number(), queue.verdicts(), progress.clone()));
         workers.start("reading the queue", move || packets::read_queue(queue, all_queues, &shared, &progress));
     }
     workers.start("watching the threads that read queues", move || {

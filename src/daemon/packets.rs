@@ -9,7 +9,7 @@ use std::io;
 use super::Shared;
 use super::engine::Decision;
 use super::verdict_order::Turn;
-use super::watchdog::{IDLE, Progress};
+use super::watchdog::{IDLE, ThreadHeartbeat};
 use crate::core::net::{Flow, Segment, replace_payload};
 use crate::core::policy::Queues;
 use crate::core::seqadj::{Replacement, Verdict};
@@ -19,7 +19,7 @@ use crate::netfilter::queue::{Queue, QueuedPacket, bind_to_processors};
 const MAX_FAILURES: u32 = 100;
 
 /// Reads the packets of one queue until too many errors have occurred in a row. Returns the reason.
-pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, progress: &Progress) -> String {
+pub(super) fn read_queue(mut queue: Queue, queues: Queues, shared: &Shared, progress: &ThreadHeartbeat) -> String {
     bind_to_processors(queue.number(), queues);
     if let Err(error) = queue.set_receive_timeout(IDLE) {
         return error.to_string();

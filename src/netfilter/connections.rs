@@ -2,8 +2,8 @@
 
 use super::REPLY_TIMEOUT;
 use super::errors::ErrorCounter;
-use super::netlink::{Conntrack, Entry, Error, SequenceAdjustment};
-use crate::core::kernel::{Control, ControlBits, LookupFailed, Progress, Synced};
+use super::netlink::{Conntrack, ConntrackEntry, Error, SequenceAdjustment};
+use crate::core::kernel::{Control, ControlBits, LookupFailed, SessionProgress, Synced};
 use crate::core::net::{Connection, Direction, Flow, Port, Seq};
 use crate::core::policy::{ControlPorts, Policy};
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
@@ -56,7 +56,7 @@ impl ControlConnections {
                 connection,
                 id: None,
                 is_opening: true,
-                progress: Progress::Unknown,
+                progress: SessionProgress::Unknown,
                 synced: Synced::default(),
                 adjustments: Adjustments::default(),
             }),
@@ -67,7 +67,7 @@ impl ControlConnections {
     pub(super) fn established(&mut self) -> Result<Vec<Connection>, Error> {
         let ports = &self.ports;
         let is_control =
-            |entry: &Entry| entry.is_established && ports.contains(entry.connection.original.destination.port);
+            |entry: &ConntrackEntry| entry.is_established && ports.contains(entry.connection.original.destination.port);
         Ok(self.conntrack.list(is_control)?.into_iter().map(|entry| entry.connection).collect())
     }
 
@@ -92,7 +92,7 @@ impl ControlConnections {
     }
 
     /// Stores a control connection's progress in its mark.
-    pub(super) fn record(&mut self, connection: &Connection, progress: Progress) {
+    pub(super) fn record(&mut self, connection: &Connection, progress: SessionProgress) {
         self.mark(connection, self.bits.of(progress), self.bits.progress());
     }
 
@@ -150,7 +150,7 @@ impl ControlConnections {
     }
 }
 
-fn adjustments(entry: &Entry) -> Adjustments {
+fn adjustments(entry: &ConntrackEntry) -> Adjustments {
     let read = |found: SequenceAdjustment| {
         let SequenceAdjustment { position, before, after } = found;
         Adjustment { position: Seq::new(position), before, after }

@@ -11,7 +11,7 @@ use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Family, Finished, Namespace, Shape};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
-use pinhole::core::kernel::Progress;
+use pinhole::core::kernel::SessionProgress;
 use pinhole::core::net::{Endpoint, Flow, Port};
 use pinhole::core::policy::Policy;
 use pinhole::netfilter::netlink::Conntrack;
@@ -79,7 +79,7 @@ fn packets_held_for_a_lost_segment_are_released_in_time() {
     // The policy denies commands, so segments after a gap are held.
     let _daemon = stage.daemon("defaults: { commands: { deny: [SITE] } }\n");
     let progress = Policy::embedded().mark.control_bits();
-    let [logged_in, unread] = [Progress::LoggedIn, Progress::Unreadable].map(|known| progress.of(known));
+    let [logged_in, unread] = [SessionProgress::LoggedIn, SessionProgress::Unreadable].map(|known| progress.of(known));
     stage.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"));

@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::support::policy;
-use pinhole::core::kernel::{Firewall as _, Progress, Simulated, Synced};
+use pinhole::core::kernel::{Firewall as _, SessionProgress, Simulated, Synced};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::net::{Flags, Flow, Port, Segment, Seq};
 use pinhole::core::policy::Policy;
@@ -146,7 +146,7 @@ impl Packets {
                 firewall.treat_all_as_established();
             }
             let control = firewall.control_connection(&segment.flow).expect("it is in memory");
-            let is_unread = control.is_some_and(|control| control.progress == Progress::Unreadable);
+            let is_unread = control.is_some_and(|control| control.progress == SessionProgress::Unreadable);
             let mut observer = |_: Timestamp, _: SessionNumber, event: &SessionEvent<'_>| {
                 if let SessionEvent::Opened { expectation, .. } = event {
                     opened.push(expectation.to.to_string());

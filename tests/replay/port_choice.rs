@@ -5,7 +5,7 @@
 use std::net::IpAddr;
 
 use pinhole::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use pinhole::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress, Simulated};
+use pinhole::core::kernel::{Control, Firewall, LookupFailed, NotOpened, SessionProgress, Simulated};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::net::{Connection, Endpoint, Flow, Port, Segment, Seq};
 use pinhole::core::policy::Policy;
@@ -64,7 +64,7 @@ impl Firewall for Counting {
         self.inner.renew_port_range(port_range);
     }
 
-    fn record(&mut self, connection: &Connection, progress: Progress) {
+    fn record(&mut self, connection: &Connection, progress: SessionProgress) {
         self.inner.record(connection, progress);
     }
 }

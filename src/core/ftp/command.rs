@@ -53,28 +53,28 @@ pub enum CommandLine<'a> {
 }
 
 /// An entry of [`COMMANDS`].
-pub(crate) struct Entry {
+pub(crate) struct CommandSpec {
     /// In upper case.
     pub(crate) name: &'static str,
     verb: Verb,
     is_public: bool,
 }
 
-const fn public(name: &'static str, verb: Verb) -> Entry {
-    Entry { name, verb, is_public: true }
+const fn public(name: &'static str, verb: Verb) -> CommandSpec {
+    CommandSpec { name, verb, is_public: true }
 }
 
-const fn secret(name: &'static str, verb: Verb) -> Entry {
-    Entry { name, verb, is_public: false }
+const fn secret(name: &'static str, verb: Verb) -> CommandSpec {
+    CommandSpec { name, verb, is_public: false }
 }
 
-const fn mode(mode: Mode) -> Entry {
+const fn mode(mode: Mode) -> CommandSpec {
     public(mode.command(), if mode.is_active() { Verb::Announce(mode) } else { Verb::Ask(mode) })
 }
 
 /// The commands of RFC 775, 959, 1639, 2228, 2389, 2428, 2577, 2640, 3659, 4217 and 7151, and some that servers added.
 /// The usual ones come first, because a lookup searches from the start; the others follow in alphabetical order.
-pub(crate) const COMMANDS: &[Entry] = &[
+pub(crate) const COMMANDS: &[CommandSpec] = &[
     mode(Mode::Pasv),
     mode(Mode::Epsv),
     mode(Mode::Port),
@@ -207,7 +207,7 @@ const WORDS: [u64; COMMANDS.len()] = {
     words
 };
 
-fn lookup(wanted: u64) -> Option<&'static Entry> {
+fn lookup(wanted: u64) -> Option<&'static CommandSpec> {
     WORDS.iter().position(|&word| word == wanted).map(|index| &COMMANDS[index])
 }
 

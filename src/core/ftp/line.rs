@@ -16,7 +16,7 @@ pub(super) const IAC: u8 = 255;
 
 /// What ends a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ending {
+pub enum LineEnding {
     /// Any LF: how the most lenient server reads a client.
     Lf,
     /// CRLF and nothing else: how the strictest client reads a server.
@@ -108,7 +108,7 @@ impl<'a> UnreadBytes<'a> {
 /// Cuts one direction's bytes into lines.
 #[derive(Debug)]
 pub struct LineReader {
-    ending: Ending,
+    ending: LineEnding,
     /// Whether all implementations agree that the next byte begins a line.
     is_synced: bool,
     /// Whether the bytes before the next CRLF may be the rest of a line, and do not count.
@@ -121,12 +121,12 @@ pub struct LineReader {
 
 impl LineReader {
     /// A reader at the start of a line.
-    pub const fn new(ending: Ending) -> Self {
+    pub const fn new(ending: LineEnding) -> Self {
         Self { ending, is_synced: true, is_lost: false, is_behind_urgent: false, unfinished: None }
     }
 
     /// A reader that may begin within a line: lines count after the first CRLF.
-    pub const fn in_the_middle(ending: Ending) -> Self {
+    pub const fn in_the_middle(ending: LineEnding) -> Self {
         Self { ending, is_synced: false, is_lost: true, is_behind_urgent: false, unfinished: None }
     }
 
@@ -194,7 +194,7 @@ impl LineReader {
                 Some(before) => bytes[before] == b'\r',
                 None => self.unfinished.as_ref().is_some_and(|unfinished| unfinished.ends_in_cr),
             };
-            if is_behind_cr || self.ending == Ending::Lf {
+            if is_behind_cr || self.ending == LineEnding::Lf {
                 return Some(at + 1);
             }
             from = at + 1;
@@ -304,11 +304,11 @@ mod tests {
     }
 
     fn of_client(text: &[u8]) -> Vec<Read> {
-        lines(LineReader::new(Ending::Lf), [text])
+        lines(LineReader::new(LineEnding::Lf), [text])
     }
 
     fn of_server(text: &[u8]) -> Vec<Read> {
-        lines(LineReader::new(Ending::CrLf), [text])
+        lines(LineReader::new(LineEnding::CrLf), [text])
     }
 
     fn read(text: &str, whole: bool, plain: bool) -> Read {
@@ -357,17 +357,17 @@ mod tests {
     fn nothing_is_whole_in_front_of_the_first_crlf_after_a_gap() {
         let text = b"227 (1)\r\n227 (2)\r\n".as_slice();
         let expected = [read("227 (1)", false, false), read("227 (2)", true, true)];
-        assert_eq!(lines(LineReader::in_the_middle(Ending::CrLf), [text]), expected);
+        assert_eq!(lines(LineReader::in_the_middle(LineEnding::CrLf), [text]), expected);
         let text = b"rest\nPORT 1\r\nPORT 2\r\n".as_slice();
         let expected = [read("rest", false, false), read("PORT 1", false, false), read("PORT 2", true, true)];
-        assert_eq!(lines(LineReader::in_the_middle(Ending::Lf), [text]), expected);
+        assert_eq!(lines(LineReader::in_the_middle(LineEnding::Lf), [text]), expected);
     }
 
     #[test]
     fn overlong_line_is_skipped_to_its_end() {
         let long = [b"STOR ".as_slice(), &[b'x'; 1_000_000], b"\r\nNOOP\r\n"].concat();
         for size in [1, 7, 1000, long.len()] {
-            let lines = lines(LineReader::new(Ending::Lf), long.chunks(size));
+            let lines = lines(LineReader::new(LineEnding::Lf), long.chunks(size));
             assert_eq!(lines.len(), 2);
             assert_eq!((lines[0].0.len(), lines[0].1), (LIMIT, false));
             assert_eq!(lines[1], read("NOOP", true, true));
@@ -378,14 +378,14 @@ mod tests {
     fn line_as_long_as_the_limit_is_complete() {
         let line = [[b'x'; LIMIT].as_slice(), b"\r\n"].concat();
         for size in [1, LIMIT, LIMIT + 1, LIMIT + 2] {
-            let lines = lines(LineReader::new(Ending::Lf), line.chunks(size));
+            let lines = lines(LineReader::new(LineEnding::Lf), line.chunks(size));
             assert_eq!((lines[0].1, lines[0].2), (true, true), "in pieces of {size}");
         }
     }
 
     #[test]
     fn line_reader_keeps_nothing_between_lines() {
-        let mut reader = LineReader::new(Ending::Lf);
+        let mut reader = LineReader::new(LineEnding::Lf);
         assert!(!reader.advance(&mut UnreadBytes::new(Seq::new(0), b"NO", None, LIMIT)));
         assert!(reader.is_in_line());
         assert!(reader.advance(&mut UnreadBytes::new(Seq::new(2), b"OP\r\n", None, LIMIT)));
@@ -415,7 +415,7 @@ mod tests {
                 chunks.push(chunk);
                 rest = behind;
             }
-            for ending in [Ending::Lf, Ending::CrLf] {
+            for ending in [LineEnding::Lf, LineEnding::CrLf] {
                 let in_pieces = lines(LineReader::new(ending), chunks.iter().copied());
                 prop_assert_eq!(in_pieces, lines(LineReader::new(ending), [text.as_slice()]));
             }

@@ -11,5 +11,5 @@ pub mod reply;
 pub mod telnet;
 pub mod unfinished;
 
-pub use line::{Ending, Line, LineReader, UnreadBytes};
+pub use line::{Line, LineEnding, LineReader, UnreadBytes};
 pub use mode::{Mode, Modes};

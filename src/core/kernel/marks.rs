@@ -9,7 +9,7 @@ use crate::core::net::Direction;
 
 /// How far a session has come, as far as its mark records that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Progress {
+pub enum SessionProgress {
     /// Nothing is known.
     #[default]
     Unknown,
@@ -103,25 +103,25 @@ impl ControlBits {
     }
 
     /// The bits of this progress.
-    pub const fn of(self, progress: Progress) -> u32 {
+    pub const fn of(self, progress: SessionProgress) -> u32 {
         match progress {
-            Progress::Unknown => 0,
-            Progress::Ftp => self.progress_low,
-            Progress::LoggedIn => self.progress_low | self.progress_high,
-            Progress::Unreadable => self.progress_high,
+            SessionProgress::Unknown => 0,
+            SessionProgress::Ftp => self.progress_low,
+            SessionProgress::LoggedIn => self.progress_low | self.progress_high,
+            SessionProgress::Unreadable => self.progress_high,
         }
     }
 
     /// The progress in a conntrack mark.
-    pub const fn read_progress(self, mark: u32) -> Progress {
+    pub const fn read_progress(self, mark: u32) -> SessionProgress {
         if self.was_overwritten(mark) {
-            return Progress::Unknown;
+            return SessionProgress::Unknown;
         }
         match (mark & self.progress_low != 0, mark & self.progress_high != 0) {
-            (false, false) => Progress::Unknown,
-            (true, false) => Progress::Ftp,
-            (true, true) => Progress::LoggedIn,
-            (false, true) => Progress::Unreadable,
+            (false, false) => SessionProgress::Unknown,
+            (true, false) => SessionProgress::Ftp,
+            (true, true) => SessionProgress::LoggedIn,
+            (false, true) => SessionProgress::Unreadable,
         }
     }
 
@@ -216,7 +216,9 @@ mod tests {
     #[test]
     fn progress_is_read_as_it_was_written() {
         let bits = Mark::default().control_bits();
-        for progress in [Progress::Unknown, Progress::Ftp, Progress::LoggedIn, Progress::Unreadable] {
+        for progress in
+            [SessionProgress::Unknown, SessionProgress::Ftp, SessionProgress::LoggedIn, SessionProgress::Unreadable]
+        {
             let others = !(bits.progress() | bits.of_read_packet());
             assert_eq!(bits.read_progress(bits.of(progress) | others), progress);
             assert_eq!(bits.of(progress) & !bits.progress(), 0);
@@ -227,10 +229,12 @@ mod tests {
     #[test]
     fn packet_mark_saved_as_conntrack_mark_says_nothing() {
         let bits = Mark::default().control_bits();
-        for before in [0, bits.of(Progress::Ftp), bits.of(Progress::Unreadable), bits.all_of_connection(), u32::MAX] {
+        for before in
+            [0, bits.of(SessionProgress::Ftp), bits.of(SessionProgress::Unreadable), bits.all_of_connection(), u32::MAX]
+        {
             for synced in [false, true] {
                 let saved = bits.of_packet(before, synced);
-                assert_eq!(bits.read_progress(saved), Progress::Unknown, "{saved:#x}");
+                assert_eq!(bits.read_progress(saved), SessionProgress::Unknown, "{saved:#x}");
                 assert_eq!(bits.read_synced(saved), Synced::default(), "{saved:#x}");
             }
         }

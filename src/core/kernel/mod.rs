@@ -8,7 +8,7 @@ mod simulated;
 
 use std::net::IpAddr;
 
-pub use marks::{ControlBits, Mark, Progress, Synced};
+pub use marks::{ControlBits, Mark, SessionProgress, Synced};
 pub use simulated::{Admitted, Simulated};
 
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
@@ -35,7 +35,7 @@ pub struct Control {
     /// Whether it is in the handshake: the server has answered the client's SYN, and no packet has come since then.
     pub is_opening: bool,
     /// The progress that [`Firewall::record`] stored last, in this run or an earlier one.
-    pub progress: Progress,
+    pub progress: SessionProgress,
     /// Which of its ends are in sync: as [`Tracker::is_synced`](crate::core::tracker::Tracker::is_synced) returned
     /// for the last packet of each, if no packet has passed unread since then.
     pub synced: Synced,
@@ -95,5 +95,5 @@ pub trait Firewall {
 
     /// Stores the progress of this control connection, so that it outlives the daemon. The firewall need not queue
     /// packets of an unreadable connection.
-    fn record(&mut self, connection: &Connection, progress: Progress);
+    fn record(&mut self, connection: &Connection, progress: SessionProgress);
 }

@@ -8,7 +8,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::{Control, Firewall, LookupFailed, NotOpened};
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use crate::core::kernel::{Progress, Synced};
+use crate::core::kernel::{SessionProgress, Synced};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
 use crate::core::time::Timestamp;
@@ -49,17 +49,17 @@ const MAX_RECORDED: usize = 1 << 16;
 /// The recorded progress of connections.
 #[derive(Debug, Default)]
 struct Recorded {
-    progress: HashMap<Flow, Progress, RandomState>,
+    progress: HashMap<Flow, SessionProgress, RandomState>,
     /// The connections in the order in which they were first recorded, to forget the oldest.
     in_order: VecDeque<Flow>,
 }
 
 impl Recorded {
-    fn get(&self, flow: &Flow) -> Progress {
+    fn get(&self, flow: &Flow) -> SessionProgress {
         self.progress.get(flow).copied().unwrap_or_default()
     }
 
-    fn insert(&mut self, flow: Flow, progress: Progress) {
+    fn insert(&mut self, flow: Flow, progress: SessionProgress) {
         if self.progress.insert(flow, progress).is_some() {
             return;
         }
@@ -242,7 +242,7 @@ impl Firewall for Simulated {
         }
     }
 
-    fn record(&mut self, connection: &Connection, progress: Progress) {
+    fn record(&mut self, connection: &Connection, progress: SessionProgress) {
         self.recorded.insert(connection.original, progress);
     }
 }

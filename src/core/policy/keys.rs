@@ -11,11 +11,11 @@ use serde_json::{Map, Value as Json, json};
 
 use super::hosts::Hosts;
 use super::kinds::{
-    BLOCK, Choice, Count, Kind, List, Mapping, NAME, Number, OneOrList, PORT, Parsed, Ports, Time, VERB, WordOr,
+    BLOCK, Count, Keyword, Kind, List, Mapping, NAME, Number, OneOrList, PORT, Parsed, Ports, Time, VERB, WordOr,
 };
 use super::problem::Severity;
-use super::reader::{Entry, Fields, Reader};
-use super::rules::{Retired, Rules};
+use super::reader::{Fields, YamlEntry, YamlReader};
+use super::rules::{DeprecatedKey, Rules};
 use super::services;
 use super::settings::{CHAIN, Chain, ControlPorts, Mechanism, Pickup, WhenDown};
 use super::terms::{Action, Login, PassiveAddress, PortRanges, PortSet, ThirdParty, Tls, Verbs};
@@ -41,7 +41,7 @@ pub(super) trait Keys: Clone + Default + Check {
     /// Whether the key is accepted and has no effect any more.
     fn is_retired(key: &str) -> bool;
     /// Reads `fields`; where a key is missing or wrong, the value is that of `base`.
-    fn read(reader: &mut Reader<'_>, fields: &Fields<'_>, base: &Self) -> Self;
+    fn read(reader: &mut YamlReader<'_>, fields: &Fields<'_>, base: &Self) -> Self;
     /// Each key with its value as YAML, without those that have the same value in `unlike`.
     fn shown(&self, unlike: Option<&Self>) -> Vec<(&'static str, String)>;
     /// Every key.
@@ -51,7 +51,7 @@ pub(super) trait Keys: Clone + Default + Check {
 /// Rules about several keys of a mapping.
 pub(super) trait Check {
     /// Reports problems in `fields`, from which `self` was read.
-    fn check(&mut self, _reader: &mut Reader<'_>, _fields: &Fields<'_>) {}
+    fn check(&mut self, _reader: &mut YamlReader<'_>, _fields: &Fields<'_>) {}
 }
 
 macro_rules! keys {
@@ -79,7 +79,7 @@ macro_rules! keys {
                 [$((stringify!($key), Kind::<$type>::is_retired(&$kind))),*].contains(&(key, true))
             }
 
-            fn read(reader: &mut Reader<'_>, fields: &Fields<'_>, base: &Self) -> Self {
+            fn read(reader: &mut YamlReader<'_>, fields: &Fields<'_>, base: &Self) -> Self {
                 let mut all = base.clone();
                 $(if let Some(value) = fields.get(stringify!($key)).and_then(|entry| $kind.read(reader, entry)) {
                     all.$key = value;
@@ -122,7 +122,7 @@ keys! {
         /// How pinholes are kept in the kernel. `native`: conntrack expectations, which `ct state related accept`
         /// admits. `sets`: elements of nftables sets. `auto`: `native` where a test at the start shows that it works,
         /// else `sets`. A reload cannot change the mechanism.
-        mechanism: Mechanism = Mechanism::Auto, Choice;
+        mechanism: Mechanism = Mechanism::Auto, Keyword;
         /// How packets reach Pinhole.
         capture: Capture = Capture::default(), BLOCK;
         /// Which sessions that began before Pinhole read them may open data connections. `marked`: those that an
@@ -130,7 +130,7 @@ keys! {
         /// restart clients have to connect again. `trust`: all. With `trust`, an attacker who can cause packet loss, or
         /// can make a server echo text, can open ports that the server did not announce. Announcements of other
         /// sessions are refused: `picked-up`.
-        pickup: Pickup = Pickup::Marked, Choice;
+        pickup: Pickup = Pickup::Marked, Keyword;
         /// Chains of your own ruleset, each as `FAMILY TABLE CHAIN`, at whose top Pinhole keeps one rule that accepts
         /// the mark. Needed with `sets`, unless you write that rule yourself. The family is `ip`, `ip6` or `inet`. An
         /// accept in one chain does not override a drop in another, so every chain that drops needs the rule.
@@ -160,12 +160,12 @@ keys! {
         /// `auto`: one for each processor, at most eight.
         queues: Option<NonZeroU16> = None, WordOr("auto", || None, Count);
         /// Has no effect any more: every line is read.
-        inspect: Retired = Retired, Retired;
+        inspect: DeprecatedKey = DeprecatedKey, DeprecatedKey;
         /// What happens to packets of control connections while no daemon has the queue bound. `open` (fail-open): they
         /// pass unread. `closed` (fail-closed): they are dropped, and their senders retransmit them. No new data
         /// connection is admitted either way. A full queue follows the same key with `sets`; with `native` it always
         /// drops.
-        when_down: WhenDown = WhenDown::Open, Choice;
+        when_down: WhenDown = WhenDown::Open, Keyword;
         /// How long packets may wait for a daemon that hangs (SIGSTOP, a system call that does not return). Then the
         /// daemon is killed, and `when_down` holds. Raise it if the host is so busy that the daemon is killed without
         /// need, and for a debugger.
@@ -207,10 +207,10 @@ keys! {
     /// The terms on which two hosts may announce data connections.
     Terms {
         /// `deny`: every announcement is refused (`by-rule`), whatever the other keys say.
-        action: Action = Action::Allow, Choice;
+        action: Action = Action::Allow, Keyword;
         /// How an address may be announced. Others are refused: `mode-denied`.
         modes: Modes = [Mode::Port, Mode::Eprt, Mode::Pasv, Mode::Epsv].into_iter().collect(),
-            List { of: Choice, what: "of `PORT`, `EPRT`, `LPRT`, `PASV`, `EPSV` and `LPSV`", least: 1, most: 64,
+            List { of: Keyword, what: "of `PORT`, `EPRT`, `LPRT`, `PASV`, `EPSV` and `LPSV`", least: 1, most: 64,
                 repeated: Some(Severity::Warning) };
         /// The ports that may be announced, by the server (227, 228, 229) and by the client (PORT, EPRT, LPRT) alike.
         /// The source port of the data connection does not matter. Others are refused: `port-not-allowed`, or
@@ -231,15 +231,15 @@ keys! {
         pinholes_per_session: NonZeroU16 = const { NonZeroU16::new(8).expect("not zero") }, Number(1, 1024);
         /// Whether an end may announce an address other than its own (transfers between servers, FXP). With `deny`,
         /// such an announcement is refused: `third-party`.
-        third_party: ThirdParty = ThirdParty::Deny, Choice;
+        third_party: ThirdParty = ThirdParty::Deny, Keyword;
         /// What happens to a 227 or 228 of a server that announces a wrong address: 0.0.0.0, a private address, another
         /// host's. `keep`: the line stays as it is; 0.0.0.0 counts as the server's own address, and any other is refused
         /// (`third-party`). `repair`: Pinhole replaces it by the address to which the client connected, and opens the
         /// announced port at that address, never at another; `third_party: allow` does not apply to such a reply.
-        passive_address: PassiveAddress = PassiveAddress::Keep, Choice;
+        passive_address: PassiveAddress = PassiveAddress::Keep, Keyword;
         /// `required`: announcements count after a login that Pinhole read; before that: `not-logged-in`. `optional`:
         /// they count at any time.
-        login: Login = Login::Required, Choice;
+        login: Login = Login::Required, Keyword;
         /// What happens to a session with `AUTH TLS`, after which its announcements cannot be read. `pass`: it
         /// continues, and nothing opens for it. `deny`: AUTH does not reach the server. `range 50000-50100`: it continues,
         /// and the client may connect to those ports of the server.
@@ -285,7 +285,7 @@ const NETWORKS: List<Parsed> = List {
 };
 
 /// An element of a list of networks, in files of other kinds, too.
-pub(crate) fn network(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Network> {
+pub(crate) fn network(reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<Network> {
     NETWORKS.of.read(reader, entry)
 }
 

@@ -9,7 +9,7 @@ use serde_json::{Value as Json, json};
 
 use super::keys::{Keys, object};
 use super::problem::Severity;
-use super::reader::{Entry, Reader};
+use super::reader::{YamlEntry, YamlReader};
 use super::source::{Quoted, is_visible};
 use super::terms::Verbs;
 use super::tree::Value;
@@ -29,7 +29,7 @@ pub(super) trait Kind<T> {
     /// The value as YAML: on one line, or in lines that each begin with a line feed.
     fn show(&self, value: &T) -> String;
     /// Reads `entry`. Problems are added to `reader`.
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T>;
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<T>;
 }
 
 /// A whole number from a minimum to a maximum.
@@ -48,7 +48,7 @@ impl<T: FromStr<Err: Display> + Display> Kind<T> for Number {
         value.to_string()
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<T> {
         let expected = Kind::<T>::describe(self);
         let Value::Integer(number) = entry.node.value else {
             reader.wrong_type(entry, &expected);
@@ -89,7 +89,7 @@ impl Kind<Duration> for Time {
         UNITS.iter().find(suits).map_or_else(String::new, |(unit, length)| format!("{}{unit}", millis / length))
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Duration> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<Duration> {
         let expected = format!("{}, in seconds or with a unit: 500ms, 60s, 2m, 1h", self.describe());
         let (number, unit) = match &entry.node.value {
             Value::Integer(seconds) => (seconds.to_string(), "s"),
@@ -116,9 +116,9 @@ impl Kind<Duration> for Time {
 }
 
 /// One of the words of an enum.
-pub(super) struct Choice;
+pub(super) struct Keyword;
 
-impl<W: Word> Kind<W> for Choice {
+impl<W: Word> Kind<W> for Keyword {
     fn describe(&self) -> String {
         let words: Vec<String> = W::ALL.iter().map(|word| format!("`{word}`")).collect();
         let (last, others) = words.split_last().expect("there are words to choose from");
@@ -133,7 +133,7 @@ impl<W: Word> Kind<W> for Choice {
         value.to_string()
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<W> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<W> {
         let expected = Kind::<W>::describe(self);
         let text = reader.text(entry, &expected)?;
         let found = W::ALL.iter().copied().find(|word| word.to_string() == text);
@@ -163,7 +163,7 @@ impl<T: FromStr<Err: Display> + Display> Kind<T> for Parsed {
         if text.contains(':') { format!("\"{text}\"") } else { text }
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<T> {
         let text = reader.text(entry, self.0)?;
         let parsed = text.parse();
         parsed.map_err(|error| reader.error(entry, format!("{error}: {}", Quoted(text)), self.0)).ok()
@@ -188,7 +188,7 @@ impl Kind<PortRange> for Ports {
         value.to_string()
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<PortRange> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<PortRange> {
         match &entry.node.value {
             Value::Integer(_) => PORT.read(reader, entry).and_then(|port: Port| PortRange::new(port, port)),
             Value::Text(text) if text.parse::<u64>().is_err() => RANGE.read(reader, entry),
@@ -233,7 +233,7 @@ impl Kind<Box<str>> for Text {
         format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Box<str>> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<Box<str>> {
         let text = reader.text(entry, self.0)?;
         match self.2(text) {
             None => Some(text.into()),
@@ -289,10 +289,10 @@ impl<L: Listed, K: Kind<L::Item>> Kind<L> for List<K> {
         format!("[{}]", items.join(", "))
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<L> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<L> {
         let entries = reader.list(entry, self.least..=self.most, &Kind::<L>::describe(self))?;
         let read = entries.into_iter().filter_map(|entry| Some((self.of.read(reader, entry)?, entry)));
-        let (items, entries): (Vec<L::Item>, Vec<Entry<'_>>) = read.unzip();
+        let (items, entries): (Vec<L::Item>, Vec<YamlEntry<'_>>) = read.unzip();
         for (index, item) in items.iter().enumerate() {
             let Some(severity) = self.repeated else { break };
             let repeats = |&(at, other): &(usize, &L::Item)| at != index && L::repeats(item, other, at < index);
@@ -322,7 +322,7 @@ impl<L: Listed, K: Kind<L::Item>> Kind<L> for OneOrList<K> {
         if let [one] = value.items().as_slice() { self.0.of.show(one) } else { self.0.show(value) }
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<L> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<L> {
         if matches!(entry.node.value, Value::List(_)) {
             return self.0.read(reader, entry);
         }
@@ -346,7 +346,7 @@ impl<T: PartialEq, K: Kind<T>> Kind<T> for WordOr<T, K> {
         if *value == self.1() { self.0.into() } else { self.2.show(value) }
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<T> {
         match &entry.node.value {
             Value::Text(text) if text == self.0 => Some(self.1()),
             Value::Text(_) => {
@@ -374,7 +374,7 @@ impl Kind<Option<NonZeroU16>> for Count {
         value.map_or_else(String::new, |count| count.to_string())
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Option<NonZeroU16>> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<Option<NonZeroU16>> {
         Number(1, 65_535).read(reader, entry).map(Some)
     }
 }
@@ -407,7 +407,7 @@ impl<T: Keys> Kind<T> for Mapping {
         }
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<T> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<T> {
         let names = T::NAMES.iter().copied().filter(|key| *key != self.except);
         let (retired, known): (Vec<_>, Vec<_>) = names.partition(|key| T::is_retired(key));
         let fields = reader.fields(entry, &known, &retired, &format!("a mapping with keys such as {}", known[0]))?;

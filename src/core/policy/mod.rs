@@ -24,14 +24,14 @@ mod word;
 pub use hosts::Hosts;
 pub use keys::{Capture, Commands, Limits, Policy, Rule, Terms, schema};
 pub use problem::{Problem, Problems, Severity};
-pub use rules::{Retired, RuleId};
+pub use rules::{DeprecatedKey, RuleId};
 pub use settings::{Chain, ChainFamily, ControlPorts, Mechanism, Pickup, Queues, WhenDown};
 pub use terms::{Action, Login, PassiveAddress, PortRanges, PortSet, ThirdParty, Tls, Verbs};
 
 use keys::Keys;
 pub(crate) use keys::network;
 use kinds::{BLOCK, Kind};
-pub(crate) use reader::{Entry, Reader};
+pub(crate) use reader::{YamlEntry, YamlReader};
 use rules::Rules;
 pub(crate) use source::Quoted;
 use source::{Source, Span};
@@ -142,7 +142,7 @@ pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Parsed, Problems> {
     Ok(Parsed { policy, warnings })
 }
 
-fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Policy {
+fn read(reader: &mut YamlReader<'_>, root: YamlEntry<'_>) -> Policy {
     BLOCK.read(reader, root).unwrap_or_default()
 }
 
@@ -150,7 +150,7 @@ fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Policy {
 pub(crate) fn read_bytes<T>(
     name: &str,
     bytes: &[u8],
-    read: impl FnOnce(&mut Reader<'_>, Entry<'_>) -> T,
+    read: impl FnOnce(&mut YamlReader<'_>, YamlEntry<'_>) -> T,
 ) -> Result<(T, Problems), Problems> {
     // One byte beyond the limit shows that the text is too long.
     let bytes = &bytes[..bytes.len().min(MAX_BYTES + 1)];
@@ -175,7 +175,7 @@ pub(crate) fn read_bytes<T>(
 fn read_text<T>(
     name: &str,
     text: &str,
-    read: impl FnOnce(&mut Reader<'_>, Entry<'_>) -> T,
+    read: impl FnOnce(&mut YamlReader<'_>, YamlEntry<'_>) -> T,
 ) -> Result<(T, Problems), Problems> {
     // Some editors begin a file with a byte order mark, which has no meaning in UTF-8.
     let source = Source::new(name, text.strip_prefix('\u{FEFF}').unwrap_or(text));
@@ -186,8 +186,8 @@ fn read_text<T>(
         return Err(problem.into());
     }
     let root = tree::load(&source)?;
-    let mut reader = Reader::new(&source);
-    let value = read(&mut reader, Entry::root(&root));
+    let mut reader = YamlReader::new(&source);
+    let value = read(&mut reader, YamlEntry::root(&root));
     let problems = reader.problems.sorted();
     if problems.errors() > 0 { Err(problems) } else { Ok((value, problems)) }
 }

@@ -7,25 +7,25 @@ use super::keys::Rule;
 
 /// What an earlier rule does to a later one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Clash {
+pub(super) enum RuleOverlap {
     /// The rule at that index takes everything.
     Unreachable { by: usize },
     /// The rule at that index takes a part, and has a part of its own; so do `others` more.
     Crossing { with: usize, others: usize },
 }
 
-/// The clashes, each with the index of the later rule; at most one for each rule.
-pub(super) fn clashes(rules: &[Rule]) -> Vec<(usize, Clash)> {
+/// The overlaps, each with the index of the later rule; at most one for each rule.
+pub(super) fn overlaps(rules: &[Rule]) -> Vec<(usize, RuleOverlap)> {
     let of = |later: usize| {
         let rule = &rules[later];
         let earlier = || rules[..later].iter().enumerate();
         if let Some((by, _)) = earlier().find(|(_, earlier)| takes_all_of(earlier, rule)) {
-            return Some(Clash::Unreachable { by });
+            return Some(RuleOverlap::Unreachable { by });
         }
         // Where both say the same it does not matter which one decides.
         let mut crossing = earlier().filter(|(_, e)| meets(e, rule) && !takes_all_of(rule, e) && e.terms != rule.terms);
         let (with, _) = crossing.next()?;
-        Some(Clash::Crossing { with, others: crossing.count() })
+        Some(RuleOverlap::Crossing { with, others: crossing.count() })
     };
     (1..rules.len()).filter_map(|later| Some((later, of(later)?))).collect()
 }
@@ -62,13 +62,13 @@ mod tests {
             rule(&["10.1.0.0/16"], &["192.0.2.1"], Action::Deny),
             rule(&["11.0.0.0/8"], &[], Action::Allow),
         ];
-        assert_eq!(clashes(&rules), [(1, Clash::Unreachable { by: 0 })]);
+        assert_eq!(overlaps(&rules), [(1, RuleOverlap::Unreachable { by: 0 })]);
     }
 
     #[test]
     fn narrower_rule_before_a_wider_one_is_no_clash() {
         let rules = [rule(&["10.1.0.0/16"], &["192.0.2.1"], Action::Deny), rule(&["10.0.0.0/8"], &[], Action::Allow)];
-        assert_eq!(clashes(&rules), []);
+        assert_eq!(overlaps(&rules), []);
     }
 
     #[test]
@@ -79,13 +79,13 @@ mod tests {
             rule(&[], &["192.0.2.0/24"], Action::Allow),
         ];
         // The third contains the second and crosses the first, but says the same as the first.
-        assert_eq!(clashes(&rules), [(1, Clash::Crossing { with: 0, others: 0 })]);
+        assert_eq!(overlaps(&rules), [(1, RuleOverlap::Crossing { with: 0, others: 0 })]);
     }
 
     #[test]
     fn disjoint_rules_do_not_cross() {
         let rules =
             [rule(&["10.0.0.0/8"], &["192.0.2.1"], Action::Allow), rule(&["10.0.0.0/9"], &["::1"], Action::Deny)];
-        assert_eq!(clashes(&rules), []);
+        assert_eq!(overlaps(&rules), []);
     }
 }

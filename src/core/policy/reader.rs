@@ -11,14 +11,14 @@ use super::word::did_you_mean;
 
 /// A value in the tree, and the key to which it belongs.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Entry<'t> {
+pub(crate) struct YamlEntry<'t> {
     pub(crate) key: &'static str,
     pub(super) node: &'t Node,
     /// Where to point if the value has no place of its own.
     near: Span,
 }
 
-impl<'t> Entry<'t> {
+impl<'t> YamlEntry<'t> {
     /// The whole tree.
     pub(super) const fn root(node: &'t Node) -> Self {
         Self { key: "", node, near: Span { start: 0, end: 0 } }
@@ -46,23 +46,23 @@ impl<'t> Entry<'t> {
 
 /// The values of a mapping, by key.
 #[derive(Debug)]
-pub(crate) struct Fields<'t>(Vec<Entry<'t>>);
+pub(crate) struct Fields<'t>(Vec<YamlEntry<'t>>);
 
 impl<'t> Fields<'t> {
     /// The value of `key`, if it is there.
-    pub(crate) fn get(&self, key: &str) -> Option<Entry<'t>> {
+    pub(crate) fn get(&self, key: &str) -> Option<YamlEntry<'t>> {
         self.0.iter().find(|entry| entry.key == key).copied()
     }
 }
 
 /// Reads one file and collects its problems.
 #[derive(Debug)]
-pub(crate) struct Reader<'a> {
+pub(crate) struct YamlReader<'a> {
     source: &'a Source<'a>,
     pub(super) problems: Problems,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> YamlReader<'a> {
     pub(super) fn new(source: &'a Source<'a>) -> Self {
         Self { source, problems: Problems::default() }
     }
@@ -73,27 +73,33 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes a problem with the value of `entry`.
-    pub(super) fn problem(&mut self, severity: Severity, entry: Entry<'_>, message: impl Into<String>, expected: &str) {
+    pub(super) fn problem(
+        &mut self,
+        severity: Severity,
+        entry: YamlEntry<'_>,
+        message: impl Into<String>,
+        expected: &str,
+    ) {
         self.note(severity, entry.key, entry.span(), message.into(), expected);
     }
 
     /// Notes an error in the value of `entry`.
-    pub(crate) fn error(&mut self, entry: Entry<'_>, message: impl Into<String>, expected: &str) {
+    pub(crate) fn error(&mut self, entry: YamlEntry<'_>, message: impl Into<String>, expected: &str) {
         self.problem(Severity::Error, entry, message, expected);
     }
 
     /// Notes a warning about the value of `entry`.
-    pub(super) fn warn(&mut self, entry: Entry<'_>, message: impl Into<String>, expected: &str) {
+    pub(super) fn warn(&mut self, entry: YamlEntry<'_>, message: impl Into<String>, expected: &str) {
         self.problem(Severity::Warning, entry, message, expected);
     }
 
     /// The line of `entry`.
-    pub(super) fn line(&self, entry: Entry<'_>) -> usize {
+    pub(super) fn line(&self, entry: YamlEntry<'_>) -> usize {
         self.source.line(entry.span().start)
     }
 
     /// The scalar as the file has it.
-    pub(super) fn written(&self, entry: Entry<'_>) -> String {
+    pub(super) fn written(&self, entry: YamlEntry<'_>) -> String {
         match (&entry.node.value, entry.node.span) {
             (Value::Text(text), None) => Quoted(text).to_string(),
             (_, Some(span)) => Quoted(self.source.slice(span)).to_string(),
@@ -102,7 +108,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Notes that the value is of another type.
-    pub(super) fn wrong_type(&mut self, entry: Entry<'_>, expected: &str) {
+    pub(super) fn wrong_type(&mut self, entry: YamlEntry<'_>, expected: &str) {
         let what = match &entry.node.value {
             Value::Null => return self.error(entry, "there is no value", expected),
             Value::Bool => "a truth value",
@@ -121,7 +127,7 @@ impl<'a> Reader<'a> {
     /// suggest `retired` keys.
     pub(crate) fn fields<'t>(
         &mut self,
-        entry: Entry<'t>,
+        entry: YamlEntry<'t>,
         known: &[&'static str],
         retired: &[&'static str],
         what: &str,
@@ -130,7 +136,7 @@ impl<'a> Reader<'a> {
             self.wrong_type(entry, what);
             return None;
         };
-        let mut found: Vec<Entry<'t>> = Vec::new();
+        let mut found: Vec<YamlEntry<'t>> = Vec::new();
         for (key, node) in pairs {
             let near = key.span.unwrap_or(entry.near);
             let written = if let Value::Text(text) = &key.value { text } else { self.source.slice(near) };
@@ -148,7 +154,7 @@ impl<'a> Reader<'a> {
                 let message = format!("the key is there twice; the first time in line {line}");
                 self.note(Severity::Error, key, near, message, "each key once");
             } else {
-                found.push(Entry { key, node, near });
+                found.push(YamlEntry { key, node, near });
             }
         }
         Some(Fields(found))
@@ -157,10 +163,10 @@ impl<'a> Reader<'a> {
     /// The elements of the list `entry`, so many as `count` allows.
     pub(crate) fn list<'t>(
         &mut self,
-        entry: Entry<'t>,
+        entry: YamlEntry<'t>,
         count: RangeInclusive<usize>,
         what: &str,
-    ) -> Option<Vec<Entry<'t>>> {
+    ) -> Option<Vec<YamlEntry<'t>>> {
         let Value::List(nodes) = &entry.node.value else {
             self.wrong_type(entry, what);
             return None;
@@ -173,7 +179,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A text.
-    pub(crate) fn text<'t>(&mut self, entry: Entry<'t>, expected: &str) -> Option<&'t str> {
+    pub(crate) fn text<'t>(&mut self, entry: YamlEntry<'t>, expected: &str) -> Option<&'t str> {
         match &entry.node.value {
             Value::Text(text) => return Some(text),
             // `- fd00::` is to YAML a mapping with the key `fd00:`.

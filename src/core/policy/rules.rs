@@ -7,8 +7,8 @@ use serde_json::{Value as Json, json};
 use super::MAX_RULES;
 use super::keys::{Capture, Check, Commands, Keys, Limits, Policy, Rule, Terms, object};
 use super::kinds::Kind;
-use super::overlap::{Clash, clashes};
-use super::reader::{Entry, Fields, Reader};
+use super::overlap::{RuleOverlap, overlaps};
+use super::reader::{Fields, YamlEntry, YamlReader};
 use super::settings::{Mechanism, Queues};
 use super::source::Quoted;
 use super::terms::{Action, Verbs};
@@ -19,8 +19,8 @@ impl Check for Limits {}
 impl Check for Terms {}
 
 impl Check for Commands {
-    fn check(&mut self, reader: &mut Reader<'_>, fields: &Fields<'_>) {
-        let elements = fields.get("deny").into_iter().flat_map(Entry::elements);
+    fn check(&mut self, reader: &mut YamlReader<'_>, fields: &Fields<'_>) {
+        let elements = fields.get("deny").into_iter().flat_map(YamlEntry::elements);
         for (entry, verb) in elements.filter_map(|entry| Some((entry, entry.as_text()?))) {
             if Verbs::is_verb(verb) && !command::is_known(verb) {
                 let meant = did_you_mean(verb, command::COMMANDS.iter().map(|known| known.name));
@@ -32,7 +32,7 @@ impl Check for Commands {
 impl Check for Rule {}
 
 impl Check for Capture {
-    fn check(&mut self, reader: &mut Reader<'_>, fields: &Fields<'_>) {
+    fn check(&mut self, reader: &mut YamlReader<'_>, fields: &Fields<'_>) {
         if let (Some(count), Some(entry)) = (self.queues, fields.get("queues"))
             && Queues::new(self.queue, count).is_none()
         {
@@ -44,7 +44,7 @@ impl Check for Capture {
 }
 
 impl Check for Policy {
-    fn check(&mut self, reader: &mut Reader<'_>, fields: &Fields<'_>) {
+    fn check(&mut self, reader: &mut YamlReader<'_>, fields: &Fields<'_>) {
         if let Some(entry) =
             fields.get("admit").filter(|_| self.mechanism == Mechanism::Native && !self.admit.is_empty())
         {
@@ -61,9 +61,9 @@ impl Check for Policy {
 
 /// A key that is accepted and has no effect any more.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Retired;
+pub struct DeprecatedKey;
 
-impl Kind<Self> for Retired {
+impl Kind<Self> for DeprecatedKey {
     fn describe(&self) -> String {
         String::new()
     }
@@ -80,7 +80,7 @@ impl Kind<Self> for Retired {
         String::new()
     }
 
-    fn read(&self, reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Self> {
+    fn read(&self, reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<Self> {
         reader.warn(entry, "this has no effect any more: every line is read", "nothing: leave it out");
         None
     }
@@ -123,12 +123,12 @@ impl Kind<Vec<Rule>> for Rules {
     }
 
     /// Returns `None`: the rules start from the defaults, so `Policy::check` reads them afterwards.
-    fn read(&self, _: &mut Reader<'_>, _: Entry<'_>) -> Option<Vec<Rule>> {
+    fn read(&self, _: &mut YamlReader<'_>, _: YamlEntry<'_>) -> Option<Vec<Rule>> {
         None
     }
 }
 
-fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Option<Vec<Rule>> {
+fn read_rules(reader: &mut YamlReader<'_>, entry: YamlEntry<'_>, defaults: &Terms) -> Option<Vec<Rule>> {
     let (mut rules, mut entries) = (Vec::new(), Vec::new());
     let mut names: HashMap<Box<str>, usize> = HashMap::new();
     for entry in reader.list(entry, 0..=MAX_RULES, &Rules.describe())? {
@@ -144,14 +144,14 @@ fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Op
     }
     // If a rule could not be read, warnings about which rules are reached would be wrong.
     if reader.problems.errors() == 0 {
-        for (index, clash) in clashes(&rules) {
+        for (index, overlap) in overlaps(&rules) {
             let named = |at: usize| format!("\"{}\" (line {})", Quoted(&rules[at].name), reader.line(entries[at]));
-            let (message, expected) = match clash {
-                Clash::Unreachable { by } => {
+            let (message, expected) = match overlap {
+                RuleOverlap::Unreachable { by } => {
                     let message = format!("this rule is never reached: {} matches all that it could", named(by));
                     (message, "the narrower rule first")
                 }
-                Clash::Crossing { with, others } => {
+                RuleOverlap::Crossing { with, others } => {
                     let more = if others > 0 { format!(", as do {others} more") } else { String::new() };
                     let message = format!("{} takes a part of what this rule matches{more}", named(with));
                     (message, "disjoint or nested rules: here only the order decides")
@@ -164,7 +164,7 @@ fn read_rules(reader: &mut Reader<'_>, entry: Entry<'_>, defaults: &Terms) -> Op
 }
 
 /// A rule, and the entry at which problems of the whole rule are reported.
-fn read_rule<'t>(reader: &mut Reader<'_>, entry: Entry<'t>, defaults: &Terms) -> Option<(Rule, Entry<'t>)> {
+fn read_rule<'t>(reader: &mut YamlReader<'_>, entry: YamlEntry<'t>, defaults: &Terms) -> Option<(Rule, YamlEntry<'t>)> {
     let known = [Rule::NAMES, Terms::NAMES].concat();
     let fields = reader.fields(entry, &known, &[], "a rule, such as { name: partners, clients: [192.0.2.0/24] }")?;
     let name = fields.get("name");

@@ -13,7 +13,7 @@ use crate::core::ftp::command::{Command, CommandLine, Verb};
 use crate::core::ftp::notation::{Found, Notation};
 use crate::core::ftp::reply::{Meaning, Reply, ReplyLine, ReplyReader};
 use crate::core::ftp::{Line, Mode};
-use crate::core::kernel::{Progress, Synced};
+use crate::core::kernel::{SessionProgress, Synced};
 use crate::core::net::Direction;
 
 /// How much of a user's name is kept.
@@ -108,21 +108,21 @@ impl Dialogue {
     }
 
     /// A picked-up dialogue with this progress.
-    pub fn picked_up(progress: Progress, synced: Synced) -> Self {
+    pub fn picked_up(progress: SessionProgress, synced: Synced) -> Self {
         Self {
             protocol: match progress {
-                Progress::Unknown | Progress::Ftp => Protocol::Undecided,
-                Progress::LoggedIn => Protocol::Ftp,
-                Progress::Unreadable => Protocol::Other,
+                SessionProgress::Unknown | SessionProgress::Ftp => Protocol::Undecided,
+                SessionProgress::LoggedIn => Protocol::Ftp,
+                SessionProgress::Unreadable => Protocol::Other,
             },
-            is_logged_in: progress == Progress::LoggedIn,
+            is_logged_in: progress == SessionProgress::LoggedIn,
             is_greeted: true,
-            has_commanded: progress != Progress::Unknown,
+            has_commanded: progress != SessionProgress::Unknown,
             is_known: match progress {
-                Progress::Unknown => false,
+                SessionProgress::Unknown => false,
                 // If a client's bytes passed unread before a login: see `client_gap`.
-                Progress::Ftp => synced.client,
-                Progress::LoggedIn | Progress::Unreadable => true,
+                SessionProgress::Ftp => synced.client,
+                SessionProgress::LoggedIn | SessionProgress::Unreadable => true,
             },
             synced: false,
             may_answer_earlier_run: synced.server,
@@ -131,15 +131,15 @@ impl Dialogue {
     }
 
     /// Its progress, for the connection's mark.
-    pub fn progress(&self) -> Progress {
+    pub fn progress(&self) -> SessionProgress {
         match self.protocol {
             // The server's answer has to be read.
-            Protocol::Other if self.tls_offered => Progress::Unknown,
-            Protocol::Encrypted | Protocol::Other => Progress::Unreadable,
-            _ if !self.is_known || self.lists_files => Progress::Unknown,
-            Protocol::Ftp | Protocol::Undecided if self.is_logged_in => Progress::LoggedIn,
-            Protocol::Ftp | Protocol::Undecided if self.is_greeted && self.has_commanded => Progress::Ftp,
-            Protocol::Ftp | Protocol::Undecided => Progress::Unknown,
+            Protocol::Other if self.tls_offered => SessionProgress::Unknown,
+            Protocol::Encrypted | Protocol::Other => SessionProgress::Unreadable,
+            _ if !self.is_known || self.lists_files => SessionProgress::Unknown,
+            Protocol::Ftp | Protocol::Undecided if self.is_logged_in => SessionProgress::LoggedIn,
+            Protocol::Ftp | Protocol::Undecided if self.is_greeted && self.has_commanded => SessionProgress::Ftp,
+            Protocol::Ftp | Protocol::Undecided => SessionProgress::Unknown,
         }
     }
 

@@ -249,17 +249,19 @@ fn empty_lines_do_not_shift_replies() {
 #[test]
 fn picked_up_session_has_the_recorded_progress() {
     let lines = format!("> NOOP\n< 200 ok\n> PORT 10,0,0,2,4,5\n< 200 ok\n> PASV\n{PASSIVE}");
-    for (progress, doubts) in
-        [(Progress::Unknown, " not known not logged in"), (Progress::Ftp, " not logged in"), (Progress::LoggedIn, "")]
-    {
+    for (progress, doubts) in [
+        (SessionProgress::Unknown, " not known not logged in"),
+        (SessionProgress::Ftp, " not logged in"),
+        (SessionProgress::LoggedIn, ""),
+    ] {
         let mut dialogue = Dialogue::picked_up(progress, Synced { client: true, server: true });
         assert_eq!(dialogue.progress(), progress);
         assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
         let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
-        let port = if progress == Progress::Unknown { "PORT not known" } else { "PORT" };
+        let port = if progress == SessionProgress::Unknown { "PORT not known" } else { "PORT" };
         assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
     }
-    let mut encrypted = Dialogue::picked_up(Progress::Unknown, Synced::default());
+    let mut encrypted = Dialogue::picked_up(SessionProgress::Unknown, Synced::default());
     assert_eq!(describe(&encrypted.client_line(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
 }
 
@@ -267,9 +269,9 @@ fn picked_up_session_has_the_recorded_progress() {
 fn first_reply_synced_may_answer_what_an_earlier_run_read() {
     for (synced, first) in [(true, "227"), (false, "227 not asked for")] {
         let synced = Synced { client: true, server: synced };
-        let mut dialogue = Dialogue::picked_up(Progress::LoggedIn, synced);
+        let mut dialogue = Dialogue::picked_up(SessionProgress::LoggedIn, synced);
         assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
-        let mut dialogue = Dialogue::picked_up(Progress::LoggedIn, synced);
+        let mut dialogue = Dialogue::picked_up(SessionProgress::LoggedIn, synced);
         assert_eq!(play(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
     }
 }
@@ -278,11 +280,11 @@ fn first_reply_synced_may_answer_what_an_earlier_run_read() {
 fn progress_follows_the_dialogue() {
     let mut dialogue = Dialogue::from_start();
     for (lines, progress) in [
-        ("< 220 hello", Progress::Unknown),
-        ("> FEAT", Progress::Ftp),
-        ("< 211 no\n> USER a\n< 331 and?\n> PASS b\n< 230 in", Progress::LoggedIn),
-        ("> REIN\n< 220 again", Progress::Ftp),
-        ("> AUTH TLS\n< 234 go", Progress::Unreadable),
+        ("< 220 hello", SessionProgress::Unknown),
+        ("> FEAT", SessionProgress::Ftp),
+        ("< 211 no\n> USER a\n< 331 and?\n> PASS b\n< 230 in", SessionProgress::LoggedIn),
+        ("> REIN\n< 220 again", SessionProgress::Ftp),
+        ("> AUTH TLS\n< 234 go", SessionProgress::Unreadable),
     ] {
         play(&mut dialogue, lines);
         assert_eq!(dialogue.progress(), progress, "{lines}");
@@ -313,8 +315,8 @@ fn loss_before_a_login_may_hide_that_it_is_not_ftp() {
     play(&mut dialogue, "< 220 hello");
     dialogue.client_gap();
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
-    assert_eq!(dialogue.progress(), Progress::Unknown);
-    let mut dialogue = Dialogue::picked_up(Progress::Ftp, Synced::default());
+    assert_eq!(dialogue.progress(), SessionProgress::Unknown);
+    let mut dialogue = Dialogue::picked_up(SessionProgress::Ftp, Synced::default());
     assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
 }
 
@@ -393,7 +395,7 @@ proptest! {
         picked_up: bool,
     ) {
         let mut dialogue =
-            if picked_up { Dialogue::picked_up(Progress::LoggedIn, Synced::default()) } else { Dialogue::from_start() };
+            if picked_up { Dialogue::picked_up(SessionProgress::LoggedIn, Synced::default()) } else { Dialogue::from_start() };
         for (client, text) in &lines {
             let _ = if *client { dialogue.client_line(&line(text)) } else { dialogue.server_line(&line(text)) };
         }

@@ -14,8 +14,8 @@ pub use pending::CommandNumber;
 pub use reader::{SegmentReader, SessionOutput};
 
 use crate::core::ftp::unfinished::{address_in_command, address_in_reply};
-use crate::core::ftp::{Ending as LineEnding, Line, LineReader};
-use crate::core::kernel::{Progress, Synced};
+use crate::core::ftp::{Line, LineEnding, LineReader};
+use crate::core::kernel::{SessionProgress, Synced};
 use crate::core::net::{Direction, Flags, Segment, Seq};
 use crate::core::policy::Limits;
 use crate::core::session::reassembly::{Acceptance, Start, Stream, Trust};
@@ -29,7 +29,7 @@ struct HalfStream {
     /// were missing. A retransmission that the next run gets could begin there.
     ///
     /// Bytes that passed unread do not count: otherwise one kill would cost an announcement after each further one.
-    may_mislead_next_run: bool,
+    never_in_sync: bool,
 }
 
 /// Both directions of a control connection, and their dialogue.
@@ -43,11 +43,11 @@ pub struct Session {
 
 /// How a connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ending {
+pub enum TcpClose {
     /// FIN: the other end has acknowledged it, or has sent a FIN, too.
-    Finished,
+    Fin,
     /// RST.
-    Reset,
+    Rst,
 }
 
 impl Session {
@@ -61,7 +61,7 @@ impl Session {
     ///
     /// An end that an earlier run left in sync counts as in sync, although the receiver may have acknowledged only a
     /// part of its last line, and get the rest of that line again: see [`Self::is_synced`].
-    pub fn picked_up(progress: Progress, synced: Synced) -> Self {
+    pub fn picked_up(progress: SessionProgress, synced: Synced) -> Self {
         Self::new(Dialogue::picked_up(progress, synced), synced, Start::Unknown)
     }
 
@@ -69,7 +69,7 @@ impl Session {
         let half = |ending, synced| HalfStream {
             stream: Stream::default(),
             lines: if synced { LineReader::new(ending) } else { LineReader::in_the_middle(ending) },
-            may_mislead_next_run: false,
+            never_in_sync: false,
         };
         let client = half(LineEnding::Lf, synced.client);
         Self { client, server: half(LineEnding::CrLf, synced.server), dialogue, start }
@@ -82,14 +82,14 @@ impl Session {
     /// is in sync only if no part of what it has sent could be read as an announcement that was refused or that is
     /// none.
     pub fn is_synced(&self, end: Direction) -> bool {
-        let HalfStream { stream, lines, may_mislead_next_run } = self.half(end);
+        let HalfStream { stream, lines, never_in_sync } = self.half(end);
         let is_in_reply = end == Direction::FromServer && self.dialogue.is_inside_reply();
-        lines.is_at_start() && !stream.has_buffered() && !is_in_reply && !may_mislead_next_run
+        lines.is_at_start() && !stream.has_buffered() && !is_in_reply && !never_in_sync
     }
 
     /// This end has sent an announcement that was refused.
-    pub fn refuse(&mut self, end: Direction) {
-        self.half_mut(end).may_mislead_next_run = true;
+    pub fn note_refusal(&mut self, end: Direction) {
+        self.half_mut(end).never_in_sync = true;
     }
 
     /// The dialogue.

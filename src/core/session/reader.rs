@@ -2,7 +2,7 @@
 
 use super::dialogue::{Dialogue, Event};
 use super::reassembly::{StreamAnomaly, StreamEvent, StreamEvents};
-use super::{Ending, HalfStream, has_ended};
+use super::{HalfStream, TcpClose, has_ended};
 use crate::core::ftp::embedded::{command_in, reply_in};
 use crate::core::ftp::{Line, UnreadBytes};
 use crate::core::net::{Direction, Flags, Segment, Seq};
@@ -57,7 +57,7 @@ pub struct SegmentReader<'a> {
     is_encrypted: bool,
     /// What the first bytes of an end show, to be returned next.
     opening: Option<Opening>,
-    ending: Option<Ending>,
+    tcp_close: Option<TcpClose>,
 }
 
 /// What the first bytes of an end show.
@@ -98,7 +98,7 @@ impl<'a> SegmentReader<'a> {
             unread: None,
             is_encrypted: false,
             opening: None,
-            ending: None,
+            tcp_close: None,
         };
         reader.reassemble(segment, limits.reorder_bytes.get() as usize);
         reader
@@ -108,7 +108,7 @@ impl<'a> SegmentReader<'a> {
         let (sender, receiver) = (&mut self.sender.stream, &mut self.receiver.stream);
         let acknowledges = segment.flags.has(Flags::ACK);
         if segment.flags.has(Flags::RST) {
-            self.ending = sender.accepts_reset_at(segment.seq).then_some(Ending::Reset);
+            self.tcp_close = sender.accepts_reset_at(segment.seq).then_some(TcpClose::Rst);
             return;
         }
         // The receiver ignores a segment that acknowledges more than it has sent; or those bytes passed unread.
@@ -128,7 +128,7 @@ impl<'a> SegmentReader<'a> {
         self.received_doubt = Doubt { urgent_end: sender.urgent_end_with(segment), doubted_to: sender.doubted_to() };
         self.received = sender.segment(segment, limit);
         if !had_ended && has_ended(sender, receiver) {
-            self.ending = Some(Ending::Finished);
+            self.tcp_close = Some(TcpClose::Fin);
         }
     }
 
@@ -148,8 +148,8 @@ impl<'a> SegmentReader<'a> {
     }
 
     /// How the connection ended, if this segment ends it.
-    pub fn ending(&self) -> Option<Ending> {
-        self.ending
+    pub fn tcp_close(&self) -> Option<TcpClose> {
+        self.tcp_close
     }
 
     fn step(&mut self) -> Option<Step> {
@@ -226,7 +226,7 @@ impl<'a> SegmentReader<'a> {
         let half = if direction == self.direction { &mut *self.sender } else { &mut *self.receiver };
         let behind_announcement = usize::from(matches!(event, Event::Announced(_)));
         let rest = line.text.get(behind_announcement..).unwrap_or_default();
-        half.may_mislead_next_run = half.may_mislead_next_run
+        half.never_in_sync = half.never_in_sync
             || line.text.len() >= self.line_limit
             || match direction {
                 Direction::FromClient => command_in(rest),

@@ -64,12 +64,12 @@ pub(super) fn decide(
     if !state.asked_for {
         return Err(Refusal::NotAskedFor);
     }
-    let to = Endpoint::new(if is_own { ends.shown } else { address }, port);
+    let to = Endpoint::new(if is_own { ends.translated_listener } else { address }, port);
     let mapping = Mapping {
-        to: (is_own && ends.listener != ends.shown).then_some(Endpoint::new(ends.listener, port)),
-        from: (ends.caller_shown != ends.caller).then_some(ends.caller_shown),
+        to: (is_own && ends.listener != ends.translated_listener).then_some(Endpoint::new(ends.listener, port)),
+        from: (ends.translated_connector != ends.connector).then_some(ends.translated_connector),
     };
-    Ok(Expectation { from: ends.caller, to, since: now, lifetime: terms.timeout, mapping })
+    Ok(Expectation { from: ends.connector, to, since: now, lifetime: terms.timeout, mapping })
 }
 
 /// Whether this is a server's reply with a wrong address, which the policy has repaired. What opens then is the announced
@@ -103,11 +103,11 @@ struct Ends {
     /// The end that listens.
     listener: IpAddr,
     /// Its address, as the other end knows it.
-    shown: IpAddr,
+    translated_listener: IpAddr,
     /// The end that connects.
-    caller: IpAddr,
+    connector: IpAddr,
     /// Its address, as the listener knows it.
-    caller_shown: IpAddr,
+    translated_connector: IpAddr,
 }
 
 impl Ends {
@@ -115,14 +115,14 @@ impl Ends {
         let Connection { original, reply } = connection;
         let client = (original.source.address, reply.destination.address);
         let server = (reply.source.address, original.destination.address);
-        let ((listener, shown), (caller, caller_shown)) =
+        let ((listener, translated_listener), (connector, translated_connector)) =
             if mode.is_active() { (client, server) } else { (server, client) };
-        Self { listener, shown, caller, caller_shown }
+        Self { listener, translated_listener, connector, translated_connector }
     }
 
     /// Whether this is one of the two addresses of the end that listens.
     fn has_listener(&self, address: IpAddr) -> bool {
-        address == self.listener || address == self.shown
+        address == self.listener || address == self.translated_listener
     }
 }
 

@@ -134,14 +134,14 @@ pub enum SessionEvent<'a> {
     /// The dialogue is not FTP.
     NotFtp,
     /// The session has ended.
-    Ended(Ended),
+    Ended(EndReason),
     /// An anomaly in its segments.
     Anomaly(StreamAnomaly),
 }
 
 /// How a session ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Ended {
+pub enum EndReason {
     /// It ended with FIN.
     Finished,
     /// It was aborted with RST.
@@ -159,7 +159,7 @@ pub enum Ended {
     EvictedOverShare,
 }
 
-impl Ended {
+impl EndReason {
     /// Whether a session was forgotten to make room, although its connection continues.
     pub const fn is_eviction(self) -> bool {
         matches!(self, Self::Evicted | Self::EvictedBeforeLogin | Self::EvictedOverShare)

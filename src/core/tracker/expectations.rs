@@ -71,7 +71,7 @@ impl Due {
 
 /// An open expectation and its neighbours in both lists.
 #[derive(Debug)]
-struct Entry {
+struct ScheduledPinhole {
     pinhole: PinholeEntry,
     of_owner: Links,
     by_due: Links,
@@ -90,7 +90,7 @@ struct CountedList {
 /// Expectations by address, by session and by the time when something is due.
 #[derive(Debug, Default)]
 pub(super) struct Expectations {
-    entries: Slab<Entry>,
+    entries: Slab<ScheduledPinhole>,
     by_address: HashTable<u32>,
     /// Contains only sessions that have any.
     by_owner: HashMap<u32, CountedList, RandomState>,
@@ -142,7 +142,7 @@ impl Expectations {
         let links = Links::default();
         let (due, age) = Due::check(lifetime, 0);
         let at = pinhole.expectation.since + age;
-        let slot = self.entries.insert(Entry { pinhole, of_owner: links, by_due: links, due, at });
+        let slot = self.entries.insert(ScheduledPinhole { pinhole, of_owner: links, by_due: links, due, at });
         let hash = self.hash(from, to);
         let Self { entries, by_address, by_owner, hasher, .. } = self;
         by_address.insert_unique(hash, slot, |&slot| rehash(entries, hasher, slot));
@@ -173,7 +173,10 @@ impl Expectations {
     /// Takes an entry out of the list of what is due for it.
     fn unschedule(&mut self, slot: u32) {
         let Self { entries, by_due, .. } = self;
-        let Some(&Entry { due, at, pinhole: PinholeEntry { expectation, .. }, .. }) = entries.get(slot) else { return };
+        let Some(&ScheduledPinhole { due, at, pinhole: PinholeEntry { expectation, .. }, .. }) = entries.get(slot)
+        else {
+            return;
+        };
         if let Some(place) = by_due.iter().position(|(of, _)| *of == (expectation.lifetime, due)) {
             let list = &mut by_due[place].1;
             list.unlink(entries, slot, |entry| &mut entry.by_due);
@@ -196,7 +199,7 @@ impl Expectations {
     pub(super) fn next_overdue(&mut self, now: Timestamp) -> Option<(u32, Due, Expectation)> {
         while self.next_due? <= now {
             let (_, slot) = self.first_due()?;
-            let &Entry { due, pinhole: PinholeEntry { expectation, .. }, .. } = self.entries.get(slot)?;
+            let &ScheduledPinhole { due, pinhole: PinholeEntry { expectation, .. }, .. } = self.entries.get(slot)?;
             let Due::Check(times) = due else { return Some((slot, due, expectation)) };
             let has_expired = expectation.expires() <= now;
             // One after the other, also if several are overdue: so each list stays in the order of the times.
@@ -295,7 +298,7 @@ impl Expectations {
     }
 }
 
-fn rehash(entries: &Slab<Entry>, hasher: &RandomState, slot: u32) -> u64 {
+fn rehash(entries: &Slab<ScheduledPinhole>, hasher: &RandomState, slot: u32) -> u64 {
     entries.get(slot).map_or(0, |entry| {
         let Expectation { from, to, .. } = entry.pinhole.expectation;
         hasher.hash_one((from, to))
@@ -303,12 +306,12 @@ fn rehash(entries: &Slab<Entry>, hasher: &RandomState, slot: u32) -> u64 {
 }
 
 impl CountedList {
-    fn append(&mut self, entries: &mut Slab<Entry>, slot: u32, which: Which<Entry>) {
+    fn append(&mut self, entries: &mut Slab<ScheduledPinhole>, slot: u32, which: Which<ScheduledPinhole>) {
         self.list.append(entries, slot, which);
         self.length += 1;
     }
 
-    fn unlink(&mut self, entries: &mut Slab<Entry>, slot: u32, which: Which<Entry>) {
+    fn unlink(&mut self, entries: &mut Slab<ScheduledPinhole>, slot: u32, which: Which<ScheduledPinhole>) {
         self.list.unlink(entries, slot, which);
         self.length -= 1;
     }

@@ -19,7 +19,7 @@ use crate::core::session::{Announcement, Session, Written};
 use crate::core::tracker::admission;
 
 /// An expectation, and the edit of the line that announces it, if the line has to change.
-struct Choice {
+struct PlannedRewrite {
     expectation: Expectation,
     edit: Option<Edit>,
 }
@@ -91,7 +91,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     ) -> Result<Expectation, Refusal> {
         let mut why = Refusal::CannotRewrite;
         for length in [Length::Any, Length::Same] {
-            let Choice { expectation, edit } = match self.choose(announcement, &decided, length, search) {
+            let PlannedRewrite { expectation, edit } = match self.choose(announcement, &decided, length, search) {
                 Ok(choice) => choice,
                 Err(refusal) if length == Length::Any => return Err(refusal),
                 Err(_) => return Err(why),
@@ -163,7 +163,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         decided: &Expectation,
         length: Length,
         search: &mut PortSearch,
-    ) -> Result<Choice, Refusal> {
+    ) -> Result<PlannedRewrite, Refusal> {
         let named = announcement.named.ok_or(Refusal::BadSyntax)?;
         let fitting = match (length, announcement.mode, &announcement.written) {
             // The text in front of the address is shortened or padded to keep the length.
@@ -206,7 +206,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                     }
                 };
                 if self.expectations.owner_of(&expectation).is_some() {
-                    return Ok(Choice { expectation, edit });
+                    return Ok(PlannedRewrite { expectation, edit });
                 }
                 // Only the kernel knows the ports of an earlier run or of another program.
                 if !search.may_ask_kernel() {
@@ -214,7 +214,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                 }
                 let Expectation { from: caller, to, mapping, .. } = expectation;
                 if self.env.firewall.mapping_of(caller, to).is_none_or(|installed| installed == mapping) {
-                    return Ok(Choice { expectation, edit });
+                    return Ok(PlannedRewrite { expectation, edit });
                 }
                 from = search.random_port(terms);
                 continue 'jump;

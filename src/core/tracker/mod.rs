@@ -30,11 +30,11 @@ use std::time::Duration;
 
 pub use adopt::{ExistingState, RestoreSummary};
 pub use client::ClientKey;
-pub use event::{Ended, Observer, SessionEvent, SessionNumber};
+pub use event::{EndReason, Observer, SessionEvent, SessionNumber};
 
 use crate::core::expectation::{Closed, Expectation};
 use crate::core::ftp::Mode;
-use crate::core::kernel::{Control, Firewall, LookupFailed, Progress, Synced};
+use crate::core::kernel::{Control, Firewall, LookupFailed, SessionProgress, Synced};
 use crate::core::net::{Connection, Direction, Flags, Flow, Segment, Seq};
 use crate::core::policy::Policy;
 use crate::core::seqadj::Verdict;
@@ -214,7 +214,7 @@ impl Tracker {
         if !control.as_ref().is_some_and(is_new) {
             return Some(Verdict::Accept);
         }
-        self.end(slot, Ended::Replaced, env);
+        self.end(slot, EndReason::Replaced, env);
         self.remove(slot);
         None
     }
@@ -247,7 +247,7 @@ impl Tracker {
         self.renew_ranges(env);
         self.sessions.set_idle(env.policy.limits.idle);
         while let Some(slot) = self.sessions.find_due(now) {
-            self.forget(slot, Ended::Idle, env);
+            self.forget(slot, EndReason::Idle, env);
         }
     }
 
@@ -314,12 +314,13 @@ impl Tracker {
                 // The connection has no NAT, and no byte of it was replaced.
                 tracked.rewriters = Some(Box::default());
             }
-            let is_unread = tracked.recorded == Progress::Unreadable && !tracked.session.dialogue().is_encrypted();
+            let is_unread =
+                tracked.recorded == SessionProgress::Unreadable && !tracked.session.dialogue().is_encrypted();
             if is_unread && policy.terms(tracked.rule).holds_back() {
                 // Bytes may have passed unread in the meantime.
-                tracked.session = Session::picked_up(Progress::Unknown, Synced::default());
-                tracked.recorded = Progress::Unknown;
-                env.firewall.record(&tracked.connection, Progress::Unknown);
+                tracked.session = Session::picked_up(SessionProgress::Unknown, Synced::default());
+                tracked.recorded = SessionProgress::Unknown;
+                env.firewall.record(&tracked.connection, SessionProgress::Unknown);
             }
         }
     }
@@ -327,20 +328,20 @@ impl Tracker {
     /// Conntrack has removed the connection with these addresses: its session, if there is one, has ended.
     pub fn forgotten<F: Firewall, O: Observer>(&mut self, flow: &Flow, env: &mut Environment<'_, F, O>) {
         if let Some((slot, _)) = self.sessions.find(flow) {
-            self.end(slot, Ended::Finished, env);
+            self.end(slot, EndReason::Finished, env);
             self.remove(slot);
         }
         self.close_orphaned(flow, env);
     }
 
     /// Ends a session, and keeps its addresses for [`LINGER`].
-    fn end_and_linger<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, F, O>) {
+    fn end_and_linger<F: Firewall, O: Observer>(&mut self, slot: u32, how: EndReason, env: &mut Environment<'_, F, O>) {
         self.end(slot, how, env);
         self.sessions.set_rank(slot, Rank::Ended, env.now);
     }
 
     /// Closes all pinholes and port ranges of a session.
-    fn end<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, F, O>) {
+    fn end<F: Firewall, O: Observer>(&mut self, slot: u32, how: EndReason, env: &mut Environment<'_, F, O>) {
         let Some(tracked) = self.sessions.get_mut(slot) else { return };
         if tracked.ended.replace(how).is_some() {
             return;
@@ -362,12 +363,12 @@ impl Tracker {
 
     /// Ends and forgets a session whose connection may still be in conntrack. A session that ended before is not
     /// trusted when it is picked up again.
-    fn forget(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, impl Firewall, impl Observer>) {
+    fn forget(&mut self, slot: u32, how: EndReason, env: &mut Environment<'_, impl Firewall, impl Observer>) {
         if let Some(tracked) = self.sessions.get(slot)
             && tracked.ended.is_some()
-            && !matches!(tracked.recorded, Progress::Unknown | Progress::Unreadable)
+            && !matches!(tracked.recorded, SessionProgress::Unknown | SessionProgress::Unreadable)
         {
-            env.firewall.record(&tracked.connection, Progress::Unknown);
+            env.firewall.record(&tracked.connection, SessionProgress::Unknown);
         }
         self.end(slot, how, env);
         self.remove(slot);

@@ -5,7 +5,7 @@ use super::origins::Origins;
 use super::quotas::first_rank;
 use super::table::{ListPosition, Tracked};
 use super::{ClientKey, Environment, Observer, OnGap, SessionEvent, SessionNumber, Tracker, TrackerVerdict};
-use crate::core::kernel::{Control, Firewall, LookupFailed, Progress};
+use crate::core::kernel::{Control, Firewall, LookupFailed, SessionProgress};
 use crate::core::net::{Direction, Flags, Segment};
 use crate::core::policy::{Pickup, Policy};
 use crate::core::seqadj::{Rewriters, Verdict};
@@ -32,7 +32,7 @@ impl Tracker {
             return Ok(None);
         };
         let from_start = segment.flags.has(Flags::SYN) && is_opening;
-        if !from_start && (progress == Progress::Unreadable || !has_content) {
+        if !from_start && (progress == SessionProgress::Unreadable || !has_content) {
             return Ok(None);
         }
         let Some(direction) = connection.direction_of(&segment.flow) else { return Ok(None) };
@@ -41,12 +41,12 @@ impl Tracker {
         } else {
             let known = match env.policy.pickup {
                 Pickup::Marked => progress,
-                Pickup::Never => Progress::Unknown,
-                Pickup::Trust => Progress::LoggedIn,
+                Pickup::Never => SessionProgress::Unknown,
+                Pickup::Trust => SessionProgress::LoggedIn,
             };
             Session::picked_up(known, synced)
         };
-        let recorded = if from_start { Progress::Unknown } else { progress };
+        let recorded = if from_start { SessionProgress::Unknown } else { progress };
         let rank = first_rank(&session, segment, direction);
         self.make_room(ClientKey::of(connection.client().address), rank, env);
         self.sessions_begun += 1;

@@ -2,7 +2,7 @@
 
 use super::client::ClientKey;
 use super::rank::{RangeState, Rank};
-use super::{Ended, Environment, Observer, Tracker};
+use super::{EndReason, Environment, Observer, Tracker};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Direction, Flags, Segment};
 use crate::core::policy::Limits;
@@ -47,18 +47,18 @@ impl Tracker {
         while self.sessions.count_of_client(client) >= limits.sessions_per_client.get() as usize
             && let Some(slot) = self.sessions.next_to_evict_of_client(client)
         {
-            self.evict(slot, Ended::EvictedOverShare, env);
+            self.evict(slot, EndReason::EvictedOverShare, env);
         }
         while rank.is_before_login()
             && self.sessions_before_login() >= max_before_login(&limits)
             && let Some(slot) = self.sessions.next_to_evict(&BEFORE_LOGIN)
         {
-            self.evict(slot, Ended::EvictedBeforeLogin, env);
+            self.evict(slot, EndReason::EvictedBeforeLogin, env);
         }
         while self.sessions.len() >= limits.sessions.get() as usize
             && let Some(slot) = self.sessions.next_to_evict(&Rank::ALL)
         {
-            self.evict(slot, Ended::Evicted, env);
+            self.evict(slot, EndReason::Evicted, env);
         }
     }
 
@@ -66,7 +66,7 @@ impl Tracker {
         BEFORE_LOGIN.into_iter().map(|rank| self.sessions.count_of_rank(rank)).sum()
     }
 
-    fn evict<F: Firewall, O: Observer>(&mut self, slot: u32, how: Ended, env: &mut Environment<'_, F, O>) {
+    fn evict<F: Firewall, O: Observer>(&mut self, slot: u32, how: EndReason, env: &mut Environment<'_, F, O>) {
         self.forget(slot, how, env);
     }
 

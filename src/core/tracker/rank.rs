@@ -1,6 +1,6 @@
 //! The rank of a session: sessions of the lowest rank are evicted first.
 
-use super::Ended;
+use super::EndReason;
 use crate::core::net::Direction;
 use crate::core::session::Session;
 
@@ -41,7 +41,7 @@ impl Rank {
     /// segment.
     pub(super) fn of(
         session: &Session,
-        ended: Option<Ended>,
+        ended: Option<EndReason>,
         range: Option<RangeState>,
         before: Self,
         (direction, bytes): (Direction, usize),

@@ -4,12 +4,12 @@ use super::context::SessionContext;
 use super::port_search::PortSearch;
 use super::ranges::Ranges;
 use super::table::Tracked;
-use super::{ClientKey, Ended, Environment, Observer, OnGap, SessionEvent, Tracker};
-use crate::core::kernel::{Firewall, Progress};
+use super::{ClientKey, EndReason, Environment, Observer, OnGap, SessionEvent, Tracker};
+use crate::core::kernel::{Firewall, SessionProgress};
 use crate::core::net::{Direction, Flags, Segment};
 use crate::core::policy::Terms;
 use crate::core::seqadj::{Replacement, Verdict};
-use crate::core::session::Ending;
+use crate::core::session::TcpClose;
 use crate::core::session::reassembly::{Acceptance, StreamAnomaly};
 
 impl Tracker {
@@ -75,18 +75,18 @@ impl Tracker {
         while let Some(output) = reader.advance() {
             context.act(output);
         }
-        let ending = reader.ending();
+        let tcp_close = reader.tcp_close();
         let verdict = context.verdict(&tracked.session);
         if context.has_refused {
-            tracked.session.refuse(direction);
+            tracked.session.note_refusal(direction);
         }
 
         tracked.record_progress(slot, terms, ranges, env);
         self.classify(slot, (direction, segment.payload.len()), env.now);
-        match ending {
+        match tcp_close {
             None => {}
-            Some(Ending::Finished) => self.end_and_linger(slot, Ended::Finished, env),
-            Some(Ending::Reset) => self.end_and_linger(slot, Ended::Reset, env),
+            Some(TcpClose::Fin) => self.end_and_linger(slot, EndReason::Finished, env),
+            Some(TcpClose::Rst) => self.end_and_linger(slot, EndReason::Reset, env),
         }
 
         if verdict != Verdict::Accept {
@@ -158,7 +158,7 @@ impl Tracked {
         // take it for FTP.
         let may_pass_unread = if dialogue.is_encrypted() { !ranges.is_planned(slot) } else { !terms.holds_back() };
         let progress = match dialogue.progress() {
-            Progress::Unreadable if !may_pass_unread => Progress::Unknown,
+            SessionProgress::Unreadable if !may_pass_unread => SessionProgress::Unknown,
             progress => progress,
         };
         if progress != self.recorded {

@@ -12,8 +12,8 @@ use super::memory_budget::Buffered;
 use super::origins::Origins;
 use super::rank::Rank;
 use super::slab::Slab;
-use super::{Ended, LINGER, LONGEST_SILENCE, SessionNumber};
-use crate::core::kernel::Progress;
+use super::{EndReason, LINGER, LONGEST_SILENCE, SessionNumber};
+use crate::core::kernel::SessionProgress;
 use crate::core::net::{Connection, Direction, Flow};
 use crate::core::policy::RuleId;
 use crate::core::seqadj::Rewriters;
@@ -33,7 +33,7 @@ pub(super) struct Tracked {
     pub(super) number: SessionNumber,
     pub(super) rule: RuleId,
     /// How it ended, if it did. It stays in the table for a while, so that its last packets begin no new session.
-    pub(super) ended: Option<Ended>,
+    pub(super) ended: Option<EndReason>,
     pub(super) last_packet: Timestamp,
     pub(super) position: ListPosition,
     pub(super) buffered: Buffered,
@@ -41,7 +41,7 @@ pub(super) struct Tracked {
     /// The interfaces from which the packets of its client and of its server come, once they are known.
     pub(super) origins: Origins,
     /// The progress that the kernel has stored.
-    pub(super) recorded: Progress,
+    pub(super) recorded: SessionProgress,
     /// Present if bytes may have to be replaced: with NAT, or where the policy denies commands or repairs addresses.
     pub(super) rewriters: Option<Box<Rewriters>>,
 }

@@ -22,7 +22,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 pub use process::{WatchdogError, serve};
-pub(super) use progress::{Progress, Reader, supervise};
+pub(super) use progress::{QueueThread, ThreadHeartbeat, supervise};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{self, AddressFamily, RecvFlags, SendFlags, Shutdown, SocketFlags, SocketType, shutdown};

@@ -12,9 +12,9 @@ use crate::netfilter::queue::bind_to_processors;
 
 /// A flag that a thread that reads a queue sets between two packets.
 #[derive(Clone, Debug, Default)]
-pub(in crate::daemon) struct Progress(Arc<AtomicBool>);
+pub(in crate::daemon) struct ThreadHeartbeat(Arc<AtomicBool>);
 
-impl Progress {
+impl ThreadHeartbeat {
     pub(in crate::daemon) fn report(&self) {
         let Self(reported) = self;
         // Written once per tick, not once per packet, because another processor shares the cache line.
@@ -30,18 +30,18 @@ impl Progress {
 
 /// A thread that reads a queue.
 #[derive(Debug)]
-pub(in crate::daemon) struct Reader {
+pub(in crate::daemon) struct QueueThread {
     queue: u16,
     verdicts: Arc<Verdicts>,
-    progress: Progress,
+    progress: ThreadHeartbeat,
     /// The ticks since the last progress. Time in which this process did not run does not count.
     ticks: u32,
     /// The progress of a short-lived thread on the same processors.
-    probe: Option<Progress>,
+    probe: Option<ThreadHeartbeat>,
 }
 
-impl Reader {
-    pub(in crate::daemon) fn new(queue: u16, verdicts: Arc<Verdicts>, progress: Progress) -> Self {
+impl QueueThread {
+    pub(in crate::daemon) fn new(queue: u16, verdicts: Arc<Verdicts>, progress: ThreadHeartbeat) -> Self {
         Self { queue, verdicts, progress, ticks: 0, probe: None }
     }
 
@@ -49,13 +49,13 @@ impl Reader {
     ///
     /// The thread is bound to processors that may be overloaded. So after half of the limit, a tick counts only if a thread
     /// that `start_probe` started has run on these processors.
-    fn hangs_after_tick(&mut self, limit: Duration, start_probe: impl FnOnce(u16) -> Progress) -> bool {
+    fn hangs_after_tick(&mut self, limit: Duration, start_probe: impl FnOnce(u16) -> ThreadHeartbeat) -> bool {
         if self.progress.take() {
             (self.ticks, self.probe) = (0, None);
             return false;
         }
         if TICK * self.ticks * 2 >= limit {
-            if !self.probe.as_ref().is_some_and(Progress::take) {
+            if !self.probe.as_ref().is_some_and(ThreadHeartbeat::take) {
                 self.probe.get_or_insert_with(|| start_probe(self.queue));
                 return false;
             }
@@ -67,8 +67,8 @@ impl Reader {
 }
 
 /// Starts a thread on the processors of the thread that reads this queue. It reports progress, and ends.
-fn start_probe(queue: u16, queues: Queues) -> Progress {
-    let progress = Progress::default();
+fn start_probe(queue: u16, queues: Queues) -> ThreadHeartbeat {
+    let progress = ThreadHeartbeat::default();
     let of_probe = progress.clone();
     let started = thread::Builder::new().name("probe".to_owned()).spawn(move || {
         bind_to_processors(queue, queues);
@@ -86,14 +86,14 @@ fn start_probe(queue: u16, queues: Queues) -> Progress {
 ///
 /// `limit` is in milliseconds; a reload changes it.
 pub(in crate::daemon) fn supervise(
-    mut readers: Vec<Reader>,
+    mut readers: Vec<QueueThread>,
     queues: Queues,
     limit: &AtomicU32,
     link: Option<&Link>,
 ) -> String {
     loop {
         let limit = Duration::from_millis(limit.load(Ordering::Relaxed).into());
-        let hangs = |reader: &mut Reader| reader.hangs_after_tick(limit, |queue| start_probe(queue, queues));
+        let hangs = |reader: &mut QueueThread| reader.hangs_after_tick(limit, |queue| start_probe(queue, queues));
         // Every reader is called, because each of them counts its ticks.
         let hanging: Vec<u16> = readers.iter_mut().filter_map(|reader| hangs(reader).then_some(reader.queue)).collect();
         if let [queue, ..] = hanging[..] {
@@ -120,22 +120,22 @@ mod tests {
     use super::*;
     use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 
-    fn reader() -> (Reader, Progress) {
+    fn reader() -> (QueueThread, ThreadHeartbeat) {
         let (socket, _) =
             net::socketpair(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None).expect("two sockets");
-        let progress = Progress::default();
-        (Reader::new(7, Arc::new(Verdicts::new(socket, 7)), progress.clone()), progress)
+        let progress = ThreadHeartbeat::default();
+        (QueueThread::new(7, Arc::new(Verdicts::new(socket, 7)), progress.clone()), progress)
     }
 
     /// A probe that has run, as on a host that is not overloaded.
-    fn runs(_: u16) -> Progress {
-        let progress = Progress::default();
+    fn runs(_: u16) -> ThreadHeartbeat {
+        let progress = ThreadHeartbeat::default();
         progress.report();
         progress
     }
 
     /// The tick after which the thread hangs, or none if it does not hang within `ticks`.
-    fn hangs_after(reader: &mut Reader, ticks: u32, probe: fn(u16) -> Progress) -> Option<u32> {
+    fn hangs_after(reader: &mut QueueThread, ticks: u32, probe: fn(u16) -> ThreadHeartbeat) -> Option<u32> {
         (1..=ticks).find(|_| reader.hangs_after_tick(TICK * 4, probe))
     }
 
@@ -154,6 +154,6 @@ mod tests {
     #[test]
     fn thread_on_overloaded_processors_does_not_hang() {
         let (mut reader, _progress) = reader();
-        assert_eq!(hangs_after(&mut reader, 100, |_| Progress::default()), None);
+        assert_eq!(hangs_after(&mut reader, 100, |_| ThreadHeartbeat::default()), None);
     }
 }

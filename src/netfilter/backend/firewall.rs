@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::mechanism::{Backend, NotPossible, Profile};
 use super::probe;
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Progress};
+use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, SessionProgress};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::policy::{Mechanism, Policy};
 use crate::core::seqadj::{Adjustment, NotAdjusted};
@@ -61,7 +61,7 @@ pub struct KernelFirewall {
     connections: ControlConnections,
     backend: Box<dyn Backend>,
     /// Why this mechanism was chosen.
-    because: String,
+    mechanism_reason: String,
     errors: ErrorCounter,
 }
 
@@ -70,7 +70,7 @@ impl KernelFirewall {
     /// works. Pinholes of an earlier run stay open.
     pub fn install(policy: &Policy) -> Result<Self, SetupError> {
         let errors = ErrorCounter::default();
-        let (mut backend, because) = probe::set_up(policy, &errors)?;
+        let (mut backend, mechanism_reason) = probe::set_up(policy, &errors)?;
         let installed = ControlConnections::open(policy, errors.clone())
             .map_err(SetupError::from)
             .and_then(|opened| Ok((opened, PinholeTable::install(policy, backend.profile().rules, errors.clone())?)));
@@ -86,7 +86,7 @@ impl KernelFirewall {
             connections.trust_synced();
         }
         backend.adopt(&mut table)?;
-        Ok(Self { table, connections, backend, because, errors })
+        Ok(Self { table, connections, backend, mechanism_reason, errors })
     }
 
     pub fn profile(&self) -> &'static Profile {
@@ -94,8 +94,8 @@ impl KernelFirewall {
     }
 
     /// Why this mechanism was chosen.
-    pub fn because(&self) -> &str {
-        &self.because
+    pub fn mechanism_reason(&self) -> &str {
+        &self.mechanism_reason
     }
 
     /// What of a ruleset that is saved now may not load later, and what to do.
@@ -276,7 +276,7 @@ impl Firewall for KernelFirewall {
         self.table.close_port_range(port_range);
     }
 
-    fn record(&mut self, connection: &Connection, progress: Progress) {
+    fn record(&mut self, connection: &Connection, progress: SessionProgress) {
         self.connections.record(connection, progress);
     }
 }

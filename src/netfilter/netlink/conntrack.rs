@@ -13,7 +13,7 @@ use crate::core::net::{Connection, Flow};
 
 /// The conntrack entry of a TCP connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ConntrackEntry {
     /// The addresses of its packets in both directions, as they arrive.
     pub connection: Connection,
     /// `IPS_*` bits (linux/netfilter/nf_conntrack_common.h).
@@ -53,9 +53,9 @@ impl Conntrack {
     }
 
     /// The TCP connection to which packets with these addresses belong, in either direction; none if conntrack has none.
-    pub fn find(&mut self, flow: &Flow) -> Result<Option<Entry>, Error> {
+    pub fn find(&mut self, flow: &Flow) -> Result<Option<ConntrackEntry>, Error> {
         let tuple = |w: &mut Writer| Tuple::from(flow).write(w, CTA_TUPLE_ORIG);
-        existing(self.socket.look_up(IPCTNL_MSG_CT_GET, family(flow.source.address), tuple, Entry::read))
+        existing(self.socket.look_up(IPCTNL_MSG_CT_GET, family(flow.source.address), tuple, ConntrackEntry::read))
             .map_err(|cause| error(Operation::Read, flow, cause))
     }
 
@@ -120,10 +120,10 @@ impl Conntrack {
     }
 
     /// The entries of all TCP connections that `is_wanted` accepts.
-    pub fn list(&mut self, is_wanted: impl Fn(&Entry) -> bool) -> Result<Vec<Entry>, Error> {
+    pub fn list(&mut self, is_wanted: impl Fn(&ConntrackEntry) -> bool) -> Result<Vec<ConntrackEntry>, Error> {
         let mut entries = Vec::new();
         for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
-            let read = |message: Message<'_>| Entry::read(message).filter(&is_wanted);
+            let read = |message: Message<'_>| ConntrackEntry::read(message).filter(&is_wanted);
             let found = self.socket.list(IPCTNL_MSG_CT_GET, family, |_| {}, read);
             entries.extend(found.map_err(|cause| Error::new(Operation::Read, "the connections", cause))?);
         }
@@ -135,13 +135,13 @@ fn error(operation: Operation, flow: &Flow, cause: Cause) -> Error {
     Error::new(operation, format_args!("connection {flow}"), cause)
 }
 
-impl fmt::Display for Entry {
+impl fmt::Display for ConntrackEntry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} / {}", self.connection.original, self.connection.reply)
     }
 }
 
-impl Entry {
+impl ConntrackEntry {
     /// Whether a helper expected the connection.
     pub const fn is_expected(&self) -> bool {
         self.status & IPS_EXPECTED != 0
@@ -231,11 +231,11 @@ mod tests {
                 w.nested(CTA_SEQ_ADJ_ORIG, |w| SequenceAdjustment { position: 0, before: 0, after: 0 }.write(w));
                 w.nested(CTA_SEQ_ADJ_REPLY, |w| adjustment.write(w));
             });
-            let entry = Messages::of(writer.as_bytes()).next().and_then(Entry::read);
+            let entry = Messages::of(writer.as_bytes()).next().and_then(ConntrackEntry::read);
             let adjustments = [None, Some(adjustment)];
             assert_eq!(
                 entry,
-                Some(Entry {
+                Some(ConntrackEntry {
                     connection,
                     status: 0,
                     mark: 7,
@@ -252,7 +252,7 @@ mod tests {
     fn tuple_of_another_protocol_is_ignored() {
         let mut writer = Writer::default();
         writer.message(Head::default(), |w| w.nested(CTA_TUPLE_ORIG, |tuple| tuple.nested(CTA_TUPLE_IP, |_| {})));
-        assert_eq!(Messages::of(writer.as_bytes()).next().and_then(Entry::read), None);
+        assert_eq!(Messages::of(writer.as_bytes()).next().and_then(ConntrackEntry::read), None);
     }
 
     proptest! {
@@ -264,7 +264,7 @@ mod tests {
                 w.nested(CTA_TUPLE_REPLY, |w| w.bytes(CTA_TUPLE_IP, &bytes));
             });
             for message in Messages::of(writer.as_bytes()) {
-                let _ = Entry::read(message);
+                let _ = ConntrackEntry::read(message);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! The entry point of the fuzz targets into the parsers of netlink messages.
 
 use super::bytes::{Head, Messages, Writer};
-use super::conntrack::Entry;
+use super::conntrack::ConntrackEntry;
 use super::element::Element;
 use super::uapi::NFTA_SET_ELEM_LIST_ELEMENTS;
 use super::{expectations, tables, watch};
@@ -15,7 +15,7 @@ pub fn read_datagram(datagram: &[u8]) -> (usize, usize) {
     let mut results = 0;
     for message in Messages::of(datagram) {
         messages += 1;
-        results += usize::from(Entry::read(message).is_some());
+        results += usize::from(ConntrackEntry::read(message).is_some());
         results += usize::from(expectations::read(message).is_some());
         results += usize::from(tables::read_chain(message).is_some());
         results += usize::from(tables::read_rule(message).is_some());

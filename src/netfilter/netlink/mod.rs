@@ -27,7 +27,7 @@ mod verdicts;
 mod watch;
 mod xt;
 
-pub use conntrack::{Conntrack, Entry, SequenceAdjustment};
+pub use conntrack::{Conntrack, ConntrackEntry, SequenceAdjustment};
 pub use element::{Element, Key, Value};
 pub use error::{Cause, Error, Operation};
 pub use expectations::{CtExpectation, ExpectationNat, Expectations};

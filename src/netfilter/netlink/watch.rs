@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::bytes::{Attribute, Message, Messages, message_type};
-use super::conntrack::Entry;
+use super::conntrack::ConntrackEntry;
 use super::error::{Cause, Error, Operation};
 use super::socket::Socket;
 use super::socket_filter;
@@ -87,9 +87,9 @@ impl ChangeKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionChange {
     /// Its first packet was sent on or delivered.
-    Began(Entry),
+    Began(ConntrackEntry),
     /// Its conntrack entry was removed.
-    Ended(Entry),
+    Ended(ConntrackEntry),
 }
 
 /// A change that is read from a notification.
@@ -113,7 +113,7 @@ impl Change for TableChange {
 
 impl Change for ConnectionChange {
     fn read(message: Message<'_>) -> Option<Self> {
-        let entry = Entry::read(message)?;
+        let entry = ConntrackEntry::read(message)?;
         match message.kind {
             CT_NEW => Some(Self::Began(entry)),
             CT_DELETE => Some(Self::Ended(entry)),

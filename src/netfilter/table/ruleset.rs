@@ -5,7 +5,7 @@
 
 use std::fmt::{self, Write as _};
 
-use crate::core::kernel::Progress;
+use crate::core::kernel::SessionProgress;
 use crate::core::net::{Direction, Port};
 use crate::core::policy::{Capture, Limits, Policy, WhenDown};
 use crate::netfilter::netlink::{Expression, Family, Object, Table};
@@ -165,7 +165,7 @@ pub fn text(policy: &Policy, queueing: Queueing, mechanism_rules: MechanismRules
     let bits = mark.control_bits();
     for (name, number) in [
         ("progress_bits", bits.progress()),
-        ("unreadable", bits.of(Progress::Unreadable)),
+        ("unreadable", bits.of(SessionProgress::Unreadable)),
         ("client_synced", bits.synced(Direction::FromClient)),
         ("server_synced", bits.synced(Direction::FromServer)),
         ("packet_read", bits.of_read_packet()),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use crate::core::kernel::Progress;
+use crate::core::kernel::SessionProgress;
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
 use crate::core::seqadj::Adjustment;
 
@@ -68,7 +68,7 @@ pub(super) struct NatConnection {
     pub(super) translated: Translated,
     /// The sequence adjustment of the packets that the inside end sends.
     pub(super) adjustment: Option<Adjustment>,
-    pub(super) progress: Progress,
+    pub(super) progress: SessionProgress,
     /// The sequence number of the SYN, if it was captured. A SYN with another number begins a new connection.
     syn: Option<Seq>,
 }
@@ -111,8 +111,10 @@ impl Connections {
                 }
             }
         }
-        self.by_inside
-            .insert(inside, NatConnection { translated, adjustment: None, progress: Progress::Unknown, syn: None });
+        self.by_inside.insert(
+            inside,
+            NatConnection { translated, adjustment: None, progress: SessionProgress::Unknown, syn: None },
+        );
         self.by_outside.insert(outside, inside);
     }
 
@@ -124,7 +126,7 @@ impl Connections {
             && connection.syn != Some(syn)
         {
             *connection =
-                NatConnection { syn: Some(syn), adjustment: None, progress: Progress::Unknown, ..*connection };
+                NatConnection { syn: Some(syn), adjustment: None, progress: SessionProgress::Unknown, ..*connection };
         }
     }
 

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Dnat, Nat};
 use crate::core::net::{Endpoint, Port};
-use crate::core::policy::{self, Entry, Hosts, Problems, Quoted, Reader};
+use crate::core::policy::{self, Hosts, Problems, Quoted, YamlEntry, YamlReader};
 
 const KEYS: &[&str] = &["inside", "outside", "dnat"];
 /// The maximum number of networks, and of entries of `dnat`.
@@ -29,7 +29,7 @@ pub fn parse_bytes(name: &str, bytes: &[u8]) -> Result<Nat, Problems> {
     policy::read_bytes(name, bytes, read).map(|(nat, _)| nat)
 }
 
-fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Nat {
+fn read(reader: &mut YamlReader<'_>, root: YamlEntry<'_>) -> Nat {
     let nothing = Nat { inside: Hosts::everyone(), outside: Vec::new(), dnat: Vec::new() };
     let Some(fields) = reader.fields(root, KEYS, &[], ALL) else { return nothing };
     let inside = fields.get("inside").map(|entry| inside(reader, entry));
@@ -50,14 +50,14 @@ fn read(reader: &mut Reader<'_>, root: Entry<'_>) -> Nat {
     }
 }
 
-fn inside(reader: &mut Reader<'_>, entry: Entry<'_>) -> Option<Hosts> {
+fn inside(reader: &mut YamlReader<'_>, entry: YamlEntry<'_>) -> Option<Hosts> {
     let entries = reader.list(entry, 1..=MAX_LIST, INSIDE)?;
     let count = entries.len();
     let networks: Vec<_> = entries.into_iter().filter_map(|entry| policy::network(reader, entry)).collect();
     (networks.len() == count).then(|| Hosts::new(networks))
 }
 
-fn outside(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Option<Vec<IpAddr>> {
+fn outside(reader: &mut YamlReader<'_>, entry: YamlEntry<'_>, inside: Option<&Hosts>) -> Option<Vec<IpAddr>> {
     let mut addresses: Vec<IpAddr> = Vec::new();
     for entry in reader.list(entry, 1..=MAX_OUTSIDE, OUTSIDE)? {
         let Some(text) = reader.text(entry, OUTSIDE) else { continue };
@@ -79,7 +79,7 @@ fn outside(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) ->
     Some(addresses)
 }
 
-fn dnat(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Option<Vec<Dnat>> {
+fn dnat(reader: &mut YamlReader<'_>, entry: YamlEntry<'_>, inside: Option<&Hosts>) -> Option<Vec<Dnat>> {
     let mut all: Vec<Dnat> = Vec::new();
     for entry in reader.list(entry, 1..=MAX_LIST, DNAT)? {
         let Some(text) = reader.text(entry, DNAT) else { continue };
@@ -116,7 +116,7 @@ fn dnat(reader: &mut Reader<'_>, entry: Entry<'_>, inside: Option<&Hosts>) -> Op
     Some(all)
 }
 
-fn check_outside(reader: &mut Reader<'_>, entry: Entry<'_>, address: IpAddr, inside: Option<&Hosts>) {
+fn check_outside(reader: &mut YamlReader<'_>, entry: YamlEntry<'_>, address: IpAddr, inside: Option<&Hosts>) {
     if inside.is_some_and(|inside| inside.contains(address)) {
         let message = format!("{address} is an inside address");
         reader.error(entry, message, "an address that is in none of the networks that inside lists");

@@ -8,7 +8,7 @@ use hashbrown::HashMap;
 use super::connections::{Connections, NatConnection};
 use super::{Nat, Translated, Way};
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use crate::core::kernel::{Admitted, Control, Firewall, LookupFailed, NotOpened, Progress, Simulated, Synced};
+use crate::core::kernel::{Admitted, Control, Firewall, LookupFailed, NotOpened, SessionProgress, Simulated, Synced};
 use crate::core::net::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
 use crate::core::policy::ControlPorts;
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
@@ -202,7 +202,7 @@ impl Firewall for Gateway {
         self.simulated.close_port_range(port_range);
     }
 
-    fn record(&mut self, connection: &Connection, progress: Progress) {
+    fn record(&mut self, connection: &Connection, progress: SessionProgress) {
         match self.connections.arriving(&connection.original) {
             Some(entry) => entry.progress = progress,
             None => self.simulated.record(connection, progress),

@@ -11,7 +11,7 @@ pub enum CaptureError {
     #[error("the file is empty")]
     Empty,
     #[error("not a capture file but {0}")]
-    NotACapture(Foreign),
+    NotACapture(OtherFormat),
     /// The version is older than 1998, or newer than this program.
     #[error("version {major}.{minor} of the capture format is not supported")]
     UnsupportedVersion { major: u16, minor: u16 },
@@ -40,7 +40,7 @@ pub enum CaptureError {
 
 /// The type of a file that is not a capture file, according to its first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Foreign {
+pub enum OtherFormat {
     Gzip,
     Zstd,
     Xz,
@@ -64,7 +64,7 @@ pub enum Foreign {
 /// How many bytes are checked for text.
 const TEXT_SAMPLE: usize = 512;
 
-impl Foreign {
+impl OtherFormat {
     const BEGINNINGS: &[(&[u8], Self)] = &[
         (b"\x1f\x8b", Self::Gzip),
         (b"\x28\xb5\x2f\xfd", Self::Zstd),
@@ -104,7 +104,7 @@ impl Foreign {
     }
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for OtherFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Gzip => "gzip data: decompress it first (gzip -dc FILE | …)",
@@ -191,27 +191,27 @@ mod tests {
     #[test]
     fn type_of_another_file_is_detected() {
         for (bytes, expected) in [
-            (&b"\x1f\x8b\x08\0"[..], Foreign::Gzip),
-            (b"\x28\xb5\x2f\xfd\x24", Foreign::Zstd),
-            (b"PK\x03\x04", Foreign::Zip),
-            (b"snoop\0\0\0\0\0\0\x02", Foreign::Snoop),
-            (b"\x34\xcd\xb2\xa1\x02\0\x04\0", Foreign::ModifiedPcap),
-            (b" \n{\"event\": 1}", Foreign::Json),
-            (b"\xef\xbb\xbf[]", Foreign::Json),
-            (b"<!DOCTYPE html>", Foreign::Markup),
-            (b"220 ready\r\n", Foreign::Text),
-            ("€".as_bytes().split_last().expect("three bytes").1, Foreign::Text),
-            (b"\x7fELF\x02\x01", Foreign::Unknown(*b"\x7fELF")),
-            (b"\xff", Foreign::Unknown([0xff, 0, 0, 0])),
+            (&b"\x1f\x8b\x08\0"[..], OtherFormat::Gzip),
+            (b"\x28\xb5\x2f\xfd\x24", OtherFormat::Zstd),
+            (b"PK\x03\x04", OtherFormat::Zip),
+            (b"snoop\0\0\0\0\0\0\x02", OtherFormat::Snoop),
+            (b"\x34\xcd\xb2\xa1\x02\0\x04\0", OtherFormat::ModifiedPcap),
+            (b" \n{\"event\": 1}", OtherFormat::Json),
+            (b"\xef\xbb\xbf[]", OtherFormat::Json),
+            (b"<!DOCTYPE html>", OtherFormat::Markup),
+            (b"220 ready\r\n", OtherFormat::Text),
+            ("€".as_bytes().split_last().expect("three bytes").1, OtherFormat::Text),
+            (b"\x7fELF\x02\x01", OtherFormat::Unknown(*b"\x7fELF")),
+            (b"\xff", OtherFormat::Unknown([0xff, 0, 0, 0])),
         ] {
-            assert_eq!(Foreign::recognise(bytes), expected, "{bytes:?}");
+            assert_eq!(OtherFormat::recognise(bytes), expected, "{bytes:?}");
         }
     }
 
     #[test]
     fn character_cut_by_the_end_of_the_sample_is_text() {
         let text = "ä".repeat(TEXT_SAMPLE);
-        assert_eq!(Foreign::recognise(&[b"x", text.as_bytes()].concat()), Foreign::Text);
+        assert_eq!(OtherFormat::recognise(&[b"x", text.as_bytes()].concat()), OtherFormat::Text);
     }
 
     #[test]
@@ -223,7 +223,7 @@ mod tests {
             damaged.to_string(),
             "damaged at byte 24: a record of 4294967295 bytes; none is longer than 16777216"
         );
-        let foreign = CaptureError::NotACapture(Foreign::Unknown([0xde, 0xad, 0xbe, 0xef]));
+        let foreign = CaptureError::NotACapture(OtherFormat::Unknown([0xde, 0xad, 0xbe, 0xef]));
         assert_eq!(
             foreign.to_string(),
             "not a capture file but something unknown that begins with the bytes de ad be ef"

@@ -9,7 +9,7 @@ use std::io::{self, Read};
 
 use super::buffer::Buffer;
 use super::classic::Classic;
-use super::error::{CaptureError, Foreign, FormatError, Part};
+use super::error::{CaptureError, FormatError, OtherFormat, Part};
 use super::link::LinkType;
 use super::pcapng::Pcapng;
 use crate::core::time::Timestamp;
@@ -237,7 +237,7 @@ fn magic(bytes: &[u8]) -> Result<Magic, CaptureError> {
     } else if Classic::MAGICS.iter().any(begins) {
         Magic::Classic
     } else {
-        return Err(CaptureError::NotACapture(Foreign::recognise(bytes)));
+        return Err(CaptureError::NotACapture(OtherFormat::recognise(bytes)));
     };
     if bytes.len() < MAGIC_LEN {
         return Err(CaptureError::CutOff { part: Part::FileHeader, begin: 0, end: bytes.len() as u64 });

@@ -6,10 +6,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 
 use super::classic::{MICROSECONDS, NANOSECONDS};
-use super::error::{CaptureError, Foreign};
+use super::error::{CaptureError, OtherFormat};
 use super::file::{FileReader, MAX_PACKET};
 use super::link::LinkType;
-use super::sample::{Bytes, Dribble, ORDERS, Owned, read, read_all};
+use super::sample::{Bytes, ORDERS, Owned, ShortReads, read, read_all};
 use super::write::FileWriter;
 use crate::core::time::Timestamp;
 
@@ -120,10 +120,10 @@ proptest! {
     fn size_of_reads_does_not_matter(
         (file, _) in any_file(), pieces in prop::collection::vec(1..100_usize, 1..5)
     ) {
-        let (frames, end) = read_all(Dribble { bytes: &file, pieces: &pieces, next: 0 });
+        let (frames, end) = read_all(ShortReads { bytes: &file, pieces: &pieces, next: 0 });
         prop_assert!(end.is_ok());
         prop_assert_eq!(&frames, &read(&file));
-        prop_assert_eq!(frames, read_all(Dribble { bytes: &file, pieces: &[1], next: 0 }).0);
+        prop_assert_eq!(frames, read_all(ShortReads { bytes: &file, pieces: &[1], next: 0 }).0);
     }
 
     #[test]
@@ -184,9 +184,9 @@ proptest! {
 fn empty_file_and_other_file_types_are_reported() {
     assert!(matches!(read_all(io::empty()).1, Err(CaptureError::Empty)));
     let (_, end) = read_all(&b"\x1f\x8b\x08\0\0"[..]);
-    assert!(matches!(end, Err(CaptureError::NotACapture(Foreign::Gzip))), "{end:?}");
+    assert!(matches!(end, Err(CaptureError::NotACapture(OtherFormat::Gzip))), "{end:?}");
     let (_, end) = read_all(&b"{}"[..]);
-    assert!(matches!(end, Err(CaptureError::NotACapture(Foreign::Json))), "{end:?}");
+    assert!(matches!(end, Err(CaptureError::NotACapture(OtherFormat::Json))), "{end:?}");
 }
 
 #[test]

@@ -149,13 +149,13 @@ pub(super) fn read(file: &[u8]) -> Vec<Owned> {
 }
 
 /// Returns its bytes in pieces of these lengths, which are repeated.
-pub(super) struct Dribble<'a> {
+pub(super) struct ShortReads<'a> {
     pub(super) bytes: &'a [u8],
     pub(super) pieces: &'a [usize],
     pub(super) next: usize,
 }
 
-impl Read for Dribble<'_> {
+impl Read for ShortReads<'_> {
     fn read(&mut self, space: &mut [u8]) -> io::Result<usize> {
         let piece = self.pieces[self.next % self.pieces.len()].max(1);
         self.next += 1;

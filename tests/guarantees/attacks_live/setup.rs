@@ -145,7 +145,9 @@ pub(crate) fn visit(
 /// Waits until the kernel of a namespace has forgotten the connection of a client that comes from this port.
 pub(crate) fn wait_until_forgotten(namespace: &Namespace, port: u16) {
     let is_forgotten = || {
-        let is_it = |entry: &pinhole::netfilter::netlink::Entry| entry.connection.original.source.port.number() == port;
+        let is_it = |entry: &pinhole::netfilter::netlink::ConntrackEntry| {
+            entry.connection.original.source.port.number() == port
+        };
         let list = || Conntrack::open(TIMEOUT).and_then(|mut all| all.list(is_it));
         Ok(namespace.run(list)?.expect("a list").is_empty())
     };

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
+use pinhole::core::kernel::{Control, Firewall, SessionProgress, Synced};
 use pinhole::core::policy::{Policy, WhenDown};
 use pinhole::core::seqadj::Adjustments;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -112,17 +112,17 @@ fn dialogue_is_queued_without_bare_acks() {
             let adjustments = Adjustments::default();
             let synced = Synced::default();
             let control = |progress| Control { connection, id, is_opening: false, progress, synced, adjustments };
-            assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(Progress::Unknown))));
+            assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(SessionProgress::Unknown))));
             assert_eq!(connection.client(), flow_of(&ours).source);
             converse(&mut ours, &mut theirs, &DIALOGUE[..5]);
             // Recorded progress of a readable session does not change which packets are queued.
-            for progress in [Progress::Ftp, Progress::LoggedIn] {
+            for progress in [SessionProgress::Ftp, SessionProgress::LoggedIn] {
                 sets.record(&connection, progress);
                 assert_eq!(sets.control_connection(&flow_of(&ours)), Ok(Some(control(progress))));
             }
             converse(&mut ours, &mut theirs, &DIALOGUE[5..]);
-            sets.record(&connection, Progress::Unreadable);
-            assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(Progress::Unreadable))));
+            sets.record(&connection, SessionProgress::Unreadable);
+            assert_eq!(sets.control_connection(&flow_of(&theirs)), Ok(Some(control(SessionProgress::Unreadable))));
             converse(&mut ours, &mut theirs, &[">AAAA", "<BBBB"]);
             // Each end reads the other's FIN, which has left the queue by then.
             ours.shutdown(Shutdown::Write).expect("open");

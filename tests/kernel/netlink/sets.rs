@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use pinhole::core::expectation::PortRangePinhole;
-use pinhole::core::kernel::{Control, Firewall, Progress, Synced};
+use pinhole::core::kernel::{Control, Firewall, SessionProgress, Synced};
 use pinhole::core::net::{Connection, Flow, PortRange};
 use pinhole::core::policy::Policy;
 use pinhole::core::seqadj::Adjustments;
@@ -213,7 +213,7 @@ fn translated_connection_has_four_addresses() {
         connection,
         id,
         is_opening: false,
-        progress: Progress::Unknown,
+        progress: SessionProgress::Unknown,
         synced: Synced::default(),
         adjustments: Adjustments::default(),
     }));

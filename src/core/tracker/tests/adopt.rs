@@ -155,7 +155,7 @@ fn pinhole_announced_again_belongs_to_its_session() {
     let other = connection("10.0.0.1:4001", SERVER);
     let (mut fixture, _) = Fixture::adopting("", &existing(vec![passive()], vec![connection(CLIENT, SERVER), other]));
     let mut talk = conversation();
-    fixture.firewall.record(&connection(CLIENT, SERVER), Progress::LoggedIn);
+    fixture.firewall.record(&connection(CLIENT, SERVER), SessionProgress::LoggedIn);
     for (who, line) in [
         (FromClient, "USER anna\r\n"),
         (FromServer, "230 in\r\n"),

@@ -240,7 +240,7 @@ fn picked_up_session_follows_policy_and_recorded_progress() {
         let mut talk = logged_in(&mut fixture);
         if !marked {
             let flow = talk.flow();
-            fixture.firewall.record(&Connection::direct(flow), Progress::Unknown);
+            fixture.firewall.record(&Connection::direct(flow), SessionProgress::Unknown);
         }
         fixture.tracker.forget_all();
         fixture.sees(&talk.says(FromClient, "TYPE I\r\n"));

@@ -189,7 +189,7 @@ fn replacement_letter_begins_no_denied_command() {
 /// The sender may have omitted the bytes before the first segment that is read.
 #[test]
 fn denied_command_before_the_pickup_point_does_not_pass() {
-    for progress in [Progress::Ftp, Progress::LoggedIn] {
+    for progress in [SessionProgress::Ftp, SessionProgress::LoggedIn] {
         let mut fixture = Fixture::with_policy("defaults: { commands: { deny: [FEAT] } }");
         let mut talk = logged_in(&mut fixture);
         fixture.firewall.record(&Connection::direct(talk.flow()), progress);
@@ -243,12 +243,12 @@ fn non_ftp_is_read_again_after_a_reload_that_denies() {
                 .expect("it is one")
                 .progress
         };
-        assert_eq!(progress(&mut fixture), Progress::Unreadable);
+        assert_eq!(progress(&mut fixture), SessionProgress::Unreadable);
         talk.loses(FromClient, passed_unread);
         talk.loses(FromServer, passed_unread);
         fixture.policy = policy::parse("policy.yaml", policy).expect("good").policy;
         fixture.follows_policy();
-        assert_eq!(progress(&mut fixture), Progress::Unknown, "the kernel has to bring its packets again");
+        assert_eq!(progress(&mut fixture), SessionProgress::Unknown, "the kernel has to bring its packets again");
         for _ in 0..2 {
             let arrives = fixture.lets_pass(&talk.says(FromClient, "DELE x\r\n"));
             assert!(!arrives.starts_with(b"DELE"), "{arrives:?}");
@@ -262,6 +262,6 @@ fn non_ftp_is_read_again_after_a_reload_that_denies() {
         fixture.policy = Policy::embedded();
         fixture.follows_policy();
         fixture.sees(&talk.says(FromClient, "Host: x\r\n"));
-        assert_eq!(progress(&mut fixture), Progress::Unreadable);
+        assert_eq!(progress(&mut fixture), SessionProgress::Unreadable);
     }
 }

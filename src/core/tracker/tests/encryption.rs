@@ -44,7 +44,7 @@ fn encrypted_stays_unread_after_a_reload_that_denies() {
         policy::parse("policy.yaml", "defaults: { tls: deny, commands: { deny: [DELE] } }").expect("good").policy;
     fixture.follows_policy();
     let control = fixture.firewall.control_connection(&talk.flow()).expect("it is in memory").expect("it is one");
-    assert_eq!(control.progress, Progress::Unreadable);
+    assert_eq!(control.progress, SessionProgress::Unreadable);
     let record = b"\x16\x03\x01\nDELE x\r\n";
     assert_eq!(fixture.lets_pass(&talk.says(FromClient, record)), record);
 }
@@ -72,7 +72,7 @@ fn implicit_tls_passes_unread_and_opens_nothing() {
     fixture.sees(&talk.says(FromServer, PASSIVE));
     assert_eq!((fixture.take_events(), fixture.firewall.pinholes()), (vec![], 0));
     let control = fixture.firewall.control_connection(&talk.flow()).expect("it is in memory").expect("it is one");
-    assert_eq!(control.progress, Progress::Unreadable);
+    assert_eq!(control.progress, SessionProgress::Unreadable);
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn client_hello_without_an_answer_in_tls_is_not_ftp() {
     fixture.sees_all(talk.handshake());
     fixture.sees(&talk.says(FromClient, HELLO));
     let control = fixture.firewall.control_connection(&talk.flow()).expect("it is in memory").expect("it is one");
-    assert_eq!(control.progress, Progress::Unknown, "the answer has to be read");
+    assert_eq!(control.progress, SessionProgress::Unknown, "the answer has to be read");
     fixture.sees(&talk.says(FromServer, "220 ready\r\n"));
     fixture.sees(&talk.says(FromClient, "\r\nPORT 10,0,0,1,4,1\r\n"));
     assert_eq!(fixture.take_events()[1..], ["1 not FTP", "1 PORT 10.0.0.1:1025 refused: not-ftp"]);
