@@ -360,8 +360,8 @@ fn overlapping_rules_are_a_warning() {
         [
             "3:13: warning: this rule is never reached: \"the office\" (line 2) matches all that it could (expected the \
          narrower rule first)",
-            "4:13: warning: \"the office\" (line 2) takes a part of what this rule matches (expected rules that are apart, \
-         or one within the other: which one decides now depends on their order alone)",
+            "4:13: warning: \"the office\" (line 2) takes a part of what this rule matches (expected disjoint or \
+         nested rules: here only the order decides)",
         ]
     );
 }
