@@ -41,14 +41,14 @@ impl Packets {
     }
 }
 
-struct Stage {
+struct TrackerFixture {
     policy: Policy,
     tracker: Tracker,
     firewall: Simulated,
     now: Timestamp,
 }
 
-impl Stage {
+impl TrackerFixture {
     fn new() -> Self {
         let policy = policy::parse("bench.yaml", "limits: { sessions: 2000000, sessions_per_client: 2000000, pinholes: 1000000, pinholes_per_client: 1000000, idle: 168h }")
             .expect("the policy is good")
@@ -84,10 +84,10 @@ impl Stage {
 }
 
 /// Sessions that are logged in, with the packets that made them so taken.
-fn sessions(stage: &mut Stage, count: usize) -> Vec<Conversation> {
+fn sessions(fixture: &mut TrackerFixture, count: usize) -> Vec<Conversation> {
     let begin = |index| {
         let mut talk = support::conversation(index);
-        support::login(&mut talk, |packet| stage.take_packet(packet));
+        support::login(&mut talk, |packet| fixture.take_packet(packet));
         talk
     };
     (0..count).map(begin).collect()
@@ -124,17 +124,17 @@ fn median(mut times: Vec<f64>) -> f64 {
 /// Nanoseconds per packet with so many sessions.
 fn cost(count: usize) -> f64 {
     let times = (0..ROUNDS).map(|_| {
-        let mut stage = Stage::new();
-        let mut talks = sessions(&mut stage, count);
+        let mut fixture = TrackerFixture::new();
+        let mut talks = sessions(&mut fixture, count);
         let packets = transfers(&mut talks);
         let began = on_processor();
         let mut all = packets.iter();
         while all.len() > 0 {
-            stage.take_all(all.by_ref().take(AT_ONCE));
+            fixture.take_all(all.by_ref().take(AT_ONCE));
         }
         let taken = (on_processor() - began).as_nanos() as f64 / packets.ends.len() as f64;
-        assert_eq!(stage.tracker.sessions(), count);
-        assert_eq!(stage.tracker.expectations(), 0, "each was used");
+        assert_eq!(fixture.tracker.sessions(), count);
+        assert_eq!(fixture.tracker.expectations(), 0, "each was used");
         taken
     });
     median(times.collect())
@@ -143,12 +143,12 @@ fn cost(count: usize) -> f64 {
 /// Bytes a session at rest: a million of them, logged in, nothing under way.
 fn memory() -> f64 {
     const COUNT: usize = 1_000_000;
-    let mut stage = Stage::new();
+    let mut fixture = TrackerFixture::new();
     let before = resident();
     for index in 0..COUNT {
-        support::login(&mut support::conversation(index), |packet| stage.take_packet(packet));
+        support::login(&mut support::conversation(index), |packet| fixture.take_packet(packet));
     }
-    assert_eq!(stage.tracker.sessions(), COUNT);
+    assert_eq!(fixture.tracker.sessions(), COUNT);
     (resident() - before) as f64 / COUNT as f64
 }
 

@@ -1,11 +1,11 @@
 //! `pinhole demo`: FTP through a firewall that drops by default, first without Pinhole and then with it.
 //!
 //! The hosts are network namespaces, and the daemon is this program, started in one of them. This module prints what
-//! happens; `stage` does the work. All namespaces and processes end with this process, however it ends.
+//! happens; `network` does the work. All namespaces and processes end with this process, however it ends.
 
 mod ftp;
 mod host;
-mod stage;
+mod network;
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::core::ftp::Mode;
 use ftp::{CONTENT, FILE};
-use stage::{CLIENT, Connection, SERVER, Stage, Transfer};
+use network::{CLIENT, Connection, DemoNetwork, SERVER, Transfer};
 
 /// After this time without a data connection, a transfer counts as blocked.
 const BLOCKED_AFTER: Duration = Duration::from_secs(1);
@@ -47,13 +47,13 @@ pub fn run(out: &mut impl Write) -> Result<(), DemoError> {
         host::find(program).ok_or(DemoError::Missing { program, package })?;
     }
     let program = std::env::current_exe().map_err(DemoError::NoProgram)?;
-    let mut stage = Stage::build()?;
+    let mut network = DemoNetwork::build()?;
     introduce(out)?;
-    without(out, &stage)?;
-    start(out, &mut stage, &program)?;
-    with(out, &mut stage)?;
-    one_pinhole(out, &stage)?;
-    end(out, stage)
+    without(out, &network)?;
+    start(out, &mut network, &program)?;
+    with(out, &mut network)?;
+    one_pinhole(out, &network)?;
+    end(out, network)
 }
 
 fn introduce(out: &mut impl Write) -> io::Result<()> {
@@ -64,10 +64,10 @@ fn introduce(out: &mut impl Write) -> io::Result<()> {
     out.flush()
 }
 
-fn without(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
+fn without(out: &mut impl Write, network: &DemoNetwork) -> Result<(), DemoError> {
     writeln!(out, "\nWithout Pinhole, a login works and a transfer does not:")?;
     for mode in MODES {
-        match stage.transfer(mode, BLOCKED_AFTER)? {
+        match network.transfer(mode, BLOCKED_AFTER)? {
             Transfer::Blocked => writeln!(out, "  {}  blocked: no data within {BLOCKED_AFTER:?}", describe(mode))?,
             Transfer::Complete { .. } => {
                 return Err(DemoError::Failed(format!(
@@ -81,16 +81,16 @@ fn without(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
     Ok(())
 }
 
-fn start(out: &mut impl Write, stage: &mut Stage, program: &Path) -> Result<(), DemoError> {
-    writeln!(out, "\nNow `pinhole run` starts on the firewall, with the policy `{}`:", stage::POLICY.trim_end())?;
-    print_log(out, &stage.start_service(program, TIMEOUT)?)?;
+fn start(out: &mut impl Write, network: &mut DemoNetwork, program: &Path) -> Result<(), DemoError> {
+    writeln!(out, "\nNow `pinhole run` starts on the firewall, with the policy `{}`:", network::POLICY.trim_end())?;
+    print_log(out, &network.start_service(program, TIMEOUT)?)?;
     Ok(())
 }
 
-fn with(out: &mut impl Write, stage: &mut Stage) -> Result<(), DemoError> {
+fn with(out: &mut impl Write, network: &mut DemoNetwork) -> Result<(), DemoError> {
     writeln!(out, "\nWith Pinhole, the same transfers, and what its log says meanwhile:")?;
     for mode in MODES {
-        match stage.transfer(mode, TIMEOUT)? {
+        match network.transfer(mode, TIMEOUT)? {
             Transfer::Complete { took } => {
                 let bytes = CONTENT.len();
                 let took = took.as_millis();
@@ -99,22 +99,22 @@ fn with(out: &mut impl Write, stage: &mut Stage) -> Result<(), DemoError> {
             Transfer::Blocked => {
                 return Err(DemoError::Failed(format!(
                     "the transfer with {mode} did not work with Pinhole either. What its log says:\n{}",
-                    stage.rest_of_log()
+                    network.rest_of_log()
                 )));
             }
         }
-        print_log(out, &stage.log_until("used ", TIMEOUT)?)?;
+        print_log(out, &network.log_until("used ", TIMEOUT)?)?;
         out.flush()?;
     }
     Ok(())
 }
 
-fn one_pinhole(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
+fn one_pinhole(out: &mut impl Write, network: &DemoNetwork) -> Result<(), DemoError> {
     writeln!(
         out,
         "\nA pinhole is for one connection. The server announces a port, and the kernel then holds this element:"
     )?;
-    let shown = stage.try_one_pinhole(BLOCKED_AFTER / 2)?;
+    let shown = network.try_one_pinhole(BLOCKED_AFTER / 2)?;
     let port = shown.announced.port();
     writeln!(out, "  {}", shown.element)?;
     for (what, expected, found) in [
@@ -130,10 +130,10 @@ fn one_pinhole(out: &mut impl Write, stage: &Stage) -> Result<(), DemoError> {
     Ok(())
 }
 
-fn end(out: &mut impl Write, mut stage: Stage) -> Result<(), DemoError> {
-    stage.stop_service(TIMEOUT)?;
+fn end(out: &mut impl Write, mut network: DemoNetwork) -> Result<(), DemoError> {
+    network.stop_service(TIMEOUT)?;
     writeln!(out, "\nPinhole ends, and takes its table with it; so do the hosts. Nothing of this remains.")?;
-    drop(stage);
+    drop(network);
     writeln!(out, "`pinhole check` tells whether this host is ready. Then: `pinhole run`.")?;
     Ok(())
 }

@@ -44,7 +44,7 @@ fn namespaces() -> BTreeSet<String> {
 }
 
 /// Runs it to its end.
-fn play(demo: &Command) -> String {
+fn run_demo(demo: &Command) -> String {
     let mut alone = Command::new("unshare");
     alone.args(["-mn", "sh", "-c", LEAVES_NOTHING, "sh"]).arg(demo.get_program()).args(demo.get_args());
     alone.envs(demo.get_envs().filter_map(|(name, value)| Some((name, value?)))).stdin(Stdio::null());
@@ -77,14 +77,14 @@ fn play(demo: &Command) -> String {
 
 #[test]
 fn demo_shows_blocked_and_working_transfer_and_cleans_up() {
-    play(&demo());
+    run_demo(&demo());
 }
 
 #[test]
 fn demo_finds_nft_and_ip_without_sbin_in_path() {
     let mut demo = demo();
     demo.env("PATH", "/usr/bin:/bin");
-    play(&demo);
+    run_demo(&demo);
 }
 
 #[test]

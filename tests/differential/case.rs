@@ -33,7 +33,7 @@ pub(crate) struct Case {
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
     /// The peer sends a segment.
-    Sends(Sent),
+    Sends(CraftedSegment),
     /// The socket's application writes one of its lines.
     Says(u8),
     /// The application reads at most so many bytes.
@@ -44,9 +44,9 @@ pub(crate) enum Step {
     Waits(u16),
 }
 
-/// A segment of the peer's. `Sent::default()` is one without payload in which nothing is wrong.
+/// A segment of the peer's. `CraftedSegment::default()` is one without payload in which nothing is wrong.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Sent {
+pub(crate) struct CraftedSegment {
     /// Where it begins, counted from where the next segment would begin.
     pub(crate) offset: i32,
     pub(crate) length: u16,
@@ -56,13 +56,13 @@ pub(crate) struct Sent {
     pub(crate) flags: u8,
     pub(crate) ack: Ack,
     pub(crate) window: u16,
-    pub(crate) stamp: Stamp,
+    pub(crate) stamp: TimestampOption,
     /// URG and its pointer.
     pub(crate) urgent: Option<u16>,
     pub(crate) defect: Defect,
 }
 
-impl Default for Sent {
+impl Default for CraftedSegment {
     fn default() -> Self {
         Self {
             offset: 0,
@@ -71,7 +71,7 @@ impl Default for Sent {
             flags: flag::ACK,
             ack: Ack::Right,
             window: 64_000,
-            stamp: Stamp::Right,
+            stamp: TimestampOption::Right,
             urgent: None,
             defect: Defect::None,
         }
@@ -97,7 +97,7 @@ pub(crate) enum Ack {
 
 /// The timestamps option, compared with the last one that was right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stamp {
+pub(crate) enum TimestampOption {
     /// As agreed.
     Right,
     Missing,
@@ -190,7 +190,7 @@ fn early_step() -> impl Strategy<Value = Step> {
         [flag::SYN, flag::SYN | flag::ACK, flag::RST, flag::RST | flag::ACK, flag::ACK, 0, flag::FIN | flag::ACK];
     let offset = prop_oneof![Just(-1), Just(0), Just(1), Just(100), Just(-100_000), Just(1 << 30)];
     (sent(), proptest::sample::select(flags.to_vec()), offset)
-        .prop_map(|(sent, flags, offset)| Step::Sends(Sent { flags, offset, ..sent }))
+        .prop_map(|(sent, flags, offset)| Step::Sends(CraftedSegment { flags, offset, ..sent }))
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -203,7 +203,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn sent() -> impl Strategy<Value = Sent> {
+fn sent() -> impl Strategy<Value = CraftedSegment> {
     let length = prop_oneof![8 => 0u16..70, 2 => Just(0u16), 1 => 300u16..1400, 2 => Just(1u16)];
     let text = prop_oneof![6 => Just(0u8), 4 => Just(1u8), 1 => 2u8..TEXTS];
     let deviations = prop_oneof![
@@ -212,14 +212,14 @@ fn sent() -> impl Strategy<Value = Sent> {
         2 => proptest::collection::vec(deviation(), 2..4),
     ];
     (length, text, deviations).prop_map(|(length, text, deviations)| {
-        let mut sent = Sent { length, text, ..Sent::default() };
+        let mut sent = CraftedSegment { length, text, ..CraftedSegment::default() };
         for deviation in deviations {
             match deviation {
                 Deviation::Offset(offset) => sent.offset = offset,
                 Deviation::Flags(flags) => sent.flags = flags,
                 Deviation::Ack(ack) => sent.ack = ack,
                 Deviation::Window(window) => sent.window = window,
-                Deviation::Stamp(stamp) => sent.stamp = stamp,
+                Deviation::Timestamp(stamp) => sent.stamp = stamp,
                 Deviation::Urgent(pointer) => sent.urgent = Some(pointer),
                 Deviation::Defect(defect) => sent.defect = defect,
             }
@@ -235,7 +235,7 @@ enum Deviation {
     Flags(u8),
     Ack(Ack),
     Window(u16),
-    Stamp(Stamp),
+    Timestamp(TimestampOption),
     Urgent(u16),
     Defect(Defect),
 }
@@ -262,12 +262,12 @@ fn deviation() -> impl Strategy<Value = Deviation> {
     let ack = prop_oneof![distance().prop_map(Ack::Behind), distance().prop_map(Ack::Ahead)];
     let ticks = || prop_oneof![1u32..20, Just(1000), Just(1 << 30)];
     let stamp = prop_oneof![
-        2 => Just(Stamp::Missing),
-        4 => ticks().prop_map(Stamp::Stale),
-        4 => ticks().prop_map(Stamp::Ahead),
-        1 => Just(Stamp::TwiceStaleFirst),
-        1 => Just(Stamp::TwiceStaleLast),
-        1 => Just(Stamp::StaleBehindEnd),
+        2 => Just(TimestampOption::Missing),
+        4 => ticks().prop_map(TimestampOption::Stale),
+        4 => ticks().prop_map(TimestampOption::Ahead),
+        1 => Just(TimestampOption::TwiceStaleFirst),
+        1 => Just(TimestampOption::TwiceStaleLast),
+        1 => Just(TimestampOption::StaleBehindEnd),
     ];
     let urgent = prop_oneof![4 => 0u16..70, 1 => any::<u16>()];
     let defect = prop_oneof![
@@ -284,7 +284,7 @@ fn deviation() -> impl Strategy<Value = Deviation> {
         4 => flags.prop_map(Deviation::Flags),
         3 => ack.prop_map(Deviation::Ack),
         1 => proptest::sample::select(vec![0u16, 3]).prop_map(Deviation::Window),
-        3 => stamp.prop_map(Deviation::Stamp),
+        3 => stamp.prop_map(Deviation::Timestamp),
         2 => urgent.prop_map(Deviation::Urgent),
         4 => defect.prop_map(Deviation::Defect),
     ]
@@ -377,7 +377,7 @@ impl Step {
     }
 }
 
-impl Sent {
+impl CraftedSegment {
     fn simpler(&self) -> Vec<Self> {
         let usual = Self::default();
         let mut all = Vec::new();
@@ -413,8 +413,8 @@ impl Sent {
             _ => {}
         }
         match self.stamp {
-            Stamp::Stale(by) if by > 1 => with(Self { stamp: Stamp::Stale(by / 2), ..*self }),
-            Stamp::Ahead(by) if by > 1 => with(Self { stamp: Stamp::Ahead(by / 2), ..*self }),
+            TimestampOption::Stale(by) if by > 1 => with(Self { stamp: TimestampOption::Stale(by / 2), ..*self }),
+            TimestampOption::Ahead(by) if by > 1 => with(Self { stamp: TimestampOption::Ahead(by / 2), ..*self }),
             _ => {}
         }
         with(Self { urgent: None, ..*self });
@@ -451,9 +451,9 @@ impl Sent {
             words.push("window".to_owned());
         }
         match self.stamp {
-            Stamp::Right => {}
-            Stamp::Stale(_) => words.push("stale".to_owned()),
-            Stamp::Ahead(_) => words.push("early stamp".to_owned()),
+            TimestampOption::Right => {}
+            TimestampOption::Stale(_) => words.push("stale".to_owned()),
+            TimestampOption::Ahead(_) => words.push("early stamp".to_owned()),
             other => words.push(format!("{other:?}")),
         }
         words.extend(self.urgent.map(|_| "urgent".to_owned()));

@@ -103,6 +103,6 @@ fn compare(conntrack: Conntrack, count: u64) {
     let kinds: Vec<_> = kinds.iter().map(|(kind, (count, text))| format!("{count} times {kind}\n{text}\n")).collect();
     assert!(failures == 0, "{failures} of {count} fail ({outcomes:?}):\n\n{}", kinds.join("\n"));
     // Else the comparison would say nothing.
-    let open = outcomes.get(&Outcome::Open).copied().unwrap_or_default();
+    let open = outcomes.get(&Outcome::OpensNewPinhole).copied().unwrap_or_default();
     assert!(open >= count / 10, "what is announced after the sequence opens in {open} of {count}: {outcomes:?}");
 }

@@ -168,7 +168,7 @@ pub(crate) mod option {
 }
 
 /// The fields of a packet.
-pub(crate) struct Read {
+pub(crate) struct ParsedSegment {
     pub(crate) receiver: IpAddr,
     pub(crate) source: u16,
     pub(crate) destination: u16,
@@ -180,7 +180,7 @@ pub(crate) struct Read {
 }
 
 /// Reads a packet, if it is a TCP segment without options of IPv4.
-pub(crate) fn read(packet: &[u8]) -> Option<Read> {
+pub(crate) fn read(packet: &[u8]) -> Option<ParsedSegment> {
     let (receiver, segment) = segment(packet)?;
     let number = |at: usize| segment.get(at..at + 4)?.first_chunk().copied().map(u32::from_be_bytes);
     let port = |at: usize| segment.get(at..at + 2)?.first_chunk().copied().map(u16::from_be_bytes);
@@ -200,7 +200,7 @@ pub(crate) fn read(packet: &[u8]) -> Option<Read> {
             (_, []) => &[],
         };
     }
-    Some(Read {
+    Some(ParsedSegment {
         receiver,
         source: port(0)?,
         destination: port(2)?,

@@ -14,7 +14,7 @@ use pinhole::core::tracker::{
 
 /// The bytes that the reader read, and the pinholes that it opened.
 #[derive(Debug, Default)]
-pub(crate) struct Tap {
+pub(crate) struct ReadRecord {
     pub(crate) reads: Vec<(SessionNumber, Direction, Seq, Vec<u8>)>,
     pub(crate) opened: Vec<Opened>,
     /// Why announcements were refused, for people.
@@ -29,7 +29,7 @@ pub(crate) struct Opened {
     pub(crate) while_closing: bool,
 }
 
-impl Observer for Tap {
+impl Observer for ReadRecord {
     fn observe(&mut self, _: Timestamp, _: SessionNumber, event: &SessionEvent<'_>) {
         match event {
             SessionEvent::Opened { expectation, .. } => {
@@ -58,16 +58,16 @@ pub(crate) struct Passed {
 /// A packet, and whether its TTL ends between the reader and the socket.
 type Arrived = (Vec<u8>, bool);
 
-pub(crate) struct Reader<'p> {
+pub(crate) struct TrackerUnderTest<'p> {
     tracker: Tracker,
     firewall: Simulated,
     policy: &'p Policy,
     now: Timestamp,
     pending: PendingPackets<Arrived>,
-    pub(crate) tap: Tap,
+    pub(crate) record: ReadRecord,
 }
 
-impl<'p> Reader<'p> {
+impl<'p> TrackerUnderTest<'p> {
     pub(crate) fn new(policy: &'p Policy) -> Self {
         Self {
             tracker: Tracker::default(),
@@ -75,7 +75,7 @@ impl<'p> Reader<'p> {
             policy,
             now: Timestamp::from_secs(1000),
             pending: PendingPackets::default(),
-            tap: Tap::default(),
+            record: ReadRecord::default(),
         }
     }
 
@@ -83,7 +83,7 @@ impl<'p> Reader<'p> {
     pub(crate) fn handshake_is_over(&mut self) {
         self.firewall.treat_all_as_established();
         // A FIN or a RST before that has ended nothing.
-        self.tap.is_closing = false;
+        self.record.is_closing = false;
     }
 
     /// Advances the clock. Returns held packets that are released.
@@ -157,9 +157,9 @@ impl<'p> Reader<'p> {
         })
     }
 
-    fn with<T>(&mut self, act: impl FnOnce(&mut Tracker, &mut Environment<'_, Simulated, Tap>) -> T) -> T {
-        let Self { tracker, firewall, policy, now, tap, .. } = self;
-        act(tracker, &mut Environment { now: *now, policy, firewall, observer: tap })
+    fn with<T>(&mut self, act: impl FnOnce(&mut Tracker, &mut Environment<'_, Simulated, ReadRecord>) -> T) -> T {
+        let Self { tracker, firewall, policy, now, record, .. } = self;
+        act(tracker, &mut Environment { now: *now, policy, firewall, observer: record })
     }
 }
 

@@ -10,10 +10,13 @@ use pinhole::core::net::{Direction, Seq};
 use pinhole::core::policy::Policy;
 use rustix::net::sockopt::{set_socket_oobinline, set_tcp_quickack};
 
-use crate::case::{Ack, Case, Defect, Extension, FILLER, Role, Sent, Stamp, Step, announcement, announces, flag, text};
+use crate::case::{
+    Ack, Case, CraftedSegment, Defect, Extension, FILLER, Role, Step, TimestampOption, announcement, announces, flag,
+    text,
+};
 use crate::network::{CONTROL, Network, host};
 use crate::packet::{Raw, option, read};
-use crate::reader::{Opened, Passed, Reader};
+use crate::reader::{Opened, Passed, TrackerUnderTest};
 
 /// Ports that are announced when all is over.
 const PROBES: [u16; 2] = [65_001, 65_002];
@@ -28,22 +31,22 @@ const NEAR: i64 = 4000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Outcome {
     /// Both read the same bytes, and a new announcement opens.
-    Open,
+    OpensNewPinhole,
     /// Both read the same, and nothing opens any more.
-    Shut,
+    RefusesNewPinhole,
     /// The connection is over, and nothing opens any more.
-    Over,
+    ConnectionClosed,
     /// They read different things, and nothing opens any more.
-    Tainted,
+    StreamsDiffer,
 }
 
 impl Outcome {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Self::Open => "open",
-            Self::Shut => "shut",
-            Self::Over => "over",
-            Self::Tainted => "tainted",
+            Self::OpensNewPinhole => "open",
+            Self::RefusesNewPinhole => "shut",
+            Self::ConnectionClosed => "over",
+            Self::StreamsDiffer => "tainted",
         }
     }
 }
@@ -65,7 +68,7 @@ impl fmt::Display for Failure {
 struct Run<'a> {
     network: &'a Network,
     case: &'a Case,
-    reader: Reader<'a>,
+    reader: TrackerUnderTest<'a>,
     socket: Option<TcpStream>,
     /// The bytes that the socket's application has read.
     received: Vec<u8>,
@@ -117,7 +120,7 @@ impl<'a> Run<'a> {
         Self {
             network,
             case,
-            reader: Reader::new(policy),
+            reader: TrackerUnderTest::new(policy),
             socket: None,
             received: Vec::new(),
             is_over: false,
@@ -149,15 +152,15 @@ impl<'a> Run<'a> {
 
     fn judge(mut self) -> (Result<Outcome, Failure>, String) {
         if !self.begin() {
-            return (Ok(Outcome::Over), String::new());
+            return (Ok(Outcome::ConnectionClosed), String::new());
         }
         self.steps(&self.case.steps);
         self.note(|_| "what is missing is filled up".to_owned());
         self.fill();
-        let before = self.reader.tap.opened.len();
+        let before = self.reader.record.opened.len();
         self.probe();
         let outcome = self.compare(before);
-        self.note(|run| format!("refused: {:?}", run.reader.tap.refused));
+        self.note(|run| format!("refused: {:?}", run.reader.record.refused));
         let log = self.log.take().unwrap_or_default().join("\n");
         (outcome, log)
     }
@@ -179,7 +182,7 @@ impl<'a> Run<'a> {
                 self.network.buffer(self.case.buffer);
                 self.opens(flag::SYN);
                 self.steps(&self.case.early_steps);
-                self.send(&Sent::default());
+                self.send(&CraftedSegment::default());
                 self.socket = self.network.accept(self.case.family);
             }
             Role::Server => {
@@ -187,7 +190,7 @@ impl<'a> Run<'a> {
                 let local = self.socket.as_ref().and_then(|socket| socket.local_addr().ok());
                 let Some(local) = local.filter(|local| local.port() != 0) else { return false };
                 self.host.set_port(local.port());
-                self.pump();
+                self.relay_from_kernel();
                 self.steps(&self.case.early_steps);
                 self.opens(flag::SYN | flag::ACK);
             }
@@ -208,7 +211,7 @@ impl<'a> Run<'a> {
                 self.says(self.passive());
             }
         }
-        self.send(&Sent::default());
+        self.send(&CraftedSegment::default());
         self.base = self.cursor;
         true
     }
@@ -249,16 +252,16 @@ impl<'a> Run<'a> {
             }
             Step::Reads(most) => {
                 self.reads(usize::from(*most));
-                self.pump();
+                self.relay_from_kernel();
             }
             Step::Stops => {
                 let _ = self.socket.as_ref().map(|socket| socket.shutdown(Shutdown::Write));
-                self.pump();
+                self.relay_from_kernel();
             }
             Step::Waits(seconds) => {
                 let passed = self.reader.waits(*seconds);
                 self.pass(passed);
-                self.pump();
+                self.relay_from_kernel();
             }
         }
     }
@@ -273,14 +276,14 @@ impl<'a> Run<'a> {
 
     fn send_text(&mut self, payload: &[u8]) {
         let seq = (self.first + self.cursor as usize).number();
-        let options = self.stamps(Stamp::Right);
+        let options = self.stamps(TimestampOption::Right);
         self.cursor += payload.len() as i64;
         // The reader may keep a byte that the peer sent ahead while the connection opened.
         self.farthest = self.farthest.max(self.cursor);
         self.send_raw(seq, self.kernel_next.number(), flag::ACK, 64_000, 0, options, payload, &Defect::None);
     }
 
-    fn send(&mut self, sent: &Sent) {
+    fn send(&mut self, sent: &CraftedSegment) {
         let place = self.cursor + i64::from(sent.offset);
         let payload = text(self.case.role, self.peer.ip(), sent.text, place - self.base, usize::from(sent.length));
         let end = place + i64::from(sent.length);
@@ -305,7 +308,7 @@ impl<'a> Run<'a> {
         let is_plain = sent.flags & (flag::ACK | flag::SYN | flag::RST) == flag::ACK
             && sent.defect == Defect::None
             && sent.ack == Ack::Right
-            && matches!(sent.stamp, Stamp::Right | Stamp::Missing)
+            && matches!(sent.stamp, TimestampOption::Right | TimestampOption::Missing)
             && place <= self.cursor;
         if is_plain {
             self.cursor = self.cursor.max(end);
@@ -314,24 +317,24 @@ impl<'a> Run<'a> {
     }
 
     /// The timestamps option, with its defect.
-    fn stamps(&mut self, stamp: Stamp) -> Vec<u8> {
+    fn stamps(&mut self, stamp: TimestampOption) -> Vec<u8> {
         let echo = self.kernel_stamp;
         self.stamp = self.stamp.wrapping_add(1);
         let right = option::timestamps(self.stamp, echo);
         let stale = option::timestamps(self.stamp.wrapping_sub(1000), echo);
         match stamp {
-            Stamp::Right if self.case.timestamps => right,
-            Stamp::Right | Stamp::Missing => Vec::new(),
-            Stamp::Stale(by) => option::timestamps(self.stamp.wrapping_sub(by), echo),
-            Stamp::Ahead(by) => {
+            TimestampOption::Right if self.case.timestamps => right,
+            TimestampOption::Right | TimestampOption::Missing => Vec::new(),
+            TimestampOption::Stale(by) => option::timestamps(self.stamp.wrapping_sub(by), echo),
+            TimestampOption::Ahead(by) => {
                 // Twice as far would be in the past.
                 let is_far_ahead = self.stamp > FIRST_STAMP + (1 << 29);
                 self.stamp = self.stamp.wrapping_add(if is_far_ahead { 1 } else { by });
                 option::timestamps(self.stamp, echo)
             }
-            Stamp::TwiceStaleFirst => [stale, right].concat(),
-            Stamp::TwiceStaleLast => [right, stale].concat(),
-            Stamp::StaleBehindEnd => [&right[..], &[0, 0, 0, 0], &stale[..]].concat(),
+            TimestampOption::TwiceStaleFirst => [stale, right].concat(),
+            TimestampOption::TwiceStaleLast => [right, stale].concat(),
+            TimestampOption::StaleBehindEnd => [&right[..], &[0, 0, 0, 0], &stale[..]].concat(),
         }
     }
 
@@ -381,14 +384,14 @@ impl<'a> Run<'a> {
             self.has_passed_damaged |= *defect == Defect::Checksum && !passed.is_empty();
             self.pass(passed);
         }
-        self.pump();
+        self.relay_from_kernel();
     }
 
     fn says(&mut self, line: &[u8]) {
         // The other end may have closed the connection.
         let _ = self.socket.as_mut().map(|socket| socket.write(line));
-        self.pump();
-        self.send(&Sent::default());
+        self.relay_from_kernel();
+        self.send(&CraftedSegment::default());
     }
 
     /// Lets packets go where they are going.
@@ -398,7 +401,7 @@ impl<'a> Run<'a> {
             let is_peers = fields.source == self.peer.port() && fields.destination == self.host.port();
             self.note(|run| run.shown(&packet, is_lost));
             if fields.flags & (flag::RST | flag::FIN) != 0 && !is_lost {
-                self.reader.tap.is_closing = true;
+                self.reader.record.is_closing = true;
             }
             if !is_peers {
                 self.receive(&packet);
@@ -460,7 +463,7 @@ impl<'a> Run<'a> {
     }
 
     /// Reads the packets that the kernel has sent.
-    fn pump(&mut self) {
+    fn relay_from_kernel(&mut self) {
         while let Some(packet) = self.network.read() {
             let Some(fields) = read(&packet) else { continue };
             // Packets of earlier cases may still come.
@@ -505,12 +508,12 @@ impl<'a> Run<'a> {
     }
 
     /// The application reads all, and the kernel acknowledges it at once.
-    fn drain(&mut self) {
+    fn read_to_end(&mut self) {
         self.reads(usize::MAX);
         if let Some(socket) = &self.socket {
             let _ = set_tcp_quickack(socket, true);
         }
-        self.pump();
+        self.relay_from_kernel();
     }
 
     fn acknowledged(&self) -> i64 {
@@ -525,7 +528,7 @@ impl<'a> Run<'a> {
 
     /// The bytes that the reader read in a direction, with their position.
     fn reads_of(&self, direction: Direction, first: Seq) -> impl Iterator<Item = (i64, &[u8])> {
-        let reads = self.reader.tap.reads.iter().filter(move |(_, of, ..)| *of == direction);
+        let reads = self.reader.record.reads.iter().filter(move |(_, of, ..)| *of == direction);
         reads.map(move |(.., place, bytes)| (i64::from(*place - first), bytes.as_slice()))
     }
 
@@ -534,7 +537,7 @@ impl<'a> Run<'a> {
         let mut without_progress = 0;
         let limit = self.cursor + 2 * NEAR;
         while without_progress < 3 {
-            self.drain();
+            self.read_to_end();
             let from = self.acknowledged();
             let to = self.farthest.max(self.read_up_to()).min(limit);
             if self.is_over || from >= to {
@@ -542,8 +545,8 @@ impl<'a> Run<'a> {
             }
             self.cursor = from;
             let length = u16::try_from((to - from).min(400)).expect("bounded");
-            self.send(&Sent { text: FILLER, length, ..Sent::default() });
-            self.drain();
+            self.send(&CraftedSegment { text: FILLER, length, ..CraftedSegment::default() });
+            self.read_to_end();
             without_progress = if self.acknowledged() > from { 0 } else { without_progress + 1 };
         }
         self.cursor = self.acknowledged();
@@ -557,14 +560,14 @@ impl<'a> Run<'a> {
             // The end of a line that had begun.
             self.cursor = if is_first { self.acknowledged() } else { self.read_up_to() };
             self.send_text(b"\r\n");
-            self.drain();
+            self.read_to_end();
             if self.case.role == Role::Server {
                 self.says(self.passive());
             }
             self.cursor = if is_first { self.acknowledged() } else { self.read_up_to() };
             self.send_text(announcement(self.case.role, self.peer.ip(), port).as_bytes());
-            self.drain();
-            if self.reader.tap.opened.iter().any(|opened| opened.port == port) {
+            self.read_to_end();
+            if self.reader.record.opened.iter().any(|opened| opened.port == port) {
                 break;
             }
         }
@@ -577,7 +580,7 @@ impl<'a> Run<'a> {
         }
         if self.network.accept(self.case.family).is_some() {
             // The peer has ended the connection and opened another one between the same ports.
-            return Ok(Outcome::Over);
+            return Ok(Outcome::ConnectionClosed);
         }
         let mut reading = BTreeMap::new();
         let mut conflict = None;
@@ -592,7 +595,7 @@ impl<'a> Run<'a> {
         let stream: Vec<u8> = (0..).map_while(|place| reading.get(&place).copied()).collect();
         let alignment = align(&stream, &self.received, &self.urgent);
         let (has_probe_opened, opened) = {
-            let opened = &self.reader.tap.opened;
+            let opened = &self.reader.record.opened;
             (opened.len() > before, opened.clone())
         };
         for (index, opened) in opened.iter().enumerate() {
@@ -616,11 +619,11 @@ impl<'a> Run<'a> {
         }
         match difference {
             Some(message) if has_probe_opened => Err(Failure { class: "differs and opens", message }),
-            Some(_) if self.is_over => Ok(Outcome::Over),
-            Some(_) => Ok(Outcome::Tainted),
-            None if self.is_over => Ok(Outcome::Over),
-            None if has_probe_opened => Ok(Outcome::Open),
-            None => Ok(Outcome::Shut),
+            Some(_) if self.is_over => Ok(Outcome::ConnectionClosed),
+            Some(_) => Ok(Outcome::StreamsDiffer),
+            None if self.is_over => Ok(Outcome::ConnectionClosed),
+            None if has_probe_opened => Ok(Outcome::OpensNewPinhole),
+            None => Ok(Outcome::RefusesNewPinhole),
         }
     }
 

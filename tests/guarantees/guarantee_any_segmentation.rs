@@ -4,7 +4,7 @@
 //! and a filter that drops by default. Needs root and nft.
 
 use crate::daemon::{Daemon, TIMEOUT};
-use crate::stage::{CONTENT, FILE, Stage, read_all, serve_by_hand};
+use crate::filtered_topology::{CONTENT, FILE, FilteredTopology, read_all, serve_by_hand};
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,7 +14,7 @@ use lab::{Family, PASSWORD, Result, Shape, USER};
 use pinhole::core::ftp::Mode;
 
 /// Makes each write to a socket a segment of its own.
-fn keep_segments_apart(stage: &Stage) {
+fn keep_segments_apart(stage: &FilteredTopology) {
     for host in [&stage.topology.client, &stage.topology.server] {
         host.namespace.set("net/ipv4/tcp_autocorking", "0").expect("a parameter of the namespace");
     }
@@ -37,7 +37,7 @@ fn repeat_until_queued<T>(packets: u64, daemon: &Daemon, mut say: impl FnMut() -
 
 #[test]
 fn commands_may_be_split_at_every_byte() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     keep_segments_apart(&stage);
     let daemon = stage.daemon_logging("", "info");
     for (family, mode) in [(Family::V4, Mode::Port), (Family::V6, Mode::Eprt), (Family::V4, Mode::Pasv)] {
@@ -85,7 +85,7 @@ fn commands_may_be_split_at_every_byte() {
 
 #[test]
 fn commands_may_be_pipelined() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _daemon = stage.daemon("");
     for family in Family::ALL {
         let server = stage.serve_many(family);
@@ -118,7 +118,7 @@ fn commands_may_be_pipelined() {
 
 #[test]
 fn replies_may_be_split_at_every_byte() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     keep_segments_apart(&stage);
     let daemon = stage.daemon_logging("", "info");
     let address = stage.target(Family::V4, 21);

@@ -8,7 +8,7 @@
 use crate::daemon;
 use crate::daemon::TIMEOUT;
 use crate::disturbance::disturb_transfers;
-use crate::stage::{CONTENT, FILE, FILTER, Stage, TABLE, filter, modes, some_transfers};
+use crate::filtered_topology::{CONTENT, FILE, FILTER, FilteredTopology, TABLE, filter, modes, some_transfers};
 
 use std::net::SocketAddr;
 use std::thread;
@@ -51,7 +51,7 @@ fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &K
 #[test]
 fn flushed_ruleset_is_restored_with_pending_pinholes() {
     let flushes = lab::share_of(200);
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     // A client that was refused while the table was gone leaves an unused pinhole.
     let more = "defaults: { timeout: 1h, pinholes_per_session: 1000 }\n";
     let daemon = stage.daemon_logging(more, "info");
@@ -100,7 +100,7 @@ fn flushed_ruleset_is_restored_with_pending_pinholes() {
 /// afterwards can be so wrong that all later packets of the connection are invalid to it.
 #[test]
 fn session_lost_by_conntrack_during_a_flush_continues() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     // It is stopped for a while.
     let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
     let server = stage.serve(Family::V4);
@@ -159,7 +159,7 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
 /// Routing and filters of others may ask for it.
 #[test]
 fn no_packet_leaves_with_a_pinhole_mark() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _daemon = stage.daemon("");
     let watch = "table inet watch {
                      counter marked { }
@@ -177,7 +177,7 @@ fn no_packet_leaves_with_a_pinhole_mark() {
 #[test]
 fn stop_removes_everything() {
     for shape in Shape::ALL {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         let ruleset = || stage.firewall().nft_output(&["list", "ruleset"]).expect("nft lists");
         let before = ruleset();
         for signal in [Signal::SIGTERM, Signal::SIGINT] {

@@ -7,7 +7,7 @@
 
 use crate::daemon::TIMEOUT;
 use crate::disturbance::disturb_transfers;
-use crate::stage::{CONTENT, FILE, FOR_HOURS, Stage, assert_closed, kernel_counter, modes};
+use crate::filtered_topology::{CONTENT, FILE, FOR_HOURS, FilteredTopology, assert_closed, kernel_counter, modes};
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +18,7 @@ use pinhole::core::ftp::Mode;
 #[test]
 fn kill_breaks_no_session_and_the_next_transfer_works() {
     let kills = lab::share_of(200);
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon_logging("", "warn");
     let begun = Instant::now();
     disturb_transfers(&stage, |disturbance| disturbance.kill_repeatedly(&mut daemon, kills));
@@ -28,7 +28,7 @@ fn kill_breaks_no_session_and_the_next_transfer_works() {
 #[test]
 fn fail_open_passes_control_and_opens_nothing() {
     for shape in Shape::ALL {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         let mut daemon = stage.daemon(FOR_HOURS);
         let server = stage.serve(Family::V4);
         stage.as_client(|| {
@@ -68,7 +68,7 @@ fn fail_open_passes_control_and_opens_nothing() {
 
 #[test]
 fn fail_closed_stops_control_without_the_daemon() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { when_down: closed }\n");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {

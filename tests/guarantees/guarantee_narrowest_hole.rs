@@ -5,7 +5,7 @@
 //! and a filter that drops by default. Needs root and nft.
 
 use crate::daemon::TIMEOUT;
-use crate::stage::{FOR_HOURS, Stage, assert_closed, connect, kernel_counter, modes};
+use crate::filtered_topology::{FOR_HOURS, FilteredTopology, assert_closed, connect, kernel_counter, modes};
 
 use std::net::{SocketAddr, TcpListener};
 
@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 
 /// A host behind the gateway that is neither the client nor the server.
-fn third_host(stage: &Stage) -> Namespace {
+fn third_host(stage: &FilteredTopology) -> Namespace {
     let other = Namespace::new("other").expect("a namespace");
     let (own, gateway) = (Addresses::lab(3, 10), Addresses::lab(3, 1));
     lab::join(
@@ -31,7 +31,7 @@ fn third_host(stage: &Stage) -> Namespace {
 
 #[test]
 fn announced_port_opens_to_its_peer_and_only_once() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let other = third_host(&stage);
     let _daemon = stage.daemon(FOR_HOURS);
     let Topology { client: client_host, server: server_host, .. } = &stage.topology;
@@ -70,7 +70,7 @@ fn announced_port_opens_to_its_peer_and_only_once() {
 /// one differently.
 #[test]
 fn control_connection_that_announces_nothing_opens_nothing() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _daemon = stage.daemon("");
     let Topology { client, server, .. } = &stage.topology;
     for family in Family::ALL {
@@ -91,7 +91,7 @@ fn control_connection_that_announces_nothing_opens_nothing() {
 /// The next packet handles the conntrack event, before a thread is woken for it.
 #[test]
 fn used_pinhole_is_removed_with_the_next_packet() {
-    let stage = Stage::new(Shape::ServerHost);
+    let stage = FilteredTopology::new(Shape::ServerHost);
     let mut daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
@@ -111,7 +111,7 @@ fn used_pinhole_is_removed_with_the_next_packet() {
 
 #[test]
 fn unused_pinhole_expires() {
-    let stage = Stage::new(Shape::ServerHost);
+    let stage = FilteredTopology::new(Shape::ServerHost);
     let daemon = stage.daemon("defaults: { timeout: 200ms }\n");
     for (family, times) in Family::ALL.into_iter().zip(1..) {
         let server = stage.serve(family);
@@ -130,7 +130,7 @@ fn unused_pinhole_expires() {
 
 #[test]
 fn pinhole_is_closed_with_its_session() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     stage.topology.keep_ended_connections().expect("root may");
     let _daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);
@@ -169,7 +169,7 @@ fn pinhole_is_closed_with_its_session() {
 /// The server's ACK of the FIN is the only sign: the server sends nothing more.
 #[test]
 fn pinhole_is_closed_when_the_fin_is_acknowledged() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _daemon = stage.daemon(FOR_HOURS);
     let control = stage.target(Family::V4, 21);
     let [client, server] = stage.ends();
@@ -189,7 +189,7 @@ fn pinhole_is_closed_when_the_fin_is_acknowledged() {
 
 #[test]
 fn second_pinhole_to_a_port_is_closed_with_its_session() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     stage.topology.keep_ended_connections().expect("root may");
     let daemon = stage.daemon(FOR_HOURS);
     let server = stage.serve_many(Family::V4);

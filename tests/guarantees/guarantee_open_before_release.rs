@@ -6,7 +6,7 @@
 #![allow(clippy::print_stdout, reason = "figures for whoever runs it by hand")]
 
 use crate::daemon::TIMEOUT;
-use crate::stage::{CONTENT, FILE, Stage, sent_again};
+use crate::filtered_topology::{CONTENT, FILE, FilteredTopology, sent_again};
 
 use std::io::Read;
 use std::thread;
@@ -21,7 +21,7 @@ fn immediate_data_connection_always_finds_its_pinhole() {
     const MODES: [Mode; 3] = [Mode::Pasv, Mode::Epsv, Mode::Port];
     let each = lab::share_of(10_000).div_ceil(MODES.len() * Shape::ALL.len());
     for shape in Shape::ALL {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         let _daemon = stage.daemon_logging("", "warn");
         let server = stage.serve_many(Family::V4);
         let begun = Instant::now();
@@ -58,7 +58,7 @@ fn immediate_data_connection_always_finds_its_pinhole() {
 fn two_hundred_concurrent_sessions_transfer() {
     const TRANSFERS: usize = 50;
     let sessions = lab::share_of(200);
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon_logging("", "warn");
     let servers = Family::ALL.map(|family| stage.serve_many(family));
     let [v4, v6] = [servers[0].address(), servers[1].address()];

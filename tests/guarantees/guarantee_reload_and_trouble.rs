@@ -5,7 +5,7 @@
 
 use crate::daemon;
 use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
-use crate::stage::{CONTENT, FILE, Stage, filter, modes, policy, some_transfers};
+use crate::filtered_topology::{CONTENT, FILE, FilteredTopology, filter, modes, policy, some_transfers};
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{Family, Finished, Namespace, Shape};
@@ -19,7 +19,7 @@ use std::net::SocketAddr;
 
 #[test]
 fn reload_keeps_sessions_and_applies_at_once() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let servers = [21, 2121].map(|port| stage.serve_with(stage.target(Family::V4, port), MiniOptions::default()));
     let [first, second] = servers.each_ref().map(MiniServer::address);
     for by_signal in [true, false] {
@@ -74,7 +74,7 @@ fn reload_keeps_sessions_and_applies_at_once() {
 
 #[test]
 fn packets_held_for_a_lost_segment_are_released_in_time() {
-    let stage = Stage::new(Shape::ClientHost);
+    let stage = FilteredTopology::new(Shape::ClientHost);
     let server = stage.serve(Family::V4);
     // The policy denies commands, so segments after a gap are held.
     let _daemon = stage.daemon("defaults: { commands: { deny: [SITE] } }\n");
@@ -106,7 +106,7 @@ fn daemon_signal(daemon: &Daemon, signal: Signal) {
 
 #[test]
 fn reload_can_change_mark_and_when_down() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     stage.as_client(|| {
@@ -126,7 +126,7 @@ fn reload_can_change_mark_and_when_down() {
 
 #[test]
 fn status_says_when_the_policy_was_loaded() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon("");
     let since = |status: &serde_json::Value| status["running_since"].as_str().map(str::to_owned);
     let loaded = |status: &serde_json::Value| status["policy_loaded"].as_str().map(str::to_owned);
@@ -142,7 +142,7 @@ fn status_says_when_the_policy_was_loaded() {
 
 #[test]
 fn bad_policy_is_refused_and_the_old_one_stays() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     // Without elements: a used pinhole is removed a moment later. Without the deadline, which moves with the pinholes.
@@ -176,7 +176,7 @@ fn bad_policy_is_refused_and_the_old_one_stays() {
 
 #[test]
 fn status_shows_sessions_and_pending_pinholes() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     stage.as_client(|| {
@@ -220,7 +220,7 @@ fn assert_refused(finished: &Finished, status: i32, problem: &str) {
 
 #[test]
 fn second_instance_is_refused_and_the_first_undisturbed() {
-    let stage = Stage::new(Shape::ServerHost);
+    let stage = FilteredTopology::new(Shape::ServerHost);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon("");
     // Without elements: a used pinhole is removed a moment later.

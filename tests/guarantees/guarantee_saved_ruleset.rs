@@ -11,7 +11,7 @@ use pinhole::core::ftp::Mode;
 use pinhole::netfilter::netlink::Tables;
 
 use crate::daemon::TIMEOUT;
-use crate::stage::{FOR_HOURS, Stage, TABLE, assert_closed, connect, filter};
+use crate::filtered_topology::{FOR_HOURS, FilteredTopology, TABLE, assert_closed, connect, filter};
 
 /// For pinholes as elements of sets, which are a part of the ruleset.
 const SETS: &str = "mechanism: sets\n";
@@ -84,7 +84,7 @@ fn saved_ruleset_loads_except_for_what_nft_cannot_write() {
     let versions = Nft::versions();
     let policies = ["", "control_ports: [21, 990, 2121]\nmark: 0x3\n", "capture: { when_down: closed }\n"];
     for policy in policies {
-        let stage = Stage::new(Shape::Gateway);
+        let stage = FilteredTopology::new(Shape::Gateway);
         let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}{policy}"));
         daemon.wait_for_log("what `nft list ruleset` prints while Pinhole runs", 1);
         let other = Namespace::new("other").expect("a namespace");
@@ -111,7 +111,7 @@ fn saved_ruleset_loads_except_for_what_nft_cannot_write() {
 fn what_nft_cannot_write_is_in_the_table_only_with_nat() {
     const OBJECT: &str = "ct expectation no_expectation4";
     let nat = "table ip nat { chain postrouting { type nat hook postrouting priority 100; }; }";
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon(SETS);
     let listed = || stage.firewall().nft_output(&["list", "table", "inet", "pinhole"]).expect("nft lists");
     assert!(!listed().contains("ct expectation"), "{}", listed());
@@ -140,7 +140,7 @@ fn what_nft_cannot_write_is_in_the_table_only_with_nat() {
 
 /// Saves the ruleset while a port is announced in a session, and ends the daemon. Then, behind the deadline and still in the
 /// session, runs `work` with the port.
-fn after_a_save_with_a_pinhole(stage: &Stage, work: impl FnOnce(SocketAddr, &str) + Send) {
+fn after_a_save_with_a_pinhole(stage: &FilteredTopology, work: impl FnOnce(SocketAddr, &str) + Send) {
     let mut daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 4s }}\n"));
     stage.as_client(|| {
         let mut client = MiniClient::log_in(stage.target(Family::V4, 21), TIMEOUT)?;
@@ -156,7 +156,7 @@ fn after_a_save_with_a_pinhole(stage: &Stage, work: impl FnOnce(SocketAddr, &str
 
 #[test]
 fn loaded_ruleset_admits_nothing_after_its_deadline() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _server = stage.serve(Family::V4);
     after_a_save_with_a_pinhole(&stage, |announced, saved| {
         let host = &stage.topology.client.namespace;
@@ -171,7 +171,7 @@ fn loaded_ruleset_admits_nothing_after_its_deadline() {
 
 #[test]
 fn start_after_a_load_closes_what_the_ruleset_had_open() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _server = stage.serve(Family::V4);
     after_a_save_with_a_pinhole(&stage, |announced, saved| {
         load(stage.firewall(), saved);
@@ -188,7 +188,7 @@ fn start_after_a_load_closes_what_the_ruleset_had_open() {
 
 #[test]
 fn daemon_killed_within_the_deadline_adopts_what_is_open() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let mut daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
     stage.as_client(|| {
@@ -203,7 +203,7 @@ fn daemon_killed_within_the_deadline_adopts_what_is_open() {
 
 #[test]
 fn removed_deadline_is_restored() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
     stage.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.passive(Mode::Pasv));
@@ -215,7 +215,7 @@ fn removed_deadline_is_restored() {
 
 #[test]
 fn deadline_is_a_few_seconds_after_the_end_of_the_last_pinhole() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let _daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 100s }}\n"));
     assert!(deadline(&saved(stage.firewall())) <= now(), "nothing is open");

@@ -4,8 +4,8 @@
 //! and a filter that drops by default. Needs root and nft.
 
 use crate::daemon::TIMEOUT;
-use crate::stage::{
-    CONTENT, FILE, FOR_HOURS, Stage, assert_closed, assert_read, connect, modes, pinholes, serve_by_hand,
+use crate::filtered_topology::{
+    CONTENT, FILE, FOR_HOURS, FilteredTopology, assert_closed, assert_read, connect, modes, pinholes, serve_by_hand,
     some_transfers,
 };
 
@@ -19,7 +19,7 @@ use pinhole::core::ftp::Mode;
 #[test]
 fn every_mode_works_in_every_topology() {
     for shape in Shape::ALL {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         let daemon = stage.daemon(FOR_HOURS);
         for family in Family::ALL {
             let server = stage.serve(family);
@@ -34,7 +34,7 @@ fn every_mode_works_in_every_topology() {
 
 #[test]
 fn each_line_is_read_once() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon("");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
@@ -53,7 +53,7 @@ fn say_noop(client: &mut MiniClient, times: usize) {
 
 #[test]
 fn session_is_read_after_a_restart() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = stage.serve(Family::V4);
     let mut daemon = stage.daemon("");
     stage.as_client(|| {
@@ -71,7 +71,7 @@ fn session_is_read_after_a_restart() {
 
 #[test]
 fn non_ftp_stays_unread_after_a_restart() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let address = stage.target(Family::V4, 21);
     let mut daemon = stage.daemon("");
     let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
@@ -111,7 +111,7 @@ fn non_ftp_stays_unread_after_a_restart() {
 
 #[test]
 fn encrypted_and_non_ftp_sessions_open_nothing() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon("");
     let address = stage.target(Family::V4, 21);
     let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
@@ -170,7 +170,7 @@ fn encrypted_and_non_ftp_sessions_open_nothing() {
 
 #[test]
 fn client_and_server_on_one_host_are_read_once() {
-    let stage = Stage::new(Shape::ServerHost);
+    let stage = FilteredTopology::new(Shape::ServerHost);
     // The filter drops loopback packets, too.
     let strict = "flush ruleset
 table inet filter {
@@ -225,7 +225,7 @@ table inet filter {
 #[test]
 fn several_control_ports_work_side_by_side() {
     for shape in Shape::ALL {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         let _daemon = stage.daemon("control_ports: [2121, 21]\n");
         for (family, port) in [(Family::V4, 21), (Family::V4, 2121), (Family::V6, 21), (Family::V6, 2121)] {
             let server = stage.serve_with(stage.target(family, port), MiniOptions::default());

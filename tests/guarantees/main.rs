@@ -4,10 +4,10 @@
 mod daemon;
 #[path = "../support/disturbance.rs"]
 mod disturbance;
+#[path = "../support/filtered_topology.rs"]
+mod filtered_topology;
 #[path = "../support/raw_tcp.rs"]
 mod raw_tcp;
-#[path = "../support/stage.rs"]
-mod stage;
 
 mod attacks_live;
 mod guarantee_any_segmentation;

@@ -3,7 +3,7 @@
 //! Needs root, nft and iptables, which the lab has.
 
 use crate::daemon::{Daemon, PROGRAM, TIMEOUT};
-use crate::stage::{CONTENT, FILE, modes, some_transfers};
+use crate::filtered_topology::{CONTENT, FILE, modes, some_transfers};
 
 use std::fs;
 use std::net::SocketAddr;

@@ -6,7 +6,7 @@ use std::io::{Read, Write};
 use std::time::Instant;
 
 use crate::daemon::TIMEOUT;
-use crate::stage::{Stage, connect};
+use crate::filtered_topology::{FilteredTopology, connect};
 use lab::{Family, Shape};
 
 /// The log's text for a connection that is not FTP.
@@ -14,7 +14,7 @@ const LINE: &str = "not FTP: no announcement opens a pinhole";
 
 #[test]
 fn log_flood_is_bounded_and_hides_no_other_client() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon_logging("", "info");
     let _servers = Family::ALL.map(|family| stage.serve(family));
     let client = &stage.topology.client.namespace;

@@ -4,12 +4,12 @@
 mod daemon;
 #[path = "../support/debian.rs"]
 mod debian;
+#[path = "../support/filtered_topology.rs"]
+mod filtered_topology;
 #[path = "../support/firewall.rs"]
 mod firewall;
 #[path = "../support/machine.rs"]
 mod machine;
-#[path = "../support/stage.rs"]
-mod stage;
 
 mod defaults;
 mod deploy;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::daemon::{Daemon, TIMEOUT};
 use crate::debian::Debian;
-use crate::stage::{CONTENT, FILE, modes, some_transfers};
+use crate::filtered_topology::{CONTENT, FILE, modes, some_transfers};
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
 use lab::{ClientKind, Family, Server, ServerKind, ServerOptions, Shape, Task, Topology, Visit};
 use nix::sys::signal::Signal;

@@ -3,11 +3,11 @@
 //!
 //! Needs root, nft, and the programs that `tests/setup test` fetches.
 
-use crate::stage;
+use crate::filtered_topology;
 use std::thread;
 
 use crate::daemon::TIMEOUT;
-use crate::stage::Stage;
+use crate::filtered_topology::FilteredTopology;
 use lab::{Family, PASSWORD, ServerKind, ServerOptions, Shape, Topology, USER};
 use pinhole::core::ftp::Mode;
 
@@ -54,7 +54,7 @@ fn visit_server(topology: &Topology, kind: ServerKind) -> Vec<String> {
     let options = ServerOptions::on(topology.server.addresses.of(Family::V4));
     let server = kind.start(&topology.server.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
     server.place("big", &vec![b'x'; BIG]).and_then(|()| server.place("small", b"small\n")).expect("there is room");
-    let modes = stage::modes(Family::V4).iter();
+    let modes = filtered_topology::modes(Family::V4).iter();
     modes.filter_map(|mode| visit(topology, kind, *mode).err()).collect()
 }
 
@@ -74,7 +74,7 @@ fn session_continues_after_urgent_abor_without_a_firewall() {
 #[test]
 fn session_continues_after_urgent_abor() {
     assert_none(&failures(|kind| {
-        let stage = Stage::new(Shape::Gateway);
+        let stage = FilteredTopology::new(Shape::Gateway);
         let _daemon = stage.daemon("");
         visit_server(&stage.topology, kind)
     }));

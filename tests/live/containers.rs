@@ -3,7 +3,7 @@
 //! Needs root, and the programs that `tests/setup test` fetches: dockerd, iptables and vsftpd.
 
 use crate::daemon::{Daemon, TIMEOUT};
-use crate::stage::modes;
+use crate::filtered_topology::modes;
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};

@@ -11,10 +11,10 @@ use pinhole::core::ftp::Mode;
 use serde_json::Value;
 
 use crate::daemon::{Daemon, TIMEOUT};
-use crate::stage::Stage;
+use crate::filtered_topology::FilteredTopology;
 
 /// Drops data connections behind Pinhole's accept rule: an accept in one chain does not overrule a drop in another.
-fn drop_data(stage: &Stage) {
+fn drop_data(stage: &FilteredTopology) {
     let hook = match stage.topology.shape {
         Shape::Gateway => "forward",
         Shape::ServerHost | Shape::ClientHost => "input",
@@ -38,7 +38,7 @@ fn warnings(daemon: &Daemon, word: &str) -> usize {
 #[test]
 fn dropped_syn_is_logged_for_a_real_server_and_client() {
     for (shape, mode) in [(Shape::Gateway, Mode::Pasv), (Shape::Gateway, Mode::Port), (Shape::ServerHost, Mode::Epsv)] {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         drop_data(&stage);
         let daemon = stage.daemon("");
         let options = ServerOptions::on(stage.topology.server.addresses.of(Family::V4));
@@ -61,7 +61,7 @@ fn dropped_syn_is_logged_for_a_real_server_and_client() {
 
 #[test]
 fn open_pinhole_shows_whether_its_syn_came() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     drop_data(&stage);
     let daemon = stage.daemon("");
     let server = stage.serve(Family::V4);
@@ -83,7 +83,7 @@ fn open_pinhole_shows_whether_its_syn_came() {
 
 #[test]
 fn pinhole_to_which_nobody_connects_expires() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     drop_data(&stage);
     let daemon = stage.daemon("defaults: { timeout: 4s }\n");
     let server = stage.serve(Family::V4);
@@ -98,7 +98,7 @@ fn pinhole_to_which_nobody_connects_expires() {
 
 #[test]
 fn used_pinhole_is_not_reported_as_dropped() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon("");
     let server = stage.serve(Family::V4);
     stage.as_client(|| {

@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each cell of the matrix is what a reader of a failure wants")]
 
-use lab::matrix::{self, Outcome, Setup, Stage};
+use lab::matrix::{self, Outcome, RunningSetup, Setup};
 use lab::{Error, Result, Shape, Task};
 use std::time::{Duration, Instant};
 
@@ -14,15 +14,16 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long it waits for one that should fail: long enough to log in.
 const BRIEF: Duration = Duration::from_secs(2);
 
-fn play<G>(
+fn run_matrix<G>(
     title: &str,
     shapes: &[Shape],
     at_once: usize,
-    prepare: impl Fn(&Stage) -> Result<G> + Sync,
-    each: impl Fn(&Stage, &matrix::Cell) -> Result<()> + Sync,
+    prepare: impl Fn(&RunningSetup) -> Result<G> + Sync,
+    each: impl Fn(&RunningSetup, &matrix::Cell) -> Result<()> + Sync,
 ) -> Vec<Outcome> {
     let begun = Instant::now();
-    let outcomes = matrix::play(&Setup::all(shapes), at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    let outcomes =
+        matrix::run_cells(&Setup::all(shapes), at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     for Outcome { cell, result, took } in &outcomes {
         let how = if result.is_ok() { "works" } else { "fails" };
         println!("{title:13}  {cell}  {how}  {:4} ms", took.as_millis());
@@ -38,28 +39,28 @@ fn is_logged_in(error: &Error) -> bool {
 
 #[test]
 fn every_combination_works_without_a_filter() {
-    let outcomes = play(
+    let outcomes = run_matrix(
         "open",
         &[Shape::ServerHost, Shape::Gateway],
         4,
         |_| Ok(()),
-        |stage, cell| stage.transfer(cell.client, cell.mode, TIMEOUT),
+        |running, cell| running.transfer(cell.client, cell.mode, TIMEOUT),
     );
     matrix::assert_all_work(&outcomes);
 }
 
 #[test]
 fn default_drop_passes_logins_and_blocks_data() {
-    let outcomes = play(
+    let outcomes = run_matrix(
         "no helper",
         &Shape::ALL,
         // They only wait, and delay no other test.
         48,
-        |stage| stage.topology.firewall.nft(stage.setup.shape.default_drop()),
-        |stage, cell| {
+        |running| running.topology.firewall.nft(running.setup.shape.default_drop()),
+        |running, cell| {
             let mut timeout = BRIEF;
             loop {
-                let result = cell.client.visit(&stage.visit(cell.mode, timeout), &[Task::List]).map(drop);
+                let result = cell.client.visit(&running.visit(cell.mode, timeout), &[Task::List]).map(drop);
                 // On a busy machine the login itself may take longer: that is no answer yet.
                 match &result {
                     Err(error) if !is_logged_in(error) && timeout < TIMEOUT => timeout *= 2,

@@ -7,7 +7,7 @@
 
 use crate::daemon::{Daemon, TIMEOUT};
 
-use lab::matrix::{self, Outcome, Setup, Stage};
+use lab::matrix::{self, Outcome, RunningSetup, Setup};
 use lab::{Namespace, Shape};
 use nix::sys::signal::Signal;
 
@@ -20,14 +20,15 @@ fn policy(shape: Shape) -> String {
     format!("admit: {admit}\n")
 }
 
-fn play() -> Vec<Outcome> {
-    let prepare = |stage: &Stage| {
-        let firewall = &stage.topology.firewall;
-        firewall.nft(stage.setup.shape.default_drop())?;
-        Daemon::start(firewall, &policy(stage.setup.shape))
+fn run_matrix() -> Vec<Outcome> {
+    let prepare = |running: &RunningSetup| {
+        let firewall = &running.topology.firewall;
+        firewall.nft(running.setup.shape.default_drop())?;
+        Daemon::start(firewall, &policy(running.setup.shape))
     };
-    let each = |stage: &Stage, cell: &matrix::Cell| stage.transfer(cell.client, cell.mode, TIMEOUT);
-    let outcomes = matrix::play(&Setup::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    let each = |running: &RunningSetup, cell: &matrix::Cell| running.transfer(cell.client, cell.mode, TIMEOUT);
+    let outcomes =
+        matrix::run_cells(&Setup::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     for Outcome { cell, result, took } in &outcomes {
         let how = if result.is_ok() { "works" } else { "fails" };
         println!("{cell}  {how}  {:4} ms", took.as_millis());
@@ -37,7 +38,7 @@ fn play() -> Vec<Outcome> {
 
 #[test]
 fn every_combination_works_through_default_drop() {
-    matrix::assert_all_work(&play());
+    matrix::assert_all_work(&run_matrix());
 }
 
 #[test]

@@ -10,7 +10,7 @@ use lab::{ClientKind, Family, ServerKind, ServerOptions, Shape, Task, Visit};
 use pinhole::core::ftp::Mode;
 
 use crate::daemon::TIMEOUT;
-use crate::stage::{self, Stage, serve_by_hand};
+use crate::filtered_topology::{self, FilteredTopology, serve_by_hand};
 
 /// A rule for the lab's client.
 fn rules(name: &str, terms: &str) -> String {
@@ -19,7 +19,7 @@ fn rules(name: &str, terms: &str) -> String {
 
 #[test]
 fn log_and_status_name_the_rule_of_a_session() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon(&rules("partners", "timeout: 1h"));
     let server = stage.serve(Family::V4);
     stage.as_client(|| {
@@ -30,7 +30,7 @@ fn log_and_status_name_the_rule_of_a_session() {
         let text = daemon.program(&["status"])?;
         assert!(text.said().contains(r#", rule "partners", "#), "{}", text.said());
 
-        daemon.write_policy(&stage::policy(Shape::Gateway, &rules("guests", "data_ports: 7-8")));
+        daemon.write_policy(&filtered_topology::policy(Shape::Gateway, &rules("guests", "data_ports: 7-8")));
         daemon.program(&["reload"])?;
         client.command("PASV", 227)?;
         daemon.wait_for_log(
@@ -39,7 +39,7 @@ fn log_and_status_name_the_rule_of_a_session() {
         );
         daemon.wait_for_log(r#", rule "guests")"#, 2);
 
-        daemon.write_policy(&stage::policy(Shape::Gateway, &rules("guests", "servers: [192.0.2.1]")));
+        daemon.write_policy(&filtered_topology::policy(Shape::Gateway, &rules("guests", "servers: [192.0.2.1]")));
         daemon.program(&["reload"])?;
         client.passive(Mode::Epsv)?;
         daemon.wait_for_log(r#", user "pinhole", no rule)"#, 1);
@@ -50,7 +50,7 @@ fn log_and_status_name_the_rule_of_a_session() {
 #[test]
 fn foreign_address_of_a_real_server_points_to_its_configuration() {
     for kind in [ServerKind::Vsftpd, ServerKind::Proftpd, ServerKind::PureFtpd] {
-        let stage = Stage::new(Shape::Gateway);
+        let stage = FilteredTopology::new(Shape::Gateway);
         let daemon = stage.daemon("");
         let options = ServerOptions {
             announce: Some(Ipv4Addr::new(198, 51, 100, 7)),
@@ -76,7 +76,7 @@ fn foreign_address_of_a_real_server_points_to_its_configuration() {
 
 #[test]
 fn implicit_tls_is_logged_as_encrypted() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     stage.firewall().nft("insert rule inet filter forward tcp dport 990 accept").expect("the chain is there");
     let daemon = stage.daemon("control_ports: [21, 990]\n");
     let answer = |mut stream: TcpStream| -> io::Result<()> {
@@ -87,7 +87,8 @@ fn implicit_tls_is_logged_as_encrypted() {
     };
     let address = stage.target(Family::V4, 990);
     serve_by_hand(&stage.topology.server.namespace, address, answer, || {
-        let mut stream = stage::connect(&stage.topology.client.namespace, address).expect("port 990 is open");
+        let mut stream =
+            filtered_topology::connect(&stage.topology.client.namespace, address).expect("port 990 is open");
         stream.write_all(b"\x16\x03\x01\0\x05\x01\0\0\x01a").expect("the server reads");
         stream.read_exact(&mut [0; 10]).expect("the server answers");
         daemon.wait_for_log(" WARN encrypted (implicit TLS): its announcements cannot be read", 1);

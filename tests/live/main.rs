@@ -4,18 +4,18 @@
 mod conntrackd;
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/daemon_substitute.rs"]
+mod daemon_substitute;
 #[path = "../support/disturbance.rs"]
 mod disturbance;
 #[path = "../support/document.rs"]
 mod document;
+#[path = "../support/filtered_topology.rs"]
+mod filtered_topology;
 #[path = "../support/helper.rs"]
 mod helper;
 #[path = "../support/recording.rs"]
 mod recording;
-#[path = "../support/stage.rs"]
-mod stage;
-#[path = "../support/stand_in.rs"]
-mod stand_in;
 
 mod abort;
 mod containers;

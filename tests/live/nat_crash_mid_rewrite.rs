@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 
 use crate::daemon::{Daemon, TIMEOUT};
-use crate::stand_in::{DaemonSubstitute, Moment};
+use crate::daemon_substitute::{DaemonSubstitute, KillPoint};
 use lab::mini::Speaker::{self, Client, Server};
 use lab::nat::{Nat, NatTopology};
 use lab::{Family, Namespace, wait_until};
@@ -73,8 +73,8 @@ impl Ends {
         let lines = pieces.concat().matches('\n').count();
         let hear = |_| {
             let mut line = Vec::new();
-            let heard = to.read_until(b'\n', &mut line);
-            heard.unwrap_or_else(|error| panic!("{error}, after {:?}", String::from_utf8_lossy(&line)));
+            let received = to.read_until(b'\n', &mut line);
+            received.unwrap_or_else(|error| panic!("{error}, after {:?}", String::from_utf8_lossy(&line)));
             String::from_utf8_lossy(&line).into_owned()
         };
         (0..lines).map(hear).collect()
@@ -101,7 +101,7 @@ fn repetitions(namespace: &Namespace) -> u64 {
 const LOSS: &str =
     "table inet loss { chain input { type filter hook input priority filter; @ih,0,8 & 0 == 0 drop; }; }";
 
-fn play(case: &Case, moment: Moment, is_lost: bool) {
+fn rewrite_with_kill(case: &Case, kill_point: KillPoint, is_lost: bool) {
     let Case { nat, speaker, pieces, arrives, .. } = *case;
     let topology = NatTopology::new(nat).unwrap_or_else(|error| panic!("{error}"));
     let gateway = &topology.gateways[0].namespace;
@@ -111,7 +111,7 @@ fn play(case: &Case, moment: Moment, is_lost: bool) {
         host.namespace.set("net/ipv4/tcp_autocorking", "0").expect("a parameter of the namespace");
     }
     let policy = rules.policy();
-    let stand_in = DaemonSubstitute::start(gateway, &policy, pieces[pieces.len() - 1], moment);
+    let substitute = DaemonSubstitute::start(gateway, &policy, pieces[pieces.len() - 1], kill_point);
     let mut ends = Ends::connect(case, &topology);
     ends.talk(&[
         (Server, "220 Ready.\r\n"),
@@ -133,7 +133,7 @@ fn play(case: &Case, moment: Moment, is_lost: bool) {
     let before = repetitions(from);
     thread::scope(|scope| {
         let another = scope.spawn(|| {
-            stand_in.wait();
+            substitute.wait();
             if is_lost {
                 to.nft("delete table inet loss").expect("it stands");
             }
@@ -142,30 +142,30 @@ fn play(case: &Case, moment: Moment, is_lost: bool) {
             wait_until("the line to be repeated", TIMEOUT, || Ok(repetitions(from) > then)).expect("it is");
             Daemon::start(gateway, &policy).unwrap_or_else(|error| panic!("{error}"))
         });
-        let heard = ends.say(speaker, pieces);
+        let received = ends.say(speaker, pieces);
         let _daemon = another.join().expect("it starts");
-        assert_eq!(heard.last().map(String::as_str), Some(arrives), "{moment:?}, lost: {is_lost}");
+        assert_eq!(received.last().map(String::as_str), Some(arrives), "{kill_point:?}, lost: {is_lost}");
         ends.talk(&[(other, "200 On.\r\n"), (speaker, "NOOP\r\n")].repeat(3));
     });
 }
 
 /// In the worst moments.
-fn play_all(case: &Case) {
-    for (moment, is_lost) in
-        [(Moment::BeforeTheVerdict, false), (Moment::BeforeTheVerdict, true), (Moment::BehindIt, true)]
+fn rewrite_with_each_kill(case: &Case) {
+    for (kill_point, is_lost) in
+        [(KillPoint::BeforeVerdict, false), (KillPoint::BeforeVerdict, true), (KillPoint::AfterVerdict, true)]
     {
-        play(case, moment, is_lost);
+        rewrite_with_kill(case, kill_point, is_lost);
     }
 }
 
 #[test]
 fn command_arrives_rewritten() {
-    play_all(&COMMAND);
+    rewrite_with_each_kill(&COMMAND);
 }
 
 #[test]
 fn ipv6_command_arrives_rewritten() {
-    play_all(&Case {
+    rewrite_with_each_kill(&Case {
         family: Family::V6,
         pieces: &["EPRT |2|fd21:1::a|4001|\r\n"],
         arrives: "EPRT |2|2001:db8:113::1|4001|\r\n",
@@ -175,12 +175,12 @@ fn ipv6_command_arrives_rewritten() {
 
 #[test]
 fn reply_arrives_rewritten() {
-    play_all(&REPLY);
+    rewrite_with_each_kill(&REPLY);
 }
 
 #[test]
 fn command_after_an_unacknowledged_one_arrives_rewritten() {
-    play_all(&Case { pieces: &["NOOP\r\n", "PORT 10,21,1,10,15,161\r\n"], ..COMMAND });
+    rewrite_with_each_kill(&Case { pieces: &["NOOP\r\n", "PORT 10,21,1,10,15,161\r\n"], ..COMMAND });
 }
 
 #[test]
@@ -188,6 +188,6 @@ fn command_cut_by_a_restart_keeps_its_length() {
     let cut: [&'static [&'static str]; 2] = [&["PORT ", "10,21,1,10,15,161\r\n"], &["PORT 10,21", ",1,10,15,161\r\n"]];
     for pieces in cut {
         let case = Case { pieces, arrives: "PORT 10,21,1,10,15,161 \r\n", ..COMMAND };
-        play(&case, Moment::BeforeTheVerdict, false);
+        rewrite_with_kill(&case, KillPoint::BeforeVerdict, false);
     }
 }

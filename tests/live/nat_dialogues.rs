@@ -145,7 +145,7 @@ fn long_cases() -> Vec<Case> {
 const ALL_MODES: &str = "defaults: { modes: [PORT, EPRT, LPRT, PASV, EPSV, LPSV] }\n";
 
 /// Rules, a helper on each gateway, and a control connection.
-struct Bench {
+struct NatDialogueFixture {
     family: Family,
     topology: NatTopology,
     _helpers: Vec<Help>,
@@ -155,7 +155,7 @@ struct Bench {
 /// Something went wrong on the way, which is an answer and no error.
 struct Lost;
 
-impl Bench {
+impl NatDialogueFixture {
     /// A gateway that rewrites the announcements of that end.
     fn new(helper: Helper, &Case { mode, family, .. }: &Case) -> Result<Self> {
         let topology = NatTopology::new(if mode.is_active() { Nat::Masquerade } else { Nat::Dnat })?;
@@ -213,10 +213,11 @@ impl Bench {
         if matches!(case.cut, Cut::AtAndWaiting(_)) {
             self.pair.enable_nagle(speaker)?;
         }
-        let Ok(heard) = self.say(speaker, &case.segments(line.as_bytes()))? else { return Ok(Outcome::Hangs) };
+        let Ok(received) = self.say(speaker, &case.segments(line.as_bytes()))? else { return Ok(Outcome::Hangs) };
         // The address to connect to is read from the received line, as the other end would.
         let seen_from = self.topology.public.of(self.family);
-        let lines = heard.strip_prefix(case.before).and_then(|rest| rest.strip_suffix(&format!("\r\n{}", case.behind)));
+        let lines =
+            received.strip_prefix(case.before).and_then(|rest| rest.strip_suffix(&format!("\r\n{}", case.behind)));
         let Some(to) = lines.and_then(|line| read(case.mode, line, seen_from)) else {
             return Ok(Outcome::NotRewritten);
         };
@@ -235,7 +236,7 @@ impl Bench {
         // The session continues on both sides, with shifted sequence numbers.
         for (speaker, line) in [(speaker, "NOOP\r\n"), (other, "200 Yes.\r\n")].repeat(2) {
             match self.say(speaker, &[line.as_bytes()])? {
-                Ok(heard) => assert_eq!(heard, line),
+                Ok(received) => assert_eq!(received, line),
                 Err(Lost) => return Ok(Outcome::Hangs),
             }
         }
@@ -317,14 +318,14 @@ fn read(mode: Mode, line: &str, server: IpAddr) -> Option<SocketAddr> {
 /// their dialogues, there is no time to lose.
 fn hold_all(helper: Helper, cases: &[Case]) -> Result<Vec<(Case, Outcome)>> {
     let hold = move |case: Case| {
-        let mut bench = Bench::new(helper, &case)?;
-        let witness = bench.topology.witness()?;
-        let outcome = bench.hold(&case)?;
+        let mut fixture = NatDialogueFixture::new(helper, &case)?;
+        let witness = fixture.topology.witness()?;
+        let outcome = fixture.hold(&case)?;
         let report = witness.end()?;
         let complaints = report.complaints();
         println!("{case:90} {helper}: {outcome}");
         assert!(outcome != Outcome::Works || complaints.is_empty(), "{case}: {}", complaints.join("\n"));
-        let recorded = (outcome == Outcome::Works).then(|| Recorded::new(&case, &bench.topology, report));
+        let recorded = (outcome == Outcome::Works).then(|| Recorded::new(&case, &fixture.topology, report));
         Ok((case, outcome, recorded))
     };
     // With other helpers the dialogues mostly wait. Pinhole has work to do, and with so many dialogues a slow machine

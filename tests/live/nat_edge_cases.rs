@@ -17,12 +17,12 @@ use pinhole::netfilter::netlink::{self, Expression, Table, Tables};
 use socket2::{Domain, Socket, Type};
 
 /// A gateway with the daemon, and hosts inside and outside.
-struct Stage {
+struct NatFixture {
     topology: NatTopology,
     daemon: Daemon,
 }
 
-impl Stage {
+impl NatFixture {
     /// A client behind masquerade.
     fn new(more: &str) -> Self {
         Self::of(Nat::Masquerade, more)
@@ -69,9 +69,9 @@ struct Session {
 
 impl Session {
     /// A session of a client with that address, logged in.
-    fn from(stage: &Stage, listener: &TcpListener, client: SocketAddr) -> Self {
-        let to = stage.control();
-        let client = stage.topology.client.namespace.run(|| {
+    fn from(fixture: &NatFixture, listener: &TcpListener, client: SocketAddr) -> Self {
+        let to = fixture.control();
+        let client = fixture.topology.client.namespace.run(|| {
             let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
             socket.bind(&client.into())?;
             socket.connect_timeout(&to.into(), TIMEOUT)?;
@@ -107,14 +107,14 @@ impl Session {
 
 fn say(mut from: &TcpStream, to: &TcpStream, line: &str) -> String {
     from.write_all(format!("{line}\r\n").as_bytes()).expect("the connection stands");
-    hear(to)
+    read_line(to)
 }
 
-fn hear(to: &TcpStream) -> String {
-    let mut heard = String::new();
+fn read_line(to: &TcpStream) -> String {
+    let mut received = String::new();
     // Nothing follows the line, so the buffer holds nothing back.
-    BufReader::with_capacity(256, to).read_line(&mut heard).expect("a line arrives");
-    heard.trim_end().to_owned()
+    BufReader::with_capacity(256, to).read_line(&mut received).expect("a line arrives");
+    received.trim_end().to_owned()
 }
 
 fn add_address(host: &Host, address: &str) {
@@ -125,13 +125,14 @@ fn add_address(host: &Host, address: &str) {
 
 #[test]
 fn announcement_without_a_free_port_is_refused() {
-    let stage = Stage::new("defaults: { data_ports: 4001-4002 }\n");
-    let NatTopology { client, server, .. } = &stage.topology;
+    let fixture = NatFixture::new("defaults: { data_ports: 4001-4002 }\n");
+    let NatTopology { client, server, .. } = &fixture.topology;
     // Two clients, of which the outside sees one address.
     add_address(client, "10.21.1.11");
-    let listener = server.namespace.run(|| TcpListener::bind(stage.control())).expect("root may").expect("it is free");
-    let first = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
-    let second = Session::from(&stage, &listener, "10.21.1.11:0".parse().expect("an address"));
+    let listener =
+        server.namespace.run(|| TcpListener::bind(fixture.control())).expect("root may").expect("it is free");
+    let first = Session::from(&fixture, &listener, "10.21.1.10:0".parse().expect("an address"));
+    let second = Session::from(&fixture, &listener, "10.21.1.11:0".parse().expect("an address"));
     for port in [161, 162] {
         assert_eq!(first.client_says(&format!("PORT 10,21,1,10,15,{port}")), format!("PORT 203,0,113,1,15,{port}"));
         first.server_says("200 Yes.");
@@ -139,9 +140,9 @@ fn announcement_without_a_free_port_is_refused() {
 
     // Both ports lead to the first client now.
     second.asks("PORT 10,21,1,11,15,161", "500 I cannot reach that.");
-    stage.daemon.wait_for_log("refused PORT 10.21.1.11:4001: no-port", 1);
-    assert_eq!(stage.daemon.status()["counters"]["refused"]["no-port"], 1);
-    assert_eq!(stage.daemon.counted("opened"), 2);
+    fixture.daemon.wait_for_log("refused PORT 10.21.1.11:4001: no-port", 1);
+    assert_eq!(fixture.daemon.status()["counters"]["refused"]["no-port"], 1);
+    assert_eq!(fixture.daemon.counted("opened"), 2);
     for session in [&first, &second] {
         session.asks("NOOP", "200 Still here.");
     }
@@ -149,12 +150,12 @@ fn announcement_without_a_free_port_is_refused() {
     // One of the ports is used, and becomes free again.
     let waits = client.namespace.run(|| TcpListener::bind("10.21.1.10:4002")).expect("root may").expect("it is free");
     let connect = |port| {
-        let to = SocketAddr::new(stage.topology.public.of(Family::V4), port);
+        let to = SocketAddr::new(fixture.topology.public.of(Family::V4), port);
         server.namespace.run(|| TcpStream::connect_timeout(&to, TIMEOUT)).expect("root may").expect("it is let in")
     };
     let mut data = connect(4002);
     waits.accept().expect("it is delivered");
-    stage.daemon.wait_for_log("used ", 1);
+    fixture.daemon.wait_for_log("used ", 1);
     let waits = client.namespace.run(|| TcpListener::bind("10.21.1.11:4001")).expect("root may").expect("it is free");
     assert_eq!(second.client_says("PORT 10,21,1,11,15,161"), "PORT 203,0,113,1,15,162");
     second.server_says("200 Yes.");
@@ -177,13 +178,13 @@ fn silenced(which: &str) -> String {
 #[test]
 fn retransmission_after_a_restart_is_rewritten_identically() {
     for mode in ["PORT", "EPRT"] {
-        let mut stage = Stage::new("");
-        let NatTopology { client, server, public, .. } = &stage.topology;
+        let mut fixture = NatFixture::new("");
+        let NatTopology { client, server, public, .. } = &fixture.topology;
         let (client, server, public) = (client.clone(), server.clone(), public.of(Family::V4));
-        let control = stage.control();
+        let control = fixture.control();
         let mut pair =
             Pair::connect(&client.namespace, control, &server.namespace, control).expect("it is let through");
-        let witness = stage.topology.witness().expect("root may record");
+        let witness = fixture.topology.witness().expect("root may record");
         let mut say = |speaker: Speaker, line: &str| {
             let Delivery { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
             assert_eq!(how, DeliveryStatus::Whole, "{line}");
@@ -206,13 +207,13 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
         };
         // The line arrives, but its ACK does not. So the sender will retransmit it, but not before the queue has a
         // reader.
-        stage.nft(&server.namespace, &silenced("sport"));
+        fixture.nft(&server.namespace, &silenced("sport"));
         assert_eq!(say(Speaker::Client, line), rewritten);
-        stage.nft(&client.namespace, &silenced("dport"));
-        stage.daemon.kill().and_then(|()| stage.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
-        stage.nft(&client.namespace, "delete table inet silence");
-        stage.daemon.wait_for_log("picked up", 1);
-        stage.nft(&server.namespace, "delete table inet silence");
+        fixture.nft(&client.namespace, &silenced("dport"));
+        fixture.daemon.kill().and_then(|()| fixture.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
+        fixture.nft(&client.namespace, "delete table inet silence");
+        fixture.daemon.wait_for_log("picked up", 1);
+        fixture.nft(&server.namespace, "delete table inet silence");
         assert_eq!(say(Speaker::Server, "200 Yes.\r\n"), "200 Yes.\r\n");
 
         // It is the same pinhole as before, and the sequence numbers are right.
@@ -253,10 +254,11 @@ fn nat_that_comes_while_the_daemon_runs_is_served() {
     if daemon::mechanism() == "sets" {
         daemon.wait_for_log("another table has a chain for NAT now", 1);
     }
-    let stage = Stage { topology, daemon };
-    let server = &stage.topology.server;
-    let listener = server.namespace.run(|| TcpListener::bind(stage.control())).expect("root may").expect("it is free");
-    let session = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
+    let fixture = NatFixture { topology, daemon };
+    let server = &fixture.topology.server;
+    let listener =
+        server.namespace.run(|| TcpListener::bind(fixture.control())).expect("root may").expect("it is free");
+    let session = Session::from(&fixture, &listener, "10.21.1.10:0".parse().expect("an address"));
     // The lines are one byte shorter each.
     for port in [161, 162] {
         assert_eq!(session.client_says(&format!("PORT 10,21,1,10,15,{port}")), format!("PORT 203,0,113,1,15,{port}"));
@@ -268,21 +270,21 @@ fn nat_that_comes_while_the_daemon_runs_is_served() {
 #[test]
 fn packets_do_not_wait_for_bytes_that_passed_unread() {
     // Bytes sent while the daemon is down pass unread, and later ones must not wait for them.
-    let mut stage = Stage::new("");
-    let control = stage.control();
-    let NatTopology { client, server, .. } = &stage.topology;
+    let mut fixture = NatFixture::new("");
+    let control = fixture.control();
+    let NatTopology { client, server, .. } = &fixture.topology;
     let mut pair = Pair::connect(&client.namespace, control, &server.namespace, control).expect("it is let through");
     let mut says = |speaker, line: &str| {
         let Delivery { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
         assert_eq!((how, String::from_utf8_lossy(&bytes).as_ref()), (DeliveryStatus::Whole, line));
     };
     says(Speaker::Server, "220 Ready.\r\n");
-    stage.daemon.kill().expect("it runs");
+    fixture.daemon.kill().expect("it runs");
     says(Speaker::Client, "USER a\r\n");
-    stage.daemon.restart().expect("it starts");
+    fixture.daemon.restart().expect("it starts");
     says(Speaker::Server, "331 And?\r\n");
     says(Speaker::Client, "PASS b\r\n");
-    wait_until("the session to be seen", TIMEOUT, || Ok(stage.daemon.counted("sessions") == 1)).expect("it is");
+    wait_until("the session to be seen", TIMEOUT, || Ok(fixture.daemon.counted("sessions") == 1)).expect("it is");
 }
 
 /// Connections without a pinhole are rejected at once, not dropped.
@@ -292,16 +294,16 @@ const REFUSE: &str = "add rule inet filter forward tcp flags & (fin | syn | rst 
 /// its end of the session shows outside.
 fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl FnOnce(&NatTopology) -> &Host) {
     // With `native` only `ct state related` admits it, and no rule for a mark.
-    let stage = Stage::of(nat, "defaults: { third_party: allow }\n");
-    let stage = if daemon::mechanism() == "native" { stage.without_admit() } else { stage };
-    stage.nft(stage.gateway(), REFUSE);
-    let NatTopology { client, server, public, .. } = &stage.topology;
+    let fixture = NatFixture::of(nat, "defaults: { third_party: allow }\n");
+    let fixture = if daemon::mechanism() == "native" { fixture.without_admit() } else { fixture };
+    fixture.nft(fixture.gateway(), REFUSE);
+    let NatTopology { client, server, public, .. } = &fixture.topology;
     let (caller, other) =
-        if std::ptr::eq(caller(&stage.topology), client) { (client, server) } else { (server, client) };
+        if std::ptr::eq(caller(&fixture.topology), client) { (client, server) } else { (server, client) };
     add_address(other, "203.0.113.20");
     let serves = SocketAddr::new(server.addresses.of(Family::V4), 21);
     let listener = server.namespace.run(|| TcpListener::bind(serves)).expect("root may").expect("it is free");
-    let session = Session::from(&stage, &listener, SocketAddr::new(client.addresses.of(Family::V4), 0));
+    let session = Session::from(&fixture, &listener, SocketAddr::new(client.addresses.of(Family::V4), 0));
     announce(&session);
     let third: SocketAddr = "203.0.113.20:4001".parse().expect("an address");
     let waits = other.namespace.run(|| TcpListener::bind(third)).expect("root may").expect("it is free");
@@ -311,11 +313,11 @@ fn reaches_a_third_party(nat: Nat, announce: impl FnOnce(&Session), caller: impl
     assert_eq!(peer.ip(), IpAddr::V4(public.v4), "{nat}");
     let again = connect().expect_err("it is used up").kind();
     assert_eq!(again, std::io::ErrorKind::ConnectionRefused, "{nat}");
-    stage.daemon.wait_for_log("used ", 1);
+    fixture.daemon.wait_for_log("used ", 1);
     drop(data);
     session.asks("NOOP", "200 Still here.");
-    assert_eq!((stage.daemon.counted("opened"), stage.daemon.counted("used")), (1, 1), "{nat}");
-    assert_eq!(stage.daemon.counted("kernel_errors"), 0, "{nat}");
+    assert_eq!((fixture.daemon.counted("opened"), fixture.daemon.counted("used")), (1, 1), "{nat}");
+    assert_eq!(fixture.daemon.counted("kernel_errors"), 0, "{nat}");
 }
 
 #[test]
@@ -375,21 +377,21 @@ fn fill_queue(gateway: &Namespace) {
 #[test]
 fn queue_overflow_breaks_no_session_with_longer_lines() {
     // One queue for all processors, so that it is the one that is full.
-    let mut stage = Stage::new("capture: { queues: 1, watchdog: 1h }\n");
-    let control = stage.control();
+    let mut fixture = NatFixture::new("capture: { queues: 1, watchdog: 1h }\n");
+    let control = fixture.control();
     let listener =
-        stage.topology.server.namespace.run(|| TcpListener::bind(control)).expect("root may").expect("it is free");
-    let session = Session::from(&stage, &listener, "10.21.1.10:0".parse().expect("an address"));
+        fixture.topology.server.namespace.run(|| TcpListener::bind(control)).expect("root may").expect("it is free");
+    let session = Session::from(&fixture, &listener, "10.21.1.10:0".parse().expect("an address"));
     let grows = |port: u8| {
-        let heard = session.client_says(&format!("PORT 10,21,1,10,15,{port}"));
-        assert_eq!(heard, format!("PORT 203,0,113,1,15,{port}"));
+        let received = session.client_says(&format!("PORT 10,21,1,10,15,{port}"));
+        assert_eq!(received, format!("PORT 203,0,113,1,15,{port}"));
         assert_eq!(session.server_says("200 Yes."), "200 Yes.");
     };
     (160..164).for_each(grows);
 
-    stage.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
-    fill_queue(stage.gateway());
-    let before = queued(stage.gateway()).1;
+    fixture.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    fill_queue(fixture.gateway());
+    let before = queued(fixture.gateway()).1;
     let mut client = &session.client;
     client.write_all(b"NOOP\r\n").expect("the connection stands");
     let came = || {
@@ -400,22 +402,22 @@ fn queue_overflow_breaks_no_session_with_longer_lines() {
     };
     // Unread, or not at all until there is room: but never as something else.
     let what = "the line to arrive, or to be sent again later";
-    wait_until(what, TIMEOUT, || Ok(came() || queued(stage.gateway()).1 > before))
+    wait_until(what, TIMEOUT, || Ok(came() || queued(fixture.gateway()).1 > before))
         .unwrap_or_else(|error| panic!("{error}"));
-    stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
-    wait_until("room in the queue", TIMEOUT, || Ok(queued(stage.gateway()).0 == 0))
+    fixture.daemon.child.signal(Signal::SIGCONT).expect("it is there");
+    wait_until("room in the queue", TIMEOUT, || Ok(queued(fixture.gateway()).0 == 0))
         .unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(hear(&session.server), "NOOP");
+    assert_eq!(read_line(&session.server), "NOOP");
     assert_eq!(session.server_says("200 Yes."), "200 Yes.");
     // It may have passed unread. Then the next line may be the rest of it, and does not count.
     session.asks("NOOP", "200 Yes.");
     (164..166).for_each(grows);
 
     // With a chain that packets pass, the kernel takes away all that waits.
-    stage.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
-    fill_queue(stage.gateway());
-    stage.nft(stage.gateway(), "delete table inet trial");
-    stage.daemon.child.signal(Signal::SIGCONT).expect("it is there");
+    fixture.daemon.child.signal(Signal::SIGSTOP).expect("it runs");
+    fill_queue(fixture.gateway());
+    fixture.nft(fixture.gateway(), "delete table inet trial");
+    fixture.daemon.child.signal(Signal::SIGCONT).expect("it is there");
     (166..168).for_each(grows);
-    assert!(stage.daemon.counted("queue_errors") > 100, "not so much was lost that it matters");
+    assert!(fixture.daemon.counted("queue_errors") > 100, "not so much was lost that it matters");
 }

@@ -8,7 +8,7 @@
 
 use crate::daemon::{Daemon, TIMEOUT};
 use crate::disturbance::{Disturbance, transfer_under};
-use crate::stage::{CONTENT, FILE, SetOnDrop};
+use crate::filtered_topology::{CONTENT, FILE, SetOnDrop};
 
 use std::io::Read as _;
 use std::net::SocketAddr;

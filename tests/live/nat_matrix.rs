@@ -13,7 +13,7 @@ use crate::daemon::TIMEOUT;
 use crate::document::assert_documented;
 use crate::helper::Helper;
 use lab::matrix::{self, Outcome};
-use lab::nat::{Gateway, Nat, NatCell, NatSetup, NatStage};
+use lab::nat::{Gateway, Nat, NatCell, NatSetup, RunningNatSetup};
 use lab::{ClientKind, Error, Family, Result, ServerKind, Task};
 use pinhole::core::ftp::Mode;
 
@@ -21,20 +21,20 @@ use pinhole::core::ftp::Mode;
 const BRIEF: Duration = Duration::from_secs(2);
 
 /// Loads the rules, starts the helper on each gateway, and runs the cells.
-fn play(
+fn run_matrix(
     helper: Helper,
     setups: &[NatSetup],
-    each: impl Fn(&NatStage, &NatCell) -> Result<()> + Sync,
+    each: impl Fn(&RunningNatSetup, &NatCell) -> Result<()> + Sync,
 ) -> Vec<Outcome<NatCell>> {
     let help = |gateway: &Gateway| {
         gateway.namespace.nft(gateway.rules.text)?;
         helper.start(&gateway.namespace, &gateway.rules.policy())
     };
-    let prepare = |stage: &NatStage| stage.topology.gateways.iter().map(help).collect::<Result<Vec<_>>>();
+    let prepare = |running: &RunningNatSetup| running.topology.gateways.iter().map(help).collect::<Result<Vec<_>>>();
     let begun = Instant::now();
     // Without a helper they only wait, and delay no other test.
     let at_once = if helper == Helper::Nobody { 36 } else { 4 };
-    let mut outcomes = matrix::play(setups, at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
+    let mut outcomes = matrix::run_cells(setups, at_once, prepare, each).unwrap_or_else(|error| panic!("{error}"));
     outcomes.sort_by_key(|outcome| outcome.cell.to_string());
     for Outcome { cell, result, took } in &outcomes {
         let how = if result.is_ok() { "works" } else { "fails" };
@@ -45,9 +45,9 @@ fn play(
 }
 
 /// A cell, and the recordings of both ends. The recordings of a failed cell are kept.
-fn transfer_recorded(stage: &NatStage, cell: &NatCell, timeout: Duration) -> Result<()> {
-    let witness = stage.topology.witness()?;
-    stage.transfer(cell.client, cell.mode, timeout)?;
+fn transfer_recorded(running: &RunningNatSetup, cell: &NatCell, timeout: Duration) -> Result<()> {
+    let witness = running.topology.witness()?;
+    running.transfer(cell.client, cell.mode, timeout)?;
     let report = witness.end()?;
     let complaints = report.complaints();
     if complaints.is_empty() {
@@ -85,12 +85,12 @@ fn setups() -> Vec<NatSetup> {
 
 #[test]
 fn the_kernel_helper_fails_only_in_known_cells() {
-    let each = |stage: &NatStage, cell: &NatCell| {
+    let each = |running: &RunningNatSetup, cell: &NatCell| {
         let timeout = if known_failure_of_the_kernel_helper(cell).is_some() { BRIEF } else { TIMEOUT };
-        transfer_recorded(stage, cell, timeout)
+        transfer_recorded(running, cell, timeout)
     };
     let (mut wrong, mut known) = (Vec::new(), BTreeMap::new());
-    let outcomes = play(Helper::Kernel, &setups(), each);
+    let outcomes = run_matrix(Helper::Kernel, &setups(), each);
     for Outcome { cell, result, .. } in &outcomes {
         match (result, known_failure_of_the_kernel_helper(cell)) {
             (Err(error), None) => wrong.push(format!("{cell}: {error}")),
@@ -112,11 +112,11 @@ fn the_kernel_helper_fails_only_in_known_cells() {
 #[test]
 fn without_helper_logins_pass_and_data_does_not() {
     let is_logged_in = |error: &Error| error.said().contains("230");
-    let each = |stage: &NatStage, cell: &NatCell| {
+    let each = |running: &RunningNatSetup, cell: &NatCell| {
         // Where the machine is slow, most have logged in after that time, and need not try again.
         let mut timeout = lab::allow(BRIEF);
         loop {
-            let result = cell.client.visit(&stage.visit(cell.mode, timeout), &[Task::List]).map(drop);
+            let result = cell.client.visit(&running.visit(cell.mode, timeout), &[Task::List]).map(drop);
             // On a busy machine the login itself may take longer: that is no answer yet.
             match &result {
                 Err(error) if !is_logged_in(error) && timeout < TIMEOUT => timeout *= 2,
@@ -124,14 +124,16 @@ fn without_helper_logins_pass_and_data_does_not() {
             }
         }
     };
-    for Outcome { cell, result, .. } in &play(Helper::Nobody, &NatSetup::all(&Nat::ALL, &[ServerKind::Vsftpd]), each) {
+    for Outcome { cell, result, .. } in
+        &run_matrix(Helper::Nobody, &NatSetup::all(&Nat::ALL, &[ServerKind::Vsftpd]), each)
+    {
         let error = result.as_ref().expect_err(&format!("{cell}: the listing came through"));
         assert!(is_logged_in(error), "{cell}: failed before it was logged in: {error}");
     }
 }
 
 fn assert_lets_through(helper: Helper, setups: &[NatSetup]) {
-    let outcomes = play(helper, setups, |stage, cell| transfer_recorded(stage, cell, TIMEOUT));
+    let outcomes = run_matrix(helper, setups, |running, cell| transfer_recorded(running, cell, TIMEOUT));
     matrix::assert_all_work(&outcomes);
 }
 

@@ -3,7 +3,7 @@
 //! Needs root, and the programs that `tests/setup test` fetches.
 
 use crate::daemon::TIMEOUT;
-use crate::stage::{CONTENT, FILE, Stage, some_transfers};
+use crate::filtered_topology::{CONTENT, FILE, FilteredTopology, some_transfers};
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -16,7 +16,7 @@ const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 200, 100);
 const FOREIGN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
 /// A server that announces this address.
-fn announcing(stage: &Stage, kind: ServerKind, wrong: Ipv4Addr) -> Server {
+fn announcing(stage: &FilteredTopology, kind: ServerKind, wrong: Ipv4Addr) -> Server {
     let mut options = ServerOptions::on(stage.topology.server.addresses.of(Family::V4));
     options.announce = Some(wrong);
     let server = kind.start(&stage.topology.server.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
@@ -45,7 +45,7 @@ fn transfers_work_although_the_server_announces_a_wrong_address() {
         (Shape::ServerHost, ServerKind::PureFtpd, FOREIGN),
         (Shape::ClientHost, ServerKind::Pyftpdlib, FOREIGN),
     ] {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         let server = announcing(&stage, kind, wrong);
         let daemon = stage.daemon(REPAIR);
         let (client, address) = (&stage.topology.client.namespace, stage.target(Family::V4, 21));
@@ -65,7 +65,7 @@ fn transfers_work_although_the_server_announces_a_wrong_address() {
 
 #[test]
 fn repaired_announcement_opens_the_called_address_only() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _server = announcing(&stage, ServerKind::Vsftpd, FOREIGN);
     let _daemon = stage.daemon(REPAIR);
     let address = stage.target(Family::V4, 21);
@@ -78,7 +78,7 @@ fn repaired_announcement_opens_the_called_address_only() {
 /// The check of the tests above: the client believes the address.
 #[test]
 fn wrong_address_without_repair_is_refused() {
-    let stage = Stage::new(Shape::ServerHost);
+    let stage = FilteredTopology::new(Shape::ServerHost);
     let _server = announcing(&stage, ServerKind::Vsftpd, FOREIGN);
     let daemon = stage.daemon("");
     let address = stage.target(Family::V4, 21);

@@ -16,12 +16,12 @@ const POLICY: &str =
     "mechanism: sets\nadmit: [inet filter forward]\ndefaults: { timeout: 10m, tls: range 50000-50100 }\n";
 
 /// A gateway that drops by default, a daemon on it, and a server behind it.
-struct Stage {
+struct RestartFixture {
     topology: Topology,
     daemon: Daemon,
 }
 
-impl Stage {
+impl RestartFixture {
     fn new(policy: &str) -> Self {
         let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
         topology.firewall.nft(Shape::Gateway.default_drop()).expect("the rules are right");
@@ -69,115 +69,120 @@ impl Stage {
 
 #[test]
 fn adopted_pinhole_is_shown_restored_and_used() {
-    let mut stage = Stage::new(POLICY);
-    let _server = stage.serve();
-    stage.visit(|stage, client, announced| {
-        stage.restart_after_kill();
-        let status = stage.daemon.status();
+    let mut fixture = RestartFixture::new(POLICY);
+    let _server = fixture.serve();
+    fixture.visit(|fixture, client, announced| {
+        fixture.restart_after_kill();
+        let status = fixture.daemon.status();
         let pinhole = &status["pinholes"][0];
         assert_eq!((&status["kernel_pinholes"], &status["counters"]["adopted"]), (&1.into(), &1.into()), "{status}");
         assert_eq!((&pinhole["to"], &pinhole["session"]), (&announced.to_string().into(), &Value::Null));
         let lifetime = pinhole["age"].as_f64().expect("seconds") + pinhole["expires_in"].as_f64().expect("seconds");
         assert!((599.0..601.0).contains(&lifetime), "{status}");
-        let shown = stage.daemon.program(&["status"])?.said();
+        let shown = fixture.daemon.program(&["status"])?.said();
         assert!(shown.contains(", adopted, "), "{shown}");
 
-        stage.topology.firewall.nft_output(&["delete", "table", "inet", "pinhole"])?;
-        stage.daemon.wait_for_log("restored the table inet pinhole, 1 pinhole", 1);
-        assert!(stage.elements("pinholes4").contains(&announced.port().to_string()));
+        fixture.topology.firewall.nft_output(&["delete", "table", "inet", "pinhole"])?;
+        fixture.daemon.wait_for_log("restored the table inet pinhole, 1 pinhole", 1);
+        assert!(fixture.elements("pinholes4").contains(&announced.port().to_string()));
 
         client.connect_data(announced)?;
-        lab::wait_until("the daemon to hear of it", TIMEOUT, || Ok(stage.daemon.counted("used") == 1))?;
-        assert_eq!(stage.daemon.status()["pinholes"], serde_json::json!([]));
+        lab::wait_until("the daemon to hear of it", TIMEOUT, || Ok(fixture.daemon.counted("used") == 1))?;
+        assert_eq!(fixture.daemon.status()["pinholes"], serde_json::json!([]));
         Ok(())
     });
 }
 
 #[test]
 fn restart_keeps_pinholes_and_applies_the_new_policy() {
-    let mut stage = Stage::new(POLICY);
-    stage
+    let mut fixture = RestartFixture::new(POLICY);
+    fixture
         .topology
         .firewall
         .nft("table ip other { chain forward { type filter hook forward priority 5; }; }")
         .expect("it is right");
-    let _server = stage.serve();
-    stage.daemon.write_policy(&POLICY.replace("[inet filter forward]", "[inet filter forward, ip other forward]"));
-    stage.daemon.end(Signal::SIGUSR2).and_then(|()| stage.daemon.restart()).unwrap_or_else(|error| panic!("{error}"));
-    let others = |stage: &Stage| stage.topology.firewall.nft_output(&["list", "chain", "ip", "other", "forward"]);
-    stage.visit(|stage, client, announced| {
-        assert!(others(stage)?.contains("pinhole"), "{}", others(stage)?);
-        stage.daemon.end(Signal::SIGUSR2)?;
-        stage.daemon.write_policy(POLICY);
-        assert!(stage.elements("pinholes4").contains(&announced.port().to_string()));
-        stage.daemon.restart()?;
-        assert_eq!(stage.daemon.counted("adopted"), 1);
+    let _server = fixture.serve();
+    fixture.daemon.write_policy(&POLICY.replace("[inet filter forward]", "[inet filter forward, ip other forward]"));
+    fixture
+        .daemon
+        .end(Signal::SIGUSR2)
+        .and_then(|()| fixture.daemon.restart())
+        .unwrap_or_else(|error| panic!("{error}"));
+    let others =
+        |fixture: &RestartFixture| fixture.topology.firewall.nft_output(&["list", "chain", "ip", "other", "forward"]);
+    fixture.visit(|fixture, client, announced| {
+        assert!(others(fixture)?.contains("pinhole"), "{}", others(fixture)?);
+        fixture.daemon.end(Signal::SIGUSR2)?;
+        fixture.daemon.write_policy(POLICY);
+        assert!(fixture.elements("pinholes4").contains(&announced.port().to_string()));
+        fixture.daemon.restart()?;
+        assert_eq!(fixture.daemon.counted("adopted"), 1);
         // The chain that is named no more has no rule of ours.
-        assert!(!others(stage)?.contains("pinhole"), "{}", others(stage)?);
+        assert!(!others(fixture)?.contains("pinhole"), "{}", others(fixture)?);
         client.connect_data(announced)?;
-        lab::wait_until("the daemon to hear of it", TIMEOUT, || Ok(stage.daemon.counted("used") == 1))
+        lab::wait_until("the daemon to hear of it", TIMEOUT, || Ok(fixture.daemon.counted("used") == 1))
     });
-    stage.daemon.end(Signal::SIGTERM).expect("it ends");
-    assert!(!stage.topology.firewall.nft_output(&["list", "ruleset"]).expect("nft lists").contains("pinhole"));
+    fixture.daemon.end(Signal::SIGTERM).expect("it ends");
+    assert!(!fixture.topology.firewall.nft_output(&["list", "ruleset"]).expect("nft lists").contains("pinhole"));
 }
 
 #[test]
 fn adopted_pinhole_is_closed_with_its_session() {
-    let mut stage = Stage::new(POLICY);
-    let _server = stage.serve();
+    let mut fixture = RestartFixture::new(POLICY);
+    let _server = fixture.serve();
     // One session ends with QUIT, and is picked up by that; one ends without.
     let goes: [fn(MiniClient) -> Result<()>; 2] = [MiniClient::quit, |client| {
         drop(client);
         Ok(())
     }];
     for go in goes {
-        stage.visit(|stage, client, _| {
-            stage.restart_after_kill();
-            assert!(!stage.elements("pinholes4").is_empty());
+        fixture.visit(|fixture, client, _| {
+            fixture.restart_after_kill();
+            assert!(!fixture.elements("pinholes4").is_empty());
             go(client)
         });
-        stage.wait_until_no_pinholes("pinholes4");
-        assert_eq!(stage.daemon.counted("closed"), 1);
+        fixture.wait_until_no_pinholes("pinholes4");
+        assert_eq!(fixture.daemon.counted("closed"), 1);
     }
 }
 
 #[test]
 fn pinhole_of_an_ended_session_is_closed_at_start() {
-    let mut stage = Stage::new(POLICY);
-    let server = stage.serve();
-    stage.visit(|stage, client, _| {
-        stage.daemon.kill()?;
+    let mut fixture = RestartFixture::new(POLICY);
+    let server = fixture.serve();
+    fixture.visit(|fixture, client, _| {
+        fixture.daemon.kill()?;
         client.quit()
     });
     lab::wait_until("the server to see it", TIMEOUT, || Ok(server.sessions() == 0)).expect("it does");
-    assert!(!stage.elements("pinholes4").is_empty());
-    stage.daemon.restart().unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(stage.elements("pinholes4"), "");
-    stage
+    assert!(!fixture.elements("pinholes4").is_empty());
+    fixture.daemon.restart().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(fixture.elements("pinholes4"), "");
+    fixture
         .daemon
         .wait_for_log("adopted 0 pinholes and 0 port ranges of an earlier run; closed 1: the session had ended", 1);
 }
 
 #[test]
 fn adopted_pinhole_expires_after_its_timeout() {
-    let mut stage = Stage::new("admit: [inet filter forward]\ndefaults: { timeout: 5s }\n");
-    let _server = stage.serve();
-    stage.visit(|stage, _client, _| {
-        stage.restart_after_kill();
-        assert_eq!(stage.daemon.counted("adopted"), 1);
-        lab::wait_until("it to expire", TIMEOUT, || Ok(stage.daemon.counted("expired") == 1))?;
-        assert_eq!(stage.elements("pinholes4"), "");
+    let mut fixture = RestartFixture::new("admit: [inet filter forward]\ndefaults: { timeout: 5s }\n");
+    let _server = fixture.serve();
+    fixture.visit(|fixture, _client, _| {
+        fixture.restart_after_kill();
+        assert_eq!(fixture.daemon.counted("adopted"), 1);
+        lab::wait_until("it to expire", TIMEOUT, || Ok(fixture.daemon.counted("expired") == 1))?;
+        assert_eq!(fixture.elements("pinholes4"), "");
         Ok(())
     });
 }
 
 #[test]
 fn adopted_port_range_is_closed_with_its_session() {
-    let mut stage = Stage::new(POLICY);
-    let address = stage.address();
-    let server = &stage.topology.server.namespace;
+    let mut fixture = RestartFixture::new(POLICY);
+    let address = fixture.address();
+    let server = &fixture.topology.server.namespace;
     let listener = server.run(|| TcpListener::bind(address)).expect("root may enter").expect("it is free");
-    let client = &stage.topology.client.namespace;
+    let client = &fixture.topology.client.namespace;
     let control = client.run(|| TcpStream::connect(address)).expect("root may enter").expect("control may pass");
     let (mut served, _) = listener.accept().expect("it comes");
     let mut says = |command: &str, reply: &str| {
@@ -194,15 +199,15 @@ fn adopted_port_range_is_closed_with_its_session() {
     for _ in 0..2 {
         says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
     }
-    assert_eq!(stage.elements("port_ranges4"), "");
+    assert_eq!(fixture.elements("port_ranges4"), "");
     says("\x17\x03\x03\0\x02a\n", "\x17\x03\x03\0\x02a\n");
-    assert!(stage.elements("port_ranges4").contains("50000-50100"), "{}", stage.elements("port_ranges4"));
+    assert!(fixture.elements("port_ranges4").contains("50000-50100"), "{}", fixture.elements("port_ranges4"));
 
-    stage.restart_after_kill();
-    stage.daemon.wait_for_log("adopted 0 pinholes and 1 port range ", 1);
-    stage.topology.firewall.nft_output(&["delete", "table", "inet", "pinhole"]).expect("it stands");
-    stage.daemon.wait_for_log("restored the table inet pinhole", 1);
-    assert!(stage.elements("port_ranges4").contains("50000-50100"));
+    fixture.restart_after_kill();
+    fixture.daemon.wait_for_log("adopted 0 pinholes and 1 port range ", 1);
+    fixture.topology.firewall.nft_output(&["delete", "table", "inet", "pinhole"]).expect("it stands");
+    fixture.daemon.wait_for_log("restored the table inet pinhole", 1);
+    assert!(fixture.elements("port_ranges4").contains("50000-50100"));
     drop((control, served));
-    stage.wait_until_no_pinholes("port_ranges4");
+    fixture.wait_until_no_pinholes("port_ranges4");
 }

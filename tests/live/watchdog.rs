@@ -3,14 +3,14 @@
 //!
 //! Needs root and nft. Threads are made to hang by tracing them (ptrace).
 
-use crate::stage;
+use crate::filtered_topology;
 use std::fs;
 use std::process::{Child, Command};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::daemon::{Daemon, TIMEOUT};
-use crate::stage::{CONTENT, FILE, Stage};
+use crate::filtered_topology::{CONTENT, FILE, FilteredTopology};
 use lab::mini::MiniClient;
 use lab::{Family, Namespace, Shape};
 use nix::sys::ptrace;
@@ -127,7 +127,7 @@ fn counted(host: &Namespace) -> lab::Result<u64> {
 
 #[test]
 fn stopped_daemon_passes_nothing_when_fail_closed() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { when_down: closed, watchdog: 2s }\n");
     let server = stage.serve(Family::V4);
     let [client_host, server_host] = stage.ends();
@@ -152,7 +152,7 @@ fn stopped_daemon_passes_nothing_when_fail_closed() {
 
 #[test]
 fn stopped_daemon_is_killed_in_time_and_logged() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     let process = daemon.child.id();
     let began = Instant::now();
@@ -169,7 +169,7 @@ fn stopped_daemon_is_killed_in_time_and_logged() {
 
 #[test]
 fn daemon_with_a_hanging_thread_is_killed() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { queues: 2, watchdog: 2s }\n");
     let hanging = Hanging::readers(&daemon, 2);
     wait_until("the threads to be killed", || Ok(hanging.iter().all(Hanging::has_ended)));
@@ -179,7 +179,7 @@ fn daemon_with_a_hanging_thread_is_killed() {
 
 #[test]
 fn queues_are_unbound_even_if_the_daemon_lives() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = stage.daemon("capture: { queues: 2, watchdog: 2s }\n");
     let server = stage.serve(Family::V4);
     // As if a thread were in a system call that no signal ends: then a kill would come too late, and the process could not
@@ -197,7 +197,7 @@ const LONG: Duration = Duration::from_secs(7);
 
 #[test]
 fn idle_daemon_is_left_alone() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     thread::sleep(LONG);
     assert!(daemon.child.is_running().expect("it is ours"), "{}", daemon.child.said());
@@ -226,7 +226,7 @@ impl Drop for Load {
 
 #[test]
 fn busy_daemon_on_a_busy_host_is_left_alone() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon_logging(SHORT, "info");
     let server = stage.serve_many(Family::V4);
     let _load = Load::of(8 * thread::available_parallelism().map_or(1, usize::from));
@@ -245,7 +245,7 @@ fn busy_daemon_on_a_busy_host_is_left_alone() {
 /// As a host that was suspended, or a machine that is moved, sees it.
 #[test]
 fn suspended_time_does_not_count() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     let watchdog = watchdog_of(&daemon);
     kill(watchdog, Signal::SIGSTOP).expect("it runs");
@@ -259,9 +259,9 @@ fn suspended_time_does_not_count() {
 
 #[test]
 fn reload_changes_the_watchdog_limit() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
-    daemon.write_policy(&stage::policy(Shape::Gateway, SHORT));
+    daemon.write_policy(&filtered_topology::policy(Shape::Gateway, SHORT));
     daemon.child.signal(Signal::SIGHUP).expect("it runs");
     daemon.wait_for_log("reloaded the policy", 1);
     // It says so with its next sign of life.
@@ -272,7 +272,7 @@ fn reload_changes_the_watchdog_limit() {
 
 #[test]
 fn watchdog_has_no_capability_and_ends_with_the_daemon() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     let watchdog = watchdog_of(&daemon);
     let none = "0000000000000000";
@@ -318,7 +318,7 @@ fn watchdog_has_no_capability_and_ends_with_the_daemon() {
 
 #[test]
 fn daemon_ends_if_its_watchdog_is_killed() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     kill(watchdog_of(&daemon), Signal::SIGKILL).expect("it runs");
     wait_for_end(&mut daemon);

@@ -2,10 +2,10 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+#[path = "../support/filtered_topology.rs"]
+mod filtered_topology;
 #[path = "../support/helper_list.rs"]
 mod helper_list;
-#[path = "../support/stage.rs"]
-mod stage;
 
 mod native;
 mod native_rules;

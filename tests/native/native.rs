@@ -7,13 +7,13 @@
 
 #![allow(clippy::print_stdout, reason = "where the kernel decides, who reads the output shall know how")]
 
-use crate::stage;
+use crate::filtered_topology;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::daemon::{Daemon, TIMEOUT};
+use crate::filtered_topology::{CONTENT, FILE, FilteredTopology, assert_closed, connect, modes, some_transfers};
 use crate::helper_list::{expected, machine, start, wait_for_no_helper};
-use crate::stage::{CONTENT, FILE, Stage, assert_closed, connect, modes, some_transfers};
 use lab::mini::MiniClient;
 use lab::{Family, Namespace, Shape, Topology};
 use nix::sys::signal::Signal;
@@ -21,8 +21,8 @@ use pinhole::core::ftp::Mode;
 use pinhole::netfilter::netlink::{Conntrack, CtExpectation, Helpers};
 
 /// A gateway whose rules admit `ct state related`, and nothing for a mark.
-fn gateway(policy: &str) -> (Stage, Daemon) {
-    let stage = Stage::new(Shape::Gateway);
+fn gateway(policy: &str) -> (FilteredTopology, Daemon) {
+    let stage = FilteredTopology::new(Shape::Gateway);
     let daemon = start(stage.firewall(), policy);
     (stage, daemon)
 }
@@ -253,7 +253,7 @@ fn sessions_and_expectations_survive_kill_and_flush() {
         // It exists independently of the table; the user's rules admit it.
         assert_eq!(expected(stage.firewall()).len(), 1);
         daemon.wait_for_log("restored the table inet pinhole", 1);
-        stage.firewall().nft(&stage::filter(Shape::Gateway))?;
+        stage.firewall().nft(&filtered_topology::filter(Shape::Gateway))?;
         drop(client.connect_data(before)?);
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         client.quit()

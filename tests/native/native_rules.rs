@@ -4,8 +4,8 @@
 //! Needs root and nft, and a kernel with helpers in userspace.
 
 use crate::daemon::TIMEOUT;
+use crate::filtered_topology::{FilteredTopology, modes, some_transfers};
 use crate::helper_list::{machine, start, wait_for_no_helper};
-use crate::stage::{Stage, modes, some_transfers};
 use lab::{Family, Shape, Topology};
 use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
@@ -34,7 +34,7 @@ fn helper_assigned_by_own_rules_works_and_stays() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
-    let stage = Stage { topology };
+    let stage = FilteredTopology { topology };
     let mut daemon = start(stage.firewall(), "");
     stage.firewall().nft(OWN_HELPER).expect("the helper is there");
     for family in Family::ALL {
@@ -94,7 +94,7 @@ fn distribution_rulesets_work_unchanged() {
     ] {
         for &shape in shapes {
             let topology = Topology::new(shape).unwrap_or_else(|error| panic!("{error}"));
-            let stage = Stage { topology };
+            let stage = FilteredTopology { topology };
             // First, as it should be at boot: firewalld's rules name the helper.
             let daemon = start(stage.firewall(), "");
             stage.firewall().nft(&rules).expect("the rules are right");

@@ -6,11 +6,11 @@
 
 #![allow(clippy::print_stdout, reason = "a line for each cell and case is what a reader of a failure wants")]
 
-mod bench;
 #[path = "../support/conntrackd.rs"]
 mod conntrackd;
 #[path = "../support/daemon.rs"]
 mod daemon;
+mod dialogue_fixture;
 mod dialogues;
 #[path = "../support/document.rs"]
 mod document;
@@ -20,12 +20,12 @@ mod helper;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bench::Outcome;
 use daemon::TIMEOUT;
+use dialogue_fixture::Outcome;
 use dialogues::Case;
 use document::assert_documented;
 use helper::Helper;
-use lab::matrix::{self, Cell, Setup, Stage};
+use lab::matrix::{self, Cell, RunningSetup, Setup};
 use lab::{Family, Result, Shape};
 use pinhole::core::ftp::Mode;
 
@@ -40,19 +40,19 @@ fn policy(shape: Shape) -> &'static str {
     }
 }
 
-fn play(helper: Helper, timeout: impl Fn(&Cell) -> Duration + Sync) -> Vec<matrix::Outcome> {
-    let prepare = |stage: &Stage| {
-        stage.topology.firewall.nft(stage.setup.shape.default_drop())?;
-        helper.start(&stage.topology.firewall, policy(stage.setup.shape))
+fn run_matrix(helper: Helper, timeout: impl Fn(&Cell) -> Duration + Sync) -> Vec<matrix::Outcome> {
+    let prepare = |running: &RunningSetup| {
+        running.topology.firewall.nft(running.setup.shape.default_drop())?;
+        helper.start(&running.topology.firewall, policy(running.setup.shape))
     };
-    let each = |stage: &Stage, cell: &Cell| stage.transfer(cell.client, cell.mode, timeout(cell));
-    matrix::play(&Setup::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"))
+    let each = |running: &RunningSetup, cell: &Cell| running.transfer(cell.client, cell.mode, timeout(cell));
+    matrix::run_cells(&Setup::all(&Shape::ALL), 4, prepare, each).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The result of each cell, by its name.
 fn outcomes(helper: Helper) -> BTreeMap<String, std::result::Result<(), String>> {
     let told = |outcome: matrix::Outcome| (outcome.cell.to_string(), outcome.result.map_err(|error| error.to_string()));
-    play(helper, |_| TIMEOUT).into_iter().map(told).collect()
+    run_matrix(helper, |_| TIMEOUT).into_iter().map(told).collect()
 }
 
 #[test]
@@ -116,7 +116,7 @@ fn real_software_works_with_conntrackd_as_documented() {
     // A client whose transfer will fail need not wait long.
     let timeout = |cell: &Cell| if is_beyond_conntrackd(cell) { lab::allow(Duration::from_secs(1)) } else { TIMEOUT };
     let (mut ways, mut wrong) = (BTreeMap::new(), Vec::new());
-    for matrix::Outcome { cell, result, .. } in play(Helper::Conntrackd, timeout) {
+    for matrix::Outcome { cell, result, .. } in run_matrix(Helper::Conntrackd, timeout) {
         let said = result.as_ref().map_or_else(ToString::to_string, |()| "works".to_owned());
         println!("{cell}  conntrackd: {said}");
         if result.is_ok() == is_beyond_conntrackd(&cell) {

@@ -612,7 +612,7 @@ fn flags_of(number: u8) -> Flags {
 /// `answers` gets each line of the client and decides the real dialogue; the moves only decide the segments, and what
 /// else the firewall sees or misses. An ignored segment of the server is sent by the client, too, which forges the
 /// server's address.
-fn play(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) -> Packets {
+fn build_packets(text: &[u8], moves: &[Move], mut answers: impl FnMut(&[u8]) -> Vec<u8>) -> Packets {
     let mut packets = Packets::connected();
     let mut to_say = b"220 Hello.\r\n".to_vec();
     let (mut said, mut line) = (0, Vec::new());
@@ -802,7 +802,7 @@ proptest! {
 
     #[test]
     fn client_without_a_login_opens_nothing(text in hostile_lines(), moves in moves()) {
-        let packets = play(&text, &moves, refuses_logins);
+        let packets = build_packets(&text, &moves, refuses_logins);
         let opened = packets.opened();
         prop_assert!(opened.is_empty(), "{opened:?} by these:\n{packets}");
     }
@@ -811,7 +811,7 @@ proptest! {
     #[test]
     fn server_that_echoes_arguments_opens_nothing(text in hostile_lines(), moves in moves()) {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
-        let packets = play(&text, &moves, echoes_arguments);
+        let packets = build_packets(&text, &moves, echoes_arguments);
         let opened = packets.opened();
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.2:")), "{opened:?} by these:\n{packets}");
     }
@@ -822,7 +822,7 @@ proptest! {
         let text = [b"USER a\r\nPASS b\r\n".to_vec(), text].concat();
         let moves: Vec<Move> =
             moves.into_iter().filter(|one| !matches!(one, Move::Lost | Move::Restart)).collect();
-        let packets = play(&text, &moves, |line| lists_file_names(line, &names));
+        let packets = build_packets(&text, &moves, |line| lists_file_names(line, &names));
         let opened = packets.opened();
         prop_assert!(!opened.iter().any(|to| to.starts_with("10.0.0.2:")), "{opened:?} by these:\n{packets}");
     }

@@ -67,7 +67,7 @@ impl Replayed {
 
     /// The bytes that the outside received from one address at the other, in their latest connection.
     #[track_caller]
-    fn heard(&self, from: &str, to: &str) -> String {
+    fn received_stream(&self, from: &str, to: &str) -> String {
         let flow = (from.parse().expect("an address"), to.parse().expect("an address"));
         let streams = streams(&packets(&self.after));
         let said = streams.get(&flow).and_then(|said| said.last());
@@ -106,9 +106,9 @@ fn longer_lines_and_their_data_connection_are_translated() {
     made.splice(10..10, content);
     let (replayed, _folder) = Replayed::of("nat-grow", made, MASQUERADE, "{}");
     let expected = format!("{LOGIN}PORT 198,51,100,100,15,161\r\nEPRT |1|198.51.100.100|4002|\r\nNOOP\r\n");
-    assert_eq!(replayed.heard(OUTSIDE, SERVER), expected);
-    assert_eq!(replayed.heard(SERVER, OUTSIDE).matches("200 fine").count(), 3);
-    assert_eq!(replayed.heard("10.0.0.2:20", "198.51.100.100:4001"), "a file");
+    assert_eq!(replayed.received_stream(OUTSIDE, SERVER), expected);
+    assert_eq!(replayed.received_stream(SERVER, OUTSIDE).matches("200 fine").count(), 3);
+    assert_eq!(replayed.received_stream("10.0.0.2:20", "198.51.100.100:4001"), "a file");
     let expected = serde_json::json!({
         "rewritten_from": "10.0.0.1:4001", "delivered_to": "10.0.0.1:4001",
         "from": "10.0.0.2", "to": "198.51.100.100:4001",
@@ -129,7 +129,7 @@ fn shorter_lines_are_translated_and_times_and_link_type_stay() {
     let nat = "inside: [192.168.0.0/16]\noutside: [9.9.9.9]\n";
     let (replayed, _folder) = Replayed::of("nat-shrink", made, nat, "{}");
     let expected = format!("{LOGIN}PORT 9,9,9,9,15,161\r\nPORT 9,9,9,9,15,162\r\nNOOP\r\n");
-    assert_eq!(replayed.heard("9.9.9.9:4000", SERVER), expected);
+    assert_eq!(replayed.received_stream("9.9.9.9:4000", SERVER), expected);
     let times = |path| packets(path).iter().map(|packet| packet.time).collect::<Vec<_>>();
     assert_eq!(times(&replayed.after), times(&replayed.before));
     let header = |path| std::fs::read(path).expect("it is there")[20..24].to_vec();
@@ -141,7 +141,7 @@ fn several_lines_in_one_segment_are_rewritten() {
     let lines = ["PORT 10,0,0,1,15,161\r\nPORT 10,0,0,1,15,162\r\nNOOP\r\n", "PORT 10,0,0,1,15,163\r\n"];
     let (replayed, _folder) = Replayed::of("nat-several", session(talk(), &lines), MASQUERADE, "{}");
     let expected = lines.concat().replace("10,0,0,1", "198,51,100,100");
-    assert_eq!(replayed.heard(OUTSIDE, SERVER), format!("{LOGIN}{expected}"));
+    assert_eq!(replayed.received_stream(OUTSIDE, SERVER), format!("{LOGIN}{expected}"));
     assert_eq!(replayed.all("opened").len(), 3);
 }
 
@@ -158,7 +158,11 @@ fn split_line_is_rewritten_wherever_it_is_split() {
         made.push(talk.says(FromServer, "200 fine\r\n"));
         let (replayed, _folder) = Replayed::unseen("nat-pieces", made, MASQUERADE, "{}");
         assert_nothing_new(&replayed.before, &replayed.after, IN_PIECES);
-        assert_eq!(replayed.heard(OUTSIDE, SERVER), format!("{LOGIN}PORT 198,51,100,100,15,161\r\nNOOP\r\n"), "{cut}");
+        assert_eq!(
+            replayed.received_stream(OUTSIDE, SERVER),
+            format!("{LOGIN}PORT 198,51,100,100,15,161\r\nNOOP\r\n"),
+            "{cut}"
+        );
     }
 }
 
@@ -172,7 +176,10 @@ fn retransmitted_line_is_rewritten_identically() {
     made.extend([first, line, beginning]);
     made.extend([talk.says(FromServer, "200 fine\r\n200 fine\r\n"), talk.says(FromClient, "SYST\r\n")]);
     let (replayed, _folder) = Replayed::of("nat-again", made, MASQUERADE, "{}");
-    assert_eq!(replayed.heard(OUTSIDE, SERVER), format!("{LOGIN}PORT 198,51,100,100,15,161\r\nNOOP\r\nSYST\r\n"));
+    assert_eq!(
+        replayed.received_stream(OUTSIDE, SERVER),
+        format!("{LOGIN}PORT 198,51,100,100,15,161\r\nNOOP\r\nSYST\r\n")
+    );
     assert_eq!(replayed.all("opened").len(), 1);
     assert!(recording::analysis(&replayed.after)["tcp.analysis.retransmission"] >= 1);
 }
@@ -185,7 +192,7 @@ fn out_of_order_segments_are_written_in_order() {
     let [first, second, third] = pieces;
     made.extend([third, second, first, talk.says(FromServer, "200 fine\r\n200 fine\r\n")]);
     let (replayed, _folder) = Replayed::unseen("nat-order", made, MASQUERADE, "{}");
-    assert_eq!(replayed.heard(OUTSIDE, SERVER), format!("{LOGIN}PORT 198,51,100,100,15,161\r\nNOOP\r\n"));
+    assert_eq!(replayed.received_stream(OUTSIDE, SERVER), format!("{LOGIN}PORT 198,51,100,100,15,161\r\nNOOP\r\n"));
     let found = recording::analysis(&replayed.after);
     assert_eq!((found["tcp.analysis.out_of_order"], found["tcp.analysis.lost_segment"]), (0, 0), "{found:?}");
 }
@@ -199,8 +206,8 @@ fn packets_missing_in_the_capture_delay_nothing() {
     made.extend([talk.says(FromServer, "200 fine\r\n200 fine\r\n"), talk.says(FromClient, "NOOP\r\n")]);
     made.push(talk.says(FromServer, "200 fine\r\n"));
     let (replayed, _folder) = Replayed::of("nat-lost", made, MASQUERADE, "{}");
-    let heard = replayed.heard(OUTSIDE, SERVER);
-    assert!(heard.starts_with(&format!("{LOGIN}??????PORT ")) && heard.ends_with("NOOP\r\n"), "{heard}");
+    let received = replayed.received_stream(OUTSIDE, SERVER);
+    assert!(received.starts_with(&format!("{LOGIN}??????PORT ")) && received.ends_with("NOOP\r\n"), "{received}");
 }
 
 /// A segment with selective acknowledgements.
@@ -261,17 +268,17 @@ fn dnat_server_has_its_outside_address_and_port() {
     made.extend([talk.says(FromClient, "PORT 10,0,0,1,15,161\r\n"), talk.says(FromServer, "200 fine\r\n")]);
     made.push(opens("10.0.0.2:20", "10.0.0.1:4001"));
     let (replayed, _folder) = Replayed::of("nat-dnat", made, DNAT, "control_ports: [2121]");
-    let heard = replayed.heard("198.51.100.100:2121", CLIENT);
+    let received = replayed.received_stream("198.51.100.100:2121", CLIENT);
     assert!(
-        heard.contains("227 Entering Passive Mode (198,51,100,100,156,65).\r\n229 Extended (|||40002|)"),
-        "{heard}"
+        received.contains("227 Entering Passive Mode (198,51,100,100,156,65).\r\n229 Extended (|||40002|)"),
+        "{received}"
     );
     for (from, to) in [
         ("10.0.0.1:5000", "198.51.100.100:40001"),
         ("10.0.0.1:5001", "198.51.100.100:40002"),
         ("198.51.100.100:20", "10.0.0.1:4001"),
     ] {
-        assert_eq!(replayed.heard(from, to), "");
+        assert_eq!(replayed.received_stream(from, to), "");
     }
     let session = replayed.all("session-began")[0];
     assert_eq!((&session["client"], &session["server"]), (&CLIENT.into(), &"198.51.100.100:2121".into()));
@@ -298,8 +305,10 @@ fn port_taken_outside_is_replaced_by_a_free_one() {
     let outside: Vec<_> = replayed.all("used").iter().map(|one| one["to"].as_str().expect("text")).collect();
     assert_eq!(outside, ["198.51.100.100:4002", "198.51.100.100:4001"]);
     // Both come from port 4000, and outside only one of them can.
-    assert!(replayed.heard(OUTSIDE, "203.0.113.5:21").ends_with("PORT 198,51,100,100,15,161\r\n"));
-    assert!(replayed.heard("198.51.100.100:1024", "203.0.113.5:21").ends_with("PORT 198,51,100,100,15,162\r\n"));
+    assert!(replayed.received_stream(OUTSIDE, "203.0.113.5:21").ends_with("PORT 198,51,100,100,15,161\r\n"));
+    assert!(
+        replayed.received_stream("198.51.100.100:1024", "203.0.113.5:21").ends_with("PORT 198,51,100,100,15,162\r\n")
+    );
 }
 
 #[test]
@@ -307,8 +316,8 @@ fn ipv6_is_translated_if_it_has_an_outside_address() {
     let six = || Conversation::new(endpoint("[fd00::1]:4000"), endpoint("[2001:db8::5]:21"), 1, 1);
     let lines = ["EPRT |2|fd00::1|4001|\r\n", "NOOP\r\n"];
     let (replayed, _folder) = Replayed::of("nat-six", session(six(), &lines), MASQUERADE, "{}");
-    let heard = replayed.heard("[2001:db8:113::100]:4000", "[2001:db8::5]:21");
-    assert_eq!(heard, format!("{LOGIN}EPRT |2|2001:db8:113::100|4001|\r\nNOOP\r\n"));
+    let received = replayed.received_stream("[2001:db8:113::100]:4000", "[2001:db8::5]:21");
+    assert_eq!(received, format!("{LOGIN}EPRT |2|2001:db8:113::100|4001|\r\nNOOP\r\n"));
     let only_four = "inside: [\"fd00::/8\", 10.0.0.0/8]\noutside: [198.51.100.100]\n";
     let (replayed, _folder) = Replayed::of("nat-not-six", session(six(), &lines), only_four, "{}");
     assert_eq!(

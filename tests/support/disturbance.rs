@@ -4,7 +4,7 @@
 #![allow(dead_code, reason = "each test takes what it needs")]
 
 use crate::daemon::{Daemon, TIMEOUT};
-use crate::stage::{CONTENT, FILE, SetOnDrop, Stage, random_below};
+use crate::filtered_topology::{CONTENT, FILE, FilteredTopology, SetOnDrop, random_below};
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -113,7 +113,7 @@ pub(crate) fn transfer_under(
 }
 
 /// Runs sessions of both families and all kinds while `disturb` runs, and checks that none breaks.
-pub(crate) fn disturb_transfers(stage: &Stage, disturb: impl FnOnce(&Disturbance)) {
+pub(crate) fn disturb_transfers(stage: &FilteredTopology, disturb: impl FnOnce(&Disturbance)) {
     let (disturbance, is_over) = (Disturbance::default(), AtomicBool::new(false));
     // Many transfers a second use up the ports of a host, unless ports of closed connections may be reused.
     for host in [&stage.topology.client, &stage.topology.server] {

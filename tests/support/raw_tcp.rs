@@ -483,7 +483,7 @@ impl RawTcp {
     }
 
     /// Whether this text arrives within that time.
-    pub(crate) fn hears(&mut self, text: &str, timeout: Duration) -> bool {
+    pub(crate) fn receives_within(&mut self, text: &str, timeout: Duration) -> bool {
         let until = Instant::now() + timeout;
         while !self.unread_text().contains(text) {
             if self.is_reset || !self.take_next(until) {

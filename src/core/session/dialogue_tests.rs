@@ -8,9 +8,9 @@ fn line(text: &[u8]) -> Line<'_> {
     Line { text, start: Seq::new(0), end, begins: true, whole: true, plain: true, may_continue: false }
 }
 
-/// Plays a dialogue; each line begins with `>` for the client and `<` for the server. What was announced, and how it
-/// stands, and the other events that matter.
-fn play(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
+/// Feeds lines to a dialogue; `>` begins a line of the client, `<` one of the server. Returns the announcements, with
+/// their state, and the other events that matter.
+fn feed_lines(dialogue: &mut Dialogue, lines: &str) -> Vec<String> {
     let mut events = Vec::new();
     for said in lines.lines().map(str::trim).filter(|said| !said.is_empty()) {
         let event = match said.split_at(1) {
@@ -48,14 +48,14 @@ fn describe(event: &Event<'_>) -> Option<String> {
 }
 
 fn events(lines: &str) -> Vec<String> {
-    play(&mut Dialogue::from_start(), lines)
+    feed_lines(&mut Dialogue::from_start(), lines)
 }
 
 /// The same after a login.
 fn events_after_login(lines: &str) -> Vec<String> {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, "< 220 hello\n> USER anna\n< 331 and?\n> PASS x\n< 230 in");
-    play(&mut dialogue, lines)
+    feed_lines(&mut dialogue, "< 220 hello\n> USER anna\n< 331 and?\n> PASS x\n< 230 in");
+    feed_lines(&mut dialogue, lines)
 }
 
 const PASSIVE: &str = "< 227 Entering Passive Mode (10,0,0,1,4,5)";
@@ -188,10 +188,10 @@ fn overlong_line_before_a_login_is_not_ftp() {
 /// A token of GSSAPI may be many KiB long; of a line longer than the limit only the beginning comes here.
 fn negotiates(answer: &str, long: &str) -> Vec<String> {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, &format!("< 220 hello\n> AUTH GSSAPI\n< {answer}"));
+    feed_lines(&mut dialogue, &format!("< 220 hello\n> AUTH GSSAPI\n< {answer}"));
     let cut = Line { whole: false, ..line(long.as_bytes()) };
     let mut events: Vec<String> = describe(&dialogue.client_line(&cut)).into_iter().collect();
-    events.extend(play(&mut dialogue, "< 535 no\n> USER a\n< 230 in\n> PORT 1"));
+    events.extend(feed_lines(&mut dialogue, "< 535 no\n> USER a\n< 230 in\n> PORT 1"));
     events
 }
 
@@ -223,10 +223,10 @@ fn other_long_lines_before_a_login_are_not_ftp() {
 #[test]
 fn client_that_speaks_before_the_greeting_is_not_ftp() {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, "< 120 in a minute");
+    feed_lines(&mut dialogue, "< 120 in a minute");
     assert_eq!(dialogue.client_bytes(b"USER anna\r\n"), Event::NotFtp);
     let lines = "> USER a\n< 220 hello\n< 230 in\n> PORT 1";
-    assert_eq!(play(&mut dialogue, lines), ["PORT not FTP not logged in"]);
+    assert_eq!(feed_lines(&mut dialogue, lines), ["PORT not FTP not logged in"]);
 }
 
 #[test]
@@ -256,10 +256,14 @@ fn picked_up_session_has_the_recorded_progress() {
     ] {
         let mut dialogue = Dialogue::picked_up(progress, Synced { client: true, server: true });
         assert_eq!(dialogue.progress(), progress);
-        assert_eq!(play(&mut dialogue, &lines), [format!("PORT{doubts}"), format!("227{doubts}")], "{progress:?}");
+        assert_eq!(
+            feed_lines(&mut dialogue, &lines),
+            [format!("PORT{doubts}"), format!("227{doubts}")],
+            "{progress:?}"
+        );
         let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
         let port = if progress == SessionProgress::Unknown { "PORT not known" } else { "PORT" };
-        assert_eq!(play(&mut dialogue, login), ["in", port], "{progress:?}");
+        assert_eq!(feed_lines(&mut dialogue, login), ["in", port], "{progress:?}");
     }
     let mut encrypted = Dialogue::picked_up(SessionProgress::Unknown, Synced::default());
     assert_eq!(describe(&encrypted.client_line(&line(b"\x17\x03\x03\x00"))), Some("not FTP".to_owned()));
@@ -270,9 +274,9 @@ fn first_reply_synced_may_answer_what_an_earlier_run_read() {
     for (synced, first) in [(true, "227"), (false, "227 not asked for")] {
         let synced = Synced { client: true, server: synced };
         let mut dialogue = Dialogue::picked_up(SessionProgress::LoggedIn, synced);
-        assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
+        assert_eq!(feed_lines(&mut dialogue, &format!("{PASSIVE}\n{PASSIVE}")), [first, "227 not asked for"]);
         let mut dialogue = Dialogue::picked_up(SessionProgress::LoggedIn, synced);
-        assert_eq!(play(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
+        assert_eq!(feed_lines(&mut dialogue, &format!("< 226 done\n{PASSIVE}")), ["227 not asked for"]);
     }
 }
 
@@ -286,7 +290,7 @@ fn progress_follows_the_dialogue() {
         ("> REIN\n< 220 again", SessionProgress::Ftp),
         ("> AUTH TLS\n< 234 go", SessionProgress::Unreadable),
     ] {
-        play(&mut dialogue, lines);
+        feed_lines(&mut dialogue, lines);
         assert_eq!(dialogue.progress(), progress, "{lines}");
     }
 }
@@ -294,36 +298,36 @@ fn progress_follows_the_dialogue() {
 #[test]
 fn loss_cancels_pending_commands() {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    feed_lines(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     dialogue.server_gap();
-    assert_eq!(play(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
+    assert_eq!(feed_lines(&mut dialogue, &format!("{PASSIVE}\n> PASV\n{PASSIVE}")), ["227 not asked for", "227"]);
 }
 
 #[test]
 fn lost_bytes_are_no_login_and_no_command() {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, "< 220 hello\n> USER a");
+    feed_lines(&mut dialogue, "< 220 hello\n> USER a");
     dialogue.server_gap();
     dialogue.client_gap();
-    assert_eq!(play(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not known not logged in"]);
-    assert_eq!(play(&mut dialogue, PASSIVE), ["227 not known not asked for not logged in"]);
+    assert_eq!(feed_lines(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not known not logged in"]);
+    assert_eq!(feed_lines(&mut dialogue, PASSIVE), ["227 not known not asked for not logged in"]);
 }
 
 #[test]
 fn loss_before_a_login_may_hide_that_it_is_not_ftp() {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, "< 220 hello");
+    feed_lines(&mut dialogue, "< 220 hello");
     dialogue.client_gap();
-    assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+    assert_eq!(feed_lines(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
     assert_eq!(dialogue.progress(), SessionProgress::Unknown);
     let mut dialogue = Dialogue::picked_up(SessionProgress::Ftp, Synced::default());
-    assert_eq!(play(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+    assert_eq!(feed_lines(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
 }
 
 #[test]
 fn ambiguous_line_is_marked() {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    feed_lines(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let announced = |event: &Event<'_>| describe(event).unwrap_or_default();
     let port = Line { plain: false, ..line(b"PORT 10,0,0,2,4,5") };
     assert_eq!(announced(&dialogue.client_line(&port)), "PORT not plain");
@@ -334,7 +338,7 @@ fn ambiguous_line_is_marked() {
 #[test]
 fn truncated_line_announces_nothing() {
     let mut dialogue = Dialogue::from_start();
-    play(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
+    feed_lines(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let Event::Announced(announcement) =
         dialogue.server_line(&Line { whole: false, ..line(b"227 Entering (10,0,0,1,4,5") })
     else {

@@ -13,8 +13,8 @@ use std::time::Duration;
 use lab::{Family, Namespace, ServerKind, ServerOptions, Shape};
 
 use super::setup::{forget_resets_soon, wait_until_forgotten};
+use crate::filtered_topology::FilteredTopology;
 use crate::raw_tcp::{Checksum, RawSegment, RawTcp, md5_option};
-use crate::stage::Stage;
 
 pub(crate) const POLICY: &str = "defaults: { tls: deny, commands: { deny: [FEAT] } }\n";
 /// How long a command may take to arrive. None of them is expected to, except without the program.
@@ -232,13 +232,17 @@ fn forms() -> impl Iterator<Item = (&'static str, Form, bool)> {
 
 /// Sends a command in each form, each in its own connection. Returns the names of the forms for which `arrives` is
 /// true. Several run at once, as each takes its time.
-fn send_all(stage: &Stage, command: &str, arrives: impl Fn(&mut RawTcp) -> bool + Sync) -> Vec<&'static str> {
+fn send_all(
+    stage: &FilteredTopology,
+    command: &str,
+    arrives: impl Fn(&mut RawTcp) -> bool + Sync,
+) -> Vec<&'static str> {
     send_forms(stage, command, arrives, |_| true)
 }
 
 /// The same for some forms.
 fn send_forms(
-    stage: &Stage,
+    stage: &FilteredTopology,
     command: &str,
     arrives: impl Fn(&mut RawTcp) -> bool + Sync,
     is_wanted: impl Fn(&str) -> bool + Send,
@@ -260,14 +264,14 @@ fn send_forms(
     arrived.into_inner().expect("nobody panicked with it")
 }
 
-fn connect(stage: &Stage, timestamps: bool) -> RawTcp {
+fn connect(stage: &FilteredTopology, timestamps: bool) -> RawTcp {
     let host = &stage.topology.client;
     let target = stage.target(Family::V4, 21);
     RawTcp::connect_with(&host.namespace, host.addresses.of(Family::V4), target, timestamps, SMALL_WINDOW, b"")
 }
 
-fn stage() -> Stage {
-    let stage = Stage::new(Shape::Gateway);
+fn stage() -> FilteredTopology {
+    let stage = FilteredTopology::new(Shape::Gateway);
     stage.firewall().set("net/netfilter/nf_conntrack_checksum", "0").expect("root may");
     forget_resets_soon(stage.firewall());
     stage
@@ -298,7 +302,7 @@ impl Recorder {
     }
 
     /// Whether a command arrives from a client within a time in which it should.
-    pub(crate) fn hears(&self, command: &str, client: SocketAddr) -> bool {
+    pub(crate) fn has_received(&self, command: &str, client: SocketAddr) -> bool {
         let has = || {
             let heard = self.0.lock().expect("nobody panics with it");
             let text = heard.get(&client.port()).map(|bytes| String::from_utf8_lossy(bytes).to_ascii_uppercase());
@@ -317,7 +321,7 @@ fn has_word(text: &str, word: &str) -> bool {
 fn assert_does_not_arrive(command: &str) {
     let stage = stage();
     let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
-    let arrives = |peer: &mut RawTcp| recorder.hears(command, peer.local());
+    let arrives = |peer: &mut RawTcp| recorder.has_received(command, peer.local());
     let mut all = send_all(&stage, command, arrives);
     // A form that sends no segment a second time is late where the machine is busy.
     let late = send_forms(&stage, command, arrives, |name| !all.contains(&name));
@@ -352,7 +356,7 @@ fn denied_command_after_ip_options_does_not_arrive() {
             peer.read_reply("220");
             peer.send_segment(&RawSegment { has_ip_options: true, ..peer.segment(b"FEAT\r\n") });
             peer.skip(6);
-            recorder.hears("FEAT", peer.local())
+            recorder.has_received("FEAT", peer.local())
         };
         assert!(arrives(), "{family}: without the program it does not arrive");
         let _daemon = stage.daemon(POLICY);
@@ -372,7 +376,7 @@ fn denied_command_in_a_syn_does_not_arrive() {
         let address = host.addresses.of(Family::V4);
         let mut peer = RawTcp::connect_with(&host.namespace, address, target, false, SMALL_WINDOW, b"FEAT\r\n");
         peer.read_reply("220");
-        recorder.hears("FEAT", peer.local())
+        recorder.has_received("FEAT", peer.local())
     };
     assert!(connect(), "without the program it does not arrive");
     let _daemon = stage.daemon(POLICY);
@@ -392,7 +396,7 @@ fn denied_command_in_an_invalid_packet_does_not_arrive() {
         .expect("fine");
     stage.firewall().set("net/netfilter/nf_conntrack_tcp_loose", "0").expect("root may");
     let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
-    let arrives = |peer: &mut RawTcp| recorder.hears("FEAT", peer.local());
+    let arrives = |peer: &mut RawTcp| recorder.has_received("FEAT", peer.local());
     let _daemon = stage.daemon(POLICY);
     let arrived = send_all(&stage, "FEAT", arrives);
     assert!(arrived.is_empty(), "FEAT arrives in spite of the policy: {arrived:#?}");
@@ -404,7 +408,7 @@ fn no_server_answers_a_denied_command() {
         let stage = stage();
         let options = ServerOptions::on(stage.topology.server.addresses.of(Family::V4));
         let _server = kind.start(&stage.topology.server.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
-        let answers = |peer: &mut RawTcp| peer.hears("211", ARRIVAL);
+        let answers = |peer: &mut RawTcp| peer.receives_within("211", ARRIVAL);
         let all = send_all(&stage, "FEAT", answers);
         assert!(all.len() > forms().count() / 2, "{kind}: without the program only these are answered: {all:#?}");
         let _daemon = stage.daemon(POLICY);

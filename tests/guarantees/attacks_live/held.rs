@@ -4,13 +4,13 @@ use lab::{Family, Shape};
 
 use super::denied::{POLICY, Recorder};
 use crate::daemon::TIMEOUT;
+use crate::filtered_topology::{FilteredTopology, policy};
 use crate::raw_tcp::{RawSegment, RawTcp};
-use crate::stage::{Stage, policy};
 
 /// The share of held packets that one client may use.
 const SHARE: usize = 8;
 
-fn connect(stage: &Stage, family: Family) -> RawTcp {
+fn connect(stage: &FilteredTopology, family: Family) -> RawTcp {
     let host = &stage.topology.client;
     let mut peer = RawTcp::connect(&host.namespace, host.addresses.of(family), stage.target(family, 21), false);
     peer.read_reply("220");
@@ -18,14 +18,14 @@ fn connect(stage: &Stage, family: Family) -> RawTcp {
 }
 
 /// How many packets wait for a verdict.
-fn waiting(stage: &Stage) -> usize {
+fn waiting(stage: &FilteredTopology) -> usize {
     let queues = stage.firewall().read("/proc/thread-self/net/netfilter/nfnetlink_queue").expect("root may read");
     queues.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<usize>().ok()).sum()
 }
 
 #[test]
 fn client_with_many_held_packets_leaves_room_for_another() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let server = &stage.topology.server.namespace;
     let [_first, second] = Family::ALL.map(|family| Recorder::start(server, stage.target(family, 21)));
     let _daemon = stage.daemon(POLICY);
@@ -40,25 +40,25 @@ fn client_with_many_held_packets_leaves_room_for_another() {
     other.send_segment(&RawSegment { seq: other.next() + 2, ..other.segment(b"OP\r\n") });
     other.send_segment(&other.segment(b"NO"));
     other.skip(6);
-    assert!(second.hears("NOOP", other.local()), "the end of the other client's line was not held");
+    assert!(second.has_received("NOOP", other.local()), "the end of the other client's line was not held");
 }
 
 #[test]
 fn connection_that_is_not_ftp_is_read_after_a_reload_that_denies() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
     let daemon = stage.daemon("");
     let mut peer = connect(&stage, Family::V4);
     for line in ["HELLO", "HELP"] {
         peer.send_until_acknowledged(format!("{line}\r\n").as_bytes());
-        assert!(recorder.hears(line, peer.local()));
+        assert!(recorder.has_received(line, peer.local()));
     }
     daemon.write_policy(&policy(Shape::Gateway, POLICY));
     let reloaded = daemon.program(&["reload"]).expect("it runs");
     assert!(reloaded.status.success(), "{}", reloaded.said());
     peer.send_segment(&peer.segment(b"FEAT\r\n"));
     peer.skip(6);
-    assert!(!recorder.hears("FEAT", peer.local()), "FEAT arrives in spite of the policy");
+    assert!(!recorder.has_received("FEAT", peer.local()), "FEAT arrives in spite of the policy");
     peer.send_until_acknowledged(b"NOOP\r\n");
-    assert!(recorder.hears("NOOP", peer.local()));
+    assert!(recorder.has_received("NOOP", peer.local()));
 }

@@ -10,7 +10,7 @@ use socket2::SockRef;
 
 use super::setup::{DESKTOP, ServerSetup, announced};
 use crate::daemon::TIMEOUT;
-use crate::stage::{Stage, assert_closed};
+use crate::filtered_topology::{FilteredTopology, assert_closed};
 
 /// How long a server may take to answer some commands, if it does.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -82,7 +82,7 @@ fn odd_bytes_that_servers_repeat_open_nothing() {
             }
             // Behind some of them a server does not read on, or hangs up.
             peer.send_for(b"SYST\r\n", ANSWER);
-            peer.hears("215 ", ANSWER);
+            peer.receives_within("215 ", ANSWER);
             setup.assert_cache_is_closed();
         }
     };
@@ -98,7 +98,7 @@ fn odd_bytes_that_servers_repeat_open_nothing() {
 /// server. The server answers as an FTP server would, while the body is still being sent.
 #[test]
 fn http_request_with_an_ftp_command_as_method_opens_nothing() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _daemon = stage.daemon("");
     let (client, server) = (&stage.topology.client, &stage.topology.server);
     let desktop = SocketAddr::new(client.addresses.of(Family::V4), DESKTOP);

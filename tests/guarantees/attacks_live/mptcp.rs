@@ -10,8 +10,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::setup::ServerSetup;
 use crate::daemon::TIMEOUT;
+use crate::filtered_topology::{FilteredTopology, kernel_counter};
 use crate::raw_tcp::{Checksum, RawSegment, packet};
-use crate::stage::{Stage, kernel_counter};
 
 const MPTCP: i32 = 262;
 /// The options that request MPTCP in a SYN, and that join such a connection.
@@ -33,7 +33,7 @@ fn count(namespace: &Namespace, name: &str) -> u64 {
 
 #[test]
 fn control_connections_use_no_mptcp() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let (client, server) = (&stage.topology.client, &stage.topology.server);
     let listeners = [Family::V4, Family::V6].map(|family| {
         let target = stage.target(family, 21);
@@ -71,7 +71,7 @@ fn control_connections_use_no_mptcp() {
 /// The kernel removes one option; no real client sends several.
 #[test]
 fn syn_with_two_options_of_mptcp_does_not_arrive() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let host = &stage.topology.client;
     let target = stage.target(Family::V4, 21);
     let server = &stage.topology.server.namespace;
@@ -105,7 +105,7 @@ fn syn_with_two_options_of_mptcp_does_not_arrive() {
         let to = SocketAddr::new(target.ip(), 0);
         out.send_to(&packet(from, target, &segment), &to.into()).expect("it goes");
         // When that is answered, earlier packets have arrived.
-        crate::stage::connect(&host.namespace, target).expect("TCP works");
+        crate::filtered_topology::connect(&host.namespace, target).expect("TCP works");
         asked() > before
     };
     let forms: [&[&[u8]]; 4] = [&[&CAPABLE], &[&JOIN], &[&CAPABLE, &CAPABLE], &[&JOIN, &CAPABLE]];

@@ -11,8 +11,8 @@ use super::setup::{
     ClientSetup, DESKTOP, LINGER, ServerSetup, announced, forget_resets_soon, visit, wait_until_forgotten,
 };
 use crate::daemon::TIMEOUT;
+use crate::filtered_topology::{FilteredTopology, assert_closed};
 use crate::raw_tcp::{RawSegment, RawTcp};
-use crate::stage::{Stage, assert_closed};
 
 /// A client that is not logged in makes a real server send a line that begins with 227. `between` runs when the reply
 /// to the user's name has been cut just before that line.
@@ -199,7 +199,7 @@ fn second_syn_ack_during_the_handshake_begins_no_session() {
 /// Where conntrack keeps connections in a zone, it cannot be asked about them.
 #[test]
 fn syn_ack_in_the_middle_begins_no_session_in_a_zone() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let zone = "chain zone { type filter hook prerouting priority raw; ct zone set 7; }";
     stage.firewall().nft(&format!("table inet zones {{ {zone}; }}")).expect("the rules are right");
     let _daemon = stage.daemon("");
@@ -217,7 +217,7 @@ fn syn_ack_in_the_middle_begins_no_session_in_a_zone() {
 /// TCP Fast Open: the server acknowledges data in the SYN before anything else is sent.
 #[test]
 fn request_whose_head_is_in_the_syn_opens_nothing() {
-    let stage = Stage::new(Shape::Gateway);
+    let stage = FilteredTopology::new(Shape::Gateway);
     let _daemon = stage.daemon("");
     let (client, server) = (&stage.topology.client, &stage.topology.server);
     server.namespace.set("net/ipv4/tcp_fastopen", "1538").expect("root may"); // 0x602

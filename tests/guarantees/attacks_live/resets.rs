@@ -8,8 +8,8 @@ use nix::sys::signal::Signal;
 
 use super::setup::ServerSetup;
 use crate::daemon::TIMEOUT;
+use crate::filtered_topology::connect;
 use crate::raw_tcp::RawSegment;
-use crate::stage::connect;
 
 /// Where a 227 says that the server listens.
 fn named(reply: &str) -> SocketAddr {

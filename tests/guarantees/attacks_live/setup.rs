@@ -8,8 +8,8 @@ use lab::{Family, Namespace, Server, ServerKind, ServerOptions, Shape};
 use pinhole::netfilter::netlink::Conntrack;
 
 use crate::daemon::{Daemon, TIMEOUT};
+use crate::filtered_topology::{FilteredTopology, assert_closed, pinholes};
 use crate::raw_tcp::{RawListener, RawTcp};
-use crate::stage::{Stage, assert_closed, pinholes};
 
 /// A cache without a password on the server's host, for local programs. Its port is not a known service, so it is not
 /// closed for that reason.
@@ -26,7 +26,7 @@ pub(crate) fn announced(address: SocketAddr) -> String {
 
 /// A firewall with the daemon, a real server behind it, and on the server's host a cache that no other host may reach.
 pub(crate) struct ServerSetup {
-    pub(crate) stage: Stage,
+    pub(crate) stage: FilteredTopology,
     pub(crate) daemon: Daemon,
     _server: Server,
     pub(crate) cache: SocketAddr,
@@ -35,7 +35,7 @@ pub(crate) struct ServerSetup {
 
 impl ServerSetup {
     pub(crate) fn new(shape: Shape, kind: ServerKind, policy: &str) -> Self {
-        let stage = Stage::new(shape);
+        let stage = FilteredTopology::new(shape);
         let host = &stage.topology.server;
         let options = ServerOptions::on(host.addresses.of(Family::V4));
         let server = kind.start(&host.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
@@ -136,7 +136,7 @@ pub(crate) fn visit(
     let listener = RawListener::bind(server, address);
     std::thread::scope(|scope| {
         let accepting = scope.spawn(move || accept(listener));
-        let client = crate::stage::connect(client, address).expect("port 21 is let out");
+        let client = crate::filtered_topology::connect(client, address).expect("port 21 is let out");
         client.set_nodelay(true).expect("it is a socket");
         (client, accepting.join().expect("it accepts"))
     })

@@ -60,11 +60,11 @@ impl Setup {
 /// A setup that can be set up, and whose cells then run one after the other.
 pub trait MatrixSetup: Copy + Send + Sync {
     /// The setup, set up.
-    type Stage;
+    type Running;
     /// What runs in it.
     type Cell: Send;
     /// Builds it and starts its server. Nothing is filtered yet.
-    fn set_up(self) -> Result<Self::Stage>;
+    fn set_up(self) -> Result<Self::Running>;
     /// All of its cells.
     fn cells(self) -> Vec<Self::Cell>;
     /// The aspects of a cell. If only some cells run, they cover every aspect.
@@ -74,15 +74,15 @@ pub trait MatrixSetup: Copy + Send + Sync {
 }
 
 impl MatrixSetup for Setup {
-    type Stage = Stage;
+    type Running = RunningSetup;
     type Cell = Cell;
 
-    fn set_up(self) -> Result<Stage> {
+    fn set_up(self) -> Result<RunningSetup> {
         let topology = Topology::new(self.shape)?;
         let address = topology.server.addresses.of(self.family);
         let server = self.server.start(&topology.server.namespace, &ServerOptions::on(address))?;
         place(&server)?;
-        Ok(Stage { setup: self, topology, server })
+        Ok(RunningSetup { setup: self, topology, server })
     }
 
     /// Each client in each mode that it supports.
@@ -124,7 +124,7 @@ impl fmt::Display for Cell {
 
 /// A setup that is set up.
 #[derive(Debug)]
-pub struct Stage {
+pub struct RunningSetup {
     /// Which.
     pub setup: Setup,
     /// Its namespaces and addresses.
@@ -133,7 +133,7 @@ pub struct Stage {
     pub server: Server,
 }
 
-impl Stage {
+impl RunningSetup {
     /// A client's visit, in this mode.
     pub fn visit(&self, mode: Mode, timeout: Duration) -> Visit<'_> {
         Visit {
@@ -223,22 +223,22 @@ fn selected_cells<S: MatrixSetup>(setups: &[S], is_slow: bool) -> Vec<(S, Vec<S:
 ///
 /// `prepare` configures the topology's firewall once the server runs; its result is kept until the setup's last cell
 /// has run. A setup that cannot be set up or prepared fails the whole run.
-pub fn play<S: MatrixSetup, G>(
+pub fn run_cells<S: MatrixSetup, G>(
     setups: &[S],
     at_once: usize,
-    prepare: impl Fn(&S::Stage) -> Result<G> + Sync,
-    each: impl Fn(&S::Stage, &S::Cell) -> Result<()> + Sync,
+    prepare: impl Fn(&S::Running) -> Result<G> + Sync,
+    each: impl Fn(&S::Running, &S::Cell) -> Result<()> + Sync,
 ) -> Result<Vec<Outcome<S::Cell>>> {
     let left = Mutex::new(selected_cells(setups, is_slow()).into_iter());
     let next = || left.lock().unwrap_or_else(PoisonError::into_inner).next();
     let worker = || {
         let mut outcomes = Vec::new();
         while let Some((setup, cells)) = next() {
-            let stage = setup.set_up()?;
-            let _kept = prepare(&stage)?;
+            let running = setup.set_up()?;
+            let _kept = prepare(&running)?;
             for cell in cells {
                 let begun = Instant::now();
-                let result = each(&stage, &cell);
+                let result = each(&running, &cell);
                 outcomes.push(Outcome { cell, result, took: begun.elapsed() });
             }
         }
@@ -249,7 +249,7 @@ pub fn play<S: MatrixSetup, G>(
         let mut outcomes = Vec::new();
         for worker in workers {
             match worker.join() {
-                Ok(played) => outcomes.extend(played?),
+                Ok(finished) => outcomes.extend(finished?),
                 Err(panic) => std::panic::resume_unwind(panic),
             }
         }
@@ -265,9 +265,9 @@ mod tests {
     #[test]
     fn sample_on_a_slow_machine_covers_every_aspect() {
         let setups = Setup::all(&Shape::ALL);
-        let played =
+        let cells =
             |is_slow| selected_cells(&setups, is_slow).into_iter().flat_map(|(_, cells)| cells).collect::<Vec<_>>();
-        let (all, some) = (played(false), played(true));
+        let (all, some) = (cells(false), cells(true));
         assert_eq!(all.len(), 324);
         assert!(some.len() < 60, "{}", some.len());
         let assert_covered = |value: fn(&Cell) -> String| {

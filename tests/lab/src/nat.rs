@@ -338,16 +338,16 @@ impl NatSetup {
 }
 
 impl MatrixSetup for NatSetup {
-    type Stage = NatStage;
+    type Running = RunningNatSetup;
     type Cell = NatCell;
 
-    fn set_up(self) -> Result<NatStage> {
+    fn set_up(self) -> Result<RunningNatSetup> {
         let topology = NatTopology::new(self.nat)?;
         let mut options = ServerOptions::on(topology.server.addresses.of(self.family));
         options.announce = (self.nat == Nat::ServerKnows).then_some(topology.public.v4);
         let server = self.server.start(&topology.server.namespace, &options)?;
         matrix::place(&server)?;
-        Ok(NatStage { setup: self, topology, server })
+        Ok(RunningNatSetup { setup: self, topology, server })
     }
 
     /// Each suitable client, in each mode that it supports.
@@ -398,7 +398,7 @@ impl fmt::Display for NatCell {
 
 /// A setup that is set up.
 #[derive(Debug)]
-pub struct NatStage {
+pub struct RunningNatSetup {
     /// Which.
     pub setup: NatSetup,
     /// Its namespaces and addresses.
@@ -407,7 +407,7 @@ pub struct NatStage {
     pub server: Server,
 }
 
-impl NatStage {
+impl RunningNatSetup {
     /// A client's visit, in this mode.
     pub fn visit(&self, mode: Mode, timeout: Duration) -> Visit<'_> {
         let NatTopology { nat, client, target, public, .. } = &self.topology;

@@ -37,7 +37,7 @@ impl fmt::Display for Outcome {
 }
 
 /// A gateway with a helper, both ends of a control connection through it, and listeners to be reached or not.
-pub(crate) struct Bench {
+pub(crate) struct DialogueFixture {
     helper: Helper,
     policy: String,
     help: Help,
@@ -52,7 +52,7 @@ pub(crate) struct Bench {
     pub(crate) third_open: SocketAddr,
     control: SocketAddr,
     pub(crate) pair: Pair,
-    heard: DeliveryStatus,
+    last_delivery: DeliveryStatus,
     _third: Namespace,
 }
 
@@ -72,7 +72,7 @@ fn port_numbers(address: SocketAddr) -> String {
     format!("{},{}", address.port() / 256, address.port() % 256)
 }
 
-impl Bench {
+impl DialogueFixture {
     pub(crate) fn new(helper: Helper, more: &str) -> Result<Self> {
         let topology = Topology::new(Shape::Gateway)?;
         let Topology { client, server, firewall, target, .. } = topology;
@@ -110,7 +110,7 @@ impl Bench {
             third_open,
             control,
             pair,
-            heard: DeliveryStatus::Whole,
+            last_delivery: DeliveryStatus::Whole,
             _third: third,
         })
     }
@@ -138,10 +138,10 @@ impl Bench {
     }
 
     pub(crate) fn say_bytes(&mut self, speaker: Speaker, pieces: &[&[u8]]) -> Result<()> {
-        if self.heard == DeliveryStatus::Lost {
+        if self.last_delivery == DeliveryStatus::Lost {
             return Ok(());
         }
-        self.heard = self.pair.says(speaker, pieces)?.how;
+        self.last_delivery = self.pair.says(speaker, pieces)?.how;
         Ok(())
     }
 
@@ -178,7 +178,7 @@ impl Bench {
 
     /// Whether a data connection from there to there gets through.
     pub(crate) fn data(&self, from: &Namespace, to: SocketAddr) -> Result<Outcome> {
-        if self.heard == DeliveryStatus::Lost {
+        if self.last_delivery == DeliveryStatus::Lost {
             return Ok(Outcome::Hangs);
         }
         match from.run(|| TcpStream::connect_timeout(&to, TIMEOUT))? {

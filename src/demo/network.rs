@@ -28,7 +28,7 @@ const START: &str = "mount -t tmpfs run /run && cat >/run/policy.yaml && exec \"
 
 /// The hosts and their programs. Dropping it ends all of them.
 #[derive(Debug)]
-pub(super) struct Stage {
+pub(super) struct DemoNetwork {
     // Fields are dropped in this order: the daemon has to end before its host.
     service: Option<Service>,
     client: Host,
@@ -75,7 +75,7 @@ pub(super) struct OnePinhole {
     pub(super) second: Connection,
 }
 
-impl Stage {
+impl DemoNetwork {
     /// Builds the hosts, loads the rules of the firewall, and starts the server.
     pub(super) fn build() -> Result<Self, DemoError> {
         let (client, firewall, server) = (Host::new()?, Host::new()?, Host::new()?);

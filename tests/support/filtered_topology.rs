@@ -25,11 +25,11 @@ pub(crate) const FILTER: Table<'static> = Table { family: netlink::Family::Inet,
 pub(crate) const FOR_HOURS: &str = "defaults: { timeout: 1h }\n";
 
 /// A topology whose firewall admits nothing by default. It rejects, so that a refused client fails at once.
-pub(crate) struct Stage {
+pub(crate) struct FilteredTopology {
     pub(crate) topology: Topology,
 }
 
-impl Stage {
+impl FilteredTopology {
     pub(crate) fn new(shape: Shape) -> Self {
         let topology = Topology::new(shape).unwrap_or_else(|error| panic!("{error}"));
         topology.firewall.nft(&filter(shape)).expect("the rules are right");
@@ -166,7 +166,7 @@ pub(crate) fn kernel_counter(namespace: &Namespace, group: &str, name: &str) -> 
 }
 
 /// Data connections whose first packet had to be sent again.
-pub(crate) fn sent_again(stage: &Stage) -> u64 {
+pub(crate) fn sent_again(stage: &FilteredTopology) -> u64 {
     let Topology { client, server, .. } = &stage.topology;
     [client, server].map(|host| kernel_counter(&host.namespace, "TcpExt", "TCPSynRetrans")).iter().sum()
 }
