@@ -499,7 +499,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn number_of_conntrack_events_handled_at_a_time_is_bounded() {
+    fn conntrack_event_batch_is_bounded() {
         for (events, handled) in [(0, 1), (3, 4), (usize::MAX, 256)] {
             let mut calls = 0;
             before_packet(|| {

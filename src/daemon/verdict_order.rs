@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn verdicts_on_one_flow_are_given_in_the_order_in_which_its_packets_were_read() {
+    fn verdicts_on_a_flow_keep_the_order_of_its_packets() {
         const THREADS: usize = 4;
         let order = VerdictOrder::default();
         let (read, given) = (Mutex::new(0), Mutex::new(Vec::new()));
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn turn_that_is_dropped_without_a_verdict_does_not_block_the_next() {
+    fn dropped_turn_does_not_block_the_next() {
         let order = VerdictOrder::default();
         let flow = flow("10.0.0.1:4000");
         drop(order.next_turn(&flow));

@@ -181,7 +181,7 @@ fn byte_already_read_does_not_become_urgent() {
 }
 
 #[test]
-fn packets_with_extension_headers_are_read_as_the_socket_reads_them() {
+fn extension_headers_are_read_as_by_the_socket() {
     for conntrack in [Conntrack::Absent, Conntrack::Strict] {
         Network::with(conntrack, |network| {
             for extension in Extension::ALL {

@@ -156,7 +156,7 @@ fn quoted<'a>(line: &'a str, after: &str) -> &'a str {
 }
 
 #[test]
-fn lines_for_ufw_that_are_advised_and_documented_admit_transfers() {
+fn advised_and_documented_ufw_lines_admit_transfers() {
     let host = Host::new();
     host.debian.sh("ufw allow 21/tcp; ufw --force enable");
     let commands = documented(UFW, "## The rule");
@@ -262,7 +262,7 @@ fn firewalld_without_owner_admits_by_the_accept_rule() {
 }
 
 #[test]
-fn firewalld_with_owner_admits_by_an_open_range_and_a_direct_rule() {
+fn firewalld_with_owner_admits_by_open_range_and_direct_rule() {
     let host = with_firewalld();
     host.debian.sh(&documented(FIREWALLD, "## Or open a range"));
     let unannounced = SocketAddr::new(host.server(Family::V4).ip(), 50_500);
@@ -328,7 +328,7 @@ done
 ip6tables -A INPUT -p ipv6-icmp -j ACCEPT";
 
 #[test]
-fn rule_saved_by_netfilter_persistent_admits_nothing_without_pinhole() {
+fn saved_accept_rule_admits_nothing_without_pinhole() {
     let host = Host::new();
     host.debian.sh(IPTABLES);
     host.debian.sh("netfilter-persistent save");

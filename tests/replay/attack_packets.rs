@@ -868,7 +868,7 @@ proptest! {
 /// The window cut the reply, and its second part is retransmitted after a restart: it begins like a reply, although the
 /// server is in sync only after it.
 #[test]
-fn rest_of_a_reply_retransmitted_after_a_restart_opens_nothing() {
+fn reply_tail_after_a_restart_opens_nothing() {
     let cut = "227 (10,0,0,2,58,231) is no directory\r\n";
     let mut packets = Packets::logged_in().client("CWD 227 (10,0,0,2,58,231)\r\n").server("550 ");
     packets.odd(FromServer, 0, Flags::ACK, cut.as_bytes());
@@ -890,7 +890,7 @@ fn reply_acknowledged_in_part_after_a_restart_opens_nothing() {
 
 /// A hostile server can name a file like an announcement, and acknowledge a part of the command that fetches it.
 #[test]
-fn rest_of_a_command_retransmitted_after_a_restart_opens_nothing() {
+fn command_tail_after_a_restart_opens_nothing() {
     let cut = "PORT 10,0,0,1,13,61\r\n";
     let mut packets = Packets::logged_in().client("RETR ");
     packets.odd(FromClient, 0, Flags::ACK, cut.as_bytes());

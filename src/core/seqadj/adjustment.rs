@@ -123,7 +123,7 @@ mod tests {
     proptest! {
         /// What the doc comment of [`Adjustment`] says about the position.
         #[test]
-        fn position_within_both_texts_adjusts_text_rest_and_acknowledgement(
+        fn position_within_both_texts_adjusts_seq_and_ack(
             start: u32, old in 1i32..200, new in 1i32..200, before in -5000i32..5000, choice: prop::sample::Index,
         ) {
             let after = before + new - old;

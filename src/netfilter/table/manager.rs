@@ -88,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn accept_rule_does_not_tell_the_manager() {
+    fn accept_rule_is_ignored_when_detecting_the_manager() {
         let comment = Some("pinhole: announced data connections, mark 0x10000000".into());
         let ours = Rule { comment, ..rule(false, true) };
         assert_eq!(Manager::of(FILTER, &input("INPUT"), &[ours, rule(true, true)]), Manager::Iptables);

@@ -303,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn doubtful_packet_that_nobody_reads_is_not_synced() {
+    fn spoofed_packet_without_reader_is_not_synced() {
         let policy = policy();
         let bits = policy.mark.control_bits();
         let text = text(&policy, Queueing::Statement, SETS);
@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn sets_of_pinholes_and_their_maps_are_as_large_as_the_policy_says() {
+    fn pinhole_sets_have_the_policys_size() {
         let sized: Vec<&str> = sized_sets().collect();
         for set in ["pinholes4", "pinholes6", "targets4", "targets6", "sources4", "sources6"] {
             assert!(sized.contains(&set), "{set}: {sized:?}");
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_marks_sizes_and_when_down_are_no_fixed_part_of_the_rules() {
+    fn reload_can_change_ports_marks_sizes_and_when_down() {
         let fixed = |policy: &Policy| fixed_part(policy, Queueing::Statement, SETS);
         let text = "control_ports: [2121]\nmark: 0x30\nlimits: { pinholes: 50000 }\ncapture: { when_down: closed }\n";
         let exchanged = crate::core::policy::parse("policy.yaml", text).expect("a good policy").policy;

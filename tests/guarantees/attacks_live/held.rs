@@ -44,7 +44,7 @@ fn client_with_many_held_packets_leaves_room_for_another() {
 }
 
 #[test]
-fn connection_that_is_not_ftp_is_read_after_a_reload_that_denies() {
+fn non_ftp_is_read_after_a_reload_that_denies() {
     let stage = FilteredTopology::new(Shape::Gateway);
     let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
     let daemon = stage.daemon("");

@@ -190,7 +190,7 @@ fn masqueraded_client_is_reached_at_its_outside_address() {
 }
 
 #[test]
-fn data_connection_has_the_snat_address_of_its_control_connection() {
+fn data_connection_uses_its_sessions_snat_address() {
     let pool = "oifname wan ip saddr 10.9.1.0/24 snat ip to 10.9.2.253-10.9.2.254
         oifname wan ip6 saddr fd09:1::/64 snat ip6 to fd09:2::fd-fd09:2::fe";
     for users in ["oifname wan masquerade", pool] {

@@ -114,7 +114,7 @@ fn pinhole_lives_as_long_as_the_policy_says() {
 }
 
 #[test]
-fn dropped_syn_is_told_from_a_pinhole_that_expires() {
+fn dropped_syn_is_not_reported_as_expired() {
     let mut fixture = Fixture::new();
     let mut talk = logged_in(&mut fixture);
     fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
@@ -131,7 +131,7 @@ fn dropped_syn_is_told_from_a_pinhole_that_expires() {
 }
 
 #[test]
-fn dropped_syn_is_told_at_the_end_of_the_session() {
+fn dropped_syn_is_reported_when_the_session_ends() {
     let mut fixture = Fixture::new();
     let mut talk = logged_in(&mut fixture);
     fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));
@@ -158,7 +158,7 @@ fn connection_reported_after_its_syn_was_found_is_used() {
 }
 
 #[test]
-fn nothing_is_called_dropped_after_lost_conntrack_events() {
+fn lost_conntrack_events_never_report_dropped() {
     let mut fixture = Fixture::new();
     let mut talk = logged_in(&mut fixture);
     fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,4,1\r\n"));

@@ -57,7 +57,7 @@ fn denied_command_that_began_before_the_reload_does_not_end() {
 }
 
 #[test]
-fn denied_command_ahead_of_a_gap_before_the_reload_does_not_arrive() {
+fn gap_before_a_newly_denied_command_is_not_filled() {
     for (ahead, arrives) in [("DELE x\r\n", false), ("DELE", false), ("SYST\r\n", true), ("DEL", true)] {
         let mut fixture = Fixture::new();
         let mut talk = logged_in(&mut fixture);

@@ -41,7 +41,7 @@ fn session_is_read_from_its_start_after_a_failed_lookup() {
 }
 
 #[test]
-fn connection_without_a_lookup_passes_unread() {
+fn failed_lookup_passes_unread() {
     let mut fixture = Fixture::new();
     let mut talk = conversation();
     let [_, syn_ack, _] = talk.handshake();

@@ -101,7 +101,7 @@ fn options_and_blocks_of_other_types_are_skipped() {
 }
 
 #[test]
-fn packets_of_an_interface_without_ip_are_counted_and_passed_over() {
+fn packets_of_a_non_ip_interface_are_counted_and_skipped() {
     let file = Bytes::new(ByteOrder::Little)
         .section()
         .interface(USB, 0, |options| options)

@@ -209,7 +209,7 @@ fn refused_227_stays_as_it_was_when_retransmitted_after_restart() {
 }
 
 #[test]
-fn rest_of_a_reply_before_a_rewritten_227_opens_nothing_after_restart() {
+fn reply_tail_before_a_rewritten_227_opens_nothing() {
     let original = ["192.0.2.9:4000", "203.0.113.5:21"];
     let mut gateway = Gateway::new(original, ["10.0.0.5:2121", "192.0.2.9:4000"], "control_ports: [21]");
     let rest = gateway.server_next + 4;
