@@ -42,7 +42,7 @@ fn invalid_policy_is_refused() {
     let missing = folder.0.join("missing.yaml");
     let ran = run([OsStr::new("replay"), OsStr::new("--policy"), missing.as_os_str(), capture.as_os_str()]);
     assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""));
-    let complaint = ran.only_complaint();
+    let complaint = ran.only_error();
     assert!(complaint.starts_with("cannot read the policy /") && complaint.contains("No such file"), "{complaint}");
 }
 
@@ -130,10 +130,10 @@ fn check_of_an_unreadable_policy_is_an_error() {
     let folder = Folder::new("check-foreign");
     let missing = run([OsStr::new("check"), folder.0.join("none.yaml").as_os_str()]);
     assert_eq!(missing.status, Some(2));
-    assert!(missing.only_complaint().contains("No such file"), "{}", missing.err);
+    assert!(missing.only_error().contains("No such file"), "{}", missing.err);
     let folder_itself = run([OsStr::new("check"), folder.0.as_os_str()]);
     assert_eq!(folder_itself.status, Some(2));
-    assert!(folder_itself.only_complaint().contains("directory"), "{}", folder_itself.err);
+    assert!(folder_itself.only_error().contains("directory"), "{}", folder_itself.err);
     for content in [&b""[..], b"\xd4\xc3\xb2\xa1\x02\0\x04\0", b"[1, 2", &[b'#'; (1 << 20) + 1]] {
         let path = folder.file("foreign.yaml", content);
         let ran = run([OsStr::new("check"), path.as_os_str()]);

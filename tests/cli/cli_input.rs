@@ -27,7 +27,7 @@ use serde_json::Value;
 fn missing_file_is_named() {
     let folder = Folder::new("missing");
     let ran = run([OsStr::new("replay"), folder.0.join("none.pcap").as_os_str()]);
-    let complaint = ran.complaint_beside_a_report();
+    let complaint = ran.error_after_report();
     assert!(complaint.starts_with("cannot read /") && complaint.contains("none.pcap: No such file"), "{complaint}");
 }
 
@@ -35,7 +35,7 @@ fn missing_file_is_named() {
 fn directory_is_refused() {
     let folder = Folder::new("folder");
     let ran = run([OsStr::new("replay"), folder.0.as_os_str()]);
-    let complaint = ran.complaint_beside_a_report();
+    let complaint = ran.error_after_report();
     assert!(complaint.starts_with("cannot read /") && complaint.contains("directory"), "{complaint}");
 }
 
@@ -51,7 +51,7 @@ fn other_file_formats_are_named() {
     ] {
         let path = folder.file(name, content);
         let ran = run([OsStr::new("replay"), path.as_os_str()]);
-        let complaint = ran.complaint_beside_a_report();
+        let complaint = ran.error_after_report();
         assert!(complaint.contains(&format!("{name}: {expected}")), "{complaint}");
         assert!(ran.out.contains("0 packets, 0 sessions"), "{}", ran.out);
     }
@@ -66,7 +66,7 @@ fn truncated_capture_is_reported_up_to_the_cut() {
         let path = folder.file("cut.pcap", &whole[..cut]);
         let ran = run([OsStr::new("replay"), path.as_os_str()]);
         let expected = format!("cut.pcap: cut off at byte {cut}, in the middle of {part} that begins at byte {last}");
-        let complaint = ran.complaint_beside_a_report();
+        let complaint = ran.error_after_report();
         assert!(complaint.ends_with(&expected), "{complaint}");
         assert!(ran.out.contains("opened 10.0.0.1 -> 10.0.0.2:1025"), "{}", ran.out);
         assert!(ran.out.contains("used 10.0.0.1:5000 -> 10.0.0.2:1025"), "{}", ran.out);
@@ -95,7 +95,7 @@ fn damaged_record_ends_its_file() {
     file[last + 8..last + 12].copy_from_slice(&u32::MAX.to_le_bytes());
     let path = folder.file("damaged.pcap", file);
     let ran = run([OsStr::new("replay"), path.as_os_str()]);
-    let complaint = ran.complaint_beside_a_report();
+    let complaint = ran.error_after_report();
     assert!(
         complaint.contains(&format!("damaged.pcap: damaged at byte {last}: a record of 4294967295")),
         "{complaint}"
@@ -126,7 +126,7 @@ fn bad_file_does_not_affect_the_others() {
     let bad = folder.file("bad.pcap", "not at all");
     for files in [[&good, &bad], [&bad, &good]] {
         let ran = run([OsStr::new("replay"), files[0].as_os_str(), files[1].as_os_str()]);
-        assert!(ran.complaint_beside_a_report().contains("bad.pcap: not a capture file but text"));
+        assert!(ran.error_after_report().contains("bad.pcap: not a capture file but text"));
         assert!(ran.out.contains("12 packets, 1 session; 1 pinhole opened"), "{}", ran.out);
     }
 }
@@ -138,7 +138,7 @@ fn dash_means_stdin() {
     let ran = run_with_input(["replay", "-"], &session_at(1000)).success();
     assert!(ran.out.contains("12 packets, 1 session; 1 pinhole opened"), "{}", ran.out);
     let ran = run_with_input(["replay", "-"], b"");
-    assert_eq!(ran.complaint_beside_a_report(), "standard input: the file is empty");
+    assert_eq!(ran.error_after_report(), "standard input: the file is empty");
 }
 
 #[test]
@@ -146,7 +146,7 @@ fn stdin_can_be_named_only_once() {
     for arguments in [&["replay", "-", "-"][..], &["replay", "--policy", "-", "-"]] {
         let ran = run_with_input(arguments, b"");
         assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""));
-        assert!(ran.only_complaint().contains("standard input can be read only once"), "{}", ran.err);
+        assert!(ran.only_error().contains("standard input can be read only once"), "{}", ran.err);
     }
 }
 
@@ -186,7 +186,7 @@ fn file_names_may_have_spaces_and_invalid_utf8() {
         let spoilt = folder.file(name, "not at all");
         let ran = run([OsStr::new("replay"), spoilt.as_os_str()]);
         let shown = name.to_string_lossy();
-        assert!(ran.complaint_beside_a_report().contains(&*shown), "{}", ran.err);
+        assert!(ran.error_after_report().contains(&*shown), "{}", ran.err);
     }
     folder.file("--json", session_at(1000));
     let mut beside = pinhole(["replay", "--", "--json"]);

@@ -54,7 +54,7 @@ fn invalid_nat_file_is_refused() {
     let missing = folder.0.join("missing.yaml");
     let ran = replay(&["--nat".as_ref(), missing.as_os_str()], &capture);
     assert_eq!(ran.status, Some(2));
-    let complaint = ran.only_complaint();
+    let complaint = ran.only_error();
     assert!(complaint.starts_with("cannot read the NAT /") && complaint.contains("No such file"), "{complaint}");
 }
 
@@ -68,7 +68,7 @@ fn nat_or_capture_is_read_from_stdin_but_not_both() {
     assert!(ran.out.contains("opened 10.0.0.1 -> 10.0.0.2:1025 (from 198.51.100.100) for 60s"), "{}", ran.out);
     let ran = run_with_input(arguments("-".as_ref()), NAT.as_bytes());
     assert_eq!(ran.status, Some(2));
-    assert!(ran.only_complaint().starts_with("standard input can be read only once"));
+    assert!(ran.only_error().starts_with("standard input can be read only once"));
 }
 
 #[test]
@@ -87,7 +87,7 @@ fn write_needs_nat_and_a_file_that_is_not_an_input() {
         let options = ["--nat".as_ref(), nat.as_os_str(), "--write".as_ref(), same.as_os_str()];
         let ran = replay(&options, &capture);
         assert_eq!((ran.status, ran.out.as_str()), (Some(2), ""));
-        let complaint = ran.only_complaint();
+        let complaint = ran.only_error();
         assert!(complaint.starts_with("`--write` would overwrite the input file /"), "{complaint}");
     }
     assert_eq!(fs::read(&capture).expect("it is there"), session);
@@ -95,7 +95,7 @@ fn write_needs_nat_and_a_file_that_is_not_an_input() {
 
     let ran = replay(&["--nat".as_ref(), nat.as_os_str(), "--write".as_ref(), "-".as_ref()], &capture);
     assert_eq!(ran.status, Some(2));
-    assert!(ran.only_complaint().starts_with("`--write` needs a file name"));
+    assert!(ran.only_error().starts_with("`--write` needs a file name"));
 }
 
 #[test]
@@ -109,11 +109,11 @@ fn unwritable_file_is_an_error() {
     for (path, reason) in [(nowhere.as_path(), "No such file or directory"), (&folder.0, "Is a directory")] {
         let ran = write(path);
         assert_eq!((ran.status, ran.out.as_str()), (Some(1), ""));
-        let complaint = ran.only_complaint();
+        let complaint = ran.only_error();
         assert!(complaint.starts_with(&format!("cannot write {}: {reason}", path.display())), "{complaint}");
     }
     let ran = write("/dev/full".as_ref());
-    let complaint = ran.complaint_beside_a_report();
+    let complaint = ran.error_after_report();
     assert!(complaint.starts_with("cannot write /dev/full: No space left on device"), "{complaint}");
 }
 
@@ -126,7 +126,7 @@ fn packets_before_the_damage_are_written() {
     let out = folder.0.join("out.pcap");
     let options = ["--nat".as_ref(), nat.as_os_str(), "--write".as_ref(), out.as_os_str()];
     let ran = replay(&options, &capture);
-    assert!(ran.complaint_beside_a_report().contains("cut off at byte"));
+    assert!(ran.error_after_report().contains("cut off at byte"));
     let written = run([OsStr::new("replay"), out.as_os_str()]).success();
     assert!(written.out.contains("session began: 198.51.100.100:4000 -> 10.0.0.2:21"), "{}", written.out);
     assert!(written.out.contains("11 packets, 1 session"), "{}", written.out);
@@ -149,7 +149,7 @@ fn untranslatable_packets_are_reported() {
     let cut = folder.file("cut.pcap", capture.bytes());
     let ran = replay(&options, &cut);
     assert_eq!(ran.status, Some(0));
-    let complaint = ran.only_complaint();
+    let complaint = ran.only_error();
     assert!(complaint.contains("out.pcap: contains 1 packet as captured"), "{complaint}");
 
     // The files are read one after the other, but a pcap file holds only one link type.
@@ -160,6 +160,6 @@ fn untranslatable_packets_are_reported() {
     let mut options = options.to_vec();
     options.push(session.as_os_str());
     let ran = replay(&options, &other);
-    let complaint = ran.complaint_beside_a_report();
+    let complaint = ran.error_after_report();
     assert!(complaint.contains("different link types (Ip, Ethernet), and a pcap file holds one"), "{complaint}");
 }

@@ -230,7 +230,7 @@ fn unwritable_report_is_an_error() {
         let full = File::options().write(true).open("/dev/full").expect("Linux has it");
         let ran: Ran = pinhole(&arguments).stdout(full).output().expect("the program can be started").into();
         assert_eq!(ran.status, Some(1), "{arguments:?}");
-        assert!(ran.only_complaint().contains("No space left on device"), "{}", ran.err);
+        assert!(ran.only_error().contains("No space left on device"), "{}", ran.err);
     }
 }
 

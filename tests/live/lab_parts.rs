@@ -1,7 +1,7 @@
 //! The parts of the lab: namespaces, links, programs, and their errors. Needs root.
 
 use lab::mini::{MiniClient, MiniOptions, MiniServer};
-use lab::witness::Witness;
+use lab::packet_recorder::PacketRecorder;
 use lab::{Error, Family, KERNEL_HELPER, Namespace, Result, Shape, Topology, tools, wait_until};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
@@ -140,7 +140,7 @@ fn without_offloads_segments_fit_the_mtu() {
 }
 
 #[test]
-fn witness_records_all_packets_and_finds_bad_checksums() {
+fn packet_recorder_records_all_packets_and_finds_bad_checksums() {
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
     for (family, is_as_on_a_cable) in Family::ALL.into_iter().flat_map(|family| [(family, false), (family, true)]) {
         topology.set_offloads(!is_as_on_a_cable).unwrap_or_else(|error| panic!("{error}"));
@@ -151,31 +151,31 @@ fn witness_records_all_packets_and_finds_bad_checksums() {
         topology.firewall.nft(Shape::Gateway.default_drop()).expect("the rules are right");
         topology.firewall.nft(KERNEL_HELPER).expect("this kernel has its helper");
         let ends = [("client", &topology.client.namespace), ("server", &topology.server.namespace)];
-        let witness = Witness::start(&ends, &[&topology.firewall]).unwrap_or_else(|error| panic!("{error}"));
+        let recorder = PacketRecorder::start(&ends, &[&topology.firewall]).unwrap_or_else(|error| panic!("{error}"));
         topology
             .client
             .namespace
             .run(|| MiniClient::log_in(address, SOON)?.download(pinhole::core::ftp::Mode::Epsv, "large"))
             .and_then(|done| done)
             .unwrap_or_else(|error| panic!("{error}"));
-        let report = witness.end().unwrap_or_else(|error| panic!("{error}"));
+        let report = recorder.end().unwrap_or_else(|error| panic!("{error}"));
         for (name, packets) in &report.ends {
             let login = packets.iter().filter(|packet| packet.bytes.ends_with(b"PASS secret\r\n")).count();
             assert_eq!(login, 1, "at the {name}");
             assert!(packets.iter().map(|packet| packet.bytes.len()).sum::<usize>() > 300_000);
         }
-        let complaints = report.complaints();
-        assert_eq!(complaints.is_empty(), is_as_on_a_cable, "{complaints:?}");
-        assert!(complaints.iter().all(|complaint| complaint.contains("checksum")), "{complaints:?}");
+        let problems = report.problems();
+        assert_eq!(problems.is_empty(), is_as_on_a_cable, "{problems:?}");
+        assert!(problems.iter().all(|problem| problem.contains("checksum")), "{problems:?}");
     }
 }
 
 #[test]
-fn witness_finds_packets_that_conntrack_calls_invalid() {
+fn packet_recorder_finds_packets_that_conntrack_calls_invalid() {
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
     let address = SocketAddr::new(topology.target.of(Family::V4), 21);
     let server = MiniServer::start(&topology.server.namespace, address, MiniOptions::default()).expect("it listens");
-    let witness = topology
+    let recorder = topology
         .client
         .namespace
         .run(|| {
@@ -183,15 +183,15 @@ fn witness_finds_packets_that_conntrack_calls_invalid() {
             // Conntrack starts with the first rule that needs it, and here does not pick up connections in the middle.
             topology.firewall.set("net/netfilter/nf_conntrack_tcp_loose", "0")?;
             topology.firewall.nft(Shape::Gateway.default_drop())?;
-            let witness = Witness::start(&[], &[&topology.firewall])?;
+            let recorder = PacketRecorder::start(&[], &[&topology.firewall])?;
             client.send(b"NOOP\r\n")?;
             wait_until("a packet to be invalid", SOON, || Ok(topology.firewall.invalid_packets()? > 0))?;
-            Ok::<_, Error>(witness)
+            Ok::<_, Error>(recorder)
         })
         .and_then(|done| done)
         .unwrap_or_else(|error| panic!("{error}"));
-    let complaints = witness.end().unwrap_or_else(|error| panic!("{error}")).complaints();
-    assert_eq!(complaints.len(), 1, "{complaints:?}");
-    assert!(complaints[0].contains("invalid"), "{complaints:?}");
+    let problems = recorder.end().unwrap_or_else(|error| panic!("{error}")).problems();
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].contains("invalid"), "{problems:?}");
     drop(server);
 }

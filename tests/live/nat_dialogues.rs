@@ -19,7 +19,7 @@ use crate::document::assert_documented;
 use crate::helper::{Help, Helper};
 use lab::mini::{Delivery, DeliveryStatus, MiniClient, MiniOptions, MiniServer, Pair, Speaker};
 use lab::nat::{Nat, NatTopology};
-use lab::witness::WitnessReport;
+use lab::packet_recorder::RecordedPackets;
 use lab::{Addresses, Error, Family, Result};
 use pinhole::core::ftp::Mode;
 
@@ -319,12 +319,12 @@ fn read(mode: Mode, line: &str, server: IpAddr) -> Option<SocketAddr> {
 fn hold_all(helper: Helper, cases: &[Case]) -> Result<Vec<(Case, Outcome)>> {
     let hold = move |case: Case| {
         let mut fixture = NatDialogueFixture::new(helper, &case)?;
-        let witness = fixture.topology.witness()?;
+        let recorder = fixture.topology.record_packets()?;
         let outcome = fixture.hold(&case)?;
-        let report = witness.end()?;
-        let complaints = report.complaints();
+        let report = recorder.end()?;
+        let problems = report.problems();
         println!("{case:90} {helper}: {outcome}");
-        assert!(outcome != Outcome::Works || complaints.is_empty(), "{case}: {}", complaints.join("\n"));
+        assert!(outcome != Outcome::Works || problems.is_empty(), "{case}: {}", problems.join("\n"));
         let recorded = (outcome == Outcome::Works).then(|| Recorded::new(&case, &fixture.topology, report));
         Ok((case, outcome, recorded))
     };
@@ -350,12 +350,12 @@ fn hold_all(helper: Helper, cases: &[Case]) -> Result<Vec<(Case, Outcome)>> {
 
 /// The recordings of both ends, and a description of the NAT between them.
 struct Recorded {
-    report: WitnessReport,
+    report: RecordedPackets,
     nat: String,
 }
 
 impl Recorded {
-    fn new(case: &Case, topology: &NatTopology, report: WitnessReport) -> Self {
+    fn new(case: &Case, topology: &NatTopology, report: RecordedPackets) -> Self {
         let of_both = |addresses: &Addresses| format!("[{}, \"{}\"]", addresses.v4, addresses.v6);
         let (client, server, public) = (&topology.client.addresses, &topology.server.addresses, &topology.public);
         let nat = if case.mode.is_active() {
@@ -443,7 +443,7 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
     let server = MiniServer::start(&topology.server.namespace, listens, options).expect("it listens");
     server.place("readme.txt", CONTENT);
     let dialled = SocketAddr::new(topology.target.of(family), 21);
-    let witness = topology.witness().unwrap_or_else(|error| panic!("{error}"));
+    let recorder = topology.record_packets().unwrap_or_else(|error| panic!("{error}"));
     let talk = || {
         let mut client = MiniClient::log_in(dialled, TIMEOUT)?;
         let mut content = Vec::new();
@@ -462,8 +462,8 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
     };
     let done = topology.client.namespace.run(talk).and_then(|done| done);
     done.unwrap_or_else(|error| panic!("{helper}, {nat}, {mode}: {error}"));
-    let complaints = witness.end().unwrap_or_else(|error| panic!("{error}")).complaints();
-    assert!(complaints.is_empty(), "{helper}, {nat}, {mode}: {}", complaints.join("\n"));
+    let problems = recorder.end().unwrap_or_else(|error| panic!("{error}")).problems();
+    assert!(problems.is_empty(), "{helper}, {nat}, {mode}: {}", problems.join("\n"));
 }
 
 const MANY: [(Nat, Mode); 3] = [(Nat::Masquerade, Mode::Port), (Nat::Masquerade, Mode::Eprt), (Nat::Dnat, Mode::Pasv)];

@@ -184,7 +184,7 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
         let control = fixture.control();
         let mut pair =
             Pair::connect(&client.namespace, control, &server.namespace, control).expect("it is let through");
-        let witness = fixture.topology.witness().expect("root may record");
+        let recorder = fixture.topology.record_packets().expect("root may record");
         let mut say = |speaker: Speaker, line: &str| {
             let Delivery { how, bytes } = pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
             assert_eq!(how, DeliveryStatus::Whole, "{line}");
@@ -229,8 +229,8 @@ fn retransmission_after_a_restart_is_rewritten_identically() {
         let again = line.replace("4001", "4002").replace("15,161", "15,162");
         assert_eq!(say(Speaker::Client, &again), rewritten.replace("4001", "4002").replace("15,161", "15,162"));
 
-        let report = witness.end().expect("it has recorded");
-        assert_eq!(report.complaints(), Vec::<String>::new(), "{mode}");
+        let report = recorder.end().expect("it has recorded");
+        assert_eq!(report.problems(), Vec::<String>::new(), "{mode}");
         let (_, seen) = report.ends.iter().find(|(end, _)| end == "server").expect("it was recorded");
         let holds = |text: &str| {
             seen.iter().filter(|packet| packet.bytes.windows(text.len()).any(|part| part == text.as_bytes())).count()

@@ -46,16 +46,16 @@ fn run_matrix(
 
 /// A cell, and the recordings of both ends. The recordings of a failed cell are kept.
 fn transfer_recorded(running: &RunningNatSetup, cell: &NatCell, timeout: Duration) -> Result<()> {
-    let witness = running.topology.witness()?;
+    let recorder = running.topology.record_packets()?;
     running.transfer(cell.client, cell.mode, timeout)?;
-    let report = witness.end()?;
-    let complaints = report.complaints();
-    if complaints.is_empty() {
+    let report = recorder.end()?;
+    let problems = report.problems();
+    if problems.is_empty() {
         return Ok(());
     }
     let name: String = cell.to_string().split_whitespace().collect::<Vec<_>>().join("-");
     report.write(Path::new(env!("CARGO_TARGET_TMPDIR")), &name)?;
-    Err(Error::Dialogue { expected: "nothing odd at either end".to_owned(), got: complaints.join("\n") })
+    Err(Error::Dialogue { expected: "nothing odd at either end".to_owned(), got: problems.join("\n") })
 }
 
 /// The reason why the kernel's helper fails in a cell, if it does.

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::program::*;
 use crate::recording::{IN_PIECES, assert_nothing_new, packets, streams};
 use etherparse::PacketBuilder;
-use lab::witness::faults;
+use lab::packet_recorder::faults;
 use pinhole::core::net::Direction::{FromClient, FromServer};
 use pinhole::core::net::{Flags, Flow, Seq};
 use pinhole::core::script::{Conversation, endpoint, packet};

@@ -75,16 +75,16 @@ impl From<Output> for Ran {
 impl Ran {
     /// The error message of a run that could read a part of its input, and reported that.
     #[track_caller]
-    pub(crate) fn complaint_beside_a_report(&self) -> &str {
+    pub(crate) fn error_after_report(&self) -> &str {
         assert_eq!(self.status, Some(1), "{}", self.err);
         assert!(self.out.contains(" packets, "), "there is no summary in {:?}", self.out);
-        self.only_complaint()
+        self.only_error()
     }
 
     #[track_caller]
-    pub(crate) fn only_complaint(&self) -> &str {
+    pub(crate) fn only_error(&self) -> &str {
         assert_eq!(self.err.lines().count(), 1, "{:?}", self.err);
-        self.err.strip_prefix("pinhole: ").expect("a complaint says who complains").trim_end()
+        self.err.strip_prefix("pinhole: ").expect("an error names the program").trim_end()
     }
 
     #[track_caller]

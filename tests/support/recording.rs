@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use lab::witness::Packet;
+use lab::packet_recorder::Packet;
 use pinhole::replay::pcap::file::FileReader;
 use pinhole::replay::pcap::link;
 

@@ -78,11 +78,11 @@ impl Error {
 }
 
 /// Adds to an error of the system what failed.
-pub(crate) trait Doing<T> {
+pub(crate) trait Context<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
 }
 
-impl<T, E: Into<io::Error>> Doing<T> for std::result::Result<T, E> {
+impl<T, E: Into<io::Error>> Context<T> for std::result::Result<T, E> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
         self.map_err(|error| {
             let (doing, source) = (what(), error.into());

@@ -16,6 +16,7 @@ mod namespace;
 pub mod nat;
 mod netlink;
 mod pace;
+pub mod packet_recorder;
 mod private_files;
 mod process;
 mod rtnetlink;
@@ -23,7 +24,6 @@ mod server;
 pub mod tools;
 mod topology;
 mod wait;
-pub mod witness;
 
 pub use client::{ClientKind, Task, Visit};
 pub use error::{Error, Result};

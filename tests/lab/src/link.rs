@@ -1,6 +1,6 @@
 //! Veth pairs between namespaces.
 
-use super::error::{Doing, Result};
+use super::error::{Context, Result};
 use super::namespace::Namespace;
 use super::rtnetlink::Rtnetlink;
 use super::wait::wait_until;

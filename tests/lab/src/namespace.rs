@@ -4,7 +4,7 @@
 //! nothing has to be cleaned up: when the last holder ends, `kill -9` included, the kernel takes the namespace away,
 //! and with it its interfaces, rules and connections. It knows nothing of FTP.
 
-use super::error::{Doing, Error, Result};
+use super::error::{Context, Error, Result};
 use super::ethtool::set_offloads;
 use super::process::Command;
 use super::rtnetlink::Rtnetlink;

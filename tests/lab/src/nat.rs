@@ -10,9 +10,9 @@ use super::error::Result;
 use super::link::{End, join};
 use super::matrix::{self, MatrixSetup};
 use super::namespace::Namespace;
+use super::packet_recorder::PacketRecorder;
 use super::server::{Server, ServerKind, ServerOptions};
 use super::topology::{Addresses, Family, Host};
-use super::witness::Witness;
 use pinhole::core::ftp::Mode;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -222,9 +222,9 @@ impl NatTopology {
     }
 
     /// Starts recording both ends, and counting the packets that the gateways call invalid.
-    pub fn witness(&self) -> Result<Witness> {
+    pub fn record_packets(&self) -> Result<PacketRecorder> {
         let gateways: Vec<_> = self.gateways.iter().map(|gateway| &gateway.namespace).collect();
-        Witness::start(&[("client", &self.client.namespace), ("server", &self.server.namespace)], &gateways)
+        PacketRecorder::start(&[("client", &self.client.namespace), ("server", &self.server.namespace)], &gateways)
     }
 }
 

@@ -4,7 +4,7 @@
 //! `/run` is an empty tmpfs, and the account files are copies with one more user. Nothing of it is on the machine's
 //! disk, no other program sees it, and it ends with its last holder, also after `kill -9`.
 
-use super::error::{Doing, Result};
+use super::error::{Context, Result};
 use super::namespace::on_a_thread;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
@@ -46,7 +46,8 @@ impl PrivateFiles {
     pub fn new() -> Result<Self> {
         on_a_thread("private files", || {
             unshare(CloneFlags::CLONE_NEWNS).doing(|| "make a mount namespace".to_owned())?;
-            furnish().doing(|| "furnish a private mount namespace for an FTP server".to_owned())?;
+            mount_private_files()
+                .doing(|| "mount_private_files a private mount namespace for an FTP server".to_owned())?;
             let mounts = File::open("/proc/thread-self/ns/mnt").doing(|| "hold a mount namespace".to_owned())?;
             let folder = File::open(INSIDE).doing(|| format!("open {INSIDE} in a mount namespace"))?;
             Ok(Self(Arc::new(Held { mounts, folder })))
@@ -87,7 +88,7 @@ impl PrivateFiles {
 }
 
 /// Makes the calling thread's mounts private, and changes them.
-fn furnish() -> io::Result<()> {
+fn mount_private_files() -> io::Result<()> {
     const NONE: Option<&str> = None;
     mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)?;
     // An own /run: servers keep their state there, and without the system's log socket nothing of theirs reaches

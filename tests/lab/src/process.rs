@@ -7,7 +7,7 @@
 //!
 //! A program sees other process IDs inside than its parent sees outside. [`Child::id`] is the one outside.
 
-use super::error::{Doing, Error, Result, quoted};
+use super::error::{Context, Error, Result, quoted};
 use super::namespace::{Namespace, on_a_thread};
 use super::private_files::PrivateFiles;
 use super::tools;
@@ -161,14 +161,14 @@ impl NamespaceInit {
 
     /// Lets it end. The kernel then kills the others at once, but the init itself is gone only when all of them
     /// have been waited for.
-    fn let_go(&mut self) {
+    fn close_pipe(&mut self) {
         drop(self.cat.stdin.take());
     }
 }
 
 impl Drop for NamespaceInit {
     fn drop(&mut self) {
-        self.let_go();
+        self.close_pipe();
         // An error can only mean that it has been waited for.
         let _ = self.cat.wait();
     }
@@ -223,7 +223,7 @@ impl Child {
         match wait_for(&what, within, || self.status()) {
             Ok(status) => {
                 // Its children must end before its output can be complete.
-                self.init.let_go();
+                self.init.close_pipe();
                 Ok(Finished { status, stdout: self.output.complete(), stderr: self.errors.complete() })
             }
             Err(Error::TooLate { what, within, .. }) => {
@@ -248,7 +248,7 @@ impl Child {
     }
 
     fn end(&mut self) {
-        self.init.let_go();
+        self.init.close_pipe();
         // Its end is certain now. It must be waited for before the init is, which outlasts it in the kernel.
         if let Ok(status) = self.child.wait() {
             self.ended = Some(status);

@@ -2,7 +2,7 @@
 
 use super::accept_within;
 use super::address::{classic, extended, read_classic, read_extended_port};
-use crate::error::{Doing, Error, Result};
+use crate::error::{Context, Error, Result};
 use crate::private_files::{PASSWORD, USER};
 use pinhole::core::ftp::Mode;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,7 +1,7 @@
 //! Both ends of a control connection in one test, for dialogues that no real server and client would have.
 
 use super::accept_within;
-use crate::error::{Doing, Result};
+use crate::error::{Context, Result};
 use crate::namespace::Namespace;
 use crate::pace::allow;
 use std::io::{Read, Write};

@@ -2,7 +2,7 @@
 
 use super::accept_within;
 use super::address::{classic, read_classic, read_extended};
-use crate::error::{Doing, Result};
+use crate::error::{Context, Result};
 use crate::namespace::Namespace;
 use crate::private_files::{PASSWORD, USER};
 use nix::sys::socket::{Shutdown, shutdown};

@@ -1,6 +1,6 @@
 //! Records the packets of both ends of a connection, and checks that they are valid TCP.
 //!
-//! A witness records the packets of some namespaces, in and out, and what conntrack counts as invalid in others. It
+//! It records the packets of some namespaces, in and out, and what conntrack counts as invalid in others. It
 //! knows nothing of FTP or of rewriting. It parses packets with its own code, not Pinhole's, so that a bug of Pinhole
 //! cannot hide behind the same bug here. Turn the offloads off first: otherwise packets leave their sender with
 //! incomplete checksums.
@@ -8,7 +8,7 @@
 mod recorder;
 mod streams;
 
-use super::error::{Doing, Result};
+use super::error::{Context, Result};
 use super::namespace::Namespace;
 use pinhole::replay::pcap::link::LinkType;
 use pinhole::replay::pcap::write::FileWriter;
@@ -23,12 +23,12 @@ pub use streams::{Fault, faults};
 
 /// A running recording. Dropping it ends it.
 #[derive(Debug)]
-pub struct Witness {
+pub struct PacketRecorder {
     recorders: Vec<(String, Recorder)>,
     gateways: Vec<(Namespace, u64)>,
 }
 
-impl Witness {
+impl PacketRecorder {
     /// Begins to record at `ends`, each with a name for people, and to count at `gateways`.
     pub fn start(ends: &[(&str, &Namespace)], gateways: &[&Namespace]) -> Result<Self> {
         let record = |&(name, namespace): &(&str, &Namespace)| Ok((name.to_owned(), Recorder::start(namespace)?));
@@ -40,7 +40,7 @@ impl Witness {
     }
 
     /// Ends the recording, and returns what was found in it.
-    pub fn end(self) -> Result<WitnessReport> {
+    pub fn end(self) -> Result<RecordedPackets> {
         let mut invalid = Vec::new();
         let ends: Vec<_> = self.recorders.into_iter().map(|(name, recorder)| (name, recorder.end())).collect();
         for (gateway, before) in self.gateways {
@@ -49,22 +49,22 @@ impl Witness {
                 invalid.push((gateway.name().to_owned(), count));
             }
         }
-        Ok(WitnessReport { ends, invalid })
+        Ok(RecordedPackets { ends, invalid })
     }
 }
 
 /// The result of a recording.
 #[derive(Debug)]
-pub struct WitnessReport {
+pub struct RecordedPackets {
     /// The name of each end, and its packets in order.
     pub ends: Vec<(String, Vec<Packet>)>,
     /// The gateways whose connection tracking found packets invalid, and how many.
     pub invalid: Vec<(String, u64)>,
 }
 
-impl WitnessReport {
+impl RecordedPackets {
     /// All that is not as it should be, a line each; empty if all is well.
-    pub fn complaints(&self) -> Vec<String> {
+    pub fn problems(&self) -> Vec<String> {
         let told = |(name, packets): &(String, Vec<Packet>)| {
             let name = name.clone();
             faults(packets).into_iter().map(move |fault| format!("at the {name}: {fault}"))
@@ -88,8 +88,8 @@ impl WitnessReport {
     }
 }
 
-impl fmt::Display for WitnessReport {
+impl fmt::Display for RecordedPackets {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.complaints().join("\n"))
+        f.write_str(&self.problems().join("\n"))
     }
 }

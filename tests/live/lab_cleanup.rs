@@ -58,7 +58,7 @@ fn nothing_remains_after(how: &str) {
     let mut victim = Command::new("env")
         .arg("--default-signal=INT,HUP")
         .arg(std::env::current_exe().expect("a running test has a file"))
-        .args(["--exact", "lab_remains::victim", "--ignored", "--nocapture"])
+        .args(["--exact", "lab_cleanup::victim", "--ignored", "--nocapture"])
         .env(HOW, how)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,6 +1,6 @@
 //! Every IP packet that a namespace sends or receives, on any interface.
 
-use crate::error::{Doing, Result};
+use crate::error::{Context, Result};
 use crate::namespace::Namespace;
 use crate::pace::allow;
 use nix::errno::Errno;
