@@ -54,32 +54,32 @@ impl SessionSummary {
 /// Sessions by the addresses of their control connections, in order.
 type SessionSummaries = Vec<(String, SessionSummary)>;
 
-fn told(report: &[Value]) -> SessionSummaries {
-    let mut stories: BTreeMap<u64, (String, SessionSummary)> = BTreeMap::new();
+fn reported_sessions(report: &[Value]) -> SessionSummaries {
+    let mut sessions: BTreeMap<u64, (String, SessionSummary)> = BTreeMap::new();
     for event in report {
         let Some(session) = event["session"].as_u64() else { continue };
-        let (name, story) = stories.entry(session).or_default();
+        let (name, summary) = sessions.entry(session).or_default();
         match text(event, "event") {
             "session-began" => {
                 *name = format!("{} -> {}", text(event, "client"), text(event, "server"));
-                story.picked_up = event["picked_up"] == Value::Bool(true);
+                summary.picked_up = event["picked_up"] == Value::Bool(true);
             }
-            "logged-in" => story.user = text(event, "user").to_owned(),
-            "encrypted" => story.encrypted = true,
-            "used" => story.through.push(connection(event)),
-            "blocked" => story.blocked.push(format!("{} -> {}", text(event, "from"), text(event, "to"))),
-            "opened" => story.expected.push(announced(event)),
-            "refused" => story.refused.push(format!("{}: {}", announced(event), text(event, "reason"))),
+            "logged-in" => summary.user = text(event, "user").to_owned(),
+            "encrypted" => summary.encrypted = true,
+            "used" => summary.through.push(connection(event)),
+            "blocked" => summary.blocked.push(format!("{} -> {}", text(event, "from"), text(event, "to"))),
+            "opened" => summary.expected.push(announced(event)),
+            "refused" => summary.refused.push(format!("{}: {}", announced(event), text(event, "reason"))),
             _ => {}
         }
     }
-    stories.into_values().map(|(name, story)| (name, story.sorted())).collect()
+    sessions.into_values().map(|(name, summary)| (name, summary.sorted())).collect()
 }
 
-fn happened(truth: &Value) -> SessionSummaries {
+fn sessions_of_truth(truth: &Value) -> SessionSummaries {
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let sessions = list(&truth["sessions"]).into_iter().map(|session| {
-        let mut story = SessionSummary {
+        let mut summary = SessionSummary {
             user: session["user"].as_str().unwrap_or_default().to_owned(),
             picked_up: session["picked_up"] == Value::Bool(true),
             encrypted: session["tls"] == Value::Bool(true),
@@ -87,18 +87,18 @@ fn happened(truth: &Value) -> SessionSummaries {
         };
         for data in list(&session["data"]) {
             if data["readable"] == Value::Bool(true) && data["announced_by"].is_string() {
-                story.through.push(connection(&data));
-                story.expected.push(announced(&data));
+                summary.through.push(connection(&data));
+                summary.expected.push(announced(&data));
             } else {
-                story.blocked.push(format!("{} -> {}", text(&data, "from"), text(&data, "to")));
+                summary.blocked.push(format!("{} -> {}", text(&data, "from"), text(&data, "to")));
             }
         }
-        story.expected.extend(list(&session["unused"]).iter().map(announced));
+        summary.expected.extend(list(&session["unused"]).iter().map(announced));
         for refused in list(&session["refused"]) {
-            story.refused.push(format!("{}: {}", announced(&refused), text(&refused, "reason")));
+            summary.refused.push(format!("{}: {}", announced(&refused), text(&refused, "reason")));
         }
         let name = format!("{} -> {}", text(&session, "from"), text(&session, "to"));
-        (name, story.sorted())
+        (name, summary.sorted())
     });
     sessions.collect()
 }
@@ -115,11 +115,11 @@ fn announced(event: &Value) -> String {
 fn every_capture_matches_its_truth() {
     for (path, truth) in recorded() {
         let report = events(&replay_json(&path, policy(ALL_MODES)));
-        let mut told = told(&report);
-        let mut happened = happened(&truth);
-        told.sort_by(|a, b| a.0.cmp(&b.0));
-        happened.sort_by(|a, b| a.0.cmp(&b.0));
-        assert_eq!(told, happened, "{}", path.display());
+        let mut reported = reported_sessions(&report);
+        let mut wanted = sessions_of_truth(&truth);
+        reported.sort_by(|a, b| a.0.cmp(&b.0));
+        wanted.sort_by(|a, b| a.0.cmp(&b.0));
+        assert_eq!(reported, wanted, "{}", path.display());
         let packets = &report.last().expect("a summary comes last")["packets"];
         assert_eq!(packets, &truth["packets"], "{}", path.display());
     }
@@ -129,18 +129,20 @@ fn every_capture_matches_its_truth() {
 #[test]
 fn pickup_trust_uses_all_but_the_first_lines() {
     let path = captures().join("late-start.pcap");
-    let [(_, story)] = &told(&events(&replay_json(&path, policy("pickup: trust"))))[..] else { panic!("one session") };
+    let [(_, summary)] = &reported_sessions(&events(&replay_json(&path, policy("pickup: trust"))))[..] else {
+        panic!("one session")
+    };
     let expected = ["229 10.21.0.1:50039", "EPRT 10.21.0.10:38189", "PORT 10.21.0.10:39931"];
-    assert_eq!((&story.expected[..], story.through.len()), (&expected.map(String::from)[..], 3));
-    assert_eq!(story.refused, ["227 10.21.0.1:50057: ambiguous"]);
+    assert_eq!((&summary.expected[..], summary.through.len()), (&expected.map(String::from)[..], 3));
+    assert_eq!(summary.refused, ["227 10.21.0.1:50057: ambiguous"]);
 }
 
 /// A reply that was cut hides where the next one begins: with it, this capture hides the login.
 #[test]
 fn without_required_login_a_partial_capture_opens() {
     let path = captures().join("snaplen-96.pcap");
-    let stories = told(&events(&replay_json(&path, policy("defaults: { login: optional }"))));
-    let through: Vec<_> = stories.iter().map(|(_, story)| story.through.len()).collect();
+    let sessions = reported_sessions(&events(&replay_json(&path, policy("defaults: { login: optional }"))));
+    let through: Vec<_> = sessions.iter().map(|(_, summary)| summary.through.len()).collect();
     assert_eq!(through, [3, 3, 0, 0]);
 }
 
