@@ -106,7 +106,7 @@ fn measure(side: Side, plan: &Plan, large: &Arc<[u8]>) -> Result<Measured> {
         })
     };
     // The daemon's log explains more than the place where a transfer failed.
-    all().inspect_err(|_| println!("{}", gateway.said()))
+    all().inspect_err(|_| println!("{}", gateway.output()))
 }
 
 /// Transfers a second of a client that is masqueraded.
@@ -128,7 +128,7 @@ fn measure_masqueraded(side: Side, plan: &Plan) -> Result<Masqueraded> {
             active: gateway.transfers(sessions, transfers, &[Mode::Port])?,
         })
     };
-    all().inspect_err(|_| println!("{}", gateway.said()))
+    all().inspect_err(|_| println!("{}", gateway.output()))
 }
 
 /// The sides that can rewrite.

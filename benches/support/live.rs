@@ -193,8 +193,8 @@ impl TestGateway {
     }
 
     /// The end of the daemon's log.
-    pub(crate) fn said(&self) -> String {
-        let said = self.daemon.as_ref().map_or_else(String::new, |daemon| daemon.child.said());
+    pub(crate) fn output(&self) -> String {
+        let said = self.daemon.as_ref().map_or_else(String::new, |daemon| daemon.child.output());
         let lines: Vec<&str> = said.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
@@ -369,7 +369,7 @@ impl Daemon {
             .spawn()?;
         let mut daemon = Self { child, folder };
         wait_until("the daemon answers", TIMEOUT, || {
-            assert!(daemon.child.is_running()?, "{}", daemon.child.said());
+            assert!(daemon.child.is_running()?, "{}", daemon.child.output());
             Ok(ask_status(&socket))
         })?;
         Ok(daemon)

@@ -41,7 +41,7 @@ fn run(namespace: &Namespace, before: &[&str], arguments: &[&str]) -> Finished {
 /// The only line of its output, without the time.
 #[track_caller]
 fn one_line(finished: &Finished) -> String {
-    assert_eq!(finished.status.code(), Some(1), "{}", finished.said());
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.output());
     let said = String::from_utf8_lossy(&finished.stderr).into_owned();
     assert_eq!(said.lines().count(), 1, "{said}");
     said
@@ -109,9 +109,13 @@ fn refused_reload_is_one_log_line_and_a_full_answer() {
     daemon.write_policy("defaults:\n  data_ports: 50100-50000\n  time_out: 30s\n");
     let answered = daemon.program(&["reload"]).expect("it answers");
     assert_eq!(answered.status.code(), Some(2));
-    assert!(answered.said().contains("^^^^^^^^^^^") && answered.said().contains("2 errors"), "{}", answered.said());
+    assert!(
+        answered.output().contains("^^^^^^^^^^^") && answered.output().contains("2 errors"),
+        "{}",
+        answered.output()
+    );
     daemon.wait_for_log("the old policy stays in force", 1);
-    let said = daemon.child.said();
+    let said = daemon.child.output();
     let line = said.lines().find(|line| line.contains("the old policy stays in force")).expect("it is told");
     assert!(line.contains("the range is empty") && line.contains("unknown key time_out"), "{line}");
     assert!(!said.contains("^^^"), "{said}");
@@ -135,7 +139,7 @@ fn other_reader_of_the_queue_is_named() {
     assert!(said.contains("queue 0") && said.contains(&it) && said.contains("`capture: { queue: 1 }`"), "{said}");
     let checked = run(&namespace, &[], &["check"]);
     let it = format!("read by pinhole (process {})", reader.child.id());
-    assert!(checked.said().contains(&it), "{}", checked.said());
+    assert!(checked.output().contains(&it), "{}", checked.output());
 }
 
 #[test]
@@ -146,7 +150,7 @@ fn invisible_reader_of_the_queue_gets_no_name() {
     let said = one_line(&run(&namespace, &apart, &["run"]));
     assert!(said.contains("read by a program that cannot be seen from here"), "{said}");
     let checked = run(&namespace, &apart, &["check"]);
-    assert!(checked.said().contains("read by a program that cannot be seen from here"), "{}", checked.said());
+    assert!(checked.output().contains("read by a program that cannot be seen from here"), "{}", checked.output());
 }
 
 #[test]
@@ -166,7 +170,7 @@ fn probing_the_control_socket_is_not_logged() {
     daemon.program(&["check"]).expect("it ends");
     // Asked after them, so answered after them.
     daemon.status();
-    assert!(!daemon.child.said().contains("control socket"), "{}", daemon.child.said());
+    assert!(!daemon.child.output().contains("control socket"), "{}", daemon.child.output());
 }
 
 // --- Where it cannot go on -----------------------------------------------------------------------------------------
@@ -211,9 +215,9 @@ fn broken_queue_ends_the_daemon_and_leaves_the_table() {
         }
     }
     lab::wait_until("the daemon ends", TIMEOUT, || Ok(!daemon.child.is_running()?))
-        .unwrap_or_else(|error| panic!("{error}\n{}", daemon.child.said()));
+        .unwrap_or_else(|error| panic!("{error}\n{}", daemon.child.output()));
     daemon.wait_for_log("the daemon cannot continue", 1);
-    let said = daemon.child.said();
+    let said = daemon.child.output();
     let last = said.lines().last().expect("it says why");
     assert!(last.starts_with("pinhole: the daemon cannot continue: reading the queue: "), "{said}");
     assert!(said.lines().count() < 20, "it says so over and over: {said}");

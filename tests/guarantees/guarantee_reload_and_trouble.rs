@@ -26,14 +26,14 @@ fn reload_keeps_sessions_and_applies_at_once() {
         let daemon = stage.daemon("");
         let reload = || {
             if by_signal {
-                let before = daemon.child.said().matches("reloaded the policy").count();
+                let before = daemon.child.output().matches("reloaded the policy").count();
                 daemon_signal(&daemon, Signal::SIGHUP);
                 daemon.wait_for_log("reloaded the policy", before + 1);
             } else {
                 let finished = daemon.program(&["reload"]).expect("it runs");
                 let file = daemon.folder.join("policy.yaml").display().to_string();
                 assert_eq!(
-                    (finished.status.success(), &*finished.said()),
+                    (finished.status.success(), &*finished.output()),
                     (true, &*format!("policy reloaded: {file}\n"))
                 );
                 let status = daemon.status();
@@ -114,7 +114,7 @@ fn reload_can_change_mark_and_when_down() {
         for more in ["mark: 0x20000000\n", "capture: { when_down: closed }\nmark: 0x20000000\n", ""] {
             daemon.write_policy(&policy(Shape::Gateway, more));
             let finished = daemon.program(&["reload"])?;
-            assert!(finished.status.success(), "{}", finished.said());
+            assert!(finished.status.success(), "{}", finished.output());
             for &mode in modes(Family::V4) {
                 let content = client.download(mode, FILE).unwrap_or_else(|error| panic!("{more}{mode}: {error}"));
                 assert_eq!(content, CONTENT, "{more}{mode}");
@@ -160,10 +160,10 @@ fn bad_policy_is_refused_and_the_old_one_stays() {
     for (policy, problem) in policies {
         daemon.write_policy(&policy);
         let finished = daemon.program(&["reload"]).expect("it runs");
-        assert_eq!(finished.status.code(), Some(2), "{policy}: {}", finished.said());
-        let said = finished.said();
+        assert_eq!(finished.status.code(), Some(2), "{policy}: {}", finished.output());
+        let said = finished.output();
         assert!(said.contains("the old policy stays in force") && said.contains(problem), "{policy}: {said}");
-        let told = daemon.child.said().matches("reload failed").count();
+        let told = daemon.child.output().matches("reload failed").count();
         daemon_signal(&daemon, Signal::SIGHUP);
         daemon.wait_for_log("reload failed", told + 1);
         assert_eq!(ruleset(), before, "{policy}");
@@ -171,7 +171,7 @@ fn bad_policy_is_refused_and_the_old_one_stays() {
     }
     std::fs::remove_file(daemon.folder.join("policy.yaml")).expect("it is there");
     let finished = daemon.program(&["reload"]).expect("it runs");
-    assert!(finished.said().contains("cannot read"), "{}", finished.said());
+    assert!(finished.output().contains("cannot read"), "{}", finished.output());
 }
 
 #[test]
@@ -183,7 +183,7 @@ fn status_shows_sessions_and_pending_pinholes() {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         assert_eq!(client.download(Mode::Port, FILE)?, CONTENT);
         let announced = client.passive(Mode::Pasv)?.to_string();
-        let text = daemon.program(&["status"])?.said();
+        let text = daemon.program(&["status"])?.output();
         assert!(text.starts_with("1 session, 1 pinhole, "), "{text}");
         assert!(
             text.contains(&format!("10.21.1.10 -> {announced}")) && text.contains("\n  opened            2\n"),
@@ -213,7 +213,7 @@ fn refused(namespace: &Namespace, policy: &str) -> Finished {
 
 #[track_caller]
 fn assert_refused(finished: &Finished, status: i32, problem: &str) {
-    let said = finished.said();
+    let said = finished.output();
     assert_eq!(finished.status.code(), Some(status), "{said}");
     assert!(said.contains(problem) && !said.contains("panicked"), "{said}");
 }

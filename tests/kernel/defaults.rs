@@ -30,10 +30,10 @@ fn run(namespace: &Namespace, folder: &Path, arguments: &str) -> Finished {
 fn start(namespace: &Namespace, folder: &Path) -> Child {
     let mut child = program(namespace, folder, "run").spawn().expect("it starts");
     wait_until("the daemon answers", TIMEOUT, || {
-        assert!(child.is_running()?, "{}", child.said());
+        assert!(child.is_running()?, "{}", child.output());
         Ok(run(namespace, folder, "status").status.success())
     })
-    .unwrap_or_else(|error| panic!("{error}\n{}", child.said()));
+    .unwrap_or_else(|error| panic!("{error}\n{}", child.output()));
     child
 }
 
@@ -48,10 +48,10 @@ fn daemons_of_two_namespaces_have_sockets_of_their_own() {
     let folder = new_folder();
     let first = start(&one, &folder);
     let unanswered = run(&other, &folder, "status");
-    assert!(unanswered.said().contains("no daemon answers at /run/pinhole/control-"), "{}", unanswered.said());
+    assert!(unanswered.output().contains("no daemon answers at /run/pinhole/control-"), "{}", unanswered.output());
     let second = start(&other, &folder);
     let twice = run(&one, &folder, "run");
-    assert!(twice.said().contains("another pinhole is running"), "{}", twice.said());
+    assert!(twice.output().contains("another pinhole is running"), "{}", twice.output());
     stop(first);
     assert!(!run(&one, &folder, "status").status.success(), "the daemon of the namespace has ended");
     assert!(run(&other, &folder, "status").status.success(), "that of the other has not");
@@ -68,16 +68,16 @@ fn run_and_check_take_the_policy_of_the_host() {
     let policy = |text| std::fs::write(folder.join("policy.yaml"), text).expect("a policy can be written");
     let said_by_run = || {
         let child = start(&namespace, &folder);
-        let said = child.said();
+        let said = child.output();
         stop(child);
         said
     };
     assert!(said_by_run().contains("the embedded policy, as there is no /etc/pinhole/policy.yaml"));
     let embedded = run(&namespace, &folder, "check");
     assert!(
-        embedded.said().contains("the embedded one, as there is no /etc/pinhole/policy.yaml"),
+        embedded.output().contains("the embedded one, as there is no /etc/pinhole/policy.yaml"),
         "{}",
-        embedded.said()
+        embedded.output()
     );
 
     policy("mechanism: sets\ncontrol_ports: [2121]\n");
@@ -86,11 +86,11 @@ fn run_and_check_take_the_policy_of_the_host() {
         assert!(said.contains(line), "{line} is not in {said}");
     }
     let checked = run(&namespace, &folder, "check");
-    assert_eq!(checked.status.code(), Some(0), "{}", checked.said());
+    assert_eq!(checked.status.code(), Some(0), "{}", checked.output());
     let is_named = |line: &str| line.starts_with("ok       policy ") && line.ends_with("/etc/pinhole/policy.yaml");
-    assert!(checked.said().lines().any(is_named), "{}", checked.said());
+    assert!(checked.output().lines().any(is_named), "{}", checked.output());
     let named = run(&namespace, &folder, "check --policy /etc/pinhole/policy.yaml");
-    assert_eq!(named.said(), checked.said());
+    assert_eq!(named.output(), checked.output());
 
     policy("control_ports: [0]\n");
     for command in ["run", "check", "rules"] {

@@ -213,13 +213,13 @@ fn try_command_line(key: &str, policy: &str) -> lab::Finished {
 #[test]
 fn unit_runs_valid_command_lines() {
     let run = try_command_line("ExecStart", "/nonexistent/policy.yaml");
-    assert!(run.said().contains("cannot read the policy /nonexistent/policy.yaml"), "{}", run.said());
+    assert!(run.output().contains("cannot read the policy /nonexistent/policy.yaml"), "{}", run.output());
     assert_eq!(run.status.code().map(|code| code.to_string()), Some(setting("RestartPreventExitStatus")));
 
     // And it asks where the service listens: in the folder that systemd makes.
     let reload = try_command_line("ExecReload", "");
     let socket = format!("/run/{}/control-", setting("RuntimeDirectory"));
-    assert!(reload.said().contains(&format!("no daemon answers at {socket}")), "{}", reload.said());
+    assert!(reload.output().contains(&format!("no daemon answers at {socket}")), "{}", reload.output());
 }
 
 #[test]
@@ -265,7 +265,7 @@ fn assert_works_behind(front: &[&str]) {
     let child = command.spawn().expect("it starts");
     let stands = || Ok(firewall.nft_output(&["list", "ruleset"])?.contains("pinhole: announced"));
     lab::wait_until("the daemon to install its rules", TIMEOUT, stands)
-        .unwrap_or_else(|error| panic!("{error}\n{}", child.said()));
+        .unwrap_or_else(|error| panic!("{error}\n{}", child.output()));
     site.assert_all_modes_work(front[0]);
     drop(child);
     std::fs::remove_dir_all(&folder).expect("the folder is ours");

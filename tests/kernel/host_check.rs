@@ -43,31 +43,31 @@ fn check_with_socket(namespace: &Namespace, policy: Option<&str>, arguments: &[&
 
 /// The lines that begin with a word, and the exit status.
 fn lines(finished: &Finished, weight: &str) -> Vec<String> {
-    assert!(finished.stderr.is_empty(), "{}", finished.said());
-    finished.said().lines().filter(|line| line.starts_with(weight)).map(str::to_owned).collect()
+    assert!(finished.stderr.is_empty(), "{}", finished.output());
+    finished.output().lines().filter(|line| line.starts_with(weight)).map(str::to_owned).collect()
 }
 
 /// The only error that was found.
 fn problem(finished: &Finished) -> String {
-    assert_eq!(finished.status.code(), Some(1), "{}", finished.said());
-    assert!(finished.said().contains("`pinhole run` would not work: 1 problem, "), "{}", finished.said());
+    assert_eq!(finished.status.code(), Some(1), "{}", finished.output());
+    assert!(finished.output().contains("`pinhole run` would not work: 1 problem, "), "{}", finished.output());
     let problems = lines(finished, "problem");
-    assert_eq!(problems.len(), 1, "{}", finished.said());
+    assert_eq!(problems.len(), 1, "{}", finished.output());
     problems.concat()
 }
 
 #[test]
 fn correct_host_is_reported_as_ready() {
     let found = check(&host(""), None, &[]);
-    assert_eq!(found.status.code(), Some(0), "{}", found.said());
+    assert_eq!(found.status.code(), Some(0), "{}", found.output());
     for about in ["privileges", "nft", "nf_tables", "queueing rule", "ruleset", "queues", "conntrack", "queue 0"] {
         let begin = format!("ok       {about} ");
-        assert!(found.said().lines().any(|line| line.starts_with(&begin)), "{about} is not in\n{}", found.said());
+        assert!(found.output().lines().any(|line| line.starts_with(&begin)), "{about} is not in\n{}", found.output());
     }
     assert!(
-        found.said().ends_with("This host is ready for `pinhole run`: 0 problems, 0 warnings.\n"),
+        found.output().ends_with("This host is ready for `pinhole run`: 0 problems, 0 warnings.\n"),
         "{}",
-        found.said()
+        found.output()
     );
 }
 
@@ -79,7 +79,7 @@ fn filter_without_an_accept_rule_is_a_warning() {
     let namespace = host(Shape::Gateway.default_drop());
     namespace.forward().expect("it forwards");
     let found = check(&namespace, SETS, &[]);
-    assert_eq!(found.status.code(), Some(0), "{}", found.said());
+    assert_eq!(found.status.code(), Some(0), "{}", found.output());
     let warning = lines(&found, "warning").concat();
     let rule = &*own_rule(Mark::default());
     for part in ["chain inet filter forward", "its policy is drop", rule, "`admit: [inet filter forward]`"] {
@@ -87,12 +87,12 @@ fn filter_without_an_accept_rule_is_a_warning() {
     }
     // Either remedy helps: the entry,
     let named = check(&namespace, Some("mechanism: sets\nadmit: [inet filter forward]\n"), &[]);
-    assert_eq!(lines(&named, "warning"), [""; 0], "{}", named.said());
+    assert_eq!(lines(&named, "warning"), [""; 0], "{}", named.output());
     // and the rule as it is printed.
     namespace.nft(&format!("insert rule inet filter forward {rule}")).expect("nft takes the advised rule");
     let added = check(&namespace, SETS, &[]);
-    assert_eq!(lines(&added, "warning"), [""; 0], "{}", added.said());
-    assert!(added.said().contains("accepts data connections by their mark"), "{}", added.said());
+    assert_eq!(lines(&added, "warning"), [""; 0], "{}", added.output());
+    assert!(added.output().contains("accepts data connections by their mark"), "{}", added.output());
 }
 
 #[test]
@@ -121,7 +121,7 @@ fn common_rulesets_are_understood() {
     let warning = lines(&without, "warning").concat();
     assert!(warning.contains("chain inet fw incoming") && warning.contains("its rule with handle"), "{warning}");
     let with = check(&host(&rules.replace("MARK", "ct state new,related ct mark & 0x10000000 != 0 accept")), SETS, &[]);
-    assert_eq!(lines(&with, "warning"), [""; 0], "{}", with.said());
+    assert_eq!(lines(&with, "warning"), [""; 0], "{}", with.output());
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn missing_admit_chain_is_an_error() {
 #[test]
 fn check_reports_risks_of_the_policy() {
     let found = check(&host(""), Some("mechanism: sets\ndefaults: { tls: range 1024-65535 }\n"), &[]);
-    assert_eq!(found.status.code(), Some(0), "{}", found.said());
+    assert_eq!(found.status.code(), Some(0), "{}", found.output());
     let warning = lines(&found, "warning").concat();
     assert!(warning.contains("tls: range") && warning.contains("passive range"), "{warning}");
 }
@@ -155,7 +155,7 @@ fn queue_with_another_reader_is_an_error() {
     assert!(problem.contains("queue 0") && problem.contains("`capture: { queue: 1 }`"), "{problem}");
     // The advice helps.
     let elsewhere = check(&namespace, Some("capture: { queue: 1 }\n"), &[]);
-    assert_eq!(elsewhere.status.code(), Some(0), "{}", elsewhere.said());
+    assert_eq!(elsewhere.status.code(), Some(0), "{}", elsewhere.output());
 }
 
 #[test]
@@ -164,9 +164,9 @@ fn running_daemon_is_reported_and_is_no_error() {
     let daemon = Daemon::start(&namespace, "admit: [inet filter input, inet filter output]\n").expect("it starts");
     let policy = Some("admit: [inet filter input, inet filter output]\n");
     let found = check_with_socket(&namespace, policy, &[], daemon.folder.join("control.sock"));
-    assert_eq!(found.status.code(), Some(0), "{}", found.said());
+    assert_eq!(found.status.code(), Some(0), "{}", found.output());
     assert!(lines(&found, "ok").iter().any(|line| line.contains("daemon") && line.contains("running, answers at")));
-    assert_eq!(lines(&found, "warning"), [""; 0], "{}", found.said());
+    assert_eq!(lines(&found, "warning"), [""; 0], "{}", found.output());
 }
 
 #[test]
@@ -176,8 +176,8 @@ fn ftp_helper_of_the_kernel_is_a_warning() {
     let load = || Ok(namespace.nft(KERNEL_HELPER).is_ok());
     wait_until("the kernel's helper to be there", TIMEOUT, load).unwrap_or_else(|error| panic!("{error}"));
     let found = check(&namespace, None, &[]);
-    assert_eq!(found.status.code(), Some(0), "{}", found.said());
-    assert!(lines(&found, "warning").concat().contains("kernel's FTP helper"), "{}", found.said());
+    assert_eq!(found.status.code(), Some(0), "{}", found.output());
+    assert!(lines(&found, "warning").concat().contains("kernel's FTP helper"), "{}", found.output());
 }
 
 #[test]
@@ -186,7 +186,7 @@ fn findings_are_printed_as_json() {
     assert_eq!(found.status.code(), Some(1));
     let findings: Vec<Value> = serde_json::from_slice(&found.stdout).expect("a list");
     let problems: Vec<&Value> = findings.iter().filter(|finding| finding["severity"] == "problem").collect();
-    assert_eq!(problems.len(), 1, "{}", found.said());
+    assert_eq!(problems.len(), 1, "{}", found.output());
     assert_eq!(problems[0]["check"], "table inet pinhole");
     assert!(problems[0]["message"].is_string() && problems[0]["advice"].is_string());
 }

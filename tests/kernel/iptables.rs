@@ -51,7 +51,7 @@ fn run(namespace: &Namespace, command: &str, input: &str) -> Finished {
 #[track_caller]
 fn typed_with(namespace: &Namespace, command: &str, input: &str) -> String {
     let finished = run(namespace, command, input);
-    assert!(finished.status.success(), "{command}: {}", finished.said());
+    assert!(finished.status.success(), "{command}: {}", finished.output());
     String::from_utf8_lossy(&finished.stdout).into_owned()
 }
 
@@ -217,7 +217,7 @@ fn advised_iptables_command_is_right() {
             .args(["check", "--policy", "-"])
             .input(b"mechanism: sets\n");
         let found = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
-        let said = found.said();
+        let said = found.output();
         said.lines().filter(|line| line.starts_with("warning")).map(str::to_owned).collect::<Vec<_>>()
     };
     let warnings = check();

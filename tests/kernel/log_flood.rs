@@ -38,7 +38,7 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
     let [ipv4, ipv6] = Family::ALL.map(|family| stage.topology.client.addresses.of(family).to_string());
     // The log is written a moment after something was counted.
     daemon.wait_for_log(&format!("([{ipv6}]"), 1);
-    let said = daemon.child.said();
+    let said = daemon.child.output();
     let of = |address: &str| {
         let is_it = |line: &&str| line.contains(LINE) && line.contains(&format!("({address}"));
         said.lines().filter(is_it).count()

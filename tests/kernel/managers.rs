@@ -360,7 +360,7 @@ fn saved_accept_rule_admits_nothing_without_pinhole() {
     let daemon = host.run(SETS);
     host.assert_transfers_work();
     // What `run` says at its start is the rule in the form of iptables.
-    let said = daemon.child.said();
+    let said = daemon.child.output();
     assert!(
         said.contains("your own rule: `iptables -I CHAIN 1 -m conntrack --ctstate NEW,RELATED -m connmark"),
         "{said}"

@@ -57,7 +57,7 @@ fn set_sizes_follow_the_policy_at_the_latest_after_a_restart() {
     assert!((65_535..=65_536).contains(&size(&namespace)));
     let more = "limits: { pinholes: 100000 }\n";
     let reloaded = reload(&daemon, more);
-    assert_eq!(reloaded.status.code(), Some(0), "{}", reloaded.said());
+    assert_eq!(reloaded.status.code(), Some(0), "{}", reloaded.output());
     let mut daemon = daemon;
     daemon.end(nix::sys::signal::Signal::SIGTERM).and_then(|()| daemon.restart()).expect("it starts again");
     assert!((400_000..=400_001).contains(&size(&namespace)));
@@ -74,15 +74,15 @@ fn reload_changes_ports_and_chains_but_not_queues() {
     assert!(chain("one").contains("pinhole: announced"));
 
     let done = reload(&daemon, "admit: [inet filter two]\ncontrol_ports: [21, 2121]\nmark: 0x20000000\n");
-    assert_eq!(done.status.code(), Some(0), "{}", done.said());
+    assert_eq!(done.status.code(), Some(0), "{}", done.output());
     assert!(!chain("one").contains("pinhole") && chain("two").contains("mark 0x20000000"));
     let ports = namespace.nft_output(&["list", "set", "inet", "pinhole", "control_ports"]).expect("it stands");
     assert!(ports.contains("elements = { 21, 2121 }"), "{ports}");
 
     let before = namespace.nft_output(&["-s", "list", "ruleset"]).expect("nft lists");
     let refused = reload(&daemon, "capture: { queue: 7 }\n");
-    assert_eq!(refused.status.code(), Some(2), "{}", refused.said());
-    let said = refused.said();
+    assert_eq!(refused.status.code(), Some(2), "{}", refused.output());
+    let said = refused.output();
     assert!(said.contains("systemctl restart pinhole") && said.contains("the old policy stays in force"), "{said}");
     assert_eq!(namespace.nft_output(&["-s", "list", "ruleset"]).expect("nft lists"), before);
 }

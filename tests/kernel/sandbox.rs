@@ -200,7 +200,7 @@ fn every_thread_has_one_capability_and_a_seccomp_filter() {
     let namespace = namespace();
     let daemon = start(&namespace, "{}");
     assert_confined(daemon.child.id());
-    assert!(!daemon.child.said().contains("the sandbox is not complete"), "{}", daemon.child.said());
+    assert!(!daemon.child.output().contains("the sandbox is not complete"), "{}", daemon.child.output());
 }
 
 /// Runs lines of a shell among the files that a process sees.
@@ -223,7 +223,7 @@ fn reload_and_restore_need_no_other_program() {
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{error}"));
     let socket = folder.join("control.sock");
     lab::wait_until("the daemon answers", TIMEOUT, || Ok(daemon::ask(&socket).is_ok()))
-        .unwrap_or_else(|error| panic!("{error}: {}", child.said()));
+        .unwrap_or_else(|error| panic!("{error}: {}", child.output()));
     among_files_of(
         child.id(),
         "for program in nft sh; do mount --bind /dev/null \"$(readlink -f \"$(command -v $program)\")\"; done",
@@ -235,7 +235,7 @@ fn reload_and_restore_need_no_other_program() {
     daemon::write_policy(&folder, "control_ports: [21, 2121]\nmark: 0x20\n");
     let mut reload = namespace.command(PROGRAM);
     let reloaded = reload.arg("reload").env("PINHOLE_SOCKET", &socket).output(TIMEOUT);
-    reloaded.unwrap_or_else(|error| panic!("{error}: {}", child.said()));
+    reloaded.unwrap_or_else(|error| panic!("{error}: {}", child.output()));
     let listed = || namespace.nft_output(&["list", "table", "inet", "pinhole"]).unwrap_or_default();
     let stands = || {
         let listed = listed();
@@ -246,7 +246,7 @@ fn reload_and_restore_need_no_other_program() {
     lab::wait_until("the table to be restored", TIMEOUT, || Ok(stands())).unwrap_or_else(|error| panic!("{error}"));
     child.signal(Signal::SIGTERM).expect("it runs");
     let ended = child.wait(TIMEOUT).expect("it ends");
-    assert_eq!((ended.status.code(), listed()), (Some(0), String::new()), "{}", ended.said());
+    assert_eq!((ended.status.code(), listed()), (Some(0), String::new()), "{}", ended.output());
     assert!(!socket.exists(), "the socket is left");
     let _ = fs::remove_dir_all(&folder);
 }
@@ -314,9 +314,9 @@ fn control_socket_answers_root_only_whatever_its_mode() {
     for command in ["status", "reload"] {
         let refused = ask(command);
         assert!(
-            refused.said().contains("only root and the daemon's own user may use the control socket"),
+            refused.output().contains("only root and the daemon's own user may use the control socket"),
             "{}",
-            refused.said()
+            refused.output()
         );
     }
     // The socket's mode is opened to all users.
@@ -325,12 +325,12 @@ fn control_socket_answers_root_only_whatever_its_mode() {
         let refused = ask(command);
         assert!(!refused.status.success(), "{refused:?}");
         assert!(
-            refused.said().contains("only root and the daemon's own user may use the control socket"),
+            refused.output().contains("only root and the daemon's own user may use the control socket"),
             "{}",
-            refused.said()
+            refused.output()
         );
     }
-    assert!(!daemon.child.said().contains("reloaded the policy"));
+    assert!(!daemon.child.output().contains("reloaded the policy"));
     assert!(geteuid().is_root() && daemon.status()["sessions"] == 0);
 }
 
@@ -351,8 +351,8 @@ fn user_with_ambient_capability_can_run_and_query() {
     command.arg(&copy).args(["run", "--policy"]).arg(folder.join("policy.yaml")).env("PINHOLE_SOCKET", &socket);
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{error}"));
     lab::wait_until("the daemon answers root", TIMEOUT, || Ok(daemon::ask(&socket).is_ok()))
-        .unwrap_or_else(|error| panic!("{error}: {}", child.said()));
-    assert!(!child.said().contains("the sandbox is not complete"), "{}", child.said());
+        .unwrap_or_else(|error| panic!("{error}: {}", child.output()));
+    assert!(!child.output().contains("the sandbox is not complete"), "{}", child.output());
     let users = of_each_thread(child.id(), "Uid");
     assert!(users.iter().all(|user| user.starts_with("65534\t65534")), "{users:?}");
     let mut own = namespace.command("setpriv");
@@ -360,7 +360,7 @@ fn user_with_ambient_capability_can_run_and_query() {
     own.unwrap_or_else(|error| panic!("its own user may ask: {error}"));
     child.signal(Signal::SIGTERM).expect("it runs");
     let ended = child.wait(TIMEOUT).expect("it ends");
-    assert_eq!(ended.status.code(), Some(0), "{}", ended.said());
+    assert_eq!(ended.status.code(), Some(0), "{}", ended.output());
     let left = namespace.nft_output(&["list", "ruleset"]).expect("nft lists");
     assert_eq!(left, "");
     let _ = fs::remove_dir_all(&folder);

@@ -90,7 +90,7 @@ impl Containers {
     fn wait_until_published(&mut self) -> Result<()> {
         let docker = self.docker.as_mut().expect("it was started");
         wait_until("a container to publish port 21", START, || {
-            assert!(docker.is_running()?, "Docker ended: {}", docker.said());
+            assert!(docker.is_running()?, "Docker ended: {}", docker.output());
             Ok(docker.printed().ends_with(b"published\n"))
         })?;
         let host = self.host.clone();
@@ -117,7 +117,7 @@ impl Containers {
         let mut command = self.host.command("ip");
         command.args(["link", "set", "neighbour", "master", "docker0"]);
         let done = command.output(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
-        assert!(done.status.success(), "{}", done.said());
+        assert!(done.status.success(), "{}", done.output());
         for gateway in ["172.17.0.1", "fd00:d0c::1"] {
             neighbour.route_by(address(gateway)).unwrap_or_else(|error| panic!("{error}"));
         }

@@ -32,7 +32,7 @@ fn pinholes(daemon: &Daemon) -> Vec<Value> {
 }
 
 fn warnings(daemon: &Daemon, word: &str) -> usize {
-    daemon.child.said().lines().filter(|line| line.contains(&format!(" WARN {word} "))).count()
+    daemon.child.output().lines().filter(|line| line.contains(&format!(" WARN {word} "))).count()
 }
 
 #[test]
@@ -52,7 +52,7 @@ fn dropped_syn_is_logged_for_a_real_server_and_client() {
         };
         let listed = ClientKind::Ftplib.visit(&visit, &[Task::List]);
         assert!(listed.is_err(), "{shape}, {mode}: the data connection came through");
-        let said = daemon.child.said();
+        let said = daemon.child.output();
         assert!(said.contains(" WARN dropped "), "{shape}, {mode}: {said}");
         assert!(said.contains("its SYN came and was admitted, but your ruleset or routing dropped it"), "{said}");
         assert_eq!((daemon.counted("dropped"), daemon.counted("used")), (1, 0), "{shape}, {mode}");

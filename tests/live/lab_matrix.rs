@@ -34,7 +34,7 @@ fn run_matrix<G>(
 
 /// Whether a client came that far before it failed.
 fn is_logged_in(error: &Error) -> bool {
-    error.said().contains("230")
+    error.output().contains("230")
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn dropped_guard_ends_program_and_children() {
     let inside = namespace("guard");
     let script = "sleep 600 & setsid sleep 600 & echo started; wait";
     let child = inside.command("sh").args(["-c", script]).spawn().unwrap_or_else(|error| panic!("{error}"));
-    wait_until("the script to start", SOON, || Ok(child.said() == "started\n")).expect("it prints");
+    wait_until("the script to start", SOON, || Ok(child.output() == "started\n")).expect("it prints");
     let id = child.id();
     let children = std::fs::read_to_string(format!("/proc/{id}/task/{id}/children")).expect("it runs");
     assert_eq!(children.split_whitespace().count(), 2);

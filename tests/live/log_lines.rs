@@ -28,7 +28,7 @@ fn log_and_status_name_the_rule_of_a_session() {
         daemon.wait_for_log(r#", user "pinhole", rule "partners")"#, 1);
         assert_eq!(daemon.status()["pinholes"][0]["rule"], "partners");
         let text = daemon.program(&["status"])?;
-        assert!(text.said().contains(r#", rule "partners", "#), "{}", text.said());
+        assert!(text.output().contains(r#", rule "partners", "#), "{}", text.output());
 
         daemon.write_policy(&filtered_topology::policy(Shape::Gateway, &rules("guests", "data_ports: 7-8")));
         daemon.program(&["reload"])?;
@@ -67,7 +67,7 @@ fn foreign_address_of_a_real_server_points_to_its_configuration() {
         // Some clients connect to the server's own address instead.
         let _ = ClientKind::Ftplib.visit(&visit, &[Task::List]);
         daemon.wait_for_log(" WARN refused 227 198.51.100.7:", 1);
-        let said = daemon.child.said();
+        let said = daemon.child.output();
         let line = said.lines().find(|line| line.contains("refused 227")).expect("it was waited for");
         assert!(line.contains("`pasv_address`") && !line.contains("third_party"), "{kind}: {line}");
         assert!(line.contains(" -> 10.21.2.10:21, user "), "{kind}: {line}");

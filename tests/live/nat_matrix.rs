@@ -111,7 +111,7 @@ fn the_kernel_helper_fails_only_in_known_cells() {
 
 #[test]
 fn without_helper_logins_pass_and_data_does_not() {
-    let is_logged_in = |error: &Error| error.said().contains("230");
+    let is_logged_in = |error: &Error| error.output().contains("230");
     let each = |running: &RunningNatSetup, cell: &NatCell| {
         // Where the machine is slow, most have logged in after that time, and need not try again.
         let mut timeout = lab::allow(BRIEF);

@@ -32,7 +32,7 @@ fn believing_curl(client: &Namespace, server: SocketAddr) -> Result<(), String> 
     command.args(["--disable", "--verbose", "--silent", "--show-error", "--max-time", "20", "--user", &account]);
     command.args(["--disable-epsv", "--no-ftp-skip-pasv-ip", &format!("ftp://{server}/{FILE}")]);
     let done = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
-    if done.status.success() && done.stdout == CONTENT { Ok(()) } else { Err(done.said()) }
+    if done.status.success() && done.stdout == CONTENT { Ok(()) } else { Err(done.output()) }
 }
 
 #[test]

@@ -79,7 +79,7 @@ fn adopted_pinhole_is_shown_restored_and_used() {
         assert_eq!((&pinhole["to"], &pinhole["session"]), (&announced.to_string().into(), &Value::Null));
         let lifetime = pinhole["age"].as_f64().expect("seconds") + pinhole["expires_in"].as_f64().expect("seconds");
         assert!((599.0..601.0).contains(&lifetime), "{status}");
-        let shown = fixture.daemon.program(&["status"])?.said();
+        let shown = fixture.daemon.program(&["status"])?.output();
         assert!(shown.contains(", adopted, "), "{shown}");
 
         fixture.topology.firewall.nft_output(&["delete", "table", "inet", "pinhole"])?;

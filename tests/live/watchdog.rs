@@ -200,9 +200,9 @@ fn idle_daemon_is_left_alone() {
     let stage = FilteredTopology::new(Shape::Gateway);
     let mut daemon = stage.daemon(SHORT);
     thread::sleep(LONG);
-    assert!(daemon.child.is_running().expect("it is ours"), "{}", daemon.child.said());
+    assert!(daemon.child.is_running().expect("it is ours"), "{}", daemon.child.output());
     daemon.end(Signal::SIGTERM).expect("it ends");
-    assert!(!daemon.child.said().contains("watchdog"), "{}", daemon.child.said());
+    assert!(!daemon.child.output().contains("watchdog"), "{}", daemon.child.output());
 }
 
 /// Processes that do nothing but use the processors.
@@ -238,8 +238,8 @@ fn busy_daemon_on_a_busy_host_is_left_alone() {
         }
         client.quit()
     });
-    assert!(daemon.child.is_running().expect("it is ours"), "{}", daemon.child.said());
-    assert!(!daemon.child.said().contains("watchdog"), "{}", daemon.child.said());
+    assert!(daemon.child.is_running().expect("it is ours"), "{}", daemon.child.output());
+    assert!(!daemon.child.output().contains("watchdog"), "{}", daemon.child.output());
 }
 
 /// As a host that was suspended, or a machine that is moved, sees it.
@@ -254,7 +254,7 @@ fn suspended_time_does_not_count() {
     kill(watchdog, Signal::SIGCONT).expect("it is there");
     daemon.child.signal(Signal::SIGCONT).expect("it is there");
     assert_eq!(daemon.status()["sessions"], 0);
-    assert!(!daemon.child.said().contains("watchdog"), "{}", daemon.child.said());
+    assert!(!daemon.child.output().contains("watchdog"), "{}", daemon.child.output());
 }
 
 #[test]

@@ -306,7 +306,7 @@ fn session_from_before_a_stop_continues_and_uses_the_sets() {
             // Its conntrack entry has no helper any more, and the kernel assigns none to an existing connection. Since
             // Linux 7.2 the entry keeps the removed helper.
             let announced = client.passive(Mode::Pasv)?;
-            assert_eq!(stage.pinholes(), 1, "{}", daemon.child.said());
+            assert_eq!(stage.pinholes(), 1, "{}", daemon.child.output());
             let all = expected(stage.firewall());
             println!("{} are expected: {all:?}", all.len());
             if all.is_empty() && admit.is_empty() {

@@ -46,8 +46,8 @@ fn helper_assigned_by_own_rules_works_and_stays() {
     daemon.end(Signal::SIGTERM).expect("it ends");
     // Older kernels keep a helper that a ruleset names; since Linux 7.2 it goes.
     let stays = !Helpers::open(TIMEOUT).and_then(|mut all| all.list()).expect("a list").is_empty();
-    let says_so = daemon.child.said().contains("the helper `ftp` stays, because a ruleset names it");
-    assert_eq!(says_so, stays, "{}", daemon.child.said());
+    let says_so = daemon.child.output().contains("the helper `ftp` stays, because a ruleset names it");
+    assert_eq!(says_so, stays, "{}", daemon.child.output());
     daemon.restart().expect("it takes it over");
     let server = stage.serve(Family::V4);
     stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
@@ -106,7 +106,7 @@ fn distribution_rulesets_work_unchanged() {
                     stage.as_client(|| some_transfers(server.address(), mode));
                 }
             }
-            assert_eq!(daemon.counted("opened"), daemon.counted("used"), "{}", daemon.child.said());
+            assert_eq!(daemon.counted("opened"), daemon.counted("used"), "{}", daemon.child.output());
         }
     }
 }

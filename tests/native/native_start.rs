@@ -52,33 +52,33 @@ fn assert_told(front: &Front, parts: &[&str]) {
     let folder = new_folder();
     write_policy(&folder, "mechanism: native\n");
     let refused = run(front, &namespace, &folder, &["run", "--policy"]);
-    let said = refused.said();
+    let said = refused.output();
     assert_eq!(refused.status.code(), Some(1), "{said}");
     let complaint = line(&said, "pinhole: ");
     assert_holds(complaint, &["`mechanism: native` is not possible: "]);
     assert_holds(complaint, parts);
     assert!(!namespace.nft_output(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
     let found = run(front, &namespace, &folder, &["check", "--policy"]);
-    let problem = line(&found.said(), "problem  mechanism").to_owned();
-    assert_eq!(found.status.code(), Some(1), "{}", found.said());
+    let problem = line(&found.output(), "problem  mechanism").to_owned();
+    assert_eq!(found.status.code(), Some(1), "{}", found.output());
     assert_holds(&problem, &["native is not possible: ", "`mechanism: auto` falls back to sets"]);
     assert_holds(&problem, parts);
 
     write_policy(&folder, "mechanism: auto\n");
     let found = run(front, &namespace, &folder, &["check", "--policy"]);
-    assert_eq!(found.status.code(), Some(0), "{}", found.said());
-    let ok = line(&found.said(), "ok       mechanism").to_owned();
+    assert_eq!(found.status.code(), Some(0), "{}", found.output());
+    let ok = line(&found.output(), "ok       mechanism").to_owned();
     assert_holds(&ok, &["sets, not native: "]);
     assert_holds(&ok, parts);
     let mut command = program(front, &namespace, &folder);
     let mut service =
         command.args(["run", "--policy"]).arg(folder.join("policy.yaml")).spawn().expect("it can be started");
-    let stands = |service: &mut lab::Child| Ok(!service.is_running()? || service.said().contains("let in by"));
+    let stands = |service: &mut lab::Child| Ok(!service.is_running()? || service.output().contains("let in by"));
     lab::wait_until("the service", TIMEOUT, || stands(&mut service)).unwrap_or_else(|error| panic!("{error}"));
-    let log = service.said();
+    let log = service.output();
     let logged = log.lines().find(|line| line.contains(" mechanism sets, not native: "));
     assert_holds(logged.unwrap_or_else(|| panic!("{log}")), parts);
-    let status = program(&[], &namespace, &folder).arg("status").output(TIMEOUT).expect("it answers").said();
+    let status = program(&[], &namespace, &folder).arg("status").output(TIMEOUT).expect("it answers").output();
     assert_holds(line(&status, "mechanism sets, not native: "), parts);
     service.signal(Signal::SIGTERM).expect("it runs");
     assert!(service.wait(TIMEOUT).expect("it ends").status.success());
@@ -101,7 +101,7 @@ fn auto_chooses_a_working_mechanism_and_gives_the_reason() {
     }
     let line = format!("mechanism {}, {because}", mechanism.unwrap_or_default());
     daemon.wait_for_log(&line, 1);
-    assert!(daemon.program(&["status"]).expect("it answers").said().contains(&line));
+    assert!(daemon.program(&["status"]).expect("it answers").output().contains(&line));
 }
 
 /// The kernel's own helper for FTP, loaded as long as this is kept.
@@ -220,11 +220,14 @@ fn missing_capability_is_reported() {
     for mechanism in ["native", "auto"] {
         write_policy(&folder, &format!("mechanism: {mechanism}\n"));
         let refused = run(&front, &namespace, &folder, &["run", "--policy"]);
-        assert_eq!(refused.status.code(), Some(1), "{}", refused.said());
-        assert_holds(line(&refused.said(), "pinhole: "), &["not permitted", "CAP_NET_ADMIN"]);
+        assert_eq!(refused.status.code(), Some(1), "{}", refused.output());
+        assert_holds(line(&refused.output(), "pinhole: "), &["not permitted", "CAP_NET_ADMIN"]);
         let found = run(&front, &namespace, &folder, &["check", "--policy"]);
-        assert_eq!(found.status.code(), Some(1), "{}", found.said());
-        assert_holds(line(&found.said(), "problem  privileges"), &["without the capability CAP_NET_ADMIN", "grant it"]);
+        assert_eq!(found.status.code(), Some(1), "{}", found.output());
+        assert_holds(
+            line(&found.output(), "problem  privileges"),
+            &["without the capability CAP_NET_ADMIN", "grant it"],
+        );
     }
     std::fs::remove_dir_all(&folder).expect("it was made");
 }

@@ -51,7 +51,7 @@ impl Conntrackd {
         fs::write(&file, text).expect("a file can be written");
         let mut child = namespace.command("conntrackd").arg("-C").arg(&file).spawn()?;
         lab::wait_until("conntrackd to read its queues", TIMEOUT, || {
-            assert!(child.is_running()?, "conntrackd has ended: {}", child.said());
+            assert!(child.is_running()?, "conntrackd has ended: {}", child.output());
             // Before a queue has a reader, this file may not exist.
             let queues = namespace.read("/proc/thread-self/net/netfilter/nfnetlink_queue").unwrap_or_default();
             Ok(queues.lines().count() == 2)

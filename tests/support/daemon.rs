@@ -70,7 +70,7 @@ impl Daemon {
 
     /// Its status.
     pub(crate) fn status(&self) -> Value {
-        let answer = ask(&self.socket()).unwrap_or_else(|error| panic!("no status: {error}\n{}", self.child.said()));
+        let answer = ask(&self.socket()).unwrap_or_else(|error| panic!("no status: {error}\n{}", self.child.output()));
         serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error}: {answer}"))
     }
 
@@ -87,9 +87,9 @@ impl Daemon {
 
     /// Waits until its log contains that text so many times.
     pub(crate) fn wait_for_log(&self, line: &str, times: usize) {
-        let says = || Ok(self.child.said().matches(line).count() >= times);
+        let says = || Ok(self.child.output().matches(line).count() >= times);
         lab::wait_until(&format!("{line:?} in the log"), TIMEOUT, says)
-            .unwrap_or_else(|error| panic!("{error}\n{}", self.child.said()));
+            .unwrap_or_else(|error| panic!("{error}\n{}", self.child.output()));
     }
 }
 
@@ -99,7 +99,7 @@ impl Drop for Daemon {
         if std::thread::panicking() {
             let status = ask(&self.socket()).unwrap_or_else(|error| error.to_string());
             eprintln!("the daemon's status: {status}");
-            let said = self.child.said();
+            let said = self.child.output();
             let lines: Vec<&str> = said.lines().rev().take(40).collect();
             eprintln!("the end of the daemon's log, backwards:\n{}", lines.join("\n"));
         }
@@ -156,13 +156,13 @@ fn launch(namespace: &Namespace, folder: &Path, log: &str) -> Result<Child> {
     let stands = || Ok(!child.is_running()? || ask(&socket).is_ok_and(|answer| answer.contains("mechanism")));
     let waited = lab::wait_until("the daemon answers", TIMEOUT, stands);
     if let Err(error) = waited {
-        panic!("{error}\n{}", child.said());
+        panic!("{error}\n{}", child.output());
     }
     if child.is_running()? {
         return Ok(child);
     }
     let finished = child.wait(TIMEOUT)?;
-    panic!("the daemon ended with {}:\n{}", finished.status, finished.said());
+    panic!("the daemon ended with {}:\n{}", finished.status, finished.output());
 }
 
 /// The status of the daemon that listens there.

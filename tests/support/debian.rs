@@ -32,7 +32,7 @@ impl Debian {
             .spawn()?;
         let ready = format!("/proc/{}/root/mnt/root/run/ready", first.id());
         lab::wait_until("the Debian to be ready", TIMEOUT, || Ok(Path::new(&ready).exists() || !first.is_running()?))?;
-        assert!(first.is_running()?, "it has ended: {}", first.said());
+        assert!(first.is_running()?, "it has ended: {}", first.output());
         Ok(Self { first })
     }
 

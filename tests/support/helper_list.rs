@@ -34,9 +34,9 @@ pub(crate) fn machine() -> Option<MutexGuard<'static, ()>> {
 pub(crate) fn refused_start() -> String {
     let namespace = Namespace::new("alone").expect("a namespace");
     let finished = run_briefly(&namespace, "mechanism: native\n");
-    assert!(!finished.status.success(), "{}", finished.said());
+    assert!(!finished.status.success(), "{}", finished.output());
     assert!(!namespace.nft_output(&["list", "ruleset"]).expect("nft runs").contains("pinhole"), "something is left");
-    finished.said()
+    finished.output()
 }
 
 /// The service with a policy that it cannot do.

@@ -40,7 +40,7 @@ impl Machine {
         lab::wait_until("systemd to listen", TIMEOUT, || {
             Ok(is_there("mnt/ready") && is_there("run/systemd/private") || !first.is_running()?)
         })?;
-        assert!(first.is_running()?, "systemd has ended: {}", first.said());
+        assert!(first.is_running()?, "systemd has ended: {}", first.output());
         let machine = Self { network: network.clone(), first: Some(first) };
         assert_eq!(machine.sh("systemctl is-system-running --wait"), "running");
         Ok(machine)
@@ -66,7 +66,7 @@ impl Machine {
     #[track_caller]
     pub(crate) fn sh(&self, lines: &str) -> String {
         let done = self.try_sh(lines);
-        assert!(done.status.success(), "{lines}: {}\n{}", done.status, said(&done));
+        assert!(done.status.success(), "{lines}: {}\n{}", done.status, output_of(&done));
         String::from_utf8_lossy(&done.stdout).trim_end().to_owned()
     }
 
@@ -122,7 +122,7 @@ impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let journal = self.try_sh("journalctl --no-pager --lines 60");
-            eprintln!("the end of the machine's journal:\n{}", said(&journal));
+            eprintln!("the end of the machine's journal:\n{}", output_of(&journal));
         }
         drop(self.first.take());
         let removed = script(&self.network, &["--mount"], &["remove", self.network.name()])
@@ -135,7 +135,7 @@ impl Drop for Machine {
 }
 
 /// All that a program printed.
-pub(crate) fn said(done: &Output) -> String {
+pub(crate) fn output_of(done: &Output) -> String {
     [&done.stdout, &done.stderr].map(|bytes| String::from_utf8_lossy(bytes)).concat()
 }
 

@@ -55,7 +55,7 @@ fn non_ftp_is_read_after_a_reload_that_denies() {
     }
     daemon.write_policy(&policy(Shape::Gateway, POLICY));
     let reloaded = daemon.program(&["reload"]).expect("it runs");
-    assert!(reloaded.status.success(), "{}", reloaded.said());
+    assert!(reloaded.status.success(), "{}", reloaded.output());
     peer.send_segment(&peer.segment(b"FEAT\r\n"));
     peer.skip(6);
     assert!(!recorder.has_received("FEAT", peer.local()), "FEAT arrives in spite of the policy");

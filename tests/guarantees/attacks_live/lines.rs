@@ -123,7 +123,7 @@ fn http_request_with_an_ftp_command_as_method_opens_nothing() {
     control.set_read_timeout(Some(TIMEOUT)).expect("it is a socket");
     while !String::from_utf8_lossy(&heard).contains(&port) {
         let length = control.read(&mut buffer).expect("curl goes on");
-        assert!(length > 0, "curl stops: {}", curl.said());
+        assert!(length > 0, "curl stops: {}", curl.output());
         heard.extend_from_slice(&buffer[..length]);
         if !answered && heard.windows(4).any(|window| window == b"\r\n\r\n") {
             answered = true;

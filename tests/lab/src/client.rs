@@ -101,18 +101,18 @@ impl ClientKind {
         // Its own timeout should do, and lets it say why; this is for one that hangs all the same.
         let within = visit.timeout * u32::try_from(tasks.len() + 2).unwrap_or(u32::MAX) + Duration::from_secs(5);
         let done = command.output(within)?;
-        let said = done.said();
+        let output = done.output();
         let brought = tasks.iter().enumerate().map(|(number, task)| match task {
             Task::Upload(..) => self.uploads().then(Vec::new),
             Task::List | Task::Download(_) => fs::read(files.folder().join(format!("{number}.out"))).ok(),
         });
         let brought: Option<Vec<_>> = brought.collect();
         // tnftp's exit status says nothing: the replies do.
-        let complete = self != Self::Tnftp || said.lines().filter(|l| l.starts_with("226 ")).count() >= tasks.len();
+        let complete = self != Self::Tnftp || output.lines().filter(|l| l.starts_with("226 ")).count() >= tasks.len();
         brought.filter(|_| complete).ok_or_else(|| Error::Ended {
             program: self.to_string(),
             status: format!("{} and without all of the transfers", done.status),
-            said: quoted(said.as_bytes()),
+            output: quoted(output.as_bytes()),
         })
     }
 

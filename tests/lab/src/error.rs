@@ -35,24 +35,24 @@ pub enum Error {
         remedy: String,
     },
     /// A condition did not come true in time.
-    #[error("waited {within:?} in vain for {what}{said}")]
+    #[error("waited {within:?} in vain for {what}{output}")]
     TooLate {
         /// The condition.
         what: String,
         /// How long it was waited for.
         within: Duration,
         /// The output of the program, on lines of its own; empty if there is none.
-        said: String,
+        output: String,
     },
     /// A program ended as it should not.
-    #[error("{program} ended with {status}{said}")]
+    #[error("{program} ended with {status}{output}")]
     Ended {
         /// Its name.
         program: String,
         /// Its exit status.
         status: String,
         /// Its output, on lines of its own.
-        said: String,
+        output: String,
     },
     /// The other end of a dialogue sent something unexpected.
     #[error("expected {expected}, got {got:?}")]
@@ -69,9 +69,9 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
     /// The output of the program up to the error, if there was one.
-    pub fn said(&self) -> &str {
+    pub fn output(&self) -> &str {
         match self {
-            Self::TooLate { said, .. } | Self::Ended { said, .. } => said,
+            Self::TooLate { output, .. } | Self::Ended { output, .. } => output,
             _ => "",
         }
     }

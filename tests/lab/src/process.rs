@@ -109,7 +109,7 @@ impl Command {
         Err(Error::Ended {
             program: self.name(),
             status: finished.status.to_string(),
-            said: quoted(finished.said().as_bytes()),
+            output: quoted(finished.output().as_bytes()),
         })
     }
 
@@ -206,10 +206,10 @@ impl Child {
     }
 
     /// Its output so far: standard output, then standard error.
-    pub fn said(&self) -> String {
-        let mut said = self.output.bytes();
-        said.extend(self.errors.bytes());
-        String::from_utf8_lossy(&said).into_owned()
+    pub fn output(&self) -> String {
+        let mut output = self.output.bytes();
+        output.extend(self.errors.bytes());
+        String::from_utf8_lossy(&output).into_owned()
     }
 
     /// Its standard output so far.
@@ -228,7 +228,7 @@ impl Child {
             }
             Err(Error::TooLate { what, within, .. }) => {
                 self.end();
-                Err(Error::TooLate { what, within, said: quoted(self.said().as_bytes()) })
+                Err(Error::TooLate { what, within, output: quoted(self.output().as_bytes()) })
             }
             Err(other) => Err(other),
         }
@@ -236,7 +236,11 @@ impl Child {
 
     /// An error with its output, for a caller that finds it ended unexpectedly.
     pub(crate) fn ended_too_early(&self, status: ExitStatus) -> Error {
-        Error::Ended { program: self.name.clone(), status: status.to_string(), said: quoted(self.said().as_bytes()) }
+        Error::Ended {
+            program: self.name.clone(),
+            status: status.to_string(),
+            output: quoted(self.output().as_bytes()),
+        }
     }
 
     /// How it ended, if it has.
@@ -277,7 +281,7 @@ pub struct Finished {
 
 impl Finished {
     /// All of its output: standard output, then standard error.
-    pub fn said(&self) -> String {
+    pub fn output(&self) -> String {
         format!("{}{}", String::from_utf8_lossy(&self.stdout), String::from_utf8_lossy(&self.stderr))
     }
 }

@@ -175,8 +175,8 @@ impl Server {
     }
 
     /// Its output so far.
-    pub fn said(&self) -> String {
-        self.child.said()
+    pub fn output(&self) -> String {
+        self.child.output()
     }
 
     fn wait_until_it_listens(&mut self, namespace: &Namespace, port: u16) -> Result<()> {
@@ -187,7 +187,7 @@ impl Server {
         });
         waited.map_err(|error| match error {
             Error::TooLate { what, within, .. } => {
-                Error::TooLate { what, within, said: super::error::quoted(self.said().as_bytes()) }
+                Error::TooLate { what, within, output: super::error::quoted(self.output().as_bytes()) }
             }
             other => other,
         })

@@ -26,7 +26,7 @@ pub fn wait_for<T>(what: &str, within: Duration, mut condition: impl FnMut() -> 
             return Ok(answer);
         }
         if late {
-            return Err(Error::TooLate { what: what.to_owned(), within, said: String::new() });
+            return Err(Error::TooLate { what: what.to_owned(), within, output: String::new() });
         }
         thread::sleep((begun.elapsed() / 8).clamp(SHORTEST, LONGEST));
     }
