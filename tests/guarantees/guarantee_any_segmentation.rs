@@ -14,8 +14,8 @@ use lab::{Family, PASSWORD, Result, Shape, USER};
 use pinhole::core::ftp::Mode;
 
 /// Makes each write to a socket a segment of its own.
-fn keep_segments_apart(stage: &FilteredTopology) {
-    for host in [&stage.topology.client, &stage.topology.server] {
+fn keep_segments_apart(fixture: &FilteredTopology) {
+    for host in [&fixture.topology.client, &fixture.topology.server] {
         host.namespace.set("net/ipv4/tcp_autocorking", "0").expect("a parameter of the namespace");
     }
 }
@@ -37,12 +37,12 @@ fn repeat_until_queued<T>(packets: u64, daemon: &Daemon, mut say: impl FnMut() -
 
 #[test]
 fn commands_may_be_split_at_every_byte() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    keep_segments_apart(&stage);
-    let daemon = stage.daemon_logging("", "info");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    keep_segments_apart(&fixture);
+    let daemon = fixture.daemon_logging("", "info");
     for (family, mode) in [(Family::V4, Mode::Port), (Family::V6, Mode::Eprt), (Family::V4, Mode::Pasv)] {
-        let server = stage.serve(family);
-        stage.as_client(|| {
+        let server = fixture.serve(family);
+        fixture.as_client(|| {
             let mut client = MiniClient::connect(server.address(), TIMEOUT)?;
             client.send_in_pieces(format!("USER {USER}\r\nPASS {PASSWORD}\r\n").as_bytes(), 1)?;
             client.expect(331)?;
@@ -85,12 +85,12 @@ fn commands_may_be_split_at_every_byte() {
 
 #[test]
 fn commands_may_be_pipelined() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _daemon = stage.daemon("");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _daemon = fixture.daemon("");
     for family in Family::ALL {
-        let server = stage.serve_many(family);
+        let server = fixture.serve_many(family);
         let mode = if family == Family::V4 { Mode::Port } else { Mode::Eprt };
-        stage.as_client(|| {
+        fixture.as_client(|| {
             let mut client = MiniClient::connect(server.address(), TIMEOUT)?;
             client.send(format!("USER {USER}\r\nPASS {PASSWORD}\r\nTYPE I\r\nEPSV\r\nPWD\r\n").as_bytes())?;
             for code in [331, 230, 200] {
@@ -118,10 +118,10 @@ fn commands_may_be_pipelined() {
 
 #[test]
 fn replies_may_be_split_at_every_byte() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    keep_segments_apart(&stage);
-    let daemon = stage.daemon_logging("", "info");
-    let address = stage.target(Family::V4, 21);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    keep_segments_apart(&fixture);
+    let daemon = fixture.daemon_logging("", "info");
+    let address = fixture.target(Family::V4, 21);
     const LENGTH: usize = 50;
     let talk = |control: TcpStream| {
         let mut lines = BufReader::new(control.try_clone()?).lines();
@@ -161,7 +161,7 @@ fn replies_may_be_split_at_every_byte() {
         Ok(())
     };
     let visit = || {
-        stage.as_client(|| {
+        fixture.as_client(|| {
             let mut client = MiniClient::log_in(address, TIMEOUT)?;
             let mut asked = 0;
             for at in 0..LENGTH + 2 {
@@ -178,5 +178,5 @@ fn replies_may_be_split_at_every_byte() {
             client.quit()
         });
     };
-    serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
+    serve_by_hand(&fixture.topology.server.namespace, address, talk, visit);
 }

@@ -51,18 +51,18 @@ fn wait_until_restored(firewall: &Namespace, watch: &mut TableWatch, pinhole: &K
 #[test]
 fn flushed_ruleset_is_restored_with_pending_pinholes() {
     let flushes = lab::share_of(200);
-    let stage = FilteredTopology::new(Shape::Gateway);
+    let fixture = FilteredTopology::new(Shape::Gateway);
     // A client that was refused while the table was gone leaves an unused pinhole.
     let more = "defaults: { timeout: 1h, pinholes_per_session: 1000 }\n";
-    let daemon = stage.daemon_logging(more, "info");
+    let daemon = fixture.daemon_logging(more, "info");
     let users_own = daemon.folder.join("nftables.conf");
     std::fs::write(&users_own, format!("flush ruleset\n{}", filter(Shape::Gateway))).expect("a file can be written");
     let users_own = users_own.display().to_string();
-    let mut watch = stage.firewall().run(TableWatch::open).expect("root may enter").expect("the kernel tells");
+    let mut watch = fixture.firewall().run(TableWatch::open).expect("root may enter").expect("the kernel tells");
     let mut took = Vec::new();
-    disturb_transfers(&stage, |disturbance| {
-        let server = SocketAddr::new(stage.topology.target.v4.into(), 21);
-        stage.as_client(|| {
+    disturb_transfers(&fixture, |disturbance| {
+        let server = SocketAddr::new(fixture.topology.target.v4.into(), 21);
+        fixture.as_client(|| {
             let mut client = MiniClient::log_in(server, TIMEOUT)?;
             for round in 0..flushes {
                 let announced = client.passive(Mode::Pasv)?;
@@ -70,14 +70,14 @@ fn flushed_ruleset_is_restored_with_pending_pinholes() {
                 disturbance.begins();
                 // The two ways in which it happens: nothing is left, or the user's own rules come at the same time.
                 if round % 2 == 0 {
-                    stage.firewall().nft_output(&["flush", "ruleset"])?;
-                    stage.firewall().nft_output(&["-f", &users_own])?;
+                    fixture.firewall().nft_output(&["flush", "ruleset"])?;
+                    fixture.firewall().nft_output(&["-f", &users_own])?;
                 } else {
-                    stage.firewall().nft_output(&["-f", &users_own])?;
+                    fixture.firewall().nft_output(&["-f", &users_own])?;
                 }
-                let client_address = stage.topology.client.addresses.v4.into();
+                let client_address = fixture.topology.client.addresses.v4.into();
                 let pinhole = Key::connection(client_address, announced.ip(), announced.port());
-                took.push(wait_until_restored(stage.firewall(), &mut watch, &pinhole));
+                took.push(wait_until_restored(fixture.firewall(), &mut watch, &pinhole));
                 disturbance.is_over();
                 drop(client.connect_data(announced)?);
             }
@@ -100,11 +100,11 @@ fn flushed_ruleset_is_restored_with_pending_pinholes() {
 /// afterwards can be so wrong that all later packets of the connection are invalid to it.
 #[test]
 fn session_lost_by_conntrack_during_a_flush_continues() {
-    let stage = FilteredTopology::new(Shape::Gateway);
+    let fixture = FilteredTopology::new(Shape::Gateway);
     // It is stopped for a while.
-    let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
-    let server = stage.serve(Family::V4);
-    let [client_host, server_host] = stage.ends();
+    let mut daemon = fixture.daemon("capture: { watchdog: 1h }\n");
+    let server = fixture.serve(Family::V4);
+    let [client_host, server_host] = fixture.ends();
     // Unacknowledged bytes are retransmitted from the first one.
     client_host.set("net/ipv4/tcp_early_retrans", "0").expect("a parameter of the namespace");
     let wait_for = |packets: u64, host: &Namespace| {
@@ -115,12 +115,12 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
         };
         lab::wait_until(&format!("{packets} packets in {host}"), TIMEOUT, seen)
     };
-    stage.as_client(|| {
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         // It has read all that was said so far, and does not see the flush yet.
         daemon.status();
         daemon.child.signal(Signal::SIGSTOP)?;
-        stage.firewall().nft("flush ruleset")?;
+        fixture.firewall().nft("flush ruleset")?;
         // Two commands arrive, too long to be sent again in one segment, and nothing comes back.
         server_host.nft(
             "table inet watch {
@@ -133,8 +133,8 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
         client.send(command.as_bytes())?;
         client.send(command.as_bytes())?;
         wait_for(2, server_host)?;
-        stage.firewall().nft(&filter(Shape::Gateway))?;
-        stage.firewall().nft(
+        fixture.firewall().nft(&filter(Shape::Gateway))?;
+        fixture.firewall().nft(
             "table inet watch {
                  counter seen { }
                  chain lost { type filter hook forward priority -1; ct state invalid counter name seen; }
@@ -144,7 +144,7 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
         server_host.nft_output(&["reset", "counter", "inet", "watch", "seen"])?;
         wait_for(1, server_host)?;
         server_host.nft("flush chain inet watch say")?;
-        wait_for(1, stage.firewall())?;
+        wait_for(1, fixture.firewall())?;
         daemon.child.signal(Signal::SIGCONT)?;
         daemon.wait_for_log("restored the table inet pinhole", 1);
         client.expect(200)?;
@@ -159,31 +159,31 @@ fn session_lost_by_conntrack_during_a_flush_continues() {
 /// Routing and filters of others may ask for it.
 #[test]
 fn no_packet_leaves_with_a_pinhole_mark() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _daemon = stage.daemon("");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _daemon = fixture.daemon("");
     let watch = "table inet watch {
                      counter marked { }
                      chain forward { type filter hook forward priority -1; meta mark != 0 counter name marked; }
                  }";
-    stage.firewall().nft(watch).expect("the rules are right");
-    let server = stage.serve(Family::V4);
+    fixture.firewall().nft(watch).expect("the rules are right");
+    let server = fixture.serve(Family::V4);
     for &mode in modes(Family::V4) {
-        stage.as_client(|| some_transfers(server.address(), mode));
+        fixture.as_client(|| some_transfers(server.address(), mode));
     }
-    let listed = stage.firewall().nft_output(&["list", "counter", "inet", "watch", "marked"]).expect("nft lists");
+    let listed = fixture.firewall().nft_output(&["list", "counter", "inet", "watch", "marked"]).expect("nft lists");
     assert!(listed.contains("packets 0 "), "{listed}");
 }
 
 #[test]
 fn stop_removes_everything() {
     for shape in Shape::ALL {
-        let stage = FilteredTopology::new(shape);
-        let ruleset = || stage.firewall().nft_output(&["list", "ruleset"]).expect("nft lists");
+        let fixture = FilteredTopology::new(shape);
+        let ruleset = || fixture.firewall().nft_output(&["list", "ruleset"]).expect("nft lists");
         let before = ruleset();
         for signal in [Signal::SIGTERM, Signal::SIGINT] {
-            let mut daemon = stage.daemon("");
-            let server = stage.serve(Family::V6);
-            stage.as_client(|| {
+            let mut daemon = fixture.daemon("");
+            let server = fixture.serve(Family::V6);
+            fixture.as_client(|| {
                 some_transfers(server.address(), Mode::Epsv)?;
                 let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 client.passive(Mode::Epsv)?;

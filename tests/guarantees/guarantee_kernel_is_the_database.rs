@@ -18,20 +18,20 @@ use pinhole::core::ftp::Mode;
 #[test]
 fn kill_breaks_no_session_and_the_next_transfer_works() {
     let kills = lab::share_of(200);
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon_logging("", "warn");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon_logging("", "warn");
     let begun = Instant::now();
-    disturb_transfers(&stage, |disturbance| disturbance.kill_repeatedly(&mut daemon, kills));
+    disturb_transfers(&fixture, |disturbance| disturbance.kill_repeatedly(&mut daemon, kills));
     println!("{kills} kills in {:?}", begun.elapsed());
 }
 
 #[test]
 fn fail_open_passes_control_and_opens_nothing() {
     for shape in Shape::ALL {
-        let stage = FilteredTopology::new(shape);
-        let mut daemon = stage.daemon(FOR_HOURS);
-        let server = stage.serve(Family::V4);
-        stage.as_client(|| {
+        let fixture = FilteredTopology::new(shape);
+        let mut daemon = fixture.daemon(FOR_HOURS);
+        let server = fixture.serve(Family::V4);
+        fixture.as_client(|| {
             let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             let before = client.passive(Mode::Pasv)?;
@@ -39,12 +39,12 @@ fn fail_open_passes_control_and_opens_nothing() {
             client.command("NOOP", 200)?;
             // The existing pinhole still admits one connection; no new one opens.
             drop(client.connect_data(before)?);
-            assert_closed(&stage.topology.client.namespace, before);
+            assert_closed(&fixture.topology.client.namespace, before);
             // A used pinhole is listed until it is removed.
-            let listed = stage.pinholes();
+            let listed = fixture.pinholes();
             let announced = client.passive(Mode::Pasv)?;
-            assert_eq!(stage.pinholes(), listed);
-            assert_closed(&stage.topology.client.namespace, announced);
+            assert_eq!(fixture.pinholes(), listed);
+            assert_closed(&fixture.topology.client.namespace, announced);
             client.active(Mode::Port)?;
             client.command(&format!("RETR {FILE}"), 425)?;
             // New sessions are no better off, and no worse.
@@ -68,13 +68,13 @@ fn fail_open_passes_control_and_opens_nothing() {
 
 #[test]
 fn fail_closed_stops_control_without_the_daemon() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon("capture: { when_down: closed }\n");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon("capture: { when_down: closed }\n");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         daemon.kill()?;
-        let retransmitted = || kernel_counter(&stage.topology.client.namespace, "Tcp", "RetransSegs");
+        let retransmitted = || kernel_counter(&fixture.topology.client.namespace, "Tcp", "RetransSegs");
         let before = retransmitted();
         client.send(b"NOOP\r\n")?;
         lab::wait_until("the command to be sent again", TIMEOUT, || Ok(retransmitted() > before + 1))?;

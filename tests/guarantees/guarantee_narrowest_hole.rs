@@ -15,12 +15,12 @@ use nix::sys::signal::Signal;
 use pinhole::core::ftp::Mode;
 
 /// A host behind the gateway that is neither the client nor the server.
-fn third_host(stage: &FilteredTopology) -> Namespace {
+fn third_host(fixture: &FilteredTopology) -> Namespace {
     let other = Namespace::new("other").expect("a namespace");
     let (own, gateway) = (Addresses::lab(3, 10), Addresses::lab(3, 1));
     lab::join(
         End { namespace: &other, interface: "net", addresses: &own.with_prefixes() },
-        End { namespace: stage.firewall(), interface: "others", addresses: &gateway.with_prefixes() },
+        End { namespace: fixture.firewall(), interface: "others", addresses: &gateway.with_prefixes() },
     )
     .expect("a cable");
     for family in Family::ALL {
@@ -31,32 +31,32 @@ fn third_host(stage: &FilteredTopology) -> Namespace {
 
 #[test]
 fn announced_port_opens_to_its_peer_and_only_once() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let other = third_host(&stage);
-    let _daemon = stage.daemon(FOR_HOURS);
-    let Topology { client: client_host, server: server_host, .. } = &stage.topology;
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let other = third_host(&fixture);
+    let _daemon = fixture.daemon(FOR_HOURS);
+    let Topology { client: client_host, server: server_host, .. } = &fixture.topology;
     for family in Family::ALL {
-        let server = stage.serve(family);
+        let server = fixture.serve(family);
         for &mode in modes(family) {
             let (from, to) = if mode.is_active() { (server_host, client_host) } else { (client_host, server_host) };
             let of = |host: &lab::Host| SocketAddr::new(host.addresses.of(family), 0);
             let neighbour = to.namespace.run(|| TcpListener::bind(of(to))).expect("root may enter").expect("a port");
             let unannounced = neighbour.local_addr().expect("it is bound");
             assert_closed(&from.namespace, unannounced);
-            stage.as_client(|| {
+            fixture.as_client(|| {
                 let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 assert_closed(&from.namespace, unannounced);
                 let announced = if mode.is_active() { client.active(mode)? } else { client.passive(mode)? };
-                assert_eq!(stage.pinholes(), 1, "{mode}");
+                assert_eq!(fixture.pinholes(), 1, "{mode}");
                 assert_closed(&from.namespace, unannounced);
                 // Neither for another host, nor in the other direction, nor for a port beside the announced one.
                 assert_closed(&other, announced);
                 assert_closed(&from.namespace, SocketAddr::new(announced.ip(), unannounced.port()));
-                assert_eq!(stage.pinholes(), 1, "{mode}: an attempt of others used it up");
+                assert_eq!(fixture.pinholes(), 1, "{mode}: an attempt of others used it up");
                 let data = connect(&from.namespace, announced).unwrap_or_else(|error| panic!("{mode}: {error}"));
                 assert_closed(&from.namespace, announced);
                 assert_closed(&other, announced);
-                stage.wait_for_pinholes(0);
+                fixture.wait_for_pinholes(0);
                 drop(data);
                 assert_closed(&from.namespace, announced);
                 client.quit()
@@ -70,11 +70,11 @@ fn announced_port_opens_to_its_peer_and_only_once() {
 /// one differently.
 #[test]
 fn control_connection_that_announces_nothing_opens_nothing() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _daemon = stage.daemon("");
-    let Topology { client, server, .. } = &stage.topology;
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _daemon = fixture.daemon("");
+    let Topology { client, server, .. } = &fixture.topology;
     for family in Family::ALL {
-        let control = stage.target(family, 21);
+        let control = fixture.target(family, 21);
         let at_server = server.namespace.run(|| TcpListener::bind(control)).expect("root may enter").expect("a port");
         let prepared = SocketAddr::new(client.addresses.of(family), 1);
         let _at_client = client.namespace.run(|| TcpListener::bind(prepared)).expect("root may enter").expect("a port");
@@ -83,7 +83,7 @@ fn control_connection_that_announces_nothing_opens_nothing() {
             let _control = connect(&client.namespace, control).expect("it is let through");
             let _accepted = at_server.accept().expect("it has come");
             assert_closed(&server.namespace, prepared);
-            assert_eq!(stage.pinholes(), 0, "{family}");
+            assert_eq!(fixture.pinholes(), 0, "{family}");
         }
     }
 }
@@ -91,10 +91,10 @@ fn control_connection_that_announces_nothing_opens_nothing() {
 /// The next packet handles the conntrack event, before a thread is woken for it.
 #[test]
 fn used_pinhole_is_removed_with_the_next_packet() {
-    let stage = FilteredTopology::new(Shape::ServerHost);
-    let mut daemon = stage.daemon(FOR_HOURS);
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::ServerHost);
+    let mut daemon = fixture.daemon(FOR_HOURS);
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for _ in 0..10 {
             let announced = client.passive(Mode::Pasv)?;
@@ -103,7 +103,7 @@ fn used_pinhole_is_removed_with_the_next_packet() {
             client.send(b"NOOP\r\n")?;
             daemon.child.signal(Signal::SIGCONT)?;
             client.expect(200)?;
-            stage.wait_for_pinholes(0);
+            fixture.wait_for_pinholes(0);
         }
         client.quit()
     });
@@ -111,16 +111,16 @@ fn used_pinhole_is_removed_with_the_next_packet() {
 
 #[test]
 fn unused_pinhole_expires() {
-    let stage = FilteredTopology::new(Shape::ServerHost);
-    let daemon = stage.daemon("defaults: { timeout: 200ms }\n");
+    let fixture = FilteredTopology::new(Shape::ServerHost);
+    let daemon = fixture.daemon("defaults: { timeout: 200ms }\n");
     for (family, times) in Family::ALL.into_iter().zip(1..) {
-        let server = stage.serve(family);
-        stage.as_client(|| {
+        let server = fixture.serve(family);
+        fixture.as_client(|| {
             let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             let announced = client.passive(Mode::Epsv)?;
-            stage.wait_for_pinholes(0);
+            fixture.wait_for_pinholes(0);
             // The server listens there still.
-            assert_closed(&stage.topology.client.namespace, announced);
+            assert_closed(&fixture.topology.client.namespace, announced);
             lab::wait_until("the daemon to notice", TIMEOUT, || Ok(daemon.counted("expired") == times))?;
             client.quit()
         });
@@ -130,10 +130,10 @@ fn unused_pinhole_expires() {
 
 #[test]
 fn pinhole_is_closed_with_its_session() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    stage.topology.keep_ended_connections().expect("root may");
-    let _daemon = stage.daemon(FOR_HOURS);
-    let server = stage.serve_many(Family::V4);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    fixture.topology.keep_ended_connections().expect("root may");
+    let _daemon = fixture.daemon(FOR_HOURS);
+    let server = fixture.serve_many(Family::V4);
     for mode in [Mode::Pasv, Mode::Port] {
         let log_in_and_announce = || {
             let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
@@ -142,18 +142,18 @@ fn pinhole_is_closed_with_its_session() {
             } else {
                 client.passive(mode)?
             };
-            assert_eq!(stage.pinholes(), 1, "{mode}");
+            assert_eq!(fixture.pinholes(), 1, "{mode}");
             Ok(client)
         };
-        stage.as_client(|| log_in_and_announce()?.quit());
-        stage.wait_for_pinholes(0);
+        fixture.as_client(|| log_in_and_announce()?.quit());
+        fixture.wait_for_pinholes(0);
         // FIN.
-        stage.as_client(|| log_in_and_announce().map(drop));
-        stage.wait_for_pinholes(0);
+        fixture.as_client(|| log_in_and_announce().map(drop));
+        fixture.wait_for_pinholes(0);
         // A connection that is closed with something in it unread ends with RST: the second reply.
-        let resets = || kernel_counter(&stage.topology.client.namespace, "Tcp", "OutRsts");
+        let resets = || kernel_counter(&fixture.topology.client.namespace, "Tcp", "OutRsts");
         let before = resets();
-        stage.as_client(|| {
+        fixture.as_client(|| {
             let mut client = log_in_and_announce()?;
             client.send(b"NOOP\r\n")?;
             client.expect(200)?;
@@ -162,17 +162,17 @@ fn pinhole_is_closed_with_its_session() {
         });
         // Not at once: a program that another test starts has a copy of the socket until its exec.
         lab::wait_until("the client to end it with RST", TIMEOUT, || Ok(resets() > before)).expect("it was unread");
-        stage.wait_for_pinholes(0);
+        fixture.wait_for_pinholes(0);
     }
 }
 
 /// The server's ACK of the FIN is the only sign: the server sends nothing more.
 #[test]
 fn pinhole_is_closed_when_the_fin_is_acknowledged() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _daemon = stage.daemon(FOR_HOURS);
-    let control = stage.target(Family::V4, 21);
-    let [client, server] = stage.ends();
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _daemon = fixture.daemon(FOR_HOURS);
+    let control = fixture.target(Family::V4, 21);
+    let [client, server] = fixture.ends();
     let mut pair = Pair::connect(client, control, server, control).expect("it is let through");
     for (speaker, line) in [
         (Speaker::Server, "220 Ready.\r\n"),
@@ -182,20 +182,20 @@ fn pinhole_is_closed_when_the_fin_is_acknowledged() {
     ] {
         pair.says(speaker, &[line.as_bytes()]).expect("the connection stands");
     }
-    assert_eq!(stage.pinholes(), 1);
+    assert_eq!(fixture.pinholes(), 1);
     pair.hang_up().expect("the server hears of it");
-    stage.wait_for_pinholes(0);
+    fixture.wait_for_pinholes(0);
 }
 
 #[test]
 fn second_pinhole_to_a_port_is_closed_with_its_session() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    stage.topology.keep_ended_connections().expect("root may");
-    let daemon = stage.daemon(FOR_HOURS);
-    let server = stage.serve_many(Family::V4);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    fixture.topology.keep_ended_connections().expect("root may");
+    let daemon = fixture.daemon(FOR_HOURS);
+    let server = fixture.serve_many(Family::V4);
     for _ in 0..100 {
         // The conntrack event of the first connection may come after the second announcement.
-        stage.as_client(|| {
+        fixture.as_client(|| {
             let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             let first = client.passive(Mode::Pasv)?;
             let data = client.connect_data(first)?;
@@ -203,7 +203,7 @@ fn second_pinhole_to_a_port_is_closed_with_its_session() {
             drop(data);
             client.quit()
         });
-        stage.wait_for_pinholes(0);
+        fixture.wait_for_pinholes(0);
     }
     let pinholes = daemon.status()["pinholes"].as_array().map(Vec::len);
     assert_eq!(pinholes, Some(0));

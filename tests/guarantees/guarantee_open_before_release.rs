@@ -21,9 +21,9 @@ fn immediate_data_connection_always_finds_its_pinhole() {
     const MODES: [Mode; 3] = [Mode::Pasv, Mode::Epsv, Mode::Port];
     let each = lab::share_of(10_000).div_ceil(MODES.len() * Shape::ALL.len());
     for shape in Shape::ALL {
-        let stage = FilteredTopology::new(shape);
-        let _daemon = stage.daemon_logging("", "warn");
-        let server = stage.serve_many(Family::V4);
+        let fixture = FilteredTopology::new(shape);
+        let _daemon = fixture.daemon_logging("", "warn");
+        let server = fixture.serve_many(Family::V4);
         let begun = Instant::now();
         for mode in MODES {
             let follow = || {
@@ -47,10 +47,10 @@ fn immediate_data_connection_always_finds_its_pinhole() {
                 }
                 client.quit()
             };
-            stage.as_client(follow);
+            fixture.as_client(follow);
         }
         println!("{shape}: {} data connections in {:?}", each * MODES.len(), begun.elapsed());
-        assert_eq!(sent_again(&stage), 0, "{shape}: a first packet was dropped");
+        assert_eq!(sent_again(&fixture), 0, "{shape}: a first packet was dropped");
     }
 }
 
@@ -58,9 +58,9 @@ fn immediate_data_connection_always_finds_its_pinhole() {
 fn two_hundred_concurrent_sessions_transfer() {
     const TRANSFERS: usize = 50;
     let sessions = lab::share_of(200);
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon_logging("", "warn");
-    let servers = Family::ALL.map(|family| stage.serve_many(family));
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon_logging("", "warn");
+    let servers = Family::ALL.map(|family| fixture.serve_many(family));
     let [v4, v6] = [servers[0].address(), servers[1].address()];
     let kinds = [(v4, Mode::Pasv), (v4, Mode::Epsv), (v4, Mode::Port), (v6, Mode::Epsv), (v6, Mode::Eprt)];
     let begun = Instant::now();
@@ -74,7 +74,7 @@ fn two_hundred_concurrent_sessions_transfer() {
         }
         client.quit()
     };
-    stage.as_client(|| {
+    fixture.as_client(|| {
         thread::scope(|scope| {
             let start = |number| scope.spawn(move || session(kinds[number % kinds.len()]));
             let all: Vec<_> = (0..sessions).map(start).collect();
@@ -85,7 +85,7 @@ fn two_hundred_concurrent_sessions_transfer() {
         "{} transfers in {:?}, {} first packets sent again",
         sessions * TRANSFERS,
         begun.elapsed(),
-        sent_again(&stage)
+        sent_again(&fixture)
     );
     assert_eq!(daemon.counted("opened"), (sessions * TRANSFERS) as u64);
     assert_eq!(daemon.counted("sessions"), sessions as u64);
@@ -94,5 +94,5 @@ fn two_hundred_concurrent_sessions_transfer() {
         Ok(daemon.counted("used") == (sessions * TRANSFERS) as u64)
     })
     .unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!((stage.pinholes(), sent_again(&stage)), (0, 0));
+    assert_eq!((fixture.pinholes(), sent_again(&fixture)), (0, 0));
 }

@@ -19,11 +19,11 @@ use std::net::SocketAddr;
 
 #[test]
 fn reload_keeps_sessions_and_applies_at_once() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let servers = [21, 2121].map(|port| stage.serve_with(stage.target(Family::V4, port), MiniOptions::default()));
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let servers = [21, 2121].map(|port| fixture.serve_with(fixture.target(Family::V4, port), MiniOptions::default()));
     let [first, second] = servers.each_ref().map(MiniServer::address);
     for by_signal in [true, false] {
-        let daemon = stage.daemon("");
+        let daemon = fixture.daemon("");
         let reload = || {
             if by_signal {
                 let before = daemon.child.output().matches("reloaded the policy").count();
@@ -41,7 +41,7 @@ fn reload_keeps_sessions_and_applies_at_once() {
                 assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
             }
         };
-        stage.as_client(|| {
+        fixture.as_client(|| {
             let mut client = MiniClient::log_in(first, TIMEOUT)?;
             let mut other = MiniClient::log_in(second, TIMEOUT)?;
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
@@ -74,18 +74,18 @@ fn reload_keeps_sessions_and_applies_at_once() {
 
 #[test]
 fn packets_held_for_a_lost_segment_are_released_in_time() {
-    let stage = FilteredTopology::new(Shape::ClientHost);
-    let server = stage.serve(Family::V4);
+    let fixture = FilteredTopology::new(Shape::ClientHost);
+    let server = fixture.serve(Family::V4);
     // The policy denies commands, so segments after a gap are held.
-    let _daemon = stage.daemon("defaults: { commands: { deny: [SITE] } }\n");
+    let _daemon = fixture.daemon("defaults: { commands: { deny: [SITE] } }\n");
     let progress = Policy::embedded().mark.control_bits();
     let [logged_in, unread] = [SessionProgress::LoggedIn, SessionProgress::Unreadable].map(|known| progress.of(known));
-    stage.as_client(|| {
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let end = |address: SocketAddr| Endpoint::new(address.ip(), Port::new(address.port()).expect("a port"));
         let flow = Flow { source: end(client.local_address()?), destination: end(server.address()) };
         let mark = |bits| {
-            let marked = stage.firewall().run(|| Conntrack::open(TIMEOUT)?.mark(&flow, bits, progress.progress()));
+            let marked = fixture.firewall().run(|| Conntrack::open(TIMEOUT)?.mark(&flow, bits, progress.progress()));
             assert_eq!(marked.expect("root may enter"), Ok(true));
         };
         // As if the table had been gone for a moment.
@@ -106,10 +106,10 @@ fn daemon_signal(daemon: &Daemon, signal: Signal) {
 
 #[test]
 fn reload_can_change_mark_and_when_down() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = stage.serve(Family::V4);
-    let daemon = stage.daemon("");
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = fixture.serve(Family::V4);
+    let daemon = fixture.daemon("");
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for more in ["mark: 0x20000000\n", "capture: { when_down: closed }\nmark: 0x20000000\n", ""] {
             daemon.write_policy(&policy(Shape::Gateway, more));
@@ -126,8 +126,8 @@ fn reload_can_change_mark_and_when_down() {
 
 #[test]
 fn status_says_when_the_policy_was_loaded() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon("");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon("");
     let since = |status: &serde_json::Value| status["running_since"].as_str().map(str::to_owned);
     let loaded = |status: &serde_json::Value| status["policy_loaded"].as_str().map(str::to_owned);
     let first = daemon.status();
@@ -142,12 +142,12 @@ fn status_says_when_the_policy_was_loaded() {
 
 #[test]
 fn bad_policy_is_refused_and_the_old_one_stays() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = stage.serve(Family::V4);
-    let daemon = stage.daemon("");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = fixture.serve(Family::V4);
+    let daemon = fixture.daemon("");
     // Without elements: a used pinhole is removed a moment later. Without the deadline, which moves with the pinholes.
     let ruleset = || -> Vec<String> {
-        let listed = stage.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
+        let listed = fixture.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
         listed.lines().filter(|line| !line.contains("meta time")).map(str::to_owned).collect()
     };
     let before = ruleset();
@@ -167,7 +167,7 @@ fn bad_policy_is_refused_and_the_old_one_stays() {
         daemon_signal(&daemon, Signal::SIGHUP);
         daemon.wait_for_log("reload failed", told + 1);
         assert_eq!(ruleset(), before, "{policy}");
-        stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
+        fixture.as_client(|| some_transfers(server.address(), Mode::Pasv));
     }
     std::fs::remove_file(daemon.folder.join("policy.yaml")).expect("it is there");
     let finished = daemon.program(&["reload"]).expect("it runs");
@@ -176,10 +176,10 @@ fn bad_policy_is_refused_and_the_old_one_stays() {
 
 #[test]
 fn status_shows_sessions_and_pending_pinholes() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = stage.serve(Family::V4);
-    let daemon = stage.daemon("");
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = fixture.serve(Family::V4);
+    let daemon = fixture.daemon("");
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         assert_eq!(client.download(Mode::Port, FILE)?, CONTENT);
         let announced = client.passive(Mode::Pasv)?.to_string();
@@ -220,20 +220,20 @@ fn assert_refused(finished: &Finished, status: i32, problem: &str) {
 
 #[test]
 fn second_instance_is_refused_and_the_first_undisturbed() {
-    let stage = FilteredTopology::new(Shape::ServerHost);
-    let server = stage.serve(Family::V4);
-    let daemon = stage.daemon("");
+    let fixture = FilteredTopology::new(Shape::ServerHost);
+    let server = fixture.serve(Family::V4);
+    let daemon = fixture.daemon("");
     // Without elements: a used pinhole is removed a moment later.
-    let ruleset = || stage.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
+    let ruleset = || fixture.firewall().nft_output(&["-s", "-t", "list", "ruleset"]).expect("nft lists");
     let before = ruleset();
-    let second = daemon::service(stage.firewall(), &daemon.folder, "info").spawn().expect("it starts");
+    let second = daemon::service(fixture.firewall(), &daemon.folder, "info").spawn().expect("it starts");
     assert_refused(&second.wait(TIMEOUT).expect("it ends"), 1, "another pinhole is running");
     // An instance that does not see the first one's socket finds its queue taken.
-    let third = refused(stage.firewall(), &policy(Shape::ServerHost, ""));
+    let third = refused(fixture.firewall(), &policy(Shape::ServerHost, ""));
     assert_refused(&third, 1, "cannot read queue 0 of the kernel: it is read by ");
     assert_eq!(ruleset(), before);
     assert!(daemon.socket().exists());
-    stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
+    fixture.as_client(|| some_transfers(server.address(), Mode::Pasv));
 }
 
 #[test]

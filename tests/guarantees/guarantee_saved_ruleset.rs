@@ -84,18 +84,18 @@ fn saved_ruleset_loads_except_for_what_nft_cannot_write() {
     let versions = Nft::versions();
     let policies = ["", "control_ports: [21, 990, 2121]\nmark: 0x3\n", "capture: { when_down: closed }\n"];
     for policy in policies {
-        let stage = FilteredTopology::new(Shape::Gateway);
-        let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}{policy}"));
+        let fixture = FilteredTopology::new(Shape::Gateway);
+        let daemon = fixture.daemon(&format!("{SETS}{FOR_HOURS}{policy}"));
         daemon.wait_for_log("what `nft list ruleset` prints while Pinhole runs", 1);
         let other = Namespace::new("other").expect("a namespace");
         for family in Family::ALL {
-            let server = stage.serve(family);
-            stage.as_client(|| {
+            let server = fixture.serve(family);
+            fixture.as_client(|| {
                 let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 client.passive(Mode::Epsv)?;
                 for (saving, loading) in versions.iter().flat_map(|one| versions.iter().map(move |other| (one, other)))
                 {
-                    loading.load(&other, &saving.list(stage.firewall()));
+                    loading.load(&other, &saving.list(fixture.firewall()));
                     assert_eq!(elements(&other, family), 1);
                     // (1.0.6 crashes when it lists what 1.1 has loaded.)
                     loading.load(&other, &loading.list(&other));
@@ -111,16 +111,16 @@ fn saved_ruleset_loads_except_for_what_nft_cannot_write() {
 fn what_nft_cannot_write_is_in_the_table_only_with_nat() {
     const OBJECT: &str = "ct expectation no_expectation4";
     let nat = "table ip nat { chain postrouting { type nat hook postrouting priority 100; }; }";
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon(SETS);
-    let listed = || stage.firewall().nft_output(&["list", "table", "inet", "pinhole"]).expect("nft lists");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon(SETS);
+    let listed = || fixture.firewall().nft_output(&["list", "table", "inet", "pinhole"]).expect("nft lists");
     assert!(!listed().contains("ct expectation"), "{}", listed());
     // The daemon has handled what the kernel reported of its start when it has noticed this.
     for times in 1..=2 {
-        stage.firewall().nft("flush chain inet pinhole admit").expect("it is there");
+        fixture.firewall().nft("flush chain inet pinhole admit").expect("it is there");
         daemon.wait_for_log("restored", times);
     }
-    stage.firewall().nft(nat).expect("a table more");
+    fixture.firewall().nft(nat).expect("a table more");
     daemon.wait_for_log("nft cannot write the objects no_expectation4", 1);
     assert!(
         listed().contains(OBJECT) && listed().contains("meta nfproto ipv6 ct expectation set \"no_expectation6\""),
@@ -128,24 +128,24 @@ fn what_nft_cannot_write_is_in_the_table_only_with_nat() {
         listed()
     );
     // A flush does not change that.
-    stage.firewall().nft(&format!("flush ruleset\n{}{nat}", filter(Shape::Gateway))).expect("it loads");
+    fixture.firewall().nft(&format!("flush ruleset\n{}{nat}", filter(Shape::Gateway))).expect("it loads");
     daemon.wait_for_log("restored", 3);
     assert!(listed().contains(OBJECT), "{}", listed());
     // The next start decides again.
     daemon.kill().expect("it runs");
-    stage.firewall().nft("delete table ip nat").expect("it is there");
+    fixture.firewall().nft("delete table ip nat").expect("it is there");
     daemon.restart().expect("it starts");
     assert!(!listed().contains("ct expectation"), "{}", listed());
 }
 
 /// Saves the ruleset while a port is announced in a session, and ends the daemon. Then, behind the deadline and still in the
 /// session, runs `work` with the port.
-fn after_a_save_with_a_pinhole(stage: &FilteredTopology, work: impl FnOnce(SocketAddr, &str) + Send) {
-    let mut daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 4s }}\n"));
-    stage.as_client(|| {
-        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), TIMEOUT)?;
+fn after_a_save_with_a_pinhole(fixture: &FilteredTopology, work: impl FnOnce(SocketAddr, &str) + Send) {
+    let mut daemon = fixture.daemon(&format!("{SETS}defaults: {{ timeout: 4s }}\n"));
+    fixture.as_client(|| {
+        let mut client = MiniClient::log_in(fixture.target(Family::V4, 21), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
-        let saved = saved(stage.firewall());
+        let saved = saved(fixture.firewall());
         daemon.end(Signal::SIGTERM)?;
         let deadline = deadline(&saved);
         lab::wait_until("the deadline", TIMEOUT, || Ok(now() >= deadline))?;
@@ -156,30 +156,30 @@ fn after_a_save_with_a_pinhole(stage: &FilteredTopology, work: impl FnOnce(Socke
 
 #[test]
 fn loaded_ruleset_admits_nothing_after_its_deadline() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _server = stage.serve(Family::V4);
-    after_a_save_with_a_pinhole(&stage, |announced, saved| {
-        let host = &stage.topology.client.namespace;
-        load(stage.firewall(), saved);
-        assert_eq!(elements(stage.firewall(), Family::V4), 1, "nft gives the pinhole the rest of its timeout");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _server = fixture.serve(Family::V4);
+    after_a_save_with_a_pinhole(&fixture, |announced, saved| {
+        let host = &fixture.topology.client.namespace;
+        load(fixture.firewall(), saved);
+        assert_eq!(elements(fixture.firewall(), Family::V4), 1, "nft gives the pinhole the rest of its timeout");
         assert_closed(host, announced);
         // Without the deadline, it would be admitted.
-        load(stage.firewall(), &saved.replace("jump after_deadline", ""));
+        load(fixture.firewall(), &saved.replace("jump after_deadline", ""));
         connect(host, announced).expect("the pinhole admits it");
     });
 }
 
 #[test]
 fn start_after_a_load_closes_what_the_ruleset_had_open() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _server = stage.serve(Family::V4);
-    after_a_save_with_a_pinhole(&stage, |announced, saved| {
-        load(stage.firewall(), saved);
-        assert_eq!(elements(stage.firewall(), Family::V4), 1);
-        let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
-        assert_eq!((elements(stage.firewall(), Family::V4), stage.pinholes()), (0, 0));
-        assert_closed(&stage.topology.client.namespace, announced);
-        let mut client = MiniClient::log_in(stage.target(Family::V4, 21), TIMEOUT).expect("a session");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _server = fixture.serve(Family::V4);
+    after_a_save_with_a_pinhole(&fixture, |announced, saved| {
+        load(fixture.firewall(), saved);
+        assert_eq!(elements(fixture.firewall(), Family::V4), 1);
+        let daemon = fixture.daemon(&format!("{SETS}{FOR_HOURS}"));
+        assert_eq!((elements(fixture.firewall(), Family::V4), fixture.pinholes()), (0, 0));
+        assert_closed(&fixture.topology.client.namespace, announced);
+        let mut client = MiniClient::log_in(fixture.target(Family::V4, 21), TIMEOUT).expect("a session");
         let announced = client.passive(Mode::Pasv).expect("a port");
         client.connect_data(announced).expect("the next one is admitted");
         assert_eq!(daemon.counted("adopted"), 0);
@@ -188,10 +188,10 @@ fn start_after_a_load_closes_what_the_ruleset_had_open() {
 
 #[test]
 fn daemon_killed_within_the_deadline_adopts_what_is_open() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = stage.serve(Family::V4);
-    let mut daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = fixture.serve(Family::V4);
+    let mut daemon = fixture.daemon(&format!("{SETS}{FOR_HOURS}"));
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
         daemon.kill()?;
@@ -203,25 +203,25 @@ fn daemon_killed_within_the_deadline_adopts_what_is_open() {
 
 #[test]
 fn removed_deadline_is_restored() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = stage.serve(Family::V4);
-    let daemon = stage.daemon(&format!("{SETS}{FOR_HOURS}"));
-    stage.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.passive(Mode::Pasv));
-    let before = deadline(&saved(stage.firewall()));
-    stage.firewall().nft("flush chain inet pinhole after_deadline").expect("it is there");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = fixture.serve(Family::V4);
+    let daemon = fixture.daemon(&format!("{SETS}{FOR_HOURS}"));
+    fixture.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.passive(Mode::Pasv));
+    let before = deadline(&saved(fixture.firewall()));
+    fixture.firewall().nft("flush chain inet pinhole after_deadline").expect("it is there");
     daemon.wait_for_log("restored", 1);
-    assert_eq!(deadline(&saved(stage.firewall())), before);
+    assert_eq!(deadline(&saved(fixture.firewall())), before);
 }
 
 #[test]
 fn deadline_is_a_few_seconds_after_the_end_of_the_last_pinhole() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = stage.serve(Family::V4);
-    let _daemon = stage.daemon(&format!("{SETS}defaults: {{ timeout: 100s }}\n"));
-    assert!(deadline(&saved(stage.firewall())) <= now(), "nothing is open");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = fixture.serve(Family::V4);
+    let _daemon = fixture.daemon(&format!("{SETS}defaults: {{ timeout: 100s }}\n"));
+    assert!(deadline(&saved(fixture.firewall())) <= now(), "nothing is open");
     let before = now();
-    stage.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.passive(Mode::Pasv));
-    let ends = Duration::from_secs(deadline(&saved(stage.firewall())) - before);
+    fixture.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.passive(Mode::Pasv));
+    let ends = Duration::from_secs(deadline(&saved(fixture.firewall())) - before);
     let allowed = Duration::from_secs(100)..Duration::from_secs(110) + TIMEOUT;
     assert!(allowed.contains(&ends), "{ends:?}");
 }

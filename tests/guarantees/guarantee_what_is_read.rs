@@ -19,27 +19,27 @@ use pinhole::core::ftp::Mode;
 #[test]
 fn every_mode_works_in_every_topology() {
     for shape in Shape::ALL {
-        let stage = FilteredTopology::new(shape);
-        let daemon = stage.daemon(FOR_HOURS);
+        let fixture = FilteredTopology::new(shape);
+        let daemon = fixture.daemon(FOR_HOURS);
         for family in Family::ALL {
-            let server = stage.serve(family);
+            let server = fixture.serve(family);
             for &mode in modes(family) {
-                stage.as_client(|| some_transfers(server.address(), mode));
+                fixture.as_client(|| some_transfers(server.address(), mode));
             }
         }
         assert_eq!(daemon.counted("opened"), 18, "{shape}");
-        stage.wait_for_pinholes(0);
+        fixture.wait_for_pinholes(0);
     }
 }
 
 #[test]
 fn each_line_is_read_once() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon("");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon("");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
-        assert_read(&daemon, &stage.ends(), 200, "a hundred commands and replies", || say_noop(&mut client, 100));
+        assert_read(&daemon, &fixture.ends(), 200, "a hundred commands and replies", || say_noop(&mut client, 100));
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         client.quit()
     });
@@ -53,15 +53,15 @@ fn say_noop(client: &mut MiniClient, times: usize) {
 
 #[test]
 fn session_is_read_after_a_restart() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = stage.serve(Family::V4);
-    let mut daemon = stage.daemon("");
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = fixture.serve(Family::V4);
+    let mut daemon = fixture.daemon("");
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         daemon.kill()?;
         daemon.restart()?;
         assert_eq!(daemon.counted("packets"), 0);
-        assert_read(&daemon, &stage.ends(), 20, "ten commands and replies", || say_noop(&mut client, 10));
+        assert_read(&daemon, &fixture.ends(), 20, "ten commands and replies", || say_noop(&mut client, 10));
         for &mode in modes(Family::V4) {
             assert_eq!(client.download(mode, FILE)?, CONTENT, "{mode}");
         }
@@ -71,10 +71,10 @@ fn session_is_read_after_a_restart() {
 
 #[test]
 fn non_ftp_stays_unread_after_a_restart() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let address = stage.target(Family::V4, 21);
-    let mut daemon = stage.daemon("");
-    let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let address = fixture.target(Family::V4, 21);
+    let mut daemon = fixture.daemon("");
+    let listener = fixture.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
     let listener = listener.expect("root may enter").expect("a port");
     let open = listener.local_addr().expect("it is bound");
     let reply = format!("227 Here (10,21,2,10,{},{})\r\n", open.port() / 256, open.port() % 256);
@@ -87,7 +87,7 @@ fn non_ftp_stays_unread_after_a_restart() {
         Ok(())
     };
     let visit = || {
-        let client = &stage.topology.client.namespace;
+        let client = &fixture.topology.client.namespace;
         let control = connect(client, address).expect("control connections may pass");
         let mut lines = BufReader::new(control.try_clone().expect("a socket")).lines();
         lines.next().expect("a greeting").expect("a greeting");
@@ -106,15 +106,15 @@ fn non_ftp_stays_unread_after_a_restart() {
         assert_closed(client, open);
         assert_eq!((daemon.counted("packets"), daemon.counted("opened")), (0, 0));
     };
-    serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
+    serve_by_hand(&fixture.topology.server.namespace, address, talk, visit);
 }
 
 #[test]
 fn encrypted_and_non_ftp_sessions_open_nothing() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon("");
-    let address = stage.target(Family::V4, 21);
-    let listener = stage.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon("");
+    let address = fixture.target(Family::V4, 21);
+    let listener = fixture.topology.server.namespace.run(|| TcpListener::bind((address.ip(), 0)));
     let listener = listener.expect("root may enter").expect("a port");
     let open = listener.local_addr().expect("it is bound");
     let numbers = format!("(10,21,2,10,{},{})", open.port() / 256, open.port() % 256);
@@ -134,7 +134,7 @@ fn encrypted_and_non_ftp_sessions_open_nothing() {
         Ok(())
     };
     let visit = || {
-        let client = &stage.topology.client.namespace;
+        let client = &fixture.topology.client.namespace;
         let says = |dialogue: &[(&str, &str)]| {
             let control = connect(client, address).expect("control connections may pass");
             control.set_nodelay(true).expect("a socket");
@@ -147,7 +147,7 @@ fn encrypted_and_non_ftp_sessions_open_nothing() {
                 assert!(heard.starts_with(reply), "{heard}");
             }
             assert_closed(client, open);
-            assert_eq!(stage.pinholes(), 0);
+            assert_eq!(fixture.pinholes(), 0);
         };
         says(&[("AUTH TLS", "234"), ("PASV", "227"), ("PASV", "227")]);
         says(&[("GET / HTTP/1.1", "200"), ("PASV", "227"), ("PASV", "227")]);
@@ -165,12 +165,12 @@ fn encrypted_and_non_ftp_sessions_open_nothing() {
         }
         connect(client, open).expect("it is announced");
     };
-    serve_by_hand(&stage.topology.server.namespace, address, talk, visit);
+    serve_by_hand(&fixture.topology.server.namespace, address, talk, visit);
 }
 
 #[test]
 fn client_and_server_on_one_host_are_read_once() {
-    let stage = FilteredTopology::new(Shape::ServerHost);
+    let fixture = FilteredTopology::new(Shape::ServerHost);
     // The filter drops loopback packets, too.
     let strict = "flush ruleset
 table inet filter {
@@ -185,21 +185,21 @@ table inet filter {
         type filter hook output priority filter; policy accept;
     }
 }";
-    let host = stage.firewall();
+    let host = fixture.firewall();
     host.nft(strict).expect("the rules are right");
-    let daemon = stage.daemon("control_ports: [21, 2121]\n");
+    let daemon = fixture.daemon("control_ports: [21, 2121]\n");
     let addresses: [IpAddr; 4] = [
         Ipv4Addr::LOCALHOST.into(),
         Ipv6Addr::LOCALHOST.into(),
-        stage.topology.server.addresses.v4.into(),
-        stage.topology.server.addresses.v6.into(),
+        fixture.topology.server.addresses.v4.into(),
+        fixture.topology.server.addresses.v6.into(),
     ];
     let visit_all = || {
         let mut opened = 0;
         // No session ends before the last one was counted: the end of one is read as well, and late on a busy machine.
         let mut open = Vec::new();
         for (address, port) in addresses.into_iter().flat_map(|address| [(address, 21), (address, 2121)]) {
-            let server = stage.serve_with(SocketAddr::new(address, port), MiniOptions::default());
+            let server = fixture.serve_with(SocketAddr::new(address, port), MiniOptions::default());
             let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             // A command and a reply are two packets.
             assert_read(&daemon, &[host], 100, &address.to_string(), || say_noop(&mut client, 50));
@@ -225,12 +225,12 @@ table inet filter {
 #[test]
 fn several_control_ports_work_side_by_side() {
     for shape in Shape::ALL {
-        let stage = FilteredTopology::new(shape);
-        let _daemon = stage.daemon("control_ports: [2121, 21]\n");
+        let fixture = FilteredTopology::new(shape);
+        let _daemon = fixture.daemon("control_ports: [2121, 21]\n");
         for (family, port) in [(Family::V4, 21), (Family::V4, 2121), (Family::V6, 21), (Family::V6, 2121)] {
-            let server = stage.serve_with(stage.target(family, port), MiniOptions::default());
+            let server = fixture.serve_with(fixture.target(family, port), MiniOptions::default());
             for &mode in modes(family) {
-                stage.as_client(|| some_transfers(server.address(), mode));
+                fixture.as_client(|| some_transfers(server.address(), mode));
             }
         }
     }

@@ -14,12 +14,12 @@ const LINE: &str = "not FTP: no announcement opens a pinhole";
 
 #[test]
 fn log_flood_is_bounded_and_hides_no_other_client() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon_logging("", "info");
-    let _servers = Family::ALL.map(|family| stage.serve(family));
-    let client = &stage.topology.client.namespace;
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon_logging("", "info");
+    let _servers = Family::ALL.map(|family| fixture.serve(family));
+    let client = &fixture.topology.client.namespace;
     let asks_for_a_page = |family| {
-        let mut control = connect(client, stage.target(family, 21)).expect("control connections may pass");
+        let mut control = connect(client, fixture.target(family, 21)).expect("control connections may pass");
         control.set_read_timeout(Some(TIMEOUT)).expect("a socket");
         // The server greets, and so has its say before the client.
         control.read_exact(&mut [0; 3]).expect("a greeting");
@@ -35,7 +35,7 @@ fn log_flood_is_bounded_and_hides_no_other_client() {
     let seconds = began.elapsed().as_secs() as usize;
     lab::wait_until("all to be counted", TIMEOUT, || Ok(daemon.counted("not_ftp") == 101))
         .unwrap_or_else(|error| panic!("{error}"));
-    let [ipv4, ipv6] = Family::ALL.map(|family| stage.topology.client.addresses.of(family).to_string());
+    let [ipv4, ipv6] = Family::ALL.map(|family| fixture.topology.client.addresses.of(family).to_string());
     // The log is written a moment after something was counted.
     daemon.wait_for_log(&format!("([{ipv6}]"), 1);
     let said = daemon.child.output();

@@ -74,8 +74,8 @@ fn session_continues_after_urgent_abor_without_a_firewall() {
 #[test]
 fn session_continues_after_urgent_abor() {
     assert_none(&failures(|kind| {
-        let stage = FilteredTopology::new(Shape::Gateway);
-        let _daemon = stage.daemon("");
-        visit_server(&stage.topology, kind)
+        let fixture = FilteredTopology::new(Shape::Gateway);
+        let _daemon = fixture.daemon("");
+        visit_server(&fixture.topology, kind)
     }));
 }

@@ -14,8 +14,8 @@ use crate::daemon::{Daemon, TIMEOUT};
 use crate::filtered_topology::FilteredTopology;
 
 /// Drops data connections behind Pinhole's accept rule: an accept in one chain does not overrule a drop in another.
-fn drop_data(stage: &FilteredTopology) {
-    let hook = match stage.topology.shape {
+fn drop_data(fixture: &FilteredTopology) {
+    let hook = match fixture.topology.shape {
         Shape::Gateway => "forward",
         Shape::ServerHost | Shape::ClientHost => "input",
     };
@@ -24,7 +24,7 @@ fn drop_data(stage: &FilteredTopology) {
         add chain inet later later {{ type filter hook {hook} priority 10; }}
         add rule inet later later tcp flags & (syn | ack) == syn tcp dport != 21 drop"
     );
-    stage.firewall().nft(&rules).expect("the rules are right");
+    fixture.firewall().nft(&rules).expect("the rules are right");
 }
 
 fn pinholes(daemon: &Daemon) -> Vec<Value> {
@@ -38,14 +38,14 @@ fn warnings(daemon: &Daemon, word: &str) -> usize {
 #[test]
 fn dropped_syn_is_logged_for_a_real_server_and_client() {
     for (shape, mode) in [(Shape::Gateway, Mode::Pasv), (Shape::Gateway, Mode::Port), (Shape::ServerHost, Mode::Epsv)] {
-        let stage = FilteredTopology::new(shape);
-        drop_data(&stage);
-        let daemon = stage.daemon("");
-        let options = ServerOptions::on(stage.topology.server.addresses.of(Family::V4));
-        let _server = ServerKind::Vsftpd.start(&stage.topology.server.namespace, &options).expect("a server");
+        let fixture = FilteredTopology::new(shape);
+        drop_data(&fixture);
+        let daemon = fixture.daemon("");
+        let options = ServerOptions::on(fixture.topology.server.addresses.of(Family::V4));
+        let _server = ServerKind::Vsftpd.start(&fixture.topology.server.namespace, &options).expect("a server");
         let visit = Visit {
-            namespace: &stage.topology.client.namespace,
-            server: stage.target(Family::V4, 21),
+            namespace: &fixture.topology.client.namespace,
+            server: fixture.target(Family::V4, 21),
             mode,
             announce: None,
             timeout: Duration::from_secs(4),
@@ -61,11 +61,11 @@ fn dropped_syn_is_logged_for_a_real_server_and_client() {
 
 #[test]
 fn open_pinhole_shows_whether_its_syn_came() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    drop_data(&stage);
-    let daemon = stage.daemon("");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    drop_data(&fixture);
+    let daemon = fixture.daemon("");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
         assert_eq!(pinholes(&daemon)[0]["syn_came"], Value::Bool(false));
@@ -83,11 +83,11 @@ fn open_pinhole_shows_whether_its_syn_came() {
 
 #[test]
 fn pinhole_to_which_nobody_connects_expires() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    drop_data(&stage);
-    let daemon = stage.daemon("defaults: { timeout: 4s }\n");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    drop_data(&fixture);
+    let daemon = fixture.daemon("defaults: { timeout: 4s }\n");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         client.passive(Mode::Pasv)?;
         daemon.wait_for_log("no data connection came", 1);
@@ -98,10 +98,10 @@ fn pinhole_to_which_nobody_connects_expires() {
 
 #[test]
 fn used_pinhole_is_not_reported_as_dropped() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon("");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon("");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
         let _data = client.connect_data(announced)?;

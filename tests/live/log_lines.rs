@@ -19,10 +19,10 @@ fn rules(name: &str, terms: &str) -> String {
 
 #[test]
 fn log_and_status_name_the_rule_of_a_session() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon(&rules("partners", "timeout: 1h"));
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon(&rules("partners", "timeout: 1h"));
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         client.passive(Mode::Pasv)?;
         daemon.wait_for_log(r#", user "pinhole", rule "partners")"#, 1);
@@ -50,16 +50,16 @@ fn log_and_status_name_the_rule_of_a_session() {
 #[test]
 fn foreign_address_of_a_real_server_points_to_its_configuration() {
     for kind in [ServerKind::Vsftpd, ServerKind::Proftpd, ServerKind::PureFtpd] {
-        let stage = FilteredTopology::new(Shape::Gateway);
-        let daemon = stage.daemon("");
+        let fixture = FilteredTopology::new(Shape::Gateway);
+        let daemon = fixture.daemon("");
         let options = ServerOptions {
             announce: Some(Ipv4Addr::new(198, 51, 100, 7)),
-            ..ServerOptions::on(stage.topology.server.addresses.of(Family::V4))
+            ..ServerOptions::on(fixture.topology.server.addresses.of(Family::V4))
         };
-        let _server = kind.start(&stage.topology.server.namespace, &options).expect("a server");
+        let _server = kind.start(&fixture.topology.server.namespace, &options).expect("a server");
         let visit = Visit {
-            namespace: &stage.topology.client.namespace,
-            server: stage.target(Family::V4, 21),
+            namespace: &fixture.topology.client.namespace,
+            server: fixture.target(Family::V4, 21),
             mode: Mode::Pasv,
             announce: None,
             timeout: std::time::Duration::from_secs(3),
@@ -76,19 +76,19 @@ fn foreign_address_of_a_real_server_points_to_its_configuration() {
 
 #[test]
 fn implicit_tls_is_logged_as_encrypted() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    stage.firewall().nft("insert rule inet filter forward tcp dport 990 accept").expect("the chain is there");
-    let daemon = stage.daemon("control_ports: [21, 990]\n");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    fixture.firewall().nft("insert rule inet filter forward tcp dport 990 accept").expect("the chain is there");
+    let daemon = fixture.daemon("control_ports: [21, 990]\n");
     let answer = |mut stream: TcpStream| -> io::Result<()> {
         let mut record = [0; 10];
         stream.read_exact(&mut record)?;
         stream.write_all(b"\x16\x03\x03\0\x05\x02\0\0\x01a")?;
         stream.read_to_end(&mut Vec::new()).map(drop)
     };
-    let address = stage.target(Family::V4, 990);
-    serve_by_hand(&stage.topology.server.namespace, address, answer, || {
+    let address = fixture.target(Family::V4, 990);
+    serve_by_hand(&fixture.topology.server.namespace, address, answer, || {
         let mut stream =
-            filtered_topology::connect(&stage.topology.client.namespace, address).expect("port 990 is open");
+            filtered_topology::connect(&fixture.topology.client.namespace, address).expect("port 990 is open");
         stream.write_all(b"\x16\x03\x01\0\x05\x01\0\0\x01a").expect("the server reads");
         stream.read_exact(&mut [0; 10]).expect("the server answers");
         daemon.wait_for_log(" WARN encrypted (implicit TLS): its announcements cannot be read", 1);

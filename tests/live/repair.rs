@@ -16,10 +16,10 @@ const PRIVATE: Ipv4Addr = Ipv4Addr::new(192, 168, 200, 100);
 const FOREIGN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 
 /// A server that announces this address.
-fn announcing(stage: &FilteredTopology, kind: ServerKind, wrong: Ipv4Addr) -> Server {
-    let mut options = ServerOptions::on(stage.topology.server.addresses.of(Family::V4));
+fn announcing(fixture: &FilteredTopology, kind: ServerKind, wrong: Ipv4Addr) -> Server {
+    let mut options = ServerOptions::on(fixture.topology.server.addresses.of(Family::V4));
     options.announce = Some(wrong);
-    let server = kind.start(&stage.topology.server.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
+    let server = kind.start(&fixture.topology.server.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
     server.place(FILE, CONTENT).expect("the home folder takes a file");
     server
 }
@@ -45,11 +45,11 @@ fn transfers_work_although_the_server_announces_a_wrong_address() {
         (Shape::ServerHost, ServerKind::PureFtpd, FOREIGN),
         (Shape::ClientHost, ServerKind::Pyftpdlib, FOREIGN),
     ] {
-        let stage = FilteredTopology::new(shape);
-        let server = announcing(&stage, kind, wrong);
-        let daemon = stage.daemon(REPAIR);
-        let (client, address) = (&stage.topology.client.namespace, stage.target(Family::V4, 21));
-        stage.as_client(|| some_transfers(address, Mode::Pasv));
+        let fixture = FilteredTopology::new(shape);
+        let server = announcing(&fixture, kind, wrong);
+        let daemon = fixture.daemon(REPAIR);
+        let (client, address) = (&fixture.topology.client.namespace, fixture.target(Family::V4, 21));
+        fixture.as_client(|| some_transfers(address, Mode::Pasv));
         believing_curl(client, address).unwrap_or_else(|said| panic!("{shape}, {kind}, {wrong}: {said}"));
         for program in [ClientKind::Tnftp, ClientKind::Lftp] {
             let visit =
@@ -65,23 +65,24 @@ fn transfers_work_although_the_server_announces_a_wrong_address() {
 
 #[test]
 fn repaired_announcement_opens_the_called_address_only() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _server = announcing(&stage, ServerKind::Vsftpd, FOREIGN);
-    let _daemon = stage.daemon(REPAIR);
-    let address = stage.target(Family::V4, 21);
-    let announced = stage.as_client(|| MiniClient::log_in(address, TIMEOUT)?.passive(Mode::Pasv));
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _server = announcing(&fixture, ServerKind::Vsftpd, FOREIGN);
+    let _daemon = fixture.daemon(REPAIR);
+    let address = fixture.target(Family::V4, 21);
+    let announced = fixture.as_client(|| MiniClient::log_in(address, TIMEOUT)?.passive(Mode::Pasv));
     assert_eq!(announced.ip(), address.ip());
-    let pinholes = stage.topology.firewall.nft_output(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("a set");
+    let pinholes =
+        fixture.topology.firewall.nft_output(&["list", "set", "inet", "pinhole", "pinholes4"]).expect("a set");
     assert!(!pinholes.contains(&FOREIGN.to_string()), "{pinholes}");
 }
 
 /// The check of the tests above: the client believes the address.
 #[test]
 fn wrong_address_without_repair_is_refused() {
-    let stage = FilteredTopology::new(Shape::ServerHost);
-    let _server = announcing(&stage, ServerKind::Vsftpd, FOREIGN);
-    let daemon = stage.daemon("");
-    let address = stage.target(Family::V4, 21);
-    believing_curl(&stage.topology.client.namespace, address).expect_err("nobody has that address");
+    let fixture = FilteredTopology::new(Shape::ServerHost);
+    let _server = announcing(&fixture, ServerKind::Vsftpd, FOREIGN);
+    let daemon = fixture.daemon("");
+    let address = fixture.target(Family::V4, 21);
+    believing_curl(&fixture.topology.client.namespace, address).expect_err("nobody has that address");
     daemon.wait_for_log(&format!("refused 227 {FOREIGN}:"), 1);
 }

@@ -127,11 +127,11 @@ fn counted(host: &Namespace) -> lab::Result<u64> {
 
 #[test]
 fn stopped_daemon_passes_nothing_when_fail_closed() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon("capture: { when_down: closed, watchdog: 2s }\n");
-    let server = stage.serve(Family::V4);
-    let [client_host, server_host] = stage.ends();
-    stage.as_client(|| {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon("capture: { when_down: closed, watchdog: 2s }\n");
+    let server = fixture.serve(Family::V4);
+    let [client_host, server_host] = fixture.ends();
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         count_segments(client_host, "output");
         count_segments(server_host, "input");
@@ -152,8 +152,8 @@ fn stopped_daemon_passes_nothing_when_fail_closed() {
 
 #[test]
 fn stopped_daemon_is_killed_in_time_and_logged() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon(SHORT);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon(SHORT);
     let process = daemon.child.id();
     let began = Instant::now();
     daemon.child.signal(Signal::SIGSTOP).expect("it runs");
@@ -163,14 +163,14 @@ fn stopped_daemon_is_killed_in_time_and_logged() {
     assert!(took > LIMIT - Duration::from_secs(1) && took < lab::allow(LIMIT * 4), "{took:?}");
     daemon.wait_for_log(&format!("the watchdog killed the daemon (process {process})"), 1);
     daemon.wait_for_log("it is stopped (SIGSTOP, SIGTSTP)", 1);
-    assert!(stage.firewall().nft_output(&["list", "tables"]).expect("nft lists").contains("pinhole"));
+    assert!(fixture.firewall().nft_output(&["list", "tables"]).expect("nft lists").contains("pinhole"));
     daemon.restart().unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
 fn daemon_with_a_hanging_thread_is_killed() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon("capture: { queues: 2, watchdog: 2s }\n");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon("capture: { queues: 2, watchdog: 2s }\n");
     let hanging = Hanging::readers(&daemon, 2);
     wait_until("the threads to be killed", || Ok(hanging.iter().all(Hanging::has_ended)));
     wait_for_end(&mut daemon);
@@ -179,15 +179,15 @@ fn daemon_with_a_hanging_thread_is_killed() {
 
 #[test]
 fn queues_are_unbound_even_if_the_daemon_lives() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = stage.daemon("capture: { queues: 2, watchdog: 2s }\n");
-    let server = stage.serve(Family::V4);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon("capture: { queues: 2, watchdog: 2s }\n");
+    let server = fixture.serve(Family::V4);
     // As if a thread were in a system call that no signal ends: then a kill would come too late, and the process could not
     // end by itself.
     let watchdog = watchdog_of(&daemon);
     kill(watchdog, Signal::SIGSTOP).expect("it runs");
     let hanging = Hanging::those(&daemon, 6, |name| name != "watching the th");
-    stage.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.quit());
+    fixture.as_client(|| MiniClient::log_in(server.address(), TIMEOUT)?.quit());
     drop(hanging);
     kill(watchdog, Signal::SIGCONT).expect("it runs");
 }
@@ -197,8 +197,8 @@ const LONG: Duration = Duration::from_secs(7);
 
 #[test]
 fn idle_daemon_is_left_alone() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon(SHORT);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon(SHORT);
     thread::sleep(LONG);
     assert!(daemon.child.is_running().expect("it is ours"), "{}", daemon.child.output());
     daemon.end(Signal::SIGTERM).expect("it ends");
@@ -226,12 +226,12 @@ impl Drop for Load {
 
 #[test]
 fn busy_daemon_on_a_busy_host_is_left_alone() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon_logging(SHORT, "info");
-    let server = stage.serve_many(Family::V4);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon_logging(SHORT, "info");
+    let server = fixture.serve_many(Family::V4);
     let _load = Load::of(8 * thread::available_parallelism().map_or(1, usize::from));
     let began = Instant::now();
-    stage.as_client(|| {
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         while began.elapsed() < LONG {
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
@@ -245,8 +245,8 @@ fn busy_daemon_on_a_busy_host_is_left_alone() {
 /// As a host that was suspended, or a machine that is moved, sees it.
 #[test]
 fn suspended_time_does_not_count() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon(SHORT);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon(SHORT);
     let watchdog = watchdog_of(&daemon);
     kill(watchdog, Signal::SIGSTOP).expect("it runs");
     daemon.child.signal(Signal::SIGSTOP).expect("it runs");
@@ -259,8 +259,8 @@ fn suspended_time_does_not_count() {
 
 #[test]
 fn reload_changes_the_watchdog_limit() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon("capture: { watchdog: 1h }\n");
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon("capture: { watchdog: 1h }\n");
     daemon.write_policy(&filtered_topology::policy(Shape::Gateway, SHORT));
     daemon.child.signal(Signal::SIGHUP).expect("it runs");
     daemon.wait_for_log("reloaded the policy", 1);
@@ -272,8 +272,8 @@ fn reload_changes_the_watchdog_limit() {
 
 #[test]
 fn watchdog_has_no_capability_and_ends_with_the_daemon() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon(SHORT);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon(SHORT);
     let watchdog = watchdog_of(&daemon);
     let none = "0000000000000000";
     let expected = [
@@ -318,8 +318,8 @@ fn watchdog_has_no_capability_and_ends_with_the_daemon() {
 
 #[test]
 fn daemon_ends_if_its_watchdog_is_killed() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let mut daemon = stage.daemon(SHORT);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let mut daemon = fixture.daemon(SHORT);
     kill(watchdog_of(&daemon), Signal::SIGKILL).expect("it runs");
     wait_for_end(&mut daemon);
     daemon.wait_for_log("the daemon cannot continue", 1);

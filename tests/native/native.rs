@@ -22,9 +22,9 @@ use pinhole::netfilter::netlink::{Conntrack, CtExpectation, Helpers};
 
 /// A gateway whose rules admit `ct state related`, and nothing for a mark.
 fn gateway(policy: &str) -> (FilteredTopology, Daemon) {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let daemon = start(stage.firewall(), policy);
-    (stage, daemon)
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = start(fixture.firewall(), policy);
+    (fixture, daemon)
 }
 
 fn wait_until_no_expectations(firewall: &Namespace) {
@@ -36,18 +36,18 @@ fn wait_until_no_expectations(firewall: &Namespace) {
 fn announcement_becomes_one_expectation_that_admits_once() {
     let Some(_machine) = machine() else { return };
     // The time is that of the rule, and not that of the helper.
-    let (stage, daemon) = gateway(
+    let (fixture, daemon) = gateway(
         "defaults: { timeout: 50s }\nrules: [{ name: brief, clients: [10.0.0.0/8, fd00::/8], timeout: 30s }]\n",
     );
     for family in Family::ALL {
-        let server = stage.serve(family);
+        let server = fixture.serve(family);
         for &mode in modes(family) {
-            let Topology { client: client_host, server: server_host, .. } = &stage.topology;
+            let Topology { client: client_host, server: server_host, .. } = &fixture.topology;
             let (from, to) = if mode.is_active() { (server_host, client_host) } else { (client_host, server_host) };
-            stage.as_client(|| {
+            fixture.as_client(|| {
                 let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
                 let announced = if mode.is_active() { client.active(mode)? } else { client.passive(mode)? };
-                let all = expected(stage.firewall());
+                let all = expected(fixture.firewall());
                 let [one] = &all[..] else { panic!("{mode}: {all:?}") };
                 assert_eq!(one.from, from.addresses.of(family), "{mode}");
                 assert_eq!((one.to.address, one.to.port.number()), (to.addresses.of(family), announced.port()));
@@ -55,15 +55,15 @@ fn announcement_becomes_one_expectation_that_admits_once() {
                 assert!((20..=30).contains(&one.timeout.as_secs()), "{mode}: {one:?}");
                 let control = client.local_address()?;
                 assert_eq!(one.master.source.port.number(), control.port());
-                let listed = stage.firewall().read("/proc/thread-self/net/nf_conntrack_expect")?;
+                let listed = fixture.firewall().read("/proc/thread-self/net/nf_conntrack_expect")?;
                 let port = format!("dport={} ftp/pinhole", announced.port());
                 assert!(listed.lines().count() == 1 && listed.trim_end().ends_with(&port), "{listed:?}");
-                assert_shown_by_conntrack(stage.firewall(), one);
+                assert_shown_by_conntrack(fixture.firewall(), one);
                 assert_eq!(daemon.status()["kernel_pinholes"], 1);
 
                 drop(connect(&from.namespace, announced).unwrap_or_else(|error| panic!("{mode}: {error}")));
                 assert_closed(&from.namespace, announced);
-                assert_eq!(expected(stage.firewall()), []);
+                assert_eq!(expected(fixture.firewall()), []);
                 client.quit()
             });
         }
@@ -101,24 +101,24 @@ fn assert_shown_by_conntrack(firewall: &Namespace, one: &CtExpectation) {
 #[test]
 fn expectation_is_removed_with_its_session() {
     let Some(_machine) = machine() else { return };
-    let (stage, _daemon) = gateway("defaults: { timeout: 1h }\n");
-    stage.topology.keep_ended_connections().expect("root may");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let (fixture, _daemon) = gateway("defaults: { timeout: 1h }\n");
+    fixture.topology.keep_ended_connections().expect("root may");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         client.passive(Mode::Pasv)?;
-        assert_eq!(expected(stage.firewall()).len(), 1);
+        assert_eq!(expected(fixture.firewall()).len(), 1);
         client.quit()
     });
-    wait_until_no_expectations(stage.firewall());
-    stage.as_client(|| {
+    wait_until_no_expectations(fixture.firewall());
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let announced = client.passive(Mode::Pasv)?;
-        let master = expected(stage.firewall())[0].master;
+        let master = expected(fixture.firewall())[0].master;
         let forget = || Conntrack::open(TIMEOUT).and_then(|mut all| all.delete(&master));
-        assert_eq!(stage.firewall().run(forget)?, Ok(true));
-        assert_eq!(expected(stage.firewall()), []);
-        assert_closed(&stage.topology.client.namespace, announced);
+        assert_eq!(fixture.firewall().run(forget)?, Ok(true));
+        assert_eq!(expected(fixture.firewall()), []);
+        assert_closed(&fixture.topology.client.namespace, announced);
         Ok(())
     });
 }
@@ -126,17 +126,17 @@ fn expectation_is_removed_with_its_session() {
 #[test]
 fn announcement_beyond_the_session_limit_is_refused() {
     let Some(_machine) = machine() else { return };
-    let (stage, mut daemon) = gateway("defaults: { timeout: 1h, pinholes_per_session: 3 }\n");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let (fixture, mut daemon) = gateway("defaults: { timeout: 1h, pinholes_per_session: 3 }\n");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for _ in 0..3 {
             client.passive(Mode::Epsv)?;
         }
-        let three = expected(stage.firewall());
+        let three = expected(fixture.firewall());
         assert_eq!(three.len(), 3);
         client.passive(Mode::Epsv)?;
-        assert_eq!(ports(&expected(stage.firewall())), ports(&three));
+        assert_eq!(ports(&expected(fixture.firewall())), ports(&three));
         assert_eq!(daemon.status()["counters"]["refused"]["too-many"], 1);
         // A new program counts anew, and still nothing is evicted that was announced.
         daemon.kill()?;
@@ -144,11 +144,11 @@ fn announcement_beyond_the_session_limit_is_refused() {
         for _ in 0..3 {
             client.passive(Mode::Epsv)?;
         }
-        let all = ports(&expected(stage.firewall()));
+        let all = ports(&expected(fixture.firewall()));
         assert!(ports(&three).iter().all(|port| all.contains(port)), "{all:?}");
         client.quit()
     });
-    wait_until_no_expectations(stage.firewall());
+    wait_until_no_expectations(fixture.firewall());
 }
 
 /// The kernel's own limit for all expectations of a network namespace, which is one number for all of them.
@@ -180,10 +180,10 @@ fn ports(all: &[CtExpectation]) -> Vec<u16> {
 fn expectations_beyond_the_helper_limit_go_to_the_sets() {
     let Some(_machine) = machine() else { return };
     let _limit = KernelsLimit::set("2000");
-    let (stage, mut daemon) =
+    let (fixture, mut daemon) =
         gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h, pinholes_per_session: 300 }\n");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         // A server may announce the same port twice.
         let mut announced = BTreeSet::new();
@@ -196,35 +196,35 @@ fn expectations_beyond_the_helper_limit_go_to_the_sets() {
         while announced.len() < 260 {
             announced.insert(client.passive(Mode::Epsv)?.port());
         }
-        let all = ports(&expected(stage.firewall()));
+        let all = ports(&expected(fixture.firewall()));
         assert!(all.iter().all(|port| announced.contains(port)));
-        assert_eq!((all.len(), stage.pinholes()), (255, announced.len()));
+        assert_eq!((all.len(), fixture.pinholes()), (255, announced.len()));
         // The latest is in the sets, and its rule admits it.
         let last = client.passive(Mode::Epsv)?;
         drop(client.connect_data(last)?);
-        assert_closed(&stage.topology.client.namespace, last);
+        assert_closed(&fixture.topology.client.namespace, last);
         client.quit()
     });
-    wait_until_no_expectations(stage.firewall());
-    stage.wait_for_pinholes(0);
+    wait_until_no_expectations(fixture.firewall());
+    fixture.wait_for_pinholes(0);
 }
 
 #[test]
 fn expectations_beyond_the_kernel_limit_go_to_the_sets() {
     let Some(_machine) = machine() else { return };
     let _limit = KernelsLimit::set("2");
-    let (stage, daemon) = gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h }\n");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let (fixture, daemon) = gateway("admit: [inet filter forward]\ndefaults: { timeout: 1h }\n");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         let mut announced = || client.passive(Mode::Epsv);
         let (first, second, third) = (announced()?, announced()?, announced()?);
-        assert_eq!(ports(&expected(stage.firewall())).len(), 2);
-        assert!([first, second].iter().all(|one| ports(&expected(stage.firewall())).contains(&one.port())));
-        assert_eq!(stage.pinholes(), 3);
+        assert_eq!(ports(&expected(fixture.firewall())).len(), 2);
+        assert!([first, second].iter().all(|one| ports(&expected(fixture.firewall())).contains(&one.port())));
+        assert_eq!(fixture.pinholes(), 3);
         daemon.wait_for_log("it is full; raise net.netfilter.nf_conntrack_expect_max", 1);
-        drop(connect(&stage.topology.client.namespace, third).expect("its mark is let in"));
-        assert_closed(&stage.topology.client.namespace, third);
+        drop(connect(&fixture.topology.client.namespace, third).expect("its mark is let in"));
+        assert_closed(&fixture.topology.client.namespace, third);
         client.quit()
     });
 }
@@ -232,33 +232,33 @@ fn expectations_beyond_the_kernel_limit_go_to_the_sets() {
 #[test]
 fn sessions_and_expectations_survive_kill_and_flush() {
     let Some(_machine) = machine() else { return };
-    let (stage, mut daemon) = gateway("");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let (fixture, mut daemon) = gateway("");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         for signal in [Signal::SIGKILL, Signal::SIGUSR2] {
             let before = client.passive(Mode::Pasv)?;
             daemon.end(signal)?;
             daemon.restart()?;
             daemon.wait_for_log("adopted 1 pinhole ", 1);
-            assert_eq!(expected(stage.firewall()).len(), 1);
+            assert_eq!(expected(fixture.firewall()).len(), 1);
             drop(client.connect_data(before)?);
             daemon.wait_for_log("used ", 1);
-            assert_closed(&stage.topology.client.namespace, before);
+            assert_closed(&fixture.topology.client.namespace, before);
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT, "picked up in the middle");
         }
 
         let before = client.passive(Mode::Epsv)?;
-        stage.firewall().nft("flush ruleset")?;
+        fixture.firewall().nft("flush ruleset")?;
         // It exists independently of the table; the user's rules admit it.
-        assert_eq!(expected(stage.firewall()).len(), 1);
+        assert_eq!(expected(fixture.firewall()).len(), 1);
         daemon.wait_for_log("restored the table inet pinhole", 1);
-        stage.firewall().nft(&filtered_topology::filter(Shape::Gateway))?;
+        fixture.firewall().nft(&filtered_topology::filter(Shape::Gateway))?;
         drop(client.connect_data(before)?);
         assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
         client.quit()
     });
-    stage.as_client(|| some_transfers(server.address(), Mode::Epsv));
+    fixture.as_client(|| some_transfers(server.address(), Mode::Epsv));
     assert_eq!(daemon.counted("kernel_errors"), 0);
 }
 
@@ -267,7 +267,7 @@ fn stop_cleans_up_and_start_adopts_after_a_kill() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
     let helpers = || Helpers::open(TIMEOUT).and_then(|mut all| all.list()).expect("a list");
-    let (stage, mut daemon) = gateway("");
+    let (fixture, mut daemon) = gateway("");
     let ours = helpers();
     assert_eq!(ours.iter().map(|one| (&*one.name, &*one.class)).collect::<Vec<_>>(), [("ftp", "pinhole"); 2]);
     assert!(ours.iter().all(|one| !one.is_enabled), "it queues nothing: {ours:?}");
@@ -276,12 +276,12 @@ fn stop_cleans_up_and_start_adopts_after_a_kill() {
     daemon.write_policy("mechanism: native\ndefaults: { timeout: 7s }\n");
     daemon.restart().expect("it adopts");
     assert!(helpers().iter().all(|one| one.timeout == Duration::from_secs(7)), "{:?}", helpers());
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| {
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
         let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
         client.passive(Mode::Pasv)?;
         daemon.end(Signal::SIGTERM)?;
-        assert_eq!((helpers(), expected(stage.firewall())), (vec![], vec![]));
+        assert_eq!((helpers(), expected(fixture.firewall())), (vec![], vec![]));
         Ok(())
     });
 }
@@ -290,9 +290,9 @@ fn stop_cleans_up_and_start_adopts_after_a_kill() {
 fn session_from_before_a_stop_continues_and_uses_the_sets() {
     let Some(_machine) = machine() else { return };
     for admit in ["", "admit: [inet filter forward]\n"] {
-        let (stage, mut daemon) = gateway(admit);
-        let server = stage.serve(Family::V4);
-        stage.as_client(|| {
+        let (fixture, mut daemon) = gateway(admit);
+        let server = fixture.serve(Family::V4);
+        fixture.as_client(|| {
             let mut client = MiniClient::log_in(server.address(), TIMEOUT)?;
             assert_eq!(client.download(Mode::Pasv, FILE)?, CONTENT);
             daemon.end(Signal::SIGTERM)?;
@@ -302,26 +302,26 @@ fn session_from_before_a_stop_continues_and_uses_the_sets() {
             // The table was gone for a while, so bytes may have passed unread: the first announcement is refused.
             client.passive(Mode::Pasv)?;
             daemon.wait_for_log("ambiguous", 1);
-            assert_eq!(stage.pinholes(), 0);
+            assert_eq!(fixture.pinholes(), 0);
             // Its conntrack entry has no helper any more, and the kernel assigns none to an existing connection. Since
             // Linux 7.2 the entry keeps the removed helper.
             let announced = client.passive(Mode::Pasv)?;
-            assert_eq!(stage.pinholes(), 1, "{}", daemon.child.output());
-            let all = expected(stage.firewall());
+            assert_eq!(fixture.pinholes(), 1, "{}", daemon.child.output());
+            let all = expected(fixture.firewall());
             println!("{} are expected: {all:?}", all.len());
             if all.is_empty() && admit.is_empty() {
                 // No rule admits by the mark alone, and the daemon has reported that.
-                assert_closed(&stage.topology.client.namespace, announced);
+                assert_closed(&fixture.topology.client.namespace, announced);
                 assert!(daemon.counted("kernel_errors") > 0);
                 return Ok(());
             }
             assert!(all.iter().all(|one| one.helper.as_deref().is_none_or(|name| name == "ftp")), "{all:?}");
-            drop(connect(&stage.topology.client.namespace, announced).expect("it is let in"));
-            assert_closed(&stage.topology.client.namespace, announced);
+            drop(connect(&fixture.topology.client.namespace, announced).expect("it is let in"));
+            assert_closed(&fixture.topology.client.namespace, announced);
             assert_eq!(client.download(Mode::Port, FILE)?, CONTENT);
             client.quit()
         });
         // A new one has all that it needs.
-        stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
+        fixture.as_client(|| some_transfers(server.address(), Mode::Pasv));
     }
 }

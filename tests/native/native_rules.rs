@@ -34,13 +34,13 @@ fn helper_assigned_by_own_rules_works_and_stays() {
     let Some(_machine) = machine() else { return };
     wait_for_no_helper();
     let topology = Topology::new(Shape::Gateway).unwrap_or_else(|error| panic!("{error}"));
-    let stage = FilteredTopology { topology };
-    let mut daemon = start(stage.firewall(), "");
-    stage.firewall().nft(OWN_HELPER).expect("the helper is there");
+    let fixture = FilteredTopology { topology };
+    let mut daemon = start(fixture.firewall(), "");
+    fixture.firewall().nft(OWN_HELPER).expect("the helper is there");
     for family in Family::ALL {
-        let server = stage.serve(family);
+        let server = fixture.serve(family);
         for &mode in modes(family) {
-            stage.as_client(|| some_transfers(server.address(), mode));
+            fixture.as_client(|| some_transfers(server.address(), mode));
         }
     }
     daemon.end(Signal::SIGTERM).expect("it ends");
@@ -49,9 +49,9 @@ fn helper_assigned_by_own_rules_works_and_stays() {
     let says_so = daemon.child.output().contains("the helper `ftp` stays, because a ruleset names it");
     assert_eq!(says_so, stays, "{}", daemon.child.output());
     daemon.restart().expect("it takes it over");
-    let server = stage.serve(Family::V4);
-    stage.as_client(|| some_transfers(server.address(), Mode::Pasv));
-    stage.firewall().nft("delete table inet own").expect("it stands");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| some_transfers(server.address(), Mode::Pasv));
+    fixture.firewall().nft("delete table inet own").expect("it stands");
     daemon.end(Signal::SIGTERM).expect("it ends");
     assert_eq!(Helpers::open(TIMEOUT).and_then(|mut all| all.list()), Ok(vec![]));
 }
@@ -94,16 +94,16 @@ fn distribution_rulesets_work_unchanged() {
     ] {
         for &shape in shapes {
             let topology = Topology::new(shape).unwrap_or_else(|error| panic!("{error}"));
-            let stage = FilteredTopology { topology };
+            let fixture = FilteredTopology { topology };
             // First, as it should be at boot: firewalld's rules name the helper.
-            let daemon = start(stage.firewall(), "");
-            stage.firewall().nft(&rules).expect("the rules are right");
-            let stands = || Ok(stage.firewall().nft_output(&["list", "tables"])?.contains("inet pinhole"));
+            let daemon = start(fixture.firewall(), "");
+            fixture.firewall().nft(&rules).expect("the rules are right");
+            let stands = || Ok(fixture.firewall().nft_output(&["list", "tables"])?.contains("inet pinhole"));
             lab::wait_until("the table to be back", TIMEOUT, stands).unwrap_or_else(|error| panic!("{error}"));
             for family in Family::ALL {
-                let server = stage.serve(family);
+                let server = fixture.serve(family);
                 for &mode in modes(family) {
-                    stage.as_client(|| some_transfers(server.address(), mode));
+                    fixture.as_client(|| some_transfers(server.address(), mode));
                 }
             }
             assert_eq!(daemon.counted("opened"), daemon.counted("used"), "{}", daemon.child.output());

@@ -113,22 +113,22 @@ pub(crate) fn transfer_under(
 }
 
 /// Runs sessions of both families and all kinds while `disturb` runs, and checks that none breaks.
-pub(crate) fn disturb_transfers(stage: &FilteredTopology, disturb: impl FnOnce(&Disturbance)) {
+pub(crate) fn disturb_transfers(fixture: &FilteredTopology, disturb: impl FnOnce(&Disturbance)) {
     let (disturbance, is_over) = (Disturbance::default(), AtomicBool::new(false));
     // Many transfers a second use up the ports of a host, unless ports of closed connections may be reused.
-    for host in [&stage.topology.client, &stage.topology.server] {
+    for host in [&fixture.topology.client, &fixture.topology.server] {
         for (name, value) in [("tcp_tw_reuse", "1"), ("ip_local_port_range", "1024 65535")] {
             host.namespace.set(&format!("net/ipv4/{name}"), value).expect("a parameter of the namespace");
         }
     }
-    let servers = Family::ALL.map(|family| stage.serve_many(family));
+    let servers = Family::ALL.map(|family| fixture.serve_many(family));
     let [v4, v6] = [servers[0].address(), servers[1].address()];
     let sessions = [(v4, Mode::Pasv), (v4, Mode::Port), (v6, Mode::Epsv), (v6, Mode::Eprt)];
     let (disturbance, is_over) = (&disturbance, &is_over);
     thread::scope(|scope| {
         let start = |(server, mode)| {
             let work = move || transfer_under(disturbance, is_over, server, mode);
-            (mode, scope.spawn(move || stage.topology.client.namespace.run(work).and_then(|result| result)))
+            (mode, scope.spawn(move || fixture.topology.client.namespace.run(work).and_then(|result| result)))
         };
         let sessions: Vec<(Mode, ScopedJoinHandle<'_, _>)> = sessions.into_iter().map(start).collect();
         {

@@ -166,8 +166,8 @@ pub(crate) fn kernel_counter(namespace: &Namespace, group: &str, name: &str) -> 
 }
 
 /// Data connections whose first packet had to be sent again.
-pub(crate) fn sent_again(stage: &FilteredTopology) -> u64 {
-    let Topology { client, server, .. } = &stage.topology;
+pub(crate) fn sent_again(fixture: &FilteredTopology) -> u64 {
+    let Topology { client, server, .. } = &fixture.topology;
     [client, server].map(|host| kernel_counter(&host.namespace, "TcpExt", "TCPSynRetrans")).iter().sum()
 }
 

@@ -233,16 +233,16 @@ fn forms() -> impl Iterator<Item = (&'static str, Form, bool)> {
 /// Sends a command in each form, each in its own connection. Returns the names of the forms for which `arrives` is
 /// true. Several run at once, as each takes its time.
 fn send_all(
-    stage: &FilteredTopology,
+    fixture: &FilteredTopology,
     command: &str,
     arrives: impl Fn(&mut RawTcp) -> bool + Sync,
 ) -> Vec<&'static str> {
-    send_forms(stage, command, arrives, |_| true)
+    send_forms(fixture, command, arrives, |_| true)
 }
 
 /// The same for some forms.
 fn send_forms(
-    stage: &FilteredTopology,
+    fixture: &FilteredTopology,
     command: &str,
     arrives: impl Fn(&mut RawTcp) -> bool + Sync,
     is_wanted: impl Fn(&str) -> bool + Send,
@@ -251,9 +251,9 @@ fn send_forms(
     let arrived = Mutex::new(Vec::new());
     let work = || {
         while let Some((name, send, timestamps)) = { left.lock().expect("nobody panics with it").next() } {
-            let mut peer = connect(stage, timestamps);
+            let mut peer = connect(fixture, timestamps);
             peer.read_reply("220");
-            send(&mut peer, command, stage.firewall());
+            send(&mut peer, command, fixture.firewall());
             if arrives(&mut peer) {
                 arrived.lock().expect("nobody panics with it").push(name);
             }
@@ -264,17 +264,17 @@ fn send_forms(
     arrived.into_inner().expect("nobody panicked with it")
 }
 
-fn connect(stage: &FilteredTopology, timestamps: bool) -> RawTcp {
-    let host = &stage.topology.client;
-    let target = stage.target(Family::V4, 21);
+fn connect(fixture: &FilteredTopology, timestamps: bool) -> RawTcp {
+    let host = &fixture.topology.client;
+    let target = fixture.target(Family::V4, 21);
     RawTcp::connect_with(&host.namespace, host.addresses.of(Family::V4), target, timestamps, SMALL_WINDOW, b"")
 }
 
-fn stage() -> FilteredTopology {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    stage.firewall().set("net/netfilter/nf_conntrack_checksum", "0").expect("root may");
-    forget_resets_soon(stage.firewall());
-    stage
+fn fixture() -> FilteredTopology {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    fixture.firewall().set("net/netfilter/nf_conntrack_checksum", "0").expect("root may");
+    forget_resets_soon(fixture.firewall());
+    fixture
 }
 
 /// A server that greets, says nothing more, and records what it receives, by the client's port.
@@ -319,17 +319,17 @@ fn has_word(text: &str, word: &str) -> bool {
 
 /// As the kernel of the server has it.
 fn assert_does_not_arrive(command: &str) {
-    let stage = stage();
-    let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
+    let fixture = fixture();
+    let recorder = Recorder::start(&fixture.topology.server.namespace, fixture.target(Family::V4, 21));
     let arrives = |peer: &mut RawTcp| recorder.has_received(command, peer.local());
-    let mut all = send_all(&stage, command, arrives);
+    let mut all = send_all(&fixture, command, arrives);
     // A form that sends no segment a second time is late where the machine is busy.
-    let late = send_forms(&stage, command, arrives, |name| !all.contains(&name));
+    let late = send_forms(&fixture, command, arrives, |name| !all.contains(&name));
     all.extend(late);
     let missing: Vec<&str> = forms().map(|(name, ..)| name).filter(|name| !all.contains(name)).collect();
     assert!(missing.is_empty(), "these do not arrive without the program either: {missing:#?}");
-    let _daemon = stage.daemon(POLICY);
-    let arrived = send_all(&stage, command, arrives);
+    let _daemon = fixture.daemon(POLICY);
+    let arrived = send_all(&fixture, command, arrives);
     assert!(arrived.is_empty(), "{command} arrives in spite of the policy: {arrived:#?}");
 }
 
@@ -347,10 +347,10 @@ fn denied_encryption_does_not_arrive_in_any_form() {
 #[test]
 fn denied_command_after_ip_options_does_not_arrive() {
     for family in Family::ALL {
-        let stage = stage();
-        let target = stage.target(family, 21);
-        let recorder = Recorder::start(&stage.topology.server.namespace, target);
-        let host = &stage.topology.client;
+        let fixture = fixture();
+        let target = fixture.target(family, 21);
+        let recorder = Recorder::start(&fixture.topology.server.namespace, target);
+        let host = &fixture.topology.client;
         let arrives = || {
             let mut peer = RawTcp::connect(&host.namespace, host.addresses.of(family), target, false);
             peer.read_reply("220");
@@ -359,7 +359,7 @@ fn denied_command_after_ip_options_does_not_arrive() {
             recorder.has_received("FEAT", peer.local())
         };
         assert!(arrives(), "{family}: without the program it does not arrive");
-        let _daemon = stage.daemon(POLICY);
+        let _daemon = fixture.daemon(POLICY);
         assert!(!arrives(), "{family}: FEAT arrives in spite of the policy");
     }
 }
@@ -367,11 +367,11 @@ fn denied_command_after_ip_options_does_not_arrive() {
 /// TCP Fast Open, where the server's host accepts it from every client.
 #[test]
 fn denied_command_in_a_syn_does_not_arrive() {
-    let stage = stage();
-    stage.topology.server.namespace.set("net/ipv4/tcp_fastopen", "1538").expect("root may"); // 0x602
-    let target = stage.target(Family::V4, 21);
-    let recorder = Recorder::start(&stage.topology.server.namespace, target);
-    let host = &stage.topology.client;
+    let fixture = fixture();
+    fixture.topology.server.namespace.set("net/ipv4/tcp_fastopen", "1538").expect("root may"); // 0x602
+    let target = fixture.target(Family::V4, 21);
+    let recorder = Recorder::start(&fixture.topology.server.namespace, target);
+    let host = &fixture.topology.client;
     let connect = || {
         let address = host.addresses.of(Family::V4);
         let mut peer = RawTcp::connect_with(&host.namespace, address, target, false, SMALL_WINDOW, b"FEAT\r\n");
@@ -379,7 +379,7 @@ fn denied_command_in_a_syn_does_not_arrive() {
         recorder.has_received("FEAT", peer.local())
     };
     assert!(connect(), "without the program it does not arrive");
-    let _daemon = stage.daemon(POLICY);
+    let _daemon = fixture.daemon(POLICY);
     assert!(
         !thread::scope(|scope| scope.spawn(connect).join()).unwrap_or(false),
         "FEAT arrives in spite of the policy"
@@ -389,30 +389,31 @@ fn denied_command_in_a_syn_does_not_arrive() {
 /// Many filters accept every packet to port 21, also those that conntrack calls invalid and that are not queued.
 #[test]
 fn denied_command_in_an_invalid_packet_does_not_arrive() {
-    let stage = stage();
-    stage
+    let fixture = fixture();
+    fixture
         .firewall()
         .nft("table inet filter { chain forward { tcp dport 21 accept; tcp sport 21 accept; }; }")
         .expect("fine");
-    stage.firewall().set("net/netfilter/nf_conntrack_tcp_loose", "0").expect("root may");
-    let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
+    fixture.firewall().set("net/netfilter/nf_conntrack_tcp_loose", "0").expect("root may");
+    let recorder = Recorder::start(&fixture.topology.server.namespace, fixture.target(Family::V4, 21));
     let arrives = |peer: &mut RawTcp| recorder.has_received("FEAT", peer.local());
-    let _daemon = stage.daemon(POLICY);
-    let arrived = send_all(&stage, "FEAT", arrives);
+    let _daemon = fixture.daemon(POLICY);
+    let arrived = send_all(&fixture, "FEAT", arrives);
     assert!(arrived.is_empty(), "FEAT arrives in spite of the policy: {arrived:#?}");
 }
 
 #[test]
 fn no_server_answers_a_denied_command() {
     let answered_by = |kind: ServerKind| {
-        let stage = stage();
-        let options = ServerOptions::on(stage.topology.server.addresses.of(Family::V4));
-        let _server = kind.start(&stage.topology.server.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
+        let fixture = fixture();
+        let options = ServerOptions::on(fixture.topology.server.addresses.of(Family::V4));
+        let _server =
+            kind.start(&fixture.topology.server.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
         let answers = |peer: &mut RawTcp| peer.receives_within("211", ARRIVAL);
-        let all = send_all(&stage, "FEAT", answers);
+        let all = send_all(&fixture, "FEAT", answers);
         assert!(all.len() > forms().count() / 2, "{kind}: without the program only these are answered: {all:#?}");
-        let _daemon = stage.daemon(POLICY);
-        let answered = send_all(&stage, "FEAT", answers);
+        let _daemon = fixture.daemon(POLICY);
+        let answered = send_all(&fixture, "FEAT", answers);
         answered.into_iter().map(|form| format!("{kind}: {form}")).collect::<Vec<_>>()
     };
     let answered: Vec<String> = thread::scope(|scope| {

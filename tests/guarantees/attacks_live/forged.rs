@@ -11,7 +11,7 @@ use crate::raw_tcp::{RawSegment, RawTcp};
 /// A client that is not logged in forges the server's replies: that it is logged in, and where the server listens.
 fn forged_replies_open_nothing(shape: Shape) {
     let setup = ServerSetup::new(shape, ServerKind::Vsftpd, "");
-    check_sources(setup.stage.firewall());
+    check_sources(setup.fixture.firewall());
     let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     // The server cannot say anything; a smaller window counts only behind something new.

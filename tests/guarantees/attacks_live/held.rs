@@ -10,33 +10,33 @@ use crate::raw_tcp::{RawSegment, RawTcp};
 /// The share of held packets that one client may use.
 const SHARE: usize = 8;
 
-fn connect(stage: &FilteredTopology, family: Family) -> RawTcp {
-    let host = &stage.topology.client;
-    let mut peer = RawTcp::connect(&host.namespace, host.addresses.of(family), stage.target(family, 21), false);
+fn connect(fixture: &FilteredTopology, family: Family) -> RawTcp {
+    let host = &fixture.topology.client;
+    let mut peer = RawTcp::connect(&host.namespace, host.addresses.of(family), fixture.target(family, 21), false);
     peer.read_reply("220");
     peer
 }
 
 /// How many packets wait for a verdict.
-fn waiting(stage: &FilteredTopology) -> usize {
-    let queues = stage.firewall().read("/proc/thread-self/net/netfilter/nfnetlink_queue").expect("root may read");
+fn waiting(fixture: &FilteredTopology) -> usize {
+    let queues = fixture.firewall().read("/proc/thread-self/net/netfilter/nfnetlink_queue").expect("root may read");
     queues.lines().filter_map(|line| line.split_whitespace().nth(2)?.parse::<usize>().ok()).sum()
 }
 
 #[test]
 fn client_with_many_held_packets_leaves_room_for_another() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let server = &stage.topology.server.namespace;
-    let [_first, second] = Family::ALL.map(|family| Recorder::start(server, stage.target(family, 21)));
-    let _daemon = stage.daemon(POLICY);
-    let mut other = connect(&stage, Family::V6);
-    let attackers: Vec<_> = (0..4).map(|_| connect(&stage, Family::V4)).collect();
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let server = &fixture.topology.server.namespace;
+    let [_first, second] = Family::ALL.map(|family| Recorder::start(server, fixture.target(family, 21)));
+    let _daemon = fixture.daemon(POLICY);
+    let mut other = connect(&fixture, Family::V6);
+    let attackers: Vec<_> = (0..4).map(|_| connect(&fixture, Family::V4)).collect();
     for peer in &attackers {
         for ahead in 1..=4 * SHARE {
             peer.send_segment(&RawSegment { seq: peer.next() + 6 * ahead, ..peer.segment(b"NOOP\r\n") });
         }
     }
-    lab::wait_until("packets to be held", TIMEOUT, || Ok(waiting(&stage) >= SHARE)).expect("they are ahead");
+    lab::wait_until("packets to be held", TIMEOUT, || Ok(waiting(&fixture) >= SHARE)).expect("they are ahead");
     other.send_segment(&RawSegment { seq: other.next() + 2, ..other.segment(b"OP\r\n") });
     other.send_segment(&other.segment(b"NO"));
     other.skip(6);
@@ -45,10 +45,10 @@ fn client_with_many_held_packets_leaves_room_for_another() {
 
 #[test]
 fn non_ftp_is_read_after_a_reload_that_denies() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let recorder = Recorder::start(&stage.topology.server.namespace, stage.target(Family::V4, 21));
-    let daemon = stage.daemon("");
-    let mut peer = connect(&stage, Family::V4);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let recorder = Recorder::start(&fixture.topology.server.namespace, fixture.target(Family::V4, 21));
+    let daemon = fixture.daemon("");
+    let mut peer = connect(&fixture, Family::V4);
     for line in ["HELLO", "HELP"] {
         peer.send_until_acknowledged(format!("{line}\r\n").as_bytes());
         assert!(recorder.has_received(line, peer.local()));

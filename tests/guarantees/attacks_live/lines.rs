@@ -98,12 +98,12 @@ fn odd_bytes_that_servers_repeat_open_nothing() {
 /// server. The server answers as an FTP server would, while the body is still being sent.
 #[test]
 fn http_request_with_an_ftp_command_as_method_opens_nothing() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _daemon = stage.daemon("");
-    let (client, server) = (&stage.topology.client, &stage.topology.server);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _daemon = fixture.daemon("");
+    let (client, server) = (&fixture.topology.client, &fixture.topology.server);
     let desktop = SocketAddr::new(client.addresses.of(Family::V4), DESKTOP);
     let _desktop = client.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
-    let target = stage.target(Family::V4, 21);
+    let target = fixture.target(Family::V4, 21);
     let listener = server.namespace.run(|| TcpListener::bind(target)).expect("root may enter").expect("it is free");
     // The body is larger than the server's window.
     SockRef::from(&listener).set_recv_buffer_size(4096).expect("it is a socket");

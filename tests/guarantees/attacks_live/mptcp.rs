@@ -33,10 +33,10 @@ fn count(namespace: &Namespace, name: &str) -> u64 {
 
 #[test]
 fn control_connections_use_no_mptcp() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let (client, server) = (&stage.topology.client, &stage.topology.server);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let (client, server) = (&fixture.topology.client, &fixture.topology.server);
     let listeners = [Family::V4, Family::V6].map(|family| {
-        let target = stage.target(family, 21);
+        let target = fixture.target(family, 21);
         let listener = socket(&server.namespace, family, |socket| {
             socket.bind(&target.into())?;
             socket.listen(8)
@@ -62,7 +62,7 @@ fn control_connections_use_no_mptcp() {
     for (family, target, listener) in &listeners {
         assert!(uses_mptcp(*family, *target, listener), "{family}: without the program it is MPTCP");
     }
-    let _daemon = stage.daemon("");
+    let _daemon = fixture.daemon("");
     for (family, target, listener) in &listeners {
         assert!(!uses_mptcp(*family, *target, listener), "{family}");
     }
@@ -71,10 +71,10 @@ fn control_connections_use_no_mptcp() {
 /// The kernel removes one option; no real client sends several.
 #[test]
 fn syn_with_two_options_of_mptcp_does_not_arrive() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let host = &stage.topology.client;
-    let target = stage.target(Family::V4, 21);
-    let server = &stage.topology.server.namespace;
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let host = &fixture.topology.client;
+    let target = fixture.target(Family::V4, 21);
+    let server = &fixture.topology.server.namespace;
     let _listener = socket(server, Family::V4, |socket| {
         socket.bind(&target.into())?;
         socket.listen(8)
@@ -112,7 +112,7 @@ fn syn_with_two_options_of_mptcp_does_not_arrive() {
     for form in forms {
         assert!(arrives(form), "{form:?}: without the program it arrives");
     }
-    let _daemon = stage.daemon("");
+    let _daemon = fixture.daemon("");
     for form in forms {
         assert!(!arrives(form), "{form:?}");
     }
@@ -122,7 +122,7 @@ fn syn_with_two_options_of_mptcp_does_not_arrive() {
 #[test]
 fn later_syn_with_mptcp_does_not_arrive() {
     let setup = ServerSetup::new(Shape::Gateway, ServerKind::PureFtpd, "");
-    let server = &setup.stage.topology.server.namespace;
+    let server = &setup.fixture.topology.server.namespace;
     let rules = "table inet watch {
          counter plain { }
          counter mptcp { }

@@ -199,16 +199,16 @@ fn second_syn_ack_during_the_handshake_begins_no_session() {
 /// Where conntrack keeps connections in a zone, it cannot be asked about them.
 #[test]
 fn syn_ack_in_the_middle_begins_no_session_in_a_zone() {
-    let stage = FilteredTopology::new(Shape::Gateway);
+    let fixture = FilteredTopology::new(Shape::Gateway);
     let zone = "chain zone { type filter hook prerouting priority raw; ct zone set 7; }";
-    stage.firewall().nft(&format!("table inet zones {{ {zone}; }}")).expect("the rules are right");
-    let _daemon = stage.daemon("");
-    let inside = &stage.topology.client;
+    fixture.firewall().nft(&format!("table inet zones {{ {zone}; }}")).expect("the rules are right");
+    let _daemon = fixture.daemon("");
+    let inside = &fixture.topology.client;
     let desktop = SocketAddr::new(inside.addresses.of(Family::V4), DESKTOP);
     let _desktop = inside.namespace.run(|| TcpListener::bind(desktop)).expect("root may enter").expect("it is free");
-    let server = &stage.topology.server.namespace;
+    let server = &fixture.topology.server.namespace;
     let (mut client, mut peer) =
-        visit(&inside.namespace, server, stage.target(Family::V4, 21), |listener| listener.accept(0));
+        visit(&inside.namespace, server, fixture.target(Family::V4, 21), |listener| listener.accept(0));
     let port = format!("PORT {}\r\n", announced(desktop));
     send_form_behind_a_syn_ack(&mut client, &mut peer, &port, || {});
     assert_closed(server, desktop);
@@ -217,11 +217,11 @@ fn syn_ack_in_the_middle_begins_no_session_in_a_zone() {
 /// TCP Fast Open: the server acknowledges data in the SYN before anything else is sent.
 #[test]
 fn request_whose_head_is_in_the_syn_opens_nothing() {
-    let stage = FilteredTopology::new(Shape::Gateway);
-    let _daemon = stage.daemon("");
-    let (client, server) = (&stage.topology.client, &stage.topology.server);
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let _daemon = fixture.daemon("");
+    let (client, server) = (&fixture.topology.client, &fixture.topology.server);
     server.namespace.set("net/ipv4/tcp_fastopen", "1538").expect("root may"); // 0x602
-    let target = stage.target(Family::V4, 21);
+    let target = fixture.target(Family::V4, 21);
     let listener = server.namespace.run(|| TcpListener::bind(target)).expect("root may enter").expect("it is free");
     let own = client.addresses.of(Family::V4);
     let desktop = SocketAddr::new(own, DESKTOP);

@@ -22,7 +22,7 @@ fn named(reply: &str) -> SocketAddr {
 #[test]
 fn inexact_reset_does_not_stop_inspection() {
     let setup = ServerSetup::new(Shape::ServerHost, ServerKind::Vsftpd, "");
-    let client = &setup.stage.topology.client.namespace;
+    let client = &setup.fixture.topology.client.namespace;
     let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
@@ -43,7 +43,7 @@ fn old_segment_with_future_timestamp_does_not_stop_inspection() {
     let old = RawSegment { seq: peer.next().moved(-10), ..peer.segment(b"x") };
     peer.send_segment(&RawSegment { options: vec![TcpOptionElement::Timestamp(2_000_000_000, 0)], ..old });
     let passive = named(&peer.asks("PASV", "227"));
-    connect(&setup.stage.topology.client.namespace, passive).unwrap_or_else(|error| panic!("{passive}: {error}"));
+    connect(&setup.fixture.topology.client.namespace, passive).unwrap_or_else(|error| panic!("{passive}: {error}"));
 }
 
 /// Unless the policy says otherwise, control connections matter more than denied commands: a daemon that hangs counts

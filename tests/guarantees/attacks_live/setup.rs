@@ -26,7 +26,7 @@ pub(crate) fn announced(address: SocketAddr) -> String {
 
 /// A firewall with the daemon, a real server behind it, and on the server's host a cache that no other host may reach.
 pub(crate) struct ServerSetup {
-    pub(crate) stage: FilteredTopology,
+    pub(crate) fixture: FilteredTopology,
     pub(crate) daemon: Daemon,
     _server: Server,
     pub(crate) cache: SocketAddr,
@@ -35,14 +35,14 @@ pub(crate) struct ServerSetup {
 
 impl ServerSetup {
     pub(crate) fn new(shape: Shape, kind: ServerKind, policy: &str) -> Self {
-        let stage = FilteredTopology::new(shape);
-        let host = &stage.topology.server;
+        let fixture = FilteredTopology::new(shape);
+        let host = &fixture.topology.server;
         let options = ServerOptions::on(host.addresses.of(Family::V4));
         let server = kind.start(&host.namespace, &options).unwrap_or_else(|error| panic!("{error}"));
-        let cache = stage.target(Family::V4, CACHE);
+        let cache = fixture.target(Family::V4, CACHE);
         let listener = listen(&host.namespace, cache);
-        let daemon = stage.daemon(policy);
-        Self { stage, daemon, _server: server, cache, _listener: listener }
+        let daemon = fixture.daemon(policy);
+        Self { fixture, daemon, _server: server, cache, _listener: listener }
     }
 
     /// A client of the attacker's that has been greeted.
@@ -57,14 +57,14 @@ impl ServerSetup {
     }
 
     pub(crate) fn connect(&self, timestamps: bool) -> RawTcp {
-        let host = &self.stage.topology.client;
-        let (own, target) = (host.addresses.of(Family::V4), self.stage.target(Family::V4, 21));
+        let host = &self.fixture.topology.client;
+        let (own, target) = (host.addresses.of(Family::V4), self.fixture.target(Family::V4, 21));
         RawTcp::connect(&host.namespace, own, target, timestamps)
     }
 
     #[track_caller]
     pub(crate) fn assert_cache_is_closed(&self) {
-        assert_closed(&self.stage.topology.client.namespace, self.cache);
+        assert_closed(&self.fixture.topology.client.namespace, self.cache);
     }
 }
 
