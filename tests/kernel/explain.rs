@@ -54,7 +54,7 @@ impl Site {
     /// The last line: the reason and the advice.
     #[track_caller]
     fn assert_explained(&self, parts: &[&str]) {
-        let said = self.explain(&[]).said();
+        let said = self.explain(&[]).output();
         let last = said.lines().last().unwrap_or_default();
         assert!(parts.iter().all(|part| last.contains(part)), "{parts:?} in the last line of\n{said}");
     }
@@ -98,7 +98,7 @@ fn dropped_data_connection_is_explained_by_the_ruleset() {
         let announced = client.passive(Mode::Pasv).expect("the server answers");
         client.connect_data(announced).expect_err("no rule accepts it");
         let port = announced.port().to_string();
-        let said = site.explain(&[&port]).said();
+        let said = site.explain(&[&port]).output();
         for part in ["chain inet filter input: would drop data connections", "the warnings name what is in the way"] {
             assert!(said.contains(part), "{part} is not in\n{said}");
         }
@@ -119,7 +119,7 @@ fn explain_without_a_daemon_says_so() {
     site.daemon.kill().expect("it ends");
     let explained = site.explain(&[]);
     assert_eq!(explained.status.code(), Some(1));
-    assert!(explained.said().contains("no daemon answers at"), "{}", explained.said());
+    assert!(explained.output().contains("no daemon answers at"), "{}", explained.output());
 }
 
 impl Site {
@@ -147,7 +147,7 @@ fn trace_names_the_chain_that_drops_a_syn() {
         let announced = client.passive(Mode::Pasv).expect("the server answers");
         let explain = site.start_trace();
         client.connect_data(announced).expect_err("no rule accepts it");
-        let said = explain.wait(TIMEOUT).expect("it ends").said();
+        let said = explain.wait(TIMEOUT).expect("it ends").output();
         let last = said.lines().last().unwrap_or_default();
         assert!(last.contains("dropped in chain inet filter input: its policy is drop"), "{said}");
         assert!(said.contains("SYN in chain inet pinhole prerouting: `"), "{said}");
@@ -161,7 +161,7 @@ fn trace_says_that_no_rule_dropped_the_syn() {
     site.with_client(|client| {
         let explain = site.start_trace();
         client.download(Mode::Pasv, "readme.txt").expect("it works");
-        let said = explain.wait(TIMEOUT).expect("it ends").said();
+        let said = explain.wait(TIMEOUT).expect("it ends").output();
         assert!(said.contains("no rule of this host dropped the SYN"), "{said}");
     });
 }

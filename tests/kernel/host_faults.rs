@@ -36,7 +36,7 @@ fn checked(namespace: &Namespace, policy: &str) -> Vec<String> {
     command.args(["check", "--policy", "-"]).input(policy.as_bytes());
     command.env("PINHOLE_SOCKET", "/nonexistent/pinhole.sock");
     let finished = command.spawn().and_then(|child| child.wait(TIMEOUT)).unwrap_or_else(|error| panic!("{error}"));
-    let said = finished.said();
+    let said = finished.output();
     assert!(said.contains("This host is ready for"), "{said}");
     said.lines().filter(|line| line.starts_with("warning")).map(str::to_owned).collect()
 }
@@ -46,7 +46,7 @@ fn logged(namespace: &Namespace, policy: &str) -> Vec<String> {
     let daemon = Daemon::start(namespace, policy).expect("it starts");
     daemon.wait_for_log("announced data connections carry the mark", 1);
     // The warnings are written before the daemon answers.
-    let said = daemon.child.said();
+    let said = daemon.child.output();
     said.lines().filter(|line| line.contains("WARN") && !line.contains("sandbox")).map(str::to_owned).collect()
 }
 
