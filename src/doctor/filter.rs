@@ -127,7 +127,7 @@ impl PacketPort {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Passage {
     pub(super) dropped: Option<Dropped>,
-    /// Some rule accepts it, perhaps under further conditions.
+    /// Some rule accepts it, perhaps under further conditions, or it may leave a chain before a rule that drops it.
     pub(super) may_accept: bool,
     /// Such a rule asks for the port of the control connection.
     pub(super) by_port: bool,
@@ -324,6 +324,8 @@ impl<'a> Walk<'a> {
                         }
                     }
                 } else if let Some(action) = action(statement) {
+                    // A later rule drops it only if it does not leave the chain here.
+                    self.may_accept |= action == Action::Return && !sure;
                     let verdict = self.act(action, chain, rule.handle, depth, asked);
                     if let Some(verdict) = verdict.filter(|_| sure) {
                         return verdict;
