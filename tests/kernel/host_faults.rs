@@ -7,6 +7,7 @@ use std::net::TcpListener;
 use std::path::Path;
 
 use lab::{Namespace, ServerKind, ServerOptions, Shape, Topology, wait_for};
+use nix::sys::signal::Signal;
 use pinhole::core::policy::WhenDown;
 use pinhole::netfilter::queue::Queue;
 
@@ -43,9 +44,10 @@ fn checked(namespace: &Namespace, policy: &str) -> Vec<String> {
 
 /// The warnings that `pinhole run` logs at its start.
 fn logged(namespace: &Namespace, policy: &str) -> Vec<String> {
-    let daemon = Daemon::start(namespace, policy).expect("it starts");
-    daemon.wait_for_log("announced data connections carry the mark", 1);
-    // The warnings are written before the daemon answers.
+    let mut daemon = Daemon::start(namespace, policy).expect("it starts");
+    daemon.end(Signal::SIGTERM).expect("it runs");
+    // The last line: all warnings are in front of it.
+    daemon.wait_for_log("SIGTERM: removing the table", 1);
     let said = daemon.child.output();
     said.lines().filter(|line| line.contains("WARN") && !line.contains("sandbox")).map(str::to_owned).collect()
 }
