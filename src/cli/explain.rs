@@ -261,6 +261,9 @@ fn of_session(session: &SessionReport, port: Option<u16>, has_warnings: bool) ->
                 "another chain of this host, a missing route or the reverse path filter dropped it"
             },
         ),
+        "closed" if latest.message.contains("the server refused") => {
+            conclude("the server refused the command that announced the port", "the server's log gives the reason")
+        }
         "opened" => conclude("the pinhole is open, and no data connection has passed this host", in_the_way),
         _ => conclude("the pinhole was open, and no data connection passed this host", in_the_way),
     }
@@ -301,6 +304,8 @@ mod tests {
         assert!(reason(&[used, opened], Some(500)).contains("no announcement of port 500 "));
         assert!(reason(&[opened, ("expired", "expired ...")], None).contains("was open, and no data"));
         assert!(reason(&[opened, ("dropped", "dropped ...")], None).contains("this host dropped it"));
+        let refused = ("closed", "closed 10.0.0.2 -> 10.0.0.1:5000: the server refused the command");
+        assert!(reason(&[refused], None).contains("the server refused the command"));
         assert!(reason(&[], None).contains("nothing was announced"));
     }
 
