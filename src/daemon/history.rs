@@ -14,16 +14,24 @@ use crate::core::tracker::{ClientKey, EndReason, SessionEvent, SessionNumber};
 
 /// How many events are kept of a session.
 const MAX_EVENTS: usize = 16;
+/// How many events are kept in all, and how many of one client: some ten megabytes.
+const MAX_KEPT: usize = 16_384;
+const MAX_KEPT_OF_CLIENT: usize = 1024;
 /// How many ended sessions are kept, and how many of them of one client.
 const MAX_ENDED: usize = 512;
 const MAX_ENDED_PER_CLIENT: usize = 32;
 /// How many sessions an answer has, the latest ones.
 const MAX_ANSWERED: usize = 8;
 
-/// The tracker limits the sessions that have not ended; this limits the others.
+/// The tracker limits the sessions that have not ended; this limits the others, and the events of all.
 #[derive(Debug, Default)]
 pub(super) struct History {
     sessions: HashMap<SessionNumber, Record, RandomState>,
+    /// The session and the number of each kept event, the oldest one first. Some are forgotten already.
+    kept: VecDeque<(SessionNumber, u64)>,
+    kept_of_client: HashMap<ClientKey, usize, RandomState>,
+    /// The number of the latest event.
+    latest: u64,
     /// The ended sessions, the oldest one first, each with its client.
     ended: VecDeque<(SessionNumber, ClientKey)>,
 }
@@ -38,7 +46,28 @@ struct Record {
     ended: Option<EndReason>,
     is_encrypted: bool,
     is_not_ftp: bool,
-    events: VecDeque<(Timestamp, &'static str, Box<str>)>,
+    events: VecDeque<Event>,
+}
+
+#[derive(Debug)]
+struct Event {
+    number: u64,
+    at: Timestamp,
+    name: &'static str,
+    message: Message,
+}
+
+/// What an event says. Most are printed only when somebody asks.
+#[derive(Debug)]
+enum Message {
+    Event(SessionEvent<'static>),
+    Text(Box<str>),
+}
+
+impl Record {
+    fn client(&self) -> ClientKey {
+        ClientKey::of(self.connection.client().address)
+    }
 }
 
 /// A session between a client and a server, as `pinhole explain` gets it.
@@ -94,18 +123,50 @@ impl History {
             SessionEvent::NotFtp => record.is_not_ftp = true,
             SessionEvent::Ended(how) => {
                 record.ended = Some(how);
-                let client = ClientKey::of(record.connection.client().address);
+                let client = record.client();
                 self.ended.push_back((number, client));
                 self.forget(client);
                 return;
             }
             _ => {}
         }
-        let Some(name) = name(event) else { return };
-        if record.events.len() >= MAX_EVENTS {
-            record.events.pop_front();
+        if let Some(name) = name(event) {
+            self.keep(number, at, name, message(event));
         }
-        record.events.push_back((at, name, event.to_string().into()));
+    }
+
+    /// Keeps an event of a session. If its session or client has its share, or all have, the oldest one is forgotten.
+    fn keep(&mut self, session: SessionNumber, at: Timestamp, name: &'static str, message: Message) {
+        let Some(record) = self.sessions.get_mut(&session) else { return };
+        let of_client = self.kept_of_client.entry(record.client()).or_default();
+        if record.events.len() >= MAX_EVENTS || *of_client >= MAX_KEPT_OF_CLIENT {
+            if record.events.pop_front().is_none() {
+                return;
+            }
+            *of_client -= 1;
+        }
+        self.latest += 1;
+        record.events.push_back(Event { number: self.latest, at, name, message });
+        *of_client += 1;
+        self.kept.push_back((session, self.latest));
+        if self.kept.len() > MAX_KEPT
+            && let Some((session, number)) = self.kept.pop_front()
+            && let Some(record) = self.sessions.get_mut(&session)
+            && record.events.front().is_some_and(|event| event.number == number)
+        {
+            record.events.pop_front();
+            let client = record.client();
+            self.uncount(client, 1);
+        }
+    }
+
+    fn uncount(&mut self, client: ClientKey, events: usize) {
+        if let Some(kept) = self.kept_of_client.get_mut(&client) {
+            *kept = kept.saturating_sub(events);
+            if *kept == 0 {
+                self.kept_of_client.remove(&client);
+            }
+        }
     }
 
     /// Forgets ended sessions beyond the limits: of this client, and of all.
@@ -116,8 +177,9 @@ impl History {
         } else {
             (self.ended.len() > MAX_ENDED).then_some(0)
         };
-        if let Some((number, _)) = oldest.and_then(|index| self.ended.remove(index)) {
-            self.sessions.remove(&number);
+        if let Some((number, client_of_oldest)) = oldest.and_then(|index| self.ended.remove(index)) {
+            let events = self.sessions.remove(&number).map_or(0, |record| record.events.len());
+            self.uncount(client_of_oldest, events);
         }
     }
 
@@ -144,10 +206,13 @@ impl History {
             events: record
                 .events
                 .iter()
-                .map(|(at, event, message)| EventReport {
-                    age: now.since(*at).as_secs_f64(),
-                    event: (*event).to_owned(),
-                    message: message.to_string(),
+                .map(|event| EventReport {
+                    age: now.since(event.at).as_secs_f64(),
+                    event: event.name.to_owned(),
+                    message: match &event.message {
+                        Message::Event(event) => event.to_string(),
+                        Message::Text(text) => text.to_string(),
+                    },
                 })
                 .collect(),
         };
@@ -174,6 +239,19 @@ fn name(event: &SessionEvent<'_>) -> Option<&'static str> {
         | SessionEvent::Ended(_)
         | SessionEvent::Anomaly(_) => None,
     }
+}
+
+fn message(event: &SessionEvent<'_>) -> Message {
+    Message::Event(match *event {
+        SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired } => {
+            SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired }
+        }
+        SessionEvent::Used { mode, flow } => SessionEvent::Used { mode, flow },
+        SessionEvent::Expired(expectation) => SessionEvent::Expired(expectation),
+        SessionEvent::Closed { expectation, why } => SessionEvent::Closed { expectation, why },
+        // These are rare, or have references.
+        _ => return Message::Text(event.to_string().into()),
+    })
 }
 
 #[cfg(test)]
@@ -221,6 +299,31 @@ mod tests {
         history.observe(now, number, &SessionEvent::RuleFound { rule: None });
         history.observe(now, number, &SessionEvent::Ended(EndReason::Finished));
         assert_eq!(rule(&history), None);
+    }
+
+    #[test]
+    fn events_are_kept_up_to_limits_per_client_and_in_all() {
+        let mut history = History::default();
+        let deny = |history: &mut History, number| {
+            history.observe(Timestamp::from_secs(3), number, &SessionEvent::Denied { command: "SITE" });
+        };
+        let kept = |history: &History| history.sessions.values().map(|record| record.events.len()).sum::<usize>();
+        let quiet = begin(&mut history, 1, "10.0.0.9:4000");
+        deny(&mut history, quiet);
+        for number in 2..500 {
+            let number = begin(&mut history, number, "10.0.0.1:4000");
+            (0..MAX_EVENTS).for_each(|_| deny(&mut history, number));
+        }
+        assert_eq!(kept(&history), MAX_KEPT_OF_CLIENT + 1);
+        assert_eq!(between(&history, "10.0.0.9:1")[0].events.len(), 1, "of another client");
+        for number in 500..3000 {
+            let number = begin(&mut history, number, &format!("10.1.{}.{}:4000", number / 250, number % 250 + 1));
+            (0..MAX_EVENTS).for_each(|_| deny(&mut history, number));
+        }
+        assert!(kept(&history) <= MAX_KEPT && history.kept.len() <= MAX_KEPT);
+        assert_eq!(between(&history, "10.0.0.9:1")[0].events, []);
+        let counted: usize = history.kept_of_client.values().sum();
+        assert_eq!(counted, kept(&history));
     }
 
     #[test]
