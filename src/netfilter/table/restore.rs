@@ -42,7 +42,7 @@ impl PinholeTable {
         let is_of = |chain: &Chain| {
             in_table(accept_rules::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
         };
-        in_table(TABLE) || self.may_bring_nat(change) || self.policy.admit.iter().any(is_of)
+        self.may_bring_nat(change) || in_table(TABLE) || self.policy.admit.iter().any(is_of)
     }
 
     /// Whether the table and the accept rules are complete and unchanged.
