@@ -174,7 +174,7 @@ impl KernelFirewall {
     }
 
     /// Whether another program's change may concern this table or its accept rules.
-    pub fn concerns(&self, change: &TableChange) -> bool {
+    pub fn concerns(&mut self, change: &TableChange) -> bool {
         self.table.concerns(change)
     }
 

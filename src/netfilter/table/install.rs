@@ -32,7 +32,7 @@ impl PinholeTable {
             queueing,
             mechanism_rules,
             for_nat: has_nat(&mut tables)?,
-            nat_may_have_come: std::cell::Cell::default(),
+            nat_may_have_come: false,
             has_iptables: iptables_tables(&mut tables)?.iter().any(|table| table.name == "filter"),
             was_kept: !is_new,
             deadline: deadline::adopt(&mut tables)?,

@@ -16,7 +16,6 @@ mod reload;
 mod restore;
 mod ruleset;
 
-use std::cell::Cell;
 use std::hash::RandomState;
 use std::net::IpAddr;
 
@@ -50,7 +49,7 @@ pub(super) struct PinholeTable {
     /// Whether the installed rules are those for a host with NAT.
     for_nat: bool,
     /// Whether another table got a chain, perhaps for NAT, since that was last looked at.
-    nat_may_have_come: Cell<bool>,
+    nat_may_have_come: bool,
     /// Whether iptables managed a table that filters when this was installed.
     has_iptables: bool,
     /// Whether the table of an earlier run was kept, so that its rules have been in force all the time.

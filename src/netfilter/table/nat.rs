@@ -30,11 +30,11 @@ fn rule(object: Object<'static>) -> Vec<Expression> {
 }
 
 impl PinholeTable {
-    /// Whether this change of another table may have brought NAT to a host without it.
-    pub(super) fn may_bring_nat(&self, change: &TableChange) -> bool {
+    /// Whether this change of another table may have brought NAT to a host without it. The next restore looks for it.
+    pub(super) fn may_bring_nat(&mut self, change: &TableChange) -> bool {
         let is_own = (TABLE.family, TABLE.name) == (change.family, &*change.table);
         let may_bring = !is_own && !self.is_ready_for_nat() && change.kind == ChangeKind::ChainAdded;
-        self.nat_may_have_come.set(self.nat_may_have_come.get() || may_bring);
+        self.nat_may_have_come |= may_bring;
         may_bring
     }
 
@@ -46,7 +46,7 @@ impl PinholeTable {
     /// Has control connections that begin from now on prepared, if the host has NAT by now.
     pub(super) fn prepare_for_nat(&mut self) -> Result<bool, TableError> {
         // Not at every change: until the accept rules are restored, a data connection uses its pinhole up for nothing.
-        if !self.nat_may_have_come.take() || self.is_ready_for_nat() || !has_nat(&mut self.tables)? {
+        if !std::mem::take(&mut self.nat_may_have_come) || self.is_ready_for_nat() || !has_nat(&mut self.tables)? {
             return Ok(false);
         }
         self.prepare_connections().map(|()| true)

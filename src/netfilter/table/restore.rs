@@ -37,12 +37,13 @@ impl Restored {
 
 impl PinholeTable {
     /// Whether another program's change may concern this table or its accept rules.
-    pub(in crate::netfilter) fn concerns(&self, change: &TableChange) -> bool {
+    pub(in crate::netfilter) fn concerns(&mut self, change: &TableChange) -> bool {
+        let may_bring_nat = self.may_bring_nat(change);
         let in_table = |table: Table<'_>| (table.family, table.name) == (change.family, &*change.table);
         let is_of = |chain: &Chain| {
             in_table(accept_rules::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
         };
-        self.may_bring_nat(change) || in_table(TABLE) || self.policy.admit.iter().any(is_of)
+        may_bring_nat || in_table(TABLE) || self.policy.admit.iter().any(is_of)
     }
 
     /// Whether the table and the accept rules are complete and unchanged.
