@@ -77,15 +77,25 @@ impl fmt::Display for Mapping {
 }
 
 /// The ports to which the data connections of an encrypted session may go: any number of them, while the session lasts.
-/// Its announcements cannot be read, so the policy gives the ports (`tls: range`).
+/// Its announcements cannot be read, so the policy gives the ports (`tls: range`), or has each SYN asked about
+/// (`tls: service`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PortRangePinhole {
     /// The client's address.
     pub from: IpAddr,
     /// The server's address.
     pub to: IpAddr,
-    /// The server's ports.
-    pub ports: PortRange,
+    /// What happens to a SYN between them.
+    pub on_syn: OnSyn,
+}
+
+/// What the firewall does with a SYN between the hosts of an encrypted session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnSyn {
+    /// It admits a SYN of the client to one of these ports.
+    Admit(PortRange),
+    /// It queues a SYN of either end, if no pinhole admits it: see [`Testimony`](crate::core::kernel::Testimony).
+    Ask,
 }
 
 impl PortRangePinhole {
@@ -93,16 +103,30 @@ impl PortRangePinhole {
     pub const LIFETIME: Duration = Duration::from_secs(3600);
 
     /// Whether it admits a connection with these addresses.
-    pub fn matches(&self, flow: &Flow) -> bool {
-        flow.source.address == self.from
-            && flow.destination.address == self.to
-            && self.ports.contains(flow.destination.port)
+    pub fn admits(&self, flow: &Flow) -> bool {
+        let OnSyn::Admit(ports) = self.on_syn else { return false };
+        flow.source.address == self.from && flow.destination.address == self.to && ports.contains(flow.destination.port)
+    }
+
+    /// Whether a SYN with these addresses is asked about.
+    pub fn asks(&self, flow: &Flow) -> bool {
+        let (source, destination) = (flow.source.address, flow.destination.address);
+        self.on_syn == OnSyn::Ask && [(source, destination), (destination, source)].contains(&(self.from, self.to))
     }
 }
 
 impl fmt::Display for PortRangePinhole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} -> {} ports {}", self.from, self.to, self.ports)
+        write!(f, "{} -> {} ports {}", self.from, self.to, self.on_syn)
+    }
+}
+
+impl fmt::Display for OnSyn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Admit(ports) => ports.fmt(f),
+            Self::Ask => f.write_str("of the FTP service"),
+        }
     }
 }
 
@@ -151,11 +175,19 @@ pub enum Refusal {
     SessionOver,
     /// The packets of both ends come from one interface, and by the routes one of the ends is not behind it.
     Forged,
+    /// No socket of this host listens where the data connection goes.
+    NotListening,
+    /// The socket of the data connection on this host belongs to another service.
+    OtherService,
+    /// The session is encrypted, and neither of its ends is on this host.
+    NotOnThisHost,
+    /// The session is encrypted, and its socket is in no cgroup of the FTP service alone.
+    SharedCgroup,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 25] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -177,6 +209,10 @@ impl Refusal {
         Self::Ambiguous,
         Self::SessionOver,
         Self::Forged,
+        Self::NotListening,
+        Self::OtherService,
+        Self::NotOnThisHost,
+        Self::SharedCgroup,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -203,6 +239,10 @@ impl Refusal {
             Self::Ambiguous => "ambiguous",
             Self::SessionOver => "session-over",
             Self::Forged => "forged",
+            Self::NotListening => "not-listening",
+            Self::OtherService => "other-service",
+            Self::NotOnThisHost => "not-on-this-host",
+            Self::SharedCgroup => "shared-cgroup",
         }
     }
 }

@@ -138,7 +138,7 @@ metrics! {
         pub closed: u64,
         /// announcements that opened nothing, and port ranges that were not opened
         pub refused: ByReason,
-        /// port ranges opened for encrypted sessions
+        /// encrypted sessions for which a port range was opened, or new connections are asked about
         pub ranges_opened: u64,
         /// IP fragments; they pass unread
         pub fragments: u64,
@@ -155,10 +155,10 @@ impl EventCounters {
         let counter = match event {
             SessionEvent::Began { .. } => &mut self.sessions,
             SessionEvent::Denied { .. } => &mut self.denied,
-            SessionEvent::Opened { .. } => &mut self.opened,
-            SessionEvent::Refused { why, .. } | SessionEvent::RangeRefused { why, .. } => {
-                self.refused.entry(why.name()).or_default()
-            }
+            SessionEvent::Opened { .. } | SessionEvent::OpenedForSyn(_) => &mut self.opened,
+            SessionEvent::Refused { why, .. }
+            | SessionEvent::RangeRefused { why, .. }
+            | SessionEvent::SynRefused { why, .. } => self.refused.entry(why.name()).or_default(),
             SessionEvent::Used { .. } => &mut self.used,
             SessionEvent::Expired(_) => &mut self.expired,
             SessionEvent::Dropped(_) => &mut self.dropped,

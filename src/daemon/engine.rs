@@ -18,7 +18,9 @@ use crate::core::hold::{NotKept, PendingPacket, PendingPackets};
 use crate::core::net::{Flow, NotSegment, Origin, Segment, Seq};
 use crate::core::policy::{Policy, WhenDown};
 use crate::core::seqadj::Verdict;
-use crate::core::tracker::{ClientKey, Environment, OnGap, RestoreSummary, SessionNumber, Tracker, TrackerVerdict};
+use crate::core::tracker::{
+    ClientKey, Environment, OnGap, RestoreSummary, SessionNumber, SynVerdict, Tracker, TrackerVerdict,
+};
 use crate::netfilter::backend::{KernelFirewall, SetupError};
 use crate::netfilter::netlink::{ConnectionChange, ConnectionWatch, ConntrackEntry, Error, TableChange, WatchEvent};
 use crate::netfilter::queue::QueuedPacket;
@@ -37,6 +39,14 @@ pub(super) struct Decision {
     pub(super) verdict: Verdict,
     /// The packet's new mark. None leaves the mark as it is.
     pub(super) mark: Option<u32>,
+    /// The packet is accepted, and passes the rules of its hook again: a pinhole is open for it now.
+    pub(super) is_repeated: bool,
+}
+
+impl Decision {
+    const fn of(verdict: Verdict) -> Self {
+        Self { verdict, mark: None, is_repeated: false }
+    }
 }
 
 #[derive(Debug)]
@@ -208,7 +218,7 @@ impl Engine {
         if !before_packet(|| self.read_conntrack_event()) {
             self.tracker.note_missing_events(self.clock.now());
         }
-        let mut decision = Decision { verdict: Verdict::Accept, mark: None };
+        let mut decision = Decision::of(Verdict::Accept);
         match segment {
             Ok(segment) => decision = self.segment(packet, segment, on_gap),
             Err(NotSegment::BadChecksum) => {
@@ -233,14 +243,21 @@ impl Engine {
         if tracker.next_deadline().is_some_and(|due| due <= env.now) {
             tracker.advance(&mut env);
         }
+        if segment.flags.is_first_syn() {
+            let syn = tracker.syn(&segment.flow, &mut env);
+            if syn != SynVerdict::NotAsked {
+                return Decision { is_repeated: syn == SynVerdict::Repeat, ..Decision::of(Verdict::Accept) };
+            }
+        }
         let TrackerVerdict::Session(verdict) = tracker.handle_on_gap(&segment, on_gap, &mut env) else {
-            return Decision { verdict: Verdict::Accept, mark: None };
+            return Decision::of(Verdict::Accept);
         };
         // Only a packet with payload reaches the chain that clears the mark again. Routing may depend on the mark of a
         // packet that this host sends. If another program has set that mark, it stays, and the sync bits are not set.
         let may_mark = !segment.payload.is_empty() && (!packet.is_outgoing() || packet.mark() == 0);
         let is_synced = if may_mark { tracker.is_synced(&segment.flow) } else { None };
-        Decision { verdict, mark: is_synced.map(|synced| bits.of_packet(packet.mark(), synced)) }
+        let mark = is_synced.map(|synced| bits.of_packet(packet.mark(), synced));
+        Decision { verdict, mark, is_repeated: false }
     }
 
     /// Expires pinholes and sessions, and reports suppressed log lines. Called at least every few seconds.

@@ -10,7 +10,7 @@ use tracing::{debug, info, warn};
 use super::history::History;
 use super::log_limit::{LineKind, LogLimit};
 use super::status::Counters;
-use crate::core::expectation::Closed;
+use crate::core::expectation::{Closed, Refusal};
 use crate::core::net::{Connection, Endpoint};
 use crate::core::time::Timestamp;
 use crate::core::tracker::{Observer, SessionEvent, SessionNumber};
@@ -87,6 +87,7 @@ const fn is_warning(event: &SessionEvent<'_>) -> bool {
         SessionEvent::Denied { .. }
         | SessionEvent::Refused { .. }
         | SessionEvent::RangeRefused { .. }
+        | SessionEvent::SynRefused { why: Refusal::SharedCgroup | Refusal::NotOpened | Refusal::TooMany, .. }
         | SessionEvent::Expired(_)
         | SessionEvent::Dropped(_)
         | SessionEvent::NotFtp
@@ -99,6 +100,9 @@ const fn is_warning(event: &SessionEvent<'_>) -> bool {
         | SessionEvent::LoggedIn { .. }
         | SessionEvent::Opened { .. }
         | SessionEvent::RangeOpened(_)
+        | SessionEvent::OpenedForSyn(_)
+        // It may be another program's connection.
+        | SessionEvent::SynRefused { .. }
         | SessionEvent::Used { .. }
         | SessionEvent::Encrypted { port_range: Some(_), .. }
         | SessionEvent::Closed { why: Closed::SessionEnded, .. }
@@ -173,8 +177,11 @@ impl Observer for EventLog {
             }
             SessionEvent::Anomaly(_) => return debug!("{event}; {}", self.named(number)),
             SessionEvent::Denied { .. } => LineKind::Denied,
-            SessionEvent::Opened { .. } | SessionEvent::RangeOpened(_) => LineKind::Opened,
+            SessionEvent::Opened { .. } | SessionEvent::RangeOpened(_) | SessionEvent::OpenedForSyn(_) => {
+                LineKind::Opened
+            }
             SessionEvent::Refused { .. } | SessionEvent::RangeRefused { .. } => LineKind::Refused,
+            SessionEvent::SynRefused { .. } => LineKind::RefusedSyn,
             SessionEvent::Used { .. } => LineKind::Used,
             SessionEvent::Expired(_) => LineKind::Expired,
             SessionEvent::Dropped(_) => LineKind::Dropped,
@@ -210,7 +217,7 @@ impl RateLimiter {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::expectation::{Expectation, Mapping, PortRangePinhole, Refusal};
+    use crate::core::expectation::{Expectation, Mapping, OnSyn, PortRangePinhole, Refusal};
     use crate::core::ftp::Mode;
     use crate::core::net::Flow;
     use crate::core::policy::Policy;
@@ -253,8 +260,8 @@ mod tests {
             lifetime: Duration::from_secs(60),
             mapping: Mapping::NONE,
         };
-        let ports = "50000-50100".parse().expect("a range");
-        let port_range = PortRangePinhole { from: flow.source.address, to: flow.destination.address, ports };
+        let on_syn = OnSyn::Admit("50000-50100".parse().expect("a range"));
+        let port_range = PortRangePinhole { from: flow.source.address, to: flow.destination.address, on_syn };
         let (mode, terms) = (Mode::Pasv, &policy.defaults);
         let (why, refused) = (Refusal::TooMany, Closed::RefusedByServer);
         for event in [

@@ -224,8 +224,10 @@ impl History {
 fn name(event: &SessionEvent<'_>) -> Option<&'static str> {
     match event {
         SessionEvent::Denied { .. } => Some("denied"),
-        SessionEvent::Opened { .. } | SessionEvent::RangeOpened(_) => Some("opened"),
-        SessionEvent::Refused { .. } | SessionEvent::RangeRefused { .. } => Some("refused"),
+        SessionEvent::Opened { .. } | SessionEvent::RangeOpened(_) | SessionEvent::OpenedForSyn(_) => Some("opened"),
+        SessionEvent::Refused { .. } | SessionEvent::RangeRefused { .. } | SessionEvent::SynRefused { .. } => {
+            Some("refused")
+        }
         SessionEvent::Used { .. } => Some("used"),
         SessionEvent::Expired(_) => Some("expired"),
         SessionEvent::Dropped(_) => Some("dropped"),

@@ -22,6 +22,8 @@ const MAX_CLIENTS: usize = 1024;
 pub(super) enum LineKind {
     NotFtp,
     Refused,
+    /// A SYN that may belong to another program.
+    RefusedSyn,
     Denied,
     Encrypted,
     Opened,
@@ -32,9 +34,10 @@ pub(super) enum LineKind {
 }
 
 impl LineKind {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::NotFtp,
         Self::Refused,
+        Self::RefusedSyn,
         Self::Denied,
         Self::Encrypted,
         Self::Opened,
@@ -47,7 +50,7 @@ impl LineKind {
     /// Lines per second: of one client, of all clients together.
     const fn limits(self) -> (u32, u32) {
         match self {
-            Self::NotFtp | Self::Refused | Self::Denied | Self::Encrypted => (1, 50),
+            Self::NotFtp | Self::Refused | Self::RefusedSyn | Self::Denied | Self::Encrypted => (1, 50),
             Self::Opened | Self::Used | Self::Expired | Self::Dropped | Self::Closed => (200, 2000),
         }
     }
@@ -56,7 +59,7 @@ impl LineKind {
     pub(super) const fn name(self) -> &'static str {
         match self {
             Self::NotFtp => "not FTP",
-            Self::Refused => "refused",
+            Self::Refused | Self::RefusedSyn => "refused",
             Self::Denied => "denied",
             Self::Encrypted => "encrypted",
             Self::Opened => "opened",

@@ -93,8 +93,9 @@ pub(super) fn release_expired(shared: &Shared) {
 /// Gives the verdict on a packet when its turn has come.
 fn give_verdict(packet: QueuedPacket, decision: Decision, turn: Option<Turn<'_>>) -> io::Result<()> {
     let turn = turn.inspect(Turn::wait);
-    let Decision { verdict, mark } = decision;
+    let Decision { verdict, mark, is_repeated } = decision;
     let given = match verdict {
+        Verdict::Accept if is_repeated => packet.repeat(),
         Verdict::Accept | Verdict::Wait => packet.accept(mark),
         Verdict::Drop => packet.drop_packet(),
         Verdict::Replace(Replacement { seq, payload }) => match replace_payload(packet.packet(), seq, &payload) {

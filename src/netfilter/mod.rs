@@ -10,6 +10,7 @@ pub mod nft;
 pub mod queue;
 pub mod readers;
 pub mod table;
+mod witness;
 
 use std::time::Duration;
 

@@ -109,6 +109,11 @@ impl QueuedPacket {
         Ok(self.verdicts.accept(self.message.get_packet_id(), None, mark)?)
     }
 
+    /// Has the packet pass the rules of its hook again.
+    pub fn repeat(self) -> io::Result<()> {
+        Ok(self.verdicts.repeat(self.message.get_packet_id())?)
+    }
+
     pub fn drop_packet(self) -> io::Result<()> {
         Ok(self.verdicts.drop_packet(self.message.get_packet_id())?)
     }

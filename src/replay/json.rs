@@ -6,10 +6,13 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use super::{Blocked, Counters, Report};
-use crate::core::expectation::PortRangePinhole;
+use crate::core::expectation::{Expectation, PortRangePinhole};
 use crate::core::ftp::Mode;
 use crate::core::time::Timestamp;
 use crate::core::tracker::{SessionEvent, SessionNumber};
+
+/// What announced a data connection of an encrypted session: the command after which nothing can be read.
+const ENCRYPTED: &str = "AUTH";
 
 /// Writes each event as a line.
 #[derive(Debug)]
@@ -141,30 +144,20 @@ impl<W: Write> Report for Json<W> {
             SessionEvent::LoggedIn { user } => ("logged-in", Fields::LoggedIn { user }),
             SessionEvent::Denied { command } => ("denied", Fields::Denied { command }),
             SessionEvent::Opened { mode, expectation, rewritten_from, is_repaired } => {
-                let lifetime = expectation.lifetime;
-                let expires_in = match lifetime.subsec_nanos() {
-                    0 => lifetime.as_secs().to_string(),
-                    nanos => format!("{}.{nanos:09}", lifetime.as_secs()),
-                };
-                let fields = Fields::Opened {
-                    announced_by: mode.announced_by(),
-                    from: expectation.from.to_string(),
-                    to: expectation.to.to_string(),
-                    expires_in: number(expires_in),
-                    rewritten_from: rewritten_from.map(|from| from.to_string()),
-                    repaired: is_repaired,
-                    delivered_to: expectation.mapping.to.map(|to| to.to_string()),
-                    leaves_from: expectation.mapping.from.map(|from| from.to_string()),
-                };
-                ("opened", fields)
+                let rewritten_from = rewritten_from.map(|from| from.to_string());
+                ("opened", opened(&expectation, mode.announced_by(), rewritten_from, is_repaired))
+            }
+            SessionEvent::OpenedForSyn(expectation) => ("opened", opened(&expectation, ENCRYPTED, None, false)),
+            SessionEvent::SynRefused { flow, why, .. } => {
+                let to = Some(flow.destination.to_string());
+                ("refused", Fields::Refused { announced_by: ENCRYPTED, to, reason: why.name() })
             }
             SessionEvent::Refused { mode, to, why, .. } => {
                 let to = to.map(|to| to.to_string());
                 ("refused", Fields::Refused { announced_by: mode.announced_by(), to, reason: why.name() })
             }
             SessionEvent::Used { mode, flow } => {
-                // A data connection through a port range was announced after AUTH, in an encrypted dialogue.
-                let announced_by = mode.map_or("AUTH", Mode::announced_by);
+                let announced_by = mode.map_or(ENCRYPTED, Mode::announced_by);
                 let (from, to) = (flow.source.to_string(), flow.destination.to_string());
                 ("used", Fields::Used { announced_by, from, to })
             }
@@ -204,6 +197,29 @@ impl<W: Write> Report for Json<W> {
     }
 }
 
+fn opened(
+    expectation: &Expectation,
+    announced_by: &'static str,
+    rewritten_from: Option<String>,
+    repaired: bool,
+) -> Fields<'static> {
+    let lifetime = expectation.lifetime;
+    let expires_in = match lifetime.subsec_nanos() {
+        0 => lifetime.as_secs().to_string(),
+        nanos => format!("{}.{nanos:09}", lifetime.as_secs()),
+    };
+    Fields::Opened {
+        announced_by,
+        from: expectation.from.to_string(),
+        to: expectation.to.to_string(),
+        expires_in: number(expires_in),
+        rewritten_from,
+        repaired,
+        delivered_to: expectation.mapping.to.map(|to| to.to_string()),
+        leaves_from: expectation.mapping.from.map(|from| from.to_string()),
+    }
+}
+
 fn encrypted(
     port_range: Option<&PortRangePinhole>,
     reason: Option<&'static str>,
@@ -212,7 +228,7 @@ fn encrypted(
     Fields::Encrypted {
         from: port_range.map(|range| range.from.to_string()),
         to: port_range.map(|range| range.to.to_string()),
-        ports: port_range.map(|range| range.ports.to_string()),
+        ports: port_range.map(|range| range.on_syn.to_string()),
         reason,
         implicit: is_implicit.then_some(true),
     }

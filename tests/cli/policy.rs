@@ -201,7 +201,7 @@ filter input)
 9:12: error: timeout: 2 minutes is no length of time (expected a time from 10ms to 1h, in seconds or with a unit: 500ms, \
 60s, 2m, 1h)
 10:3: error: timeout: the key is there twice; the first time in line 9 (expected each key once)
-11:8: error: tls: neither a port nor a range: range 1 (expected pass, deny, or a range such as range 50000-50100)
+11:8: error: tls: neither a port nor a range: range 1 (expected pass, deny, service, or a range such as range 50000-50100)
 13:5: error: the rule has no name (expected name: and a text that people will see in the logs)
 13:15: error: clients: bits are set behind the prefix, the network being 10.0.0.0/8: 10.0.0.1/8 (expected an address or a \
 network such as 192.0.2.0/24)

@@ -70,6 +70,7 @@ impl Host {
                     server: self.server(family),
                     mode: *mode,
                     announce: None,
+                    tls: None,
                     timeout: TIMEOUT,
                 };
                 let fetched = ClientKind::Curl.visit(&visit, &[Task::Download(FILE)]);

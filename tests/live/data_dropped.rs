@@ -48,6 +48,7 @@ fn dropped_syn_is_logged_for_a_real_server_and_client() {
             server: fixture.target(Family::V4, 21),
             mode,
             announce: None,
+            tls: None,
             timeout: Duration::from_secs(4),
         };
         let listed = ClientKind::Ftplib.visit(&visit, &[Task::List]);

@@ -100,6 +100,7 @@ fn real_clients_work_with_the_mini_server() {
                     server: server.address(),
                     mode,
                     announce: None,
+                    tls: None,
                     timeout: TIMEOUT,
                 };
                 let tasks = [Task::List, Task::Download("readme.txt"), Task::Upload("upward.txt", CONTENT)];

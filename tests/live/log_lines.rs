@@ -62,6 +62,7 @@ fn foreign_address_of_a_real_server_points_to_its_configuration() {
             server: fixture.target(Family::V4, 21),
             mode: Mode::Pasv,
             announce: None,
+            tls: None,
             timeout: std::time::Duration::from_secs(3),
         };
         // Some clients connect to the server's own address instead.

@@ -20,6 +20,7 @@ mod recording;
 mod abort;
 mod containers;
 mod data_dropped;
+mod ftps;
 mod lab_cleanup;
 mod lab_matrix;
 mod lab_mini;

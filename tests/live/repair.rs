@@ -52,8 +52,14 @@ fn transfers_work_although_the_server_announces_a_wrong_address() {
         fixture.as_client(|| some_transfers(address, Mode::Pasv));
         believing_curl(client, address).unwrap_or_else(|said| panic!("{shape}, {kind}, {wrong}: {said}"));
         for program in [ClientKind::Tnftp, ClientKind::Lftp] {
-            let visit =
-                lab::Visit { namespace: client, server: address, mode: Mode::Pasv, announce: None, timeout: TIMEOUT };
+            let visit = lab::Visit {
+                namespace: client,
+                server: address,
+                mode: Mode::Pasv,
+                announce: None,
+                tls: None,
+                timeout: TIMEOUT,
+            };
             let brought = program.download(&visit, FILE).unwrap_or_else(|error| panic!("{kind}, {program}: {error}"));
             assert_eq!(brought, CONTENT, "{kind}, {program}");
         }

@@ -5,7 +5,9 @@
 use std::net::IpAddr;
 
 use pinhole::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use pinhole::core::kernel::{Control, Firewall, LookupFailed, NotOpened, SessionProgress, Simulated};
+use pinhole::core::kernel::{
+    Control, Firewall, LookupFailed, NotOpened, Service, SessionProgress, Simulated, Testimony,
+};
 use pinhole::core::net::Direction::{self, FromClient, FromServer};
 use pinhole::core::net::{Connection, Endpoint, Flow, Port, Segment, Seq};
 use pinhole::core::policy::Policy;
@@ -62,6 +64,14 @@ impl Firewall for Counting {
 
     fn renew_port_range(&mut self, port_range: &PortRangePinhole) {
         self.inner.renew_port_range(port_range);
+    }
+
+    fn open_for_syn(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+        self.inner.open_for_syn(expectation)
+    }
+
+    fn testimony(&mut self, syn: &Flow, of: &Connection, service: &Service) -> Testimony {
+        self.inner.testimony(syn, of, service)
     }
 
     fn record(&mut self, connection: &Connection, progress: SessionProgress) {

@@ -5,11 +5,13 @@
 
 mod marks;
 mod simulated;
+mod witness;
 
 use std::net::IpAddr;
 
 pub use marks::{ControlBits, Mark, SessionProgress, Synced};
 pub use simulated::{Admitted, Simulated};
+pub use witness::{Service, Testimony};
 
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
@@ -92,6 +94,13 @@ pub trait Firewall {
 
     /// Closes a port range.
     fn close_port_range(&mut self, port_range: &PortRangePinhole);
+
+    /// Opens a pinhole for a connection whose SYN waits for its verdict: the SYN passes the rules again and finds it.
+    fn open_for_syn(&mut self, expectation: &Expectation) -> Result<(), NotOpened>;
+
+    /// Whether `syn`, a SYN between the hosts of this control connection, goes to a listening socket of the FTP service on
+    /// this host, or comes from a socket of it.
+    fn testimony(&mut self, syn: &Flow, of: &Connection, service: &Service) -> Testimony;
 
     /// Stores the progress of this control connection, so that it outlives the daemon. The firewall need not queue
     /// packets of an unreadable connection.

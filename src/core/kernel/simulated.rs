@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use foldhash::fast::RandomState;
 use hashbrown::{HashMap, HashSet};
 
-use super::{Control, Firewall, LookupFailed, NotOpened};
+use super::{Control, Firewall, LookupFailed, NotOpened, Service, Testimony};
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
 use crate::core::kernel::{SessionProgress, Synced};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Port, Seq};
@@ -41,6 +41,8 @@ pub struct Simulated {
     renewals: usize,
     /// Pinholes whose SYN was admitted and then dropped.
     dropped: HashSet<(IpAddr, Endpoint), RandomState>,
+    /// What it says of every listener.
+    testimony: Testimony,
 }
 
 /// The progress of how many connections is kept. The kernel keeps that of all its connections.
@@ -90,6 +92,7 @@ impl Simulated {
             lookups: 0,
             renewals: 0,
             dropped: HashSet::default(),
+            testimony: Testimony::NoControlSocket,
         }
     }
 
@@ -101,7 +104,7 @@ impl Simulated {
             _ => self
                 .port_ranges
                 .iter()
-                .find(|port_range| port_range.matches(flow))
+                .find(|port_range| port_range.admits(flow))
                 .copied()
                 .map(Admitted::PortRangePinhole),
         }
@@ -143,6 +146,11 @@ impl Simulated {
     /// From now on no connection is in its handshake.
     pub const fn treat_all_as_established(&mut self) {
         self.never_opening = true;
+    }
+
+    /// From now on this is what it says of every listener.
+    pub const fn set_testimony(&mut self, testimony: Testimony) {
+        self.testimony = testimony;
     }
 
     /// The seqadj offsets of a connection.
@@ -240,6 +248,15 @@ impl Firewall for Simulated {
         if let Some(index) = self.port_ranges.iter().position(|open| open == port_range) {
             self.port_ranges.swap_remove(index);
         }
+    }
+
+    fn open_for_syn(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+        self.pinholes.insert((expectation.from, expectation.to), *expectation);
+        Ok(())
+    }
+
+    fn testimony(&mut self, _: &Flow, _: &Connection, _: &Service) -> Testimony {
+        self.testimony
     }
 
     fn record(&mut self, connection: &Connection, progress: SessionProgress) {

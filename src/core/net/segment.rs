@@ -33,6 +33,11 @@ impl Flags {
         self.0 & other.0 == other.0
     }
 
+    /// Whether the segment asks for a new connection: the first of the handshake.
+    pub const fn is_first_syn(self) -> bool {
+        self.has(Self::SYN) && self.0 & (Self::ACK.0 | Self::RST.0 | Self::FIN.0) == 0
+    }
+
     /// The flags that either of them has.
     #[must_use]
     pub const fn and(self, other: Self) -> Self {

@@ -241,10 +241,11 @@ keys! {
         /// they count at any time.
         login: Login = Login::Required, Keyword;
         /// What happens to a session with `AUTH TLS`, after which its announcements cannot be read. `pass`: it
-        /// continues, and nothing opens for it. `deny`: AUTH does not reach the server. `range 50000-50100`: it continues,
-        /// and the client may connect to those ports of the server.
-        tls: Tls = Tls::Pass, Parsed("`pass`, `deny`, or a range such as `range 50000-50100`",
-            r"^(pass|deny|range\s+[0-9]+\s*-\s*[0-9]+\s*)$");
+        /// continues, and nothing opens for it. `deny`: AUTH does not reach the server. `service`: it continues, and a data
+        /// connection to this host opens if the FTP service listens on its port at that moment. `range 50000-50100`: it
+        /// continues, and the client may connect to those ports of the server.
+        tls: Tls = Tls::Pass, Parsed("`pass`, `deny`, `service`, or a range such as `range 50000-50100`",
+            r"^(pass|deny|range\s+[0-9]+\s*-\s*[0-9]+\s*|service(\s+(unit|cgroup|uid)\s+\S+\s*)?)$");
         /// Commands that do not reach the server.
         commands: Commands = Commands::default(), Mapping { is_inline: true, except: "" };
     }

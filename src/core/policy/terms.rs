@@ -9,6 +9,7 @@ use super::keys::Terms;
 use super::kinds::Listed;
 use super::word::{Word, did_you_mean, words};
 use crate::core::ftp::mode::{Mode, Modes};
+use crate::core::kernel::Service;
 use crate::core::net::{Port, PortRange};
 
 words! {
@@ -52,7 +53,7 @@ words! {
 }
 
 /// What happens to a session once it is encrypted and can no longer be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Tls {
     /// The session continues; nothing opens for it.
     Pass,
@@ -60,6 +61,9 @@ pub enum Tls {
     Deny,
     /// The session continues, and the client may connect to those ports of the server.
     Range(PortRange),
+    /// The session continues, and client and server may connect to a port of this host on which a socket of the FTP
+    /// service listens.
+    Service(Service),
 }
 
 impl fmt::Display for Tls {
@@ -68,6 +72,7 @@ impl fmt::Display for Tls {
             Self::Pass => f.write_str("pass"),
             Self::Deny => f.write_str("deny"),
             Self::Range(range) => write!(f, "range {}-{}", range.first(), range.last()),
+            Self::Service(service) => write!(f, "service{service}"),
         }
     }
 }
@@ -79,8 +84,10 @@ impl FromStr for Tls {
         match text.split_once(' ') {
             None if text == "pass" => Ok(Self::Pass),
             None if text == "deny" => Ok(Self::Deny),
+            None if text == "service" => Ok(Self::Service(Service::SameCgroup)),
             Some(("range", range)) => range.parse().map(Self::Range).map_err(str::to_owned),
-            _ => Err(format!("unknown word{}", did_you_mean(text, ["pass", "deny", "range"]))),
+            Some(("service", service)) => service.parse().map(Self::Service).map_err(str::to_owned),
+            _ => Err(format!("unknown word{}", did_you_mean(text, ["pass", "deny", "range", "service"]))),
         }
     }
 }

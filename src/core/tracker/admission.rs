@@ -54,11 +54,8 @@ pub(super) fn decide(
     if !is_own && !is_allowed_elsewhere {
         return Err(Refusal::ThirdParty);
     }
-    if !terms.data_ports.contains(port) {
-        return Err(if port.is_low() { Refusal::LowPort } else { Refusal::PortNotAllowed });
-    }
-    if terms.is_known_service(port) {
-        return Err(Refusal::KnownService);
+    if let Some(why) = refused_port(port, terms) {
+        return Err(why);
     }
     // Checked last, because the other reasons are more specific: the command of this reply may have been lost.
     if !state.asked_for {
@@ -70,6 +67,14 @@ pub(super) fn decide(
         from: (ends.translated_connector != ends.connector).then_some(ends.translated_connector),
     };
     Ok(Expectation { from: ends.connector, to, since: now, lifetime: terms.timeout, mapping })
+}
+
+/// Why no data connection may go to this port, if none may.
+pub(super) fn refused_port(port: Port, terms: &Terms) -> Option<Refusal> {
+    if !terms.data_ports.contains(port) {
+        return Some(if port.is_low() { Refusal::LowPort } else { Refusal::PortNotAllowed });
+    }
+    terms.is_known_service(port).then_some(Refusal::KnownService)
 }
 
 /// Whether this is a server's reply with a wrong address, which the policy has repaired. What opens then is the announced

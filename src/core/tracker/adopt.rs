@@ -19,7 +19,7 @@ use crate::core::policy::ThirdParty;
 use crate::core::tracker::Observer;
 
 /// The slot for expectations that belong to no session of this run.
-const NO_SESSION: u32 = u32::MAX;
+pub(super) const NO_SESSION: u32 = u32::MAX;
 
 /// What is in the firewall when a run begins.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -113,7 +113,19 @@ impl OrphanedPinholes {
     /// Whether an adopted port range admits a connection with these addresses.
     pub(super) fn admits(&self, flow: &Flow) -> bool {
         let shared = self.by_hosts.get(&hosts(flow.source.address, flow.destination.address));
-        shared.is_some_and(|shared| shared.port_ranges.iter().any(|port_range| port_range.matches(flow)))
+        shared.is_some_and(|shared| shared.port_ranges.iter().any(|port_range| port_range.admits(flow)))
+    }
+
+    /// The open control connections of an earlier run for which a SYN with these addresses is asked about.
+    pub(super) fn asked_between(&self, flow: &Flow) -> impl Iterator<Item = &Connection> {
+        let hosts = hosts(flow.source.address, flow.destination.address);
+        let shared = self.by_hosts.get(&hosts);
+        let is_asked = shared.is_some_and(|shared| shared.port_ranges.iter().any(|port_range| port_range.asks(flow)));
+        let connections = is_asked.then(|| self.connections.iter()).into_iter().flatten();
+        // Each connection is there under both of its flows.
+        connections.filter_map(move |(key, connection)| {
+            (*key == connection.original && hosts_of(connection).any(|of| of == hosts)).then_some(connection)
+        })
     }
 }
 

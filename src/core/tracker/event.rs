@@ -81,6 +81,17 @@ pub enum SessionEvent<'a> {
         /// Whether the server announced a wrong address (`passive_address: repair`).
         is_repaired: bool,
     },
+    /// A pinhole was opened for a SYN of an encrypted session: a socket of the FTP service listens at its destination.
+    OpenedForSyn(Expectation),
+    /// No pinhole was opened for a SYN between the hosts of an encrypted session. It may belong to another program.
+    SynRefused {
+        /// Its addresses.
+        flow: Flow,
+        /// Why not.
+        why: Refusal,
+        /// The terms that apply to the session.
+        terms: &'a Terms,
+    },
     /// An announcement was refused.
     Refused {
         /// How it was announced.

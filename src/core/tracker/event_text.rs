@@ -4,6 +4,7 @@ use std::fmt::{self, Write as _};
 
 use super::SessionEvent;
 use super::refusal_text::Explanation;
+use crate::core::expectation::{OnSyn, PortRangePinhole};
 use crate::core::session::reassembly::StreamAnomaly;
 
 /// What follows the wrong address of a server.
@@ -36,6 +37,12 @@ impl fmt::Display for SessionEvent<'_> {
                 rewritten_from.map_or(Ok(()), |from| write!(f, ", rewritten from {from}"))?;
                 f.write_str(if is_repaired { REPAIRED } else { "" })
             }
+            Self::OpenedForSyn(expectation) => {
+                write!(f, "opened {expectation}: the FTP service has the socket of this connection")
+            }
+            Self::SynRefused { flow, why, terms } => {
+                write!(f, "refused {flow}: {why}, {}", Explanation { why, mode: None, terms })
+            }
             Self::Refused { mode, to, why, terms, connection: _ } => {
                 write!(f, "refused {}", mode.announced_by())?;
                 to.map_or(Ok(()), |to| write!(f, " {to}"))?;
@@ -55,11 +62,21 @@ impl fmt::Display for SessionEvent<'_> {
                 match port_range {
                     None => f.write_str(
                         "its announcements cannot be read, so Pinhole admits none of its transfers (give the server a fixed \
-                         passive range, and name the same ports in `tls: range`)",
+                         passive range, and name the same ports in `tls: range`; on the server's own host use `tls: service`)",
+                    ),
+                    Some(PortRangePinhole { from, to, on_syn: OnSyn::Ask }) => write!(
+                        f,
+                        "once the dialogue is as long as a login, data connections between {from} and {to} open if the FTP \
+                         service has their socket"
                     ),
                     Some(port_range) => write!(f, "{port_range} opens once the dialogue is as long as a login"),
                 }
             }
+            Self::RangeOpened(PortRangePinhole { from, to, on_syn: OnSyn::Ask }) => write!(
+                f,
+                "asks from now on which service has the socket of each new connection between {from} and {to}, while the \
+                 encrypted session lasts"
+            ),
             Self::RangeOpened(port_range) => write!(f, "opened {port_range} while the encrypted session lasts"),
             Self::RangeRefused { port_range, why, terms } => {
                 write!(f, "refused {port_range}: {why}, {}", Explanation { why, mode: None, terms })

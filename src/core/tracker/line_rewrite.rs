@@ -5,6 +5,7 @@ use super::client::ClientKey;
 use super::context::SessionContext;
 use super::expectations::PinholeEntry;
 use super::port_search::PortSearch;
+use super::quotas::PinholeQuota;
 use super::{Environment, Observer};
 use crate::core::expectation::{Expectation, Refusal};
 use crate::core::ftp::notation::{Announced, Notation};
@@ -426,19 +427,12 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
 
     /// Opens a pinhole, unless a limit is reached.
     pub(super) fn admit(&mut self, announcement: &Announcement<'_>, expectation: &Expectation) -> Result<(), Refusal> {
-        let owner = self.expectations.owner_of(expectation);
         let client = ClientKey::of(self.connection.client().address);
-        let limits = &self.env.policy.limits;
-        let per_session = usize::from(self.terms.pinholes_per_session.get());
-        let (per_client, in_all) = (limits.pinholes_per_client.get() as usize, limits.pinholes.get() as usize);
-        // A pinhole that replaces another one does not count twice.
-        let is_full_here = owner != Some(self.slot) && self.expectations.count_of(self.slot) >= per_session;
-        let is_full_for_client = owner != Some(self.slot)
-            && self.expectations.count_of_client(client) + self.ranges.count_of_client(client) >= per_client;
-        let is_full = owner.is_none() && self.expectations.len() + self.ranges.len() >= in_all;
+        let quota = PinholeQuota { terms: self.terms, limits: &self.env.policy.limits };
+        let is_free = quota.has_room(expectation, self.slot, client, (&*self.expectations, &*self.ranges));
         // With so many unanswered commands, a refusal of this one would not be recognised.
         let is_beyond = announcement.mode.is_active() && announcement.number.is_none();
-        if is_full_here || is_full_for_client || is_full || is_beyond {
+        if !is_free || is_beyond {
             return Err(Refusal::TooMany);
         }
         self.env.firewall.open(expectation, self.connection).map_err(|_| Refusal::NotOpened)?;

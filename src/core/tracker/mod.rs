@@ -6,6 +6,7 @@
 
 mod admission;
 mod adopt;
+mod asked_syn;
 mod client;
 mod context;
 mod encrypted_dialogue;
@@ -29,6 +30,7 @@ mod table;
 use std::time::Duration;
 
 pub use adopt::{ExistingState, RestoreSummary};
+pub use asked_syn::SynVerdict;
 pub use client::ClientKey;
 pub use event::{EndReason, Observer, SessionEvent, SessionNumber};
 

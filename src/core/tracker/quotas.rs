@@ -1,11 +1,14 @@
 //! Which session is evicted when another one begins, and to which quotas each session counts.
 
 use super::client::ClientKey;
+use super::expectations::Expectations;
+use super::ranges::Ranges;
 use super::rank::{RangeState, Rank};
 use super::{EndReason, Environment, Observer, Tracker};
+use crate::core::expectation::Expectation;
 use crate::core::kernel::Firewall;
 use crate::core::net::{Direction, Flags, Segment};
-use crate::core::policy::Limits;
+use crate::core::policy::{Limits, Terms};
 use crate::core::session::Session;
 use crate::core::time::Timestamp;
 
@@ -29,6 +32,34 @@ pub(super) fn first_rank(session: &Session, segment: &Segment<'_>, direction: Di
     let is_new = segment.flags.has(Flags::SYN);
     let before = if is_new { Rank::HalfOpen } else { Rank::NotLoggedIn };
     Rank::of(session, None, None, before, (direction, segment.payload.len()))
+}
+
+/// How many pinholes a session, its client and all clients may have open.
+pub(super) struct PinholeQuota<'a> {
+    pub(super) terms: &'a Terms,
+    pub(super) limits: &'a Limits,
+}
+
+impl PinholeQuota<'_> {
+    /// Whether one more pinhole of that session may open. One that replaces another one does not count twice.
+    pub(super) fn has_room(
+        &self,
+        expectation: &Expectation,
+        session: u32,
+        client: ClientKey,
+        (expectations, ranges): (&Expectations, &Ranges),
+    ) -> bool {
+        let Self { terms, limits } = self;
+        let owner = expectations.owner_of(expectation);
+        if owner == Some(session) {
+            return true;
+        }
+        let of_client = expectations.count_of_client(client) + ranges.count_of_client(client);
+        let in_all = expectations.len() + ranges.len();
+        expectations.count_of(session) < usize::from(terms.pinholes_per_session.get())
+            && of_client < limits.pinholes_per_client.get() as usize
+            && (owner.is_some() || in_all < limits.pinholes.get() as usize)
+    }
 }
 
 impl Tracker {

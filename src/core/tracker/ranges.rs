@@ -1,4 +1,5 @@
-//! The port ranges of encrypted sessions, where the policy says `tls: range`.
+//! The port ranges of encrypted sessions, where the policy says `tls: range`, and the hosts whose SYNs are asked about,
+//! where it says `tls: service`.
 
 use std::collections::VecDeque;
 use std::net::IpAddr;
@@ -11,7 +12,7 @@ use super::client::ClientKey;
 use super::context::SessionContext;
 use super::encrypted_dialogue::EncryptedDialogue;
 use super::{Environment, Observer, SessionEvent, Tracker};
-use crate::core::expectation::{PortRangePinhole, Refusal};
+use crate::core::expectation::{OnSyn, PortRangePinhole, Refusal};
 use crate::core::kernel::Firewall;
 use crate::core::net::{Connection, Flow};
 use crate::core::policy::Tls;
@@ -109,7 +110,19 @@ impl Ranges {
     pub(super) fn session_of(&self, flow: &Flow) -> Option<u32> {
         let sessions = self.by_hosts.get(&(flow.source.address, flow.destination.address))?;
         sessions.iter().copied().find(|session| match self.by_session.get(session) {
-            Some(Range::Open(port_range)) => port_range.matches(flow),
+            Some(Range::Open(port_range)) => port_range.admits(flow),
+            _ => false,
+        })
+    }
+
+    /// The sessions for which a SYN with these addresses is asked about.
+    pub(super) fn asked_between(&self, flow: &Flow) -> impl Iterator<Item = u32> {
+        let (source, destination) = (flow.source.address, flow.destination.address);
+        let either = [(source, destination), (destination, source)];
+        let other = (source != destination).then_some(either[1]);
+        let sessions = [Some(either[0]), other].into_iter().flatten().filter_map(|hosts| self.by_hosts.get(&hosts));
+        sessions.flatten().copied().filter(|session| match self.by_session.get(session) {
+            Some(Range::Open(port_range)) => port_range.asks(flow),
             _ => false,
         })
     }
@@ -147,13 +160,19 @@ impl Tracker {
 impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// The session is encrypted from here on.
     pub(super) fn encrypted(&mut self, is_requested: bool, is_implicit: bool) {
-        let port_range = match self.terms.tls {
-            Tls::Range(ports) if is_requested && !self.has_ended && !self.is_forged => {
-                let Connection { original, .. } = *self.connection;
-                Some(PortRangePinhole { from: original.source.address, to: original.destination.address, ports })
-            }
-            Tls::Pass | Tls::Deny | Tls::Range(_) => None,
+        let Connection { original, .. } = *self.connection;
+        let on_syn = match self.terms.tls {
+            Tls::Pass | Tls::Deny => None,
+            Tls::Range(ports) => Some(OnSyn::Admit(ports)),
+            // The addresses of a listener are those after NAT, those of a SYN before it.
+            Tls::Service(_) => (!self.connection.is_translated()).then_some(OnSyn::Ask),
         };
+        let may_open = is_requested && !self.has_ended && !self.is_forged;
+        let port_range = on_syn.filter(|_| may_open).map(|on_syn| PortRangePinhole {
+            from: original.source.address,
+            to: original.destination.address,
+            on_syn,
+        });
         if let Some(port_range) = port_range {
             let dialogue = if is_implicit { EncryptedDialogue::implicit() } else { EncryptedDialogue::default() };
             self.ranges.plan(self.slot, port_range, dialogue);

@@ -110,6 +110,19 @@ impl fmt::Display for Explanation<'_> {
                 "the packets of both ends come from one interface, and by the routes one of the ends is not behind it: a \
                  host there sends in its name (`ip route get ADDRESS` prints where each end should be)",
             ),
+            Refusal::NotListening => f.write_str("no socket of this host listens there"),
+            Refusal::OtherService => f.write_str(
+                "its socket does not belong to the FTP service (it is another program's; or, if transfers fail, name the \
+                 service: `tls: service unit NAME`)",
+            ),
+            Refusal::NotOnThisHost => f.write_str(
+                "neither end of the session is a socket of this host, so the kernel cannot tell which service has the data \
+                 connection (use `tls: range` with the server's passive range)",
+            ),
+            Refusal::SharedCgroup => f.write_str(
+                "the session's socket was made outside a cgroup of the FTP service: by the service manager (socket activation), \
+                 or where there are no units (name the unit or the user: `tls: service unit NAME`, `tls: service uid NUMBER`)",
+            ),
         }
     }
 }

@@ -9,7 +9,7 @@ use hashbrown::HashMap;
 use super::mechanism::{Backend, NotPossible, Profile};
 use super::probe;
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, SessionProgress};
+use crate::core::kernel::{Control, Firewall, LookupFailed, NotOpened, Service, SessionProgress, Testimony};
 use crate::core::net::{Connection, Direction, Endpoint, Flow, Seq};
 use crate::core::policy::{Mechanism, Policy};
 use crate::core::seqadj::{Adjustment, NotAdjusted};
@@ -19,6 +19,7 @@ use crate::netfilter::connections::ControlConnections;
 use crate::netfilter::errors::{ErrorCounter, RefusedRequests};
 use crate::netfilter::netlink::{Error, TableChange};
 use crate::netfilter::table::{Pinhole, PinholeTable, Queueing, Restored, TableError};
+use crate::netfilter::witness::Witness;
 
 /// How long the kernel may take to release the objects of a removed table.
 const RELEASE_TIME: Duration = Duration::from_secs(1);
@@ -60,6 +61,7 @@ pub struct KernelFirewall {
     table: PinholeTable,
     connections: ControlConnections,
     backend: Box<dyn Backend>,
+    witness: Witness,
     /// Why this mechanism was chosen.
     mechanism_reason: String,
     errors: ErrorCounter,
@@ -71,10 +73,12 @@ impl KernelFirewall {
     pub fn install(policy: &Policy) -> Result<Self, SetupError> {
         let errors = ErrorCounter::default();
         let (mut backend, mechanism_reason) = probe::set_up(policy, &errors)?;
-        let installed = ControlConnections::open(policy, errors.clone())
-            .map_err(SetupError::from)
-            .and_then(|opened| Ok((opened, PinholeTable::install(policy, backend.profile().rules, errors.clone())?)));
-        let (mut connections, mut table) = match installed {
+        let install = || {
+            let witness = Witness::open()?;
+            let connections = ControlConnections::open(policy, errors.clone())?;
+            Ok((witness, connections, PinholeTable::install(policy, backend.profile().rules, errors.clone())?))
+        };
+        let (witness, mut connections, mut table) = match install() {
             Ok(installed) => installed,
             Err(error) => {
                 // The first error has to be reported.
@@ -86,7 +90,7 @@ impl KernelFirewall {
             connections.trust_synced();
         }
         backend.adopt(&mut table)?;
-        Ok(Self { table, connections, backend, mechanism_reason, errors })
+        Ok(Self { table, connections, backend, witness, mechanism_reason, errors })
     }
 
     pub fn profile(&self) -> &'static Profile {
@@ -274,6 +278,17 @@ impl Firewall for KernelFirewall {
 
     fn close_port_range(&mut self, port_range: &PortRangePinhole) {
         self.table.close_port_range(port_range);
+    }
+
+    fn open_for_syn(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+        self.backend.open_for_syn(&mut self.table, expectation)
+    }
+
+    fn testimony(&mut self, syn: &Flow, of: &Connection, service: &Service) -> Testimony {
+        self.witness.testimony(syn, of, service).unwrap_or_else(|error| {
+            self.errors.add(&error);
+            Testimony::Unknown
+        })
     }
 
     fn record(&mut self, connection: &Connection, progress: SessionProgress) {

@@ -76,6 +76,11 @@ pub(super) trait Backend: Debug + Send {
         table.open(pinhole)
     }
 
+    /// Opens a pinhole for a SYN that conntrack has seen already, so that an expectation would not find it any more.
+    fn open_for_syn(&mut self, table: &mut PinholeTable, pinhole: &Expectation) -> Result<(), NotOpened> {
+        table.open(pinhole)
+    }
+
     /// Closes a pinhole. It is no error if it was used or has expired.
     fn close(&mut self, table: &mut PinholeTable, pinhole: &Expectation) {
         table.close(pinhole);

@@ -41,18 +41,31 @@ impl Writer {
 
     /// Appends a message whose attributes `body` writes.
     pub(super) fn message(&mut self, head: Head, body: impl FnOnce(&mut Self)) {
+        let Head { kind, flags, sequence, family, res_id } = head;
+        self.raw_message(kind, flags, sequence, |writer| {
+            writer.raw(&[family, 0]);
+            writer.raw(&res_id.to_be_bytes());
+            body(writer);
+        });
+    }
+
+    /// Appends a message of a protocol that has no `struct nfgenmsg`. `body` writes all that is behind `struct nlmsghdr`.
+    pub(super) fn raw_message(&mut self, kind: u16, flags: u16, sequence: u32, body: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.bytes.extend_from_slice(&[0; 4]);
-        self.bytes.extend_from_slice(&head.kind.to_ne_bytes());
-        self.bytes.extend_from_slice(&head.flags.to_ne_bytes());
-        self.bytes.extend_from_slice(&head.sequence.to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.bytes.extend_from_slice(&flags.to_ne_bytes());
+        self.bytes.extend_from_slice(&sequence.to_ne_bytes());
         // The kernel fills in the port ID of the socket.
         self.bytes.extend_from_slice(&[0; 4]);
-        self.bytes.extend_from_slice(&[head.family, 0]);
-        self.bytes.extend_from_slice(&head.res_id.to_be_bytes());
         body(self);
         let length = u32::try_from(self.bytes.len() - start).expect("a message of a few kilobytes");
         self.bytes[start..start + 4].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    /// Bytes that are no attribute.
+    pub(super) fn raw(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
     }
 
     /// An attribute of plain bytes.
@@ -143,9 +156,19 @@ impl<'a> Message<'a> {
         self.body.first().copied()
     }
 
+    /// All that is behind `struct nlmsghdr`.
+    pub(super) fn body(&self) -> &'a [u8] {
+        self.body
+    }
+
     /// The attributes behind `struct nfgenmsg`.
     pub(super) fn attributes(&self) -> Attributes<'a> {
-        Attributes { rest: self.body.get(NFGENMSG_LEN..).unwrap_or_default() }
+        self.attributes_behind(NFGENMSG_LEN)
+    }
+
+    /// The attributes behind a structure of that length.
+    pub(super) fn attributes_behind(&self, length: usize) -> Attributes<'a> {
+        Attributes { rest: self.body.get(length..).unwrap_or_default() }
     }
 
     /// The error number of `NLMSG_ERROR` or `NLMSG_DONE`: zero is success; others are negated.

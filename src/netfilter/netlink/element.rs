@@ -67,6 +67,21 @@ impl Key {
         Self(fields)
     }
 
+    /// `address . address`, of one family.
+    pub fn hosts(from: IpAddr, to: IpAddr) -> Self {
+        let mut fields = Fields::EMPTY;
+        fields.push_address(from);
+        fields.push_address(to);
+        Self(fields)
+    }
+
+    /// The fields of a key that is `address . address`.
+    pub fn as_hosts(&self) -> Option<(IpAddr, IpAddr)> {
+        let bytes = self.0.as_bytes();
+        let (from, to) = bytes.split_at_checked(bytes.len() / 2)?;
+        Some((address(from)?, address(to)?))
+    }
+
     /// `source address . source port . destination port . sequence number`.
     pub fn segment(flow: &Flow, seq: Seq) -> Self {
         let mut fields = Fields::EMPTY;

@@ -4,7 +4,7 @@ use super::bytes::{Head, Messages, Writer};
 use super::conntrack::ConntrackEntry;
 use super::element::Element;
 use super::uapi::NFTA_SET_ELEM_LIST_ELEMENTS;
-use super::{expectations, tables, watch};
+use super::{expectations, sock_diag, tables, watch};
 
 /// Parses a datagram with each parser of messages. Returns how many messages it has, and how many of the parsers' results.
 ///
@@ -17,6 +17,7 @@ pub fn read_datagram(datagram: &[u8]) -> (usize, usize) {
         messages += 1;
         results += usize::from(ConntrackEntry::read(message).is_some());
         results += usize::from(expectations::read(message).is_some());
+        results += usize::from(sock_diag::read(message).is_some());
         results += usize::from(tables::read_chain(message).is_some());
         results += usize::from(tables::read_rule(message).is_some());
         results += usize::from(watch::reads_change(message));

@@ -90,9 +90,18 @@ impl Socket {
 
     /// A socket that also receives the notifications of these groups (`NFNLGRP_*`).
     pub(super) fn subscribe(subsystem: u16, groups: &[u32], timeout: Duration) -> Result<Self, Cause> {
-        let fd =
-            net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(netlink::NETFILTER))
-                .map_err(Cause::SystemCall)?;
+        Self::connect(netlink::NETFILTER, subsystem, groups, timeout)
+    }
+
+    /// A socket of a netlink protocol.
+    pub(super) fn connect(
+        protocol: net::Protocol,
+        subsystem: u16,
+        groups: &[u32],
+        timeout: Duration,
+    ) -> Result<Self, Cause> {
+        let fd = net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, Some(protocol))
+            .map_err(Cause::SystemCall)?;
         let groups = groups.iter().fold(0, |mask, group| mask | 1 << (group - 1));
         net::bind(&fd, &netlink::SocketAddrNetlink::new(0, groups)).map_err(Cause::SystemCall)?;
         let answers = vec![0; MAX_DATAGRAM].into();
@@ -166,6 +175,23 @@ impl Socket {
         read: impl Fn(Message<'_>) -> Option<T>,
     ) -> Result<T, Cause> {
         let first = self.begin(message, 0, family, body);
+        self.read_answer(first, read)
+    }
+
+    /// The same in a protocol that has no `struct nfgenmsg`.
+    pub(super) fn look_up_raw<T>(
+        &mut self,
+        kind: u16,
+        body: impl FnOnce(&mut Writer),
+        read: impl Fn(Message<'_>) -> Option<T>,
+    ) -> Result<T, Cause> {
+        self.requests.clear();
+        let sequence = next(&mut self.sequence);
+        self.requests.raw_message(kind, NLM_F_REQUEST, sequence, body);
+        self.read_answer(sequence, read)
+    }
+
+    fn read_answer<T>(&mut self, first: u32, read: impl Fn(Message<'_>) -> Option<T>) -> Result<T, Cause> {
         let mut found = None;
         self.exchange(first, Answer::Message, |message| found = read(message))?;
         found.ok_or(Cause::Malformed)

@@ -20,6 +20,15 @@ pub(super) const NLA_TYPE_MASK: u16 = 0x3fff;
 pub(super) const NLA_ALIGNTO: usize = 4;
 pub(super) const NLMSG_HDRLEN: usize = 16;
 
+// linux/socket.h, linux/sock_diag.h, linux/inet_diag.h, net/tcp_states.h
+pub(super) const AF_INET: u8 = 2;
+pub(super) const AF_INET6: u8 = 10;
+pub(super) const SOCK_DIAG_BY_FAMILY: u16 = 20;
+pub(super) const INET_DIAG_NOCOOKIE: u32 = u32::MAX;
+pub(super) const INET_DIAG_CGROUP_ID: u16 = 21;
+pub(super) const TCP_SYN_SENT: u8 = 2;
+pub(super) const TCP_LISTEN: u8 = 10;
+
 // linux/netfilter.h
 pub(super) const NFPROTO_INET: u8 = 1;
 pub(super) const NFPROTO_IPV4: u8 = 2;
@@ -28,6 +37,7 @@ pub(super) const NFPROTO_UNSPEC: u8 = 0;
 pub(super) const NF_DROP: u32 = 0;
 pub(super) const NF_ACCEPT: u32 = 1;
 pub(super) const NF_QUEUE: u32 = 3;
+pub(super) const NF_REPEAT: u32 = 4;
 pub(super) const NF_VERDICT_FLAG_QUEUE_BYPASS: u32 = 0x8000;
 
 // linux/netfilter/nfnetlink.h

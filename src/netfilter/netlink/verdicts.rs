@@ -72,6 +72,11 @@ impl Verdicts {
         self.send(NFQNL_MSG_VERDICT, |w| write_verdict(w, self.accept, packet_id, replacement, mark))
     }
 
+    /// Has the packet with this ID pass the hook that queued it again, from the hook's first rule on.
+    pub fn repeat(&self, packet_id: u32) -> io::Result<()> {
+        self.send(NFQNL_MSG_VERDICT, |w| write_verdict(w, NF_REPEAT, packet_id, None, None))
+    }
+
     /// Drops the packet with this ID.
     pub fn drop_packet(&self, packet_id: u32) -> io::Result<()> {
         self.send(NFQNL_MSG_VERDICT, |w| write_verdict(w, NF_DROP, packet_id, None, None))

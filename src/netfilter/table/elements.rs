@@ -9,7 +9,7 @@ use std::time::Duration;
 use hashbrown::HashMap;
 
 use super::Pinhole;
-use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
+use crate::core::expectation::{Expectation, Mapping, OnSyn, PortRangePinhole};
 use crate::core::net::{Endpoint, Flow, Port, PortRange, Seq};
 use crate::netfilter::netlink::{Element, Key, Value};
 
@@ -21,7 +21,9 @@ pub(super) const SOURCES: Names = ["sources4", "sources6"];
 pub(super) const REWRITTEN: Names = ["rewritten4", "rewritten6"];
 pub(super) const PORT_RANGES: Names = ["port_ranges4", "port_ranges6"];
 
-pub(super) const SETS: [Names; 5] = [TARGETS, SOURCES, PINHOLES, PORT_RANGES, REWRITTEN];
+pub(super) const ASKED_HOSTS: Names = ["asked_hosts4", "asked_hosts6"];
+
+pub(super) const SETS: [Names; 6] = [TARGETS, SOURCES, PINHOLES, PORT_RANGES, ASKED_HOSTS, REWRITTEN];
 
 /// How many elements one message removes.
 pub(super) const REMOVED_TOGETHER: usize = 128;
@@ -86,10 +88,15 @@ pub(super) fn rewritten_element(flow: &Flow, place: Seq) -> Element {
 
 /// The element for a port range.
 pub(super) fn port_range_element(port_range: &PortRangePinhole, lifetime: Duration) -> Option<Stored> {
-    let PortRangePinhole { from, to, ports } = *port_range;
-    let set = of_family(PORT_RANGES, from, to)?;
-    let key = |port: Port| Key::connection(from, to, port.number());
-    Some((set, Element::range(key(ports.first()), key(ports.last()), lifetime)))
+    let PortRangePinhole { from, to, on_syn } = *port_range;
+    match on_syn {
+        OnSyn::Admit(ports) => {
+            let key = |port: Port| Key::connection(from, to, port.number());
+            let element = Element::range(key(ports.first()), key(ports.last()), lifetime);
+            Some((of_family(PORT_RANGES, from, to)?, element))
+        }
+        OnSyn::Ask => Some((of_family(ASKED_HOSTS, from, to)?, Element::new(Key::hosts(from, to), lifetime))),
+    }
 }
 
 /// The pinhole of an element.
@@ -121,5 +128,11 @@ pub(super) fn port_range(element: &Element) -> Option<PortRangePinhole> {
     let (from, to, first) = element.key.as_connection()?;
     let (last_from, last_to, last) = element.key_end?.as_connection()?;
     let ports = PortRange::new(Port::new(first)?, Port::new(last)?)?;
-    ((from, to) == (last_from, last_to)).then_some(PortRangePinhole { from, to, ports })
+    ((from, to) == (last_from, last_to)).then_some(PortRangePinhole { from, to, on_syn: OnSyn::Admit(ports) })
+}
+
+/// The hosts of an element whose SYNs are asked about.
+pub(super) fn asked_hosts(element: &Element) -> Option<PortRangePinhole> {
+    let (from, to) = element.key.as_hosts()?;
+    Some(PortRangePinhole { from, to, on_syn: OnSyn::Ask })
 }

@@ -9,12 +9,13 @@ use hashbrown::HashMap;
 
 use super::PinholeTable;
 use super::elements::{
-    self, PINHOLES, PORT_RANGES, REMOVED_TOGETHER, REWRITTEN, SOURCES, Stored, TARGETS, of_family, port_range_element,
+    self, ASKED_HOSTS, PINHOLES, PORT_RANGES, REMOVED_TOGETHER, REWRITTEN, SOURCES, Stored, TARGETS, of_family,
+    port_range_element,
 };
 use super::ruleset::TABLE;
-use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
+use crate::core::expectation::{Expectation, Mapping, OnSyn, PortRangePinhole};
 use crate::core::kernel::NotOpened;
-use crate::core::net::{Endpoint, Flow, PortRange, Seq};
+use crate::core::net::{Endpoint, Flow, Seq};
 use crate::core::time::Timestamp;
 use crate::netfilter::netlink::{Element, Error, Key};
 
@@ -36,10 +37,10 @@ pub struct Pinhole {
 }
 
 /// The key of a port range.
-pub(super) type PortRangeKey = (IpAddr, IpAddr, PortRange);
+pub(super) type PortRangeKey = (IpAddr, IpAddr, OnSyn);
 
 const fn port_range_key(port_range: &PortRangePinhole) -> PortRangeKey {
-    (port_range.from, port_range.to, port_range.ports)
+    (port_range.from, port_range.to, port_range.on_syn)
 }
 
 /// Elements by their set.
@@ -166,6 +167,9 @@ impl PinholeTable {
         let mut port_ranges = Vec::new();
         for set in PORT_RANGES {
             port_ranges.extend(self.tables.elements(TABLE, set)?.iter().filter_map(elements::port_range));
+        }
+        for set in ASKED_HOSTS {
+            port_ranges.extend(self.tables.elements(TABLE, set)?.iter().filter_map(elements::asked_hosts));
         }
         Ok(port_ranges)
     }

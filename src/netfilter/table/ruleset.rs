@@ -16,7 +16,7 @@ pub(super) const TABLE: Table<'static> = Table { family: Family::Inet, name: "pi
 pub(super) const PRIORITY: i32 = -150;
 
 /// All chains of the table. A table with any other chain belongs to another program.
-pub(super) const CHAINS: [&str; 25] = [
+pub(super) const CHAINS: [&str; 26] = [
     "prerouting",
     "output",
     "inspect",
@@ -26,6 +26,7 @@ pub(super) const CHAINS: [&str; 25] = [
     "admit",
     "queue_packet",
     "queue_failclosed",
+    "queue_failopen",
     "prepare_seqadj",
     "new_control",
     "nat_prerouting",
@@ -129,16 +130,19 @@ pub enum QueueChain {
     Packet,
     /// Without bypass, whatever the policy says.
     FailClosed,
+    /// With bypass, whatever the policy says.
+    FailOpen,
 }
 
 impl QueueChain {
-    /// Both chains. With the compat target they must exist before nft reads the ruleset.
-    pub const ALL: [Self; 2] = [Self::Packet, Self::FailClosed];
+    /// All of these chains. With the compat target they must exist before nft reads the ruleset.
+    pub const ALL: [Self; 3] = [Self::Packet, Self::FailClosed, Self::FailOpen];
 
     pub const fn name(self) -> &'static str {
         match self {
             Self::Packet => "queue_packet",
             Self::FailClosed => "queue_failclosed",
+            Self::FailOpen => "queue_failopen",
         }
     }
 
@@ -147,6 +151,7 @@ impl QueueChain {
         match self {
             Self::Packet => capture,
             Self::FailClosed => Capture { when_down: WhenDown::Closed, ..capture },
+            Self::FailOpen => Capture { when_down: WhenDown::Open, ..capture },
         }
     }
 }
@@ -333,8 +338,8 @@ mod tests {
             // How many lines are rewritten has nothing to do with that.
             sizes.filter(|size| *size != 262_144).collect::<Vec<_>>()
         };
-        assert_eq!(sizes(1), [65_535; 6]);
-        assert_eq!(sizes(1 << 20), [4 << 20; 6]);
+        assert_eq!(sizes(1), [65_535; 8]);
+        assert_eq!(sizes(1 << 20), [4 << 20; 8]);
     }
 
     #[test]

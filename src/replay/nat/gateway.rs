@@ -8,7 +8,9 @@ use hashbrown::HashMap;
 use super::connections::{Connections, NatConnection};
 use super::{Nat, Translated, Way};
 use crate::core::expectation::{Expectation, Mapping, PortRangePinhole};
-use crate::core::kernel::{Admitted, Control, Firewall, LookupFailed, NotOpened, SessionProgress, Simulated, Synced};
+use crate::core::kernel::{
+    Admitted, Control, Firewall, LookupFailed, NotOpened, Service, SessionProgress, Simulated, Synced, Testimony,
+};
 use crate::core::net::{Connection, Direction, Endpoint, Flags, Flow, Segment, Seq};
 use crate::core::policy::ControlPorts;
 use crate::core::seqadj::{Adjustment, Adjustments, NotAdjusted};
@@ -200,6 +202,14 @@ impl Firewall for Gateway {
 
     fn close_port_range(&mut self, port_range: &PortRangePinhole) {
         self.simulated.close_port_range(port_range);
+    }
+
+    fn open_for_syn(&mut self, expectation: &Expectation) -> Result<(), NotOpened> {
+        self.simulated.open_for_syn(expectation)
+    }
+
+    fn testimony(&mut self, syn: &Flow, of: &Connection, service: &Service) -> Testimony {
+        self.simulated.testimony(syn, of, service)
     }
 
     fn record(&mut self, connection: &Connection, progress: SessionProgress) {

@@ -6,7 +6,7 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::Duration;
 
-use pinhole::core::expectation::PortRangePinhole;
+use pinhole::core::expectation::{OnSyn, PortRangePinhole};
 use pinhole::core::kernel::{Control, Firewall, SessionProgress, Synced};
 use pinhole::core::net::{Connection, Flow, PortRange};
 use pinhole::core::policy::Policy;
@@ -153,8 +153,8 @@ fn port_range_admits_many_until_its_last_session_ends() {
     host.nft(DEFAULT_DROP);
     let mut sets = host.run(|| firewall::install(&guarded())).expect("installed");
     let _listeners = [50_000, 50_100, 50_101].map(|number| listens(&host, &format!("10.9.0.2:{number}")));
-    let ports = PortRange::new(port(50_000), port(50_100)).expect("a range");
-    let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
+    let on_syn = OnSyn::Admit(PortRange::new(port(50_000), port(50_100)).expect("a range"));
+    let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), on_syn };
     sets.open_port_range(&port_range).expect("opened");
     sets.open_port_range(&port_range).expect("by another session");
     sets.close_port_range(&port_range);
@@ -172,8 +172,8 @@ fn port_range_admits_many_until_its_last_session_ends() {
 fn renewed_range_lasts_its_whole_lifetime() {
     let host = Host::new("range");
     let mut sets = host.run(|| firewall::install(&Policy::embedded())).expect("installed");
-    let ports = PortRange::new(port(50_000), port(50_100)).expect("a range");
-    let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), ports };
+    let on_syn = OnSyn::Admit(PortRange::new(port(50_000), port(50_100)).expect("a range"));
+    let port_range = PortRangePinhole { from: ip("10.9.0.1"), to: ip("10.9.0.2"), on_syn };
     let table = Table { family: Family::Inet, name: "pinhole" };
     let lifetimes = || {
         let elements = host.run(|| Tables::open(Duration::from_secs(1)).expect("root").elements(table, "port_ranges4"));

@@ -27,6 +27,15 @@ pub enum ClientKind {
     Wget,
 }
 
+/// How a session is encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Tls {
+    /// After `AUTH TLS`.
+    Explicit,
+    /// From its start.
+    Implicit,
+}
+
 /// A session of a client with a server.
 #[derive(Clone, Debug)]
 pub struct Visit<'a> {
@@ -38,6 +47,8 @@ pub struct Visit<'a> {
     pub mode: Mode,
     /// The address that the client announces in active mode instead of its own. Not every client supports that.
     pub announce: Option<IpAddr>,
+    /// How the session is encrypted; only curl and lftp can.
+    pub tls: Option<Tls>,
     /// How long the client bears that nothing happens before it gives up. In whole seconds for some.
     pub timeout: Duration,
 }
@@ -155,7 +166,8 @@ impl Visit<'_> {
     }
 
     fn url(&self) -> String {
-        format!("ftp://{}/", self.server)
+        let scheme = if self.tls == Some(Tls::Implicit) { "ftps" } else { "ftp" };
+        format!("{scheme}://{}/", self.server)
     }
 }
 
@@ -177,6 +189,9 @@ fn curl(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
         command.args(if number == 0 { ["--fail-early"] } else { ["--next"] });
         command.args(["--verbose", "--silent", "--show-error", "--user", &format!("{USER}:{PASSWORD}")]);
         command.args(["--max-time", &visit.timeout.as_secs_f64().to_string()]);
+        if visit.tls.is_some() {
+            command.args(["--ssl-reqd", "--insecure"]);
+        }
         match visit.mode {
             Mode::Port => command.args(["--ftp-port", &announce, "--disable-eprt"]),
             Mode::Pasv => command.arg("--disable-epsv"),
@@ -205,7 +220,10 @@ fn lftp(visit: &Visit<'_>, tasks: &[Task<'_>]) -> Result<Command> {
         "set net:max-retries 1".to_owned(),
         "set net:reconnect-interval-base 0".to_owned(),
         format!("set net:timeout {}", visit.whole_seconds()),
-        "set ftp:ssl-allow no".to_owned(),
+        format!("set ftp:ssl-allow {}", yes(visit.tls.is_some())),
+        format!("set ftp:ssl-force {}", yes(visit.tls.is_some())),
+        "set ftp:ssl-protect-data yes".to_owned(),
+        "set ssl:verify-certificate no".to_owned(),
         format!("set ftp:passive-mode {}", yes(!visit.mode.is_active())),
         format!("set ftp:prefer-epsv {}", yes(visit.is_extended())),
         format!("open -u {USER},{PASSWORD} {}", visit.url()),

@@ -25,7 +25,7 @@ pub mod tools;
 mod topology;
 mod wait;
 
-pub use client::{ClientKind, Task, Visit};
+pub use client::{ClientKind, Task, Tls, Visit};
 pub use error::{Error, Result};
 pub use kernel::kernel_lacks;
 pub use link::{End, join};

@@ -141,6 +141,7 @@ impl RunningSetup {
             server: SocketAddr::new(self.topology.target.of(self.setup.family), 21),
             mode,
             announce: None,
+            tls: None,
             timeout,
         }
     }

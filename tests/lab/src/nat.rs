@@ -414,7 +414,7 @@ impl RunningNatSetup {
         let family = self.setup.family;
         let announce: Option<IpAddr> = (*nat == Nat::ClientKnows).then(|| public.of(family));
         let server = SocketAddr::new(target.of(family), nat.port());
-        Visit { namespace: &client.namespace, server, mode, announce, timeout }
+        Visit { namespace: &client.namespace, server, mode, announce, tls: None, timeout }
     }
 
     /// A listing, a download and, if the client can, an upload, each compared with the expected content.

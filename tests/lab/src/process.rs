@@ -36,6 +36,7 @@ pub struct Command {
     input: Option<Vec<u8>>,
     namespace: Namespace,
     files: Option<PrivateFiles>,
+    cgroup: Option<PathBuf>,
 }
 
 impl Command {
@@ -48,6 +49,7 @@ impl Command {
             input: None,
             namespace,
             files: None,
+            cgroup: None,
         }
     }
 
@@ -87,6 +89,12 @@ impl Command {
         self
     }
 
+    /// Puts it into the control group with this folder before it starts.
+    pub fn cgroup(&mut self, folder: &Path) -> &mut Self {
+        self.cgroup = Some(folder.to_owned());
+        self
+    }
+
     /// Starts it. It ends when the [`Child`] is dropped, or this process ends.
     pub fn spawn(&mut self) -> Result<Child> {
         let (init, mut child) = on_a_thread(self.namespace.name(), || self.spawn_here())??;
@@ -122,7 +130,15 @@ impl Command {
         }
         unshare(CloneFlags::CLONE_NEWPID).doing(|| format!("make a process namespace for {}", self.name()))?;
         let init = NamespaceInit::start()?;
-        let mut command = process::Command::new(program);
+        let mut command = match &self.cgroup {
+            None => process::Command::new(program),
+            Some(folder) => {
+                // A group's sockets are those that its processes make, so it must join before it makes any.
+                let mut command = process::Command::new("/bin/sh");
+                command.args(["-e", "-c", r#"echo 0 >"$0"; exec "$@""#]).arg(folder.join("cgroup.procs")).arg(program);
+                command
+            }
+        };
         command
             .args(&self.arguments)
             .envs(self.environment.iter().map(|(name, value)| (name, value)))

@@ -1,5 +1,6 @@
 //! Real FTP servers: how each is configured, started, and known to be ready.
 
+use super::client::Tls;
 use super::error::{Error, Result};
 use super::namespace::Namespace;
 use super::private_files::{HOME_INSIDE, INSIDE, PASSWORD, PrivateFiles, USER};
@@ -10,10 +11,14 @@ use std::fmt;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr};
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// How long a server may take until it listens. Generous: it is only ever waited for when something is wrong.
 const START: Duration = Duration::from_secs(20);
+
+/// The key and the certificate of every server: nobody checks them.
+const CERTIFICATE: &[u8] = include_bytes!("config/server.pem");
 
 /// A real FTP server program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -44,6 +49,7 @@ impl ServerKind {
                 };
                 let text = options.fill(include_str!("config/vsftpd.conf")).replace("{listen}", listen);
                 let text = text.replace("{announce}", &options.announcing("pasv_address="));
+                let text = text.replace("{tls}", &options.vsftpd_tls(&files)?);
                 let mut command = tool.command(namespace);
                 command.arg(files.write("vsftpd.conf", text.as_bytes())?);
                 command
@@ -67,6 +73,9 @@ impl ServerKind {
                     .args(["--passiveportrange", &options.fill("{first}:{last}")])
                     .args(["--pidfile", &format!("{INSIDE}/pure-ftpd.pid")])
                     .args(["--login", "unix", "--minuid", "1", "--noanonymous", "--dontresolve"]);
+                if options.tls.is_some() {
+                    command.args(["--tls", "2", "--certfile", &files.write("server.pem", CERTIFICATE)?]);
+                }
                 if let Some(address) = options.announce {
                     command.args(["--forcepassiveip", &address.to_string()]);
                 }
@@ -82,6 +91,9 @@ impl ServerKind {
                 command
             }
         };
+        if let Some(cgroup) = &options.cgroup {
+            command.cgroup(cgroup);
+        }
         let child = command.private_files(&files).current_dir(INSIDE).spawn()?;
         let mut server = Server { child, files, kind: self };
         server.wait_until_it_listens(namespace, options.port)?;
@@ -121,12 +133,16 @@ pub struct ServerOptions {
     pub passive_ports: RangeInclusive<u16>,
     /// The address in its 227 instead of its own.
     pub announce: Option<Ipv4Addr>,
+    /// How its sessions are encrypted; only vsftpd and Pure-FTPd can, and Pure-FTPd only after `AUTH TLS`.
+    pub tls: Option<Tls>,
+    /// The folder of the control group in which it runs.
+    pub cgroup: Option<PathBuf>,
 }
 
 impl ServerOptions {
     /// Port 21 of that address, passive ports 50000 to 50100.
     pub const fn on(address: IpAddr) -> Self {
-        Self { address, port: 21, passive_ports: 50000..=50100, announce: None }
+        Self { address, port: 21, passive_ports: 50000..=50100, announce: None, tls: None, cgroup: None }
     }
 
     fn fill(&self, text: &str) -> String {
@@ -135,6 +151,17 @@ impl ServerOptions {
             .replace("{first}", &self.passive_ports.start().to_string())
             .replace("{last}", &self.passive_ports.end().to_string())
             .replace("{inside}", INSIDE)
+    }
+
+    fn vsftpd_tls(&self, files: &PrivateFiles) -> Result<String> {
+        let Some(tls) = self.tls else { return Ok(String::new()) };
+        let implicit = if tls == Tls::Implicit { "YES" } else { "NO" };
+        let file = files.write("server.pem", CERTIFICATE)?;
+        // Clients would have to resume the control connection's TLS session, which not every version of curl does.
+        Ok(format!(
+            "ssl_enable=YES\nimplicit_ssl={implicit}\nrequire_ssl_reuse=NO\nssl_ciphers=HIGH\n\
+             rsa_cert_file={file}\nrsa_private_key_file={file}\n"
+        ))
     }
 
     /// A line of a configuration that is there only if another address is to be announced.

@@ -1,7 +1,8 @@
 //! Pinholes that an earlier run left in the firewall.
 
 use super::*;
-use crate::core::expectation::{Mapping, PortRangePinhole};
+use crate::core::expectation::{Mapping, OnSyn, PortRangePinhole};
+use crate::core::kernel::Testimony;
 use crate::core::net::{Endpoint, PortRange};
 use crate::core::tracker::adopt::{ExistingState, RestoreSummary};
 
@@ -189,7 +190,7 @@ fn port_range_stays_open_until_its_session_ends() {
     let port_range = PortRangePinhole {
         from: endpoint(CLIENT).address,
         to: endpoint(SERVER).address,
-        ports: PortRange::new(port(50000), port(50100)).expect("a range"),
+        on_syn: OnSyn::Admit(PortRange::new(port(50000), port(50100)).expect("a range")),
     };
     let data = Flow { source: endpoint("10.0.0.1:5000"), destination: endpoint("10.0.0.2:50100") };
     let left = |connections| ExistingState { pinholes: Vec::new(), port_ranges: vec![port_range], connections };
@@ -203,4 +204,20 @@ fn port_range_stays_open_until_its_session_ends() {
     let (mut fixture, summary) = Fixture::adopting("", &left(Vec::new()));
     assert_eq!(summary, RestoreSummary { pinholes: 0, port_ranges: 0, closed: 1 });
     assert!(fixture.firewall.admit(NOW, &data).is_none());
+}
+
+#[test]
+fn hosts_of_an_adopted_session_are_asked_about_until_it_ends() {
+    let (from, to) = (endpoint(CLIENT).address, endpoint(SERVER).address);
+    let port_ranges = vec![PortRangePinhole { from, to, on_syn: OnSyn::Ask }];
+    let connections = vec![connection(CLIENT, SERVER)];
+    let existing = ExistingState { pinholes: Vec::new(), port_ranges, connections };
+    let (mut fixture, summary) = Fixture::adopting("defaults: { tls: service }", &existing);
+    assert_eq!(summary, RestoreSummary { pinholes: 0, port_ranges: 1, closed: 0 });
+    fixture.firewall.set_testimony(Testimony::Vouches);
+    assert_eq!(fixture.asks("10.0.0.3:5000", "10.0.0.2:50001"), SynVerdict::NotAsked);
+    assert_eq!(fixture.asks("10.0.0.1:5000", "10.0.0.2:50001"), SynVerdict::Repeat);
+    assert!(fixture.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+    fixture.with_env(|tracker, env| tracker.forgotten(&conversation().flow(), env));
+    assert_eq!(fixture.asks("10.0.0.1:5000", "10.0.0.2:50001"), SynVerdict::NotAsked);
 }

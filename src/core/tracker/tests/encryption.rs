@@ -1,6 +1,7 @@
 //! Sessions after AUTH TLS.
 
 use super::*;
+use crate::core::kernel::Testimony;
 
 #[test]
 fn nothing_is_read_after_auth_tls() {
@@ -116,4 +117,124 @@ fn range_of_implicit_tls_opens_after_the_greeting_and_a_login() {
         fixture.sees(&talk.says(if turn % 2 == 0 { FromClient } else { FromServer }, DATA));
     }
     assert!(fixture.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+}
+
+/// A session that is encrypted, and long enough for a login, under `tls: service`. Without the events so far.
+fn served(fixture: &mut Fixture) -> Conversation {
+    let mut talk = logged_in(fixture);
+    fixture.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
+    fixture.sees(&talk.says(FromServer, "234 go\r\n"));
+    quotas::goes_on_encrypted(fixture, &mut talk);
+    fixture.take_events();
+    talk
+}
+
+const SERVICE: &str = "defaults: { tls: service }";
+const FROM: &str = "10.0.0.1:5000";
+const TO: &str = "10.0.0.2:50001";
+
+#[test]
+fn listener_of_the_service_opens_one_connection_for_each_syn() {
+    let mut fixture = Fixture::with_policy(SERVICE);
+    served(&mut fixture);
+    fixture.firewall.set_testimony(Testimony::Vouches);
+    assert!(!fixture.connects(FROM, TO), "nothing is open before the SYN asks");
+    for _ in 0..3 {
+        assert_eq!(fixture.asks(FROM, TO), SynVerdict::Repeat);
+        assert!(fixture.connects(FROM, TO));
+        assert!(!fixture.connects("10.0.0.1:5001", TO));
+        let used = format!("1 used {FROM} -> {TO}");
+        assert_eq!(fixture.take_events(), ["1 SYN 10.0.0.1 -> 10.0.0.2:50001".to_owned(), used]);
+    }
+    assert_eq!(fixture.asks("10.0.0.2:20", "10.0.0.1:6500"), SynVerdict::Repeat, "active mode");
+    assert!(fixture.connects("10.0.0.2:20", "10.0.0.1:6500"));
+}
+
+#[test]
+fn syn_without_a_listener_of_the_service_opens_nothing() {
+    let mut fixture = Fixture::with_policy(SERVICE);
+    served(&mut fixture);
+    for (testimony, why) in [
+        (Testimony::NotListening, "not-listening"),
+        (Testimony::OtherService, "other-service"),
+        (Testimony::NoControlSocket, "not-on-this-host"),
+        (Testimony::SharedCgroup, "shared-cgroup"),
+        (Testimony::Unknown, "not-opened"),
+    ] {
+        fixture.firewall.set_testimony(testimony);
+        assert_eq!(fixture.asks(FROM, TO), SynVerdict::Accept);
+        assert_eq!(fixture.take_events(), [format!("1 SYN {FROM} -> {TO} refused: {why}")]);
+    }
+    assert_eq!(fixture.firewall.pinholes(), 0);
+}
+
+#[test]
+fn syn_is_asked_about_only_between_the_hosts_of_an_encrypted_session() {
+    let mut fixture = Fixture::with_policy(SERVICE);
+    fixture.firewall.set_testimony(Testimony::Vouches);
+    let mut talk = logged_in(&mut fixture);
+    assert_eq!(fixture.asks(FROM, TO), SynVerdict::NotAsked, "in the clear");
+    fixture.sees(&talk.says(FromClient, "AUTH TLS\r\n"));
+    fixture.sees(&talk.says(FromServer, "234 go\r\n"));
+    assert_eq!(fixture.asks(FROM, TO), SynVerdict::NotAsked, "before a login");
+    quotas::goes_on_encrypted(&mut fixture, &mut talk);
+    assert_eq!(fixture.asks("10.0.0.3:5000", TO), SynVerdict::NotAsked, "another client");
+    assert_eq!(fixture.asks(FROM, "10.0.0.3:50001"), SynVerdict::NotAsked, "another server");
+    assert_eq!(fixture.asks(FROM, "10.0.0.2:21"), SynVerdict::NotAsked, "a control port");
+    assert_eq!(fixture.asks(FROM, TO), SynVerdict::Repeat);
+    fixture.sees(&talk.closes(FromServer));
+    fixture.sees(&talk.ack(FromClient));
+    assert_eq!(fixture.asks(FROM, TO), SynVerdict::NotAsked, "after its end");
+    assert_eq!(fixture.firewall.pinholes(), 0);
+}
+
+#[test]
+fn syn_opens_no_port_and_no_direction_that_the_terms_forbid() {
+    for (terms, to) in [
+        ("", "10.0.0.2:80"),
+        ("", "10.0.0.2:3306"),
+        (", data_ports: 40000-41000", TO),
+        (", modes: [PORT, EPRT]", TO),
+        (", commands: { deny: [PASV, EPSV] }", TO),
+    ] {
+        let mut fixture = Fixture::with_policy(&format!("defaults: {{ tls: service{terms} }}"));
+        served(&mut fixture);
+        fixture.firewall.set_testimony(Testimony::Vouches);
+        assert_eq!(fixture.asks(FROM, to), SynVerdict::Accept, "{terms} {to}");
+        assert_eq!((fixture.take_events(), fixture.firewall.pinholes()), (vec![], 0), "{terms} {to}");
+    }
+    let mut fixture = Fixture::with_policy("defaults: { tls: service, modes: [PASV, EPSV] }");
+    served(&mut fixture);
+    fixture.firewall.set_testimony(Testimony::Vouches);
+    assert_eq!(fixture.asks("10.0.0.2:20", "10.0.0.1:6500"), SynVerdict::Accept);
+}
+
+#[test]
+fn pinholes_for_syns_count_towards_the_limits() {
+    let mut fixture = Fixture::with_policy("defaults: { tls: service, pinholes_per_session: 2 }");
+    served(&mut fixture);
+    fixture.firewall.set_testimony(Testimony::Vouches);
+    for port in 50_001..50_003 {
+        assert_eq!(fixture.asks(FROM, &format!("10.0.0.2:{port}")), SynVerdict::Repeat);
+    }
+    assert_eq!(fixture.asks(FROM, "10.0.0.2:50003"), SynVerdict::Accept);
+    assert_eq!(
+        fixture.take_events().last().map(String::as_str),
+        Some("1 SYN 10.0.0.1:5000 -> 10.0.0.2:50003 refused: too-many")
+    );
+    fixture.waits(Duration::from_secs(11));
+    assert_eq!((fixture.firewall.pinholes(), fixture.asks(FROM, "10.0.0.2:50003")), (0, SynVerdict::Repeat));
+}
+
+#[test]
+fn reload_that_takes_the_service_away_ends_the_asking() {
+    let mut fixture = Fixture::with_policy(SERVICE);
+    served(&mut fixture);
+    fixture.firewall.set_testimony(Testimony::Vouches);
+    for text in ["defaults: { tls: pass }", "rules: [{ name: none, action: deny }]"] {
+        fixture.policy = policy::parse("policy.yaml", text).expect("good").policy;
+        fixture.follows_policy();
+        assert_eq!(fixture.asks(FROM, TO), SynVerdict::Accept, "{text}");
+    }
+    assert_eq!(fixture.firewall.pinholes(), 0);
 }

@@ -104,6 +104,12 @@ impl Fixture {
         admitted
     }
 
+    /// A SYN comes that no pinhole admits.
+    fn asks(&mut self, from: &str, to: &str) -> SynVerdict {
+        let flow = Flow { source: endpoint(from), destination: endpoint(to) };
+        self.with_env(|tracker, env| tracker.syn(&flow, env))
+    }
+
     /// The policy was changed.
     fn follows_policy(&mut self) {
         self.with_env(|tracker, env| {
@@ -128,6 +134,8 @@ fn describe(event: &SessionEvent<'_>) -> Option<String> {
             let from = rewritten_from.map_or(String::new(), |from| format!(" {how} {from}"));
             format!("{} {expectation}{from}", mode.announced_by())
         }
+        SessionEvent::OpenedForSyn(expectation) => format!("SYN {expectation}"),
+        SessionEvent::SynRefused { flow, why, .. } => format!("SYN {flow} refused: {why}"),
         SessionEvent::Refused { mode, to, why, .. } => match to {
             Some(to) => format!("{} {to} refused: {why}", mode.announced_by()),
             None => format!("{} refused: {why}", mode.announced_by()),

@@ -213,6 +213,12 @@ impl Backend for Native {
         opened
     }
 
+    fn open_for_syn(&mut self, table: &mut PinholeTable, pinhole: &Expectation) -> Result<(), NotOpened> {
+        table.open(pinhole)?;
+        self.in_sets.insert((pinhole.from, pinhole.to));
+        Ok(())
+    }
+
     fn close(&mut self, table: &mut PinholeTable, pinhole: &Expectation) {
         let Expectation { from, to, .. } = *pinhole;
         self.counts.remove(&(from, to));
