@@ -9,3 +9,4 @@ mod host;
 mod nat;
 mod ruleset;
 mod sets;
+mod sockets;
