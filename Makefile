@@ -15,17 +15,17 @@ LOCKED := $(if $(CI),--locked)
 #
 # On 6.1, the oldest, all that asks the kernel for something. (The tests in `native*` name their mechanism themselves.
 # Those in `systemd` ask systemd more than the kernel, and have run with sets on this machine.)
-ON_6.1_sets := abort attacks_live deploy ftps host_check iptables live ruleset_restore nat_* netlink overflow guarantee_* queue restart ruleset sandbox watchdog
+ON_6.1_sets := abort attacks_live deploy host_check iptables live ruleset_restore nat_* netlink overflow guarantee_* queue restart ruleset sandbox watchdog
 ON_6.1_native := attacks_live data_dropped deploy ftps live nat_* native* guarantee_* restart systemd watchdog
 ON_6.1_conntrackd := nat_dialogues reference
 # On the two newer ones, what depends on the kernel most: transfers, NAT, restarts, the ruleset, expectations. Left out, to keep
 # `.ci/run` under an hour, are the long ones (attacks_live, nat_dialogues, nat_matrix), and abort, deploy, host_check, iptables,
 # netlink, overflow, queue, ruleset, sandbox, systemd, watchdog, the other guarantees, and the comparison with conntrackd.
 # `make test-vm kernel=6.12 only="attacks_live netlink"` runs them there.
-NEWER_KERNELS := ftps live nat_crash_mid_rewrite nat_killed nat_edge_cases guarantee_kernel_is_the_database guarantee_narrowest_hole restart
+NEWER_KERNELS := live nat_crash_mid_rewrite nat_killed nat_edge_cases guarantee_kernel_is_the_database guarantee_narrowest_hole restart
 ON_6.12_sets := $(NEWER_KERNELS) containers ruleset_restore guarantee_saved_ruleset
 ON_6.12_native := $(NEWER_KERNELS) containers native*
-ON_sid_sets := $(NEWER_KERNELS) ruleset_restore guarantee_saved_ruleset
+ON_sid_sets := $(NEWER_KERNELS) ftps ruleset_restore guarantee_saved_ruleset
 ON_sid_native := $(NEWER_KERNELS) native*
 
 # Where the tests are that a pattern names: PROGRAM:MODULE, or PROGRAM.

@@ -441,6 +441,8 @@ impl Engine {
             syn_came: arrivals.as_ref().map(|arrivals| arrivals.syn_came(expectation)),
         });
         let pinholes: Vec<PinholeStatus> = pinholes.collect();
+        let Self { firewall, log, .. } = self;
+        let session_list = log.sessions(now, |data| firewall.bytes_of(data));
         let kernel_pinholes = listed.map(|listed| listed.len() as u64);
         let Counters { events, daemon } = self.log.counters.clone();
         let daemon = DaemonCounters { buffer_overflows: self.tracker.buffer_refusals(), ..daemon };
@@ -458,6 +460,7 @@ impl Engine {
                 kernel_pinholes,
                 buffered_bytes: self.tracker.buffered_bytes() as u64,
             },
+            session_list,
             pinholes,
             counters: Counters { events, daemon },
         }

@@ -8,12 +8,16 @@ use hashbrown::HashMap;
 use tracing::{debug, info, warn};
 
 use super::history::History;
+use super::live_session::{LiveSession, Named};
 use super::log_limit::{LineKind, LogLimit};
-use super::status::Counters;
+use super::status::{Counters, SessionStatus};
 use crate::core::expectation::{Closed, Refusal};
-use crate::core::net::{Connection, Endpoint};
+use crate::core::net::Flow;
 use crate::core::time::Timestamp;
 use crate::core::tracker::{Observer, SessionEvent, SessionNumber};
+
+/// How many sessions the status lists. For each, conntrack may be asked while packets wait.
+const MAX_LISTED: usize = 1000;
 
 #[derive(Debug, Default)]
 pub(super) struct EventLog {
@@ -21,52 +25,9 @@ pub(super) struct EventLog {
     /// Whether the policy has rules. Without any, no line says that none applies.
     pub(super) has_rules: bool,
     /// Sessions in the tracker, which limits their number.
-    sessions: HashMap<SessionNumber, Session, RandomState>,
+    sessions: HashMap<SessionNumber, LiveSession, RandomState>,
     limit: LogLimit,
     pub(super) history: History,
-}
-
-/// The fields of a session that log lines contain.
-#[derive(Debug)]
-struct Session {
-    client: Endpoint,
-    server: Endpoint,
-    user: Option<Box<str>>,
-    /// The name of the policy's rule for it.
-    rule: Option<Box<str>>,
-}
-
-impl Session {
-    fn of(connection: &Connection, rule: Option<&str>) -> Self {
-        let (client, server) = (connection.client(), connection.server());
-        Self { client, server, user: None, rule: rule.map(Box::from) }
-    }
-}
-
-/// The end of a line: `session 1 (10.0.0.1:4000 -> 10.0.0.2:21, user "anna", rule "partners")`.
-struct Named<'a> {
-    number: SessionNumber,
-    session: Option<&'a Session>,
-    has_rules: bool,
-}
-
-impl fmt::Display for Named<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { number, session, has_rules } = *self;
-        if number == SessionNumber::EARLIER {
-            return f.write_str("adopted");
-        }
-        write!(f, "session {number}")?;
-        let Some(Session { client, server, user, rule }) = session else { return Ok(()) };
-        write!(f, " ({client} -> {server}")?;
-        // Quoted: the client chose the name.
-        user.as_ref().map_or(Ok(()), |user| write!(f, ", user {user:?}"))?;
-        match rule {
-            Some(rule) => write!(f, ", rule {rule:?})"),
-            None if has_rules => f.write_str(", no rule)"),
-            None => f.write_str(")"),
-        }
-    }
 }
 
 /// The number of lines that were suppressed before this one.
@@ -117,6 +78,19 @@ impl EventLog {
         self.sessions.get(&number)?.rule.as_deref()
     }
 
+    /// The sessions that have not ended, the oldest ones if there are many. `bytes` tells how much a
+    /// data connection has carried, if it has not ended.
+    pub(super) fn sessions(
+        &self,
+        now: Timestamp,
+        mut bytes: impl FnMut(&Flow) -> Option<Option<u64>>,
+    ) -> Vec<SessionStatus> {
+        let mut sessions: Vec<_> = self.sessions.iter().collect();
+        sessions.sort_unstable_by_key(|(number, _)| **number);
+        let listed = sessions.into_iter().take(MAX_LISTED);
+        listed.map(|(number, session)| session.status(*number, now, &mut bytes)).collect()
+    }
+
     /// Reports suppressed lines after which no line followed that would have reported them.
     pub(super) fn report_suppressed(&mut self, now: Timestamp) {
         for (kind, suppressed) in self.limit.sweep(now) {
@@ -133,7 +107,7 @@ impl EventLog {
         let Self { has_rules, sessions, limit, .. } = self;
         // A session that has ended is known no more.
         let ended = match *event {
-            SessionEvent::Refused { connection, .. } => Some(Session::of(connection, None)),
+            SessionEvent::Refused { connection, .. } => Some(LiveSession::of(at, connection, None)),
             _ => None,
         };
         let session = sessions.get(&number);
@@ -149,9 +123,12 @@ impl Observer for EventLog {
     fn observe(&mut self, at: Timestamp, number: SessionNumber, event: &SessionEvent<'_>) {
         self.counters.events.count(event);
         self.history.observe(at, number, event);
+        if let Some(session) = self.sessions.get_mut(&number) {
+            session.note(at, event);
+        }
         let kind = match *event {
             SessionEvent::Began { connection, rule, .. } => {
-                self.sessions.insert(number, Session::of(connection, rule));
+                self.sessions.insert(number, LiveSession::of(at, connection, rule));
                 return debug!("{event}; session {number}");
             }
             SessionEvent::RuleFound { rule } => {
@@ -164,12 +141,7 @@ impl Observer for EventLog {
             }
             // The arguments of commands are not logged.
             SessionEvent::Command { command, .. } => return debug!("{command}; {}", self.named(number)),
-            SessionEvent::LoggedIn { user } => {
-                if let Some(session) = self.sessions.get_mut(&number) {
-                    session.user = user.map(Box::from);
-                }
-                return debug!("logged in; {}", self.named(number));
-            }
+            SessionEvent::LoggedIn { .. } => return debug!("logged in; {}", self.named(number)),
             SessionEvent::Ended(_) => {
                 debug!("{event}; {}", self.named(number));
                 self.sessions.remove(&number);
@@ -219,7 +191,7 @@ mod tests {
     use super::*;
     use crate::core::expectation::{Expectation, Mapping, OnSyn, PortRangePinhole, Refusal};
     use crate::core::ftp::Mode;
-    use crate::core::net::Flow;
+    use crate::core::net::{Connection, Flow};
     use crate::core::policy::Policy;
     use crate::core::script::endpoint;
 
@@ -237,7 +209,8 @@ mod tests {
     }
 
     fn named(user: Option<&str>, rule: Option<&str>, has_rules: bool) -> String {
-        let session = Session { user: user.map(Box::from), ..Session::of(&connection(), rule) };
+        let mut session = LiveSession::of(Timestamp::from_secs(1), &connection(), rule);
+        session.user = user.map(Box::from);
         Named { number: SessionNumber::EARLIER.next(), session: Some(&session), has_rules }.to_string()
     }
 

@@ -10,6 +10,7 @@ pub mod control;
 mod engine;
 mod event_log;
 mod history;
+mod live_session;
 mod log_limit;
 mod packets;
 pub mod sandbox;

@@ -94,6 +94,34 @@ impl fmt::Display for Service {
     }
 }
 
+/// A session that has not ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct SessionStatus {
+    pub session: u64,
+    pub client: String,
+    pub server: String,
+    /// None before a login, or where it could not be read.
+    pub user: Option<String>,
+    pub rule: Option<String>,
+    /// In seconds.
+    pub age: f64,
+    pub encrypted: bool,
+    /// The client's latest command; with its path if it transfers something.
+    pub command: Option<String>,
+    pub transfer: Option<TransferStatus>,
+}
+
+/// A data connection that has not ended.
+#[derive(Clone, Debug, Serialize)]
+pub struct TransferStatus {
+    pub from: String,
+    pub to: String,
+    /// In both directions, with headers. None unless conntrack counts (`net.netfilter.nf_conntrack_acct`).
+    pub bytes: Option<u64>,
+    /// Since its SYN.
+    pub seconds: f64,
+}
+
 /// An open pinhole.
 #[derive(Clone, Debug, Serialize)]
 pub struct PinholeStatus {
@@ -127,6 +155,8 @@ pub struct Status {
     pub queued_by: &'static str,
     #[serde(flatten)]
     pub gauges: Gauges,
+    /// The oldest ones, if there are very many.
+    pub session_list: Vec<SessionStatus>,
     pub pinholes: Vec<PinholeStatus>,
     pub counters: Counters,
 }
@@ -159,13 +189,20 @@ pub struct Explanation {
 
 impl fmt::Display for Status {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { service, mechanism, mechanism_reason, queued_by, gauges, pinholes, counters } = self;
+        let Self { service, mechanism, mechanism_reason, queued_by, gauges, session_list, pinholes, counters } = self;
         let Gauges { sessions, open_pinholes, kernel_pinholes, buffered_bytes } = *gauges;
+        let unlisted = sessions.saturating_sub(session_list.len() as u64);
         let (sessions, open) = (Count(sessions, "session"), Count(open_pinholes, "pinhole"));
         writeln!(f, "{sessions}, {open}, {}", Count(buffered_bytes, "buffered byte"))?;
         write!(f, "{service}")?;
         writeln!(f, "mechanism {mechanism}, {mechanism_reason}")?;
         writeln!(f, "packets queued by {queued_by}")?;
+        for session in session_list {
+            writeln!(f, "  {session}")?;
+        }
+        if unlisted > 0 {
+            writeln!(f, "  and {}", Count(unlisted, "younger session"))?;
+        }
         for pinhole in pinholes {
             writeln!(f, "  {pinhole}")?;
         }
@@ -182,6 +219,56 @@ impl fmt::Display for Status {
     }
 }
 
+impl fmt::Display for SessionStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { session, client, server, user, rule, age, encrypted, command, transfer } = self;
+        write!(f, "session {session}: {client} -> {server}")?;
+        // Quoted: the client chose the name.
+        user.as_ref().map_or(Ok(()), |user| write!(f, ", user {user:?}"))?;
+        rule.as_ref().map_or(Ok(()), |rule| write!(f, ", rule {rule:?}"))?;
+        write!(f, ", {age:.1} s old")?;
+        match command {
+            _ if *encrypted => f.write_str(", encrypted")?,
+            Some(command) => write!(f, ", {command}")?,
+            None => {}
+        }
+        transfer.as_ref().map_or(Ok(()), |transfer| write!(f, "; {transfer}"))
+    }
+}
+
+impl fmt::Display for TransferStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { from, to, bytes, seconds } = self;
+        write!(f, "data connection {from} -> {to}, {seconds:.1} s old")?;
+        match bytes {
+            #[allow(clippy::cast_precision_loss, reason = "three digits are shown")]
+            Some(bytes) => write!(f, ", {}, {}/s", Bytes(*bytes as f64), Bytes(*bytes as f64 / seconds.max(0.001))),
+            None => f.write_str(", bytes not counted (net.netfilter.nf_conntrack_acct is 0)"),
+        }
+    }
+}
+
+/// A number of bytes with a unit: `12 B`, `1.5 kB`, `12.3 MB`.
+struct Bytes(f64);
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut units = ["B", "kB", "MB", "GB", "TB"].into_iter();
+        let (mut number, mut unit) = (self.0, "B");
+        for next in units.by_ref() {
+            unit = next;
+            if number < 1000.0 {
+                break;
+            }
+            if next != "TB" {
+                number /= 1000.0;
+            }
+        }
+        let digits = usize::from(unit != "B");
+        write!(f, "{number:.digits$} {unit}")
+    }
+}
+
 impl fmt::Display for PinholeStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { session, announced_by, rule, from, to, delivered_to, leaves_from, age, expires_in, syn_came } = self;
@@ -194,7 +281,8 @@ impl fmt::Display for PinholeStatus {
         }
         match (announced_by, session) {
             (Some(by), Some(session)) => write!(f, ", announced by {by} in session {session}")?,
-            _ => f.write_str(", adopted")?,
+            (None, Some(session)) => write!(f, ", for a SYN of session {session}")?,
+            (_, None) => f.write_str(", adopted")?,
         }
         if let Some(rule) = rule {
             write!(f, ", rule {rule:?}")?;
@@ -224,6 +312,23 @@ mod tests {
             expires_in: 4.3,
             syn_came: Some(false),
         };
+        let transfer = TransferStatus {
+            from: "10.0.0.1:5000".to_owned(),
+            to: "10.0.0.2:50001".to_owned(),
+            bytes: Some(21_616_252),
+            seconds: 4.0,
+        };
+        let session = SessionStatus {
+            session: 1,
+            client: "10.0.0.1:4000".to_owned(),
+            server: "10.0.0.2:21".to_owned(),
+            user: Some("an\"na".to_owned()),
+            rule: Some("partners".to_owned()),
+            age: 12.34,
+            encrypted: false,
+            command: Some("RETR big.iso".to_owned()),
+            transfer: Some(transfer),
+        };
         Status {
             service: Service {
                 version: "1.2.3",
@@ -235,6 +340,7 @@ mod tests {
             mechanism_reason: "as the policy says".to_owned(),
             queued_by: "nft_queue",
             gauges: Gauges { sessions: 1, open_pinholes, kernel_pinholes: Some(1), buffered_bytes: 0 },
+            session_list: vec![session],
             pinholes: vec![pinhole],
             counters: Counters::default(),
         }
@@ -245,12 +351,36 @@ mod tests {
         let shown = status(1).to_string();
         let begin = "1 session, 1 pinhole, 0 buffered bytes\nversion 1.2.3, running since 2026-01-02T03:04:05Z\n\
                      policy /etc/pinhole/policy.yaml, loaded 2026-01-03T03:04:05Z\nmechanism sets, as the policy says\n\
-                     packets queued by nft_queue\n  10.0.0.1 -> 10.0.0.2:50000, announced by 227 in session 1, \
+                     packets queued by nft_queue\n  session 1: 10.0.0.1:4000 -> 10.0.0.2:21, user \"an\\\"na\", rule \
+                     \"partners\", 12.3 s old, RETR big.iso; data connection 10.0.0.1:5000 -> 10.0.0.2:50001, 4.0 s old, \
+                     21.6 MB, 5.4 MB/s\n  10.0.0.1 -> 10.0.0.2:50000, announced by 227 in session 1, \
                      rule \"partners\", 0.7 s old, expires in 4.3 s\nsince the start:\n  packets           0\n";
         assert!(shown.starts_with(begin), "{shown}");
         for metric in EventCounters::METRICS.iter().chain(DaemonCounters::METRICS) {
             assert!(shown.contains(&format!("\n  {:16}  0\n", metric.name)), "{} is not in {shown}", metric.name);
         }
+    }
+
+    #[test]
+    fn bytes_have_a_unit() {
+        let shown = |number| Bytes(number).to_string();
+        assert_eq!([0.0, 999.0, 1000.0, 1.5e6].map(shown), ["0 B", "999 B", "1.0 kB", "1.5 MB"]);
+        assert_eq!([12.34e9, 5e12, 5e15].map(shown), ["12.3 GB", "5.0 TB", "5000.0 TB"]);
+    }
+
+    #[test]
+    fn status_text_says_how_many_sessions_it_leaves_out() {
+        let mut status = status(1);
+        status.gauges.sessions = 3;
+        assert!(status.to_string().contains("\n  and 2 younger sessions\n"), "{status}");
+    }
+
+    #[test]
+    fn encrypted_session_shows_no_command() {
+        let mut status = status(1);
+        status.session_list[0].encrypted = true;
+        let shown = status.to_string();
+        assert!(shown.contains("12.3 s old, encrypted; data") && !shown.contains("RETR"), "{shown}");
     }
 
     #[test]

@@ -37,6 +37,12 @@ impl ControlConnections {
         self.may_be_synced = true;
     }
 
+    /// How much a connection has carried in both directions, if conntrack counts; none if it has ended.
+    pub(super) fn bytes_of(&mut self, flow: &Flow) -> Option<Option<u64>> {
+        let entry = self.errors.ok(self.conntrack.find(flow))??;
+        (entry.is_established || entry.is_opening).then_some(entry.bytes)
+    }
+
     /// The control connection to which packets with these addresses belong, as
     /// [`Firewall::control_connection`](crate::core::kernel::Firewall::control_connection) returns it.
     pub(super) fn find(&mut self, flow: &Flow) -> Result<Option<Control>, LookupFailed> {

@@ -34,4 +34,5 @@ mod nat_killed;
 mod nat_matrix;
 mod repair;
 mod restart;
+mod session_status;
 mod watchdog;

@@ -149,6 +149,12 @@ impl KernelFirewall {
         Ok(ExistingState { pinholes, port_ranges, connections })
     }
 
+    /// How much a data connection has carried in both directions, if conntrack counts; none if it has ended, or the kernel
+    /// does not say.
+    pub fn bytes_of(&mut self, data: &Flow) -> Option<Option<u64>> {
+        self.connections.bytes_of(data)
+    }
+
     /// A pinhole was used, and admits no further connection. Has to be called before the same pinhole is opened
     /// again.
     pub fn used(&mut self, flow: &Flow) {

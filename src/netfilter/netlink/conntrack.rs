@@ -25,6 +25,8 @@ pub struct ConntrackEntry {
     pub is_opening: bool,
     /// The ID, unique among the entries of one time.
     pub id: Option<u32>,
+    /// The bytes of both directions, with headers, if the kernel counts them (`nf_conntrack_acct`).
+    pub bytes: Option<u64>,
     /// The sequence adjustments of the original and the reply direction, where they are set.
     pub adjustments: [Option<SequenceAdjustment>; 2],
 }
@@ -152,6 +154,7 @@ impl ConntrackEntry {
         let attributes = message.attributes();
         let flow = |kind| Tuple::read(attributes.find(kind)?.nested())?.flow();
         let number = |kind| attributes.find(kind).and_then(Attribute::u32);
+        let bytes = |kind| attributes.find(kind)?.nested().find(CTA_COUNTERS_BYTES)?.u64();
         let state = tcp_state(attributes);
         Some(Self {
             connection: Connection { original: flow(CTA_TUPLE_ORIG)?, reply: flow(CTA_TUPLE_REPLY)? },
@@ -160,6 +163,9 @@ impl ConntrackEntry {
             is_established: state == Some(TCP_CONNTRACK_ESTABLISHED),
             is_opening: state == Some(TCP_CONNTRACK_SYN_RECV),
             id: number(CTA_ID),
+            bytes: bytes(CTA_COUNTERS_ORIG)
+                .zip(bytes(CTA_COUNTERS_REPLY))
+                .map(|(one, other)| one.saturating_add(other)),
             adjustments: [CTA_SEQ_ADJ_ORIG, CTA_SEQ_ADJ_REPLY]
                 .map(|kind| attributes.find(kind).and_then(|found| SequenceAdjustment::read(found.nested()))),
         })
@@ -228,6 +234,8 @@ mod tests {
                 Tuple::from(&connection.original).write(w, CTA_TUPLE_ORIG);
                 Tuple::from(&connection.reply).write(w, CTA_TUPLE_REPLY);
                 w.u32(CTA_MARK, 7);
+                w.nested(CTA_COUNTERS_ORIG, |w| w.u64(CTA_COUNTERS_BYTES, 5));
+                w.nested(CTA_COUNTERS_REPLY, |w| w.u64(CTA_COUNTERS_BYTES, 6 << 40));
                 w.nested(CTA_SEQ_ADJ_ORIG, |w| SequenceAdjustment { position: 0, before: 0, after: 0 }.write(w));
                 w.nested(CTA_SEQ_ADJ_REPLY, |w| adjustment.write(w));
             });
@@ -242,6 +250,7 @@ mod tests {
                     is_established: false,
                     is_opening: false,
                     id: None,
+                    bytes: Some((6 << 40) + 5),
                     adjustments
                 })
             );
