@@ -29,14 +29,21 @@ pub(super) struct EncryptedDialogue {
 }
 
 impl EncryptedDialogue {
-    /// The dialogue of a session that began with a TLS handshake, of which both ends have sent the first record.
-    pub(super) fn implicit() -> Self {
+    /// The dialogue behind this segment of the server, its 234. A retransmission of what came before is no turn.
+    pub(super) fn behind(segment: &Segment<'_>) -> Self {
+        let (client_end, server_end) = (Some(segment.ack), Some(segment.seq + segment.payload.len()));
+        Self { client_end, server_end, ..Self::default() }
+    }
+
+    /// The dialogue of a session that began with a TLS handshake. Both ends have sent the first record; this segment is the
+    /// server's.
+    pub(super) fn implicit(segment: &Segment<'_>) -> Self {
         Self {
             sender: Some(Direction::FromServer),
             client_handshake: true,
             server_handshake: true,
             has_encrypted_greeting: true,
-            ..Self::default()
+            ..Self::behind(segment)
         }
     }
 
@@ -119,7 +126,9 @@ mod tests {
     #[test]
     fn encrypted_greeting_is_no_reply_to_a_login() {
         let mut talk = Conversation::new(endpoint("10.0.0.1:4000"), endpoint("10.0.0.2:21"), 1, 1);
-        let mut dialogue = EncryptedDialogue::implicit();
+        talk.says(FromClient, HELLO);
+        let answer = talk.says(FromServer, HELLO);
+        let mut dialogue = EncryptedDialogue::implicit(&Segment::parse(&answer).expect("a segment"));
         // TLS 1.3: the client's Finished and the greeting, USER and 331, PASS and 230, then the next command.
         let turns = [FromClient, FromServer, FromClient, FromServer, FromClient, FromServer, FromClient];
         let opens = turns.map(|who| {

@@ -174,7 +174,11 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             on_syn,
         });
         if let Some(port_range) = port_range {
-            let dialogue = if is_implicit { EncryptedDialogue::implicit() } else { EncryptedDialogue::default() };
+            let dialogue = if is_implicit {
+                EncryptedDialogue::implicit(self.segment)
+            } else {
+                EncryptedDialogue::behind(self.segment)
+            };
             self.ranges.plan(self.slot, port_range, dialogue);
         }
         self.report(&SessionEvent::Encrypted { port_range, is_implicit });

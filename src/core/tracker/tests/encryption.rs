@@ -50,6 +50,19 @@ fn encrypted_stays_unread_after_a_reload_that_denies() {
     assert_eq!(fixture.lets_pass(&talk.says(FromClient, record)), record);
 }
 
+/// A slow server answers when the client's retransmission is on its way.
+#[test]
+fn retransmitted_auth_is_no_turn_of_the_encrypted_dialogue() {
+    let mut fixture = Fixture::with_policy("defaults: { tls: range 50000-50100 }");
+    let mut talk = logged_in(&mut fixture);
+    let auth = talk.says(FromClient, "AUTH TLS\r\n");
+    fixture.sees(&auth);
+    fixture.sees(&talk.says(FromServer, "234 go\r\n"));
+    fixture.sees(&auth);
+    quotas::goes_on_encrypted(&mut fixture, &mut talk);
+    assert!(fixture.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+}
+
 const HELLO: &[u8] = b"\x16\x03\x01\0\x05\x01\0\0\x01a";
 const SERVER_HELLO: &[u8] = b"\x16\x03\x03\0\x05\x02\0\0\x01a";
 const DATA: &[u8] = b"\x17\x03\x03\0\x02ab";
