@@ -71,7 +71,7 @@ pub struct Dialogue {
     is_known: bool,
     extended_only: bool,
     /// The client has asked for a list of files in a reply (STAT with a path). A file's name may hold what looks like
-    /// the end of that reply and an announcement: servers write such names as they are.
+    /// the end of that reply and another reply: servers write such names as they are.
     lists_files: bool,
     encryption_requested: bool,
     /// The client began with a TLS handshake, and the server has not answered: its first bytes show whether it uses TLS.
@@ -380,6 +380,10 @@ impl Dialogue {
             Meaning::Aborted | Meaning::Transferred
                 if answers_abort(reply) && self.pending.pop_through(|kind| kind == PendingCommand::Abor).is_some() =>
             {
+                if self.lists_files {
+                    // A file's name may look like this reply. If nothing were read any more, denied commands would pass.
+                    return self.is_not_ftp();
+                }
                 Event::Nothing
             }
             Meaning::Ready

@@ -42,6 +42,26 @@ fn file_name_that_ends_its_list_and_announces_opens_nothing() {
     setup.assert_cache_is_closed();
 }
 
+/// The same with a reply to AUTH: what follows would count as encrypted, and a denied command would pass unread.
+#[test]
+fn file_name_that_ends_its_list_and_accepts_auth_hides_no_command() {
+    let setup = ServerSetup::new(
+        Shape::ServerHost,
+        ServerKind::Vsftpd,
+        "defaults: { tls: deny, commands: { deny: [FEAT] } }\n",
+    );
+    let mut peer = setup.attacker();
+    peer.asks(&format!("USER {USER}"), "331");
+    peer.asks(&format!("PASS {PASSWORD}"), "230");
+    peer.asks("MKD a\r\0213 x\r\0234 x", "257");
+    peer.send_until_acknowledged(b"STAT .\r\nAUTH TLS\r\n");
+    let listed = peer.read_until("500 ");
+    assert!(listed.contains("\r\n234 x"), "the server does not show the name as it is: {listed:?}");
+    peer.send_until_acknowledged(b"FEAT\r\nSYST\r\n");
+    let said = peer.read_reply("215");
+    assert!(!said.contains("211"), "FEAT arrives in spite of the policy: {said:?}");
+}
+
 /// Servers treat bytes that other readers take for the end of a line in different ways: none of them can be made to
 /// send a reply that an attacker wrote.
 #[test]

@@ -63,6 +63,27 @@ fn retransmitted_auth_is_no_turn_of_the_encrypted_dialogue() {
     assert!(fixture.connects("10.0.0.1:5000", "10.0.0.2:50001"));
 }
 
+/// A list of files in a reply may contain what looks like the next reply.
+#[test]
+fn file_name_that_looks_like_the_reply_to_auth_encrypts_nothing() {
+    let mut fixture = Fixture::with_policy("defaults: { tls: deny, commands: { deny: [DELE] } }");
+    let mut talk = logged_in(&mut fixture);
+    fixture.sees(&talk.says(FromClient, "STAT .\r\nAUTH TLS\r\n"));
+    fixture.sees(&talk.says(FromServer, "213-Status:\r\na\r\n213 x\r\n234 x\r\n213 End\r\n500 AUTX?\r\n"));
+    assert_eq!(fixture.take_events(), ["1 denied AUTH", "1 not FTP"]);
+    assert_eq!(fixture.lets_pass(&talk.says(FromClient, "DELE x\r\n")), b"DELX x\r\n");
+}
+
+#[test]
+fn file_name_that_looks_like_the_reply_to_auth_opens_no_range() {
+    let mut fixture = Fixture::with_policy("defaults: { tls: range 50000-50100 }");
+    let mut talk = logged_in(&mut fixture);
+    fixture.sees(&talk.says(FromClient, "STAT .\r\nAUTH TLS\r\n"));
+    fixture.sees(&talk.says(FromServer, "213-Status:\r\na\r\n213 x\r\n234 x\r\n"));
+    quotas::goes_on_encrypted(&mut fixture, &mut talk);
+    assert!(!fixture.connects("10.0.0.1:5000", "10.0.0.2:50001"));
+}
+
 const HELLO: &[u8] = b"\x16\x03\x01\0\x05\x01\0\0\x01a";
 const SERVER_HELLO: &[u8] = b"\x16\x03\x03\0\x05\x02\0\0\x01a";
 const DATA: &[u8] = b"\x17\x03\x03\0\x02ab";
