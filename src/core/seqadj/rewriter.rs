@@ -144,6 +144,12 @@ impl DirectionRewriter {
             || self.edits.iter().any(|edit| !seq.is_before(edit.start) && seq.is_before(edit.end()))
     }
 
+    /// The end of the edit that covers the byte with this sequence number; that byte itself if none does.
+    pub fn behind_replaced(&self, seq: Seq) -> Seq {
+        let covers = |edit: &&Edit| !seq.is_before(edit.start) && seq.is_before(edit.end());
+        self.edits.iter().find(covers).map_or(seq, Edit::end)
+    }
+
     /// By how many bytes an earlier run changed the length.
     pub fn initial_growth(&self) -> i32 {
         self.initial.after - self.initial.before

@@ -15,8 +15,9 @@ pub enum SessionOutput<'a> {
     Bytes(Direction, Seq, &'a [u8]),
     /// A line, the event that it causes, and the dialogue after it.
     Line(Event<'a>, Line<'a>, &'a Dialogue),
-    /// The client sent bytes before the greeting: it is no FTP client.
-    NotFtp,
+    /// The client sent bytes before the greeting: it is no FTP client. If the first one is a control character, and so may
+    /// begin a TLS record, its sequence number.
+    NotFtp(Option<Seq>),
     /// The client began with a TLS handshake, with the byte of this sequence number.
     TlsOffered(Seq),
     /// The server has answered the client's TLS handshake: everything is encrypted.
@@ -63,7 +64,7 @@ pub struct SegmentReader<'a> {
 /// What the first bytes of an end show.
 #[derive(Clone, Copy, Debug)]
 enum Opening {
-    NotFtp,
+    NotFtp(Option<Seq>),
     TlsOffered(Seq),
     ImplicitTls,
 }
@@ -140,7 +141,7 @@ impl<'a> SegmentReader<'a> {
                 let (direction, unread) = self.unread.as_ref()?;
                 Some(SessionOutput::Bytes(*direction, at, unread.bytes()))
             }
-            Step::Opening(Opening::NotFtp) => Some(SessionOutput::NotFtp),
+            Step::Opening(Opening::NotFtp(record)) => Some(SessionOutput::NotFtp(record)),
             Step::Opening(Opening::TlsOffered(at)) => Some(SessionOutput::TlsOffered(at)),
             Step::Opening(Opening::ImplicitTls) => Some(SessionOutput::ImplicitTls),
             Step::Anomaly(anomaly) => Some(SessionOutput::Anomaly(anomaly)),
@@ -192,7 +193,10 @@ impl<'a> SegmentReader<'a> {
             Direction::FromServer => self.dialogue.server_bytes(unread.bytes()),
         };
         match event {
-            Event::NotFtp => Some(Opening::NotFtp),
+            Event::NotFtp => {
+                let may_be_record = direction == Direction::FromClient && may_begin_record(unread.bytes());
+                Some(Opening::NotFtp(may_be_record.then_some(at)))
+            }
             Event::TlsOffered => Some(Opening::TlsOffered(at)),
             Event::Encrypted => {
                 self.sender.lines.stop();
@@ -242,4 +246,9 @@ impl<'a> SegmentReader<'a> {
     fn doubt(&self, direction: Direction) -> Doubt {
         if direction == self.direction { self.received_doubt } else { self.acknowledged_doubt }
     }
+}
+
+/// Whether a TLS record may begin so: the types of records are control characters.
+fn may_begin_record(bytes: &[u8]) -> bool {
+    bytes.first().is_some_and(|byte| byte.is_ascii_control() && !byte.is_ascii_whitespace())
 }

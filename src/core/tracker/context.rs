@@ -58,7 +58,13 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                 self.env.observer.read(self.number, direction, place, bytes);
             }
             SessionOutput::Line(event, line, dialogue) => self.line(event, &line, dialogue),
-            SessionOutput::NotFtp => self.report(&SessionEvent::NotFtp),
+            SessionOutput::NotFtp(record) => {
+                // A handshake may come in pieces, or behind another record.
+                if let Some(at) = record {
+                    self.tls_offered(at);
+                }
+                self.report(&SessionEvent::NotFtp);
+            }
             SessionOutput::TlsOffered(at) => self.tls_offered(at),
             SessionOutput::ImplicitTls => self.encrypted(true, true),
             SessionOutput::Anomaly(anomaly) => {

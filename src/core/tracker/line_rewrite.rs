@@ -294,7 +294,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         denied
     }
 
-    /// The client began with a TLS handshake. Denied commands cannot be found in TLS, so where the policy denies anything,
+    /// The client began with a TLS handshake, or with what may become one. Denied commands cannot be found in TLS, so where the policy denies anything,
     /// the server does not get the handshake.
     pub(super) fn tls_offered(&mut self, at: Seq) {
         if self.terms.holds_back() {
@@ -371,6 +371,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let from = from.later(self.segment.seq);
         let passed_to = self.rewriter().and_then(|rewriter| rewriter.passed_to());
         let from = passed_to.map_or(from, |passed_to| from.later(passed_to));
+        let from = self.rewriter().map_or(from, |rewriter| rewriter.behind_replaced(from));
         let to = if to.is_after(end) { end } else { to };
         let Some(length) = usize::try_from(to - from).ok().filter(|length| *length > 0) else { return };
         let edit = Edit { start: from, length, text: vec![byte; length], before: b' ' };

@@ -141,6 +141,32 @@ fn policy_that_denies_keeps_implicit_tls_from_the_server() {
     }
 }
 
+/// TCP cuts a handshake anywhere, servers read other records before it, and most of its bytes are no ASCII.
+#[test]
+fn policy_that_denies_keeps_odd_tls_beginnings_from_the_server() {
+    let with_random = b"\x16\x03\x01\0\x08\x01\0\0\x04\x03\x03\xc0\xfe".as_slice();
+    let hello_of_ssl2 = b"\x80\x1f\x01\x03\x03\0\x03\0\0\0\x10\0\0\x2f".as_slice();
+    let after_an_alert = [b"\x15\x03\x01\0\x02\x01\0".as_slice(), HELLO].concat();
+    let after_an_empty_record = [b"\x16\x03\x01\0\0".as_slice(), HELLO].concat();
+    for pieces in [
+        &[&HELLO[..1], &HELLO[1..]][..],
+        &[&HELLO[..5], &HELLO[5..]],
+        &[with_random],
+        &[&with_random[..1], &with_random[1..]],
+        &[hello_of_ssl2],
+        &[&hello_of_ssl2[..1], &hello_of_ssl2[1..]],
+        &[&after_an_alert],
+        &[&after_an_empty_record],
+    ] {
+        let mut fixture = Fixture::with_policy("defaults: { tls: deny }");
+        let mut talk = conversation();
+        fixture.sees_all(talk.handshake());
+        let arrives: Vec<u8> =
+            pieces.iter().flat_map(|piece| fixture.lets_pass(&talk.says(FromClient, piece))).collect();
+        assert_eq!((arrives.len(), arrives[0]), (pieces.concat().len(), b'X'), "{pieces:x?}");
+    }
+}
+
 #[test]
 fn range_of_implicit_tls_opens_after_the_greeting_and_a_login() {
     let mut fixture = Fixture::with_policy("defaults: { tls: range 50000-50100 }");
