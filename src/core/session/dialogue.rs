@@ -82,7 +82,10 @@ pub struct Dialogue {
     synced: bool,
     /// The next reply is the first one of this run; an earlier run may have read the command that it answers.
     may_answer_earlier_run: bool,
+    /// The name of the user that is logged in.
     user: Option<Box<str>>,
+    /// The name in the latest USER, if the next login can only be that user's.
+    login_name: Option<Box<str>>,
 }
 
 impl Dialogue {
@@ -104,6 +107,7 @@ impl Dialogue {
             synced: true,
             may_answer_earlier_run: false,
             user: None,
+            login_name: None,
         }
     }
 
@@ -168,7 +172,7 @@ impl Dialogue {
         self.protocol == Protocol::Other
     }
 
-    /// The user's name.
+    /// The name of the user that is logged in, where it is certain.
     pub fn user(&self) -> Option<&str> {
         self.user.as_deref()
     }
@@ -255,7 +259,9 @@ impl Dialogue {
                 PendingCommand::EpsvAll
             }
             Verb::User => {
-                self.user = name(command.argument);
+                // The reply to an earlier USER or PASS must not be taken for one to this.
+                let is_only_one = !self.pending.may_have_login();
+                self.login_name = is_only_one.then(|| name(command.argument)).flatten();
                 PendingCommand::User
             }
             Verb::Secret => PendingCommand::Pass,
@@ -362,6 +368,7 @@ impl Dialogue {
                     return Event::Nothing;
                 }
                 self.is_logged_in = true;
+                self.user.clone_from(&self.login_name);
                 self.protocol = Protocol::Ftp;
                 Event::LoggedIn
             }

@@ -350,9 +350,12 @@ fn truncated_line_announces_nothing() {
 #[test]
 fn user_name_is_printable_and_short() {
     let mut dialogue = Dialogue::from_start();
+    feed_lines(&mut dialogue, "< 220 hello");
     dialogue.client_line(&line(b"USER a\x1b[31mb\xff"));
+    feed_lines(&mut dialogue, "< 230 in");
     assert_eq!(dialogue.user(), Some("a\\u{1b}[31mb\u{fffd}"));
     dialogue.client_line(&line(format!("USER {}", "x".repeat(500)).as_bytes()));
+    feed_lines(&mut dialogue, "< 230 in");
     assert_eq!(dialogue.user().map(str::len), Some(LONGEST_NAME));
 }
 

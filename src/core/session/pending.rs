@@ -108,6 +108,12 @@ impl PendingCommands {
         None
     }
 
+    /// Whether a command that logs a user in may be unanswered.
+    pub(super) fn may_have_login(&self) -> bool {
+        let mut kinds = (0..usize::from(self.count)).map(|index| self.kind_at(index));
+        self.is_beyond() || kinds.any(|kind| matches!(kind, PendingCommand::User | PendingCommand::Pass))
+    }
+
     /// Whether commands of unknown kind are unanswered.
     pub(super) fn is_beyond(&self) -> bool {
         self.beyond > 0

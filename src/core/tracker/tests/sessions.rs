@@ -219,3 +219,28 @@ fn packets_of_other_connections_are_ignored() {
     assert_eq!(fixture.take_events(), Vec::<String>::new());
     assert_eq!(fixture.tracker.sessions(), 0);
 }
+
+/// A client that sends the next USER before the reply to its login would be logged under the other name.
+#[test]
+fn login_is_reported_under_no_name_that_it_may_not_have() {
+    let login = |pieces: &[(Direction, &str)]| {
+        let mut fixture = Fixture::new();
+        let mut talk = conversation();
+        fixture.sees_all(talk.handshake());
+        fixture.sees(&talk.says(FromServer, "220 ready\r\n"));
+        for (who, text) in pieces {
+            fixture.sees(&talk.says(*who, text));
+        }
+        fixture.take_events().split_off(1)
+    };
+    let in_one_segment = "USER anonymous\r\nPASS x\r\nUSER root\r\n";
+    let replies = "331 and?\r\n230 in\r\n530 no\r\n";
+    assert_eq!(login(&[(FromClient, in_one_segment), (FromServer, replies)]), ["1 login ?"]);
+    let before_the_reply =
+        [(FromClient, "USER anonymous\r\n"), (FromServer, "331 and?\r\n"), (FromClient, "PASS x\r\nUSER root\r\n")];
+    assert_eq!(login(&[&before_the_reply[..], &[(FromServer, "230 in\r\n")]].concat()), ["1 login ?"]);
+    assert_eq!(login(&[(FromClient, "USER anna\r\nPASS x\r\n"), (FromServer, replies)]), ["1 login anna"]);
+    let another = [(FromClient, "USER root\r\n"), (FromServer, "331 and?\r\n"), (FromClient, "USER anna\r\n")];
+    let accepted = [(FromServer, "331 and?\r\n"), (FromClient, "PASS x\r\n"), (FromServer, "230 in\r\n")];
+    assert_eq!(login(&[another, accepted].concat()), ["1 login anna"]);
+}
