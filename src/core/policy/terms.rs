@@ -262,6 +262,18 @@ impl Verbs {
     }
 }
 
+/// The commands of RFC 959 that have another name, which servers still know (RFC 775; RFC 1123, 4.1.3.1).
+const OTHER_NAMES: [(&str, &str); 5] =
+    [("CDUP", "XCUP"), ("CWD", "XCWD"), ("MKD", "XMKD"), ("PWD", "XPWD"), ("RMD", "XRMD")];
+
+fn other_name(verb: &str) -> Option<&'static str> {
+    OTHER_NAMES.into_iter().find_map(|(one, other)| match verb {
+        _ if verb == one => Some(other),
+        _ if verb == other => Some(one),
+        _ => None,
+    })
+}
+
 impl Listed for Verbs {
     type Item = Box<str>;
 
@@ -292,12 +304,12 @@ impl Terms {
 
     /// Whether the command of that verb is refused.
     pub fn denies(&self, verb: &str) -> bool {
-        self.commands.deny.contains(verb)
+        self.denied_verbs().any(|denied| denied.eq_ignore_ascii_case(verb))
     }
 
-    /// The command of that verb, in upper or lower case, if it is refused: as the policy writes it.
-    pub fn denied(&self, verb: &str) -> Option<&str> {
-        self.commands.deny.iter().find(|denied| denied.eq_ignore_ascii_case(verb))
+    /// The verbs of all commands that are refused, each with its other name.
+    pub fn denied_verbs(&self) -> impl Iterator<Item = &str> {
+        self.commands.deny.iter().flat_map(|verb| [Some(verb), other_name(verb)]).flatten()
     }
 
     /// Whether `port` may be announced. A port below 1024 may be only if [`data_ports`](Self::data_ports) has it.

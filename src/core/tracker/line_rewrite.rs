@@ -308,7 +308,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let terms = self.terms;
         let secures = (terms.tls == Tls::Deny).then_some("AUTH");
         possible_verbs(text).any(|word| {
-            terms.commands.deny.iter().chain(secures).any(|denied| {
+            terms.denied_verbs().chain(secures).any(|denied| {
                 let rest = denied.len().checked_sub(word.len()).and_then(|from| denied.as_bytes().get(from..));
                 rest.is_some_and(|rest| rest.eq_ignore_ascii_case(&word))
             })
@@ -344,9 +344,8 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
     /// Whether a denied command begins with this.
     fn begins_denied(&self, beginning: &str) -> bool {
         let secures = (self.terms.tls == Tls::Deny).then_some("AUTH");
-        let denied = self.terms.commands.deny.iter().chain(secures);
         let begins = |denied: &str| denied.get(..beginning.len()).is_some_and(|it| it.eq_ignore_ascii_case(beginning));
-        denied.into_iter().any(begins)
+        self.terms.denied_verbs().chain(secures).any(begins)
     }
 
     /// A replacement for the last letter of a denied command that leaves no denied command.

@@ -39,6 +39,24 @@ fn denied_command_is_stopped_in_every_form() {
     }
 }
 
+/// The names of RFC 775, and those of RFC 959 for the same.
+#[test]
+fn denied_command_is_stopped_under_its_other_name() {
+    for (denied, sent, arrives) in [
+        ("MKD", "XMKD a\r\n", "XMKX a\r\n"),
+        ("RMD", "xrmd a\r\n", "xrmX a\r\n"),
+        ("XCWD", "CWD a\r\n", "CWX a\r\n"),
+        ("CDUP", "XC", "XC"),
+        ("PWD", " XPWD\r\n", "XXXXXX\n"),
+        ("MKD", "CWD a\r\n", "CWD a\r\n"),
+    ] {
+        let mut fixture = Fixture::with_policy(&format!("defaults: {{ commands: {{ deny: [{denied}] }} }}"));
+        let mut talk = logged_in(&mut fixture);
+        let passed = fixture.lets_pass(&talk.says(FromClient, sent));
+        assert_eq!(String::from_utf8_lossy(&passed), arrives, "{denied} is denied");
+    }
+}
+
 /// Loads another policy.
 fn deny(fixture: &mut Fixture, text: &str) {
     fixture.policy = policy::parse("policy.yaml", text).expect("a good policy").policy;
