@@ -183,11 +183,13 @@ pub enum Refusal {
     NotOnThisHost,
     /// The session is encrypted, and its socket is in no cgroup of the FTP service alone.
     SharedCgroup,
+    /// The session may be a data connection of its client, which is the server of another session.
+    DataConnection,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -213,6 +215,7 @@ impl Refusal {
         Self::OtherService,
         Self::NotOnThisHost,
         Self::SharedCgroup,
+        Self::DataConnection,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -243,6 +246,7 @@ impl Refusal {
             Self::OtherService => "other-service",
             Self::NotOnThisHost => "not-on-this-host",
             Self::SharedCgroup => "shared-cgroup",
+            Self::DataConnection => "data-connection",
         }
     }
 }

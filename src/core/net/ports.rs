@@ -12,6 +12,8 @@ use std::str::FromStr;
 pub struct Port(NonZeroU16);
 
 impl Port {
+    /// The port from which servers open data connections.
+    pub const FTP_DATA: Self = Self(NonZeroU16::new(20).expect("20 is not zero"));
     /// The classic control port of FTP.
     pub const FTP: Self = Self(NonZeroU16::new(21).expect("21 is not zero"));
 

@@ -217,8 +217,9 @@ keys! {
         /// `low-port` below 1024.
         data_ports: PortRanges = unprivileged().into(),
             OneOrList(List { of: Ports, what: "of them", least: 1, most: 64, repeated: Some(Severity::Warning) });
-        /// Ports that may not be announced although they are within a range of `data_ports`: `known-service`. An entry
-        /// of `data_ports` that is exactly one port allows that port again. `[]` forbids none.
+        /// Ports that may not be announced although they are within a range of `data_ports`: `known-service`. The
+        /// `control_ports` are among them in any case. An entry of `data_ports` that is exactly one port allows that port
+        /// again.
         known_services: PortSet = services::default_set(),
             WordOr("default", services::default_set, List {
                 of: Ports, what: "ports and ranges such as [3306, 5900-5909]", least: 0, most: 256,

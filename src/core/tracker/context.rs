@@ -10,7 +10,7 @@ use super::{Environment, Observer, SessionEvent, SessionNumber};
 use crate::core::expectation::{Closed, Expectation, Refusal};
 use crate::core::ftp::Line;
 use crate::core::kernel::Firewall;
-use crate::core::net::{Connection, Direction, Segment};
+use crate::core::net::{Connection, Direction, Port, Segment};
 use crate::core::policy::Terms;
 use crate::core::seqadj::Rewriters;
 use crate::core::session::reassembly::StreamAnomaly;
@@ -27,6 +27,8 @@ pub(super) struct SessionContext<'a, 'w, F, O> {
     pub(super) has_ended: bool,
     /// One end seems to have sent packets with the other's address.
     pub(super) is_forged: bool,
+    /// The session may be a data connection of its client.
+    pub(super) may_be_data: bool,
     /// The session was read from its start, by this run or, as the connection's mark says, by an earlier one.
     pub(super) is_known: bool,
     /// The segment holds an announcement that was refused.
@@ -134,7 +136,14 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         if self.is_forged {
             return Err(Refusal::Forged);
         }
-        let decide = |announcement: &_| admission::decide(announcement, self.connection, self.terms, self.env.now);
+        if self.may_be_data && announcement.mode.is_active() {
+            return Err(Refusal::DataConnection);
+        }
+        let decide = |announcement: &_| {
+            admission::decide(announcement, self.connection, self.terms, self.env.now).and_then(|decided| {
+                if self.is_service(decided.to.port) { Err(Refusal::KnownService) } else { Ok(decided) }
+            })
+        };
         let expectation = match decide(announcement) {
             // An earlier run rewrote this line, so it had read the whole line and the command before it.
             Err(Refusal::NotAskedFor | Refusal::Ambiguous) if self.was_replaced_before(announcement) => {
@@ -153,6 +162,13 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
         self.admit(announcement, &expectation)?;
         Ok(expectation)
+    }
+
+    /// Whether a port must not be announced because of what listens there: a known service, or an FTP server. What goes to
+    /// a control port is read as a dialogue.
+    pub(super) fn is_service(&self, port: Port) -> bool {
+        let is_control = self.env.policy.control_ports.contains(port) && !self.terms.data_ports.names(port);
+        is_control || self.terms.is_known_service(port)
     }
 
     /// Whether the server announced a wrong address, and the policy has it repaired.

@@ -179,7 +179,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
                     return Err(Refusal::NoPort);
                 }
                 let has_length = fitting.is_none_or(|fitting| fitting == length_of(announcement.mode, port));
-                if !has_length || terms.is_known_service(port) {
+                if !has_length || self.is_service(port) {
                     continue;
                 }
                 if !search.may_look_up() {

@@ -6,7 +6,7 @@ use super::quotas::first_rank;
 use super::table::{ListPosition, Tracked};
 use super::{ClientKey, Environment, Observer, OnGap, SessionEvent, SessionNumber, Tracker, TrackerVerdict};
 use crate::core::kernel::{Control, Firewall, LookupFailed, SessionProgress};
-use crate::core::net::{Direction, Flags, Segment};
+use crate::core::net::{Direction, Flags, Port, Segment};
 use crate::core::policy::{Pickup, Policy};
 use crate::core::seqadj::{Rewriters, Verdict};
 use crate::core::session::Session;
@@ -52,6 +52,8 @@ impl Tracker {
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
         let rule = env.policy.match_rule(connection.client().address, connection.server().address);
+        let may_be_data = connection.client().port == Port::FTP_DATA
+            || self.sessions.is_any_between(connection.reply.source.address, connection.client().address);
         let may_change = connection.is_translated() || env.policy.terms(rule).may_change_lines();
         let rewriters = may_change.then(|| Box::new(Rewriters::with_adjustments(&adjustments)));
         let slot = self.sessions.insert(Tracked {
@@ -65,6 +67,7 @@ impl Tracker {
             buffered: Buffered::empty(!rank.is_established()),
             session,
             origins: Origins::default(),
+            may_be_data,
             recorded,
             rewriters,
         });

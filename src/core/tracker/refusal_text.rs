@@ -106,6 +106,10 @@ impl fmt::Display for Explanation<'_> {
                  (STAT with a path), and a file's name may look like this line (reconnect)",
             ),
             Refusal::SessionOver => f.write_str("the session has ended"),
+            Refusal::DataConnection => f.write_str(
+                "the session may be a data connection: it comes from port 20, or its client is the server of a session with \
+                 this server as its client, who may have it send a file that looks like a dialogue (use passive mode)",
+            ),
             Refusal::Forged => f.write_str(
                 "the packets of both ends come from one interface, and by the routes one of the ends is not behind it: a \
                  host there sends in its name (`ip route get ADDRESS` prints where each end should be)",

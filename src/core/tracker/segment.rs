@@ -58,6 +58,7 @@ impl Tracker {
             terms,
             has_ended: tracked.ended.is_some(),
             is_forged: tracked.origins.are_doubtful(),
+            may_be_data: tracked.may_be_data,
             is_known: tracked.session.dialogue().is_known(),
             has_refused: false,
             must_drop: false,

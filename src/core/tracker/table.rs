@@ -1,6 +1,8 @@
 //! The sessions by the flows of their packets, by client and by rank.
 
 use std::hash::BuildHasher;
+use std::iter;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use foldhash::fast::RandomState;
@@ -24,6 +26,9 @@ use crate::core::time::Timestamp;
 /// packet.
 const ORDER_PRECISION: Duration = Duration::from_secs(1);
 
+/// How many sessions of a client are searched for one with a certain server: by default, all that it may have.
+const MAX_SEARCHED: usize = 4096;
+
 /// A session as the tracker keeps it.
 #[derive(Debug)]
 pub(super) struct Tracked {
@@ -40,6 +45,8 @@ pub(super) struct Tracked {
     pub(super) session: Session,
     /// The interfaces from which the packets of its client and of its server come, once they are known.
     pub(super) origins: Origins,
+    /// It may be a data connection of its client: an attacker may choose what the client sends.
+    pub(super) may_be_data: bool,
     /// The progress that the kernel has stored.
     pub(super) recorded: SessionProgress,
     /// Present if bytes may have to be replaced: with NAT, or where the policy denies commands or repairs addresses.
@@ -197,6 +204,19 @@ impl Table {
         let is_key = |&slot: &u32| self.clients.get(slot).is_some_and(|client| client.key == key);
         let slot = self.by_client.find(self.hasher.hash_one(key), is_key)?;
         self.clients.get(*slot)
+    }
+
+    /// Whether this client has a session with this server, each by its own address.
+    pub(super) fn is_any_between(&self, client: IpAddr, server: IpAddr) -> bool {
+        let Some(found) = self.find_client(ClientKey::of(client)) else { return false };
+        let is_it = |Connection { original, reply }: &Connection| {
+            original.source.address == client && reply.source.address == server
+        };
+        found.lists.iter().any(|list| {
+            let first = list.first().and_then(|slot| self.sessions.get(slot));
+            let behind = |tracked: &&Tracked| self.sessions.get(tracked.position.by_client.behind.get()?);
+            iter::successors(first, behind).take(MAX_SEARCHED).any(|tracked| is_it(&tracked.connection))
+        })
     }
 
     /// How many sessions have that rank.

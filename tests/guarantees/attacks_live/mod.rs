@@ -3,6 +3,7 @@
 //!
 //! Needs root, nft, curl, and the programs that `tests/setup test` fetches.
 
+mod data_as_control;
 mod denied;
 mod forged;
 mod held;

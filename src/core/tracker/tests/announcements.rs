@@ -264,3 +264,43 @@ fn rest_of_a_line_after_a_pick_up_announces_nothing() {
     let refused = "2 227 10.0.0.2:1025 refused: ambiguous";
     assert_eq!(fixture.take_events(), ["2 picked up 10.0.0.1:4000 -> 10.0.0.2:21", refused]);
 }
+
+#[test]
+fn control_port_is_announced_only_if_the_policy_names_it() {
+    for (more, expected) in [
+        ("", "1 PORT 10.0.0.1:2121 refused: known-service"),
+        ("defaults: { known_services: [] }", "1 PORT 10.0.0.1:2121 refused: known-service"),
+        ("defaults: { data_ports: [1024-65535, 2121] }", "1 PORT 10.0.0.2 -> 10.0.0.1:2121"),
+    ] {
+        let mut fixture = Fixture::with_policy(&format!("control_ports: [21, 2121]\n{more}"));
+        let mut talk = logged_in(&mut fixture);
+        fixture.sees(&talk.says(FromClient, "PORT 10,0,0,1,8,73\r\n"));
+        assert_eq!(fixture.take_events(), [expected], "{more}");
+    }
+}
+
+/// Whoever has a session with a server can have it connect back, and send a file that looks like a dialogue.
+#[test]
+fn session_that_may_be_a_data_connection_announces_nothing_of_its_client() {
+    for (client, has_session, is_refused) in
+        [("10.0.0.2:4000", true, true), ("10.0.0.3:4000", true, false), ("10.0.0.2:20", false, true)]
+    {
+        let mut fixture = Fixture::new();
+        if has_session {
+            logged_in(&mut fixture);
+        }
+        let mut back = Conversation::new(endpoint(client), endpoint("10.0.0.1:21"), 1, 1);
+        fixture.sees_all(back.handshake());
+        fixture.sees(&back.says(FromServer, "220 ready\r\n"));
+        fixture.sees(&back.says(FromClient, "USER a\r\n"));
+        fixture.sees(&back.says(FromServer, "230 in\r\n"));
+        let address = client.split(':').next().expect("an address").replace('.', ",");
+        fixture.sees(&back.says(FromClient, format!("PORT {address},58,231\r\n")));
+        fixture.sees(&back.says(FromServer, "200 fine\r\n"));
+        fixture.sees(&back.says(FromClient, "PASV\r\n"));
+        fixture.sees(&back.says(FromServer, "227 Entering Passive Mode (10,0,0,1,4,1).\r\n"));
+        let refused = fixture.take_events().iter().filter(|event| event.ends_with("refused: data-connection")).count();
+        assert_eq!(refused, usize::from(is_refused), "from {client}");
+        assert_eq!(fixture.firewall.pinholes(), 2 - usize::from(is_refused), "from {client}");
+    }
+}
