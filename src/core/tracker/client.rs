@@ -1,4 +1,4 @@
-//! The key of the limits per client: an IPv4 address, or an IPv6 /64.
+//! The key of the limits per client: an IPv4 address, also one that was translated to IPv6, or an IPv6 /64.
 
 use std::net::IpAddr;
 
@@ -14,9 +14,11 @@ impl ClientKey {
         match address {
             // No network of IPv6 hosts begins with 32 zero bits.
             IpAddr::V4(address) => Self(address.to_bits() as u64),
-            IpAddr::V6(address) => match address.to_ipv4_mapped() {
-                Some(address) => Self(address.to_bits() as u64),
-                None => Self((address.to_bits() >> 64) as u64),
+            IpAddr::V6(address) => match (address.to_ipv4_mapped(), address.segments()) {
+                (Some(address), _) => Self(address.to_bits() as u64),
+                // RFC 6052: the whole IPv4 Internet is in this one network.
+                (None, [0x64, 0xff9b, 0, 0, 0, 0, ..]) => Self(address.to_bits() as u32 as u64),
+                (None, _) => Self((address.to_bits() >> 64) as u64),
             },
         }
     }
@@ -33,5 +35,13 @@ mod tests {
         assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
         assert_ne!(key("10.0.0.1"), key("10.0.0.2"));
         assert_eq!(key("10.0.0.1"), key("::ffff:10.0.0.1"));
+    }
+
+    #[test]
+    fn hosts_behind_a_translator_to_ipv6_are_several_clients() {
+        let key = |text: &str| ClientKey::of(text.parse().expect("an address"));
+        assert_ne!(key("64:ff9b::10.0.0.1"), key("64:ff9b::10.0.0.2"));
+        assert_eq!(key("64:ff9b::10.0.0.1"), key("10.0.0.1"));
+        assert_eq!(key("64:ff9b:1::1"), key("64:ff9b:1::2"));
     }
 }
