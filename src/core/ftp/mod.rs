@@ -7,6 +7,7 @@ pub mod embedded;
 pub mod line;
 pub mod mode;
 pub mod notation;
+pub mod printable;
 pub mod reply;
 pub mod telnet;
 pub mod unfinished;

@@ -2,7 +2,6 @@
 //!
 //! Lines in, events out. Knows nothing of packets, policy or time.
 
-use std::fmt::Write as _;
 use std::ops::Range;
 
 use memchr::memmem;
@@ -11,6 +10,7 @@ use super::announcement::{Announcement, AnnouncementState, Written};
 use super::pending::{CommandNumber, PendingCommand, PendingCommands};
 use crate::core::ftp::command::{Command, CommandLine, Verb};
 use crate::core::ftp::notation::{Found, Notation};
+use crate::core::ftp::printable::Printable;
 use crate::core::ftp::reply::{Meaning, Reply, ReplyLine, ReplyReader};
 use crate::core::ftp::{Line, Mode};
 use crate::core::kernel::{SessionProgress, Synced};
@@ -380,6 +380,10 @@ impl Dialogue {
                 if self.protocol == Protocol::Other {
                     return Event::Nothing;
                 }
+                if self.lists_files {
+                    // A file's name may look like this reply. If nothing were read any more, denied commands would pass.
+                    return self.is_not_ftp();
+                }
                 self.protocol = Protocol::Encrypted;
                 self.encryption_requested = was_asked;
                 Event::Encrypted
@@ -387,10 +391,6 @@ impl Dialogue {
             Meaning::Aborted | Meaning::Transferred
                 if answers_abort(reply) && self.pending.pop_through(|kind| kind == PendingCommand::Abor).is_some() =>
             {
-                if self.lists_files {
-                    // A file's name may look like this reply. If nothing were read any more, denied commands would pass.
-                    return self.is_not_ftp();
-                }
                 Event::Nothing
             }
             Meaning::Ready
@@ -527,17 +527,10 @@ fn answers_abort(reply: &Reply<'_>) -> bool {
         || (reply.meaning == Meaning::Transferred && memmem::find(reply.text, b"ABOR").is_some())
 }
 
-/// Makes a name safe to print: control characters are escaped.
+/// A name, safe to print.
 fn name(argument: &[u8]) -> Option<Box<str>> {
     let argument = argument.trim_ascii();
-    let mut name = String::new();
-    for letter in String::from_utf8_lossy(&argument[..argument.len().min(LONGEST_NAME)]).chars() {
-        if letter.is_control() {
-            let _ = write!(name, "{}", letter.escape_default());
-        } else {
-            name.push(letter);
-        }
-    }
+    let name = Printable(&argument[..argument.len().min(LONGEST_NAME)]).to_string();
     (!name.is_empty()).then(|| name.into_boxed_str())
 }
 

@@ -1,10 +1,11 @@
 //! An event as a line of text, for the log and for the report of a replay.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use super::SessionEvent;
 use super::refusal_text::Explanation;
 use crate::core::expectation::{OnSyn, PortRangePinhole};
+use crate::core::ftp::printable::Printable;
 use crate::core::session::reassembly::StreamAnomaly;
 
 /// What follows the wrong address of a server.
@@ -102,7 +103,7 @@ const fn explanation(anomaly: StreamAnomaly) -> &'static str {
     }
 }
 
-/// Bytes from the network, with control characters escaped, so that a terminal shows them as text.
+/// Bytes from the network, up to a length.
 struct Escaped<'a>(&'a [u8]);
 
 impl fmt::Display for Escaped<'_> {
@@ -111,9 +112,6 @@ impl fmt::Display for Escaped<'_> {
         let (shown, dots) = bytes
             .split_at_checked(MAX_ARGUMENT)
             .map_or((bytes, ""), |(shown, rest)| (shown, if rest.is_empty() { "" } else { "..." }));
-        for letter in String::from_utf8_lossy(shown).chars() {
-            if letter.is_control() { write!(f, "{}", letter.escape_default())? } else { f.write_char(letter)? }
-        }
-        f.write_str(dots)
+        write!(f, "{}{dots}", Printable(shown))
     }
 }
