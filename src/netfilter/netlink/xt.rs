@@ -220,7 +220,9 @@ impl Target {
                 bypass: revision > 1 && short(4)? & NFT_QUEUE_FLAG_BYPASS != 0,
             }),
             // struct xt_connmark_tginfo1: ctmark; ctmask; nfmask; mode
-            ("CONNMARK", 1..) => match info.get(12)? {
+            // struct xt_connmark_tginfo2: ctmark; ctmask; nfmask; shift_dir; shift_bits; mode
+            ("CONNMARK", 1..) => match info.get(if revision == 1 { 12 } else { 14 })? {
+                // iptables cannot shift a value that it sets.
                 0 => Some(Self::SetConnmark { value: word(0)?, mask: word(4)? }),
                 1 => Some(Self::SaveConnmark { connection_mask: word(4)?, packet_mask: word(8)? }),
                 _ => None,
@@ -354,6 +356,11 @@ mod tests {
         assert_eq!(queue(3, &[5, 2, 1, 0]), Target::Queue { first: 5, count: 2, bypass: true });
         assert_eq!(queue(0, &[7]), Target::Queue { first: 7, count: 1, bypass: false });
         let connmark = |mode: u32| target("CONNMARK", 1, &words(&[1, 0xff, 0xf, mode.to_le()]));
+        assert_eq!(connmark(0), Target::SetConnmark { value: 1, mask: 0xff });
+        assert_eq!(connmark(1), Target::SaveConnmark { connection_mask: 0xff, packet_mask: 0xf });
+        assert_eq!(connmark(2), Target::Other);
+        // iptables 1.8.9 writes revision 2.
+        let connmark = |mode: u8| target("CONNMARK", 2, &[words(&[1, 0xff, 0xf]), vec![0, 0, mode, 0]].concat());
         assert_eq!(connmark(0), Target::SetConnmark { value: 1, mask: 0xff });
         assert_eq!(connmark(1), Target::SaveConnmark { connection_mask: 0xff, packet_mask: 0xf });
         assert_eq!(connmark(2), Target::Other);
