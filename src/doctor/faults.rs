@@ -34,11 +34,12 @@ pub(super) struct Snapshot<'a> {
 
 type Judge = fn(&Snapshot<'_>) -> Vec<Finding>;
 
-const JUDGES: [Judge; 7] = [
+const JUDGES: [Judge; 8] = [
     mark_overwritten,
     early_drop,
     not_tracked,
     other_queue,
+    queue_without_first_packet,
     control_port_closed,
     helper_assigned,
     server_on_other_port,
@@ -74,6 +75,19 @@ impl Snapshot<'_> {
         ports.flat_map(move |port| [Packet::to_control_port(state, port), Packet::from_control_port(state, port)])
     }
 
+    /// Whether a rule has that effect on control connections in both directions.
+    fn sees_both_directions(&self, chain: &Chain, base: &Base, effect: &Effect) -> bool {
+        let mut directions = self.control_packets(Some(State::Established)).collect::<Vec<_>>();
+        directions.retain(|packet| self.effects(chain, base, *packet).iter().any(|it| it.handle == effect.handle));
+        let ports = self.policy.control_ports.as_slice().len();
+        directions.len() > ports
+    }
+
+    /// A program that reads one of these queues.
+    fn reader(&self, first: u16, last: u16) -> Option<&Reader> {
+        self.readers.iter().find(|reader| (first..=last).contains(&reader.queue))
+    }
+
     /// Whether a program listens on a control port here.
     pub(super) fn listens_here(&self) -> bool {
         let ports = self.policy.control_ports.as_slice();
@@ -88,6 +102,10 @@ impl Snapshot<'_> {
             ports.any(|port| self.passages(chain, base, to_server(port.number())).any(|passage| passage.by_port))
         })
     }
+}
+
+fn queue_numbers(first: u16, last: u16) -> String {
+    if first == last { format!("queue {first}") } else { format!("queues {first}-{last}") }
 }
 
 /// How to look at the rule of an effect.
@@ -115,8 +133,8 @@ fn mark_overwritten(snapshot: &Snapshot<'_>) -> Vec<Finding> {
         clears.map(move |effect| {
             let message = format!("{} overwrites the mark of announced data connections (`ct mark set`)", rule_of(&effect));
             let advice = format!(
-                "keep Pinhole's bits: `ct mark set ct mark & {mark} | ...` (iptables: `--set-xmark VALUE/MASK` with a MASK \
-                 without {mark}), or choose another bit in the policy: `mark:`; {}",
+                "keep Pinhole's bits: `ct mark set ct mark & {mark} | ...` (iptables: `--set-xmark VALUE/MASK`, or `--save-mark --ctmask \
+                 MASK`, with a MASK without {mark}), or choose another bit in the policy: `mark:`; {}",
                 listing(chain),
                 mark = snapshot.policy.mark
             );
@@ -192,8 +210,8 @@ fn other_queue(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                 continue;
             }
             let is_before = matches!(base.hook, NfHook::Prerouting | NfHook::Output) && base.priority < OWN;
-            let queue = if first == last { format!("queue {first}") } else { format!("queues {first}-{last}") };
-            let reader = snapshot.readers.iter().find(|reader| (first..=last).contains(&reader.queue));
+            let queue = queue_numbers(first, last);
+            let reader = snapshot.reader(first, last);
             let rule = rule_of(&effect);
             let about = format!("chain {}", chain.name);
             let finding = if own.iter().any(|number| (first..=last).contains(number)) {
@@ -206,13 +224,18 @@ fn other_queue(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                 )
                 .advising("choose another queue in the policy, `capture: { queue: N }`, or in that rule")
             } else if let Some(reader) = reader {
-                let order = if is_before { "before Pinhole reads them" } else { "after Pinhole has read them" };
+                let order = if is_before {
+                    "before Pinhole reads them: Pinhole reads what that program accepts"
+                } else {
+                    "after Pinhole has read them"
+                };
                 let message = format!("{rule} sends control connections to {queue}, read by {reader}, {order}");
-                if is_before {
-                    Finding::new(Rating::Warning, about, message).advising(format_args!(
-                        "what that program drops or replaces never reaches Pinhole: move its chain behind priority {OWN}; {}",
-                        listing(chain)
-                    ))
+                if !is_before && snapshot.ruleset.translates() && snapshot.sees_both_directions(chain, base, &effect) {
+                    Finding::new(Rating::Warning, about, message).advising(
+                        "with NAT, that program sees lines that Pinhole has rewritten before the kernel adjusts their sequence \
+                         numbers: set `stream: inline: no` in suricata.yaml, or Suricata replaces bytes of later lines; see \
+                         docs/howto/ids.md",
+                    )
                 } else {
                     Finding::new(Rating::Ok, about, message)
                 }
@@ -235,6 +258,43 @@ fn other_queue(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                 .advising(format_args!("start that program, remove the rule, or add `bypass`; {}", listing(chain)))
             };
             findings.push(finding);
+        }
+    }
+    findings
+}
+
+/// A chain accepts the SYN of a data connection by its mark, and a later rule queues the other packets. A program that
+/// follows TCP, such as Suricata as an IPS, drops the packets of a connection whose SYN it has not seen.
+fn queue_without_first_packet(snapshot: &Snapshot<'_>) -> Vec<Finding> {
+    let own: BTreeSet<u16> = snapshot.policy.capture.queues().numbers().collect();
+    let bits = snapshot.policy.mark.bits();
+    let mut findings = Vec::new();
+    for (chain, base) in snapshot.ruleset.bases().filter(|(_, base)| base.kind != NfChainType::NAT) {
+        let syn = Packet::data(Some(snapshot.state), bits);
+        let passages: Vec<Passage> = snapshot.passages(chain, base, syn).collect();
+        if !passages.iter().any(|passage| passage.by_mark && passage.dropped.is_none()) {
+            continue;
+        }
+        let sees_syn = |handle: u64| passages.iter().flat_map(|passage| &passage.effects).any(|it| it.handle == handle);
+        for effect in snapshot.effects(chain, base, Packet::established_data(bits)) {
+            let EffectKind::Queue { first, last, .. } = effect.kind else { continue };
+            if effect.by_other_port || sees_syn(effect.handle) || own.iter().any(|own| (first..=last).contains(own)) {
+                continue;
+            }
+            let reader = snapshot.reader(first, last).map(|reader| format!(" (read by {reader})")).unwrap_or_default();
+            let message = format!(
+                "{} sends data connections to {}{reader}, but without their SYN, which the accept rule above it admits: \
+                 an IPS drops the rest",
+                rule_of(&effect),
+                queue_numbers(first, last)
+            );
+            let advice = format!(
+                "queue in a chain of its own: a base chain at another priority, with iptables `-t mangle`; {}; see \
+                 docs/howto/ids.md",
+                listing(chain)
+            );
+            let about = format!("chain {}", chain.name);
+            findings.push(Finding::new(Rating::Warning, about, message).advising(advice));
         }
     }
     findings

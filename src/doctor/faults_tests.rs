@@ -52,6 +52,9 @@ const FROM_21: &str =
 const PORT_8080: &str =
     r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}}, "right": 8080}}"#;
 const WAN: &str = r#"{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "wan"}}"#;
+const ESTABLISHED: &str = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "established"}}"#;
+const MARKED: &str = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": ["new", "related"]}},
+    {"match": {"op": "==", "left": {"&": [{"ct": {"key": "mark"}}, 268435456]}, "right": 268435456}}"#;
 const SET_MARK: &str = r#"{"mangle": {"key": {"ct": {"key": "mark"}}, "value": 1}}"#;
 const SAVE_MARK: &str = r#"{"mangle": {"key": {"ct": {"key": "mark"}}, "value": {"meta": {"key": "mark"}}}}"#;
 const RESTORE_MARK: &str = r#"{"mangle": {"key": {"meta": {"key": "mark"}}, "value": {"ct": {"key": "mark"}}}}"#;
@@ -105,11 +108,50 @@ fn queue_of_another_program_is_found() {
         found_with(&ruleset(&[Rules { hook: "prerouting", priority, policy: "accept", rules: &rules }]), &[], readers)
     };
     let queue = r#"{"queue": {"num": 5}}"#;
-    assert_one(&at(-190, queue, std::slice::from_ref(&reader)), &["queue 5", "suricata", "before Pinhole reads them"]);
-    assert_eq!(at(0, queue, std::slice::from_ref(&reader)), NONE, "Pinhole reads them first");
+    for priority in [-190, 0] {
+        assert_eq!(at(priority, queue, std::slice::from_ref(&reader)), NONE, "both read them");
+    }
+    // With NAT, it sees rewritten lines.
+    let with_nat = |rules: &[&str]| {
+        let mut all = ruleset(&[
+            Rules { hook: "forward", priority: 0, policy: "accept", rules },
+            Rules { hook: "postrouting", priority: 100, policy: "accept", rules: &[r#"{"masquerade": null}"#] },
+        ]);
+        all.chains[1].base.as_mut().expect("a base chain").kind = NfChainType::NAT;
+        found_with(&all, &[], std::slice::from_ref(&reader))
+    };
+    assert_one(&with_nat(&[queue]), &["chain inet t0 c", "read by suricata", "`stream: inline: no`"]);
+    assert_eq!(with_nat(&[&rule(&[PORT_21, queue])]), NONE, "one direction only");
     assert_one(&at(0, queue, &[]), &["no program reads: they are dropped"]);
     assert_eq!(at(0, r#"{"queue": {"num": 5, "flags": ["bypass"]}}"#, &[]), NONE);
     assert_one(&at(0, r#"{"queue": {"num": 0}}"#, &[]), &["which Pinhole reads"]);
+}
+
+#[test]
+fn queue_below_the_accept_rule_is_found() {
+    let reader = Reader { queue: 5, port_id: 1, process: Some(Process { id: 4711, name: "suricata".into() }) };
+    let found = |priority, rules: &[&str]| {
+        found_with(
+            &ruleset(&[
+                Rules { hook: "forward", priority: 0, policy: "accept", rules: &[&rule(&[MARKED, ACCEPT])] },
+                Rules { hook: "forward", priority, policy: "accept", rules },
+            ]),
+            &[],
+            std::slice::from_ref(&reader),
+        )
+    };
+    let queue = r#"{"queue": {"num": 5}}"#;
+    let admit = rule(&[MARKED, ACCEPT]);
+    assert_one(
+        &found(1, &[&admit, queue]),
+        &["chain inet t1 c", "handle 3 sends data connections to queue 5 (read by suricata", "without their SYN"],
+    );
+    assert_one(&found(1, &[&admit, &rule(&[WAN, queue])]), &["under conditions that", "without their SYN"]);
+    assert_eq!(found(1, &[queue, &admit]), NONE, "the queue gets the SYN");
+    assert_eq!(found(1, &[queue]), NONE, "a chain of its own");
+    assert_eq!(found(1, &[&admit, &rule(&[PORT_8080, queue])]), NONE, "for something else");
+    assert_eq!(found(1, &[&admit, &rule(&[PORT_21, queue])]), NONE, "control connections only");
+    assert_eq!(found(1, &[&rule(&[ESTABLISHED, ACCEPT]), &admit, queue]), NONE, "nothing of it is queued");
 }
 
 fn listener(port: u16, name: &str, has_connections: bool) -> Listener {
@@ -123,7 +165,8 @@ fn closed_control_port_is_found_where_a_server_is() {
     let server = [listener(21, "vsftpd", false)];
     assert_one(&found_with(&closed, &server, &[]), &["drops control connections to port 21", "tcp dport 21 accept"]);
     assert_eq!(found_with(&closed, &[], &[]), NONE, "there is no server");
-    for accepts in [rule(&[PORT_21, ACCEPT]), rule(&[WAN, ACCEPT])] {
+    let queued = rule(&[PORT_21, r#"{"queue": {"num": 5, "flags": ["bypass"]}}"#]);
+    for accepts in [rule(&[PORT_21, ACCEPT]), rule(&[WAN, ACCEPT]), queued] {
         let open = ruleset(&[Rules { hook: "input", priority: 0, policy: "drop", rules: &[&accepts] }]);
         assert_eq!(found_with(&open, &server, &[]), NONE, "{accepts}");
     }

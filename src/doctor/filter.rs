@@ -36,6 +36,8 @@ pub(super) enum State {
     New,
     /// With the mechanism `native`: conntrack expected the connection.
     Related,
+    /// A later packet of the connection.
+    Established,
 }
 
 impl State {
@@ -43,6 +45,7 @@ impl State {
         match self {
             Self::New => "new",
             Self::Related => "related",
+            Self::Established => "established",
         }
     }
 
@@ -51,6 +54,7 @@ impl State {
         match self {
             Self::New => CtKey::NEW,
             Self::Related => CtKey::RELATED,
+            Self::Established => CtKey::ESTABLISHED,
         }
     }
 }
@@ -89,6 +93,12 @@ impl Packet {
     pub(super) const fn data(state: Option<State>, mark: u32) -> Self {
         let (source, destination) = (PacketPort::Unknown, PacketPort::Unprivileged);
         Self { is_admitted: true, state, mark, source, destination }
+    }
+
+    /// A later packet of an announced data connection.
+    pub(super) const fn established_data(mark: u32) -> Self {
+        let (source, destination) = (PacketPort::Unprivileged, PacketPort::Unprivileged);
+        Self { is_admitted: false, state: Some(State::Established), mark, source, destination }
     }
 
     /// A packet from a client to a control port.
@@ -131,7 +141,8 @@ pub(super) struct Passage {
     pub(super) may_accept: bool,
     /// Such a rule asks for the port of the control connection.
     pub(super) by_port: bool,
-    by_mark: bool,
+    /// A rule that matches Pinhole's mark accepts it, perhaps under further conditions.
+    pub(super) by_mark: bool,
     is_opaque: bool,
     /// What rules that the packet reaches do with it.
     pub(super) effects: Vec<Effect>,
@@ -156,6 +167,7 @@ pub(super) enum EffectKind {
     /// Clears the bits of Pinhole's mark.
     ClearsMark,
     Notrack,
+    /// What the program that reads the queue accepts leaves the chain, and so do packets that bypass the queue.
     Queue {
         first: u16,
         last: u16,
@@ -330,6 +342,11 @@ impl<'a> Walk<'a> {
                     if let Some(verdict) = verdict.filter(|_| sure) {
                         return verdict;
                     }
+                } else if matches!(statement.content, Some(Content::Queue(_))) {
+                    self.has_effect(statement, rule.handle, sure, asked);
+                    if sure {
+                        return Verdict::Accepted;
+                    }
                 } else if statement.name == "xt" && is_xt_read {
                     // All matches of the rule were evaluated above, and its target is evaluated below.
                 } else if !self.has_effect(statement, rule.handle, sure, asked) && !is_harmless(&statement.name) {
@@ -353,6 +370,7 @@ impl<'a> Walk<'a> {
             Some(Content::Queue(Queue { num, flags })) => {
                 let (first, last) = queues(num);
                 let bypass = flags.as_ref().is_some_and(|flags| flags.contains(&QueueFlag::Bypass));
+                self.may_accept = true;
                 Some(EffectKind::Queue { first, last, bypass })
             }
             Some(Content::CTHelper(name)) => Some(EffectKind::Helper(name.to_string())),
@@ -386,11 +404,12 @@ impl<'a> Walk<'a> {
             Target::Reject => return Some(Verdict::Dropped(handle)),
             Target::Notrack => EffectKind::Notrack,
             Target::Helper(name) => EffectKind::Helper(name.to_string()),
-            Target::Queue { first, count, bypass } => EffectKind::Queue {
-                first: *first,
-                last: first.saturating_add(count.saturating_sub(1)),
-                bypass: *bypass,
-            },
+            Target::Queue { first, count, bypass } => {
+                let last = first.saturating_add(count.saturating_sub(1));
+                self.may_accept = true;
+                self.record(EffectKind::Queue { first: *first, last, bypass: *bypass }, handle, is_sure, asked);
+                return Some(Verdict::Accepted);
+            }
             Target::SetConnmark { value, mask } if clears(*mask, *value) => EffectKind::ClearsMark,
             Target::SaveConnmark { connection_mask, .. } if clears(*connection_mask, 0) => EffectKind::ClearsMark,
             Target::SetConnmark { .. } | Target::SaveConnmark { .. } => return None,

@@ -192,6 +192,11 @@ impl Ruleset {
         statements.any(|statement| matches!(&*statement.name, "dnat" | "redirect"))
     }
 
+    /// Whether a chain translates addresses, or may: it has a rule, and a type for NAT.
+    pub(super) fn translates(&self) -> bool {
+        self.bases().any(|(chain, base)| base.kind == NfChainType::NAT && !chain.rules.is_empty())
+    }
+
     /// The base chains that see IP packets, except those of Pinhole's table.
     pub(super) fn bases(&self) -> impl Iterator<Item = (&Chain, &Base)> {
         self.chains.iter().filter_map(|chain| {

@@ -68,6 +68,8 @@ pub enum CtKey {
 }
 
 impl CtKey {
+    /// The state of later packets of any connection.
+    pub const ESTABLISHED: u32 = NF_CT_STATE_ESTABLISHED;
     /// The state of the first packet of an expected connection.
     pub const RELATED: u32 = NF_CT_STATE_RELATED;
     /// The state of the first packet of any other connection.

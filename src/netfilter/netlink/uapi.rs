@@ -244,7 +244,8 @@ pub(super) const NFT_QUEUE_FLAG_CPU_FANOUT: u16 = 2;
 
 // linux/netfilter/nf_conntrack_common.h and nf_conntrack_tcp.h
 pub(super) const IPS_EXPECTED: u32 = 1;
-/// `NF_CT_STATE_BIT` of `IP_CT_RELATED` and of `IP_CT_NEW`.
+/// `NF_CT_STATE_BIT` of `IP_CT_ESTABLISHED`, `IP_CT_RELATED` and `IP_CT_NEW`.
+pub(super) const NF_CT_STATE_ESTABLISHED: u32 = 2;
 pub(super) const NF_CT_STATE_RELATED: u32 = 4;
 pub(super) const NF_CT_STATE_NEW: u32 = 8;
 pub(super) const TCP_CONNTRACK_SYN_RECV: u8 = 2;
