@@ -14,12 +14,13 @@ use pinhole::core::metrics::{EventCounters, Metric};
 use pinhole::daemon::status::{DaemonCounters, Gauges};
 use pinhole::replay::ReplayCounters;
 
-const DOCUMENTS: [&str; 12] = [
+const DOCUMENTS: [&str; 13] = [
     "README.md",
     "docs/howto/containers.md",
     "docs/howto/dmz.md",
     "docs/howto/firewalld.md",
     "docs/howto/gateway.md",
+    "docs/howto/ids.md",
     "docs/howto/iptables.md",
     "docs/howto/nat.md",
     "docs/howto/server.md",

@@ -57,7 +57,10 @@ struct Nft(Vec<String>);
 impl Nft {
     /// The installed one, and 1.1.
     fn versions() -> [Self; 2] {
-        [Self(vec!["nft".to_owned()]), Self(tools::newer_nft().unwrap_or_else(|error| panic!("{error}")))]
+        [
+            Self(vec!["nft".to_owned()]),
+            Self(tools::with_own_loader("nft-1.1", "usr/sbin/nft").unwrap_or_else(|error| panic!("{error}"))),
+        ]
     }
 
     fn command(&self, namespace: &Namespace) -> Command {

@@ -25,4 +25,5 @@ mod queue;
 mod ruleset;
 mod ruleset_restore;
 mod sandbox;
+mod suricata;
 mod systemd;

@@ -53,7 +53,7 @@ fn file_name_that_ends_its_list_and_accepts_auth_hides_no_command() {
     let mut peer = setup.attacker();
     peer.asks(&format!("USER {USER}"), "331");
     peer.asks(&format!("PASS {PASSWORD}"), "230");
-    peer.asks("MKD a\r\0213 x\r\0234 x", "257");
+    peer.asks("MKD a\r\x00213 x\r\x00234 x", "257");
     peer.send_until_acknowledged(b"STAT .\r\nAUTH TLS\r\n");
     let listed = peer.read_until("500 ");
     assert!(listed.contains("\r\n234 x"), "the server does not show the name as it is: {listed:?}");

@@ -51,10 +51,11 @@ pub fn find(package: &str, path: &str) -> Result<Tool> {
     Ok(Tool { program: on_path(Path::new(name))?, libraries: None, root: None })
 }
 
-/// The command that runs nft 1.1 of the cache, with the loader and the libraries that it was built for.
-pub fn newer_nft() -> Result<Vec<String>> {
-    let Tool { program, libraries, root } = find("nft-1.1", "usr/sbin/nft")?;
-    let (Some(libraries), Some(root)) = (libraries, root) else { return Err(missing("nft 1.1")) };
+/// The command that runs a program of the cache with the loader and the libraries that it was built for, not this machine's.
+/// `path` is where its package has it.
+pub fn with_own_loader(package: &str, path: &str) -> Result<Vec<String>> {
+    let Tool { program, libraries, root } = find(package, path)?;
+    let (Some(libraries), Some(root)) = (libraries, root) else { return Err(missing(package)) };
     let loader = fs::read_dir(root.join("usr/lib64"))
         .ok()
         .into_iter()
@@ -63,7 +64,7 @@ pub fn newer_nft() -> Result<Vec<String>> {
         .map(|entry| entry.path())
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("ld-linux")))
         .and_then(|path| path.canonicalize().ok())
-        .ok_or_else(|| missing("the loader of nft 1.1"))?;
+        .ok_or_else(|| missing(&format!("the loader of {package}")))?;
     let [loader, program] = [loader, program].map(|path| path.display().to_string());
     Ok(vec![loader, "--library-path".to_owned(), libraries, program])
 }
