@@ -355,9 +355,9 @@ impl Engine {
         let now = self.clock.now();
         let pinholes = self.tracker.pinholes().map(|(.., expectation)| expectation);
         let restored = self.firewall.restore(now, pinholes);
-        if restored.as_ref().is_ok_and(|restored| restored.prepared_for_nat) {
+        if let Some(reason) = restored.as_ref().ok().and_then(|restored| restored.prepared_for) {
             let limit = self.firewall.limit_of_saved_rulesets();
-            info!("another table has a chain for NAT now, so new control connections are prepared for it; {limit}");
+            info!("another table has a {reason} now, so new control connections are prepared for it; {limit}");
         }
         match restored {
             Ok(restored) if restored.is_nothing() => {}

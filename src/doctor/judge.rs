@@ -178,7 +178,11 @@ fn features(kernel: &KernelFeatures) -> Vec<Finding> {
 fn saved_rulesets(kernel: &KernelFeatures) -> Option<Finding> {
     let (Ok(Choice { profile, .. }), Ok(Some(queueing))) = (&kernel.mechanism, &kernel.queueing) else { return None };
     // The daemon itself will run as intended.
-    Some(Finding::new(Rating::Ok, "saved rulesets", profile.limit_of_saved_rulesets(*queueing, kernel.has_nat)))
+    Some(Finding::new(
+        Rating::Ok,
+        "saved rulesets",
+        profile.limit_of_saved_rulesets(*queueing, kernel.needs_preparation),
+    ))
 }
 
 fn mechanism(choice: &Result<Choice, NotPossible>) -> Finding {

@@ -16,7 +16,7 @@ fn good() -> HostState {
         kernel: Some(KernelFeatures {
             nf_tables: Ok(()),
             queueing: Ok(Some(Queueing::Statement)),
-            has_nat: false,
+            needs_preparation: false,
             takes_ruleset: Ok(()),
             mechanism: Ok(Choice { profile: &sets::PROFILE, because: "as the policy says".to_owned() }),
             reads_queues: Ok(()),
@@ -117,7 +117,7 @@ fn saved_ruleset_that_may_not_load_is_reported_with_what_to_do() {
         (kernel.mechanism, kernel.queueing) = (native(), Ok(Some(Queueing::CompatTarget)));
     };
     for (host, reason) in [
-        (change(|kernel| kernel.has_nat = true), "no_expectation4"),
+        (change(|kernel| kernel.needs_preparation = true), "no_expectation4"),
         (change(native_by_target), "the target NFQUEUE"),
         (change(|kernel| kernel.mechanism = native()), "nf_conntrack_ftp"),
     ] {

@@ -20,7 +20,7 @@ use crate::netfilter::netlink::{Conntrack, Family, Table, Tables};
 use crate::netfilter::nft::{self, NftError};
 use crate::netfilter::queue::Queue;
 use crate::netfilter::readers::{Reader, readers};
-use crate::netfilter::table::{IptablesTable, QueueChain, Queueing, TableOwner, has_nat, iptables_tables, ruleset};
+use crate::netfilter::table::{IptablesTable, QueueChain, Queueing, TableOwner, iptables_tables, preparation, ruleset};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const OWN_TABLE: Table<'static> = Table { family: Family::Inet, name: "pinhole" };
@@ -70,8 +70,8 @@ pub struct KernelFeatures {
     pub nf_tables: Result<(), String>,
     /// The statement that queues packets; none if the kernel has none.
     pub queueing: Result<Option<Queueing>, String>,
-    /// Whether another table may translate addresses.
-    pub has_nat: bool,
+    /// Whether the daemon would prepare control connections for NAT or a flowtable of another table.
+    pub needs_preparation: bool,
     /// Whether `nft --check` accepts the ruleset for the policy.
     pub takes_ruleset: Result<(), String>,
     /// The mechanism that the daemon would use, or why the mechanism of the policy does not work.
@@ -131,11 +131,11 @@ impl DaemonState {
 impl KernelFeatures {
     fn probe(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
         let opened = Tables::open(TIMEOUT).map_err(|error| error.to_string());
-        let (nf_tables, queueing, has_nat, own_table, iptables) = match opened {
+        let (nf_tables, queueing, needs_preparation, own_table, iptables) = match opened {
             Ok(mut tables) => (
                 Ok(()),
                 Queueing::of_kernel(&mut tables).map_err(|error| error.to_string()),
-                has_nat(&mut tables).unwrap_or(true),
+                preparation(&mut tables).map_or(true, |found| found.is_some()),
                 own_table(&mut tables),
                 iptables_tables(&mut tables).map_err(|error| error.to_string()),
             ),
@@ -151,7 +151,7 @@ impl KernelFeatures {
         Self {
             nf_tables,
             queueing,
-            has_nat,
+            needs_preparation,
             takes_ruleset,
             mechanism: backend::probe(policy),
             reads_queues: reads_queues(readers.as_deref()),

@@ -14,12 +14,15 @@ mod document;
 mod filtered_topology;
 #[path = "../support/helper.rs"]
 mod helper;
+#[path = "../support/real_transfers.rs"]
+mod real_transfers;
 #[path = "../support/recording.rs"]
 mod recording;
 
 mod abort;
 mod containers;
 mod data_dropped;
+mod flowtables;
 mod ftps;
 mod lab_cleanup;
 mod lab_matrix;

@@ -104,7 +104,7 @@ impl KernelFirewall {
 
     /// What of a ruleset that is saved now may not load later, and what to do.
     pub fn limit_of_saved_rulesets(&self) -> &'static str {
-        self.profile().limit_of_saved_rulesets(self.table.queueing(), self.table.is_ready_for_nat())
+        self.profile().limit_of_saved_rulesets(self.table.queueing(), self.table.prepares_connections())
     }
 
     /// How this kernel queues packets.
@@ -238,7 +238,7 @@ impl Firewall for KernelFirewall {
         // Somebody translates addresses by other means than a chain of nf_tables.
         let needs_nat = found.as_ref().is_some_and(|control| control.connection.is_translated());
         if needs_nat
-            && !self.table.is_ready_for_nat()
+            && !self.table.prepares_connections()
             && let Err(TableError::Kernel(error)) = self.table.prepare_connections()
         {
             self.errors.add(&error);

@@ -25,13 +25,13 @@ pub struct Profile {
 }
 
 impl Profile {
-    /// What of a ruleset that is saved while the daemon runs may not load later, and what to do. `for_nat`: whether control
-    /// connections are prepared for NAT.
-    pub const fn limit_of_saved_rulesets(&self, queueing: Queueing, for_nat: bool) -> &'static str {
+    /// What of a ruleset that is saved while the daemon runs may not load later, and what to do. `prepares`: whether
+    /// control connections are prepared for NAT or flowtables.
+    pub const fn limit_of_saved_rulesets(&self, queueing: Queueing, prepares: bool) -> &'static str {
         match queueing {
-            _ if !self.has_helper && for_nat => {
+            _ if !self.has_helper && prepares => {
                 "what `nft list ruleset` prints while Pinhole runs does not load again, as nft cannot write the objects \
-                 no_expectation4 and no_expectation6, which NAT needs: save your own tables one by one (`nft list table inet filter`)"
+                 no_expectation4 and no_expectation6, which NAT and flowtables need: save your own tables one by one (`nft list table inet filter`)"
             }
             Queueing::Statement if !self.has_helper => {
                 "what `nft list ruleset` prints while Pinhole runs loads again, and admits no data connection then"

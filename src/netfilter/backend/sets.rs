@@ -13,7 +13,7 @@ pub const PROFILE: Profile = Profile {
             Object { name: "no_expectation4", kind: ObjectKind::CtExpectation(Family::Ip) },
             Object { name: "no_expectation6", kind: ObjectKind::CtExpectation(Family::Ip6) },
         ],
-        without_nat: Some(include_str!("../../../rules/sets_without_nat.nft")),
+        unprepared: Some(include_str!("../../../rules/sets_unprepared.nft")),
     },
     is_related: false,
     has_helper: false,

@@ -186,6 +186,19 @@ impl Tables {
         Ok(found)
     }
 
+    /// Whether a table other than this one has a flowtable, for IPv4 or IPv6.
+    pub fn has_flowtable_outside(&mut self, table: Table<'_>) -> Result<bool, Error> {
+        let read = |message: Message<'_>| (!is_of_table(message, table)).then_some(());
+        let mut found = false;
+        for family in [Family::Inet, Family::Ip, Family::Ip6] {
+            let flowtables = self.socket.list(NFT_MSG_GETFLOWTABLE, family.number(), |_| {}, read);
+            let flowtables =
+                flowtables.map_err(|cause| Error::new(Operation::Read, "the flowtables of all tables", cause))?;
+            found |= !flowtables.is_empty();
+        }
+        Ok(found)
+    }
+
     /// The rules of a table, chain by chain in their order; none if there is no such table.
     pub fn rules(&mut self, table: Table<'_>) -> Result<Vec<Rule>, Error> {
         let name = |w: &mut Writer| w.string(NFTA_RULE_TABLE, table.name);

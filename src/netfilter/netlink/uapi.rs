@@ -74,6 +74,8 @@ pub(super) const NFT_MSG_DELSETELEM: u16 = 14;
 pub(super) const NFT_MSG_NEWOBJ: u16 = 18;
 pub(super) const NFT_MSG_GETOBJ: u16 = 19;
 pub(super) const NFT_MSG_DELOBJ: u16 = 20;
+pub(super) const NFT_MSG_NEWFLOWTABLE: u16 = 22;
+pub(super) const NFT_MSG_GETFLOWTABLE: u16 = 23;
 /// Like `NFT_MSG_DELTABLE` and `NFT_MSG_DELSETELEM`, but no error where nothing is there. Since Linux 6.3.
 pub(super) const NFT_MSG_DESTROYTABLE: u16 = 26;
 pub(super) const NFT_MSG_DESTROYSETELEM: u16 = 30;

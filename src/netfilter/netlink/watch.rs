@@ -60,6 +60,8 @@ pub enum ChangeKind {
     SetAdded,
     /// A set was removed.
     SetRemoved,
+    /// A flowtable was added or changed.
+    FlowtableAdded,
 }
 
 impl ChangeKind {
@@ -78,6 +80,7 @@ impl ChangeKind {
             NFT_MSG_DELRULE => Some(Self::RuleRemoved),
             NFT_MSG_NEWSET => Some(Self::SetAdded),
             NFT_MSG_DELSET => Some(Self::SetRemoved),
+            NFT_MSG_NEWFLOWTABLE => Some(Self::FlowtableAdded),
             _ => None,
         }
     }
@@ -104,7 +107,11 @@ impl Change for TableChange {
         let chain = match kind {
             ChangeKind::ChainAdded | ChangeKind::ChainRemoved => string(NFTA_CHAIN_NAME),
             ChangeKind::RuleAdded | ChangeKind::RuleRemoved => string(NFTA_RULE_CHAIN),
-            ChangeKind::TableAdded | ChangeKind::TableRemoved | ChangeKind::SetAdded | ChangeKind::SetRemoved => None,
+            ChangeKind::TableAdded
+            | ChangeKind::TableRemoved
+            | ChangeKind::SetAdded
+            | ChangeKind::SetRemoved
+            | ChangeKind::FlowtableAdded => None,
         };
         let family = Family::of(message.family()?)?;
         Some(Self { kind, family, table: string(NFTA_TABLE_NAME)?, chain, port_id: message.port_id })
@@ -267,6 +274,12 @@ mod tests {
             change(NFT_MSG_NEWCHAIN, NFPROTO_IPV4, &[(NFTA_CHAIN_TABLE, "filter"), (NFTA_CHAIN_NAME, "forward")])
                 .expect("a change");
         assert_eq!((added.chain.as_deref(), added.family), (Some("forward"), Family::Ip));
+    }
+
+    #[test]
+    fn added_flowtable_is_reported() {
+        let added = change(NFT_MSG_NEWFLOWTABLE, NFPROTO_INET, &[(NFTA_TABLE_NAME, "filter")]).expect("a change");
+        assert_eq!((added.kind, &*added.table, added.chain), (ChangeKind::FlowtableAdded, "filter", None));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use hashbrown::{HashMap, HashSet};
 
 use super::accept_rules;
 use super::manager::iptables_tables;
-use super::nat::has_nat;
+use super::prepare::preparation;
 use super::ruleset::{self, MechanismRules, PRIORITY, QueueChain, Queueing, TABLE};
 use super::{PinholeTable, Restored, TableError, deadline, elements};
 use crate::core::policy::{Capture, Policy};
@@ -31,8 +31,8 @@ impl PinholeTable {
             policy: policy.clone(),
             queueing,
             mechanism_rules,
-            for_nat: has_nat(&mut tables)?,
-            nat_may_have_come: false,
+            prepares: preparation(&mut tables)?.is_some(),
+            may_need_preparation: false,
             has_iptables: iptables_tables(&mut tables)?.iter().any(|table| table.name == "filter"),
             was_kept: !is_new,
             deadline: deadline::adopt(&mut tables)?,

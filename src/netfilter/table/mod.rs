@@ -9,9 +9,9 @@ mod elements;
 mod error;
 mod install;
 mod manager;
-mod nat;
 mod owner;
 mod pinholes;
+mod prepare;
 mod reload;
 mod restore;
 mod ruleset;
@@ -24,9 +24,9 @@ use hashbrown::{HashMap, HashSet};
 pub use accept_rules::{own_iptables_rule, own_rule, own_rule_for};
 pub use error::TableError;
 pub use manager::{IptablesTable, iptables_tables};
-pub use nat::has_nat;
 pub use owner::TableOwner;
 pub use pinholes::Pinhole;
+pub use prepare::{Preparation, preparation};
 pub use restore::Restored;
 pub use ruleset::{MechanismRules, QueueChain, Queueing, is_own_chain, text as ruleset};
 
@@ -44,12 +44,12 @@ pub(super) struct PinholeTable {
     tables: Tables,
     policy: Policy,
     queueing: Queueing,
-    /// The rules of the mechanism, for a host with NAT.
+    /// The rules of the mechanism, for a host that needs control connections prepared.
     mechanism_rules: MechanismRules,
-    /// Whether the installed rules are those for a host with NAT.
-    for_nat: bool,
-    /// Whether another table got a chain, perhaps for NAT, since that was last looked at.
-    nat_may_have_come: bool,
+    /// Whether the installed rules prepare control connections.
+    prepares: bool,
+    /// Whether another table got a chain, perhaps for NAT, or a flowtable, since that was last looked at.
+    may_need_preparation: bool,
     /// Whether iptables managed a table that filters when this was installed.
     has_iptables: bool,
     /// Whether the table of an earlier run was kept, so that its rules have been in force all the time.
@@ -79,7 +79,7 @@ impl PinholeTable {
     }
 
     fn installed_rules(&self) -> MechanismRules {
-        self.mechanism_rules.on_host(self.for_nat)
+        self.mechanism_rules.on_host(self.prepares)
     }
 
     /// The rule that an administrator has to write on this host if `admit` is empty.

@@ -3,6 +3,7 @@
 use super::accept_rules::{self, Place};
 use super::install::fixed_handles;
 use super::pinholes::BySet;
+use super::prepare::Preparation;
 use super::ruleset::{self, TABLE};
 use super::{PinholeTable, TableError, deadline};
 use crate::core::expectation::Expectation;
@@ -20,8 +21,8 @@ pub struct Restored {
     pub was_gone: bool,
     /// The number of pinholes and port ranges.
     pub elements: usize,
-    /// Control connections were not prepared for NAT, and are now.
-    pub prepared_for_nat: bool,
+    /// Control connections were not prepared, and are now: why.
+    pub prepared_for: Option<Preparation>,
     /// The chains of `admit` whose accept rule was restored.
     pub admitted: Vec<Chain>,
     /// The chains of `admit` that do not exist. Their creation will be a change of the ruleset to handle.
@@ -38,12 +39,12 @@ impl Restored {
 impl PinholeTable {
     /// Whether another program's change may concern this table or its accept rules.
     pub(in crate::netfilter) fn concerns(&mut self, change: &TableChange) -> bool {
-        let may_bring_nat = self.may_bring_nat(change);
+        let may_need_preparation = self.notes_preparation(change);
         let in_table = |table: Table<'_>| (table.family, table.name) == (change.family, &*change.table);
         let is_of = |chain: &Chain| {
             in_table(accept_rules::table(chain)) && change.chain.as_deref().is_none_or(|name| name == chain.chain())
         };
-        may_bring_nat || in_table(TABLE) || self.policy.admit.iter().any(is_of)
+        may_need_preparation || in_table(TABLE) || self.policy.admit.iter().any(is_of)
     }
 
     /// Whether the table and the accept rules are complete and unchanged.
@@ -80,7 +81,7 @@ impl PinholeTable {
             restored.table = true;
             restored.elements = elements.values().flatten().filter(|element| element.value.is_none()).count();
         }
-        restored.prepared_for_nat = self.prepare_for_nat()?;
+        restored.prepared_for = self.prepare_if_needed()?;
         Ok(restored)
     }
 

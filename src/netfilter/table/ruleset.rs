@@ -53,15 +53,15 @@ pub struct MechanismRules {
     /// The objects that must exist before nft reads these rules. The chain `prepare_seqadj` applies them to new control
     /// connections.
     pub objects: &'static [Object<'static>],
-    /// The rules for a host without NAT, where the mechanism needs no objects.
-    pub without_nat: Option<&'static str>,
+    /// The rules for a host where control connections need no preparation, and so the mechanism no objects.
+    pub unprepared: Option<&'static str>,
 }
 
 impl MechanismRules {
-    /// These rules for a host with or without NAT.
-    pub(super) fn on_host(self, has_nat: bool) -> Self {
-        match self.without_nat {
-            Some(text) if !has_nat => Self { text, objects: &[], without_nat: None },
+    /// These rules for a host that needs control connections prepared or not.
+    pub(super) fn on_host(self, needs_preparation: bool) -> Self {
+        match self.unprepared {
+            Some(text) if !needs_preparation => Self { text, objects: &[], unprepared: None },
             _ => self,
         }
     }

@@ -36,7 +36,7 @@ pub const PROFILE: Profile = Profile {
     rules: MechanismRules {
         text: include_str!("../../../../rules/native.nft"),
         objects: &[Object { name: NAME, kind: ObjectKind::CtHelper(NAME) }],
-        without_nat: None,
+        unprepared: None,
     },
     is_related: true,
     has_helper: true,
