@@ -93,7 +93,7 @@ pub fn lines(data: &[u8]) {
         for notation in Mode::ALL.map(Notation::of) {
             let _ = notation.read(line.text);
         }
-        whole.push((line.text.to_vec(), line.start, line.end, line.whole, line.plain));
+        whole.push((line.text.to_vec(), line.start, line.end, line.whole, line.is_unambiguous));
     }
     // Byte by byte the lines are the same.
     let mut piecewise = Vec::new();
@@ -102,7 +102,7 @@ pub fn lines(data: &[u8]) {
         let mut unread = UnreadBytes::new(at + index, std::slice::from_ref(byte), None, LIMIT);
         while reader.advance(&mut unread) {
             let line = unread.line();
-            piecewise.push((line.text.to_vec(), line.start, line.end, line.whole, line.plain));
+            piecewise.push((line.text.to_vec(), line.start, line.end, line.whole, line.is_unambiguous));
         }
     }
     assert_eq!(whole, piecewise);

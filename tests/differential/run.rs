@@ -305,12 +305,12 @@ impl<'a> Run<'a> {
         if place <= self.cursor + NEAR {
             self.farthest = self.farthest.max(end);
         }
-        let is_plain = sent.flags & (flag::ACK | flag::SYN | flag::RST) == flag::ACK
+        let is_unambiguous = sent.flags & (flag::ACK | flag::SYN | flag::RST) == flag::ACK
             && sent.defect == Defect::None
             && sent.ack == Ack::Right
             && matches!(sent.stamp, TimestampOption::Right | TimestampOption::Missing)
             && place <= self.cursor;
-        if is_plain {
+        if is_unambiguous {
             self.cursor = self.cursor.max(end);
         }
         self.send_raw(seq, ack, flags, sent.window, sent.urgent.unwrap_or(0), options, &payload, &sent.defect);

@@ -50,9 +50,9 @@ impl Ends {
     fn connect(case: &Case, topology: &NatTopology) -> Self {
         let NatTopology { client, server, target, .. } = topology;
         let listens = SocketAddr::new(server.addresses.of(case.family), 21);
-        let dialled = SocketAddr::new(target.of(case.family), case.nat.port());
+        let destination = SocketAddr::new(target.of(case.family), case.nat.port());
         let listener = server.namespace.run(|| TcpListener::bind(listens)).expect("root may").expect("it is free");
-        let connect = || TcpStream::connect_timeout(&dialled, TIMEOUT);
+        let connect = || TcpStream::connect_timeout(&destination, TIMEOUT);
         let client = client.namespace.run(connect).expect("root may").expect("it is let through");
         let (server, _) = listener.accept().expect("it has come");
         let [client, server] = [client, server].map(|end| {

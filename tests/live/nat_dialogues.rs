@@ -160,9 +160,9 @@ impl NatDialogueFixture {
     fn new(helper: Helper, &Case { mode, family, .. }: &Case) -> Result<Self> {
         let topology = NatTopology::new(if mode.is_active() { Nat::Masquerade } else { Nat::Dnat })?;
         let helpers = start(helper, &topology)?;
-        let dialled = SocketAddr::new(topology.target.of(family), 21);
+        let destination = SocketAddr::new(topology.target.of(family), 21);
         let listens = SocketAddr::new(topology.server.addresses.of(family), 21);
-        let pair = Pair::connect(&topology.client.namespace, dialled, &topology.server.namespace, listens)?;
+        let pair = Pair::connect(&topology.client.namespace, destination, &topology.server.namespace, listens)?;
         Ok(Self { family, topology, _helpers: helpers, pair })
     }
 
@@ -442,10 +442,10 @@ fn transfer_many(helper: Helper, nat: Nat, mode: Mode, transfers: usize, killed_
     let options = MiniOptions { one_listener: true, ..MiniOptions::default() };
     let server = MiniServer::start(&topology.server.namespace, listens, options).expect("it listens");
     server.place("readme.txt", CONTENT);
-    let dialled = SocketAddr::new(topology.target.of(family), 21);
+    let destination = SocketAddr::new(topology.target.of(family), 21);
     let recorder = topology.record_packets().unwrap_or_else(|error| panic!("{error}"));
     let talk = || {
-        let mut client = MiniClient::log_in(dialled, TIMEOUT)?;
+        let mut client = MiniClient::log_in(destination, TIMEOUT)?;
         let mut content = Vec::new();
         for transfer in 1..=transfers {
             if killed_every.is_some_and(|every| transfer % every == 0) {

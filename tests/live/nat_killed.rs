@@ -55,8 +55,8 @@ fn kill_under_transfers(nat: Nat) {
     let client = &topology.client.namespace;
     thread::scope(|scope| {
         let sessions = SESSIONS.map(|(family, mode)| {
-            let dialled = SocketAddr::new(topology.target.of(family), 21);
-            let transfers = move || transfer_under(disturbance, is_over, dialled, mode);
+            let destination = SocketAddr::new(topology.target.of(family), 21);
+            let transfers = move || transfer_under(disturbance, is_over, destination, mode);
             (mode, scope.spawn(move || client.run(transfers).and_then(|result| result)))
         });
         {
@@ -95,9 +95,9 @@ fn kill_between_the_lines(nat: Nat, family: Family, mode: Mode) -> Result<()> {
     let address = SocketAddr::new(topology.server.addresses.of(family), 21);
     let server = MiniServer::start(&topology.server.namespace, address, MiniOptions::default())?;
     server.place(FILE, CONTENT);
-    let dialled = SocketAddr::new(topology.target.of(family), 21);
+    let destination = SocketAddr::new(topology.target.of(family), 21);
     let visit = || {
-        let mut client = MiniClient::log_in(dialled, TIMEOUT)?;
+        let mut client = MiniClient::log_in(destination, TIMEOUT)?;
         for _ in 0..lab::share_of(8) {
             another_daemon()?;
             let mut data = if mode.is_active() {

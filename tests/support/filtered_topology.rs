@@ -100,9 +100,9 @@ pub(crate) fn filter(shape: Shape) -> String {
     };
     let mut rules = shape.default_drop().to_owned();
     for chain in chains {
-        let dialled = if (shape, *chain) == (Shape::ServerHost, "output") { "" } else { "tcp dport 2121 accept\n" };
-        let dialled = if (shape, *chain) == (Shape::ClientHost, "input") { "" } else { dialled };
-        rules += &format!("table inet filter {{\nchain {chain} {{\n{dialled}{refuse}\n}}\n}}\n");
+        let destination = if (shape, *chain) == (Shape::ServerHost, "output") { "" } else { "tcp dport 2121 accept\n" };
+        let destination = if (shape, *chain) == (Shape::ClientHost, "input") { "" } else { destination };
+        rules += &format!("table inet filter {{\nchain {chain} {{\n{destination}{refuse}\n}}\n}}\n");
     }
     rules
 }

@@ -226,7 +226,7 @@ mod tests {
             end: start + text.len() + 2,
             begins: true,
             whole: true,
-            plain: true,
+            is_unambiguous: true,
             may_continue: false,
         })
     }

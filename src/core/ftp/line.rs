@@ -2,7 +2,7 @@
 //!
 //! Servers and clients disagree about what ends a line (only CRLF, or a bare LF as well), and about Telnet sequences in
 //! it. A client's bytes are cut as the most lenient server cuts them: at every LF. A server's bytes are cut as the
-//! strictest client cuts them: at CRLF only. [`Line::plain`] says whether all implementations read the same line.
+//! strictest client cuts them: at CRLF only. [`Line::is_unambiguous`] says whether all implementations read the same line.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -38,7 +38,7 @@ pub struct Line<'a> {
     pub whole: bool,
     /// Whether all implementations read the same line: it follows a CRLF, ends in CRLF, and has no CR, LF, NUL or
     /// Telnet in between.
-    pub plain: bool,
+    pub is_unambiguous: bool,
     /// Whether the end of the previous line may have been urgent data, so that some receivers read both as one line.
     pub may_continue: bool,
 }
@@ -50,7 +50,7 @@ struct Unfinished {
     start: Seq,
     too_long: bool,
     /// Whether some implementations read it differently, also because of bytes beyond the limit.
-    is_odd: bool,
+    is_ambiguous: bool,
     /// Whether the last byte that came was a CR.
     ends_in_cr: bool,
 }
@@ -79,7 +79,7 @@ struct LatestLine {
     end: Seq,
     begins: bool,
     whole: bool,
-    plain: bool,
+    is_unambiguous: bool,
     may_continue: bool,
 }
 
@@ -87,8 +87,8 @@ impl<'a> UnreadBytes<'a> {
     /// Bytes of which the first has the sequence number `at`. The last byte before `urgent_end` may be urgent
     /// data, which the receiver may not read as text. Of a line longer than `limit` only the beginning is kept.
     pub fn new(at: Seq, bytes: impl Into<Cow<'a, [u8]>>, urgent_end: Option<Seq>, limit: usize) -> Self {
-        let (begins, whole, plain, may_continue) = (false, false, false, false);
-        let line = LatestLine { text: 0..0, start: at, end: at, begins, whole, plain, may_continue };
+        let (begins, whole, is_unambiguous, may_continue) = (false, false, false, false);
+        let line = LatestLine { text: 0..0, start: at, end: at, begins, whole, is_unambiguous, may_continue };
         Self { bytes: bytes.into(), from: 0, at, urgent_end, limit, line, joined: None }
     }
 
@@ -99,9 +99,9 @@ impl<'a> UnreadBytes<'a> {
 
     /// The latest line that was read.
     pub fn line(&self) -> Line<'_> {
-        let LatestLine { ref text, start, end, begins, whole, plain, may_continue } = self.line;
+        let LatestLine { ref text, start, end, begins, whole, is_unambiguous, may_continue } = self.line;
         let bytes = self.joined.as_ref().map_or(&*self.bytes, |joined| &joined.text);
-        Line { text: &bytes[text.clone()], start, end, begins, whole, plain, may_continue }
+        Line { text: &bytes[text.clone()], start, end, begins, whole, is_unambiguous, may_continue }
     }
 }
 
@@ -149,27 +149,28 @@ impl LineReader {
         let (was_synced, was_lost) = (self.is_synced, self.is_lost);
         let may_continue = std::mem::take(&mut self.is_behind_urgent);
         *joined = self.unfinished.take();
-        let (start, text, whole, is_plain) = match joined {
+        let (start, text, whole, is_unambiguous) = match joined {
             Some(joined) => {
                 joined.keep(without_lf, *limit);
-                let Unfinished { text, start, too_long, is_odd, ends_in_cr } = &**joined;
+                let Unfinished { text, start, too_long, is_ambiguous, ends_in_cr } = &**joined;
                 self.ended(*ends_in_cr);
                 // In a line that was cut at the limit, a CR at the end does not belong to the CRLF.
                 let text = if *ends_in_cr && !*too_long { text.strip_suffix(b"\r").unwrap_or(text) } else { text };
                 let whole = !*too_long && text.len() <= *limit;
-                (*start, 0..text.len().min(*limit), whole, *ends_in_cr && !is_odd)
+                (*start, 0..text.len().min(*limit), whole, *ends_in_cr && !is_ambiguous)
             }
             None => {
                 let without_cr = without_lf.strip_suffix(b"\r");
                 self.ended(without_cr.is_some());
                 let text = without_cr.unwrap_or(without_lf);
                 let whole = text.len() <= *limit;
-                (*at, *from..*from + text.len().min(*limit), whole, without_cr.is_some_and(is_plain))
+                (*at, *from..*from + text.len().min(*limit), whole, without_cr.is_some_and(is_unambiguous))
             }
         };
         let may_lack_end = urgent_end.is_some_and(|urgent| urgent.is_after(start));
-        let plain = was_synced && is_plain && !may_lack_end;
-        *line = LatestLine { start, end, text, begins: !was_lost, whole: whole && !was_lost, plain, may_continue };
+        let is_unambiguous = was_synced && is_unambiguous && !may_lack_end;
+        *line =
+            LatestLine { start, end, text, begins: !was_lost, whole: whole && !was_lost, is_unambiguous, may_continue };
         // A receiver that takes the CR or the LF for urgent data does not see the end of the line.
         if urgent_end.is_some_and(|urgent| urgent.is_after(end.moved(-2))) {
             self.is_behind_urgent = self.is_synced;
@@ -233,13 +234,13 @@ impl LineReader {
 
     /// The unfinished line, as far as it was received.
     pub fn unfinished(&self) -> Option<Line<'_>> {
-        let Unfinished { text, start, too_long, is_odd, .. } = self.unfinished.as_deref()?;
+        let Unfinished { text, start, too_long, is_ambiguous, .. } = self.unfinished.as_deref()?;
         // A CR at the end may be the first byte of the CRLF.
         let text = text.strip_suffix(b"\r").unwrap_or(text);
-        let plain = self.is_synced && !is_odd;
+        let is_unambiguous = self.is_synced && !is_ambiguous;
         let end = *start + text.len();
         let (whole, may_continue) = (!too_long && !self.is_lost, self.is_behind_urgent);
-        Some(Line { text, start: *start, end, begins: !self.is_lost, whole, plain, may_continue })
+        Some(Line { text, start: *start, end, begins: !self.is_lost, whole, is_unambiguous, may_continue })
     }
 
     /// A line has ended.
@@ -250,7 +251,13 @@ impl LineReader {
 
     fn keep(&mut self, at: Seq, bytes: &[u8], limit: usize) {
         let unfinished = self.unfinished.get_or_insert_with(|| {
-            Box::new(Unfinished { text: Vec::new(), start: at, too_long: false, is_odd: false, ends_in_cr: false })
+            Box::new(Unfinished {
+                text: Vec::new(),
+                start: at,
+                too_long: false,
+                is_ambiguous: false,
+                ends_in_cr: false,
+            })
         });
         unfinished.keep(bytes, limit);
     }
@@ -264,13 +271,13 @@ impl Unfinished {
         self.text.extend_from_slice(&bytes[..room]);
         self.too_long |= room < bytes.len();
         // A CR at the end may be the first byte of the CRLF, and one that other bytes follow is not.
-        self.is_odd |= self.ends_in_cr || !is_plain(bytes.strip_suffix(b"\r").unwrap_or(bytes));
+        self.is_ambiguous |= self.ends_in_cr || !is_unambiguous(bytes.strip_suffix(b"\r").unwrap_or(bytes));
         self.ends_in_cr = last == b'\r';
     }
 }
 
 /// Whether all implementations read this text in the same way.
-fn is_plain(text: &[u8]) -> bool {
+fn is_unambiguous(text: &[u8]) -> bool {
     memchr3(b'\r', b'\n', 0, text).is_none() && memchr(IAC, text).is_none()
 }
 
@@ -282,7 +289,7 @@ mod tests {
 
     const LIMIT: usize = 64;
 
-    /// The text of a line, whether it was whole, and whether it was plain.
+    /// The text of a line, whether it was whole, and whether it was unambiguous.
     type Read = (String, bool, bool);
 
     /// The lines of `chunks`.
@@ -296,7 +303,7 @@ mod tests {
                 let line = unread.line();
                 assert_eq!(line.start, expected_start);
                 expected_start = line.end;
-                lines.push((String::from_utf8_lossy(line.text).into_owned(), line.whole, line.plain));
+                lines.push((String::from_utf8_lossy(line.text).into_owned(), line.whole, line.is_unambiguous));
             }
             at += chunk.len();
         }
@@ -311,8 +318,8 @@ mod tests {
         lines(LineReader::new(LineEnding::CrLf), [text])
     }
 
-    fn read(text: &str, whole: bool, plain: bool) -> Read {
-        (text.to_owned(), whole, plain)
+    fn read(text: &str, whole: bool, is_unambiguous: bool) -> Read {
+        (text.to_owned(), whole, is_unambiguous)
     }
 
     #[test]

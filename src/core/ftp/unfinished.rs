@@ -15,7 +15,7 @@ pub fn address_in_command(text: &[u8]) -> Option<usize> {
         end: Default::default(),
         begins: true,
         whole: true,
-        plain: true,
+        is_unambiguous: true,
         may_continue: false,
     };
     let CommandLine::Command(Command { verb: Verb::Announce(_), .. }) = Command::parse(&line) else { return None };

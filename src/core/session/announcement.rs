@@ -44,9 +44,9 @@ pub struct AnnouncementState {
     /// Both ends have sent only FTP so far.
     pub is_ftp: bool,
     /// The dialogue was read from its start, by this run or, as the connection's mark says, by an earlier one.
-    pub is_known: bool,
+    pub has_known_start: bool,
     /// All implementations read this line in the same way.
-    pub is_plain: bool,
+    pub is_unambiguous: bool,
     /// The client asked for it with PASV, EPSV or LPSV; always true for an active mode.
     pub asked_for: bool,
     /// A user is logged in.

@@ -68,7 +68,7 @@ pub struct Dialogue {
     /// The client has sent a command of FTP.
     has_commanded: bool,
     /// Its start was read, by this run or by an earlier one.
-    is_known: bool,
+    has_known_start: bool,
     extended_only: bool,
     /// The client has asked for a list of files in a reply (STAT with a path). A file's name may hold what looks like
     /// the end of that reply and another reply: servers write such names as they are.
@@ -98,7 +98,7 @@ impl Dialogue {
             is_logged_in: false,
             is_greeted: false,
             has_commanded: false,
-            is_known: true,
+            has_known_start: true,
             extended_only: false,
             lists_files: false,
             encryption_requested: false,
@@ -122,7 +122,7 @@ impl Dialogue {
             is_logged_in: progress == SessionProgress::LoggedIn,
             is_greeted: true,
             has_commanded: progress != SessionProgress::Unknown,
-            is_known: match progress {
+            has_known_start: match progress {
                 SessionProgress::Unknown => false,
                 // If a client's bytes passed unread before a login: see `client_gap`.
                 SessionProgress::Ftp => synced.client,
@@ -140,7 +140,7 @@ impl Dialogue {
             // The server's answer has to be read.
             Protocol::Other if self.tls_offered => SessionProgress::Unknown,
             Protocol::Encrypted | Protocol::Other => SessionProgress::Unreadable,
-            _ if !self.is_known || self.lists_files => SessionProgress::Unknown,
+            _ if !self.has_known_start || self.lists_files => SessionProgress::Unknown,
             Protocol::Ftp | Protocol::Undecided if self.is_logged_in => SessionProgress::LoggedIn,
             Protocol::Ftp | Protocol::Undecided if self.is_greeted && self.has_commanded => SessionProgress::Ftp,
             Protocol::Ftp | Protocol::Undecided => SessionProgress::Unknown,
@@ -148,8 +148,8 @@ impl Dialogue {
     }
 
     /// Whether its start was read, by this run or by an earlier one.
-    pub fn is_known(&self) -> bool {
-        self.is_known
+    pub fn has_known_start(&self) -> bool {
+        self.has_known_start
     }
 
     /// Whether it cannot be read any more.
@@ -184,7 +184,7 @@ impl Dialogue {
         if self.is_greeted {
             return Event::Nothing;
         }
-        if self.is_known && self.protocol == Protocol::Undecided && is_client_hello(bytes) {
+        if self.has_known_start && self.protocol == Protocol::Undecided && is_client_hello(bytes) {
             self.protocol = Protocol::Other;
             self.tls_offered = true;
             return Event::TlsOffered;
@@ -215,13 +215,13 @@ impl Dialogue {
             self.pending.next_may_be_continuation();
         }
         let is_out_of_place = self.protocol == Protocol::Undecided
-            && self.is_known
+            && self.has_known_start
             && !is_like_ftp(line, &parsed)
             && !(self.awaits_security_data && is_security_data(line, &parsed));
         // In a picked-up session, too: a header line, or a line that is not text.
         let is_no_command = match parsed {
             CommandLine::Unknown([.., b':']) => true,
-            CommandLine::Unknown(_) => !self.is_known && line.text.iter().any(u8::is_ascii_control),
+            CommandLine::Unknown(_) => !self.has_known_start && line.text.iter().any(u8::is_ascii_control),
             CommandLine::Command(_) | CommandLine::Empty => false,
         };
         if is_out_of_place || is_no_command {
@@ -453,7 +453,7 @@ impl Dialogue {
     /// Lines of the client were lost. The server's replies may show what they were.
     pub fn client_gap(&mut self) {
         // Before a login, the lost bytes may have been those that show that this is not FTP.
-        self.is_known &= self.protocol != Protocol::Undecided;
+        self.has_known_start &= self.protocol != Protocol::Undecided;
         self.pending.clear();
         self.synced = false;
     }
@@ -485,8 +485,8 @@ impl Dialogue {
     ) -> Announcement<'a> {
         let state = AnnouncementState {
             is_ftp: self.is_greeted && self.protocol != Protocol::Other,
-            is_known: self.is_known,
-            is_plain: line.plain && (mode.is_active() || !self.lists_files),
+            has_known_start: self.has_known_start,
+            is_unambiguous: line.is_unambiguous && (mode.is_active() || !self.lists_files),
             asked_for,
             logged_in: self.is_logged_in,
             extended_only: self.extended_only,

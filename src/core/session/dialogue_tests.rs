@@ -5,7 +5,7 @@ use crate::core::net::Seq;
 
 fn line(text: &[u8]) -> Line<'_> {
     let end = Seq::new(0) + text.len() + 2;
-    Line { text, start: Seq::new(0), end, begins: true, whole: true, plain: true, may_continue: false }
+    Line { text, start: Seq::new(0), end, begins: true, whole: true, is_unambiguous: true, may_continue: false }
 }
 
 /// Feeds lines to a dialogue; `>` begins a line of the client, `<` one of the server. Returns the announcements, with
@@ -27,11 +27,12 @@ fn describe(event: &Event<'_>) -> Option<String> {
     match event {
         Event::Nothing | Event::Command(..) => None,
         Event::Announced(Announcement { mode, state, .. }) => {
-            let AnnouncementState { is_ftp, is_known, is_plain, asked_for, logged_in, extended_only } = *state;
+            let AnnouncementState { is_ftp, has_known_start, is_unambiguous, asked_for, logged_in, extended_only } =
+                *state;
             let doubts = [
                 (!is_ftp, " not FTP"),
-                (!is_known, " not known"),
-                (!is_plain, " not plain"),
+                (!has_known_start, " unknown start"),
+                (!is_unambiguous, " ambiguous"),
                 (!asked_for, " not asked for"),
                 (!logged_in, " not logged in"),
                 (extended_only, " extended only"),
@@ -250,7 +251,7 @@ fn empty_lines_do_not_shift_replies() {
 fn picked_up_session_has_the_recorded_progress() {
     let lines = format!("> NOOP\n< 200 ok\n> PORT 10,0,0,2,4,5\n< 200 ok\n> PASV\n{PASSIVE}");
     for (progress, doubts) in [
-        (SessionProgress::Unknown, " not known not logged in"),
+        (SessionProgress::Unknown, " unknown start not logged in"),
         (SessionProgress::Ftp, " not logged in"),
         (SessionProgress::LoggedIn, ""),
     ] {
@@ -262,7 +263,7 @@ fn picked_up_session_has_the_recorded_progress() {
             "{progress:?}"
         );
         let login = "> USER a\n< 331 and?\n> PASS b\n< 230 in\n> PORT 1";
-        let port = if progress == SessionProgress::Unknown { "PORT not known" } else { "PORT" };
+        let port = if progress == SessionProgress::Unknown { "PORT unknown start" } else { "PORT" };
         assert_eq!(feed_lines(&mut dialogue, login), ["in", port], "{progress:?}");
     }
     let mut encrypted = Dialogue::picked_up(SessionProgress::Unknown, Synced::default());
@@ -309,8 +310,8 @@ fn lost_bytes_are_no_login_and_no_command() {
     feed_lines(&mut dialogue, "< 220 hello\n> USER a");
     dialogue.server_gap();
     dialogue.client_gap();
-    assert_eq!(feed_lines(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT not known not logged in"]);
-    assert_eq!(feed_lines(&mut dialogue, PASSIVE), ["227 not known not asked for not logged in"]);
+    assert_eq!(feed_lines(&mut dialogue, "> PORT 10,0,0,2,4,5"), ["PORT unknown start not logged in"]);
+    assert_eq!(feed_lines(&mut dialogue, PASSIVE), ["227 unknown start not asked for not logged in"]);
 }
 
 #[test]
@@ -318,10 +319,10 @@ fn loss_before_a_login_may_hide_that_it_is_not_ftp() {
     let mut dialogue = Dialogue::from_start();
     feed_lines(&mut dialogue, "< 220 hello");
     dialogue.client_gap();
-    assert_eq!(feed_lines(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+    assert_eq!(feed_lines(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT unknown start"]);
     assert_eq!(dialogue.progress(), SessionProgress::Unknown);
     let mut dialogue = Dialogue::picked_up(SessionProgress::Ftp, Synced::default());
-    assert_eq!(feed_lines(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT not known"]);
+    assert_eq!(feed_lines(&mut dialogue, "> USER a\n< 230 in\n> PORT 1"), ["in", "PORT unknown start"]);
 }
 
 #[test]
@@ -329,10 +330,10 @@ fn ambiguous_line_is_marked() {
     let mut dialogue = Dialogue::from_start();
     feed_lines(&mut dialogue, "< 220 hello\n> USER a\n< 230 in\n> PASV");
     let announced = |event: &Event<'_>| describe(event).unwrap_or_default();
-    let port = Line { plain: false, ..line(b"PORT 10,0,0,2,4,5") };
-    assert_eq!(announced(&dialogue.client_line(&port)), "PORT not plain");
-    let reply = Line { plain: false, ..line(b"227 (10,0,0,1,4,5)\n") };
-    assert_eq!(announced(&dialogue.server_line(&reply)), "227 not plain");
+    let port = Line { is_unambiguous: false, ..line(b"PORT 10,0,0,2,4,5") };
+    assert_eq!(announced(&dialogue.client_line(&port)), "PORT ambiguous");
+    let reply = Line { is_unambiguous: false, ..line(b"227 (10,0,0,1,4,5)\n") };
+    assert_eq!(announced(&dialogue.server_line(&reply)), "227 ambiguous");
 }
 
 #[test]

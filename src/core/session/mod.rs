@@ -132,7 +132,7 @@ impl Session {
 
     /// Where an address begins, or will begin, in the unfinished line of that end; and the byte before it.
     pub fn unfinished_address(&self, direction: Direction) -> Option<(Seq, u8)> {
-        let Line { text, start, .. } = self.unfinished(direction).filter(|line| line.whole && line.plain)?;
+        let Line { text, start, .. } = self.unfinished(direction).filter(|line| line.whole && line.is_unambiguous)?;
         let offset = match direction {
             Direction::FromClient => address_in_command(text),
             Direction::FromServer => address_in_reply(text),

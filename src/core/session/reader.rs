@@ -221,7 +221,7 @@ impl<'a> SegmentReader<'a> {
         let (direction, unread) = self.unread.as_ref()?;
         let direction = *direction;
         let mut line = unread.line();
-        line.plain &= self.doubt(direction).doubted_to.is_none_or(|to| !to.is_after(line.start));
+        line.is_unambiguous &= self.doubt(direction).doubted_to.is_none_or(|to| !to.is_after(line.start));
         let event = match direction {
             _ if !line.begins => self.dialogue.may_announce(&line, direction),
             Direction::FromClient => self.dialogue.client_line(&line),

@@ -24,7 +24,7 @@ pub(super) fn decide(
     if !state.is_ftp {
         return Err(Refusal::NotFtp);
     }
-    if !state.is_known {
+    if !state.has_known_start {
         return Err(Refusal::PickedUp);
     }
     if terms.denies_all() || terms.denies(mode.command()) {
@@ -39,7 +39,7 @@ pub(super) fn decide(
     if terms.login == Login::Required && !state.logged_in {
         return Err(Refusal::NotLoggedIn);
     }
-    if !state.is_plain {
+    if !state.is_unambiguous {
         return Err(Refusal::Ambiguous);
     }
     let named = announcement.named.ok_or(Refusal::BadSyntax)?;

@@ -7,8 +7,8 @@ use crate::core::session::AnnouncementState;
 
 const GOOD: AnnouncementState = AnnouncementState {
     is_ftp: true,
-    is_known: true,
-    is_plain: true,
+    has_known_start: true,
+    is_unambiguous: true,
     asked_for: true,
     logged_in: true,
     extended_only: false,

@@ -30,7 +30,7 @@ pub(super) struct SessionContext<'a, 'w, F, O> {
     /// The session may be a data connection of its client.
     pub(super) may_be_data: bool,
     /// The session was read from its start, by this run or, as the connection's mark says, by an earlier one.
-    pub(super) is_known: bool,
+    pub(super) has_known_start: bool,
     /// The segment holds an announcement that was refused.
     pub(super) has_refused: bool,
     /// The segment contains bytes that must not reach the receiver, and could not be replaced.
@@ -149,7 +149,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             Err(Refusal::NotAskedFor | Refusal::Ambiguous) if self.was_replaced_before(announcement) => {
                 let mut known = announcement.clone();
                 known.state.asked_for = true;
-                known.state.is_plain = true;
+                known.state.is_unambiguous = true;
                 decide(&known)
             }
             decided => decided,

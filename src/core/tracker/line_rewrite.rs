@@ -275,7 +275,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         let text = searched(line.text, line.start.is_before(self.segment.seq));
         let is_searched = line.whole && text.len() == line.text.len();
         let line = &Line { text, ..*line };
-        if !line.begins && (!self.is_known || self.may_end_denied(line.text) || has_foreign_letters(line.text)) {
+        if !line.begins && (!self.has_known_start || self.may_end_denied(line.text) || has_foreign_letters(line.text)) {
             // It may be the end of a denied command of which the beginning passed unread, or was read by an earlier
             // run.
             self.overwrite(line.start, last);

@@ -59,7 +59,7 @@ impl Tracker {
             has_ended: tracked.ended.is_some(),
             is_forged: tracked.origins.are_doubtful(),
             may_be_data: tracked.may_be_data,
-            is_known: tracked.session.dialogue().is_known(),
+            has_known_start: tracked.session.dialogue().has_known_start(),
             has_refused: false,
             must_drop: false,
             search: PortSearch::new(),

@@ -33,9 +33,9 @@ pub enum Nat {
     BothFromInside,
     /// One gateway for everything; the server is inside.
     BothFromOutside,
-    /// One gateway for everything; both are inside, and the client dials the outside address.
+    /// One gateway for everything; both are inside, and the client connects to the outside address.
     Hairpin,
-    /// The server is on the gateway, and the client dials another.
+    /// The server is on the gateway, and the client connects to another address.
     Redirect,
     /// The client is on the host that translates.
     LocalSnat,
@@ -64,7 +64,7 @@ impl Nat {
         Self::ClientKnows,
     ];
 
-    /// The port that the client dials.
+    /// The port to which the client connects.
     pub const fn port(self) -> u16 {
         if matches!(self, Self::DnatOtherPort) { 2121 } else { 21 }
     }
@@ -150,7 +150,7 @@ pub struct NatTopology {
     pub server: Host,
     /// From the client to the server.
     pub gateways: Vec<Gateway>,
-    /// The address that the client dials.
+    /// The address to which the client connects.
     pub target: Addresses,
     /// The outside address of the gateway before the client or the server.
     pub public: Addresses,
@@ -300,7 +300,7 @@ fn route_by(host: &Host, gateway: Addresses) -> Result<()> {
     Family::ALL.into_iter().try_for_each(|family| host.namespace.route_by(gateway.of(family)))
 }
 
-/// Shared by a group of cells: the kind of NAT, and a server that is dialled by one family.
+/// Shared by a group of cells: the kind of NAT, and a server that clients of one family reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NatSetup {
     /// Who is translated where.

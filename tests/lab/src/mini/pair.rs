@@ -51,14 +51,19 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// Connects from one namespace to a listener in the other, at the address `dialled`. Each write becomes a segment.
-    pub fn connect(client: &Namespace, dialled: SocketAddr, server: &Namespace, listens: SocketAddr) -> Result<Self> {
+    /// Connects from one namespace to a listener in the other, at the address `destination`. Each write becomes a segment.
+    pub fn connect(
+        client: &Namespace,
+        destination: SocketAddr,
+        server: &Namespace,
+        listens: SocketAddr,
+    ) -> Result<Self> {
         for namespace in [client, server] {
             namespace.set("net/ipv4/tcp_autocorking", "0")?;
         }
-        let doing = || format!("connect from {client} to {dialled}, where {listens} in {server} should be");
+        let doing = || format!("connect from {client} to {destination}, where {listens} in {server} should be");
         let listener = server.run(|| TcpListener::bind(listens))?.doing(doing)?;
-        let ours = client.run(|| TcpStream::connect_timeout(&dialled, TIMEOUT))?.doing(doing)?;
+        let ours = client.run(|| TcpStream::connect_timeout(&destination, TIMEOUT))?.doing(doing)?;
         let (theirs, _) = accept_within(&listener, TIMEOUT).doing(doing)?;
         for stream in [&ours, &theirs] {
             stream.set_nodelay(true).and_then(|()| stream.set_read_timeout(Some(LOOK))).doing(doing)?;
