@@ -69,6 +69,8 @@ enum Command {
     Rules(service::RulesArgs),
     /// Show the daemon's sessions, open pinholes and counters
     Status(service::StatusArgs),
+    /// Print the daemon's counters and gauges for Prometheus
+    Metrics(service::MetricsArgs),
     /// Make the daemon reload its policy
     Reload,
     /// Kill the daemon if it hangs; `run` starts this
@@ -111,6 +113,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => service::run(&args),
         Command::Rules(args) => service::rules(&args),
         Command::Status(args) => service::status(&args),
+        Command::Metrics(args) => service::metrics(&args),
         Command::Reload => service::reload(),
         Command::Watchdog => service::watchdog(),
         Command::Demo => demo::run(),

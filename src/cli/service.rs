@@ -7,7 +7,7 @@ use rustix::thread::{CapabilitySet, capabilities};
 
 use super::{Outcome, input};
 use crate::daemon::control;
-use crate::daemon::status::Request;
+use crate::daemon::status::{Format, Request};
 use crate::doctor::{self, Finding, Surroundings};
 use crate::netfilter::backend::sets;
 use crate::netfilter::netlink::Tables;
@@ -46,6 +46,21 @@ pub(super) struct StatusArgs {
     /// Print the status as a JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct MetricsArgs {
+    /// The format of the text; node_exporter reads only `prometheus` from a file
+    #[arg(long, value_name = "FORMAT", default_value = "openmetrics")]
+    format: FormatArg,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum FormatArg {
+    /// OpenMetrics 1.0
+    Openmetrics,
+    /// Prometheus' text format 0.0.4
+    Prometheus,
 }
 
 pub(super) fn run(args: &RunArgs) -> anyhow::Result<Outcome> {
@@ -99,7 +114,18 @@ pub(super) fn rules(args: &RulesArgs) -> anyhow::Result<Outcome> {
 }
 
 pub(super) fn status(args: &StatusArgs) -> anyhow::Result<Outcome> {
-    let answer = control::request(if args.json { Request::Json } else { Request::Status })?;
+    print_answer(if args.json { Request::Json } else { Request::Status })
+}
+
+pub(super) fn metrics(args: &MetricsArgs) -> anyhow::Result<Outcome> {
+    print_answer(Request::Metrics(match args.format {
+        FormatArg::Openmetrics => Format::OpenMetrics,
+        FormatArg::Prometheus => Format::Prometheus,
+    }))
+}
+
+fn print_answer(request: Request) -> anyhow::Result<Outcome> {
+    let answer = control::request(request)?;
     match answer.strip_prefix("error: ") {
         None => super::print(&answer),
         Some(problem) => anyhow::bail!("{}", problem.trim_end()),

@@ -14,8 +14,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::AbortHandle;
 use tracing::{debug, error, info, warn};
 
-use super::Shared;
 use super::status::Request;
+use super::{Shared, open_metrics};
 use crate::core::policy;
 use crate::netfilter::queue::processors;
 
@@ -192,6 +192,10 @@ async fn answer(mut stream: UnixStream, shared: &Shared, source: Option<&Path>) 
     let answer = match serde_json::from_str(&request) {
         Ok(Request::Status) => shared.lock().status().to_string(),
         Ok(Request::Json) => serde_json::to_string(&shared.lock().status())? + "\n",
+        Ok(Request::Metrics(format)) => {
+            let status = shared.lock().status();
+            open_metrics::encode(status, format)
+        }
         Ok(Request::Reload) => match reload(shared, source) {
             Ok(()) => format!("policy reloaded: {}\n", name_of(source)),
             Err(ReloadError { full, .. }) => format!("error: {full}\n"),

@@ -12,6 +12,7 @@ mod event_log;
 mod history;
 mod live_session;
 mod log_limit;
+mod open_metrics;
 mod packets;
 pub mod sandbox;
 pub mod status;

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 pub use super::history::{EventReport, SessionReport};
+pub use super::open_metrics::Format;
 use serde::{Deserialize, Serialize};
 
 use crate::core::count::Count;
@@ -168,6 +169,7 @@ pub enum Request {
     Status,
     /// The status as JSON.
     Json,
+    Metrics(Format),
     Reload,
     /// The sessions between two hosts, as JSON.
     Explain {
@@ -296,10 +298,10 @@ impl fmt::Display for PinholeStatus {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn status(open_pinholes: u64) -> Status {
+    pub(in crate::daemon) fn status(open_pinholes: u64) -> Status {
         let pinhole = PinholeStatus {
             session: Some(1),
             announced_by: Some("227"),

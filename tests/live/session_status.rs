@@ -57,3 +57,24 @@ fn status_lists_the_transfer_of_each_session() {
         assert_eq!(is_counted, counts == "1", "{listed}");
     }
 }
+
+#[test]
+fn metrics_have_the_values_of_the_status() {
+    let fixture = FilteredTopology::new(Shape::Gateway);
+    let daemon = fixture.daemon("");
+    let server = fixture.serve(Family::V4);
+    fixture.as_client(|| {
+        let client = MiniClient::log_in(server.address(), TIMEOUT)?;
+        for (format, last) in [("openmetrics", "# EOF\n"), ("prometheus", "\n")] {
+            let printed = daemon.program(&["metrics", "--format", format]).expect("it ends");
+            let text = String::from_utf8_lossy(&printed.stdout);
+            let status = daemon.status();
+            let packets = format!("pinhole_packets_total {}", status["counters"]["packets"]);
+            for line in [&*packets, "pinhole_sessions 1", "pinhole_sessions_begun_total 1"] {
+                assert!(text.lines().any(|found| found == line), "{line} is not in {text}");
+            }
+            assert!(text.ends_with(last), "{text}");
+        }
+        client.quit()
+    });
+}
