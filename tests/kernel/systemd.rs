@@ -4,6 +4,7 @@
 
 use crate::daemon;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
@@ -336,4 +337,88 @@ fn system_call_filter_allows_all_calls_of_pinhole_and_nft() {
     assert_eq!(host.table(), None);
     let killed = host.machine.journal("pinhole").into_iter().find(|line| line.text.contains("/SYS"));
     assert_eq!(killed, None);
+}
+
+/// A server that speaks just enough: CONTROL DATA. It listens on DATA once the login is over, as a server does before it
+/// announces the port. The records are none of TLS, but look like them.
+const ENCRYPTING_SERVER: &str = "
+import socket, sys
+control, data = map(int, sys.argv[1:])
+listener = socket.create_server(('', control))
+while True:
+    peer, _ = listener.accept()
+    records = 0
+    try:
+        peer.sendall(b'220 ready\\r\\n')
+        peer.recv(100)
+        peer.sendall(b'234 go on\\r\\n')
+        while record := peer.recv(100):
+            records += 1
+            if records == 3:
+                passive = socket.create_server(('', data))
+            peer.sendall(record)
+    except OSError:
+        pass
+    if records >= 3:
+        passive.close()
+";
+
+/// A session up to the command behind the login, which remains open.
+fn encrypted_session(server: SocketAddr) -> TcpStream {
+    let mut session = TcpStream::connect_timeout(&server, TIMEOUT).expect("the filter admits it");
+    session.set_read_timeout(Some(TIMEOUT)).expect("a timeout");
+    let mut answer = |said: &[u8]| {
+        session.write_all(said).expect("it is open");
+        let mut buffer = [0; 100];
+        let length = session.read(&mut buffer).expect("an answer");
+        buffer[..length].to_vec()
+    };
+    assert_eq!(answer(b""), b"220 ready\r\n");
+    assert_eq!(answer(b"AUTH TLS\r\n"), b"234 go on\r\n");
+    for record in [b"\x16\x03\x01\0\x02ab", b"\x17\x03\x03\0\x02ab", b"\x17\x03\x03\0\x02ab", b"\x17\x03\x03\0\x02ab"] {
+        assert_eq!(answer(record), record);
+    }
+    session
+}
+
+/// Inside the sandbox of its unit, Pinhole reads cgroups and asks for sockets.
+#[test]
+fn unit_vouches_for_the_data_sockets_of_a_unit() {
+    let host = Host::serving("");
+    let python = lab::tools::python().expect("Python");
+    let [server, ours, others] =
+        [2121, 40_000, 40_001].map(|port| SocketAddr::new(host.control_port(false).ip(), port));
+    let script = host.machine.path("/run/server.py");
+    fs::write(script, ENCRYPTING_SERVER).expect("root may write it");
+    let start = |unit: &str, arguments: &str| {
+        host.machine
+            .sh(&format!("systemd-run --quiet --unit={unit} {} -u /run/server.py {arguments}", python.display()));
+    };
+    start("ftps", "2121 40000");
+    start("web", "40001 40002");
+    host.machine.sh("nft insert rule inet filter input tcp dport 2121 accept");
+    let client = &host.topology.client.namespace;
+    for (service, reachable) in [
+        ("service", [true, false]),
+        ("service unit ftps.service", [true, false]),
+        ("service unit web.service", [false, true]),
+        ("service cgroup /system.slice/ftps.service", [true, false]),
+        ("service unit gone.service", [false, false]),
+    ] {
+        let mechanism = daemon::mechanism();
+        let policy = format!(
+            "control_ports: [21, 2121]\nadmit: [inet filter input]\nmechanism: {mechanism}\ndefaults: {{ tls: {service} }}\n"
+        );
+        fs::write(host.machine.path("/etc/pinhole/policy.yaml"), policy).expect("root may write it");
+        host.machine.sh("systemctl reload pinhole");
+        for port in [server, others] {
+            lab::wait_until("the units to listen", TIMEOUT, || host.topology.firewall.is_listening(port.port()))
+                .unwrap_or_else(|error| panic!("{port}: {error}: {:?}", host.machine.journal("ftps")));
+        }
+        let reached = client.run(|| {
+            let _session = encrypted_session(server);
+            [ours, others].map(|port| TcpStream::connect_timeout(&port, SHORT).is_ok())
+        });
+        assert_eq!(reached.expect("root may enter"), reachable, "{service}: {:?}", host.machine.journal("pinhole"));
+    }
 }
