@@ -219,6 +219,10 @@ impl Engine {
             self.tracker.note_missing_events(self.clock.now());
         }
         let mut decision = Decision::of(Verdict::Accept);
+        if segment.is_err() && self.policy.holds_back() {
+            // The receiver may be able to read it, and may find a denied command in it.
+            decision.verdict = Verdict::Drop;
+        }
         match segment {
             Ok(segment) => decision = self.segment(packet, segment, on_gap),
             Err(NotSegment::BadChecksum) => {

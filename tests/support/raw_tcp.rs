@@ -315,6 +315,19 @@ impl RawTcp {
     ) -> Self {
         static PORT: AtomicU16 = AtomicU16::new(20_000);
         let local = SocketAddr::new(address, PORT.fetch_add(1, Ordering::Relaxed));
+        Self::try_connect_from(namespace, local, remote, timestamps, window, early)
+            .unwrap_or_else(|| panic!("no answer from {remote} to a SYN"))
+    }
+
+    /// The same from a certain port. None if the SYN is not answered in time.
+    pub(crate) fn try_connect_from(
+        namespace: &Namespace,
+        local: SocketAddr,
+        remote: SocketAddr,
+        timestamps: bool,
+        window: u16,
+        early: &[u8],
+    ) -> Option<Self> {
         let mut end = Self::new(Wire::open(namespace, local), remote, timestamps.then_some(0));
         end.open = window;
         let mut syn = RawSegment { syn: true, ack: None, ..end.segment(early) };
@@ -323,7 +336,9 @@ impl RawTcp {
         end.next = first + 1 + early.len();
         let until = Instant::now() + TIMEOUT;
         while end.acked != end.next {
-            assert!(Instant::now() < until, "no answer from {remote} to a SYN");
+            if Instant::now() >= until {
+                return None;
+            }
             end.send_segment(&syn);
             let retry = Instant::now() + RETRY;
             while end.acked != end.next && end.take_next(retry) {}
@@ -336,7 +351,7 @@ impl RawTcp {
         if !early.is_empty() && syn.payload.is_empty() {
             end.send_until_acknowledged(early);
         }
-        end
+        Some(end)
     }
 
     /// A segment with that payload as this end would send it next. It advances nothing.

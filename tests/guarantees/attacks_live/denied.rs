@@ -386,6 +386,26 @@ fn denied_command_in_a_syn_does_not_arrive() {
     );
 }
 
+/// Linux and conntrack take port 0 for any other, and the daemon for damage.
+#[test]
+fn denied_command_from_port_zero_does_not_arrive() {
+    let fixture = fixture();
+    let target = fixture.target(Family::V4, 21);
+    // Nobody accepts the connection: `accept` fails for that port, but not on every system that a server may run on.
+    let server = &fixture.topology.server.namespace;
+    let _listener = server.run(|| TcpListener::bind(target)).expect("root may enter").expect("it is free");
+    let client = &fixture.topology.client;
+    let own = SocketAddr::new(client.addresses.of(Family::V4), 0);
+    let arrives = || {
+        let peer = RawTcp::try_connect_from(&client.namespace, own, target, false, SMALL_WINDOW, b"");
+        peer.is_some_and(|mut peer| peer.send_for(b"FEAT\r\n", ARRIVAL))
+    };
+    for (policy, expected) in [(POLICY, false), ("", true)] {
+        let _daemon = fixture.daemon(policy);
+        assert_eq!(arrives(), expected, "FEAT arrives with the policy {policy:?}");
+    }
+}
+
 /// Many filters accept every packet to port 21, also those that conntrack calls invalid and that are not queued.
 #[test]
 fn denied_command_in_an_invalid_packet_does_not_arrive() {
