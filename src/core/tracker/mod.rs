@@ -182,9 +182,11 @@ impl Tracker {
         if let Some(tracked) = self.sessions.get_mut(slot)
             && tracked.origins.is_forged(direction, segment.origin)
         {
-            // Routing may drop this packet. Or the routes have changed: then the connection continues unread.
+            // Routing may drop this packet. Or the routes have changed: then the connection continues unread, unless a denied
+            // command could.
             env.report(tracked.number, &SessionEvent::Anomaly(StreamAnomaly::WrongInterface));
-            return TrackerVerdict::Untracked;
+            let may_be_denied = direction == Direction::FromClient && env.policy.terms(tracked.rule).holds_back();
+            return if may_be_denied { TrackerVerdict::Session(Verdict::Drop) } else { TrackerVerdict::Untracked };
         }
         TrackerVerdict::Session(self.segment(slot, segment, direction, on_gap, env))
     }

@@ -1,6 +1,7 @@
 //! Commands that the policy denies.
 
 use super::*;
+use crate::core::net::Origin;
 
 #[test]
 fn denied_command_is_reported() {
@@ -54,6 +55,28 @@ fn denied_command_is_stopped_under_its_other_name() {
         let mut talk = logged_in(&mut fixture);
         let passed = fixture.lets_pass(&talk.says(FromClient, sent));
         assert_eq!(String::from_utf8_lossy(&passed), arrives, "{denied} is denied");
+    }
+}
+
+/// A client with two ways to the firewall can have the interface of its own packets taken for the server's.
+#[test]
+fn denied_command_from_what_seems_the_servers_interface_does_not_pass() {
+    for (policy, passes) in [("defaults: { commands: { deny: [DELE] } }", false), ("", true)] {
+        let mut fixture = Fixture::with_policy(policy);
+        let mut talk = conversation();
+        let [syn, syn_ack, ack] = talk.handshake();
+        let command = talk.says(FromClient, "DELE x\r\n");
+        let mut comes_from = |packet: &[u8], interface| {
+            let origin = Some(Origin { interface, is_doubtful: false });
+            let segment = Segment { origin, ..Segment::parse(packet).expect("a segment") };
+            fixture.with_env(|tracker, env| tracker.handle(&segment, env))
+        };
+        comes_from(&syn, 1);
+        comes_from(&syn_ack, 1);
+        comes_from(&ack, 2);
+        let verdict = comes_from(&command, 1);
+        let expected = if passes { TrackerVerdict::Untracked } else { TrackerVerdict::Session(Verdict::Drop) };
+        assert_eq!(verdict, expected, "{policy:?}");
     }
 }
 
