@@ -99,7 +99,7 @@ impl Manager {
             Self::Iptables => format!("run {insert}, or {pinhole_adds}"),
             Self::Nft => {
                 let place = if dropped == Dropped::ByPolicy { "to it" } else { "above that" };
-                format!("add {place} `{}`, or {pinhole_adds}", own_rule(mark))
+                format!("add {place} `{}`, or {pinhole_adds}; see docs/howto/nftables.md", own_rule(mark))
             }
         }
     }

@@ -14,7 +14,7 @@ use pinhole::core::metrics::{EventCounters, Metric};
 use pinhole::daemon::status::{DaemonCounters, Gauges};
 use pinhole::replay::ReplayCounters;
 
-const DOCUMENTS: [&str; 13] = [
+const DOCUMENTS: [&str; 14] = [
     "README.md",
     "docs/howto/containers.md",
     "docs/howto/dmz.md",
@@ -23,6 +23,7 @@ const DOCUMENTS: [&str; 13] = [
     "docs/howto/ids.md",
     "docs/howto/iptables.md",
     "docs/howto/nat.md",
+    "docs/howto/nftables.md",
     "docs/howto/server.md",
     "docs/howto/ufw.md",
     "docs/reference/ftp.md",

@@ -148,6 +148,7 @@ fn documented(page: &str, heading: &str) -> String {
 
 const UFW: &str = include_str!("../../docs/howto/ufw.md");
 const FIREWALLD: &str = include_str!("../../docs/howto/firewalld.md");
+const NFTABLES: &str = include_str!("../../docs/howto/nftables.md");
 
 /// What stands between the first backquotes after a text.
 #[track_caller]
@@ -316,6 +317,62 @@ fn gateway_of_firewalld_admits_by_the_accept_rule() {
     let _daemon = host.run("admit: [inet firewalld filter_FORWARD]\n");
     host.assert_transfers_work();
     host.assert_pinhole_survives("firewall-cmd --reload");
+    host.assert_transfers_work();
+}
+
+/// A host with the file of the page, which `systemctl` loads as nftables.service does.
+fn with_nftables_conf() -> Host {
+    let host = Host::new();
+    let (_, file) = NFTABLES.split_once("/etc/nftables.conf:\n\n```text\n").expect("the page has the file");
+    let file = file.split("```").next().expect("it ends");
+    fs::write(host.debian.path("/etc/nftables.conf"), file).expect("root may write it");
+    load_nftables_conf(&host, "## The file");
+    host
+}
+
+/// Runs the commands of the page below a heading.
+fn load_nftables_conf(host: &Host, heading: &str) {
+    let unit = fs::read_to_string(host.debian.path("/usr/lib/systemd/system/nftables.service")).expect("Debian has it");
+    let reload = unit.lines().find_map(|line| line.strip_prefix("ExecReload=")).expect("it can be reloaded");
+    host.debian.sh(&format!("systemctl() {{ {reload}; }}\n{}", documented(NFTABLES, heading)));
+}
+
+#[test]
+fn nftables_conf_may_be_loaded_again_beside_the_accept_rule() {
+    const ADMIT: &str = "mechanism: sets\nadmit: [inet filter input]\n";
+    let host = with_nftables_conf();
+    assert_eq!(host.check(ADMIT, "warning  "), [""; 0]);
+    let daemon = host.run(ADMIT);
+    let on_top = || host.wait_until_on_top("nft list chain inet filter input", 3);
+    on_top();
+    host.assert_transfers_work();
+    for command in ["nft -f /etc/nftables.conf", "nft flush ruleset; nft -f /etc/nftables.conf"] {
+        host.assert_pinhole_survives(command);
+        on_top();
+        host.assert_transfers_work();
+    }
+    load_nftables_conf(&host, "## The file");
+    on_top();
+    daemon.wait_for_log("restored the table inet pinhole", 1);
+    host.assert_transfers_work();
+}
+
+#[test]
+fn documented_rule_in_nftables_conf_admits_transfers() {
+    let host = with_nftables_conf();
+    let daemon = host.run(SETS);
+    host.assert_passive_hangs();
+    let warning = host.only(SETS, "warning  ");
+    let (_, shown) = NFTABLES.split_once("warning  ").expect("the page shows it");
+    let words = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(words(&warning), words(&format!("warning  {}", shown.lines().next().unwrap_or_default())));
+    load_nftables_conf(&host, "## Or write the rule yourself");
+    drop(daemon);
+    assert!(host.debian.sh("cat /etc/nftables.conf").contains(quoted(&warning, "; add")), "{warning}");
+    assert_eq!(host.check(SETS, "warning  "), [""; 0]);
+    let _daemon = host.run(SETS);
+    host.assert_transfers_work();
+    host.assert_pinhole_survives("nft -f /etc/nftables.conf");
     host.assert_transfers_work();
 }
 
