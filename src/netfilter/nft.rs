@@ -5,8 +5,9 @@
 
 use std::env;
 use std::io::{self, Write};
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus, Output, Stdio};
 
 use rustix::fs::{Access, access};
 
@@ -94,7 +95,7 @@ impl Nft {
             return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
         }
         let text = error_text(&String::from_utf8_lossy(&output.stderr));
-        Err(NftError::Refused(if text.is_empty() { output.status.to_string() } else { text }.into()))
+        Err(NftError::Refused(if text.is_empty() { silent_end(output.status) } else { text }.into()))
     }
 
     fn output(&self, arguments: &[&str], input: &str) -> io::Result<Output> {
@@ -109,6 +110,17 @@ impl Nft {
             let _ = stdin.write_all(input.as_bytes());
         }
         child.wait_with_output()
+    }
+}
+
+/// What the end of an nft that printed no error means. nft 1.0.6 crashes where nft 1.1.3 loaded a verdict map by `ct state`.
+fn silent_end(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(_) => format!(
+            "nft crashed ({status}), perhaps because a newer nft loaded tables that this one cannot read: install the newer \
+             one here"
+        ),
+        None => status.to_string(),
     }
 }
 
@@ -130,6 +142,13 @@ mod tests {
                       /dev/stdin:9:1-3: Error: syntax error\n";
         assert_eq!(error_text(stderr), "line 3:2-6: Error: No such file or directory; line 9:1-3: Error: syntax error");
         assert_eq!(error_text("nft: cannot\nload a library\n"), "nft: cannot load a library");
+    }
+
+    #[test]
+    fn crash_of_nft_names_a_reason() {
+        let crash = silent_end(ExitStatus::from_raw(11));
+        assert!(crash.contains("SIGSEGV") && crash.contains("install the newer"), "{crash}");
+        assert_eq!(silent_end(ExitStatus::from_raw(1 << 8)), "exit status: 1");
     }
 
     #[test]
