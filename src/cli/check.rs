@@ -82,7 +82,7 @@ fn check_host(policy: &Policy, path: Option<&Path>, json: bool) -> anyhow::Resul
         writeln!(out)?;
     } else {
         let width = findings.iter().map(|finding| finding.check.len()).max().unwrap_or(0);
-        for Finding { severity, check, message, advice } in &findings {
+        for Finding { severity, check, message, advice, .. } in &findings {
             write!(out, "{severity:7}  {check:width$}  {message}")?;
             advice.iter().try_for_each(|advice| write!(out, "; {advice}"))?;
             writeln!(out)?;

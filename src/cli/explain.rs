@@ -9,11 +9,12 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::{Outcome, input};
+use crate::core::count::Count;
 use crate::core::net::Connection;
 use crate::core::policy::Policy;
 use crate::daemon::control;
 use crate::daemon::status::{Explanation, Request, SessionReport};
-use crate::doctor::{self, Finding, Surroundings};
+use crate::doctor::{self, Finding, Hindered, Surroundings};
 use crate::netfilter::netlink::{Conntrack, ConntrackEntry, Table, TraceStep, TracedSyn, Tracer};
 use crate::netfilter::nft::Nft;
 use crate::netfilter::queue::processors;
@@ -88,8 +89,8 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         .and_then(|mut conntrack| conntrack.list(|entry| is_between(&entry.connection, args.client, args.server)))?;
     let conclusion = match (&daemon, sessions.last()) {
         (Some(error), _) => Conclusion { reason: error.clone(), advice: "start the daemon".to_owned() },
-        (None, None) => without_session(args, &policy, &entries),
-        (None, Some(session)) => of_session(session, args.port, !host.is_empty()),
+        (None, None) => without_session(args, &policy, &entries, &host),
+        (None, Some(session)) => of_session(session, args.port, &host),
     };
     let (trace, fate) = traced.unzip();
     let conclusion = fate.unwrap_or(conclusion);
@@ -185,17 +186,35 @@ fn show_step(step: &TraceStep) -> String {
     }
 }
 
+impl Conclusion {
+    /// The reason is a fault of this host if one was found that hinders such connections; otherwise the advice is `else_`.
+    fn blaming(reason: &str, host: &[Finding], hindered: Hindered, else_: &str) -> Self {
+        let mut faults = host.iter().filter(|finding| finding.hinders == Some(hindered));
+        let Some(Finding { check, message, advice, .. }) = faults.next() else {
+            return Self { reason: reason.to_owned(), advice: else_.to_owned() };
+        };
+        let others = match faults.count() {
+            0 => String::new(),
+            count => format!(" (and {} above)", Count(count, "warning")),
+        };
+        let advice = advice.clone().unwrap_or_else(|| else_.to_owned());
+        Self { reason: format!("{reason}: {check}: {message}{others}"), advice }
+    }
+}
+
 /// Why there is no session.
-fn without_session(args: &Args, policy: &Policy, entries: &[ConntrackEntry]) -> Conclusion {
+fn without_session(args: &Args, policy: &Policy, entries: &[ConntrackEntry], host: &[Finding]) -> Conclusion {
     let Args { client, server, .. } = args;
     let mut ports: Vec<u16> = Vec::new();
     for entry in entries.iter().filter(|entry| entry.connection.client().address == *client) {
         let port = entry.connection.server().port;
         if policy.control_ports.contains(port) {
-            return Conclusion {
-                reason: format!("Pinhole has not read the control connection {}", entry.connection.original),
-                advice: "reconnect: it is older than the daemon, or it passed unread".to_owned(),
-            };
+            return Conclusion::blaming(
+                &format!("Pinhole has not read the control connection {}", entry.connection.original),
+                host,
+                Hindered::ControlConnections,
+                "reconnect: it is older than the daemon, or it passed unread",
+            );
         }
         ports.push(port.number());
     }
@@ -205,14 +224,16 @@ fn without_session(args: &Args, policy: &Policy, entries: &[ConntrackEntry]) -> 
             advice: "if it is FTP, add that port to `control_ports` in the policy".to_owned(),
         };
     }
-    Conclusion {
-        reason: format!("there is no session from {client} to {server}, and connection tracking has no connection"),
-        advice: "does it pass this host, and to a port in `control_ports`? A rule with `notrack` hides it".to_owned(),
-    }
+    Conclusion::blaming(
+        &format!("there is no session from {client} to {server}, and connection tracking has no connection"),
+        host,
+        Hindered::ControlConnections,
+        "does the control connection pass this host, and to a port in `control_ports`?",
+    )
 }
 
 /// What became of the latest announcement, or of the latest one of a port.
-fn of_session(session: &SessionReport, port: Option<u16>, has_warnings: bool) -> Conclusion {
+fn of_session(session: &SessionReport, port: Option<u16>, host: &[Finding]) -> Conclusion {
     let names_port = |message: &str| {
         // The port, and no longer number that begins with it.
         let named = port.map(|port| format!(":{port}"));
@@ -225,11 +246,9 @@ fn of_session(session: &SessionReport, port: Option<u16>, has_warnings: bool) ->
     let results = session.events.iter().rev().filter(|event| RESULTS.contains(&&*event.event));
     let latest = results.into_iter().find(|event| names_port(&event.message));
     let conclude = |reason: &str, advice: &str| Conclusion { reason: reason.to_owned(), advice: advice.to_owned() };
-    let in_the_way = if has_warnings {
-        "the warnings name what is in the way"
-    } else {
-        "does its SYN reach this host? The counter in `nft list chain inet pinhole admit` counts those that did"
-    };
+    let blame = |reason: &str, else_: &str| Conclusion::blaming(reason, host, Hindered::DataConnections, else_);
+    let does_it_come =
+        "does its SYN reach this host? The counter in `nft list chain inet pinhole admit` counts those that did";
     let Some(latest) = latest else {
         return match (session.not_ftp, session.encrypted, port) {
             (true, ..) => conclude("the session is not FTP: nothing opens for it", "see the log for the session"),
@@ -253,19 +272,15 @@ fn of_session(session: &SessionReport, port: Option<u16>, has_warnings: bool) ->
             "the announced data connection was admitted and passed this host",
             "the firewall is not the reason: look at the logs of client and server",
         ),
-        "dropped" => conclude(
+        "dropped" => blame(
             "the SYN of the data connection came and was admitted, and this host dropped it",
-            if has_warnings {
-                in_the_way
-            } else {
-                "another chain of this host, a missing route or the reverse path filter dropped it"
-            },
+            "another chain of this host, a missing route or the reverse path filter dropped it",
         ),
         "closed" if latest.message.contains("the server refused") => {
             conclude("the server refused the command that announced the port", "the server's log gives the reason")
         }
-        "opened" => conclude("the pinhole is open, and no data connection has passed this host", in_the_way),
-        _ => conclude("the pinhole was open, and no data connection passed this host", in_the_way),
+        "opened" => blame("the pinhole is open, and no data connection has passed this host", does_it_come),
+        _ => blame("the pinhole was open, and no data connection passed this host", does_it_come),
     }
 }
 
@@ -298,7 +313,7 @@ mod tests {
     fn latest_result_decides() {
         let used = ("used", "used 10.0.0.1:4001 -> 10.0.0.2:5000, announced by 227");
         let opened = ("opened", "opened 10.0.0.1 -> 10.0.0.2:50001 for 60s, announced by 227");
-        let reason = |events: &[_], port| of_session(&session(events), port, false).reason;
+        let reason = |events: &[_], port| of_session(&session(events), port, &[]).reason;
         assert!(reason(&[used, opened], None).contains("is open, and no data"));
         assert!(reason(&[used, opened], Some(5000)).contains("was admitted"));
         assert!(reason(&[used, opened], Some(500)).contains("no announcement of port 500 "));
@@ -311,13 +326,13 @@ mod tests {
 
     #[test]
     fn refusal_names_the_rule_of_the_policy() {
-        let conclusion = of_session(&session(&[("refused", "refused PORT 10.0.0.9:5000: third-party")]), None, true);
+        let conclusion = of_session(&session(&[("refused", "refused PORT 10.0.0.9:5000: third-party")]), None, &[]);
         assert!(conclusion.reason.contains("third-party") && conclusion.advice.contains("rule \"partners\""));
     }
 
     #[test]
     fn encrypted_session_is_explained() {
-        let conclusion = of_session(&SessionReport { encrypted: true, ..session(&[]) }, None, false);
+        let conclusion = of_session(&SessionReport { encrypted: true, ..session(&[]) }, None, &[]);
         assert!(conclusion.reason.contains("encrypted") && conclusion.advice.contains("tls: range"));
     }
 }

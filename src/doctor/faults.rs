@@ -12,7 +12,7 @@ use super::filter::{self, Dropped, Effect, EffectKind, Packet, Passage, State, p
 use super::listeners::Listener;
 use super::manager::Manager;
 use super::ruleset::{Base, Chain, Ruleset};
-use super::{Finding, Rating};
+use super::{Finding, Hindered, Rating};
 use crate::core::policy::Policy;
 use crate::netfilter::readers::Reader;
 
@@ -138,7 +138,9 @@ fn mark_overwritten(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                 listing(chain),
                 mark = snapshot.policy.mark
             );
-            Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message).advising(advice)
+            Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message)
+                .advising(advice)
+                .hindering(Hindered::DataConnections)
         })
     };
     behind.flat_map(judge).collect()
@@ -168,7 +170,8 @@ fn early_drop(snapshot: &Snapshot<'_>) -> Vec<Finding> {
             format!("add above that `{}`; {}", crate::netfilter::table::own_rule(snapshot.policy.mark), listing(chain))
         };
         let message = format!("would drop data connections: {by}");
-        Some(Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message).advising(advice))
+        let finding = Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message);
+        Some(finding.advising(advice).hindering(Hindered::DataConnections))
     };
     chains.filter_map(judge).collect()
 }
@@ -189,7 +192,8 @@ fn not_tracked(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                 );
                 let advice = format!("except the control ports from that rule; {}", listing(chain));
                 let about = format!("chain {}", chain.name);
-                findings.push(Finding::new(Rating::Warning, about, message).advising(advice));
+                let finding = Finding::new(Rating::Warning, about, message).advising(advice);
+                findings.push(finding.hindering(Hindered::ControlConnections));
             }
         }
     }
@@ -223,6 +227,7 @@ fn other_queue(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                     ),
                 )
                 .advising("choose another queue in the policy, `capture: { queue: N }`, or in that rule")
+                .hindering(Hindered::ControlConnections)
             } else if let Some(reader) = reader {
                 let order = if is_before {
                     "before Pinhole reads them: Pinhole reads what that program accepts"
@@ -256,6 +261,7 @@ fn other_queue(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                     ),
                 )
                 .advising(format_args!("start that program, remove the rule, or add `bypass`; {}", listing(chain)))
+                .hindering(Hindered::ControlConnections)
             };
             findings.push(finding);
         }
@@ -329,8 +335,8 @@ fn control_port_closed(snapshot: &Snapshot<'_>) -> Vec<Finding> {
             };
             let message = format!("drops control connections to port {port}: {by}");
             let advice = Manager::of(snapshot.ruleset, chain).port_advice(chain, port);
-            findings
-                .push(Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message).advising(advice));
+            let finding = Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message);
+            findings.push(finding.advising(advice).hindering(Hindered::ControlConnections));
         }
     }
     findings
@@ -378,6 +384,7 @@ fn server_on_other_port(snapshot: &Snapshot<'_>) -> Vec<Finding> {
             "if that is its control port, add it to the policy: `control_ports: [{}]`",
             named.join(", ")
         ))
+        .hindering(Hindered::ControlConnections)
     };
     found.into_iter().map(judge).collect()
 }

@@ -9,7 +9,7 @@ use super::filter::{self, Dropped, Outcome, State};
 use super::manager::{Manager, managers};
 use super::probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
 use super::ruleset::{Base, Chain, Ruleset};
-use super::{Finding, Rating};
+use super::{Finding, Hindered, Rating};
 use crate::core::kernel::Mark;
 use crate::core::policy::Policy;
 use crate::netfilter::backend::{Choice, NotPossible};
@@ -317,6 +317,7 @@ fn filters(snapshot: &Snapshot<'_>, forwards: bool) -> Vec<Finding> {
         let wrong = place.map(|place| format!("; the mark is accepted elsewhere, but {place}")).unwrap_or_default();
         Finding::new(Rating::Warning, about, format_args!("would drop data connections: {by}{opaque}{wrong}"))
             .advising(advice)
+            .hindering(Hindered::DataConnections)
     };
     outcomes.iter().map(judge).collect()
 }

@@ -48,6 +48,13 @@ impl fmt::Display for Rating {
     }
 }
 
+/// Which connections a fault keeps from working.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hindered {
+    ControlConnections,
+    DataConnections,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Finding {
     pub severity: Rating,
@@ -56,11 +63,14 @@ pub struct Finding {
     pub message: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
+    /// None if a fault hinders neither, or this is no fault.
+    #[serde(skip)]
+    pub hinders: Option<Hindered>,
 }
 
 impl Finding {
     fn new(severity: Rating, check: impl fmt::Display, message: impl fmt::Display) -> Self {
-        Self { severity, check: check.to_string(), message: message.to_string(), advice: None }
+        Self { severity, check: check.to_string(), message: message.to_string(), advice: None, hinders: None }
     }
 
     /// What was checked, what was found and what to do, for a line of the log.
@@ -72,6 +82,10 @@ impl Finding {
 
     fn advising(self, advice: impl fmt::Display) -> Self {
         Self { advice: Some(advice.to_string()), ..self }
+    }
+
+    fn hindering(self, hindered: Hindered) -> Self {
+        Self { hinders: Some(hindered), ..self }
     }
 }
 

@@ -14,6 +14,7 @@ mod machine;
 mod defaults;
 mod deploy;
 mod explain;
+mod explain_faults;
 mod host_check;
 mod host_faults;
 mod iptables;
