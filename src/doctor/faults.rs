@@ -241,6 +241,14 @@ fn other_queue(snapshot: &Snapshot<'_>) -> Vec<Finding> {
                          numbers: set `stream: inline: no` in suricata.yaml, or Suricata replaces bytes of later lines; see \
                          docs/howto/ids.md",
                     )
+                } else if is_before {
+                    // It works with an IPS. But what that program holds or drops never reaches Pinhole.
+                    Finding::new(Rating::Ok, about, message)
+                        .advising(format_args!(
+                            "if sessions hang, let that program end, or move its chain behind priority {OWN}; {}",
+                            listing(chain)
+                        ))
+                        .hindering(Hindered::ControlConnections)
                 } else {
                     Finding::new(Rating::Ok, about, message)
                 }
