@@ -2,12 +2,13 @@
 //! it as understood.
 
 use std::io::{self, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use super::{Outcome, input};
 use crate::core::count::Count;
 use crate::core::policy::{Parsed, Policy};
-use crate::doctor::{self, Finding, PolicyFile, Rating};
+use crate::doctor::{self, Finding, Pair, PolicyFile, Rating};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -18,6 +19,10 @@ pub(super) struct Args {
     /// policy
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Send probes between this client and this server, which may be another host: the SYNs of a control connection and of
+    /// its data connections, through a copy of this host
+    #[arg(long, num_args = 2, value_names = ["CLIENT", "SERVER"])]
+    probe: Vec<IpAddr>,
     /// With FILE: check this host, too, as `--policy FILE` does
     #[arg(long, hide = true)]
     host: bool,
@@ -39,7 +44,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         file => {
             let source = input::policy_file(file.as_deref().or(args.policy.as_deref()));
             match input::policy(source.as_deref()) {
-                Ok(policy) => check_host(&policy, source.as_deref(), args.json),
+                Ok(policy) => check_host(&policy, source.as_deref(), args),
                 Err(outcome) => Ok(outcome),
             }
         }
@@ -70,14 +75,22 @@ fn check_policy(path: &Path) -> anyhow::Result<Outcome> {
     Ok(Outcome::Good)
 }
 
-fn check_host(policy: &Policy, path: Option<&Path>, json: bool) -> anyhow::Result<Outcome> {
+fn check_host(policy: &Policy, path: Option<&Path>, args: &Args) -> anyhow::Result<Outcome> {
     let mut findings = vec![doctor::policy_source(path)];
-    findings.extend(doctor::examine(policy));
+    let pairs: Vec<Pair> = match args.probe[..] {
+        [client, server] if client.is_ipv4() != server.is_ipv4() => {
+            super::print_error(format_args!("`--probe`: {client} and {server} are of different IP versions"));
+            return Ok(Outcome::BadUsage);
+        }
+        [client, server] => vec![Pair { client, server }],
+        _ => Vec::new(),
+    };
+    findings.extend(doctor::examine(policy, &pairs));
     findings.extend(doctor::risks(policy, &path.map(PolicyFile::probe).unwrap_or_default()));
     let count = |severity| findings.iter().filter(|finding| finding.severity == severity).count();
     let (problems, warnings) = (count(Rating::Problem), count(Rating::Warning));
     let mut out = io::stdout().lock();
-    if json {
+    if args.json {
         serde_json::to_writer_pretty(&mut out, &findings)?;
         writeln!(out)?;
     } else {

@@ -43,7 +43,9 @@ enum Command {
     ///
     /// Checks this host for the policy that `run` would take: privileges, kernel features, queues, filter chains, other
     /// rules and programs that keep data connections from working, with a remedy for each problem. Most of that needs root.
-    /// Changes nothing: kernel features are tested in transactions that are not committed.
+    /// Changes nothing: kernel features are tested in transactions that are not committed, and probes, the SYNs of an FTP
+    /// session, go through a copy of this host in a network namespace, where the kernel decides about them by this host's
+    /// rules.
     ///
     /// With FILE, reads that policy file only, and prints it as understood, or every error in it.
     ///

@@ -11,7 +11,8 @@ use nftables::types::{NfChainType, NfHook};
 use super::filter::{self, Dropped, Effect, EffectKind, Packet, Passage, State, pass, versions};
 use super::listeners::Listener;
 use super::manager::Manager;
-use super::ruleset::{Base, Chain, Ruleset};
+use super::probe::{Decision, Probes};
+use super::ruleset::{Base, Chain, ChainName, Ruleset};
 use super::{Finding, Hindered, Rating};
 use crate::core::policy::Policy;
 use crate::netfilter::readers::Reader;
@@ -30,6 +31,8 @@ pub(super) struct Snapshot<'a> {
     pub(super) readers: &'a [Reader],
     /// `ct state` of a data connection.
     pub(super) state: State,
+    /// Where probes came, they decide, and not what is read.
+    pub(super) probes: &'a Probes,
 }
 
 type Judge = fn(&Snapshot<'_>) -> Vec<Finding>;
@@ -66,7 +69,49 @@ impl Snapshot<'_> {
                 None => effects.push(effect),
             }
         }
+        let matched = self.probes.matched(&chain.name, packet.probed().unwrap_or(true));
+        match (packet.probed(), matched) {
+            (Some(_), Some(matched)) => {
+                effects.retain(|effect| matched.contains(&effect.handle));
+                effects.iter_mut().for_each(|effect| effect.is_sure = true);
+            }
+            // No probe is a reply to a client. What may concern one is left out where a probe came from a client.
+            (None, Some(_)) => effects.retain(|effect| effect.is_sure),
+            (_, None) => {}
+        }
         effects
+    }
+
+    /// How a base chain decided about data connections with the mark. None if no probe came to it.
+    pub(super) fn data_decision(&self, chain: &Chain) -> Option<Decision> {
+        // A chain that drops a connection whose mark was overwritten is not the fault.
+        let decision = self.probes.data(&chain.name, |name| self.is_base(name))?;
+        (decision == Decision::Passed || self.marks_overwritten().next().is_none()).then_some(decision)
+    }
+
+    /// Whether a chain may accept clients to which no probe belongs.
+    fn may_accept_others(&self, chain: &Chain, base: &Base, packet: Packet) -> bool {
+        self.probes.are_guessed && self.passages(chain, base, packet).any(|passage| passage.may_accept)
+    }
+
+    fn is_base(&self, name: &ChainName) -> bool {
+        self.ruleset.chains.iter().any(|chain| chain.name == *name && chain.base.is_some())
+    }
+
+    /// The rules behind Pinhole's that clear the mark, with their chains.
+    fn marks_overwritten(&self) -> impl Iterator<Item = (&Chain, Effect)> {
+        let packet = Packet::data(Some(self.state), self.policy.mark.bits());
+        let behind = self.ruleset.bases().filter(|(_, base)| match base.hook {
+            NfHook::Prerouting | NfHook::Output => base.priority >= OWN,
+            NfHook::Input | NfHook::Forward | NfHook::Postrouting => true,
+            _ => false,
+        });
+        behind.flat_map(move |(chain, base)| {
+            let effects = self.effects(chain, base, packet).into_iter();
+            let clears = effects
+                .filter(|effect| effect.kind == EffectKind::ClearsMark && (effect.is_sure || !effect.by_other_port));
+            clears.map(move |effect| (chain, effect))
+        })
     }
 
     /// The packets of control connections, in both directions.
@@ -120,30 +165,19 @@ fn listing(chain: &Chain) -> String {
 
 /// A rule behind Pinhole's clears the mark, so that no rule for the mark matches.
 fn mark_overwritten(snapshot: &Snapshot<'_>) -> Vec<Finding> {
-    let bits = snapshot.policy.mark.bits();
-    let packet = Packet::data(Some(snapshot.state), bits);
-    let behind = snapshot.ruleset.bases().filter(|(_, base)| match base.hook {
-        NfHook::Prerouting | NfHook::Output => base.priority >= OWN,
-        NfHook::Input | NfHook::Forward | NfHook::Postrouting => true,
-        _ => false,
-    });
-    let judge = |(chain, base)| {
-        let effects = snapshot.effects(chain, base, packet).into_iter();
-        let clears = effects.filter(|effect| effect.kind == EffectKind::ClearsMark && !effect.by_other_port);
-        clears.map(move |effect| {
-            let message = format!("{} overwrites the mark of announced data connections (`ct mark set`)", rule_of(&effect));
-            let advice = format!(
-                "keep Pinhole's bits: `ct mark set ct mark & {mark} | ...` (iptables: `--set-xmark VALUE/MASK`, or `--save-mark --ctmask \
-                 MASK`, with a MASK without {mark}), or choose another bit in the policy: `mark:`; {}",
-                listing(chain),
-                mark = snapshot.policy.mark
-            );
-            Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message)
-                .advising(advice)
-                .hindering(Hindered::DataConnections)
-        })
+    let judge = |(chain, effect): (&Chain, Effect)| {
+        let message = format!("{} overwrites the mark of announced data connections (`ct mark set`)", rule_of(&effect));
+        let advice = format!(
+            "keep Pinhole's bits: `ct mark set ct mark & {mark} | ...` (iptables: `--set-xmark VALUE/MASK`, or `--save-mark \
+             --ctmask MASK`, with a MASK without {mark}), or choose another bit in the policy: `mark:`; {}",
+            listing(chain),
+            mark = snapshot.policy.mark
+        );
+        Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message)
+            .advising(advice)
+            .hindering(Hindered::DataConnections)
     };
-    behind.flat_map(judge).collect()
+    snapshot.marks_overwritten().map(judge).collect()
 }
 
 /// A chain before or behind the filter drops data connections. The filter itself is judged by itself.
@@ -156,10 +190,17 @@ fn early_drop(snapshot: &Snapshot<'_>) -> Vec<Finding> {
         let is_before = base.hook != NfHook::Postrouting && base.priority < OWN;
         let mark = if is_before { 0 } else { snapshot.policy.mark.bits() };
         let state = (base.hook == NfHook::Postrouting || base.priority > CONNTRACK).then_some(snapshot.state);
-        let dropped = snapshot.passages(chain, base, Packet::data(state, mark)).find_map(|passage| {
-            // A policy drop with rules that cannot be evaluated is left to the trace.
-            passage.dropped.filter(|dropped| *dropped != Dropped::ByPolicy || !passage.may_accept)
-        })?;
+        let read = || {
+            snapshot.passages(chain, base, Packet::data(state, mark)).find_map(|passage| {
+                // A policy drop with rules that cannot be evaluated is left to the trace.
+                passage.dropped.filter(|dropped| *dropped != Dropped::ByPolicy || !passage.may_accept)
+            })
+        };
+        let (dropped, probe) = match snapshot.data_decision(chain) {
+            Some(Decision::Passed) => return None,
+            Some(Decision::Dropped(dropped, probe)) => (dropped, format!(" (probe: {probe})")),
+            None => (read()?, String::new()),
+        };
         let by = match dropped {
             Dropped::ByPolicy => "its policy is drop".to_owned(),
             Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
@@ -169,7 +210,7 @@ fn early_drop(snapshot: &Snapshot<'_>) -> Vec<Finding> {
         } else {
             format!("add above that `{}`; {}", crate::netfilter::table::own_rule(snapshot.policy.mark), listing(chain))
         };
-        let message = format!("would drop data connections: {by}");
+        let message = format!("would drop data connections: {by}{probe}");
         let finding = Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message);
         Some(finding.advising(advice).hindering(Hindered::DataConnections))
     };
@@ -317,15 +358,14 @@ fn queue_without_first_packet(snapshot: &Snapshot<'_>) -> Vec<Finding> {
 /// The filter drops control connections.
 fn control_port_closed(snapshot: &Snapshot<'_>) -> Vec<Finding> {
     // With DNAT, the filter sees other ports than clients dial.
-    if snapshot.ruleset.changes_destinations() {
-        return Vec::new();
-    }
+    let changes_destinations = snapshot.ruleset.changes_destinations();
     let mut findings = Vec::new();
-    for (chain, base) in snapshot.ruleset.filters() {
+    for (chain, base) in snapshot.ruleset.bases() {
         for port in snapshot.policy.control_ports.as_slice().iter().map(|port| port.number()) {
             let listens = snapshot.listeners.iter().any(|listener| listener.port == port);
             // Where no server is seen, FTP is meant to pass the chain if it accepts data connections by their mark.
             let is_meant = match base.hook {
+                _ if base.kind != NfChainType::Filter => false,
                 NfHook::Input => listens,
                 NfHook::Forward => {
                     filter::evaluate(snapshot.ruleset, chain, base, snapshot.policy, snapshot.state).by_mark && !listens
@@ -334,14 +374,21 @@ fn control_port_closed(snapshot: &Snapshot<'_>) -> Vec<Finding> {
             };
             let packet = Packet::to_control_port(Some(State::New), port);
             let closes = |passage: Passage| passage.dropped.filter(|_| !passage.may_accept);
-            let Some(dropped) = snapshot.passages(chain, base, packet).find_map(closes).filter(|_| is_meant) else {
-                continue;
+            let (dropped, probe) = match snapshot.probes.control(&chain.name, port, |name| snapshot.is_base(name)) {
+                Some(Decision::Passed) => continue,
+                Some(Decision::Dropped(..)) if snapshot.may_accept_others(chain, base, packet) => continue,
+                Some(Decision::Dropped(dropped, probe)) => (dropped, format!(" (probe: {probe})")),
+                None if !is_meant || changes_destinations => continue,
+                None => match snapshot.passages(chain, base, packet).find_map(closes) {
+                    Some(dropped) => (dropped, String::new()),
+                    None => continue,
+                },
             };
             let by = match dropped {
                 Dropped::ByPolicy => "its policy is drop, and no rule accepts them".to_owned(),
                 Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
             };
-            let message = format!("drops control connections to port {port}: {by}");
+            let message = format!("drops control connections to port {port}: {by}{probe}");
             let advice = Manager::of(snapshot.ruleset, chain).port_advice(chain, port);
             let finding = Finding::new(Rating::Warning, format_args!("chain {}", chain.name), message);
             findings.push(finding.advising(advice).hindering(Hindered::ControlConnections));

@@ -29,7 +29,8 @@ fn ruleset(all: &[Rules<'_>]) -> Ruleset {
 
 fn found_with(ruleset: &Ruleset, listeners: &[Listener], readers: &[Reader]) -> Vec<String> {
     let policy = Policy::embedded();
-    let snapshot = Snapshot { policy: &policy, ruleset, listeners, readers, state: State::New };
+    let snapshot =
+        Snapshot { policy: &policy, ruleset, listeners, readers, state: State::New, probes: &Probes::default() };
     let findings = faults(&snapshot).into_iter().filter(|finding| finding.severity != Rating::Ok);
     findings.map(|finding| finding.to_string()).collect()
 }

@@ -112,6 +112,15 @@ impl Packet {
         let (source, destination) = (PacketPort::Is(port), PacketPort::Unprivileged);
         Self { is_admitted: false, state, mark: 0, source, destination }
     }
+
+    /// Whether it is the SYN of a control connection or of a data connection, as probes are. None if it is neither.
+    pub(super) const fn probed(self) -> Option<bool> {
+        match (self.is_admitted, self.destination) {
+            (true, _) => Some(false),
+            (false, PacketPort::Is(_)) => Some(true),
+            (false, _) => None,
+        }
+    }
 }
 
 impl PacketPort {

@@ -6,8 +6,9 @@ use nftables::types::NfHook;
 
 use super::faults::{Snapshot, faults};
 use super::filter::{self, Dropped, Outcome, State};
+use super::host_state::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
 use super::manager::{Manager, managers};
-use super::probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
+use super::probe::{Decision, Probes};
 use super::ruleset::{Base, Chain, Ruleset};
 use super::{Finding, Hindered, Rating};
 use crate::core::kernel::Mark;
@@ -34,8 +35,15 @@ pub fn judge(policy: &Policy, host: &HostState) -> Vec<Finding> {
                 let managed = |by| Finding::new(Rating::Ok, "firewall", format_args!("managed by {by}"));
                 findings.extend(managers(ruleset).map(managed));
                 findings.extend(policy.admit.iter().map(|chain| admitted(chain, ruleset)));
-                let snapshot =
-                    Snapshot { policy, ruleset, listeners: &kernel.listeners, readers: &kernel.readers, state };
+                let snapshot = Snapshot {
+                    policy,
+                    ruleset,
+                    listeners: &kernel.listeners,
+                    readers: &kernel.readers,
+                    state,
+                    probes: &kernel.probes,
+                };
+                findings.extend(kernel.probes.findings());
                 findings.extend(obstacles(&snapshot, kernel.forwards, kernel.helper));
             }
             Err(why) => findings.push(
@@ -64,7 +72,10 @@ pub fn warnings(policy: &Policy, surroundings: &Surroundings, is_related: bool) 
     let state = if is_related { State::Related } else { State::New };
     let Surroundings { ruleset, listeners, readers, legacy: legacy_tables, forwards, helper } = surroundings;
     let mut findings = match ruleset {
-        Ok(ruleset) => obstacles(&Snapshot { policy, ruleset, listeners, readers, state }, *forwards, *helper),
+        Ok(ruleset) => {
+            let probes = &Probes::default();
+            obstacles(&Snapshot { policy, ruleset, listeners, readers, state, probes }, *forwards, *helper)
+        }
         Err(why) => vec![Finding::new(Rating::Warning, "filter", format_args!("cannot be read: {why}"))],
     };
     findings.extend(legacy(policy, legacy_tables));
@@ -281,29 +292,40 @@ fn filters(snapshot: &Snapshot<'_>, forwards: bool) -> Vec<Finding> {
     };
     let judge = |&(chain, base, outcome): &(&Chain, &Base, Outcome)| {
         let about = format!("chain {}", chain.name);
-        let dropped = match (outcome.dropped, outcome.by_mark) {
-            (None, true) => return Finding::new(Rating::Ok, about, "accepts data connections by their mark"),
-            (None, false) => return Finding::new(Rating::Ok, about, "does not drop data connections"),
-            (Some(_), true) => {
+        let decision = snapshot.data_decision(chain);
+        let is_decided = decision.is_some();
+        let (dropped, probe) = match (decision, outcome.dropped, outcome.by_mark) {
+            (Some(Decision::Passed), ..) => {
+                return Finding::new(Rating::Ok, about, "passes data connections (probe)");
+            }
+            (Some(Decision::Dropped(dropped, probe)), ..) => (dropped, format!(" (probe: {probe})")),
+            (None, None, true) => return Finding::new(Rating::Ok, about, "accepts data connections by their mark"),
+            (None, None, false) => return Finding::new(Rating::Ok, about, "does not drop data connections"),
+            (None, Some(_), true) => {
                 return Finding::new(
                     Rating::Ok,
                     about,
                     "accepts data connections by their mark, under further conditions",
                 );
             }
-            (Some(dropped), false) => dropped,
+            (None, Some(dropped), false) => (dropped, String::new()),
         };
         let by = match dropped {
             Dropped::ByPolicy => "its policy is drop".to_owned(),
             Dropped::ByRule(handle) => format!("its rule with handle {handle} drops them"),
         };
-        let opaque = if outcome.is_opaque { " (rules made with iptables could not be read)" } else { "" };
+        let is_opaque = outcome.is_opaque && !is_decided;
+        let opaque = if is_opaque { " (rules made with iptables could not be read)" } else { "" };
         let advice = accept_advice(policy.mark, ruleset, chain, dropped, state);
         let forwarded = base.hook == NfHook::Forward;
-        if forwarded && !forwards {
+        if forwarded && !forwards && !is_decided {
             return Finding::new(Rating::Ok, about, format_args!("{by}; this host does not forward packets"));
         }
-        if accepts_by_mark(!forwarded) && !accepts_by_mark(forwarded) && place_of_server(forwarded).is_none() {
+        if !is_decided
+            && accepts_by_mark(!forwarded)
+            && !accepts_by_mark(forwarded)
+            && place_of_server(forwarded).is_none()
+        {
             // A ruleset that accepts forwarded data connections may not need those of the host itself, and vice versa.
             let whose = if forwarded {
                 "this host also forwards FTP"
@@ -315,7 +337,7 @@ fn filters(snapshot: &Snapshot<'_>, forwards: bool) -> Vec<Finding> {
         // The mark is accepted for the wrong connections.
         let place = place_of_server(forwarded).filter(|_| !accepts_by_mark(forwarded) && accepts_by_mark(!forwarded));
         let wrong = place.map(|place| format!("; the mark is accepted elsewhere, but {place}")).unwrap_or_default();
-        Finding::new(Rating::Warning, about, format_args!("would drop data connections: {by}{opaque}{wrong}"))
+        Finding::new(Rating::Warning, about, format_args!("would drop data connections: {by}{opaque}{wrong}{probe}"))
             .advising(advice)
             .hindering(Hindered::DataConnections)
     };

@@ -28,6 +28,7 @@ fn good() -> HostState {
             legacy: Vec::new(),
             forwards: true,
             helper: Helper::default(),
+            probes: Probes::default(),
         }),
     }
 }

@@ -5,6 +5,7 @@
 
 mod faults;
 mod filter;
+mod host_state;
 mod judge;
 mod listeners;
 mod manager;
@@ -18,9 +19,10 @@ use std::path::Path;
 
 use serde::Serialize;
 
+pub use host_state::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
 pub use judge::{judge, warnings};
 pub use manager::Signs;
-pub use probe::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
+pub use probe::{Pair, Probes};
 pub use risks::{PolicyFile, risks};
 pub use ruleset::{BadRuleset, Ruleset};
 
@@ -105,8 +107,8 @@ pub fn policy_source(file: Option<&Path>) -> Finding {
     Finding::new(Rating::Ok, "policy", message)
 }
 
-/// Checks the host for a policy.
-pub fn examine(policy: &Policy) -> Vec<Finding> {
+/// Checks the host for a policy, with probes between these hosts, or if there are none, between those that are likely.
+pub fn examine(policy: &Policy, pairs: &[Pair]) -> Vec<Finding> {
     let policy = policy.clone().on(processors());
-    judge(&policy, &HostState::probe(&policy))
+    judge(&policy, &HostState::probe(&policy, pairs))
 }

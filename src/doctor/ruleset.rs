@@ -12,7 +12,9 @@ use nftables::types::{NfChainPolicy, NfChainType, NfFamily, NfHook};
 use serde::Deserialize;
 use serde_json::{Map, Value, from_value};
 
+use super::filter::is_named;
 use super::manager::Signs;
+use crate::core::policy;
 use crate::netfilter::netlink::{Family, XtParts};
 use crate::netfilter::table::{IptablesTable, TableOwner};
 
@@ -61,6 +63,24 @@ pub(super) const fn family_name(family: NfFamily) -> &'static str {
         NfFamily::ARP => "arp",
         NfFamily::Bridge => "bridge",
         NfFamily::NetDev => "netdev",
+    }
+}
+
+/// The family as netlink has it. None if tables of the family do not see packets of IP as such.
+pub(super) const fn kernel_family(family: NfFamily) -> Option<Family> {
+    match family {
+        NfFamily::INet => Some(Family::Inet),
+        NfFamily::IP => Some(Family::Ip),
+        NfFamily::IP6 => Some(Family::Ip6),
+        NfFamily::ARP | NfFamily::Bridge | NfFamily::NetDev => None,
+    }
+}
+
+pub(super) const fn listed_family(family: Family) -> NfFamily {
+    match family {
+        Family::Inet => NfFamily::INet,
+        Family::Ip => NfFamily::IP,
+        Family::Ip6 => NfFamily::IP6,
     }
 }
 
@@ -132,14 +152,7 @@ impl Ruleset {
     /// Adds what nft does not list of the tables that iptables-nft manages.
     pub fn with_iptables(mut self, tables: &[IptablesTable]) -> Self {
         for IptablesTable { family, name, rules } in tables {
-            let is_in = |chain: &&mut Chain| {
-                let family = match family {
-                    Family::Inet => NfFamily::INet,
-                    Family::Ip => NfFamily::IP,
-                    Family::Ip6 => NfFamily::IP6,
-                };
-                chain.name.family == family && chain.name.table == *name
-            };
+            let is_in = |chain: &&mut Chain| chain.name.family == listed_family(*family) && chain.name.table == *name;
             for chain in self.chains.iter_mut().filter(is_in) {
                 chain.is_of_iptables = true;
                 for rule in &mut chain.rules {
@@ -176,6 +189,11 @@ impl Ruleset {
         self.chains
             .iter()
             .find(|c| (c.name.family, &*c.name.table, &*c.name.chain) == (other.family, &*other.table, chain))
+    }
+
+    /// Whether it has the chain that the policy names.
+    pub(super) fn has(&self, named: &policy::Chain) -> bool {
+        self.chains.iter().any(|chain| is_named(named, &chain.name))
     }
 
     /// The base chains that filter IP at the hooks input, forward and output, except those of Pinhole's table.

@@ -47,17 +47,8 @@ pub struct Nft {
 }
 
 impl Nft {
-    /// Finds nft in the search path or in the directories of system programs. Skips relative directories, because they
-    /// depend on the current directory.
     pub fn find() -> Result<Self, NftError> {
-        let search_path = env::var_os("PATH").unwrap_or_default();
-        env::split_paths(&search_path)
-            .chain(SYSTEM_DIRECTORIES.map(PathBuf::from))
-            .filter(|directory| directory.is_absolute())
-            .map(|directory| directory.join("nft"))
-            .find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
-            .map(|path| Self { path })
-            .ok_or(NftError::NotFound)
+        find_program("nft").map(|path| Self { path }).ok_or(NftError::NotFound)
     }
 
     pub fn path(&self) -> &Path {
@@ -122,6 +113,17 @@ fn silent_end(status: ExitStatus) -> String {
         ),
         None => status.to_string(),
     }
+}
+
+/// Finds a program in the search path or in the directories of system programs. Skips relative directories, because they
+/// depend on the current directory.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let search_path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&search_path)
+        .chain(SYSTEM_DIRECTORIES.map(PathBuf::from))
+        .filter(|directory| directory.is_absolute())
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file() && access(path, Access::EXEC_OK).is_ok())
 }
 
 /// The error messages of nft in one line, without the lines of the ruleset that nft quotes between them.

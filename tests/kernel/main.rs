@@ -17,6 +17,7 @@ mod explain;
 mod explain_faults;
 mod host_check;
 mod host_faults;
+mod host_probe;
 mod iptables;
 mod log_flood;
 mod managers;

@@ -121,6 +121,16 @@ impl Socket {
         }
     }
 
+    /// Makes room for a request of this many bytes. It never shrinks the buffer that the kernel gives.
+    pub(super) fn set_send_buffer(&self, bytes: usize) -> Result<(), Cause> {
+        let present = net::sockopt::socket_send_buffer_size(&self.fd).map_err(Cause::SystemCall)?;
+        if bytes <= present {
+            return Ok(());
+        }
+        // The kernel doubles the number.
+        net::sockopt::set_socket_send_buffer_size_force(&self.fd, bytes).map_err(Cause::SystemCall)
+    }
+
     /// From now on receives only what this classic BPF program lets through.
     pub(super) fn attach_filter(&self, program: &[SockFilter]) -> Result<(), Cause> {
         SockRef::from(&self.fd)

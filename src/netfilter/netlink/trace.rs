@@ -61,11 +61,16 @@ impl Tracer {
 
     /// The steps of the first SYN that comes; empty if none comes in time.
     pub fn first(&mut self, within: Duration) -> Result<Vec<TraceStep>, Error> {
+        self.first_settled(within, SETTLED)
+    }
+
+    /// The same, with another time that the next step may take.
+    pub fn first_settled(&mut self, within: Duration, settled: Duration) -> Result<Vec<TraceStep>, Error> {
         let deadline = Instant::now() + within;
         let mut steps: Vec<TraceStep> = Vec::new();
         while steps.len() < MAX_STEPS && !steps.last().is_some_and(|step| step.is_drop) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let wait = if steps.is_empty() { left } else { SETTLED };
+            let wait = if steps.is_empty() { left } else { settled };
             match self.socket.receive(wait) {
                 Ok(Some(datagram)) => {
                     for step in Messages::of(datagram).filter_map(read) {

@@ -100,7 +100,10 @@ pub(super) const NFTA_RULE_TABLE: u16 = 1;
 pub(super) const NFTA_RULE_CHAIN: u16 = 2;
 pub(super) const NFTA_RULE_HANDLE: u16 = 3;
 pub(super) const NFTA_RULE_EXPRESSIONS: u16 = 4;
+pub(super) const NFTA_RULE_COMPAT: u16 = 5;
 pub(super) const NFTA_RULE_USERDATA: u16 = 7;
+pub(super) const NFTA_RULE_COMPAT_PROTO: u16 = 1;
+pub(super) const NFTA_RULE_COMPAT_FLAGS: u16 = 2;
 /// The comment among the userdata of a rule: libnftnl/udata.h.
 pub(super) const NFTNL_UDATA_RULE_COMMENT: u8 = 0;
 pub(super) const NFTA_LIST_ELEM: u16 = 1;

@@ -4,6 +4,8 @@
 //! The dump has the same attributes as the requests that create the table, so they are sent again without being
 //! interpreted. The image leaves out only the elements of sets with a timeout.
 
+mod copy;
+
 use super::bytes::{Attribute, Head, Message, Messages, Writer};
 use super::element::Element;
 use super::elements::{MAX_ELEMENTS, write_elements};
@@ -201,10 +203,11 @@ impl TableImage {
 impl Tables {
     /// An image of a table.
     pub fn image(&mut self, table: Table<'_>) -> Result<TableImage, Error> {
-        self.try_image(table).map_err(|cause| Error::new(Operation::Read, format_args!("table {table}"), cause))
+        self.try_image(table, false).map_err(|cause| Error::new(Operation::Read, format_args!("table {table}"), cause))
     }
 
-    fn try_image(&mut self, table: Table<'_>) -> Result<TableImage, Cause> {
+    /// With or without the elements of sets with a timeout.
+    fn try_image(&mut self, table: Table<'_>, with_timeouts: bool) -> Result<TableImage, Cause> {
         let family = table.family.number();
         let by_name = |w: &mut Writer| w.string(NFTA_TABLE_NAME, table.name);
         let mut dump = |get: u16, new: u16, flags: u16, repeated: &[u16]| {
@@ -224,7 +227,7 @@ impl Tables {
         for (id, set) in (1u32..).zip(&mut image.sets) {
             // Within a transaction a set also has a number.
             set.attributes.push((NFTA_SET_ID, id.to_be_bytes().into()));
-            if set.set_flags() & NFT_SET_TIMEOUT != 0 {
+            if set.set_flags() & NFT_SET_TIMEOUT != 0 && !with_timeouts {
                 continue;
             }
             let Some(name) = set.string(NFTA_SET_NAME).map(ToOwned::to_owned) else { continue };

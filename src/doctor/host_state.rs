@@ -7,11 +7,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nftables::types::NfFamily;
-
 use super::listeners::{Listener, listeners};
 use super::manager::Signs;
-use super::ruleset::Ruleset;
+use super::probe::{Pair, Probes};
+use super::ruleset::{Ruleset, kernel_family};
 use crate::core::net::{Endpoint, Flow, Port};
 use crate::core::policy::{Policy, WhenDown};
 use crate::daemon::control;
@@ -89,13 +88,15 @@ pub struct KernelFeatures {
     pub legacy: Vec<String>,
     pub forwards: bool,
     pub helper: Helper,
+    pub probes: Probes,
 }
 
 impl HostState {
-    pub fn probe(policy: &Policy) -> Self {
+    /// Reads the state, and sends probes between these hosts, or if there are none, between those that are likely.
+    pub fn probe(policy: &Policy, pairs: &[Pair]) -> Self {
         let privileges = Privileges::probe();
         let nft = nft::Nft::find();
-        let kernel = privileges.may_administer.then(|| KernelFeatures::probe(policy, &nft));
+        let kernel = privileges.may_administer.then(|| KernelFeatures::probe(policy, &nft, pairs));
         Self { privileges, nft: Nft::probe(nft.ok().as_ref()), daemon: DaemonState::probe(), kernel }
     }
 }
@@ -129,7 +130,7 @@ impl DaemonState {
 }
 
 impl KernelFeatures {
-    fn probe(policy: &Policy, nft: &Result<nft::Nft, NftError>) -> Self {
+    fn probe(policy: &Policy, nft: &Result<nft::Nft, NftError>, pairs: &[Pair]) -> Self {
         let opened = Tables::open(TIMEOUT).map_err(|error| error.to_string());
         let (nf_tables, queueing, needs_preparation, own_table, iptables) = match opened {
             Ok(mut tables) => (
@@ -148,6 +149,10 @@ impl KernelFeatures {
         };
         let readers = readers();
         let listed = nft.and_then(|nft| nft.list_ruleset().map_err(|error| error.reason()));
+        let ruleset = listed.and_then(|json| parse(&json, iptables));
+        let listeners = listeners();
+        let probes =
+            ruleset.as_ref().map(|ruleset| Probes::send(policy, ruleset, &listeners, pairs)).unwrap_or_default();
         Self {
             nf_tables,
             queueing,
@@ -157,12 +162,13 @@ impl KernelFeatures {
             reads_queues: reads_queues(readers.as_deref()),
             conntrack: conntrack(),
             readers: readers.unwrap_or_default(),
-            listeners: listeners(),
+            listeners,
             own_table,
-            ruleset: listed.and_then(|json| parse(&json, iptables)),
+            ruleset,
             legacy: legacy(),
             forwards: forwards(),
             helper: Helper::probe(),
+            probes,
         }
     }
 }
@@ -233,15 +239,9 @@ fn own_table(tables: &mut Tables) -> Option<Vec<String>> {
 fn owners(ruleset: &Ruleset) -> Vec<TableOwner> {
     // Without nf_tables there is no ruleset.
     let Ok(mut tables) = Tables::open(TIMEOUT) else { return Vec::new() };
-    let family = |family| match family {
-        NfFamily::INet => Some(Family::Inet),
-        NfFamily::IP => Some(Family::Ip),
-        NfFamily::IP6 => Some(Family::Ip6),
-        _ => None,
-    };
     ruleset
         .tables()
-        .filter_map(|(number, name)| Some(Table { family: family(number)?, name }))
+        .filter_map(|(number, name)| Some(Table { family: kernel_family(number)?, name }))
         .filter_map(|table| TableOwner::find(&mut tables, table).ok().flatten())
         .collect()
 }
