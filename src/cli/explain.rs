@@ -14,7 +14,7 @@ use crate::core::net::Connection;
 use crate::core::policy::Policy;
 use crate::daemon::control;
 use crate::daemon::status::{Explanation, Request, SessionReport};
-use crate::doctor::{self, Finding, Hindered, Surroundings};
+use crate::doctor::{self, Finding, Hindered, Rating, Surroundings};
 use crate::netfilter::netlink::{Conntrack, ConntrackEntry, Table, TraceStep, TracedSyn, Tracer};
 use crate::netfilter::nft::Nft;
 use crate::netfilter::queue::processors;
@@ -84,7 +84,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
     };
     let (is_related, sessions) =
         explanation.map(|explanation| (explanation.is_related, explanation.sessions)).unwrap_or_default();
-    let host = doctor::warnings(&policy, &Surroundings::probe(), is_related);
+    let mut host = doctor::hindrances(&policy, &Surroundings::probe(), is_related);
     let entries = Conntrack::open(KERNEL_TIMEOUT)
         .and_then(|mut conntrack| conntrack.list(|entry| is_between(&entry.connection, args.client, args.server)))?;
     let conclusion = match (&daemon, sessions.last()) {
@@ -92,6 +92,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<Outcome> {
         (None, None) => without_session(args, &policy, &entries, &host),
         (None, Some(session)) => of_session(session, args.port, &host),
     };
+    host.retain(|finding| finding.severity != Rating::Ok);
     let (trace, fate) = traced.unzip();
     let conclusion = fate.unwrap_or(conclusion);
     let connections = entries.iter().map(|entry| entry.connection.original.to_string()).collect();
@@ -254,7 +255,7 @@ fn of_session(session: &SessionReport, port: Option<u16>, host: &[Finding]) -> C
             (true, ..) => conclude("the session is not FTP: nothing opens for it", "see the log for the session"),
             (_, true, _) => conclude(
                 "the session is encrypted: its announcements cannot be read",
-                "give the server a passive range, and name it in `tls: range`",
+                "on the server's host use `tls: service`; elsewhere give the server a passive range, and name it in `tls: range`",
             ),
             (.., Some(port)) => conclude(
                 &format!("no announcement of port {port} is recorded"),

@@ -66,9 +66,15 @@ fn obstacles(snapshot: &Snapshot<'_>, forwards: bool, by_kernel: Helper) -> Vec<
     findings
 }
 
-/// The warnings among these for the start of the daemon, or for a daemon that runs. With `is_related`, data connections are
-/// `related`.
+/// The warnings among these for the start of the daemon. With `is_related`, data connections are `related`.
 pub fn warnings(policy: &Policy, surroundings: &Surroundings, is_related: bool) -> Vec<Finding> {
+    let mut findings = hindrances(policy, surroundings, is_related);
+    findings.retain(|finding| finding.severity != Rating::Ok);
+    findings
+}
+
+/// The same for a daemon that runs, and what may hinder connections although it mostly does not.
+pub fn hindrances(policy: &Policy, surroundings: &Surroundings, is_related: bool) -> Vec<Finding> {
     let state = if is_related { State::Related } else { State::New };
     let Surroundings { ruleset, listeners, readers, legacy: legacy_tables, forwards, helper } = surroundings;
     let mut findings = match ruleset {
@@ -79,7 +85,7 @@ pub fn warnings(policy: &Policy, surroundings: &Surroundings, is_related: bool) 
         Err(why) => vec![Finding::new(Rating::Warning, "filter", format_args!("cannot be read: {why}"))],
     };
     findings.extend(legacy(policy, legacy_tables));
-    findings.retain(|finding| finding.severity != Rating::Ok);
+    findings.retain(|finding| finding.severity != Rating::Ok || finding.hinders.is_some());
     findings
 }
 

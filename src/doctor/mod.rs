@@ -20,7 +20,7 @@ use std::path::Path;
 use serde::Serialize;
 
 pub use host_state::{DaemonState, Helper, HostState, KernelFeatures, Nft, Privileges, Surroundings};
-pub use judge::{judge, warnings};
+pub use judge::{hindrances, judge, warnings};
 pub use manager::Signs;
 pub use probe::{Pair, Probes};
 pub use risks::{PolicyFile, risks};
