@@ -151,14 +151,20 @@ impl KernelFeatures {
         let listed = nft.and_then(|nft| nft.list_ruleset().map_err(|error| error.reason()));
         let ruleset = listed.and_then(|json| parse(&json, iptables));
         let listeners = listeners();
-        let probes =
-            ruleset.as_ref().map(|ruleset| Probes::send(policy, ruleset, &listeners, pairs)).unwrap_or_default();
+        let mechanism = backend::probe(policy);
+        let probes = match (&ruleset, &mechanism) {
+            (Ok(_), Ok(choice)) if choice.profile.is_related => {
+                Probes::not_sent("probes are for the mechanism sets, and this host has native")
+            }
+            (Ok(ruleset), Ok(_)) => Probes::send(policy, ruleset, &listeners, pairs),
+            _ => Probes::default(),
+        };
         Self {
             nf_tables,
             queueing,
             needs_preparation,
             takes_ruleset,
-            mechanism: backend::probe(policy),
+            mechanism,
             reads_queues: reads_queues(readers.as_deref()),
             conntrack: conntrack(),
             readers: readers.unwrap_or_default(),

@@ -93,6 +93,11 @@ pub(super) enum Decision {
 }
 
 impl Probes {
+    /// There are none, because of this.
+    pub(super) fn not_sent(why: &str) -> Self {
+        Self { failed: Some(why.to_owned()), ..Self::default() }
+    }
+
     /// Sends them between these hosts, or if none are named, between those that are likely to matter.
     pub(super) fn send(policy: &Policy, ruleset: &Ruleset, listeners: &[Listener], named: &[Pair]) -> Self {
         let found = match named {
@@ -100,18 +105,14 @@ impl Probes {
             named => Ok(Pairs { pairs: named.to_vec(), are_guessed: false }),
         };
         match found {
-            Ok(Pairs { pairs, .. }) if pairs.is_empty() => Self {
-                failed: Some(
-                    "no server listens on a control port here, and no control connection passes this host; \
-                     `pinhole check --probe CLIENT SERVER` probes between two hosts"
-                        .to_owned(),
-                ),
-                ..Self::default()
-            },
+            Ok(Pairs { pairs, .. }) if pairs.is_empty() => Self::not_sent(
+                "no server listens on a control port here, and no control connection passes this host; \
+                 `pinhole check --probe CLIENT SERVER` probes between two hosts",
+            ),
             Ok(Pairs { pairs, are_guessed }) => {
                 Self { are_guessed, ..syn::send_all(policy, ruleset, listeners, &pairs) }
             }
-            Err(why) => Self { failed: Some(why), ..Self::default() },
+            Err(why) => Self::not_sent(&why),
         }
     }
 

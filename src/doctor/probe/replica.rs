@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use super::addresses::{Address, Interface, Place, interfaces, place, routes};
 use super::namespace::{Namespace, OTHER};
 use super::tables::CopiedTables;
-use crate::core::policy::{Policy, WhenDown};
+use crate::core::policy::{Mechanism, Policy, WhenDown};
 use crate::doctor::ruleset::Ruleset;
 use crate::netfilter::backend::KernelFirewall;
 
@@ -60,8 +60,10 @@ impl Replica {
         left_out.extend(missing.map(|interface| format!("the interface {}", interface.name)));
         let mut tables = CopiedTables::copy(ruleset, &host)?;
         left_out.append(&mut tables.left_out);
-        // Nobody reads the queue in the copy, as if the reader had accepted the packet.
         let mut policy = policy.clone();
+        // The other one has a helper that all namespaces share.
+        policy.mechanism = Mechanism::Sets;
+        // Nobody reads the queue in the copy, as if the reader had accepted the packet.
         policy.capture.when_down = WhenDown::Open;
         policy.admit.retain(|chain| ruleset.has(chain));
         let firewall = host
@@ -83,13 +85,6 @@ impl Replica {
 fn present_interfaces() -> io::Result<Vec<String>> {
     let listed = fs::read_to_string("/proc/thread-self/net/dev")?;
     Ok(listed.lines().skip(2).filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned()).collect())
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        // The kernel has one list of conntrack helpers for all namespaces. The rest ends with the namespace.
-        let _ = self.firewall.remove();
-    }
 }
 
 fn copy_settings(host: &Namespace, interfaces: &[Interface], of_interfaces: bool) {

@@ -52,7 +52,7 @@ pub(super) fn send_all(policy: &Policy, ruleset: &Ruleset, listeners: &[Listener
 impl Replica {
     fn send(&mut self, sent: &mut Vec<Probe>, Pair { client, server }: Pair, port: Port) -> Result<(), String> {
         let to = Endpoint::new(server, port);
-        // Without an answer but RST, conntrack forgets the connection, and then nothing can be expected for it.
+        // Without an answer but RST, conntrack forgets the connection, and its addresses after NAT.
         let _listener = match self.end_towards(server)? {
             None => self.host.run(|| TcpListener::bind((server, port.number())))?.ok(),
             Some(_) => None,
