@@ -101,7 +101,8 @@ impl Drop for Suricata {
 
 /// Whether a program reads the queue.
 fn is_read(namespace: &Namespace, queue: u16) -> bool {
-    let list = namespace.read("/proc/thread-self/net/netfilter/nfnetlink_queue").expect("the kernel has queues");
+    // Missing until the kernel has loaded its module.
+    let list = namespace.read("/proc/thread-self/net/netfilter/nfnetlink_queue").unwrap_or_default();
     list.lines().any(|line| line.split_whitespace().next() == Some(&*queue.to_string()))
 }
 
