@@ -185,11 +185,13 @@ pub enum Refusal {
     SharedCgroup,
     /// The session may be a data connection of its client, which is the server of another session.
     DataConnection,
+    /// The control connection is in another conntrack zone than the default one.
+    Zone,
 }
 
 impl Refusal {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 27] = [
         Self::BadSyntax,
         Self::ThirdParty,
         Self::WrongFamily,
@@ -216,6 +218,7 @@ impl Refusal {
         Self::NotOnThisHost,
         Self::SharedCgroup,
         Self::DataConnection,
+        Self::Zone,
     ];
 
     /// Its name, as logs, counters and JSON have it.
@@ -247,6 +250,7 @@ impl Refusal {
             Self::NotOnThisHost => "not-on-this-host",
             Self::SharedCgroup => "shared-cgroup",
             Self::DataConnection => "data-connection",
+            Self::Zone => "zone",
         }
     }
 }

@@ -241,7 +241,11 @@ impl Engine {
 
     fn segment(&mut self, packet: &QueuedPacket, segment: &Segment<'_>, on_gap: OnGap) -> Decision {
         let bits = self.policy.mark.control_bits();
-        let origin = Origin { interface: packet.interface(), is_doubtful: bits.is_doubtful(packet.mark()) };
+        let origin = Origin {
+            interface: packet.interface(),
+            port: packet.bridge_port(),
+            is_doubtful: bits.is_doubtful(packet.mark()),
+        };
         let segment = Segment { origin: Some(origin), ..*segment };
         let (tracker, mut env) = self.tracker();
         if tracker.next_deadline().is_some_and(|due| due <= env.now) {

@@ -13,12 +13,12 @@ use super::listeners::Listener;
 use super::manager::Manager;
 use super::probe::{Decision, Probes};
 use super::ruleset::{Base, Chain, ChainName, Ruleset};
-use super::{Finding, Hindered, Rating};
+use super::{Finding, Hindered, Rating, topology};
 use crate::core::policy::Policy;
 use crate::netfilter::readers::Reader;
 
 /// The priority at which connection tracking finds the connection of a packet, and at which `notrack` is too late.
-const CONNTRACK: i32 = -200;
+pub(super) const CONNTRACK: i32 = -200;
 /// The priority at which Pinhole queues control connections and marks data connections.
 const OWN: i32 = -150;
 
@@ -37,7 +37,7 @@ pub(super) struct Snapshot<'a> {
 
 type Judge = fn(&Snapshot<'_>) -> Vec<Finding>;
 
-const JUDGES: [Judge; 8] = [
+const JUDGES: [Judge; 10] = [
     mark_overwritten,
     early_drop,
     not_tracked,
@@ -46,6 +46,8 @@ const JUDGES: [Judge; 8] = [
     control_port_closed,
     helper_assigned,
     server_on_other_port,
+    topology::zones,
+    topology::bridges,
 ];
 
 /// The faults of a host.
@@ -55,13 +57,13 @@ pub(super) fn faults(snapshot: &Snapshot<'_>) -> Vec<Finding> {
 
 impl Snapshot<'_> {
     /// What a chain does with a packet: of IPv4, of IPv6, or of both.
-    fn passages(&self, chain: &Chain, base: &Base, packet: Packet) -> impl Iterator<Item = Passage> {
+    pub(super) fn passages(&self, chain: &Chain, base: &Base, packet: Packet) -> impl Iterator<Item = Passage> {
         let versions = versions(chain.name.family).iter();
         versions.map(move |is_v6| pass(self.ruleset, chain, base, self.policy, packet, *is_v6))
     }
 
     /// The effects of the rules of a chain on a packet, each once.
-    fn effects(&self, chain: &Chain, base: &Base, packet: Packet) -> Vec<Effect> {
+    pub(super) fn effects(&self, chain: &Chain, base: &Base, packet: Packet) -> Vec<Effect> {
         let mut effects: Vec<Effect> = Vec::new();
         for effect in self.passages(chain, base, packet).flat_map(|passage| passage.effects) {
             match effects.iter_mut().find(|known| (known.handle, &known.kind) == (effect.handle, &effect.kind)) {
@@ -115,7 +117,7 @@ impl Snapshot<'_> {
     }
 
     /// The packets of control connections, in both directions.
-    fn control_packets(&self, state: Option<State>) -> impl Iterator<Item = Packet> {
+    pub(super) fn control_packets(&self, state: Option<State>) -> impl Iterator<Item = Packet> {
         let ports = self.policy.control_ports.as_slice().iter().map(|port| port.number());
         ports.flat_map(move |port| [Packet::to_control_port(state, port), Packet::from_control_port(state, port)])
     }
@@ -154,12 +156,12 @@ fn queue_numbers(first: u16, last: u16) -> String {
 }
 
 /// How to look at the rule of an effect.
-fn rule_of(effect: &Effect) -> String {
+pub(super) fn rule_of(effect: &Effect) -> String {
     let condition = if effect.is_sure { "" } else { ", under conditions that `check` cannot evaluate," };
     format!("its rule with handle {}{condition}", effect.handle)
 }
 
-fn listing(chain: &Chain) -> String {
+pub(super) fn listing(chain: &Chain) -> String {
     format!("`nft -a list chain {}` shows it", chain.name)
 }
 
@@ -225,7 +227,7 @@ fn not_tracked(snapshot: &Snapshot<'_>) -> Vec<Finding> {
         let mut seen = BTreeSet::new();
         for effect in snapshot.control_packets(None).flat_map(|packet| snapshot.effects(chain, base, packet)) {
             // A rule with unknown conditions that does not name the port is probably for something else.
-            let concerns = effect.is_sure || effect.by_port;
+            let concerns = effect.is_sure || effect.by_port && !topology::has_syn_proxy(snapshot);
             if effect.kind == EffectKind::Notrack && concerns && seen.insert(effect.handle) {
                 let message = format!(
                     "{} exempts control connections from connection tracking (`notrack`): Pinhole reads none of them",

@@ -176,6 +176,10 @@ pub(super) enum EffectKind {
     /// Clears the bits of Pinhole's mark.
     ClearsMark,
     Notrack,
+    /// Puts the connection into another conntrack zone than the default one.
+    Zone,
+    /// Answers a SYN (`synproxy`).
+    SynProxy,
     /// What the program that reads the queue accepts leaves the chain, and so do packets that bypass the queue.
     Queue {
         first: u16,
@@ -389,6 +393,9 @@ impl<'a> Walk<'a> {
                     Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "mark" => {
                         value.clears(self.policy.mark.bits()).then_some(EffectKind::ClearsMark)
                     }
+                    Expression::Named(NamedExpression::CT(CT { key, .. })) if key == "zone" => {
+                        (mangle.value != Expression::Number(0)).then_some(EffectKind::Zone)
+                    }
                     Expression::Named(NamedExpression::Meta(Meta { key: MetaKey::Mark })) => {
                         self.packet_mark = if is_sure { value } else { Assigned::Unknown };
                         None
@@ -397,6 +404,7 @@ impl<'a> Walk<'a> {
                 }
             }
             _ if statement.name == "notrack" => Some(EffectKind::Notrack),
+            _ if statement.name == "synproxy" => Some(EffectKind::SynProxy),
             _ => return false,
         };
         if let Some(kind) = kind {
@@ -412,6 +420,8 @@ impl<'a> Walk<'a> {
         let kind = match target {
             Target::Reject => return Some(Verdict::Dropped(handle)),
             Target::Notrack => EffectKind::Notrack,
+            Target::Zone => EffectKind::Zone,
+            Target::SynProxy => EffectKind::SynProxy,
             Target::Helper(name) => EffectKind::Helper(name.to_string()),
             Target::Queue { first, count, bypass } => {
                 let last = first.saturating_add(count.saturating_sub(1));

@@ -222,7 +222,14 @@ impl Helper {
 fn parse(json: &str, iptables: Result<Vec<IptablesTable>, String>) -> Result<Ruleset, String> {
     let ruleset = Ruleset::parse(json).map_err(|error| error.to_string())?;
     let signs = Signs::probe(owners(&ruleset));
-    Ok(ruleset.with_iptables(&iptables?).with_signs(signs))
+    Ok(ruleset.with_iptables(&iptables?).with_signs(signs).with_bridged(sees_bridged()))
+}
+
+/// Whether br_netfilter is loaded and passes bridged packets to the hooks of IP.
+fn sees_bridged() -> bool {
+    let is_on =
+        |name| fs::read_to_string(Path::new("/proc/sys/net/bridge").join(name)).is_ok_and(|on| on.trim() != "0");
+    is_on("bridge-nf-call-iptables") || is_on("bridge-nf-call-ip6tables")
 }
 
 /// Whether this host forwards packets. A service that cannot read that takes it for a gateway.

@@ -13,6 +13,7 @@ mod packet_mark;
 mod probe;
 mod risks;
 mod ruleset;
+mod topology;
 
 use std::fmt;
 use std::path::Path;

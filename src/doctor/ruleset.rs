@@ -29,6 +29,8 @@ pub struct Ruleset {
     /// `ct helper` objects that give connections the kernel's FTP helper.
     pub(super) helpers: Vec<String>,
     pub(super) signs: Signs,
+    /// Whether bridged packets pass the hooks of IP (br_netfilter).
+    pub(super) sees_bridged: bool,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -168,6 +170,11 @@ impl Ruleset {
     /// Adds what shows which programs manage the firewall.
     pub fn with_signs(self, signs: Signs) -> Self {
         Self { signs, ..self }
+    }
+
+    /// Adds whether bridged packets pass the hooks of IP.
+    pub fn with_bridged(self, sees_bridged: bool) -> Self {
+        Self { sees_bridged, ..self }
     }
 
     /// The tables of its chains.

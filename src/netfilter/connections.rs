@@ -57,7 +57,7 @@ impl ControlConnections {
                 adjustments: adjustments(&entry),
             }),
             // The packet was queued, so its connection is tracked; but not in the default zone, in which Pinhole
-            // looks it up. Marks and offsets cannot be kept in another zone.
+            // looks it up. It is read to keep denied commands from the server. Without an ID, nothing opens for it.
             None => self.without_nat(flow).map(|connection| Control {
                 connection,
                 id: None,

@@ -99,6 +99,11 @@ impl QueuedPacket {
         if self.is_outgoing() { 0 } else { self.message.get_indev() }
     }
 
+    /// The index of the bridge's port on which the packet arrived (br_netfilter); 0 if it came from no bridge.
+    pub fn bridge_port(&self) -> u32 {
+        if self.is_outgoing() { 0 } else { self.message.get_physindev() }
+    }
+
     /// Whether this host sends the packet (hook output).
     pub fn is_outgoing(&self) -> bool {
         self.message.get_hook() == NF_INET_LOCAL_OUT

@@ -20,6 +20,7 @@ mod real_transfers;
 mod recording;
 
 mod abort;
+mod bridges;
 mod containers;
 mod data_dropped;
 mod flowtables;
@@ -38,4 +39,7 @@ mod nat_matrix;
 mod repair;
 mod restart;
 mod session_status;
+mod synproxy;
+mod vrf;
 mod watchdog;
+mod zones;

@@ -73,6 +73,8 @@ pub struct Segment<'a> {
 pub struct Origin {
     /// The number of the interface; 0 is this host itself.
     pub interface: u32,
+    /// The number of the bridge's port, if the interface is a bridge and the packet came from a port of it; else 0.
+    pub port: u32,
     /// This host would send nothing to the packet's source through that interface.
     pub is_doubtful: bool,
 }

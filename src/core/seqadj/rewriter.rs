@@ -114,6 +114,11 @@ impl DirectionRewriter {
         &self.adjustment
     }
 
+    /// Whether the kernel changes sequence numbers of this direction.
+    pub fn has_offset(&self) -> bool {
+        (self.adjustment.before, self.adjustment.after) != (0, 0)
+    }
+
     /// Handles the receiver's acknowledgement. Returns it in the sender's sequence numbers.
     pub fn acknowledged(&mut self, ack: Seq) -> Seq {
         self.acked = Some(self.acked.map_or(ack, |acked| acked.later(ack)));
@@ -152,7 +157,7 @@ impl DirectionRewriter {
 
     /// By how many bytes an earlier run changed the length.
     pub fn initial_growth(&self) -> i32 {
-        self.initial.after - self.initial.before
+        self.initial.after.wrapping_sub(self.initial.before)
     }
 
     /// Resumes an edit of an earlier run: the edited line is retransmitted.

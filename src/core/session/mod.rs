@@ -114,6 +114,12 @@ impl Session {
         segment.flags.has(Flags::ACK) && read_to.is_some_and(|next| segment.ack.is_after(next))
     }
 
+    /// Whether the client acknowledges bytes outside of what the server has sent since the session began.
+    pub fn acknowledges_unsent(&self, segment: &Segment<'_>) -> bool {
+        let sent = self.server.stream.start().zip(self.server.stream.next());
+        sent.is_some_and(|(start, next)| segment.ack.is_before(start) || segment.ack.is_after(next))
+    }
+
     /// The missing bytes before this segment will not come.
     pub fn give_up_before(&mut self, segment: &Segment<'_>, direction: Direction) {
         let HalfStream { stream, lines, .. } = self.half_mut(direction);

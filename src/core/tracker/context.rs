@@ -9,7 +9,7 @@ use super::ranges::Ranges;
 use super::{Environment, Observer, SessionEvent, SessionNumber};
 use crate::core::expectation::{Closed, Expectation, Refusal};
 use crate::core::ftp::Line;
-use crate::core::kernel::Firewall;
+use crate::core::kernel::{Control, Firewall};
 use crate::core::net::{Connection, Direction, Port, Segment};
 use crate::core::policy::Terms;
 use crate::core::seqadj::Rewriters;
@@ -29,6 +29,8 @@ pub(super) struct SessionContext<'a, 'w, F, O> {
     pub(super) is_forged: bool,
     /// The session may be a data connection of its client.
     pub(super) may_be_data: bool,
+    /// Conntrack had no entry of the connection in the default zone when the session began.
+    pub(super) had_no_entry: bool,
     /// The session was read from its start, by this run or, as the connection's mark says, by an earlier one.
     pub(super) has_known_start: bool,
     /// The segment holds an announcement that was refused.
@@ -129,6 +131,17 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
         }
     }
 
+    /// Whether the connection is in another conntrack zone than the default one. Its addresses may belong to other hosts
+    /// in the default zone, and a pinhole names no zone.
+    pub(super) fn is_in_zone(&mut self) -> bool {
+        // The first packet of a connection that is picked up has no entry yet.
+        self.had_no_entry
+            && !matches!(
+                self.env.firewall.control_connection(&self.connection.original),
+                Ok(Some(Control { id: Some(_), .. }))
+            )
+    }
+
     fn expect(&mut self, announcement: &Announcement<'_>) -> Result<Expectation, Refusal> {
         if self.has_ended {
             return Err(Refusal::SessionOver);
@@ -154,6 +167,9 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             }
             decided => decided,
         }?;
+        if self.is_in_zone() {
+            return Err(Refusal::Zone);
+        }
         if self.connection.is_translated() {
             return self.expect_translated(announcement, expectation);
         }

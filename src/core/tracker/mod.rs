@@ -25,6 +25,7 @@ mod rank;
 mod refusal_text;
 mod segment;
 mod slab;
+mod syn_proxy;
 mod table;
 
 use std::time::Duration;

@@ -8,7 +8,7 @@ use super::{ClientKey, Environment, Observer, OnGap, SessionEvent, SessionNumber
 use crate::core::kernel::{Control, Firewall, LookupFailed, SessionProgress};
 use crate::core::net::{Direction, Flags, Port, Segment};
 use crate::core::policy::{Pickup, Policy};
-use crate::core::seqadj::{Rewriters, Verdict};
+use crate::core::seqadj::{Adjustments, Rewriters, Verdict};
 use crate::core::session::Session;
 
 impl Tracker {
@@ -55,7 +55,8 @@ impl Tracker {
         let may_be_data = connection.client().port == Port::FTP_DATA
             || self.sessions.is_any_between(connection.reply.source.address, connection.client().address);
         let may_change = connection.is_translated() || env.policy.terms(rule).may_change_lines();
-        let rewriters = may_change.then(|| Box::new(Rewriters::with_adjustments(&adjustments)));
+        let is_changed = adjustments != Adjustments::default();
+        let rewriters = (may_change || is_changed).then(|| Box::new(Rewriters::with_adjustments(&adjustments)));
         let slot = self.sessions.insert(Tracked {
             connection,
             id,

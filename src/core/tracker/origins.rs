@@ -27,7 +27,12 @@ impl Origins {
                 false
             }
             Some(own) => {
-                own.interface != origin.interface && other.is_some_and(|other| other.interface == origin.interface)
+                let place = |origin: Origin| (origin.interface, origin.port);
+                other.is_some_and(|other| match own.interface == origin.interface {
+                    // Both are behind one bridge.
+                    true => place(other) == place(origin) && own.port != origin.port,
+                    false => other.interface == origin.interface,
+                })
             }
         }
     }
@@ -36,7 +41,9 @@ impl Origins {
     /// then one end has sent packets with the other's address from the beginning.
     pub(super) fn are_doubtful(&self) -> bool {
         let (Some(client), Some(server)) = (self.client, self.server) else { return false };
-        client.interface == server.interface && (client.is_doubtful || server.is_doubtful)
+        // This host routes nothing to either end by that bridge: it passes their packets on between two of its ports.
+        let is_bridged = client.is_doubtful && server.is_doubtful && client.port != server.port;
+        client.interface == server.interface && (client.is_doubtful || server.is_doubtful) && !is_bridged
     }
 }
 
@@ -45,7 +52,7 @@ mod tests {
     use super::*;
 
     fn origin(interface: u32, is_doubtful: bool) -> Option<Origin> {
-        Some(Origin { interface, is_doubtful })
+        Some(Origin { interface, port: 0, is_doubtful })
     }
 
     #[test]
@@ -57,6 +64,26 @@ mod tests {
         assert!(origins.is_forged(Direction::FromClient, origin(2, false)));
         assert!(!origins.is_forged(Direction::FromServer, origin(3, true)), "there may be several routes");
         assert!(!origins.is_forged(Direction::FromServer, None) && !origins.are_doubtful());
+    }
+
+    #[test]
+    fn ends_behind_two_ports_of_a_bridge_are_told_apart() {
+        let at = |port, is_doubtful| Some(Origin { interface: 1, port, is_doubtful });
+        let mut origins = Origins::default();
+        assert!(!origins.is_forged(Direction::FromServer, at(8, true)));
+        assert!(!origins.is_forged(Direction::FromClient, at(9, true)));
+        assert!(!origins.are_doubtful(), "the bridge has no address");
+        assert!(origins.is_forged(Direction::FromServer, at(9, true)), "from the client's port");
+        assert!(!origins.is_forged(Direction::FromServer, at(7, true)), "there may be several ways");
+
+        let mut origins = Origins::default();
+        assert!(!origins.is_forged(Direction::FromClient, at(9, false)));
+        assert!(!origins.is_forged(Direction::FromServer, at(8, true)));
+        assert!(origins.are_doubtful(), "the client is behind this router, and the server is not");
+        let mut origins = Origins::default();
+        assert!(!origins.is_forged(Direction::FromClient, at(8, true)));
+        assert!(!origins.is_forged(Direction::FromServer, at(8, true)));
+        assert!(origins.are_doubtful(), "from one port");
     }
 
     #[test]

@@ -167,7 +167,7 @@ impl<F: Firewall, O: Observer> SessionContext<'_, '_, F, O> {
             // The addresses of a listener are those after NAT, those of a SYN before it.
             Tls::Service(_) => (!self.connection.is_translated()).then_some(OnSyn::Ask),
         };
-        let may_open = is_requested && !self.has_ended && !self.is_forged;
+        let may_open = is_requested && !self.has_ended && !self.is_forged && !self.is_in_zone();
         let port_range = on_syn.filter(|_| may_open).map(|on_syn| PortRangePinhole {
             from: original.source.address,
             to: original.destination.address,

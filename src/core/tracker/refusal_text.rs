@@ -127,6 +127,10 @@ impl fmt::Display for Explanation<'_> {
                 "the session's socket was made outside a cgroup of the FTP service: by the service manager (socket activation), \
                  or where there are no units (name the unit or the user: `tls: service unit NAME`, `tls: service uid NUMBER`)",
             ),
+            Refusal::Zone => f.write_str(
+                "the control connection is in a conntrack zone, where another host may have the same address (leave FTP in \
+                 the default zone)",
+            ),
         }
     }
 }

@@ -27,6 +27,7 @@ impl Tracker {
         let Some(tracked) = sessions.get_mut(slot) else { return Verdict::Accept };
         let policy = env.policy;
         let terms = policy.terms(tracked.rule);
+        tracked.find_syn_proxy(segment, direction, env);
         let client = ClientKey::of(tracked.connection.client().address);
         let narrowed = memory.narrowed(&policy.limits, client, tracked.buffered, segment.payload.len());
         let limits = narrowed.as_ref().unwrap_or(&policy.limits);
@@ -60,6 +61,7 @@ impl Tracker {
             is_forged: tracked.origins.are_doubtful(),
             may_be_data: tracked.may_be_data,
             has_known_start: tracked.session.dialogue().has_known_start(),
+            had_no_entry: tracked.id.is_none(),
             has_refused: false,
             must_drop: false,
             search: PortSearch::new(),

@@ -121,16 +121,27 @@ impl Conntrack {
         }
     }
 
-    /// The entries of all TCP connections that `is_wanted` accepts.
+    /// The entries of all TCP connections in the default zone that `is_wanted` accepts.
     pub fn list(&mut self, is_wanted: impl Fn(&ConntrackEntry) -> bool) -> Result<Vec<ConntrackEntry>, Error> {
         let mut entries = Vec::new();
         for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
-            let read = |message: Message<'_>| ConntrackEntry::read(message).filter(&is_wanted);
+            let read = |message: Message<'_>| {
+                ConntrackEntry::read(message).filter(|entry| is_wanted(entry) && !is_in_zone(message))
+            };
             let found = self.socket.list(IPCTNL_MSG_CT_GET, family, |_| {}, read);
             entries.extend(found.map_err(|cause| Error::new(Operation::Read, "the connections", cause))?);
         }
         Ok(entries)
     }
+}
+
+/// Whether the entry in a message is in another zone than the default one, in both directions or in one.
+pub(super) fn is_in_zone(message: Message<'_>) -> bool {
+    let of_direction = |kind| {
+        let tuple = message.attributes().find(kind);
+        tuple.is_some_and(|tuple| tuple.nested().find(CTA_TUPLE_ZONE).is_some())
+    };
+    message.attributes().find(CTA_ZONE).is_some() || of_direction(CTA_TUPLE_ORIG) || of_direction(CTA_TUPLE_REPLY)
 }
 
 fn error(operation: Operation, flow: &Flow, cause: Cause) -> Error {
@@ -255,6 +266,18 @@ mod tests {
                 })
             );
         }
+    }
+
+    #[test]
+    fn zone_of_either_kind_is_recognised() {
+        let in_zone = |write: &dyn Fn(&mut Writer)| {
+            let mut writer = Writer::default();
+            writer.message(Head::default(), |w| write(w));
+            Messages::of(writer.as_bytes()).next().is_some_and(is_in_zone)
+        };
+        assert!(!in_zone(&|w| w.nested(CTA_TUPLE_ORIG, |tuple| tuple.nested(CTA_TUPLE_IP, |_| {}))));
+        assert!(in_zone(&|w| w.bytes(CTA_ZONE, &[0, 7])));
+        assert!(in_zone(&|w| w.nested(CTA_TUPLE_REPLY, |tuple| tuple.bytes(CTA_TUPLE_ZONE, &[0, 7]))));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use super::bytes::{Attribute, Message, Messages, message_type};
-use super::conntrack::ConntrackEntry;
+use super::conntrack::{ConntrackEntry, is_in_zone};
 use super::error::{Cause, Error, Operation};
 use super::socket::Socket;
 use super::socket_filter;
@@ -86,7 +86,7 @@ impl ChangeKind {
     }
 }
 
-/// A TCP connection that began or ended.
+/// A TCP connection in the default zone that began or ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionChange {
     /// Its first packet was sent on or delivered.
@@ -120,7 +120,8 @@ impl Change for TableChange {
 
 impl Change for ConnectionChange {
     fn read(message: Message<'_>) -> Option<Self> {
-        let entry = ConntrackEntry::read(message)?;
+        // Its addresses may belong to other hosts.
+        let entry = ConntrackEntry::read(message).filter(|_| !is_in_zone(message))?;
         match message.kind {
             CT_NEW => Some(Self::Began(entry)),
             CT_DELETE => Some(Self::Ended(entry)),

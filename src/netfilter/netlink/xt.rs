@@ -19,6 +19,7 @@ const COMMENT_LEN: usize = 256;
 
 /// Of the flags of `struct xt_ct_target_info`.
 const XT_CT_NOTRACK: u16 = 1;
+const XT_CT_ZONE_MARK: u16 = 1 << 4;
 
 /// `NF_INET_*`.
 const PREROUTING: u32 = 0;
@@ -180,6 +181,10 @@ pub enum Target {
     Reject,
     /// `CT --notrack`, or the older `NOTRACK`.
     Notrack,
+    /// `CT --zone`.
+    Zone,
+    /// `SYNPROXY`.
+    SynProxy,
     /// `CT --helper`.
     Helper(Box<str>),
     /// `NFQUEUE`: the packet goes to one of these queues.
@@ -211,8 +216,12 @@ impl Target {
             ("CT", _) if short(0)? & XT_CT_NOTRACK != 0 => Some(Self::Notrack),
             ("CT", _) => {
                 let name = info.get(12..28)?.split(|byte| *byte == 0).next()?;
-                Some(Self::Helper(str::from_utf8(name).ok().filter(|name| !name.is_empty())?.into()))
+                let helper = str::from_utf8(name).ok().filter(|name| !name.is_empty());
+                // A zone may also come from the packet mark.
+                let has_zone = short(2)? != 0 || short(0)? & XT_CT_ZONE_MARK != 0;
+                helper.map(|name| Self::Helper(name.into())).or_else(|| has_zone.then_some(Self::Zone))
             }
+            ("SYNPROXY", _) => Some(Self::SynProxy),
             // struct xt_NFQ_info: queuenum; since revision 1 queues_total; then bypass, or since revision 3 flags
             ("NFQUEUE", _) => Some(Self::Queue {
                 first: short(0)?,
@@ -352,6 +361,8 @@ mod tests {
         let helper = [vec![0; 12], b"ftp".to_vec(), vec![0; 50]].concat();
         assert_eq!(target("CT", 1, &helper), Target::Helper("ftp".into()));
         assert_eq!(target("CT", 1, &[0; 64]), Target::Other);
+        assert_eq!(target("CT", 2, &[shorts(&[0, 7]), vec![0; 60]].concat()), Target::Zone);
+        assert_eq!(target("SYNPROXY", 0, &[0; 6]), Target::SynProxy);
         let queue = |revision, info: &[u16]| target("NFQUEUE", revision, &shorts(info));
         assert_eq!(queue(3, &[5, 2, 1, 0]), Target::Queue { first: 5, count: 2, bypass: true });
         assert_eq!(queue(0, &[7]), Target::Queue { first: 7, count: 1, bypass: false });

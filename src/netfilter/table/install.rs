@@ -81,10 +81,16 @@ impl PinholeTable {
         }
         let nft = Nft::find()?;
         let text = ruleset::text(policy, *queueing, rules);
-        match nft.load(&text) {
-            Err(NftError::Refused(_)) => nft.load(&ruleset::without_removing_options(&text))?,
-            loaded => loaded?,
+        let simpler = ruleset::without_removing_options(&text);
+        let simplest = ruleset::without_zones(&simpler);
+        let is_refused = |loaded: &Result<(), NftError>| matches!(loaded, Err(NftError::Refused(_)));
+        let mut loaded = nft.load(&text);
+        for text in [&simpler, &ruleset::without_zones(&text), &simplest] {
+            if is_refused(&loaded) {
+                loaded = nft.load(text);
+            }
         }
+        loaded?;
         if rules.objects.is_empty() {
             // An earlier run may have added them.
             mechanism_rules.objects.iter().try_for_each(|object| tables.remove_object(TABLE, object))?;

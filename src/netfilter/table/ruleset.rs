@@ -84,6 +84,8 @@ pub(super) const CONTROL_PORTS: &str = "control_ports";
 pub(super) const GUARDED_PORTS: &str = "guarded_ports";
 /// The rule that removes MPTCP's option from a SYN.
 const REMOVE_MPTCP: &str = "\t\treset tcp option mptcp\n";
+/// What only a rule has that a kernel without conntrack zones does not know.
+const ZONE: &str = "ct zone";
 /// The size of the sets of pinholes, and of the maps beside them, as the files have it.
 const SIZE: &str = "size 65535";
 
@@ -195,6 +197,11 @@ pub fn text(policy: &Policy, queueing: Queueing, mechanism_rules: MechanismRules
 /// The ruleset for kernels before 5.18 and versions of nft that cannot remove a TCP option: a SYN with MPTCP is dropped.
 pub(super) fn without_removing_options(text: &str) -> String {
     text.replace(REMOVE_MPTCP, "")
+}
+
+/// The ruleset for kernels without conntrack zones.
+pub(super) fn without_zones(text: &str) -> String {
+    text.split_inclusive('\n').filter(|line| !line.contains(ZONE)).collect()
 }
 
 /// The part of a ruleset that a reload cannot exchange: everything but control ports, marks, sizes, and bypass. If it
@@ -365,6 +372,12 @@ mod tests {
         assert!(with.contains("reset tcp option") && !without.contains("reset tcp option"));
         assert_eq!(without.lines().count(), with.lines().count() - 1);
         assert!(without.contains("\t\ttcp option 30 exists drop\n\t\tgoto prepare_seqadj\n"));
+    }
+
+    #[test]
+    fn kernel_without_zones_gets_no_rule_for_them() {
+        let with = text(&policy(), Queueing::Statement, SETS);
+        assert_eq!(with.lines().count(), without_zones(&with).lines().count() + 2);
     }
 
     #[test]

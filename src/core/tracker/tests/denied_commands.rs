@@ -67,7 +67,7 @@ fn denied_command_from_what_seems_the_servers_interface_does_not_pass() {
         let [syn, syn_ack, ack] = talk.handshake();
         let command = talk.says(FromClient, "DELE x\r\n");
         let mut comes_from = |packet: &[u8], interface| {
-            let origin = Some(Origin { interface, is_doubtful: false });
+            let origin = Some(Origin { interface, port: 0, is_doubtful: false });
             let segment = Segment { origin, ..Segment::parse(packet).expect("a segment") };
             fixture.with_env(|tracker, env| tracker.handle(&segment, env))
         };

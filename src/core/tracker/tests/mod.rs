@@ -9,6 +9,7 @@ mod nat;
 mod quotas;
 mod repair;
 mod sessions;
+mod syn_proxy;
 mod urgent;
 
 use super::*;
