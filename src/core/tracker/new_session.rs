@@ -52,8 +52,10 @@ impl Tracker {
         self.sessions_begun += 1;
         let number = SessionNumber(self.sessions_begun);
         let rule = env.policy.match_rule(connection.client().address, connection.server().address);
+        let (client, server) = (connection.client().address, connection.reply.source.address);
+        // Within one host each session is between the same two addresses, and an opened port gives nobody more than he has.
         let may_be_data = connection.client().port == Port::FTP_DATA
-            || self.sessions.is_any_between(connection.reply.source.address, connection.client().address);
+            || (client != server && self.sessions.is_any_between(server, client));
         let may_change = connection.is_translated() || env.policy.terms(rule).may_change_lines();
         let is_changed = adjustments != Adjustments::default();
         let rewriters = (may_change || is_changed).then(|| Box::new(Rewriters::with_adjustments(&adjustments)));
