@@ -24,7 +24,7 @@ ON_6.1_conntrackd := nat_dialogues reference
 # `make test-vm kernel=6.12 only="attacks_live netlink"` runs them there.
 NEWER_KERNELS := live nat_crash_mid_rewrite nat_killed nat_edge_cases guarantee_kernel_is_the_database guarantee_narrowest_hole restart
 # This machine's kernel has neither flowtables nor VRFs.
-ON_6.12_sets := $(NEWER_KERNELS) containers flowtables vrf ruleset_restore guarantee_saved_ruleset
+ON_6.12_sets := $(NEWER_KERNELS) containers flowtables vrf bridges synproxy zones ruleset_restore guarantee_saved_ruleset
 ON_6.12_native := $(NEWER_KERNELS) containers native*
 ON_sid_sets := $(NEWER_KERNELS) ftps ruleset_restore guarantee_saved_ruleset
 ON_sid_native := $(NEWER_KERNELS) native*
