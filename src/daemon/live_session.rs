@@ -27,7 +27,7 @@ pub(super) struct LiveSession {
 enum Command {
     None,
     Named(&'static str),
-    /// As the log would have it.
+    /// With its path, safe to print.
     Transfer(Box<str>),
 }
 

@@ -7,7 +7,6 @@ use prometheus_client::encoding::{DescriptorEncoder, prometheus_text, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::registry::Registry;
-
 use serde::{Deserialize, Serialize};
 
 use super::status::Status;

@@ -119,7 +119,7 @@ pub struct TransferStatus {
     pub to: String,
     /// In both directions, with headers. None unless conntrack counts (`net.netfilter.nf_conntrack_acct`).
     pub bytes: Option<u64>,
-    /// Since its SYN.
+    /// Since conntrack reported it.
     pub seconds: f64,
 }
 
